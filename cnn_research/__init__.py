@@ -1,0 +1,1 @@
+"""Convolutional-network research in JAX and Flax: one runner, every experiment a registered config."""

@@ -1,0 +1,86 @@
+"""What every source of images loads into: uint8 arrays, labels and where they came from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from cnn_research.errors import UserError
+
+MISSING = -1
+"""The label of an example whose label is not known: it has no loss and is not counted."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+    """Examples of one split, in a fixed order.
+
+    Attributes:
+        images: uint8 `[examples, height, width, channels]`, often a read-only memory map.
+        labels: per head, int32 `[examples]`; `MISSING` (-1) where not known.
+        names: per example, where it came from (`train/Coat/17.jpg`), or None if it has no name.
+    """
+
+    images: np.ndarray
+    labels: Mapping[str, np.ndarray]
+    names: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, indices: np.ndarray) -> Split:
+        """The examples at `indices` (int `[examples]`), in that order, copied."""
+        return Split(
+            images=self.images[indices],
+            labels={head: labels[indices] for head, labels in self.labels.items()},
+            names=None if self.names is None else self.names[indices],
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """Named splits of one data set, checked as they are put together.
+
+    Attributes:
+        name: what reports call it.
+        splits: `train` and `test`, and `validation` where there is one.
+        class_names: per head, the name of each class; `labels` index into it.
+        provenance: JSON values: source, version, checksums, how it was split, exact duplicates
+            found across splits. Written into every run's folder.
+    """
+
+    name: str
+    splits: Mapping[str, Split]
+    class_names: Mapping[str, tuple[str, ...]]
+    provenance: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        for split_name, split in self.splits.items():
+            where = f"data set {self.name}, split {split_name}"
+            if split.images.dtype != np.uint8 or split.images.ndim != 4:
+                raise UserError(
+                    f"{where}: images are {split.images.dtype} with shape {split.images.shape}; "
+                    "they must be uint8 [examples, height, width, channels]"
+                )
+            for head, labels in split.labels.items():
+                classes = len(self.class_names[head])
+                if len(labels) != len(split.images):
+                    raise UserError(
+                        f"{where}: {len(split.images)} images but {len(labels)} labels '{head}'"
+                    )
+                wrong = np.flatnonzero((labels < MISSING) | (labels >= classes))
+                if wrong.size:
+                    first = int(wrong[0])
+                    raise UserError(
+                        f"{where}: label '{head}' of example {first} is {int(labels[first])}, "
+                        f"outside 0..{classes - 1}; {wrong.size} such labels: correct the labels"
+                    )
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """`(height, width, channels)` of every image."""
+        shape = next(iter(self.splits.values())).images.shape
+        return (int(shape[1]), int(shape[2]), int(shape[3]))
