@@ -1,0 +1,208 @@
+"""What a run measures, as it goes: metrics.jsonl, and TensorBoard events that mirror it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TextIO
+
+import numpy as np
+
+from cnn_research.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from tensorboardX import SummaryWriter
+
+METRICS_FILE = "metrics.jsonl"
+EVENTS_FOLDER = "events"
+
+# JSON has no such numbers; as strings they stay what they are, and `float(...)` reads them.
+NOT_FINITE = ("NaN", "Infinity", "-Infinity")
+
+
+class MetricsWriter:
+    """Writes a run's metrics; a context manager.
+
+    `metrics.jsonl` is the truth: one JSON object a line, `{"step", <extra>, "split", <values>}`,
+    on its way to the disk as soon as it is written. A value that is not finite is written as the
+    string "NaN", "Infinity" or "-Infinity"; `read_metrics` gives the number back.
+
+    `events/` is a mirror for TensorBoard. Each split is a sub-run (`events/train`,
+    `events/validation`) with the same tags, because TensorBoard draws one chart for each tag and
+    one line for each sub-run: training and validation loss share a chart.
+    """
+
+    def __init__(self, workdir: Path, *, restored_step: int | None, enabled: bool = True):
+        """Opens the files, and takes back what was written after the step that was restored.
+
+        Args:
+            workdir: the run's folder; made if absent.
+            restored_step: the step of the checkpoint that the run goes on from; None for a run
+                that starts at its beginning, which keeps no earlier row.
+            enabled: False in all processes but the first: the same calls then do nothing.
+
+        Raises:
+            UserError: a line of metrics.jsonl other than its last is damaged.
+        """
+        self._writers: dict[str, SummaryWriter] = {}
+        self._rows: TextIO | None = None
+        if not enabled:
+            return
+        workdir.mkdir(parents=True, exist_ok=True)
+        last_step = -1 if restored_step is None else restored_step
+        path = workdir / METRICS_FILE
+        if path.exists():
+            kept = [row for row in read_metrics(workdir) if row["step"] <= last_step]
+            replacement = path.with_suffix(".tmp")
+            replacement.write_text("".join(map(_line, kept)), encoding="utf-8")
+            os.replace(replacement, path)
+        self._rows = path.open("a", encoding="utf-8")
+        self._events = workdir / EVENTS_FOLDER
+        self._purge_step = last_step + 1
+        # Now rather than at the first write to each: if this run is killed before it writes
+        # there, the steps that it took back stay hidden all the same.
+        for folder in sorted(self._events.glob("*")):
+            if folder.is_dir() and folder.name != "hparams":
+                self._writer(folder.name)
+        if self._events.is_dir():
+            self._writer("")
+
+    def write(self, step: int, split: str, values: Mapping[str, float], **extra: Any) -> None:
+        """Appends one row, and its `values` as scalars of the split's sub-run.
+
+        Args:
+            step: train steps taken when the values were measured.
+            split: `train`, `validation` or `test`.
+            values: the metrics by name: Python, NumPy or JAX scalars.
+            extra: JSON values that belong in the row but make no chart (`epoch`, `count`).
+        """
+        if self._rows is None:
+            return
+        numbers = {name: float(value) for name, value in values.items()}
+        self._rows.write(_line({"step": step, **extra, "split": split, **numbers}))
+        self._rows.flush()
+        for name, value in numbers.items():
+            self._writer(split).add_scalar(name, value, step)
+
+    def figure(self, tag: str, figure: Figure, step: int) -> None:
+        """Shows a matplotlib figure in TensorBoard, under Images."""
+        if self._rows is None:
+            return
+        # Not tensorboardX's add_figure, which goes through pyplot and its global state.
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+        self._writer("").add_image(tag, pixels, step, dataformats="HWC")
+
+    def text(self, tag: str, markdown: str, step: int) -> None:
+        """Shows Markdown in TensorBoard, under Text."""
+        if self._rows is not None:
+            self._writer("").add_text(tag, markdown, step)
+
+    def hparams(self, flat_config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Adds the run to TensorBoard's table of hyperparameters: once, at the end of a run.
+
+        Args:
+            flat_config: values by path (`optimizer.learning_rate`). TensorBoard takes the columns
+                from the first run that it reads, so runs of one experiment pass the same keys.
+            metrics: the results, under tags that `write` does not use (`test/accuracy`).
+        """
+        if self._rows is None:
+            return
+        plain = {
+            path: value if isinstance(value, bool | int | float | str) else str(value)
+            for path, value in flat_config.items()
+        }
+        numbers = {name: float(value) for name, value in metrics.items()}
+        self._writer("").add_hparams(plain, numbers, name="hparams")
+
+    def flush(self) -> None:
+        """Hands all events so far to the disk; the rows already are."""
+        for writer in self._writers.values():
+            writer.flush()
+
+    def close(self) -> None:
+        """Ends the files; a second call does nothing."""
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
+        if self._rows is not None:
+            self._rows.close()
+            self._rows = None
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _writer(self, sub_run: str) -> SummaryWriter:
+        """The sub-run's writer, made at its first use; "" is the run's own, for all but scalars."""
+        if sub_run not in self._writers:
+            from tensorboardX import SummaryWriter
+
+            self._writers[sub_run] = SummaryWriter(
+                logdir=str(self._events / sub_run),
+                purge_step=self._purge_step,
+                flush_secs=10,
+                # File names count whole seconds: a run restarted within one would overwrite.
+                filename_suffix=f".{time.time_ns()}",
+            )
+        return self._writers[sub_run]
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl, oldest first; empty if there is none yet.
+
+    A last line cut short (the run was killed, or is writing it now) is left out.
+
+    Raises:
+        UserError: another line is no row; names it.
+    """
+    path = workdir / METRICS_FILE
+    if not path.exists():
+        return []
+    lines = path.read_bytes().splitlines()
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            int(row["step"])
+        except (ValueError, TypeError, KeyError):
+            if number == len(lines):
+                break
+            raise UserError(
+                f"{path}, line {number}: not a row of metrics ({line[:40]!r}); "
+                "remove that line to go on without it"
+            ) from None
+        rows.append({name: _restored(value) for name, value in row.items()})
+    return rows
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps({name: _storable(value) for name, value in row.items()}) + "\n"
+
+
+def _storable(value: Any) -> Any:
+    if isinstance(value, np.generic) or getattr(value, "ndim", None) == 0:
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def _restored(value: Any) -> Any:
+    return float(value) if value in NOT_FINITE else value
