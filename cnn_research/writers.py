@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
@@ -190,6 +190,54 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
             ) from None
         rows.append({name: _restored(value) for name, value in row.items()})
     return rows
+
+
+def by_epoch(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Training and validation figures of each epoch, from the rows of metrics.jsonl.
+
+    A training figure is the mean over the epoch's examples: rows weighted by their `count`, each
+    in the epoch in which it ends. A validation figure is that of the epoch's last evaluation.
+
+    Returns:
+        By rising epoch, `{"epoch": int, "train": {name: float}, "validation": {name: float}}`;
+        epoch 1 is the first, 0 an evaluation before it; an empty dict where there is no row.
+    """
+    train: dict[int, list[Mapping[str, Any]]] = {}
+    validation: dict[int, Mapping[str, Any]] = {}
+    for row in history:
+        # A share of an epoch is a float: 3.0000000001 is the end of the third, not the fourth.
+        epoch = math.ceil(row["epoch"] - 1e-6)
+        if row["split"] == "train":
+            train.setdefault(epoch, []).append(row)
+        elif row["split"] == "validation":
+            validation[epoch] = row
+    return [
+        {
+            "epoch": epoch,
+            "train": _weighted_means(train.get(epoch, [])),
+            "validation": _metrics(validation.get(epoch, {})),
+        }
+        for epoch in sorted({*train, *validation})
+    ]
+
+
+def _weighted_means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    if not rows:
+        return {}
+    weights = [row["count"] for row in rows]
+    return {
+        name: float(np.average([row[name] for row in rows], weights=weights))
+        for name in _metrics(rows[-1])
+        if all(name in row for row in rows)
+    }
+
+
+def _metrics(row: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        name: value
+        for name, value in row.items()
+        if name not in ("step", "epoch", "count", "split") and isinstance(value, int | float)
+    }
 
 
 def _line(row: Mapping[str, Any]) -> str:

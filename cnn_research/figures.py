@@ -1,0 +1,188 @@
+"""Figures of a run: pure functions from numbers to matplotlib figures, without global state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cnn_research.data.dataset import MISSING
+from cnn_research.writers import by_epoch
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Two of Okabe and Ito's colours, which people with any colour vision tell apart; the markers
+# differ as well, for print without colour.
+TRAINING: dict[str, Any] = {"color": "#0072B2", "marker": "o", "label": "training"}
+VALIDATION: dict[str, Any] = {"color": "#D55E00", "marker": "s", "label": "validation"}
+GREY = "#555555"
+
+MOST_MISTAKES = 24
+MOST_CLASSES_WITH_COUNTS = 30
+
+
+def training_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
+    """Loss, and accuracy where there is one, of training and validation, by epoch.
+
+    Args:
+        history: rows of metrics.jsonl, as `read_metrics` gives them.
+
+    Returns:
+        A figure with one panel for each metric; its title names the best validation value.
+    """
+    from matplotlib.figure import Figure
+
+    epochs = by_epoch(history)
+    seen = {name for epoch in epochs for name in (*epoch["train"], *epoch["validation"])}
+    # A task with several heads has an accuracy for each, and so a panel.
+    names = ["loss", *sorted(name for name in seen if name.endswith("accuracy"))]
+    figure = Figure(figsize=(4.8 * len(names), 3.6), dpi=144, layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        _curves(axes, epochs, name)
+    return figure
+
+
+def _curves(axes: Axes, epochs: Sequence[Mapping[str, Any]], name: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    title = name.capitalize().replace("_", " ")
+    for split, style in (("train", TRAINING), ("validation", VALIDATION)):
+        points = [(e["epoch"], e[split][name]) for e in epochs if name in e[split]]
+        if not points:
+            continue
+        # Fewer markers where there are many epochs, or they hide the line.
+        spacing = max(1, len(points) // 20)
+        axes.plot(
+            *zip(*points, strict=True), **style, markersize=4, markevery=spacing, linewidth=1.8
+        )
+        finite = [point for point in points if np.isfinite(point[1])]
+        if split == "validation" and finite:
+            choose, word = (min, "lowest") if name == "loss" else (max, "highest")
+            epoch, value = choose(finite, key=lambda point: point[1])
+            title += f"\n{word} in validation: {value:.4f}, epoch {epoch}"
+    heading, _, best = title.partition("\n")
+    axes.set_title(heading, loc="left", fontsize=11, fontweight="bold", pad=20 if best else 6)
+    if best:
+        axes.text(0, 1.025, best, transform=axes.transAxes, fontsize=9, color=GREY)
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
+    axes.set_axisbelow(True)
+    if axes.lines:
+        first, last = axes.dataLim.intervalx
+        axes.set_xlim(first - 0.4, last + 0.4)  # room for one tick, where there is one epoch
+        axes.legend(frameon=False)
+
+
+def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
+    """Counts of (true class, predicted class); the colours are shares of the true class.
+
+    Args:
+        matrix: int `[classes, classes]`; a row is a true class, a column a predicted one.
+        class_names: one for each class.
+
+    Returns:
+        A figure that grows with the classes; the counts are written into the cells of up to
+        30 classes.
+    """
+    from matplotlib.colors import PowerNorm
+    from matplotlib.figure import Figure
+
+    classes = len(class_names)
+    with_counts = classes <= MOST_CLASSES_WITH_COUNTS
+    cell = 0.4 if with_counts else 0.17  # inches: four digits, or one line of small type
+    font = 8 if with_counts else 6
+    names = [_shortened(name, 24) for name in class_names]
+    margin = 1.2 + 0.012 * font * max(map(len, names))  # the labels, and the bar of colours
+    side = max(3.2, cell * classes + margin)
+    figure = Figure(figsize=(side + 0.9, side), dpi=144, layout="constrained")
+    axes = figure.subplots()
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    # By the square root: a hundredth of a class, once confused, is to be seen.
+    scale = PowerNorm(0.5, vmin=0, vmax=1)
+    picture = axes.imshow(shares, cmap="Blues", norm=scale)
+    ticks = np.arange(classes)
+    # Slanted names need room between them; upright ones fit over any column.
+    slant = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(ticks, names, fontsize=font, **(slant if with_counts else {"rotation": 90}))
+    axes.set_yticks(ticks, names, fontsize=font)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    # Lines between the cells, drawn as a grid of minor ticks.
+    axes.set_xticks(ticks[1:] - 0.5, minor=True)
+    axes.set_yticks(ticks[1:] - 0.5, minor=True)
+    axes.grid(which="minor", color="#EEEEEE", linewidth=0.6)
+    axes.tick_params(which="minor", length=0)
+    if with_counts:
+        for row, column in zip(*np.nonzero(matrix), strict=True):
+            axes.text(
+                column,
+                row,
+                f"{matrix[row, column]}",
+                ha="center",
+                va="center",
+                fontsize=font,
+                color="white" if scale(shares[row, column]) > 0.6 else "black",
+            )
+    bar = figure.colorbar(picture, ax=axes, shrink=0.6, pad=0.02)
+    bar.set_ticks([0, 0.01, 0.05, 0.2, 0.5, 1])
+    bar.set_label("share of the true class", fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+    bar.outline.set_visible(False)
+    return figure
+
+
+def mistakes(
+    images: np.ndarray,
+    labels: np.ndarray,
+    predictions: np.ndarray,
+    probabilities: np.ndarray,
+    class_names: Sequence[str],
+) -> Figure:
+    """The mistakes that were made with most confidence, the worst first.
+
+    Args:
+        images: uint8 `[examples, height, width, channels]`, all examples; few are read.
+        labels: int `[examples]`; -1, not known, is no mistake.
+        predictions: int `[examples]`.
+        probabilities: float `[examples]`, that of the predicted class.
+        class_names: one for each class.
+
+    Returns:
+        A grid of up to 24 images, each with its predicted class, probability and true class.
+    """
+    from matplotlib.figure import Figure
+
+    wrong = np.flatnonzero((labels != MISSING) & (predictions != labels))
+    # A stable sort: of equal probabilities, the earlier example comes first.
+    worst = wrong[np.argsort(-probabilities[wrong], kind="stable")][:MOST_MISTAKES]
+    if not worst.size:
+        figure = Figure(figsize=(4, 1), dpi=144)
+        figure.text(0.5, 0.5, "No mistakes.", ha="center", va="center", color=GREY)
+        return figure
+    columns = min(6, worst.size)
+    rows = -(-worst.size // columns)
+    figure = Figure(figsize=(1.6 * columns, 1.95 * rows), dpi=144, layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid:
+        axes.set_axis_off()
+    for axes, index in zip(grid, worst, strict=False):
+        image = images[index]
+        if image.shape[-1] == 3:
+            axes.imshow(image)
+        else:
+            axes.imshow(image[..., 0], cmap="gray", vmin=0, vmax=255)
+        predicted = _shortened(class_names[predictions[index]], 15)
+        true = _shortened(class_names[labels[index]], 16)
+        axes.set_title(
+            f"{predicted} {probabilities[index]:.2f}\ntrue: {true}", fontsize=7.5, linespacing=1.3
+        )
+    return figure
+
+
+def _shortened(name: str, length: int) -> str:
+    return name if len(name) <= length else name[: length - 1] + "…"
