@@ -1,0 +1,178 @@
+"""Which example goes into which split: drawn by content and seed, so that nothing straddles."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from cnn_research.errors import UsageError, UserError
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Examples:
+    """A data set before it is split.
+
+    Attributes:
+        images: uint8 `[examples, height, width, channels]`.
+        labels: per head, int32 `[examples]`; the first head is the one to stratify by.
+        class_names: per head, the name of each class.
+        names: str `[examples]`, where each example came from.
+        given: str `[examples]`, the split that the source itself puts it in; `train` where the
+            source says nothing.
+    """
+
+    images: np.ndarray
+    labels: Mapping[str, np.ndarray]
+    class_names: Mapping[str, tuple[str, ...]]
+    names: np.ndarray
+    given: np.ndarray
+
+
+def assign(
+    examples: Examples, sizes: Mapping[str, float], seed: int
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Indices of every split, ascending, and a report (JSON values) on how they came about.
+
+    A split that the source gives is kept as it is. `validation` and `test` are otherwise drawn
+    from `train`: `sizes` has how many examples (int) or which fraction of `train` (float), 0 for
+    none. Each class is drawn from in proportion. Copies of one image move together, and who is
+    drawn depends on the pixels and the seed alone: the order of files does not matter.
+    """
+    digests = [hashlib.blake2b(image, digest_size=16).digest() for image in examples.images]
+    given = {name: np.flatnonzero(examples.given == name) for name in SPLITS}
+    if not given["train"].size:
+        raise UserError("there are no examples to train on: the split 'train' is empty")
+    indices = {"train": given["train"]}
+    drawn = {}
+    total = len(given["train"])
+    counts = {
+        name: round(size * total) if isinstance(size, float) else size
+        for name, size in sizes.items()
+        if not given[name].size
+    }
+    if min([*counts.values(), 0]) < 0 or sum(counts.values()) >= total:
+        asked = " and ".join(f"{count} for {name}" for name, count in counts.items())
+        raise UsageError(
+            f"{asked} cannot be drawn from {total} examples so that some are left to train on: "
+            "ask for fewer"
+        )
+    for name in ("test", "validation"):
+        if given[name].size:
+            indices[name] = given[name]
+        elif counts.get(name, 0):
+            indices[name] = _draw(examples, digests, indices["train"], counts[name], seed)
+            indices["train"] = np.setdiff1d(indices["train"], indices[name])
+            drawn[name] = len(indices[name])
+    indices = {name: indices[name] for name in SPLITS if name in indices}
+    head = next(iter(examples.labels))
+    report = {
+        "examples": {name: len(chosen) for name, chosen in indices.items()},
+        "given_by_the_source": [name for name in SPLITS if given[name].size],
+        "drawn_from_train": {**drawn, "seed": seed, "stratified_by": head} if drawn else {},
+        "duplicates": _duplicates(examples, digests, indices),
+        "content": {
+            name: _content(examples, digests, chosen) for name, chosen in indices.items()
+        },
+    }
+    unseen = _unseen(examples, indices)
+    if unseen:
+        report["classes_without_training_examples"] = unseen
+    return indices, report
+
+
+def _draw(
+    examples: Examples, digests: Sequence[bytes], pool: np.ndarray, count: int, seed: int
+) -> np.ndarray:
+    """`count` of the indices in `pool`, each class in proportion, copies of an image together."""
+    head, labels = next(iter(examples.labels.items()))
+    copies: dict[bytes, list[int]] = defaultdict(list)
+    for index in pool:
+        copies[digests[index]].append(int(index))
+    key = str(seed).encode()
+    groups: dict[int, list[list[int]]] = defaultdict(list)
+    for digest in sorted(copies, key=lambda d: hashlib.blake2b(d, key=key).digest()):
+        groups[int(labels[copies[digest][0]])].append(copies[digest])
+    for label, members in sorted(groups.items()):
+        if label >= 0 and len(members) == 1:
+            raise UserError(
+                f"class '{examples.class_names[head][label]}' of '{head}' has a single image "
+                f"({examples.names[members[0][0]]}), which cannot be both in train and in another "
+                "split: add images or leave the class out"
+            )
+    quotas = _apportion({c: sum(map(len, m)) for c, m in sorted(groups.items())}, count)
+    chosen: list[int] = []
+    for label, quota in quotas.items():
+        for members in groups[label]:
+            if len(members) <= quota:
+                chosen += members
+                quota -= len(members)
+    return np.sort(np.array(chosen, dtype=np.int64))
+
+
+def _apportion(population: Mapping[int, int], count: int) -> dict[int, int]:
+    """How many of `count` each class gives: in proportion, and never all it has."""
+    total = sum(population.values())
+    exact = {label: count * size / total for label, size in population.items()}
+    quotas = {label: int(share) for label, share in exact.items()}
+    by_remainder = sorted(population, key=lambda label: (quotas[label] - exact[label], label))
+    spare = [label for label in by_remainder if quotas[label] + 1 < population[label]]
+    for label in spare[: count - sum(quotas.values())]:
+        quotas[label] += 1
+    return quotas
+
+
+def _duplicates(
+    examples: Examples, digests: Sequence[bytes], indices: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """Images with the same pixels: how many, which are in two splits, which labels disagree."""
+    found: dict[bytes, list[tuple[str, int]]] = defaultdict(list)
+    for split, chosen in indices.items():
+        for index in chosen:
+            found[digests[index]].append((split, int(index)))
+    labels = np.stack([*examples.labels.values()], axis=1)
+    conflicts = 0
+    across: dict[str, dict[str, Any]] = {}
+    for copies in found.values():
+        if len(copies) == 1:
+            continue
+        conflicts += len(np.unique(labels[[index for _, index in copies]], axis=0)) > 1
+        for split in {split for split, _ in copies[1:]} - {copies[0][0]}:
+            pair = across.setdefault(f"{copies[0][0]} and {split}", {"images": 0, "first": []})
+            theirs = [index for name, index in copies if name == split]
+            pair["images"] += len(theirs)
+            if len(pair["first"]) < 5:
+                names = (examples.names[copies[0][1]], examples.names[theirs[0]])
+                pair["first"].append([str(name) for name in names])
+    return {
+        "extra_copies": sum(map(len, found.values())) - len(found),
+        "images_with_conflicting_labels": int(conflicts),
+        "across_splits": across,
+    }
+
+
+def _content(examples: Examples, digests: Sequence[bytes], chosen: np.ndarray) -> str:
+    """A digest of a split's pixels and labels: equal on every machine for equal data."""
+    digest = hashlib.blake2b(digest_size=16)
+    for index in chosen:
+        digest.update(digests[index])
+    for head, labels in examples.labels.items():
+        digest.update(head.encode() + labels[chosen].astype("<i4").tobytes())
+    return digest.hexdigest()
+
+
+def _unseen(examples: Examples, indices: Mapping[str, np.ndarray]) -> dict[str, list[str]]:
+    """Per head, the classes that occur in another split but not in train."""
+    unseen = {}
+    for head, labels in examples.labels.items():
+        everywhere = np.concatenate([labels[chosen] for chosen in indices.values()])
+        missing = np.setdiff1d(everywhere[everywhere >= 0], labels[indices["train"]])
+        if missing.size:
+            unseen[head] = [examples.class_names[head][label] for label in missing]
+    return unseen
