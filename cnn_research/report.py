@@ -1,0 +1,569 @@
+"""The page that a run ends with, and `python -m cnn_research.report RUN...`: tables over runs."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import io
+import json
+import math
+import os
+import shutil
+import statistics
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnn_research.data.dataset import MISSING
+from cnn_research.errors import UsageError, UserError, one_line
+from cnn_research.workdir import CONFIG, EVALUATION, RUN, read_json, write_json
+from cnn_research.writers import by_epoch, read_metrics
+
+REPORT_FOLDER = "report"
+
+MOST_PAIRS = 10
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Predictions:
+    """What a model said about every example of a split, for one head.
+
+    Attributes:
+        split: `test`, or `validation` where there is no test split.
+        logits: float32 `[examples, classes]`.
+        labels: int32 `[examples]`; -1 where not known: such an example is left out.
+        class_names: one for each class.
+        loss: mean over the examples with a label.
+        accuracy: share of the examples with a label.
+    """
+
+    split: str
+    logits: np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    loss: float
+    accuracy: float
+
+    def known(self) -> tuple[np.ndarray, np.ndarray]:
+        """Labels and predicted classes, int `[known]` each, of the examples with a label."""
+        known = self.labels != MISSING
+        return self.labels[known], self.logits[known].argmax(axis=1)
+
+
+def summary(predictions: Predictions) -> dict[str, float | int]:
+    """The figures of an evaluation; `correct` of `count` examples is the accuracy, exactly.
+
+    Precision, recall and F1 are scikit-learn's, over the classes that occur as a label or a
+    prediction; 0 where a class is never predicted.
+
+    Raises:
+        UserError: no example has a label.
+    """
+    averages = _sklearn_report(predictions, as_text=False)
+    labels, predicted = predictions.known()
+    correct = int((labels == predicted).sum())
+    figures: dict[str, float | int] = {"loss": predictions.loss, "accuracy": correct / len(labels)}
+    for average in ("macro", "weighted"):
+        for name, key in (("precision", "precision"), ("recall", "recall"), ("F1", "f1-score")):
+            figures[f"{average} {name}"] = float(averages[f"{average} avg"][key])
+    return {**figures, "correct": correct, "count": len(labels)}
+
+
+def classification_report(predictions: Predictions) -> str:
+    """scikit-learn's classification report with four digits, as the library prints it."""
+    return _sklearn_report(predictions, as_text=True)
+
+
+def _sklearn_report(predictions: Predictions, *, as_text: bool) -> Any:
+    from sklearn import metrics
+
+    labels, predicted = predictions.known()
+    if not labels.size:
+        raise UserError(f"split {predictions.split}: no example has a label to evaluate against")
+    present = np.union1d(labels, predicted)
+    return metrics.classification_report(
+        labels,
+        predicted,
+        labels=present,
+        target_names=[predictions.class_names[index] for index in present],
+        digits=4,
+        output_dict=not as_text,
+        zero_division=0,
+    )
+
+
+def confusion_counts(predictions: Predictions) -> np.ndarray:
+    """int64 `[classes, classes]`: how often each true class (row) was predicted as each other."""
+    classes = len(predictions.class_names)
+    matrix = np.zeros((classes, classes), np.int64)
+    np.add.at(matrix, predictions.known(), 1)
+    return matrix
+
+
+# The report of one run ---------------------------------------------------------------------------
+
+
+def write_report(
+    workdir: Path,
+    *,
+    title: str,
+    predictions: Mapping[str, Predictions],
+    images: np.ndarray | None,
+    history: Sequence[Mapping[str, Any]],
+    params: Mapping[str, Any],
+) -> Path:
+    """Writes `report/report.md` with its figures; the folder is complete, or it is not there.
+
+    What was run is read from the workdir's `run.json`, and left out where that says nothing.
+
+    Args:
+        workdir: the run's folder; an earlier report in it is replaced.
+        title: the heading of the page.
+        predictions: for each head; files are named after the head where there are several.
+        images: uint8 `[examples, height, width, channels]`, in the order of the predictions;
+            None shows no mistakes.
+        history: rows of metrics.jsonl; without any there are no curves.
+        params: nested dicts of arrays, or of anything with a shape.
+
+    Returns:
+        The path of report.md.
+
+    Raises:
+        UserError: a head has no labels, or images and predictions differ in number.
+    """
+    partial = workdir / f"{REPORT_FOLDER}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    run = read_json(workdir / RUN)
+    parts = [f"# {title}", "\n".join(_what_was_run(run))]
+    for head, predicted in predictions.items():
+        parts += _evaluation(partial, head if len(predictions) > 1 else "", predicted, images, run)
+    if history:
+        parts += _training(partial, history)
+    parts += ["## Parameters", parameters_table(params)]
+    (partial / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+    folder, old = workdir / REPORT_FOLDER, workdir / f"{REPORT_FOLDER}.old"
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)  # a folder that is not empty cannot be replaced in one go
+    os.replace(partial, folder)
+    shutil.rmtree(old, ignore_errors=True)
+    return folder / "report.md"
+
+
+def _what_was_run(run: Mapping[str, Any]) -> Iterator[str]:
+    command = run.get("command")
+    machine = run.get("machine") or {}
+    changed = "" if run.get("commit_is_clean", True) else ", with the changes in source.diff"
+    seconds = run.get("wall_seconds")
+    for name, value in (
+        ("Experiment", run.get("experiment")),
+        ("Document", run.get("document")),
+        ("Command", f"`{' '.join(command)}`" if command else None),
+        ("Commit", run.get("commit", "") + changed),
+        ("Machine", ", ".join(f"{key}: {value}" for key, value in machine.items())),
+        ("Started", run.get("started")),
+        ("Time", None if seconds is None else duration(seconds)),
+        ("Seed", run.get("seed")),
+    ):
+        if value not in (None, ""):
+            yield f"- {name}: {value}"
+
+
+def _evaluation(
+    folder: Path,
+    head: str,
+    predictions: Predictions,
+    images: np.ndarray | None,
+    run: Mapping[str, Any],
+) -> Iterator[str]:
+    """The sections of one head; writes its files. `head` is "" where there is only one."""
+    from cnn_research import figures
+
+    suffix = f"_{head}" if head else ""
+    ours = summary(predictions)
+    theirs = _by_name(run.get("document_results") or {})
+    yield f"## Result on the {predictions.split} split" + (f": {head}" if head else "")
+    rows = [
+        (name, _number(value), _number(theirs.get(f"{head} {name}".strip())))
+        for name, value in ours.items()
+    ]
+    if any(document for _, _, document in rows):
+        yield markdown_table(("", "this run", "document"), rows)
+    else:
+        yield markdown_table(("", "this run"), [row[:2] for row in rows])
+
+    text = classification_report(predictions)
+    (folder / f"classification_report{suffix}.txt").write_text(text, encoding="utf-8")
+    yield f"```\n{text}```"
+
+    matrix = confusion_counts(predictions)
+    name = f"confusion_matrix{suffix}.png"
+    figures.confusion_matrix(matrix, predictions.class_names).savefig(folder / name)
+    yield f"![Confusion matrix]({name})"
+    pairs = _most_confused(matrix, predictions.class_names)
+    if pairs:
+        yield "The pairs confused most often:"
+        yield markdown_table(("true class", "predicted", "times", "share of the true class"), pairs)
+
+    if images is not None:
+        if len(images) != len(predictions.labels):
+            raise UserError(
+                f"report: {len(images)} images but {len(predictions.labels)} predictions; "
+                "they must be of the same examples, in the same order"
+            )
+        predicted = predictions.logits.argmax(axis=1)
+        name = f"mistakes{suffix}.png"
+        figures.mistakes(
+            images,
+            predictions.labels,
+            predicted,
+            _probability_of_predicted(predictions.logits),
+            predictions.class_names,
+        ).savefig(folder / name)
+        yield "The mistakes made with most confidence, with the probability of the wrong class:"
+        yield f"![Mistakes]({name})"
+
+
+def _training(folder: Path, history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    from cnn_research import figures
+
+    figures.training_curves(history).savefig(folder / "curves.png")
+    yield "## Training"
+    yield (
+        "Training figures are means over the examples of an epoch, while the network was learning "
+        "(with dropout and augmentation, where it has them); validation figures were taken at the "
+        "epoch's end."
+    )
+    yield "![Training curves](curves.png)"
+    columns = [
+        (split, name)
+        for name in ("loss", "accuracy")
+        for split in ("train", "validation")
+        if any(name in epoch[split] for epoch in by_epoch(history))
+    ]
+    yield markdown_table(
+        ("epoch", *(f"{'training' if s == 'train' else s} {name}" for s, name in columns)),
+        [
+            (str(e["epoch"]), *(_number(e[split].get(name)) for split, name in columns))
+            for e in by_epoch(history)
+        ],
+    )
+
+
+def parameters_table(params: Mapping[str, Any]) -> str:
+    """A Markdown table of nested parameters: path, shape and count of each, and the total."""
+    rows, total = [], 0
+    for path, array in _flat(params, "/"):
+        count = math.prod(array.shape)
+        total += count
+        rows.append((path, " x ".join(map(str, array.shape)) or "scalar", f"{count:,}"))
+    return markdown_table(("parameter", "shape", "count"), [*rows, ("total", "", f"{total:,}")])
+
+
+def _most_confused(matrix: np.ndarray, class_names: Sequence[str]) -> list[tuple[str, ...]]:
+    confusions = matrix - np.diag(np.diag(matrix))
+    order = np.argsort(-confusions, axis=None, kind="stable")[:MOST_PAIRS]
+    return [
+        (
+            class_names[true],
+            class_names[predicted],
+            str(confusions[true, predicted]),
+            f"{confusions[true, predicted] / matrix[true].sum():.1%}",
+        )
+        for true, predicted in zip(*np.unravel_index(order, matrix.shape), strict=True)
+        if confusions[true, predicted]
+    ]
+
+
+def _probability_of_predicted(logits: np.ndarray) -> np.ndarray:
+    """The largest softmax probability of each row, float64 `[examples]`."""
+    below_largest = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    return 1 / np.exp(below_largest).sum(axis=1)
+
+
+# Tables over runs --------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One finished run: its folder's files, as far as a table reads them."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    record: Mapping[str, Any]
+    figures: Mapping[str, float]
+
+    @property
+    def experiment(self) -> str:
+        return str(self.record.get("experiment", "?"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Finished runs of one experiment whose configs differ in the seed only."""
+
+    name: str
+    runs: Sequence[Run]
+
+    @property
+    def seeds(self) -> list[int]:
+        return [run.config.get("seed", 0) for run in self.runs]
+
+    def values(self) -> dict[str, list[float]]:
+        """Per figure that every run has, and for `wall_seconds`, the values in order of runs."""
+        names = [n for n in self.runs[0].figures if all(n in run.figures for run in self.runs)]
+        values = {name: [float(run.figures[name]) for run in self.runs] for name in names}
+        if all("wall_seconds" in run.record for run in self.runs):
+            values["wall_seconds"] = [float(run.record["wall_seconds"]) for run in self.runs]
+        return values
+
+    @property
+    def document(self) -> dict[str, float]:
+        """The document's figures by the names of ours; empty where it gives none."""
+        return _by_name(self.runs[0].record.get("document_results") or {})
+
+
+def read_run(folder: Path) -> Run | None:
+    """The run of a folder, or None if it has not been evaluated yet.
+
+    Raises:
+        UsageError: the folder holds no run.
+    """
+    config = read_json(folder / CONFIG)
+    if not config:
+        raise UsageError(f"{folder} is not a run's folder: it has no {CONFIG} that can be read")
+    figures = _by_name(read_json(folder / EVALUATION))
+    return Run(folder, config, read_json(folder / RUN), figures) if figures else None
+
+
+def group_runs(runs: Iterable[Run]) -> list[Group]:
+    """Runs by experiment and by config without its seed, each group by rising seed.
+
+    Where an experiment has several groups, their names say in which fields they differ.
+    """
+    by_config: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        unseeded = {name: value for name, value in run.config.items() if name != "seed"}
+        key = (run.experiment, json.dumps(unseeded, sort_keys=True))
+        by_config.setdefault(key, []).append(run)
+    groups = []
+    for (experiment, config), members in by_config.items():
+        siblings = [dict(_flat(json.loads(c))) for e, c in by_config if e == experiment]
+        differing = [
+            f"{path}={value}"
+            for path, value in _flat(json.loads(config))
+            if any(path not in other or other[path] != value for other in siblings)
+        ]
+        name = f"{experiment} ({', '.join(differing)})" if differing else experiment
+        groups.append(Group(name, sorted(members, key=lambda run: run.config.get("seed", 0))))
+    return sorted(groups, key=lambda group: group.name)
+
+
+def compared_figures(groups: Sequence[Group]) -> list[str]:
+    """The names of the figures that tables show.
+
+    Counts, weighted averages and, beside test figures, those on validation data are left out:
+    they are in each run's evaluation.json.
+    """
+    names = [
+        name
+        for name in dict.fromkeys(name for group in groups for name in group.values())
+        if name.split()[-1] not in ("correct", "count", "wall_seconds") and "weighted " not in name
+    ]
+    return [name for name in names if not name.startswith("validation ")] or names
+
+
+def as_markdown(groups: Sequence[Group]) -> str:
+    """Each group's mean ± standard deviation, and below it the document's figures, if any."""
+    shown = compared_figures(groups)
+    rows = []
+    for group in groups:
+        values = group.values()
+        seconds = values.get("wall_seconds")
+        rows.append(
+            [
+                group.name,
+                str(len(group.runs)),
+                *(mean_and_deviation(values.get(name, [])) for name in shown),
+                duration(statistics.fmean(seconds)) if seconds else "",
+            ]
+        )
+        if group.document:
+            figures = (_number(group.document.get(name)) for name in shown)
+            rows.append(["- as the document gives it", "", *figures, ""])
+    return markdown_table(["experiment", "runs", *shown, "time of a run"], rows)
+
+
+def as_csv(groups: Sequence[Group]) -> str:
+    """For a spreadsheet: a row for each group, with means and deviations in columns of numbers."""
+    shown = [*compared_figures(groups), "wall_seconds"]
+    columns = [column for name in shown for column in (name, f"{name} std")]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["experiment", "runs", *columns])
+    for group in groups:
+        numbers: list[float | None] = []
+        for values in (group.values().get(name, []) for name in shown):
+            numbers.append(statistics.fmean(values) if values else None)
+            numbers.append(statistics.stdev(values) if len(values) > 1 else None)
+        writer.writerow([group.name, len(group.runs), *numbers])
+    return text.getvalue()
+
+
+def results(group: Group, name: str) -> dict[str, Any]:
+    """What `--output` writes of a group: figures over seeds, and all that it takes to repeat."""
+    records = [run.record for run in group.runs]
+    config = {key: value for key, value in group.runs[0].config.items() if key != "seed"}
+    return {
+        "name": name,
+        "what": f"{group.name}: figures of the evaluation, over {len(records)} run(s)",
+        "experiment": group.runs[0].experiment,
+        "document": records[0].get("document"),
+        "document_results": records[0].get("document_results") or {},
+        "command": [record.get("command") for record in records],
+        "commit": _one_or_all(record.get("commit") for record in records),
+        "commit_is_clean": all(record.get("commit_is_clean", True) for record in records),
+        "machine": _one_or_all(record.get("machine") for record in records),
+        "versions": _one_or_all(record.get("versions") for record in records),
+        "date": max(str(record.get("started", ""))[:10] for record in records),
+        "wall_seconds": sum(record.get("wall_seconds", 0) for record in records),
+        "seeds": group.seeds,
+        "config": config,
+        "figures": {
+            figure: {
+                "mean": statistics.fmean(values),
+                "std": statistics.stdev(values) if len(values) > 1 else None,
+                "values": values,
+            }
+            for figure, values in group.values().items()
+        },
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m cnn_research.report",
+        description="Mean and standard deviation over the seeds of runs, one row per config.",
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder")
+    parser.add_argument(
+        "--format", choices=("markdown", "csv"), default="markdown", help="what is printed"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE.json",
+        help="also write the figures of the runs, which must be of one config, as JSON",
+    )
+    options = parser.parse_args(arguments)
+    try:
+        _compare(options.runs, options.format, options.output)
+    except UserError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _compare(folders: Sequence[Path], table_format: str, output: Path | None) -> None:
+    # One folder given twice would pass for two runs.
+    read = {folder.resolve(): (folder, read_run(folder)) for folder in folders}.values()
+    groups = group_runs(run for _, run in read if run is not None)
+    if groups:
+        print((as_csv(groups) if table_format == "csv" else as_markdown(groups)).rstrip("\n"))
+    for folder, run in read:
+        if run is None:
+            step = max((row["step"] for row in read_metrics(folder)), default=0)
+            print(f"unfinished: {folder} (step {step})", file=sys.stderr)
+    for group in groups:
+        if len(set(group.seeds)) < len(group.seeds):
+            print(
+                f"note: {group.name} has runs with the same seed {group.seeds}; "
+                "their spread is not one over seeds",
+                file=sys.stderr,
+            )
+    if output is not None:
+        if len(groups) != 1:
+            raise UsageError(
+                f"--output takes finished runs of one config, not of {len(groups)}: "
+                "give those runs only"
+            )
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_json(output, results(groups[0], output.stem))
+
+
+# Small parts -------------------------------------------------------------------------------------
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table with its columns aligned, so that it also reads well in a terminal."""
+    # A class or a path may hold the character that ends a cell.
+    lines = [[cell.replace("|", "\\|") for cell in row] for row in (header, *rows)]
+    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "| " + " | ".join(f"{c:<{w}}" for c, w in zip(line, widths, strict=True)) + " |"
+        for line in lines
+    )
+
+
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """`0.8951 ± 0.0021`, the deviation with n - 1; one value has none, and no value is ""."""
+    if len(values) < 2:
+        return _number(values[0]) if values else ""
+    return f"{statistics.fmean(values):.4f} ± {statistics.stdev(values):.4f}"
+
+
+def duration(seconds: float) -> str:
+    """`8.4 s`, `3 min 20 s` or `2 h 5 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return str(value) if isinstance(value, int) else f"{value:.4f}"
+
+
+def _by_name(figures: Mapping[str, Any]) -> dict[str, float]:
+    """Nested figures under one name each, `material accuracy`; `test`, the usual split, is left
+    out of it, so that `test accuracy` of a document is `accuracy` of ours."""
+    return {
+        path.removeprefix("test "): value
+        for path, value in _flat(figures, " ")
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
+def _flat(tree: Mapping[str, Any], separator: str = ".") -> Iterator[tuple[str, Any]]:
+    """Leaves with their paths, `optimizer.learning_rate`."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            for path, leaf in _flat(value, separator):
+                yield f"{name}{separator}{path}", leaf
+        else:
+            yield name, value
+
+
+def _one_or_all(values: Iterable[Any]) -> Any:
+    """The value, if all are equal; otherwise each different one, in a list."""
+    different: list[Any] = []
+    for value in values:
+        if value not in different:
+            different.append(value)
+    return different[0] if len(different) == 1 else different
+
+
+if __name__ == "__main__":
+    sys.exit(main())
