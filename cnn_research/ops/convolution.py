@@ -1,0 +1,241 @@
+"""A 2-D convolution that computes what `jax.lax.conv_general_dilated` does, faster on a CPU.
+
+XLA:CPU runs three cases far below the speed of the machine, and each has a remedy here:
+
+* over one to three channels, nearly all of the forward pass goes into gathering pixels;
+  shifted views of the images, side by side, times the kernel as a matrix is quicker;
+* a 1x1 convolution *is* a matrix product, and its weight gradient is several times quicker so;
+* the weight gradient of any other convolution gathers a patch for every output pixel of the
+  batch, which then travels through main memory; a few images at a time, the patches stay in cache.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from cnn_research.ops import platform
+
+DATA_AXIS = "data"
+"""The mesh axis over which a batch is sharded."""
+
+_NHWC = lax.conv_dimension_numbers((1, 1, 1, 1), (1, 1, 1, 1), ("NHWC", "HWIO", "NHWC"))
+_FEW_CHANNELS = 3
+# Beyond this many inputs to one output pixel, XLA's forward pass is the quicker one again
+# (measured: 5x5 over 3 channels gains, 7x7 over 3 loses).
+_LONGEST_PRODUCT = 80
+_PATCH_BYTES = 8 * 2**20
+# Every slice is one more convolution to compile.
+_MOST_SLICES = 32
+
+_Pads = tuple[tuple[int, int], tuple[int, int]]
+
+
+def conv_general_dilated(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: lax.ConvGeneralDilatedDimensionNumbers = None,
+    feature_group_count: int = 1,
+    batch_group_count: int = 1,
+    precision: lax.PrecisionLike = None,
+    preferred_element_type: jax.typing.DTypeLike | None = None,
+    **kwargs: object,
+) -> jax.Array:
+    """Convolve `lhs` with `rhs`: a drop-in for `jax.lax.conv_general_dilated`.
+
+    Give it to `flax.linen.Conv(conv_general_dilated=...)`. Images `[batch, height, width, in]`
+    with a kernel `[height, width, in, out]`, both of one floating dtype, without dilation or
+    groups, take the formulation of :mod:`cnn_research.ops.platform`; everything else goes to
+    `jax.lax` untouched, which also raises the errors for arguments that do not fit together.
+
+    Under a mesh whose axis `'data'` has more than one device (`jax.set_mesh`), the weight
+    gradient is computed by each device on its own images and summed; the batch is taken to be
+    sharded over that axis. A batch that the axis does not divide takes XLA's own gradient.
+
+    Returns:
+        `[batch, out_height, out_width, out]`, of the dtype of `lhs`.
+    """
+    formulation = platform.current_formulation()
+    plain = functools.partial(
+        lax.conv_general_dilated,
+        window_strides=window_strides,
+        padding=padding,
+        lhs_dilation=lhs_dilation,
+        rhs_dilation=rhs_dilation,
+        dimension_numbers=dimension_numbers,
+        feature_group_count=feature_group_count,
+        batch_group_count=batch_group_count,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+        **kwargs,
+    )
+    if not (
+        jnp.ndim(lhs) == jnp.ndim(rhs) == 4
+        and lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers) == _NHWC
+        and lhs.shape[3] == rhs.shape[2]
+        and lhs.dtype == rhs.dtype
+        and jnp.issubdtype(lhs.dtype, jnp.floating)
+        and preferred_element_type in (None, lhs.dtype)
+        and set(lhs_dilation or (1,)) == set(rhs_dilation or (1,)) == {1}
+        and feature_group_count == batch_group_count == 1
+        and not any(value is not None for value in kwargs.values())
+        and len(window_strides) == 2
+        and 0 not in lhs.shape + rhs.shape
+    ):
+        return plain(lhs, rhs)
+
+    strides = tuple(window_strides)
+    kernel_size = rhs.shape[:2]
+    if isinstance(padding, str):
+        pads = lax.padtype_to_pads(lhs.shape[1:3], kernel_size, strides, padding)
+    else:
+        pads = padding
+    pads = tuple((int(low), int(high)) for low, high in pads)
+    if len(pads) != 2 or min(min(pads)) < 0 or 0 in _output_size(lhs, kernel_size, strides, pads):
+        return plain(lhs, rhs)
+
+    if formulation.few_channels_as_product:
+        if kernel_size == (1, 1) and pads == ((0, 0), (0, 0)):
+            return _product(lhs, rhs, strides, pads, precision)
+        if lhs.shape[3] <= _FEW_CHANNELS and math.prod(rhs.shape[:3]) <= _LONGEST_PRODUCT:
+            return _few_channels(lhs, rhs, strides, pads, precision)
+    if formulation.sliced_weight_gradient:
+        return _sliced(lhs, rhs, strides, pads, precision)
+    return plain(lhs, rhs)
+
+
+def _output_size(
+    x: jax.Array, kernel_size: Sequence[int], strides: Sequence[int], pads: _Pads
+) -> tuple[int, ...]:
+    return tuple(
+        max(0, (size + sum(pad) - kernel) // stride + 1)
+        for size, kernel, stride, pad in zip(x.shape[1:3], kernel_size, strides, pads, strict=True)
+    )
+
+
+def _plain(x, kernel, strides, pads, precision):
+    return lax.conv_general_dilated(
+        x, kernel, strides, pads, dimension_numbers=_NHWC, precision=precision
+    )
+
+
+def _patches(x: jax.Array, kernel_size: Sequence[int], strides: Sequence[int], pads: _Pads):
+    """`[batch, out_height, out_width, kernel_height * kernel_width * channels]`."""
+    out_height, out_width = _output_size(x, kernel_size, strides, pads)
+    if any(map(any, pads)):
+        x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    rows, columns = strides
+    views = [
+        x[
+            :,
+            i : i + (out_height - 1) * rows + 1 : rows,
+            j : j + (out_width - 1) * columns + 1 : columns,
+        ]
+        for i in range(kernel_size[0])
+        for j in range(kernel_size[1])
+    ]
+    return views[0] if len(views) == 1 else jnp.concatenate(views, axis=-1)
+
+
+def _product(x, kernel, strides, pads, precision):
+    """The convolution as one matrix product; its derivatives are products as well."""
+    patches = _patches(x, kernel.shape[:2], strides, pads)
+    matrix = kernel.reshape(-1, kernel.shape[3])
+    return lax.dot_general(patches, matrix, (((3,), (0,)), ((), ())), precision=precision)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _few_channels(x, kernel, strides, pads, precision):
+    return _product(x, kernel, strides, pads, precision)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _sliced(x, kernel, strides, pads, precision):
+    return _plain(x, kernel, strides, pads, precision)
+
+
+def _few_channels_forward(x, kernel, strides, pads, precision):
+    return _product(x, kernel, strides, pads, precision), (x, kernel)
+
+
+def _sliced_forward(x, kernel, strides, pads, precision):
+    return _plain(x, kernel, strides, pads, precision), (x, kernel)
+
+
+def _backward(strides, pads, precision, residuals, gradient):
+    x, kernel = residuals
+    # The gradient of a network's own images is dead code, which jit removes.
+    (x_gradient,) = jax.linear_transpose(lambda x: _plain(x, kernel, strides, pads, precision), x)(
+        gradient
+    )
+    return x_gradient, _weight_gradient(x, kernel, gradient, strides, pads, precision)
+
+
+_few_channels.defvjp(_few_channels_forward, _backward)
+_sliced.defvjp(_sliced_forward, _backward)
+
+
+def _weight_gradient(x, kernel, gradient, strides, pads, precision):
+    whole = functools.partial(
+        _weight_gradient_of_slice, kernel, strides=strides, pads=pads, precision=precision
+    )
+    in_slices = functools.partial(
+        _sum_over_slices, whole, patch_bytes=_patch_bytes(gradient, kernel)
+    )
+    mesh = jax.sharding.get_abstract_mesh()
+    devices = mesh.shape.get(DATA_AXIS, 1)
+    if devices == 1 or _axis_type(mesh) == AxisType.Manual:
+        return in_slices(x, gradient)
+    if x.shape[0] % devices or _axis_type(mesh) != AxisType.Auto:
+        return whole(x, gradient)
+    # Slices of the whole batch would each lie on one device, and be sent round the others.
+    # With check_vma, transposing over the replicated kernel would sum over devices by itself,
+    # once per slice; here it is done once, after the slices.
+    return jax.shard_map(
+        lambda x, gradient: lax.psum(in_slices(x, gradient), DATA_AXIS),
+        in_specs=(P(DATA_AXIS), P(DATA_AXIS)),
+        out_specs=P(),
+        axis_names={DATA_AXIS},
+        check_vma=False,
+    )(x, gradient)
+
+
+def _axis_type(mesh: jax.sharding.AbstractMesh) -> AxisType:
+    return dict(zip(mesh.axis_names, mesh.axis_types, strict=True))[DATA_AXIS]
+
+
+def _weight_gradient_of_slice(kernel, x, gradient, *, strides, pads, precision):
+    transpose = jax.linear_transpose(
+        lambda kernel: _plain(x, kernel, strides, pads, precision),
+        jax.ShapeDtypeStruct(kernel.shape, kernel.dtype),
+    )
+    return transpose(gradient)[0]
+
+
+def _patch_bytes(gradient: jax.Array, kernel: jax.Array) -> int:
+    """How much memory the patches of one image take."""
+    return math.prod(gradient.shape[1:3]) * math.prod(kernel.shape[:3]) * gradient.dtype.itemsize
+
+
+def _sum_over_slices(of_slice, x, gradient, *, patch_bytes):
+    batch = x.shape[0]
+    images = max(1, _PATCH_BYTES // patch_bytes, -(-batch // _MOST_SLICES))
+    if images >= batch:
+        return of_slice(x, gradient)
+    # A loop inside the compiled program would be shorter, but XLA:CPU runs its convolutions on a
+    # path tens of times slower.
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    total = sum(
+        of_slice(x[start : start + images], gradient[start : start + images]).astype(wide)
+        for start in range(0, batch, images)
+    )
+    return total.astype(x.dtype)

@@ -1,0 +1,68 @@
+"""Which formulation of a convolution or a pool to use, and how many steps to dispatch at once.
+
+The same mathematics runs at very different speeds on different devices. This module is the only
+place that knows it: everything else asks :func:`current_formulation`.
+
+The choice is made while JAX traces. It takes part in the key of jit's cache, so a function that
+was compiled under one formulation is traced again under another.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import jax
+
+
+@dataclasses.dataclass(frozen=True)
+class Formulation:
+    """How to write down an operation for one kind of device.
+
+    The derivative rules of the first three are reverse-mode only (`jax.grad`, `jax.vjp`). For
+    `jax.jvp`, `jax.hessian` and other uses of forward mode, trace under :data:`PLAIN`.
+    """
+
+    sliced_weight_gradient: bool = False
+    """Compute a convolution's weight gradient over a few images at a time."""
+    few_channels_as_product: bool = False
+    """Compute convolutions over very few channels, or 1x1 ones, as a matrix product."""
+    gather_pool_gradient: bool = False
+    """Compute the gradient of a max or min pool without XLA's select-and-scatter."""
+    steps_per_dispatch: int = 1
+    """How many train steps to put into one compiled loop."""
+
+
+PLAIN = Formulation()
+"""XLA's own operations throughout: for export, forward mode, and as the reference in tests."""
+
+# A loop inside the compiled program (lax.scan) runs its convolutions about six times slower than
+# a Python loop over compiled steps on XLA:CPU; on an accelerator the loop saves a dispatch a step.
+_BY_PLATFORM = {
+    "cpu": Formulation(
+        sliced_weight_gradient=True,
+        few_channels_as_product=True,
+        gather_pool_gradient=True,
+        steps_per_dispatch=1,
+    ),
+    "gpu": Formulation(steps_per_dispatch=32),
+    "tpu": Formulation(steps_per_dispatch=32),
+}
+
+_override = jax.make_user_context(default_value=None)
+
+
+def default_formulation() -> Formulation:
+    """The formulation for JAX's default backend; :data:`PLAIN` on a platform not known here."""
+    return _BY_PLATFORM.get(jax.default_backend(), PLAIN)
+
+
+def current_formulation() -> Formulation:
+    """The formulation chosen by the innermost :func:`use_formulation`, else the default one."""
+    return _override.value or default_formulation()
+
+
+@contextmanager
+def use_formulation(formulation: Formulation) -> Iterator[Formulation]:
+    """Trace everything in the `with` block under `formulation`, for example :data:`PLAIN`."""
+    with _override(formulation):
+        yield formulation
