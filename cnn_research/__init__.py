@@ -1,1 +1,1 @@
-"""Convolutional-network research in JAX and Flax: one runner, every experiment a registered config."""
+"""Convolutional networks in JAX and Flax: one runner, every experiment a registered config."""

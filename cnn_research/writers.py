@@ -102,6 +102,14 @@ class MetricsWriter:
         pixels = np.asarray(canvas.buffer_rgba())[..., :3]
         self._writer("").add_image(tag, pixels, step, dataformats="HWC")
 
+    def picture(self, tag: str, file: Path, step: int) -> None:
+        """Shows a picture file in TensorBoard, under Images."""
+        if self._rows is not None:
+            from PIL import Image
+
+            pixels = np.asarray(Image.open(file).convert("RGB"))
+            self._writer("").add_image(tag, pixels, step, dataformats="HWC")
+
     def text(self, tag: str, markdown: str, step: int) -> None:
         """Shows Markdown in TensorBoard, under Text."""
         if self._rows is not None:

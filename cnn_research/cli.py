@@ -1,0 +1,182 @@
+"""The command line: absl's flags say what to run, tyro's override the experiment's fields."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+from absl import flags, logging
+
+from cnn_research.errors import UsageError, UserError, one_line
+from cnn_research.experiment import (
+    Experiment,
+    config_hash,
+    did_you_mean,
+    flatten,
+    lookup,
+    registry,
+    run,
+)
+
+FLAGS = flags.FLAGS
+
+USAGE = """\
+usage: python launch.py --experiment=NAME [--workdir=FOLDER] [--mode=MODE] [--FIELD=VALUE ...]
+
+  --list                     every experiment, with its document and data
+  --experiment=NAME --help   every field of that experiment: type, default, what it does
+  --experiment=NAME          train it; the same command goes on where it was stopped
+  --workdir=FOLDER           the folder of the run (default: runs/NAME-HASH, a hash of the fields)
+  --mode=train|evaluate      evaluate makes the report again, from the workdir alone
+  --FIELD=VALUE              override a field by its path: --optimizer.learning-rate=3e-4 --seed=1
+"""
+
+LAUNCHER_FLAGS = ("experiment", "workdir", "mode", "list")
+
+_HELP = ("--help", "-h", "-help", "-?")
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """absl takes its own flags; the rest are the experiment's fields. For `app.run`."""
+    try:
+        # absl's own --help knows nothing of the experiment's fields: `main` answers instead.
+        rest = FLAGS([word for word in argv if word not in _HELP], known_only=True)
+    except flags.Error as error:
+        fail(UsageError(f"{error}; `python launch.py --help` says how"))
+    return rest + [word for word in argv if word in _HELP][:1]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Lists, explains or runs an experiment; ends the program with its exit code."""
+    if FLAGS["verbosity"].using_default_value:
+        # Orbax tells every step of every save; --verbosity=0 shows it.
+        logging.set_verbosity(logging.WARNING)
+    try:
+        launch(list(argv[1:]))
+    except UserError as error:
+        fail(error)
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        fail(UserError(f"{error.strerror}{where}: nothing that was saved before is lost"))
+
+
+def launch(words: list[str]) -> None:
+    """What `main` does, with errors as exceptions.
+
+    Args:
+        words: what absl left: overrides of fields, and perhaps `--help`.
+    """
+    if FLAGS.list:
+        print(listing())
+        return
+    workdir = Path(FLAGS.workdir) if FLAGS.workdir else None
+    default = default_experiment(workdir)
+    if default is None:
+        if words and words[0] in _HELP:
+            print(USAGE, end="")
+            return
+        raise UsageError(
+            "say which experiment: --experiment=NAME (`python launch.py --list` shows all)"
+        )
+    experiment = overridden(default, words)
+    if FLAGS.mode not in experiment.modes:
+        raise UsageError(
+            f"--mode is '{FLAGS.mode}'{did_you_mean(FLAGS.mode, list(experiment.modes))}; "
+            f"{experiment.name} has {', '.join(experiment.modes)}"
+        )
+    experiment.check()
+    if workdir is None:
+        workdir = Path("runs") / f"{experiment.name}-{config_hash(experiment)}"
+    run(experiment, workdir, FLAGS.mode)
+
+
+def default_experiment(workdir: Path | None) -> Experiment | None:
+    """The experiment before overrides: a finished run's own in every mode but `train`."""
+    if FLAGS.mode != "train" and workdir is not None:
+        from cnn_research.workdir import saved_config
+
+        saved = saved_config(workdir)
+        if saved is not None:
+            if FLAGS.experiment not in (None, saved.name):
+                raise UsageError(f"{workdir} holds a run of {saved.name}, not {FLAGS.experiment}")
+            return saved
+    return lookup(FLAGS.experiment).experiment() if FLAGS.experiment else None
+
+
+def overridden(default: Experiment, words: list[str]) -> Experiment:
+    """The experiment with fields replaced, as typed.
+
+    Args:
+        default: the experiment before.
+        words: `--optimizer.learning-rate=3e-4`, or flag and value apart.
+
+    Raises:
+        UsageError: an unknown field, a wrong type or a bad choice.
+    """
+    fields = {name.replace("_", "-") for name in flatten(default)} - {"name"}
+    for word in words:
+        name = word.partition("=")[0].removeprefix("--").replace("_", "-")
+        known = name in fields or name.replace("no-", "", 1) in fields
+        # A boolean field is negated at its last part: --evaluation.no-mirror.
+        if word.startswith("--") and not known and word not in _HELP:
+            near = did_you_mean(name, [*fields, *LAUNCHER_FLAGS])
+            raise UsageError(
+                f"{default.name} has no field --{name}{near}; "
+                f"`python launch.py --experiment={default.name} --help` shows all"
+            )
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                type(default),
+                default=default,
+                args=words,
+                prog=f"launch.py --experiment={default.name}",
+                description=_description(default),
+            )
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise UsageError(f"{_first_sentence(said.getvalue())}; --help shows all fields") from None
+
+
+def listing() -> str:
+    """Every experiment, a line each: name, document, data, what it is."""
+    rows = [("experiment", "document", "data", "what")]
+    rows += [(e.name, e.document, e.data, e.summary) for e in registry().values()]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return "\n".join(
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[3]])
+        for row in rows
+    )
+
+
+def fail(error: UserError) -> None:
+    """Says what is wrong in one line, and ends the program."""
+    sys.stdout.flush()
+    print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
+    sys.exit(error.exit_code)
+
+
+def _description(default: Experiment) -> str:
+    entry = registry().get(default.name)
+    return (entry.make.__doc__ if entry else None) or type(default).__doc__ or ""
+
+
+def _first_sentence(box: str) -> str:
+    """The message in tyro's box, as one line without the frame and the advice below it."""
+    lines = []
+    for line in box.splitlines()[1:]:
+        text = line.strip("│╭╮╰╯ ")
+        if not text.strip("─"):
+            break
+        lines.append(text)
+    return " ".join(" ".join(lines).split()).rstrip(".")

@@ -1,0 +1,256 @@
+"""Exact evaluation: every example once, whatever the batch size and the number of devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from cnn_research import checkpoint
+from cnn_research import workdir as folders
+from cnn_research.data.dataset import Dataset, Split
+from cnn_research.errors import UserError
+from cnn_research.experiment import Result, flatten
+from cnn_research.mesh import batch_sharded, data_mesh, replicated
+from cnn_research.report import Predictions, classification_report, summary, write_report
+from cnn_research.state import TrainState, init_state
+from cnn_research.training import Evaluation, Training
+from cnn_research.writers import MetricsWriter, read_metrics
+
+
+def scaled(images: jax.Array, experiment: Training) -> jax.Array:
+    """Pixels as the model sees them: uint8 0 to 255 -> float32 (x / 255 - mean) / std."""
+    return (images.astype(jnp.float32) / 255 - experiment.mean) / experiment.std
+
+
+def predict(
+    model: nn.Module, variables: Mapping[str, Any], images: jax.Array, how: Evaluation
+) -> jax.Array:
+    """Logits of images, or log-probabilities where several views of an image are averaged.
+
+    Args:
+        model: the network.
+        variables: its parameters and statistics.
+        images: `[batch, height, width, channels]` as the model sees them.
+        how: which views are averaged.
+
+    Returns:
+        float32 `[batch, classes]`.
+    """
+    seen = list(_views(images, how))
+    logits = [model.apply(variables, view, train=False) for view in seen]
+    if len(logits) == 1:
+        return logits[0]
+    return jax.nn.logsumexp(jnp.stack([jax.nn.log_softmax(x) for x in logits]), axis=0) - jnp.log(
+        len(logits)
+    )
+
+
+def _views(images: jax.Array, how: Evaluation) -> Iterator[jax.Array]:
+    mirrored = [images, images[:, :, ::-1]] if how.mirror else [images]
+    yield from mirrored
+    if how.shift:
+        size, pad = how.shift, [(0, 0), (how.shift,) * 2, (how.shift,) * 2, (0, 0)]
+        height, width = images.shape[1:3]
+        for view in mirrored:
+            # The border is repeated rather than black: what 0 pixels look like here depends on
+            # the normalisation.
+            wide = jnp.pad(view, pad, mode="edge")
+            for down in (0, 2 * size):
+                for right in (0, 2 * size):
+                    yield wide[:, down : down + height, right : right + width]
+
+
+class Evaluator:
+    """Evaluates a model on splits; one compilation serves all of them."""
+
+    def __init__(self, experiment: Training, model: nn.Module, mesh: Mesh):
+        self._mesh = mesh
+        # Every device gets as many images; what is too much is masked, not counted.
+        self._batch = -(-experiment.evaluation.batch_size // mesh.size) * mesh.size
+
+        def step(variables, images, labels, mask):
+            x = scaled(images, experiment)
+            logits = predict(model, variables, x, experiment.evaluation)
+            return experiment.task.sums(logits, labels, mask), logits
+
+        self._step = jax.jit(step, out_shardings=replicated(mesh))
+
+    def __call__(
+        self,
+        variables: Mapping[str, Any],
+        split: Split,
+        *,
+        stop: Callable[[], object] = lambda: False,
+    ) -> tuple[dict[str, tuple[float, float]], np.ndarray] | None:
+        """Metrics as (sum, count), and every example's logits, float32 `[examples, classes]`.
+
+        Args:
+            variables: what the model is evaluated with.
+            split: uint8 images and labels.
+            stop: asked between batches; once it is true the evaluation is given up: None.
+        """
+        results = []
+        with jax.set_mesh(self._mesh):
+            for start in range(0, len(split), self._batch):
+                if stop():
+                    return None
+                results.append(self._step(variables, *self._padded(split, start)))
+        fetched = jax.device_get(results)
+        sums = {
+            name: (
+                float(sum(float(batch[name][0]) for batch, _ in fetched)),
+                float(sum(float(batch[name][1]) for batch, _ in fetched)),
+            )
+            for name in fetched[0][0]
+        }
+        return sums, np.concatenate([logits for _, logits in fetched])[: len(split)]
+
+    def _padded(self, split: Split, start: int) -> tuple[jax.Array, Any, jax.Array]:
+        indices = np.arange(start, start + self._batch)
+        mask = indices < len(split)
+        indices = np.minimum(indices, len(split) - 1)
+        labels = {head: values[indices] for head, values in split.labels.items()}
+        return jax.tree.map(self._on_devices, (split.images[indices], labels, mask))
+
+    def _on_devices(self, array: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(
+            array.shape, batch_sharded(self._mesh), lambda part: array[part]
+        )
+
+
+def means(sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+    """Sums over counts; NaN where nothing was counted."""
+    return {name: total / count if count else float("nan") for name, (total, count) in sums.items()}
+
+
+def evaluate(experiment: Training, workdir: Path) -> Result:
+    """Evaluates the run in a folder, from that folder alone, and writes its report anew.
+
+    Raises:
+        UserError: the folder holds no run, or no good checkpoint.
+    """
+    if not (workdir / folders.CONFIG).exists():
+        raise UserError(f"{workdir} holds no run: train one there first, with --mode=train")
+    with folders.claimed(workdir):
+        dataset = experiment.data.load()
+        experiment.task.check_data(dataset)
+        mesh = data_mesh()
+        model = experiment.task.bind(experiment.model, dataset)
+        like = abstract_state(experiment, model, dataset, mesh)
+        step = reported_step(experiment, workdir)
+        state, _ = checkpoint.restore(workdir / folders.CHECKPOINTS, step, like)
+        evaluator = Evaluator(experiment, model, mesh)
+        last = max((row["step"] for row in read_metrics(workdir)), default=0)
+        with MetricsWriter(workdir, restored_step=last) as writer:
+            return report(experiment, workdir, dataset, state, evaluator, writer)
+
+
+def reported_step(experiment: Training, workdir: Path) -> int:
+    """The step of the checkpoint that a run's report is about.
+
+    Raises:
+        UserError: there is no good checkpoint.
+    """
+    folder, selection = workdir / folders.CHECKPOINTS, experiment.selection
+    if selection.report == "best":
+        step = checkpoint.best(folder, selection.metric, selection.better)
+    else:
+        step = checkpoint.newest(folder)
+    if step is None:
+        raise UserError(f"{folder} has no good checkpoint: train first, with --mode=train")
+    return step
+
+
+def abstract_state(
+    experiment: Training, model: nn.Module, dataset: Dataset, mesh: Mesh
+) -> TrainState:
+    """Shapes, dtypes and shardings of the run's state, without computing any of it."""
+    optimizer = experiment.optimizer.build(1)
+    shapes = jax.eval_shape(
+        lambda key: init_state(
+            model, optimizer, key, dataset.image_shape, ema=bool(experiment.optimizer.ema_decay)
+        ),
+        jax.random.key(0),
+    )
+    on = replicated(mesh)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on), shapes)
+
+
+def report(
+    experiment: Training,
+    workdir: Path,
+    dataset: Dataset,
+    state: TrainState,
+    evaluator: Evaluator,
+    writer: MetricsWriter,
+) -> Result:
+    """Evaluates a state on all splits but the training one, and writes the run's report.
+
+    Args:
+        experiment: what was trained.
+        workdir: where; gets evaluation.json and `report/`.
+        dataset: its data.
+        state: the state that the report is about.
+        evaluator: of the model.
+        writer: the run's, for the figures in TensorBoard.
+    """
+    step, head = int(state.step), experiment.task.head
+    splits = [name for name in ("validation", "test") if name in dataset.splits]
+    if not splits:
+        return Result(workdir, step, {})
+    figures, predictions = {}, {}
+    for name in splits:
+        split = dataset.splits[name]
+        sums, logits = evaluator(state.variables(), split) or ({}, np.empty(0))
+        means_ = means(sums)
+        predictions[name] = Predictions(
+            split=name,
+            logits=logits,
+            labels=split.labels[head],
+            class_names=dataset.class_names[head],
+            loss=means_["loss"],
+            accuracy=means_["accuracy"],
+        )
+        figures[name] = summary(predictions[name])
+    folders.write_json(workdir / folders.EVALUATION, {"step": step, **figures})
+    shown = splits[-1]
+    page = write_report(
+        workdir,
+        title=experiment.name or "Training",
+        predictions={head: predictions[shown]},
+        images=dataset.splits[shown].images,
+        history=read_metrics(workdir),
+        params=state.params,
+    )
+    show_in_tensorboard(writer, experiment, page, figures, step)
+    print(f"Classification report, {shown} split, step {step:,}:")
+    print(classification_report(predictions[shown]))
+    print(f"Report: {page}")
+    print(f"Look at it: tensorboard --logdir {workdir.parent}")
+    return Result(workdir, step, figures)
+
+
+def show_in_tensorboard(
+    writer: MetricsWriter,
+    experiment: Training,
+    page: Path,
+    figures: Mapping[str, Mapping[str, float]],
+    step: int,
+) -> None:
+    """Mirrors a report: its pictures, its page, and the run's row among the hyperparameters."""
+    for picture in sorted(page.parent.glob("*.png")):
+        writer.picture(f"report/{picture.stem}", picture, step)
+    writer.text("report", page.read_text(), step)
+    results = {
+        f"{split}/{name}": values[name]
+        for split, values in figures.items()
+        for name in ("accuracy", "loss")
+    }
+    writer.hparams(flatten(experiment), results)

@@ -1,0 +1,227 @@
+"""What an experiment is, how it is written down, and the registry of all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import importlib
+import json
+import pkgutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self
+
+import tyro
+
+from cnn_research.errors import UsageError, UserError
+
+CONFIG_PACKAGES = ("cnn_research", "experiments")
+"""A config.json may name classes of these packages only, so that a stranger's cannot run code."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a run ends with: its folder, the last step and the figures of its evaluation."""
+
+    workdir: Path
+    step: int
+    figures: Mapping[str, Mapping[str, float]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """The base of every kind of experiment: a config, and the modes that it can be run in.
+
+    Attributes:
+        modes: per mode, `module:function`, called as `function(experiment, workdir)`. A string,
+            so that reading a config does not import what runs it.
+        resumable_fields: the fields that may differ between a run and its continuation.
+    """
+
+    modes: ClassVar[Mapping[str, str]] = {}
+    resumable_fields: ClassVar[tuple[str, ...]] = ()
+
+    name: Annotated[str, tyro.conf.Suppress] = ""
+    """What it is registered as; empty for one made in Python."""
+
+    def check(self) -> None:
+        """Raises `UsageError` for fields that contradict each other; looks at no data."""
+
+    def test_sized(self) -> Self:
+        """The same experiment, small enough for a test to run a few steps of it in seconds."""
+        return self
+
+
+def run(experiment: Experiment, workdir: str | Path, mode: str = "train") -> Result:
+    """Runs an experiment in a folder; the command line and notebooks call the same function.
+
+    Raises:
+        UsageError: the mode is none of this kind's, or the fields contradict each other.
+        UserError: the run failed for a reason that its user can mend.
+    """
+    if mode not in experiment.modes:
+        raise UsageError(
+            f"this experiment has no mode '{mode}'; it has {', '.join(experiment.modes)}"
+        )
+    experiment.check()
+    module, function = experiment.modes[mode].split(":")
+    return getattr(importlib.import_module(module), function)(experiment, Path(workdir).absolute())
+
+
+# Configs as JSON ---------------------------------------------------------------------------------
+
+
+def config_fields(config: Any) -> list[dataclasses.Field]:
+    """The fields that configure a dataclass: all but those flax adds to every module."""
+    return [
+        field
+        for field in dataclasses.fields(config)
+        if field.init and not (field.name in ("parent", "name") and _is_module(config))
+    ]
+
+
+def to_dict(config: Any) -> Any:
+    """A config as JSON values; each dataclass says its class, so that it can be read back."""
+    if dataclasses.is_dataclass(config):
+        kind = type(config)
+        values = {f.name: to_dict(getattr(config, f.name)) for f in config_fields(config)}
+        return {"class": f"{kind.__module__}.{kind.__qualname__}", **values}
+    if isinstance(config, tuple | list):
+        return [to_dict(value) for value in config]
+    if isinstance(config, str | int | float | bool) or config is None:
+        return config
+    raise TypeError(f"a config holds numbers, strings, tuples and dataclasses, not {config!r}")
+
+
+def from_dict(values: Any) -> Any:
+    """The config that `to_dict` wrote.
+
+    Raises:
+        UserError: a class or a field that this version of the code does not have.
+    """
+    if isinstance(values, list):
+        return tuple(from_dict(value) for value in values)
+    if not isinstance(values, dict):
+        return values
+    path = values["class"]
+    module, _, name = path.rpartition(".")
+    if module.split(".")[0] not in CONFIG_PACKAGES:
+        raise UserError(f"the config names the class {path}, which is not one of this project's")
+    try:
+        kind = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
+        raise UserError(f"the config names the class {path}, which this version lacks") from None
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        raise UserError(f"the config names {path}, which is not a config class")
+    try:
+        return kind(**{key: from_dict(value) for key, value in values.items() if key != "class"})
+    except TypeError as error:
+        raise UserError(f"the config does not fit {path} of this version: {error}") from None
+
+
+def canonical_json(config: Any) -> str:
+    """One text per config: sorted keys, so that texts are equal where configs are."""
+    return json.dumps(to_dict(config), indent=2, sort_keys=True) + "\n"
+
+
+def config_hash(config: Any) -> str:
+    """Eight hexadecimal digits that identify a config."""
+    return hashlib.sha256(canonical_json(config).encode()).hexdigest()[:8]
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Every leaf field by its path: `{"optimizer.learning_rate": 0.001, ...}`."""
+    leaves = {}
+    for field in config_fields(config):
+        value = getattr(config, field.name)
+        path = f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(value):
+            leaves |= flatten(value, f"{path}.")
+        else:
+            leaves[path] = value
+    return leaves
+
+
+def _is_module(config: Any) -> bool:
+    kind = config if isinstance(config, type) else type(config)
+    return any(base.__module__.startswith("flax.linen") for base in kind.__mro__)
+
+
+# Registry ----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A registered experiment.
+
+    Attributes:
+        name: what `--experiment` takes.
+        document: the document it implements, as `004`, or `-`.
+        data: its data set, in a word or two.
+        document_results: figures that the document gives, for reports to show beside ours.
+        make: the decorated function.
+    """
+
+    name: str
+    document: str
+    data: str
+    document_results: Mapping[str, float]
+    make: Callable[[], Experiment]
+
+    def experiment(self) -> Experiment:
+        """The experiment with its defaults."""
+        return dataclasses.replace(self.make(), name=self.name)
+
+    @property
+    def summary(self) -> str:
+        """The first line of the docstring."""
+        return (self.make.__doc__ or "").strip().split("\n")[0]
+
+
+_REGISTRY: dict[str, Entry] = {}
+
+
+def register(
+    *, document: str = "-", data: str, document_results: Mapping[str, float] | None = None
+) -> Callable[[Callable[[], Experiment]], Callable[[], Experiment]]:
+    """Decorates a function that returns an `Experiment`; its name becomes the experiment's."""
+
+    def decorate(make: Callable[[], Experiment]) -> Callable[[], Experiment]:
+        name = make.__name__
+        if name in _REGISTRY:
+            raise ValueError(f"two experiments are named {name}")
+        _REGISTRY[name] = Entry(name, document, data, document_results or {}, make)
+        return make
+
+    return decorate
+
+
+def registry() -> Mapping[str, Entry]:
+    """Every experiment of the package `experiments`, by name."""
+    import experiments
+
+    for module in pkgutil.iter_modules(experiments.__path__):
+        importlib.import_module(f"experiments.{module.name}")
+    return dict(sorted(_REGISTRY.items()))
+
+
+def lookup(name: str) -> Entry:
+    """The experiment of that name.
+
+    Raises:
+        UsageError: there is none; says which are near.
+    """
+    entries = registry()
+    if name in entries:
+        return entries[name]
+    raise UsageError(
+        f"no experiment is named '{name}'{did_you_mean(name, list(entries))}; "
+        "`python launch.py --list` shows all"
+    )
+
+
+def did_you_mean(word: str, words: list[str]) -> str:
+    """`: did you mean 'x'?` with the nearest of `words`, or nothing."""
+    near = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
+    return f": did you mean '{near[0]}'?" if near else ""

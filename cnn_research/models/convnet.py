@@ -1,0 +1,55 @@
+"""A plain convolutional network: blocks of convolution and pooling, then linear layers."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from cnn_research import ops
+from cnn_research.models.layers import Activation, BatchNorm, Conv, Dtype, activate
+
+
+class ConvNet(nn.Module):
+    """Convolution, batch normalisation, activation and 2x2 max pooling, repeated; linear layers.
+
+    The network of documents 002, 003 and 004, each with its own widths.
+    """
+
+    features: tuple[int, ...] = (12, 24)
+    """Filters of each convolution; a block per entry."""
+    padding: tuple[int, ...] = (1, 0)
+    """Zeros around the input of each convolution."""
+    kernel_size: int = 3
+    """Height and width of every kernel."""
+    batch_norm: bool = True
+    """Whether each convolution is followed by batch normalisation."""
+    activation: Activation = "relu"
+    """After each convolution (or its batch normalisation)."""
+    dense: tuple[int, ...] = (600, 100)
+    """Units of the linear layers before the last."""
+    dense_activation: Activation = "none"
+    """After each of those linear layers."""
+    dropout: float = 0.4
+    """Rate after each of those linear layers; survivors are scaled by 1 / (1 - rate)."""
+    dtype: Dtype = "float32"
+    """What the layers compute in."""
+    num_classes: int = 10
+    """Units of the last layer; set from the data."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        x = images.astype(self.dtype)
+        for features, padding in zip(self.features, self.padding, strict=True):
+            kernel = (self.kernel_size, self.kernel_size)
+            x = Conv(features, kernel, padding=padding, dtype=self.dtype)(x)
+            if self.batch_norm:
+                x = BatchNorm(use_running_average=not train, dtype=self.dtype)(x)
+            x = activate(self.activation)(x)
+            x = ops.max_pool(x, 2)
+        x = x.reshape(len(x), -1)
+        for units in self.dense:
+            x = nn.Dense(units, dtype=self.dtype)(x)
+            x = activate(self.dense_activation)(x)
+            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)

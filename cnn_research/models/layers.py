@@ -1,0 +1,28 @@
+"""Layers that every model is made of."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+from flax import linen as nn
+
+from cnn_research import ops
+
+Dtype = Literal["float32", "bfloat16"]
+"""What a model computes in; parameters, statistics and logits stay float32."""
+
+Activation = Literal["relu", "gelu", "silu", "none"]
+
+Conv = functools.partial(nn.Conv, conv_general_dilated=ops.conv_general_dilated)
+"""flax's convolution in the formulation that is fast on this platform."""
+
+# PyTorch's defaults (its momentum of 0.1 is flax's 0.9), which the documents' networks use.
+BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
+
+
+def activate(name: Activation) -> Callable[[jax.Array], jax.Array]:
+    """The activation function of that name."""
+    return {"relu": nn.relu, "gelu": nn.gelu, "silu": nn.silu, "none": lambda x: x}[name]

@@ -1,0 +1,82 @@
+"""What a training run says on the terminal while it goes."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+
+
+class Progress:
+    """A line that is written over on a terminal, and one lasting line per evaluation."""
+
+    def __init__(self, steps: int, batch_size: int, epochs: float, *, enabled: bool = True):
+        self._steps, self._batch, self._epochs = steps, batch_size, epochs
+        self._enabled = enabled
+        self._live = enabled and sys.stderr.isatty()
+        self._shown = 0.0
+        self._seconds, self._done = 0.0, 0
+
+    def trained(self, steps: int, seconds: float) -> None:
+        """Counts steps and the time that they took, from which speed and time left follow."""
+        self._seconds += seconds
+        self._done += steps
+
+    @property
+    def images_per_second(self) -> float:
+        """Since the run started or went on."""
+        return self._done * self._batch / self._seconds if self._seconds else 0.0
+
+    def step(self, step: int, loss: float) -> None:
+        """Shows where training is."""
+        now = time.monotonic()
+        if self._live and now - self._shown > 0.2:
+            self._shown = now
+            print(
+                f"\r\x1b[Kstep {step:,}/{self._steps:,}  loss {loss:.4f}  {self._pace(step)}",
+                end="",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def evaluated(
+        self,
+        step: int,
+        epoch: float,
+        training: Mapping[str, float],
+        validation: Mapping[str, float] | None,
+    ) -> None:
+        """Says what an epoch came to."""
+        if not self._enabled:
+            return
+        parts = [f"epoch {round(epoch, 1):g}/{self._epochs:g}", f"step {step:,}", _figures("train", training)]
+        if validation is not None:
+            parts.append(_figures("validation", validation))
+        clear = "\r\x1b[K" if self._live else ""
+        print(clear + "  ".join([*parts, self._pace(step)]), file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        """Says something that lasts."""
+        if self._enabled:
+            print(("\r\x1b[K" if self._live else "") + text, file=sys.stderr, flush=True)
+
+    def _pace(self, step: int) -> str:
+        if not self._done:
+            return ""
+        left = (self._steps - step) * self._seconds / self._done
+        return f"{self.images_per_second:,.0f} images/s  {duration(left)} left"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: `45s`, `3m 05s`, `2h 07m`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60:02d}s"
+    return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+
+
+def _figures(name: str, values: Mapping[str, float]) -> str:
+    shown = [f"{key} {values[key]:.4f}" for key in ("loss", "accuracy") if key in values]
+    return f"{name} {' '.join(shown)}"

@@ -1,0 +1,65 @@
+"""Randomness as a function of (seed, stream, step): nothing is carried along, nothing is saved."""
+
+from __future__ import annotations
+
+import zlib
+
+import jax
+import jax.numpy as jnp
+
+_ROUNDS = 8
+
+
+def stream_key(seed: jax.Array | int, stream: str) -> jax.Array:
+    """The key of a named stream (`dropout`, `order`, ...): streams never share their numbers."""
+    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(stream.encode()))
+
+
+def example_keys(key: jax.Array, epoch: jax.Array, example: jax.Array) -> jax.Array:
+    """A key per (epoch, example), both int `[batch]`; keys `[batch]`.
+
+    Augmentation drawn from these depends on nothing else: not on the batch, nor on the device.
+    """
+    fold = jax.vmap(lambda e, i: jax.random.fold_in(jax.random.fold_in(key, e), i))
+    return fold(epoch, example)
+
+
+def permuted(key: jax.Array, position: jax.Array, size: int) -> jax.Array:
+    """Where `position` goes in a random permutation of `range(size)`; one key per position.
+
+    A whole permutation would be sorted anew at every step; this computes single places of it: a
+    Feistel network permutes the next power of four, and a value outside the range is sent through
+    again until it falls inside (cycle walking; Black and Rogaway 2002).
+
+    Args:
+        key: keys `[batch]`; positions with equal keys belong to the same permutation.
+        position: uint32 `[batch]`, each below `size`.
+        size: the length of the permutation.
+
+    Returns:
+        uint32 `[batch]`, each below `size`.
+    """
+    half = max(1, ((size - 1).bit_length() + 1) // 2)
+    mask = jnp.uint32((1 << half) - 1)
+    seeds = jax.vmap(lambda k: jax.random.bits(k, (_ROUNDS,), "uint32"))(key)
+
+    def shuffle(value: jax.Array) -> jax.Array:
+        left, right = value >> half, value & mask
+        for i in range(_ROUNDS):
+            left, right = right, left ^ (_mix(right ^ seeds[:, i]) & mask)
+        return (left << half) | right
+
+    def outside(value: jax.Array) -> jax.Array:
+        return jnp.any(value >= size)
+
+    def again(value: jax.Array) -> jax.Array:
+        return jnp.where(value >= size, shuffle(value), value)
+
+    return jax.lax.while_loop(outside, again, shuffle(position.astype(jnp.uint32)))
+
+
+def _mix(x: jax.Array) -> jax.Array:
+    """A bijective hash of uint32 in which every input bit reaches every output bit."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)

@@ -1,0 +1,436 @@
+"""The runner of every trained experiment: init or restore -> loop -> evaluate -> save -> report."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from cnn_research import checkpoint, ops
+from cnn_research import workdir as folders
+from cnn_research.data.batches import batch_indices, steps_at
+from cnn_research.data.dataset import Dataset
+from cnn_research.errors import UsageError, UserError
+from cnn_research.evaluate import Evaluator, abstract_state, means, report, reported_step, scaled
+from cnn_research.experiment import Result
+from cnn_research.interruption import Interruption
+from cnn_research.mesh import batch_sharded, check_divides, data_mesh, replicated
+from cnn_research.progress import Progress, duration
+from cnn_research.random import example_keys, stream_key
+from cnn_research.state import TrainState, init_state
+from cnn_research.training import Training
+from cnn_research.writers import MetricsWriter
+
+Arrays = Mapping[str, Any]
+"""The training split on the device: `images` uint8 `[examples, height, width, channels]`, and
+`labels`, per head int32 `[examples]`."""
+
+
+@dataclasses.dataclass
+class Decisions:
+    """What the run has decided so far; in every checkpoint, beside the state."""
+
+    best: float | None = None
+    """The best validation value of the selection metric."""
+    stale: int = 0
+    """Evaluations since then."""
+    evaluated: int = 0
+    """The last step that was evaluated."""
+    seconds: float = 0.0
+    """That the run has taken, over all its continuations."""
+
+
+def train(experiment: Training, workdir: Path) -> Result:
+    """Trains in a folder, going on from its newest good checkpoint if it has one.
+
+    Raises:
+        UsageError: the folder holds another experiment, or the config does not fit the data.
+        UserError: the run failed: data not prepared, a loss that is not finite, a full disk.
+        Interrupted: a signal asked the run to stop; it was saved.
+    """
+    first = jax.process_index() == 0
+    with folders.claimed(workdir, enabled=first), Interruption() as interruption:
+        folders.check_continues(experiment, workdir)
+        dataset = experiment.data.load()
+        check_data(experiment, dataset)
+        mesh = data_mesh()
+        check_divides(mesh, experiment.batch_size)
+        with jax.set_mesh(mesh):
+            return _train(experiment, workdir, dataset, mesh, interruption)
+
+
+def _train(
+    experiment: Training,
+    workdir: Path,
+    dataset: Dataset,
+    mesh: Mesh,
+    interruption: Interruption,
+) -> Result:
+    started = time.monotonic()
+    first = jax.process_index() == 0
+    examples = len(dataset.splits["train"])
+    last_step = steps_at(experiment.epochs, experiment.batch_size, examples)
+
+    # Init or restore.
+    model = experiment.task.bind(experiment.model, dataset)
+    optimizer = experiment.optimizer.build(last_step)
+    saved = workdir / folders.CHECKPOINTS
+    restored = checkpoint.newest(saved, repair=first)
+    decisions = Decisions()
+    if restored is None:
+        state = initial_state(experiment, model, optimizer, dataset, mesh)
+    else:
+        like = abstract_state(experiment, model, dataset, mesh)
+        state, values = checkpoint.restore(saved, restored, like)
+        decisions = Decisions(**values)
+    before = decisions.seconds
+    arrays = jax.device_put(
+        {"images": dataset.splits["train"].images, "labels": dict(dataset.splits["train"].labels)},
+        replicated(mesh),
+    )
+    step_function = make_steps(experiment, model, optimizer, examples, mesh)
+    evaluator = Evaluator(experiment, model, mesh)
+    validation = dataset.splits.get("validation")
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    if first:
+        folders.describe(
+            experiment,
+            workdir,
+            data={"name": dataset.name, **dataset.provenance},
+            devices=[str(device) for device in mesh.devices.flat],
+            parameters=parameters,
+        )
+    progress = Progress(last_step, experiment.batch_size, experiment.epochs, enabled=first)
+    progress.say(
+        f"{parameters:,} parameters, {examples:,} training images, {last_step:,} steps on "
+        f"{mesh.size} {jax.default_backend()} device{'s' * (mesh.size > 1)}; workdir {workdir}"
+    )
+    if restored is not None:
+        progress.say(f"Going on from the checkpoint of step {restored:,}.")
+
+    best = (experiment.selection.metric, experiment.selection.metric == "accuracy")
+    with (
+        MetricsWriter(workdir, restored_step=restored, enabled=first) as writer,
+        checkpoint.Checkpoints(
+            saved, keep=experiment.keep_checkpoints, best=best if validation else None
+        ) as checkpoints,
+    ):
+        seed = jax.device_put(jnp.uint32(experiment.seed), replicated(mesh))
+        window = Window(experiment, examples, last_step, writer, progress)
+        step = int(state.step)
+
+        def save(metrics: Mapping[str, float] | None) -> None:
+            decisions.seconds = before + time.monotonic() - started
+            checkpoints.save(state, dataclasses.asdict(decisions), metrics)
+
+        # The loop. Each pass evaluates if that is due, or else trains up to where it will be due.
+        # In this order: what a stopped evaluation would have decided is decided on the next start.
+        while True:
+            due = next_evaluation(experiment, decisions.evaluated, examples, last_step)
+            if step >= due and step > decisions.evaluated:
+                figures = None
+                if validation is not None:
+                    outcome = evaluator(state.variables(), validation, stop=lambda: interruption)
+                    if outcome is None:
+                        save(None)
+                        checkpoints.wait()
+                        raise interruption.error(f"step {step:,} is saved in {workdir}")
+                    figures = means(outcome[0])
+                    writer.write(step, "validation", figures, epoch=window.epoch(step))
+                    decide(experiment, decisions, figures)
+                decisions.evaluated = step
+                window.say_epoch(step, figures)
+                save(figures)
+            patience = experiment.selection.patience
+            if patience and decisions.stale >= patience:
+                progress.say(f"Stopped early: {decisions.stale} evaluations without a better one.")
+                break
+            if step >= last_step:
+                break
+            if interruption:
+                window.flush(step)
+                save(None)
+                checkpoints.wait()
+                raise interruption.error(f"step {step:,} is saved in {workdir}")
+            due = next_evaluation(experiment, decisions.evaluated, examples, last_step)
+            while step < due and not interruption:
+                count = min(ops.current_formulation().steps_per_dispatch, due - step)
+                state, metrics = step_function(state, arrays, seed, count)
+                step += count
+                window.add(step, metrics)
+            window.flush(step)
+
+        checkpoints.wait()
+        if not first:
+            return Result(workdir, step, {})
+        if experiment.selection.report == "best":
+            chosen = reported_step(experiment, workdir)
+            like = abstract_state(experiment, model, dataset, mesh)
+            state, _ = checkpoint.restore(saved, chosen, like)
+        folders.write_json(
+            workdir / folders.RUN,
+            folders.read_json(workdir / folders.RUN)
+            | {"steps": step, "wall_seconds": round(before + time.monotonic() - started, 1)},
+        )
+        return report(experiment, workdir, dataset, state, evaluator, writer)
+
+
+# The train step ----------------------------------------------------------------------------------
+
+
+def initial_state(
+    experiment: Training,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    dataset: Dataset,
+    mesh: Mesh,
+) -> TrainState:
+    """The state before the first step, computed under jit where it will stay."""
+    init = functools.partial(
+        init_state,
+        model,
+        optimizer,
+        image_shape=dataset.image_shape,
+        ema=bool(experiment.optimizer.ema_decay),
+    )
+    return jax.jit(init, out_shardings=replicated(mesh))(stream_key(experiment.seed, "init"))
+
+
+def make_steps(
+    experiment: Training,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    examples: int,
+    mesh: Mesh,
+) -> Callable[[TrainState, Arrays, jax.Array, int], tuple[TrainState, dict[str, jax.Array]]]:
+    """The jitted `(state, arrays, seed, count) -> (state, metrics)`, which does `count` steps.
+
+    The state's buffers are donated. Metrics are (sum, count), float32 `[count, 2]` each.
+    """
+    step = functools.partial(train_step, experiment, model, optimizer, examples, mesh)
+
+    @functools.partial(
+        jax.jit, static_argnames="count", donate_argnums=0, out_shardings=replicated(mesh)
+    )
+    def steps(state, arrays, seed, count):
+        if count == 1:
+            state, metrics = step(state, arrays, seed)
+            return state, {name: value[None] for name, value in metrics.items()}
+        return jax.lax.scan(lambda state, _: step(state, arrays, seed), state, None, count)
+
+    return steps
+
+
+def train_step(
+    experiment: Training,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    examples: int,
+    mesh: Mesh,
+    state: TrainState,
+    arrays: Arrays,
+    seed: jax.Array,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One step, a pure function of (state, arrays, seed): all randomness is keyed by the step.
+
+    Args:
+        experiment: what is trained.
+        model: bound to the data's classes.
+        optimizer: of `experiment`, for its number of steps.
+        examples: in the training split.
+        mesh: the batch is split over its axis `data`.
+        state: before the step.
+        arrays: the training split.
+        seed: uint32 `[]`.
+
+    Returns:
+        The state after the step, and its metrics: (sum, count), float32 `[2]` each.
+    """
+    indices, epochs = batch_indices(seed, state.step, experiment.batch_size, examples)
+    batch = jax.tree.map(lambda array: array[indices], arrays)
+    batch, keys = jax.lax.with_sharding_constraint(
+        (batch, example_keys(stream_key(seed, "augmentation"), epochs, indices)),
+        batch_sharded(mesh),
+    )
+    images = scaled(experiment.augmentation(keys, batch["images"]), experiment)
+    dropout = jax.random.fold_in(stream_key(seed, "dropout"), state.step)
+    present = jnp.ones(experiment.batch_size, bool)
+
+    def objective(params):
+        variables = {"params": params, **state.model_state}
+        logits, model_state = model.apply(
+            variables,
+            images,
+            train=True,
+            mutable=list(state.model_state),
+            rngs={"dropout": dropout},
+        )
+        total, count = experiment.task.objective(logits, batch["labels"], present)
+        penalty = experiment.penalty(params) if experiment.penalty else jnp.float32(0)
+        value = total / jnp.maximum(count, 1) + penalty
+        sums = dict(experiment.task.sums(logits, batch["labels"], present))
+        if experiment.penalty:
+            sums["penalty"] = (penalty, jnp.float32(1))
+        if experiment.penalty or experiment.task.label_smoothing:
+            sums["objective"] = (value, jnp.float32(1))
+        return value, (sums, model_state)
+
+    gradients, (sums, model_state) = jax.grad(objective, has_aux=True)(state.params)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    after = TrainState(
+        step=state.step + 1,
+        params=params,
+        model_state=model_state,
+        opt_state=opt_state,
+        ema=averaged(experiment.optimizer.ema_decay, state, {"params": params, **model_state}),
+    )
+    return after, {name: jnp.stack(pair) for name, pair in sums.items()}
+
+
+def averaged(decay: float, state: TrainState, new: Mapping[str, Any]) -> Any:
+    """The moving average after a step; young averages forget faster, so that none starts stale."""
+    if not state.ema:
+        return state.ema
+    weight = jnp.minimum(decay, (1 + state.step) / (10 + state.step))
+    return jax.tree.map(lambda old, now: weight * old + (1 - weight) * now, state.ema, dict(new))
+
+
+# Around the loop ---------------------------------------------------------------------------------
+
+
+class Window:
+    """Collects the metrics of steps, one dispatch behind, so that the device never waits for them.
+
+    Raises `UserError` from any method once a metric is not finite.
+    """
+
+    def __init__(
+        self,
+        experiment: Training,
+        examples: int,
+        last_step: int,
+        writer: MetricsWriter,
+        progress: Progress,
+    ):
+        self._experiment = experiment
+        self._epoch_steps = examples / experiment.batch_size
+        self._rate = experiment.optimizer.learning_rate_at(last_step)
+        self._writer, self._progress = writer, progress
+        self._pending: tuple[int, dict[str, jax.Array]] | None = None
+        self._row: dict[str, np.ndarray] = {}
+        self._epoch: dict[str, np.ndarray] = {}
+        self._fetched_at: float | None = None
+
+    def epoch(self, step: int) -> float:
+        """How many epochs a step completes."""
+        return round(step / self._epoch_steps, 4)
+
+    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Takes what a dispatch that ends at `step` returned; fetches that of the one before."""
+        before, self._pending = self._pending, (step, metrics)
+        if before is not None:
+            self._fetch(*before)
+
+    def flush(self, step: int) -> None:
+        """Fetches what is pending, and writes the row up to `step`."""
+        if self._pending is not None:
+            self._fetch(*self._pending)
+            self._pending = None
+        self._write(step)
+        self._fetched_at = None
+
+    def say_epoch(self, step: int, validation: Mapping[str, float] | None) -> None:
+        """Says what the steps since the last evaluation came to."""
+        self._progress.evaluated(step, self.epoch(step), _means(self._epoch), validation)
+        self._epoch = {}
+
+    def _fetch(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        values = {name: np.asarray(value, np.float64) for name, value in metrics.items()}
+        now = time.monotonic()
+        count = len(next(iter(values.values())))
+        # The first dispatch after a start or an evaluation may have waited for a compilation.
+        if self._fetched_at is not None:
+            self._progress.trained(count, now - self._fetched_at)
+        self._fetched_at = now
+        for name, pairs in values.items():
+            wrong = np.flatnonzero(~np.isfinite(pairs[:, 0]))
+            if wrong.size:
+                raise UserError(
+                    f"the {name} is {pairs[wrong[0], 0]} at step {step - count + 1 + wrong[0]:,}: "
+                    "training stopped, and the checkpoints from before are kept; try a lower "
+                    "--optimizer.learning-rate, or --optimizer.clip-norm=1"
+                )
+            self._row[name] = self._row.get(name, 0) + pairs.sum(axis=0)
+            self._epoch[name] = self._epoch.get(name, 0) + pairs.sum(axis=0)
+        self._progress.step(step, float(values["loss"][-1, 0] / max(values["loss"][-1, 1], 1)))
+        if step // self._experiment.log_every > (step - count) // self._experiment.log_every:
+            self._write(step)
+
+    def _write(self, step: int) -> None:
+        if not self._row:
+            return
+        self._writer.write(
+            step,
+            "train",
+            {
+                **_means(self._row),
+                "images_per_second": self._progress.images_per_second,
+                "learning_rate": float(self._rate(step - 1)),
+            },
+            epoch=self.epoch(step),
+            count=int(self._row["loss"][1]),
+        )
+        self._row = {}
+
+
+def _means(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
+    return means({name: (float(total), float(count)) for name, (total, count) in sums.items()})
+
+
+def next_evaluation(experiment: Training, after: int, examples: int, last_step: int) -> int:
+    """The first step after step `after` at which an evaluation is due; the last step at most."""
+    every = experiment.evaluate_every
+    done = math.floor(after * experiment.batch_size / examples / every)
+    for number in (done, done + 1, done + 2):
+        due = steps_at(number * every, experiment.batch_size, examples)
+        if number and due > after:
+            return min(due, last_step)
+    return last_step
+
+
+def decide(experiment: Training, decisions: Decisions, figures: Mapping[str, float]) -> None:
+    """Takes note of an evaluation's figures."""
+    value = figures[experiment.selection.metric]
+    if math.isfinite(value) and experiment.selection.better(value, decisions.best):
+        decisions.best, decisions.stale = value, 0
+    else:
+        decisions.stale += 1
+
+
+def check_data(experiment: Training, dataset: Dataset) -> None:
+    """Raises `UserError` for data that the experiment cannot be trained on."""
+    experiment.task.check_data(dataset)
+    examples = len(dataset.splits["train"])
+    if experiment.batch_size > examples:
+        raise UsageError(
+            f"--batch-size is {experiment.batch_size}, but data set {dataset.name} has only "
+            f"{examples} training examples: take a smaller batch"
+        )
+    if "validation" not in dataset.splits:
+        if experiment.selection.patience or experiment.selection.report == "best":
+            raise UsageError(
+                f"--selection chooses by validation {experiment.selection.metric}, but data set "
+                f"{dataset.name} has no validation split: set --data.validation above 0"
+            )

@@ -1,0 +1,118 @@
+"""The config of every trained experiment."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, Literal, Self
+
+from flax import linen as nn
+
+from cnn_research.data.augment import Augmentation
+from cnn_research.errors import UsageError
+from cnn_research.experiment import Experiment
+from cnn_research.optimizers import Optimizer, Penalty
+from cnn_research.tasks.classification import Classification
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """Which of a run's states counts, and when a run has seen enough. Validation data decides."""
+
+    metric: Literal["accuracy", "loss"] = "accuracy"
+    """The validation metric: the higher accuracy or the lower loss is the better state."""
+    report: Literal["last", "best"] = "last"
+    """Which checkpoint the report, `--mode=evaluate` and the test figures are about."""
+    patience: int = 0
+    """Stop after so many evaluations without a better one; 0 trains all epochs."""
+
+    def better(self, value: float, than: float | None) -> bool:
+        """Whether a validation value beats the best so far."""
+        if than is None:
+            return True
+        return value > than if self.metric == "accuracy" else value < than
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """How a trained model is asked. The figures do not depend on the batch size."""
+
+    batch_size: int = 500
+    """Images in one forward pass, over all devices."""
+    mirror: bool = False
+    """Average the probabilities of each image and its mirror image."""
+    shift: int = 0
+    """Average also over the image moved by so many pixels to each of the four diagonal sides."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training(Experiment):
+    """A model, the data it is trained on, and how."""
+
+    modes: ClassVar = {
+        "train": "cnn_research.runner:train",
+        "evaluate": "cnn_research.evaluate:evaluate",
+    }
+    resumable_fields: ClassVar = ("epochs", "log_every", "keep_checkpoints")
+
+    data: Any
+    """The data set."""
+    model: nn.Module
+    """The network."""
+    task: Classification = Classification()
+    """What the network's outputs mean, and the loss."""
+    optimizer: Optimizer = Optimizer()
+    """How parameters follow from gradients."""
+    penalty: Penalty = Penalty()
+    """Added to the objective for large weights."""
+    augmentation: Augmentation = Augmentation()
+    """Random changes to training images."""
+    mean: float = 0.0
+    """Subtracted from pixels, which are 0 to 1."""
+    std: float = 1.0
+    """Divides pixels, after the mean was subtracted."""
+    epochs: float = 10
+    """How often each training example is seen."""
+    batch_size: int = 128
+    """Training examples in a step, over all devices."""
+    seed: int = 0
+    """Of initial parameters, batch order, augmentation and dropout."""
+    selection: Selection = Selection()
+    """Which state of the run counts."""
+    evaluation: Evaluation = Evaluation()
+    """How the model is evaluated."""
+    evaluate_every: float = 1.0
+    """Epochs between evaluations on the validation split; each is followed by a checkpoint."""
+    log_every: int = 100
+    """Steps between training rows in metrics.jsonl."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay, beside the best."""
+
+    def check(self) -> None:
+        for name, value in (
+            ("epochs", self.epochs),
+            ("batch-size", self.batch_size),
+            ("evaluate-every", self.evaluate_every),
+            ("log-every", self.log_every),
+            ("std", self.std),
+            ("evaluation.batch-size", self.evaluation.batch_size),
+        ):
+            if value <= 0:
+                raise UsageError(f"--{name} is {value}: must be above 0")
+        if self.keep_checkpoints < 2:
+            raise UsageError(
+                f"--keep-checkpoints is {self.keep_checkpoints}: must be at least 2, since the "
+                "newest may be cut short when the machine stops"
+            )
+        self.task.check()
+        self.optimizer.check()
+        self.augmentation.check()
+
+    def test_sized(self) -> Self:
+        return dataclasses.replace(
+            self,
+            data=self.data.test_sized(),
+            epochs=1,
+            batch_size=16,
+            evaluation=dataclasses.replace(self.evaluation, batch_size=16),
+            log_every=1,
+        )

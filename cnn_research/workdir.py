@@ -1,0 +1,197 @@
+"""A run's folder: who writes to it, what was run, and whether that may go on."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import functools
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from cnn_research.errors import UsageError, UserError
+from cnn_research.experiment import Experiment, canonical_json, flatten, from_dict
+
+CONFIG = "config.json"
+RUN = "run.json"
+EVALUATION = "evaluation.json"
+CHECKPOINTS = "checkpoints"
+
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+    "scikit-learn",
+    "tensorflow-datasets",
+)
+
+
+@contextlib.contextmanager
+def claimed(workdir: Path, *, enabled: bool = True) -> Iterator[None]:
+    """Makes the folder, and keeps every other process from writing to it meanwhile.
+
+    Args:
+        workdir: the run's folder.
+        enabled: False in all processes of one run but the first.
+
+    Raises:
+        UserError: the folder cannot be written to, or another process runs in it.
+    """
+    if not enabled:
+        yield
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / ".lock").open("a+")
+    except OSError as error:
+        raise UserError(
+            f"cannot write to the workdir {workdir} ({error.strerror}): name another --workdir"
+        ) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise UserError(
+                f"another process ({lock.read().strip() or 'unknown'}) runs in {workdir}: "
+                "wait for it, or name another --workdir"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {platform.node()}\n")
+        lock.flush()
+        yield
+
+
+def saved_config(workdir: Path) -> Experiment | None:
+    """The experiment that a folder holds, or None if it holds none.
+
+    Raises:
+        UserError: its config.json cannot be read.
+    """
+    file = workdir / CONFIG
+    if not file.exists():
+        return None
+    try:
+        return from_dict(json.loads(file.read_text()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} is damaged ({error}): restore it, or name another workdir") from None
+
+
+def check_continues(experiment: Experiment, workdir: Path) -> None:
+    """Raises `UsageError` if the folder holds a run that this experiment does not continue."""
+    saved = saved_config(workdir)
+    if saved is None:
+        return
+    old, new = flatten(saved), flatten(experiment)
+    names = sorted(
+        name
+        for name in old.keys() | new.keys()
+        if old.get(name) != new.get(name) and name not in experiment.resumable_fields
+    )
+    if names:
+        shown = ", ".join(f"{n} is {old.get(n)!r} there and {new.get(n)!r} now" for n in names[:3])
+        more = f", and {len(names) - 3} more" if len(names) > 3 else ""
+        raise UsageError(
+            f"{workdir} holds a run of another config: {shown}{more}; name another --workdir, or "
+            f"give the same fields (only {', '.join(experiment.resumable_fields)} may change)"
+        )
+
+
+def describe(experiment: Experiment, workdir: Path, **facts: Any) -> None:
+    """Writes config.json and run.json, from which the run can be understood and repeated.
+
+    Args:
+        experiment: what is run.
+        workdir: where.
+        **facts: JSON values that only the run knows (parameters, data, devices).
+    """
+    write_text(workdir / CONFIG, canonical_json(experiment))
+    before = read_json(workdir / RUN)
+    commit, difference = _source()
+    if difference:
+        write_text(workdir / "source.diff", difference)
+    write_json(
+        workdir / RUN,
+        {
+            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            **before,
+            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "commit": commit,
+            "commit_is_clean": not difference,
+            "machine": machine(),
+            "versions": versions(),
+            "seed": getattr(experiment, "seed", None),
+            **facts,
+        },
+    )
+
+
+def machine() -> dict[str, Any]:
+    """The processor's name and how many cores this process may use."""
+    return {"cpu": _cpu_name(), "cores": len(os.sched_getaffinity(0)), "system": platform.system()}
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that a result depends on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The file's values; empty if it is absent or damaged."""
+    try:
+        return json.loads(file.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def write_json(file: Path, values: Mapping[str, Any]) -> None:
+    """Writes the file whole or not at all."""
+    write_text(file, json.dumps(values, indent=2) + "\n")
+
+
+def write_text(file: Path, text: str) -> None:
+    """Writes the file whole or not at all."""
+    temporary = file.with_name(f"{file.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, file)
+
+
+@functools.cache
+def _source() -> tuple[str, str]:
+    """The commit that runs, and what differs from it; empty where there is no git."""
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(root), *words]
+        try:
+            return subprocess.run(
+                command, capture_output=True, text=True, check=True, timeout=10
+            ).stdout
+        except (OSError, subprocess.SubprocessError):
+            return ""
+
+    return git("rev-parse", "HEAD").strip(), git("diff", "HEAD", "--", "*.py", "*.cfg", "*.toml")
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,1 @@
+"""Registered experiments: one file per subject, found by themselves."""

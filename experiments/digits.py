@@ -1,0 +1,46 @@
+"""The 1,797 handwritten digits that ship with scikit-learn: real images, no network, seconds.
+
+    python launch.py --experiment=digits_cnn
+"""
+
+from cnn_research.data.sources import Digits
+from cnn_research.experiment import register
+from cnn_research.models import MLP, ConvNet
+from cnn_research.optimizers import Optimizer
+from cnn_research.training import Training
+
+
+@register(data="digits")
+def digits_cnn() -> Training:
+    """A small convolutional network on scikit-learn's digits.
+
+    python launch.py --experiment=digits_cnn
+
+    Twenty seconds on two cores, start and report included; about 0.98 test accuracy.
+    """
+    return Training(
+        data=Digits(),
+        model=ConvNet(
+            features=(16, 32), padding=(1, 1), dense=(64,), dense_activation="relu", dropout=0.2
+        ),
+        optimizer=Optimizer(name="adam", learning_rate=2e-3, schedule="cosine"),
+        epochs=20,
+        batch_size=64,
+    )
+
+
+@register(data="digits")
+def digits_mlp() -> Training:
+    """One hidden layer, no convolution, on scikit-learn's digits.
+
+    python launch.py --experiment=digits_mlp
+
+    Ten seconds on two cores, start and report included; about 0.97 test accuracy.
+    """
+    return Training(
+        data=Digits(),
+        model=MLP(dense=(128,)),
+        optimizer=Optimizer(name="adam", learning_rate=2e-3, schedule="cosine"),
+        epochs=20,
+        batch_size=64,
+    )

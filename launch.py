@@ -1,0 +1,15 @@
+"""Runs a registered experiment: `python launch.py --experiment=NAME [--FIELD=VALUE ...]`."""
+
+import sys
+
+from absl import app, flags
+
+from cnn_research.cli import main, parse_flags
+
+flags.DEFINE_string("experiment", None, "Name of a registered experiment.")
+flags.DEFINE_string("workdir", None, "Folder of the run; runs/NAME-HASH where none is given.")
+flags.DEFINE_string("mode", "train", "What to do with the experiment: train, evaluate.")
+flags.DEFINE_bool("list", False, "List every experiment.")
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)
