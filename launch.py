@@ -1,6 +1,5 @@
 """Runs a registered experiment: `python launch.py --experiment=NAME [--FIELD=VALUE ...]`."""
 
-import sys
 
 from absl import app, flags
 

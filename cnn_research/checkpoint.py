@@ -79,18 +79,22 @@ class Checkpoints:
             UserError: this or an earlier save failed.
         """
         self.wait()
-        step = int(state.step)
+        step, figures = int(state.step), dict(metrics or {})
         if step in self._manager.all_steps():
-            return
+            if metrics is None:
+                return
+            # Saved when a signal stopped its evaluation; the same state, now with figures.
+            self._manager.delete(step)
         # The run goes on while this is written, and its donated buffers are written over.
         snapshot = jax.tree.map(jnp.copy, state)
         try:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(snapshot), host=ocp.args.JsonSave(dict(host))
+                    state=ocp.args.StandardSave(snapshot),
+                    host=ocp.args.JsonSave({"run": dict(host), "validation": figures}),
                 ),
-                metrics=None if metrics is None else dict(metrics),
+                metrics=figures or None,
             )
         except Exception as error:
             raise _save_error(error, self.folder, step) from error
@@ -159,11 +163,8 @@ def best(folder: Path, metric: str, better: Callable[[float, float | None], bool
     """
     found: tuple[int, float] | None = None
     for step in sorted(steps_in(folder)):
-        file = folder / str(step) / "metrics" / "metrics"
-        if not file.exists():
-            continue
-        value = json.loads(file.read_text())[metric]
-        if better(value, None if found is None else found[1]):
+        value = _validation(folder / str(step)).get(metric)
+        if value is not None and better(value, None if found is None else found[1]):
             fault = damage(folder / str(step))
             if fault is None:
                 found = (step, value)
@@ -196,7 +197,7 @@ def restore(folder: Path, step: int, like: TrainState) -> tuple[TrainState, dict
             reason = str(error).strip().split("\n")[0]
             raise UserError(f"checkpoint {path} does not fit this model: {reason}") from error
     # Orbax's buffers may be shared with its own reader; donation needs buffers of our own.
-    return jax.tree.map(jnp.copy, restored["state"]), restored["host"]
+    return jax.tree.map(jnp.copy, restored["state"]), restored["host"]["run"]
 
 
 def steps_in(folder: Path) -> list[int]:
@@ -236,6 +237,14 @@ def damage(checkpoint: Path) -> str | None:
         if _sha256(file) != expected:
             return f"its file {name} is damaged (its checksum differs)"
     return None
+
+
+def _validation(checkpoint: Path) -> dict[str, float]:
+    """The validation metrics that were saved with a checkpoint; empty if it has none."""
+    try:
+        return json.loads((checkpoint / "host" / "metadata").read_text())["validation"]
+    except (OSError, ValueError, KeyError):
+        return {}
 
 
 def _sha256(file: Path) -> str:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,13 +46,13 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         # absl's own --help knows nothing of the experiment's fields: `main` answers instead.
         rest = FLAGS([word for word in argv if word not in _HELP], known_only=True)
     except flags.Error as error:
-        fail(UsageError(f"{error}; `python launch.py --help` says how"))
+        fail(UsageError(f"{one_line(error)}; `python launch.py --help` says how"))
     return rest + [word for word in argv if word in _HELP][:1]
 
 
 def main(argv: Sequence[str]) -> None:
     """Lists, explains or runs an experiment; ends the program with its exit code."""
-    if FLAGS["verbosity"].using_default_value:
+    if not FLAGS["verbosity"].present:
         # Orbax tells every step of every save; --verbosity=0 shows it.
         logging.set_verbosity(logging.WARNING)
     try:
@@ -83,6 +81,11 @@ def launch(words: list[str]) -> None:
         if words and words[0] in _HELP:
             print(USAGE, end="")
             return
+        for word in words:
+            name = word.partition("=")[0].removeprefix("--")
+            near = did_you_mean(name, list(LAUNCHER_FLAGS))
+            if near:
+                raise UsageError(f"there is no flag --{name}{near}")
         raise UsageError(
             "say which experiment: --experiment=NAME (`python launch.py --list` shows all)"
         )

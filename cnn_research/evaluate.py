@@ -44,7 +44,7 @@ def predict(
         float32 `[batch, classes]`.
     """
     seen = list(_views(images, how))
-    logits = [model.apply(variables, view, train=False) for view in seen]
+    logits: list[Any] = [model.apply(variables, view, train=False) for view in seen]
     if len(logits) == 1:
         return logits[0]
     return jax.nn.logsumexp(jnp.stack([jax.nn.log_softmax(x) for x in logits]), axis=0) - jnp.log(

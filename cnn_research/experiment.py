@@ -132,7 +132,7 @@ def config_hash(config: Any) -> str:
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """Every leaf field by its path: `{"optimizer.learning_rate": 0.001, ...}`."""
-    leaves = {}
+    leaves: dict[str, Any] = {}
     for field in config_fields(config):
         value = getattr(config, field.name)
         path = f"{prefix}{field.name}"
@@ -222,6 +222,6 @@ def lookup(name: str) -> Entry:
 
 
 def did_you_mean(word: str, words: list[str]) -> str:
-    """`: did you mean 'x'?` with the nearest of `words`, or nothing."""
+    """` (did you mean 'x'?)` with the nearest of `words`, or nothing."""
     near = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
-    return f": did you mean '{near[0]}'?" if near else ""
+    return f" (did you mean '{near[0]}'?)" if near else ""

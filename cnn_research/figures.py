@@ -73,8 +73,8 @@ def _curves(axes: Axes, epochs: Sequence[Mapping[str, Any]], name: str) -> None:
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
     axes.set_axisbelow(True)
     if axes.lines:
-        first, last = axes.dataLim.intervalx
-        axes.set_xlim(first - 0.4, last + 0.4)  # room for one tick, where there is one epoch
+        # Room for a tick where there is one epoch, and for each epoch whose value is not finite.
+        axes.set_xlim(epochs[0]["epoch"] - 0.4, epochs[-1]["epoch"] + 0.4)
         axes.legend(frameon=False)
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from types import FrameType
+from typing import Any
 
 from cnn_research.errors import Interrupted
 
@@ -16,9 +17,10 @@ EXIT_CODES = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGINT: 130}
 class Interruption:
     """While entered, SIGTERM, SIGUSR1 and SIGINT ask this run to stop; a second SIGINT kills it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, enabled: bool = True) -> None:
+        self._enabled = enabled
         self._signal: signal.Signals | None = None
-        self._before: dict[signal.Signals, object] = {}
+        self._before: dict[signal.Signals, Any] = {}
 
     def __bool__(self) -> bool:
         """Whether the run should stop."""
@@ -43,7 +45,7 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         # Signals can only be handled in the main thread: elsewhere its owner decides.
-        if threading.current_thread() is threading.main_thread():
+        if self._enabled and threading.current_thread() is threading.main_thread():
             for number in EXIT_CODES:
                 self._before[number] = signal.signal(number, self._receive)
         return self

@@ -117,9 +117,7 @@ class Penalty:
         import jax.numpy as jnp
 
         leaves = [
-            leaf
-            for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-            if is_kernel(path)
+            leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params) if is_kernel(path)
         ]
         count = sum(leaf.size for leaf in leaves)
         total = jnp.float32(0)

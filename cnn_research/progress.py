@@ -49,7 +49,11 @@ class Progress:
         """Says what an epoch came to."""
         if not self._enabled:
             return
-        parts = [f"epoch {round(epoch, 1):g}/{self._epochs:g}", f"step {step:,}", _figures("train", training)]
+        parts = [
+            f"epoch {round(epoch, 1):g}/{self._epochs:g}",
+            f"step {step:,}",
+            _figures("train", training),
+        ]
         if validation is not None:
             parts.append(_figures("validation", validation))
         clear = "\r\x1b[K" if self._live else ""

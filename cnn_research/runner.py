@@ -26,7 +26,7 @@ from cnn_research.evaluate import Evaluator, abstract_state, means, report, repo
 from cnn_research.experiment import Result
 from cnn_research.interruption import Interruption
 from cnn_research.mesh import batch_sharded, check_divides, data_mesh, replicated
-from cnn_research.progress import Progress, duration
+from cnn_research.progress import Progress
 from cnn_research.random import example_keys, stream_key
 from cnn_research.state import TrainState, init_state
 from cnn_research.training import Training
@@ -60,7 +60,12 @@ def train(experiment: Training, workdir: Path) -> Result:
         Interrupted: a signal asked the run to stop; it was saved.
     """
     first = jax.process_index() == 0
-    with folders.claimed(workdir, enabled=first), Interruption() as interruption:
+    # One process of several cannot stop alone: the others would wait for it.
+    interruptible = jax.process_count() == 1
+    with (
+        folders.claimed(workdir, enabled=first),
+        Interruption(enabled=interruptible) as interruption,
+    ):
         folders.check_continues(experiment, workdir)
         dataset = experiment.data.load()
         check_data(experiment, dataset)

@@ -84,7 +84,9 @@ def saved_config(workdir: Path) -> Experiment | None:
     try:
         return from_dict(json.loads(file.read_text()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} is damaged ({error}): restore it, or name another workdir") from None
+        raise UserError(
+            f"{file} is damaged ({error}): restore it, or name another workdir"
+        ) from None
 
 
 def check_continues(experiment: Experiment, workdir: Path) -> None:

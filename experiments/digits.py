@@ -1,6 +1,6 @@
 """The 1,797 handwritten digits that ship with scikit-learn: real images, no network, seconds.
 
-    python launch.py --experiment=digits_cnn
+python launch.py --experiment=digits_cnn
 """
 
 from cnn_research.data.sources import Digits
