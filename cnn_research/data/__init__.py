@@ -1,6 +1,15 @@
 """Images and labels: what a data set is, the sources it comes from, and preparing it once."""
 
 from cnn_research.data.dataset import MISSING, Dataset, Split
-from cnn_research.data.sources import Digits, FashionMnist, Synthetic
+from cnn_research.data.sources import Digits, FashionMnist, ImageFolder, ImageTable, Synthetic
 
-__all__ = ["MISSING", "Dataset", "Digits", "FashionMnist", "Split", "Synthetic"]
+__all__ = [
+    "MISSING",
+    "Dataset",
+    "Digits",
+    "FashionMnist",
+    "ImageFolder",
+    "ImageTable",
+    "Split",
+    "Synthetic",
+]

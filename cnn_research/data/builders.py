@@ -5,10 +5,14 @@ Records are array_record files that any TFDS reader opens; `read` decodes all of
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
+import json
 import shutil
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +21,23 @@ import tensorflow_datasets as tfds
 from absl import logging
 from PIL import Image
 from tensorflow_datasets.core.download import checksums
+from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 from tensorflow_datasets.image_classification import mnist
 from tqdm import tqdm
 
+from cnn_research.data.images import BadImage, Plan, Record, decode, encode
 from cnn_research.data.splits import Examples
 from cnn_research.errors import UserError
 
 CHUNK = 1024
+POOL_CHUNK = 256
 
 FASHION_FILES = {
     "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
     "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
 }
 
+# Not registered: they share TFDS's names or make sense only with a plan.
 with tfds.core.registered.skip_registration():
 
     class FashionMnist(mnist.FashionMNIST):
@@ -67,26 +75,113 @@ with tfds.core.registered.skip_registration():
                 image = Image.fromarray(pixels.reshape(-1, 28, 28)[index])
                 yield index, {"image": image, "label": int(label)}
 
+    class _Images(tfds.core.GeneratorBasedBuilder):
+        """Images of a plan, decoded and resized, as PNG; with a class label per head."""
 
-def fashion_mnist(data_dir: Path) -> FashionMnist:
-    """The builder of Fashion-MNIST under `data_dir`, prepared or not."""
-    return FashionMnist(data_dir=data_dir, file_format="array_record")
+        VERSION = tfds.core.Version("1.0.0")
+
+        def __init__(
+            self,
+            *,
+            plan: Plan,
+            image_size: tuple[int, int],
+            on_bad_image: str,
+            fingerprint: str,
+            **kwargs: Any,
+        ):
+            self.plan = plan
+            self.image_size = image_size
+            self.on_bad_image = on_bad_image
+            self.fingerprint = fingerprint
+            self.skipped: list[str] = []
+            super().__init__(**kwargs)
+
+        def _info(self) -> tfds.core.DatasetInfo:
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description="Images with class labels, resized; -1 is a label that is not known.",
+                features=tfds.features.FeaturesDict(
+                    {
+                        "image": tfds.features.Image(
+                            shape=(*self.image_size, 3), encoding_format="png"
+                        ),
+                        "file": tfds.features.Text(),
+                        **{
+                            head: tfds.features.ClassLabel(names=names)
+                            for head, names in self.plan.class_names.items()
+                        },
+                    }
+                ),
+                metadata=tfds.core.MetadataDict(),
+                disable_shuffling=True,
+            )
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+            by_split: dict[str, list[Record]] = defaultdict(list)
+            for record in self.plan.records:
+                by_split[record.split].append(record)
+            return {
+                split: self._generate_examples(split, records)
+                for split, records in by_split.items()
+            }
+
+        def _generate_examples(
+            self, split: str, records: Sequence[Record]
+        ) -> Iterator[tuple[int, dict[str, Any]]]:
+            progress = tqdm(total=len(records), desc=f"preparing {split}", disable=None)
+            with ThreadPoolExecutor() as pool:  # Pillow decodes and resizes outside of the lock
+                for start in range(0, len(records), POOL_CHUNK):
+                    chunk = records[start : start + POOL_CHUNK]
+                    for offset, (record, image) in enumerate(
+                        zip(chunk, pool.map(self._encoded, chunk), strict=True)
+                    ):
+                        if isinstance(image, BadImage):
+                            if self.on_bad_image == "stop":
+                                raise image
+                            self.skipped.append(str(image))
+                        else:
+                            example = {"image": image, "file": record.name, **record.labels}
+                            yield start + offset, example
+                    progress.update(len(chunk))
+            progress.close()
+            self.info.metadata.update(
+                fingerprint=self.fingerprint,
+                heads=list(self.plan.class_names),
+                skipped=self.skipped,
+                **self.plan.notes,
+            )
+
+        def _encoded(self, record: Record) -> bytes | BadImage:
+            try:
+                return encode(decode(record.path, self.image_size))
+            except BadImage as error:
+                return error
+
+    class ImageFolder(_Images):
+        """A folder of images: `<class>/*` or `<split>/<class>/*`."""
+
+    class ImageTable(_Images):
+        """A CSV file with a row per image."""
 
 
-def prepare_fashion_mnist(data_dir: Path, source: Path | None) -> None:
-    """Prepares Fashion-MNIST from the four official files in the folder `source`, or downloads."""
-    if source is not None:
-        _check_fashion_files(source)
+def prepare_fashion_mnist(data_dir: Path, folder: Path | None) -> None:
+    """Prepares Fashion-MNIST from the four official files below `folder`, or downloads them."""
+    if folder is not None:
+        first = next(folder.rglob(FASHION_FILES["train"][0]), folder / "-")
+        _check_fashion_files(first.parent if first.exists() else folder)
+        folder = first.parent
+    builder = FashionMnist(data_dir=data_dir, file_format="array_record")
     try:
-        prepare(fashion_mnist(data_dir), data_dir, manual_dir=source)
-    except UserError:
-        raise
-    except Exception as error:
+        prepare(builder, data_dir, manual_dir=folder)
+    except (OSError, tfds.download.DownloadError, NonMatchingChecksumError) as error:
+        if folder is not None:
+            raise
+        for unfinished in (data_dir / "downloads" / "fashion_mnist").glob("**/*.tmp.*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
         files = ", ".join(file for files in FASHION_FILES.values() for file in files)
         raise UserError(
             f"Fashion-MNIST could not be downloaded ({type(error).__name__}): fetch {files} as "
-            "described at https://github.com/zalandoresearch/fashion-mnist and pass their folder "
-            "with --source=FOLDER"
+            f"described at {builder.info.homepage} and pass their folder with --source=FOLDER"
         ) from error
 
 
@@ -111,28 +206,65 @@ def prepare(
         logging.info("removing %s, left by a preparation that was interrupted", leftover)
         shutil.rmtree(leftover, ignore_errors=True)
     tfds.disable_progress_bar()  # TFDS's bars also print where there is no terminal; ours do not
-    builder.download_and_prepare(
-        download_dir=data_dir / "downloads",
-        download_config=tfds.download.DownloadConfig(
-            manual_dir=manual_dir,
-            force_checksums_validation=True,
-            try_download_gcs=False,
-            download_mode=tfds.GenerateMode.REUSE_CACHE_IF_EXISTS,
-        ),
+    with contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare(
+            download_dir=data_dir / "downloads",
+            download_config=tfds.download.DownloadConfig(
+                manual_dir=manual_dir,
+                force_checksums_validation=True,
+                try_download_gcs=False,
+                download_mode=tfds.GenerateMode.REUSE_CACHE_IF_EXISTS,
+            ),
+            file_format="array_record",
+        )
+
+
+def prepare_images(
+    kind: str,
+    data_dir: Path,
+    config: str,
+    plan: Plan,
+    image_size: tuple[int, int],
+    on_bad_image: str,
+    fingerprint: str,
+) -> None:
+    """Prepares `kind` (`image_folder` or `image_table`) under the name `config`."""
+    builder_class = {"image_folder": ImageFolder, "image_table": ImageTable}[kind]
+    builder = builder_class(
+        plan=plan,
+        image_size=image_size,
+        on_bad_image=on_bad_image,
+        fingerprint=fingerprint,
+        data_dir=data_dir,
+        config=tfds.core.BuilderConfig(name=config),
         file_format="array_record",
     )
+    prepare(builder, data_dir)
 
 
-def read(builder: tfds.core.GeneratorBasedBuilder, scratch: Path) -> Examples:
-    """Every record of a prepared builder, decoded; the images are a memory map in `scratch`."""
+def is_prepared(home: Path, fingerprint: str) -> bool:
+    """Whether `home` holds images that were prepared from files in just this state."""
+    try:
+        return json.loads((home / "metadata.json").read_text())["fingerprint"] == fingerprint
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def read(home: Path, scratch: Path) -> tuple[Examples, dict[str, Any]]:
+    """Every record prepared in `home`, decoded, and the metadata that preparation left there.
+
+    The images are a memory map of a file in `scratch`, so memory holds only what is in use.
+    """
+    builder = tfds.builder_from_directory(home)
     features = builder.info.features
-    heads = {"label": features["label"]}
+    metadata = dict(builder.info.metadata or {"heads": ["label"]})
     total = sum(split.num_examples for split in builder.info.splits.values())
     images = np.lib.format.open_memmap(
         scratch / "images.npy", "w+", np.uint8, shape=(total, *features["image"].shape)
     )
-    labels = {head: np.empty(total, np.int32) for head in heads}
-    names, given = [], []
+    labels = {head: np.empty(total, np.int32) for head in metadata["heads"]}
+    names: list[str] = []
+    given: list[str] = []
     progress = tqdm(total=total, desc="decoding", disable=None)
     for split in builder.info.splits:
         records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
@@ -141,19 +273,21 @@ def read(builder: tfds.core.GeneratorBasedBuilder, scratch: Path) -> Examples:
             for index, record in zip(rows, records.__getitems__(list(rows)), strict=True):
                 image = np.asarray(Image.open(io.BytesIO(record["image"])))
                 images[len(names)] = image.reshape(images.shape[1:])
-                for head in heads:
-                    labels[head][len(names)] = record[head]
-                names.append(f"{split}/{index}")
+                for head, values in labels.items():
+                    values[len(names)] = record[head]
+                file = record.get("file")
+                names.append(f"{split}/{index}" if file is None else file.decode())
                 given.append(split)
             progress.update(len(rows))
     progress.close()
-    return Examples(
+    examples = Examples(
         images=images,
         labels=labels,
-        class_names={head: tuple(feature.names) for head, feature in heads.items()},
+        class_names={head: tuple(features[head].names) for head in labels},
         names=np.array(names),
         given=np.array(given),
     )
+    return examples, metadata
 
 
 def fashion_checksums() -> dict[str, str]:

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
+import os
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from cnn_research.data import cache
+from cnn_research.data import cache, images
 from cnn_research.data.dataset import Dataset, Split
 from cnn_research.data.splits import Examples, assign
 from cnn_research.errors import UsageError, UserError
@@ -77,9 +82,14 @@ class FashionMnist:
     def description(self) -> str:
         return "Fashion-MNIST, 28x28x1, 10 classes"
 
+    @staticmethod
+    def home() -> Path:
+        """The folder of the prepared records."""
+        return cache.data_dir() / "fashion_mnist" / "3.0.1"
+
     def load(self) -> Dataset:
         """Images are uint8 `[examples, 28, 28, 1]`, memory maps; the test split is the official."""
-        home = cache.data_dir() / "fashion_mnist" / "3.0.1"
+        home = self.home()
         info = home / "dataset_info.json"
         if not info.is_file():
             interrupted = any(home.parent.glob("incomplete.*"))
@@ -89,25 +99,182 @@ class FashionMnist:
                 "cnn_research.data prepare fashion_mnist --source=FOLDER` with the folder of the "
                 "four official .gz files, or without --source to download them"
             )
+        told = json.loads(info.read_bytes())
+        if told.get("fileFormat") != "array_record" or not told.get("disableShuffling"):
+            raise UserError(
+                f"{home} was prepared by another program, in another format or order: set "
+                "TFDS_DATA_DIR to another folder and prepare it there"
+            )
         fingerprint = hashlib.sha256(info.read_bytes()).hexdigest()
 
         def build(folder: Path) -> None:
             from cnn_research.data import builders
 
             with cache.scratch(folder.with_name("records")) as scratch:
-                builder = builders.fashion_mnist(cache.data_dir())
-                examples = builders.read(builder, scratch)
+                examples, _ = builders.read(home, scratch)
                 sizes = {"validation": self.validation, "test": 0}
                 indices, report = assign(examples, sizes, self.split_seed)
-                provenance = {
+                source = {
                     "source": self.description,
-                    "version": str(builder.version),
+                    "version": home.name,
                     "sha256": builders.fashion_checksums(),
-                    **report,
                 }
+                provenance = {**source, **report}
                 cache.write(folder, fingerprint, "fashion_mnist", examples, indices, provenance)
 
         return cache.load(home, fingerprint, cache.key_of(dataclasses.asdict(self)), build)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFolder:
+    """A folder or archive of images, `<split>/<class>/*` or `<class>/*`; prepared on first use.
+
+    Splits are train, validation and test; one that has no folder is drawn from train.
+    """
+
+    path: str
+    """The folder, or a .tar, .tar.gz, .tar.xz or .zip archive of it."""
+    image_size: tuple[int, int] = (64, 64)
+    """Height and width to which every image is stretched."""
+    validation: float = 0.1
+    """Which fraction of train is held out for validation, where no folder is; 0 for none."""
+    test: float = 0.1
+    """Which fraction of train is held out for the test, where no folder is; 0 for none."""
+    split_seed: int = 0
+    """Decides which examples are held out."""
+    on_bad_image: Literal["stop", "skip"] = "stop"
+    """What to do with a file that is no image: stop and name it, or leave it out and count it."""
+
+    @property
+    def description(self) -> str:
+        return f"images of {_stem(self.path)}, {self.image_size[0]}x{self.image_size[1]}x3"
+
+    def load(self) -> Dataset:
+        """Images are uint8 `[examples, *image_size, 3]`, memory maps; one head, `label`."""
+        path = existing(self.path)
+        files = images.files_below(path) if path.is_dir() else [(path, path.stat())]
+        content = [
+            (os.fsencode(file.relative_to(path)).hex(), status.st_size, status.st_mtime_ns)
+            for file, status in files
+        ]
+
+        def plan(folder: Path) -> images.Plan:
+            return images.plan_folder(folder, images.printable(path))
+
+        return _load_images("image_folder", self, path, cache.key_of(content), plan)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageTable:
+    """A CSV file with one image per row and one or more columns of labels; prepared on first use.
+
+    An empty cell is a label that is not known. A column `split` (train, validation, test) is used
+    if there is one; a split that it does not mention is drawn from train.
+    """
+
+    path: str
+    """The CSV file, or a folder or archive with one in it."""
+    image: str = "image"
+    """The column with the image's path as seen from the CSV file, or a pattern of columns such
+    as 'images/{id}.jpg'."""
+    label: tuple[str, ...] = ("label",)
+    """The columns with the labels, each a head of its own; splits are stratified by the first."""
+    min_examples: int = 1
+    """A class that has fewer rows counts as not known."""
+    image_size: tuple[int, int] = (64, 64)
+    """Height and width to which every image is stretched."""
+    validation: float = 0.1
+    """Which fraction of train is held out for validation; 0 for none."""
+    test: float = 0.1
+    """Which fraction of train is held out for the test; 0 for none."""
+    split_seed: int = 0
+    """Decides which examples are held out."""
+    on_bad_image: Literal["stop", "skip"] = "stop"
+    """What to do with a file that is no image: stop and name it, or leave it out and count it."""
+
+    @property
+    def description(self) -> str:
+        size = f"{self.image_size[0]}x{self.image_size[1]}x3"
+        return f"images of {_stem(self.path)}, {size}, labels {', '.join(self.label)}"
+
+    def load(self) -> Dataset:
+        """Images are uint8 `[examples, *image_size, 3]`, memory maps; a head per label column."""
+        path = existing(self.path)
+
+        def plan(folder: Path) -> images.Plan:
+            table = images.find_table(folder, images.printable(path)) if folder.is_dir() else folder
+            return images.plan_table(
+                table, images.printable(path), self.image, self.label, self.min_examples
+            )
+
+        if path.is_dir() or path.suffix.lower() == ".csv":
+            table = images.find_table(path, images.printable(path)) if path.is_dir() else path
+            files = [table, *(record.path for record in plan(path).records)]
+        else:
+            files = [path]
+        content = [_status(file) for file in files]
+        return _load_images("image_table", self, path, cache.key_of(content), plan)
+
+
+def _load_images(
+    kind: str,
+    source: ImageFolder | ImageTable,
+    path: Path,
+    fingerprint: str,
+    plan: Callable[[Path], images.Plan],
+) -> Dataset:
+    """Prepares `source` if its files have changed since last time, and opens its arrays."""
+    fields = dataclasses.asdict(source)
+    sizes = {"validation": fields.pop("validation"), "test": fields.pop("test")}
+    seed = fields.pop("split_seed")
+    stem = _stem(source.path)
+    fields["path"] = images.printable(path)
+    config = f"{re.sub(r'[^A-Za-z0-9]+', '_', stem)}-{cache.key_of(fields)}"
+    home = cache.data_dir() / kind / config / "1.0.0"
+
+    def build(folder: Path) -> None:
+        from cnn_research.data import builders
+
+        if not builders.is_prepared(home, fingerprint):
+            with images.opened(path) as root:
+                builders.prepare_images(
+                    kind, cache.data_dir(), config, plan(root), source.image_size,
+                    source.on_bad_image, fingerprint,
+                )  # fmt: skip
+        with cache.scratch(folder.with_name("records")) as scratch:
+            examples, metadata = builders.read(home, scratch)
+            indices, report = assign(examples, sizes, seed)
+            provenance = {
+                "source": source.description,
+                "path": images.printable(path),
+                **{key: value for key, value in metadata.items() if key != "heads"},
+                **report,
+            }
+            cache.write(folder, fingerprint, stem, examples, indices, provenance)
+
+    return cache.load(home, fingerprint, cache.key_of([sizes, seed]), build)
+
+
+def existing(path: str) -> Path:
+    """`path` made absolute; an error if there is nothing."""
+    found = Path(path).expanduser().absolute()
+    if not found.exists():
+        raise UserError(f"{images.printable(found)} does not exist: check the path")
+    return found
+
+
+def _status(file: Path) -> tuple[str, int, int]:
+    """What changes when a file does; an absent one is left to be reported when it is read."""
+    name = os.fsencode(file).hex()
+    try:
+        status = file.stat()
+    except OSError:
+        return name, 0, 0
+    return name, status.st_size, status.st_mtime_ns
+
+
+def _stem(path: str) -> str:
+    return images.printable(Path(path).name.split(".")[0]) or "images"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -77,9 +77,7 @@ def assign(
         "given_by_the_source": [name for name in SPLITS if given[name].size],
         "drawn_from_train": {**drawn, "seed": seed, "stratified_by": head} if drawn else {},
         "duplicates": _duplicates(examples, digests, indices),
-        "content": {
-            name: _content(examples, digests, chosen) for name, chosen in indices.items()
-        },
+        "content": {name: _content(examples, digests, chosen) for name, chosen in indices.items()},
     }
     unseen = _unseen(examples, indices)
     if unseen:
@@ -109,10 +107,10 @@ def _draw(
     quotas = _apportion({c: sum(map(len, m)) for c, m in sorted(groups.items())}, count)
     chosen: list[int] = []
     for label, quota in quotas.items():
-        for members in groups[label]:
-            if len(members) <= quota:
-                chosen += members
-                quota -= len(members)
+        for group in groups[label]:
+            if len(group) <= quota:
+                chosen += group
+                quota -= len(group)
     return np.sort(np.array(chosen, dtype=np.int64))
 
 

@@ -1,0 +1,181 @@
+"""Prepares a data set once, and lists what is prepared.
+
+python -m cnn_research.data prepare fashion_mnist --source=FOLDER
+python -m cnn_research.data prepare image_folder --source=FOLDER_OR_ARCHIVE --image-size 64 64
+python -m cnn_research.data prepare image_table --source=TABLE.csv --image=file --label kind brand
+python -m cnn_research.data list
+
+Without --source fashion_mnist is downloaded. Other flags are the source's own fields:
+`prepare NAME --help` shows them. TFDS_DATA_DIR says where prepared data live.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import json
+import sys
+import time
+from typing import Any
+
+from cnn_research.data import cache, sources
+from cnn_research.data.dataset import Dataset
+from cnn_research.errors import UsageError, UserError, one_line
+
+Source = sources.FashionMnist | sources.ImageFolder | sources.ImageTable
+
+SOURCES: dict[str, type[Source]] = {
+    "fashion_mnist": sources.FashionMnist,
+    "image_folder": sources.ImageFolder,
+    "image_table": sources.ImageTable,
+}
+
+
+def main(words: list[str]) -> None:
+    """Runs the command `words`."""
+    if not words or words[0] in ("--help", "-h"):
+        print(__doc__, end="")
+    elif words[0] == "list" and len(words) == 1:
+        print(listing())
+    elif words[0] == "prepare":
+        prepare(words[1:])
+    else:
+        raise UsageError(f"unknown command '{' '.join(words)}': the commands are prepare and list")
+
+
+def prepare(words: list[str]) -> None:
+    """Prepares the data set that `words` (a name, --source and fields) describe, and reports."""
+    given, fields = _take_source(words)
+    name = fields.pop(0) if fields and not fields[0].startswith("-") else ""
+    if name not in SOURCES:
+        near = difflib.get_close_matches(name, SOURCES, n=1, cutoff=0.5)
+        hint = f": did you mean {near[0]}?" if near else f": there is {', '.join(SOURCES)}"
+        raise UsageError((f"no data set '{name}' to prepare" if name else "say what") + hint)
+    wants_help = "--help" in fields or "-h" in fields
+    if name != "fashion_mnist" and not wants_help:
+        if given is None:
+            raise UsageError(f"{name} needs --source: the folder, archive or table of your data")
+        fields = [f"--path={given}", *fields]
+    source = _parse(SOURCES[name], name, fields)
+    start = time.monotonic()
+    if isinstance(source, sources.FashionMnist):
+        _prepare_fashion_mnist(given)
+    dataset = source.load()
+    print(_report(name, source, dataset, time.monotonic() - start))
+
+
+def listing() -> str:
+    """What is prepared, one block per set of arrays, and what was left half done."""
+    found = cache.data_dir()
+    lines = [f"in {found}:"]
+    for pattern in ("*/*", "*/*/*"):
+        for index in sorted(found.glob(f"{pattern}/arrays/*/{cache.INDEX}")):
+            told = json.loads(index.read_text())
+            size = sum(told["files"].values()) / 1e6
+            sizes = told["provenance"]["examples"].items()
+            splits = ", ".join(f"{split} {count:,}" for split, count in sizes)
+            lines += [
+                f"  {index.parents[2].relative_to(found)}: {told['provenance']['source']}",
+                f"    {splits}; {size:,.0f} MB in arrays/{index.parent.name}",
+            ]
+        for leftover in sorted(found.glob(f"{pattern.removesuffix('/*')}/incomplete.*")):
+            lines.append(f"  {leftover.relative_to(found)}: interrupted; prepare it again")
+    return "\n".join(lines if len(lines) > 1 else [f"nothing is prepared in {found}"])
+
+
+def _take_source(words: list[str]) -> tuple[str | None, list[str]]:
+    """The value of --source, if there is one, and the other words."""
+    rest: list[str] = []
+    given = None
+    remaining = iter(words)
+    for word in remaining:
+        if word == "--source":
+            given = next(remaining, "")
+        elif word.startswith("--source="):
+            given = word.partition("=")[2]
+        else:
+            rest.append(word)
+    if given == "":
+        raise UsageError("--source needs a value: the folder, archive or table of your data")
+    return given, rest
+
+
+def _parse(kind: type[Source], name: str, words: list[str]) -> Source:
+    """The source with the fields in `words`."""
+    import tyro
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(kind, args=words, prog=f"python -m cnn_research.data prepare {name}")
+    except SystemExit as end:
+        if not end.code:
+            raise
+        text = " ".join(said.getvalue().translate(str.maketrans("", "", "╭╮╰╯│─")).split())
+        raise UsageError(f"{text}; `prepare {name} --help` shows all fields") from None
+
+
+def _prepare_fashion_mnist(given: str | None) -> None:
+    from cnn_research.data import builders, images
+
+    path = None if given is None else sources.existing(given)
+    home = sources.FashionMnist.home()
+    with cache.lock(home):
+        if (home / "dataset_info.json").exists():
+            print(f"already prepared in {home}; delete that folder to prepare it again")
+            return
+        with images.opened(path) if path else contextlib.nullcontext() as folder:
+            builders.prepare_fashion_mnist(cache.data_dir(), folder)
+
+
+def _report(name: str, source: Source, dataset: Dataset, seconds: float) -> str:
+    provenance = dataset.provenance
+    height, width, channels = dataset.image_shape
+    splits = ", ".join(f"{split} {len(part):,}" for split, part in dataset.splits.items())
+    heads = ", ".join(
+        f"{head}: {len(names)} classes" for head, names in dataset.class_names.items()
+    )
+    lines = [
+        f"{name} is ready in {cache.data_dir()} ({seconds:.1f} s)",
+        f"  {splits}; {height}x{width}x{channels}; {heads}",
+        f"  duplicates across splits: {duplicates(provenance)}",
+    ]
+    skipped = provenance.get("skipped", [])
+    if skipped:
+        lines.append(f"  left out {len(skipped)} bad images, the first: {skipped[0]}")
+    return "\n".join([*lines, f"  in an experiment: data={_short(source)}"])
+
+
+def duplicates(provenance: Any) -> str:
+    """One line on the images that are in two splits."""
+    across = provenance["duplicates"]["across_splits"]
+    return (
+        "; ".join(
+            f"{found['images']} in {pair}, the first {' = '.join(found['first'][0])}"
+            for pair, found in across.items()
+        )
+        or "none"
+    )
+
+
+def _short(source: Source) -> str:
+    """The source as code, with the fields that are not their defaults."""
+    fields = [
+        f"{field.name}={getattr(source, field.name)!r}"
+        for field in dataclasses.fields(source)
+        if getattr(source, field.name) != field.default
+    ]
+    return f"{type(source).__name__}({', '.join(fields)})"
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except KeyboardInterrupt:
+        print("error: interrupted; nothing half done is used", file=sys.stderr)
+        sys.exit(130)
+    except UserError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -1,0 +1,290 @@
+"""Finding and decoding the images of a folder, an archive or a table."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import io
+import os
+import re
+import tarfile
+import tempfile
+import unicodedata
+import warnings
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from cnn_research.data.dataset import MISSING
+from cnn_research.errors import UsageError, UserError
+
+MAX_PIXELS = 50_000_000
+"""Larger images are refused: a small file can unpack into all of the memory."""
+
+SPLIT_FOLDERS = {
+    "train": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "test": "test",
+}
+"""The names of folders, and of values in a column `split`, that mean a split."""
+
+
+class BadImage(UserError):
+    """A file that cannot be used as an image."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One image to read.
+
+    Attributes:
+        path: the file.
+        name: what to call it, printable, relative to the source.
+        split: where the source puts it; `train` where it says nothing.
+        labels: per head, the class index, or `MISSING`.
+    """
+
+    path: Path
+    name: str
+    split: str
+    labels: Mapping[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a source consists of, before any image is opened.
+
+    Attributes:
+        records: one per image, in a fixed order.
+        class_names: per head, the name of each class.
+        notes: JSON values for the provenance.
+    """
+
+    records: Sequence[Record]
+    class_names: Mapping[str, tuple[str, ...]]
+    notes: Mapping[str, int]
+
+
+def printable(name: str | os.PathLike[str]) -> str:
+    """A file's name as text that every terminal and JSON takes, whatever its bytes are."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def decode(path: Path, image_size: tuple[int, int]) -> np.ndarray:
+    """The image in the file `path` as uint8 `[height, width, 3]`, stretched to `image_size`.
+
+    Rotated as EXIF says, transparency put on white, 16 bits reduced to 8, CMYK and palettes
+    turned into RGB; of an animation the first frame.
+    """
+    from PIL import Image, ImageOps
+
+    height, width = image_size
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as file:
+                if file.width * file.height > MAX_PIXELS:
+                    raise BadImage(
+                        f"{printable(path)} has {file.width}x{file.height} pixels, more than "
+                        f"{MAX_PIXELS // 1_000_000} million: make it smaller"
+                    )
+                # A large JPEG is decoded at the nearest size above twice the wanted one.
+                file.draft("RGB", (2 * max(image_size), 2 * max(image_size)))
+                file.load()
+                upright = _to_rgb(ImageOps.exif_transpose(file))
+                image = upright.resize((width, height), Image.Resampling.BILINEAR)
+    except Image.DecompressionBombError as error:
+        raise BadImage(
+            f"{printable(path)} has more than {MAX_PIXELS // 1_000_000} million pixels: make it "
+            "smaller"
+        ) from error
+    except FileNotFoundError as error:
+        raise BadImage(f"{printable(path)} does not exist") from error
+    except BadImage:
+        raise
+    except Exception as error:  # Pillow's plugins raise a dozen different ones
+        raise BadImage(f"{printable(path)} is not an image or is damaged ({error})") from error
+    return np.asarray(image)
+
+
+def _to_rgb(image):  # type: ignore[no-untyped-def]
+    from PIL import Image
+
+    if image.mode.startswith("I"):  # 16 bits: `convert` would clip instead of scaling
+        grey = np.asarray(image).astype(np.int64).clip(0, 65535)
+        return Image.fromarray((grey // 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no defined range")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def encode(pixels: np.ndarray) -> bytes:
+    """uint8 `[height, width, 3]` as PNG."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "png", compress_level=1)
+    return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Path]:
+    """The folder or table `path`; an archive is unpacked into a folder that is gone afterwards."""
+    if path.is_dir() or path.suffix.lower() == ".csv":
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="cnn_research_") as folder:
+        try:
+            if zipfile.is_zipfile(path):
+                with zipfile.ZipFile(path) as archive:
+                    archive.extractall(folder)
+            else:
+                with tarfile.open(path) as archive:
+                    archive.extractall(folder, filter="data")
+        except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
+            raise UserError(
+                f"{printable(path)} is neither a folder nor a whole .tar, .tar.gz, .tar.xz or "
+                f".zip archive ({error})"
+            ) from error
+        yield Path(folder)
+
+
+def files_below(folder: Path) -> list[tuple[Path, os.stat_result]]:
+    """Every file below `folder` that is not hidden, sorted by path, with its status."""
+    found = []
+    pending = [folder]
+    while pending:
+        with os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                if entry.name.startswith((".", "__MACOSX")) or entry.name == "Thumbs.db":
+                    continue
+                if entry.is_dir():
+                    pending.append(Path(entry.path))
+                else:
+                    found.append((Path(entry.path), entry.stat()))
+    return sorted(found, key=lambda item: item[0].parts)
+
+
+def plan_folder(root: Path, shown: str) -> Plan:
+    """The records of `<split>/<class>/*` or `<class>/*` in `root`; errors name it `shown`.
+
+    A single folder around everything is looked through.
+    """
+    paths = [path.relative_to(root) for path, _ in files_below(root)]
+    while (wrapper := _wrapper(paths)) is not None:
+        root = root / wrapper
+        paths = [path.relative_to(wrapper) for path in paths if path.parts[0] == wrapper]
+    tops = {path.parts[0] for path in paths if len(path.parts) > 1}
+    splits = {top: SPLIT_FOLDERS[top.lower()] for top in tops if top.lower() in SPLIT_FOLDERS}
+    # A class may be called 'train', beside 'bus' and 'tram': alone it is no split.
+    has_splits = "train" in splits.values() and (len(set(splits.values())) > 1 or len(tops) == 1)
+    if has_splits and tops - splits.keys():
+        raise UserError(
+            f"{shown} has split folders ({', '.join(sorted(splits))}) and others beside them "
+            f"({printable(sorted(tops - splits.keys())[0])}): move the others elsewhere"
+        )
+    depth = 1 if has_splits else 0
+    kept = [path for path in paths if len(path.parts) > depth + 1]
+    if not kept:
+        raise UserError(
+            f"{shown} has no folders of images: it needs one per class, as <class>/* or "
+            "<split>/<class>/*"
+        )
+    classes = sorted({printable(path.parts[depth]) for path in kept})
+    if len(classes) == 1:
+        raise UserError(
+            f"{shown} has one class only, '{classes[0]}': it needs a folder for each class"
+        )
+    return Plan(
+        records=[
+            Record(
+                path=root / path,
+                name=printable(path),
+                split=splits[path.parts[0]] if has_splits else "train",
+                labels={"label": classes.index(printable(path.parts[depth]))},
+            )
+            for path in kept
+        ],
+        class_names={"label": tuple(classes)},
+        notes={"files_outside_class_folders": len(paths) - len(kept)},
+    )
+
+
+def _wrapper(paths: Sequence[Path]) -> str | None:
+    """The one folder that holds all the others, if there is one and it is no split."""
+    tops = {path.parts[0] for path in paths if len(path.parts) > 1}
+    nested = any(len(path.parts) > 2 for path in paths)
+    top = next(iter(tops)) if len(tops) == 1 else "train"
+    return top if nested and top.lower() not in SPLIT_FOLDERS else None
+
+
+def plan_table(
+    table: Path, shown: str, image: str, label: Sequence[str], min_examples: int
+) -> Plan:
+    """The records of the CSV file `table`, one per row; the fields are those of `ImageTable`."""
+    with open(table, encoding="utf-8-sig", errors="backslashreplace", newline="") as file:
+        header = file.readline()
+        file.seek(0)
+        rows = list(csv.DictReader(file, delimiter=max(",;\t", key=header.count)))
+    if not rows:
+        raise UserError(f"{shown} has no rows: it needs a header and one row per image")
+    pattern = image if "{" in image else f"{{{image}}}"
+    for column in [*re.findall(r"\{(.*?)\}", pattern), *label]:
+        if column not in rows[0]:
+            raise UsageError(
+                f"{shown} has no column '{column}'; its columns are "
+                f"{', '.join(str(name) for name in rows[0])}"
+            )
+    cells = {head: [printable(row[head] or "") for row in rows] for head in label}
+    class_names = {}
+    for head, values in cells.items():
+        counts = Counter(value for value in values if value)
+        class_names[head] = tuple(sorted(n for n, count in counts.items() if count >= min_examples))
+        if len(class_names[head]) < 2:
+            raise UserError(
+                f"{shown}: column '{head}' has {len(class_names[head])} classes with "
+                f"{min_examples} or more rows: it needs two or more"
+            )
+    index = {head: {name: i for i, name in enumerate(names)} for head, names in class_names.items()}
+    records = []
+    for number, row in enumerate(rows):
+        name = re.sub(r"\{(.*?)\}", partial(_cell, row), pattern)
+        split = (row.get("split") or "train").strip().lower()
+        if split not in SPLIT_FOLDERS:
+            raise UserError(
+                f"{shown}, row {number + 1}: split is '{row['split']}'; it must be train, "
+                "validation or test"
+            )
+        labels = {head: index[head].get(cells[head][number], MISSING) for head in label}
+        if max(labels.values()) != MISSING:
+            path = table.parent / name
+            records.append(Record(path, printable(name), SPLIT_FOLDERS[split], labels))
+    return Plan(
+        records=records,
+        class_names=class_names,
+        notes={"rows_without_any_label": len(rows) - len(records)},
+    )
+
+
+def _cell(row: Mapping[str, str], match: re.Match[str]) -> str:
+    return row[match[1]] or ""
+
+
+def find_table(folder: Path, shown: str) -> Path:
+    """The one CSV file below `folder`."""
+    tables = [path for path, _ in files_below(folder) if path.suffix.lower() == ".csv"]
+    if len(tables) != 1:
+        raise UserError(f"{shown} has {len(tables)} .csv files: it needs one, or name the file")
+    return tables[0]
