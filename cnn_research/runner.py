@@ -433,9 +433,9 @@ def check_data(experiment: Training, dataset: Dataset) -> None:
             f"--batch-size is {experiment.batch_size}, but data set {dataset.name} has only "
             f"{examples} training examples: take a smaller batch"
         )
-    if "validation" not in dataset.splits:
-        if experiment.selection.patience or experiment.selection.report == "best":
-            raise UsageError(
-                f"--selection chooses by validation {experiment.selection.metric}, but data set "
-                f"{dataset.name} has no validation split: set --data.validation above 0"
-            )
+    chooses = experiment.selection.patience or experiment.selection.report == "best"
+    if chooses and "validation" not in dataset.splits:
+        raise UsageError(
+            f"--selection chooses by validation {experiment.selection.metric}, but data set "
+            f"{dataset.name} has no validation split: set --data.validation above 0"
+        )

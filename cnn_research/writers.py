@@ -204,7 +204,9 @@ def by_epoch(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Training and validation figures of each epoch, from the rows of metrics.jsonl.
 
     A training figure is the mean over the epoch's examples: rows weighted by their `count`, each
-    in the epoch in which it ends. A validation figure is that of the epoch's last evaluation.
+    in the epoch in which its last step began: where batches do not divide the examples, the step
+    that completes an epoch ends a little after it. A validation figure is that of the epoch's
+    last evaluation.
 
     Returns:
         By rising epoch, `{"epoch": int, "train": {name: float}, "validation": {name: float}}`;
@@ -213,8 +215,7 @@ def by_epoch(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     train: dict[int, list[Mapping[str, Any]]] = {}
     validation: dict[int, Mapping[str, Any]] = {}
     for row in history:
-        # A share of an epoch is a float: 3.0000000001 is the end of the third, not the fourth.
-        epoch = math.ceil(row["epoch"] - 1e-6)
+        epoch = _epoch_of(row)
         if row["split"] == "train":
             train.setdefault(epoch, []).append(row)
         elif row["split"] == "validation":
@@ -227,6 +228,15 @@ def by_epoch(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         }
         for epoch in sorted({*train, *validation})
     ]
+
+
+def _epoch_of(row: Mapping[str, Any]) -> int:
+    if row["step"] == 0:
+        return 0
+    one_step = row["epoch"] / row["step"]
+    # The runner rounds epochs to four digits; a step that begins an epoch must not fall before it.
+    tolerance = min(1e-4, one_step / 2)
+    return math.floor(row["epoch"] - one_step + tolerance) + 1
 
 
 def _weighted_means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

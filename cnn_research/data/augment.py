@@ -37,7 +37,7 @@ class Augmentation:
         Returns:
             As `images`.
         """
-        batch, height, width, _ = images.shape
+        height, width = images.shape[1:3]
         bits = jax.vmap(lambda key: jax.random.uniform(key, (5,)))(keys)
         rows, columns = jnp.arange(height), jnp.arange(width)
         if self.mirror:

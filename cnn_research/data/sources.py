@@ -38,6 +38,10 @@ class Digits:
     def description(self) -> str:
         return "scikit-learn's digits, 8x8x1, 10 classes"
 
+    def test_sized(self) -> Digits:
+        """Itself: it is small."""
+        return self
+
     def load(self) -> Dataset:
         """Images are uint8 `[examples, 8, 8, 1]`, scaled from 0..16 to 0..255."""
         import sklearn
@@ -81,6 +85,10 @@ class FashionMnist:
     @property
     def description(self) -> str:
         return "Fashion-MNIST, 28x28x1, 10 classes"
+
+    def test_sized(self) -> Synthetic:
+        """Noise of the same shape."""
+        return Synthetic(image_shape=(28, 28, 1), classes=(10,))
 
     @staticmethod
     def home() -> Path:
@@ -149,6 +157,10 @@ class ImageFolder:
     def description(self) -> str:
         return f"images of {_stem(self.path)}, {self.image_size[0]}x{self.image_size[1]}x3"
 
+    def test_sized(self) -> Synthetic:
+        """Noise of the same shape."""
+        return Synthetic(image_shape=(*self.image_size, 3))
+
     def load(self) -> Dataset:
         """Images are uint8 `[examples, *image_size, 3]`, memory maps; one head, `label`."""
         path = existing(self.path)
@@ -196,6 +208,12 @@ class ImageTable:
     def description(self) -> str:
         size = f"{self.image_size[0]}x{self.image_size[1]}x3"
         return f"images of {_stem(self.path)}, {size}, labels {', '.join(self.label)}"
+
+    def test_sized(self) -> Synthetic:
+        """Noise of the same shape, with the same heads."""
+        return Synthetic(
+            image_shape=(*self.image_size, 3), heads=self.label, classes=(10,) * len(self.label)
+        )
 
     def load(self) -> Dataset:
         """Images are uint8 `[examples, *image_size, 3]`, memory maps; a head per label column."""
@@ -300,6 +318,10 @@ class Synthetic:
     def description(self) -> str:
         shape = "x".join(map(str, self.image_shape))
         return f"random images, {shape}, {' and '.join(map(str, self.classes))} classes"
+
+    def test_sized(self) -> Synthetic:
+        """Itself: it is as small as it was asked to be."""
+        return self
 
     def load(self) -> Dataset:
         """Images are uint8 `[examples, *image_shape]`, uniform noise."""
