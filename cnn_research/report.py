@@ -26,6 +26,8 @@ from cnn_research.writers import by_epoch, read_metrics
 REPORT_FOLDER = "report"
 
 MOST_PAIRS = 10
+UNCOMPARED = ("step", "correct", "count", "wall_seconds")
+"""Numbers of a run that no table compares."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -374,7 +376,7 @@ def compared_figures(groups: Sequence[Group]) -> list[str]:
     names = [
         name
         for name in dict.fromkeys(name for group in groups for name in group.values())
-        if name.split()[-1] not in ("correct", "count", "wall_seconds") and "weighted " not in name
+        if name.split()[-1] not in UNCOMPARED and "weighted " not in name
     ]
     return [name for name in names if not name.startswith("validation ")] or names
 

@@ -149,13 +149,28 @@ def test_figure_text_and_hparams_reach_tensorboard(tmp_path):
 
 def test_epoch_weighs_its_rows_by_count_and_takes_the_last_validation(tmp_path):
     with MetricsWriter(tmp_path, restored_step=None) as writer:
-        writer.write(1, "train", {"loss": 1.0, "accuracy": 0.0}, epoch=0.75, count=30)
-        # Twice the third of 1.5 is not exactly 1 in floating point, and still ends epoch 1.
-        writer.write(2, "train", {"loss": 5.0, "accuracy": 1.0}, epoch=1 + 1e-12, count=10)
+        writer.write(0, "validation", {"loss": 9.0}, epoch=0.0, count=5)
+        writer.write(3, "train", {"loss": 1.0, "accuracy": 0.0}, epoch=0.75, count=30)
+        writer.write(4, "train", {"loss": 5.0, "accuracy": 1.0}, epoch=1.0, count=10)
         writer.write(2, "validation", {"loss": 3.0}, epoch=0.5, count=5)
-        writer.write(2, "validation", {"loss": 4.0}, epoch=1.0, count=5)
-        writer.write(3, "train", {"loss": 7.0, "accuracy": 0.5}, epoch=1.25, count=10)
+        writer.write(4, "validation", {"loss": 4.0}, epoch=1.0, count=5)
+        writer.write(5, "train", {"loss": 7.0, "accuracy": 0.5}, epoch=1.25, count=10)
     assert by_epoch(read_metrics(tmp_path)) == [
+        {"epoch": 0, "train": {}, "validation": {"loss": 9.0}},
         {"epoch": 1, "train": {"loss": 2.0, "accuracy": 0.25}, "validation": {"loss": 4.0}},
         {"epoch": 2, "train": {"loss": 7.0, "accuracy": 0.5}, "validation": {}},
     ]
+
+
+@pytest.mark.parametrize(
+    "examples, batch_size, later",
+    # The last: so many steps that the first few of an epoch are lost in the rounding.
+    [(55_000, 128, 1), (1_000, 100, 1), (97, 32, 1), (50_000, 2, 3)],
+)
+def test_step_belongs_to_the_epoch_in_which_it_began(examples, batch_size, later):
+    for number in (1, 2, 3, 7):
+        last = -(-number * examples // batch_size)  # the step that completes the epoch
+        for step, epoch in ((last, number), (last + later, number + 1)):
+            row = {"step": step, "epoch": round(step * batch_size / examples, 4), "loss": 1.0}
+            (found,) = by_epoch([{**row, "split": "validation"}])
+            assert found["epoch"] == epoch, (step, row["epoch"])

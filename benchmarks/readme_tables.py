@@ -1,0 +1,122 @@
+"""The tables of README.md, from results/*.json: `python -m benchmarks.readme_tables [--check]`.
+
+README.md says where a table goes with `<!-- table: accuracy -->` and `<!-- end -->`; what is
+between them is replaced. A number in the README is thus one that a results file holds, with the
+command, commit and machine that it came from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cnn_research.errors import UsageError, UserError, one_line
+from cnn_research.report import duration, markdown_table, mean_and_deviation
+
+ROOT = Path(__file__).resolve().parent.parent
+TABLE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+Results = Mapping[str, Mapping[str, Any]]
+"""The contents of each results file, by its name without `.json`."""
+
+
+def accuracy(results: Results) -> str:
+    """Test figures over seeds beside the document's, from `cnn_research.report --output`."""
+    header = ("experiment", "runs", "document", "accuracy", "precision", "recall", "F1", "time")
+    rows = []
+    for name, result in results.items():
+        figures = result.get("figures", {})
+        if "accuracy" not in figures:
+            continue
+        theirs = result["document_results"].get("test accuracy")
+        shown = ("accuracy", "macro precision", "macro recall", "macro F1")
+        rows.append(
+            (
+                name,
+                str(len(result["seeds"])),
+                "" if theirs is None else f"{theirs:.4f}",
+                *(mean_and_deviation(figures.get(n, {}).get("values", [])) for n in shown),
+                duration(result["wall_seconds"] / len(result["seeds"])),
+            )
+        )
+    return markdown_table(header, rows)
+
+
+def speed(results: Results) -> str:
+    """Milliseconds a training step beside PyTorch's fastest mode, from train_speed.json."""
+    rows = []
+    for model, result in results.get("train_speed", {}).get("models", {}).items():
+        medians = {mode: f"{m['median']:.1f}" for mode, m in result["milliseconds_a_step"].items()}
+        mode, ratio = result["best_of_pytorch"], result["times_as_fast"]
+        times_as_fast = f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})"
+        rows.append((model, medians["jax"], f"{medians[mode]} ({mode})", times_as_fast))
+    return markdown_table(("model", "ours, ms", "PyTorch, ms (mode)", "times as fast"), rows)
+
+
+def robustness(results: Results) -> str:
+    """Every row of any results file that says what was asked for and what was measured."""
+    rows = [
+        (str(row["what"]), str(row["target"]), str(row["measured"]))
+        for result in results.values()
+        for row in result.get("rows", [])
+        if {"what", "target", "measured"} <= row.keys()
+    ]
+    return markdown_table(("what", "target", "measured"), rows)
+
+
+TABLES: Mapping[str, Callable[[Results], str]] = {
+    "accuracy": accuracy,
+    "speed": speed,
+    "robustness": robustness,
+}
+
+
+def with_tables(readme: str, results: Results) -> str:
+    """The README with its tables made anew.
+
+    Raises:
+        UsageError: it names a table that there is not, or does not end one.
+    """
+
+    def table(match: re.Match[str]) -> str:
+        start, name, end = match.groups()
+        if name not in TABLES:
+            raise UsageError(f"README.md: no table is named '{name}'; there is {', '.join(TABLES)}")
+        return f"{start}{TABLES[name](results)}\n{end}"
+
+    if readme.count("<!-- table:") != readme.count("<!-- end -->"):
+        raise UsageError("README.md: not every '<!-- table: NAME -->' has its '<!-- end -->'")
+    return TABLE.sub(table, readme)
+
+
+def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
+    """The command; returns its exit code: 1 if `--check` finds the README out of date."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.readme_tables")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if out of date")
+    check = parser.parse_args(arguments).check
+    path = root / "README.md"
+    try:
+        old = path.read_text(encoding="utf-8")
+        results = {
+            file.stem: json.loads(file.read_text(encoding="utf-8"))
+            for file in sorted((root / "results").glob("*.json"))
+        }
+        new = with_tables(old, results)
+    except UserError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return error.exit_code
+    if check and new != old:
+        print("README.md is out of date: run `python -m benchmarks.readme_tables`", file=sys.stderr)
+        return 1
+    if new != old:
+        path.write_text(new, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

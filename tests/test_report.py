@@ -1,0 +1,440 @@
+"""Figures, the report of a run, tables over runs, and the tables of the README."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn import metrics
+
+from benchmarks import readme_tables
+from cnn_research import figures, report
+from cnn_research.errors import UserError
+from cnn_research.report import Predictions
+
+NAMES = ("bag", "coat", "shirt")
+
+HISTORY = [
+    {"step": 1, "epoch": 0.5, "split": "train", "loss": 3.0, "accuracy": 0.0, "count": 30},
+    {"step": 2, "epoch": 1.0, "split": "train", "loss": 1.0, "accuracy": 0.4, "count": 10},
+    {"step": 2, "epoch": 1.0, "split": "validation", "loss": 0.75, "accuracy": 0.5, "count": 9},
+    {"step": 4, "epoch": 2.0, "split": "train", "loss": 0.5, "accuracy": 0.8, "count": 40},
+    {"step": 4, "epoch": 2.0, "split": "validation", "loss": 0.875, "accuracy": 0.6, "count": 9},
+]
+
+
+def made_up_predictions(*, classes: int = 3, missing: int = 0) -> Predictions:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, classes, 60).astype(np.int32)
+    logits = rng.normal(size=(60, classes)).astype(np.float32)
+    logits[np.arange(60), labels] += 1
+    labels[:missing] = -1
+    names = NAMES if classes == 3 else tuple(f"class {index}" for index in range(classes))
+    return Predictions("test", logits, labels, names, loss=0.5, accuracy=0.7)
+
+
+# Figures -----------------------------------------------------------------------------------------
+
+
+def lines(axes: Any) -> dict[str, list[tuple[float, float]]]:
+    return {line.get_label(): list(map(tuple, line.get_xydata())) for line in axes.lines}
+
+
+def test_curves_show_each_epoch_once_with_rows_weighted_by_their_examples():
+    loss, accuracy = figures.training_curves(HISTORY).axes
+    assert lines(loss) == {"training": [(1, 2.5), (2, 0.5)], "validation": [(1, 0.75), (2, 0.875)]}
+    assert lines(accuracy)["training"] == [(1, pytest.approx(0.1)), (2, 0.8)]
+    assert "lowest in validation: 0.7500, epoch 1" in [text.get_text() for text in loss.texts]
+    assert "highest in validation: 0.6000, epoch 2" in [text.get_text() for text in accuracy.texts]
+
+
+def test_curves_of_a_run_without_validation_or_accuracy_or_with_nan():
+    history = [{"step": 1, "epoch": 1.0, "split": "train", "loss": float("nan"), "count": 4}]
+    (axes,) = figures.training_curves(history).axes
+    assert list(lines(axes)) == ["training"]
+    assert axes.get_xlim() == (0.6, 1.4)
+
+
+def test_confusion_matrix_colours_are_shares_of_the_row_and_cells_hold_counts():
+    matrix = np.array([[3, 1, 0], [0, 0, 0], [0, 2, 8]])
+    axes = figures.confusion_matrix(matrix, NAMES).axes[0]
+    (picture,) = axes.images
+    expected = [[0.75, 0.25, 0], [0, 0, 0], [0, 0.2, 0.8]]  # a class without examples has no share
+    np.testing.assert_allclose(picture.get_array(), expected)
+    cells = {(text.get_position()[::-1], text.get_text()) for text in axes.texts}
+    assert cells == {((0, 0), "3"), ((0, 1), "1"), ((2, 1), "2"), ((2, 2), "8")}
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(NAMES)
+
+
+def test_confusion_matrix_of_many_classes_has_no_text_in_cells():
+    figure = figures.confusion_matrix(np.eye(31, dtype=int), [f"class {i}" for i in range(31)])
+    assert not figure.axes[0].texts
+    assert len(figure.axes[0].get_xticklabels()) == 31
+
+
+@pytest.mark.parametrize("classes", [2, 10, 40])
+def test_no_label_of_a_confusion_matrix_is_cut_off(classes):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    names = [f"a class of some name, {index}" for index in range(classes)]
+    figure = figures.confusion_matrix(np.eye(classes, dtype=int), names)
+    FigureCanvasAgg(figure).draw()
+    axes = figure.axes[0]
+    for label in [*axes.get_xticklabels(), *axes.get_yticklabels(), axes.xaxis.label]:
+        box = label.get_window_extent()
+        assert box.x0 >= 0 and box.y0 >= 0, label.get_text()
+        assert box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1, label.get_text()
+
+
+def test_mistakes_come_by_confidence_and_without_correct_or_unlabelled_examples():
+    images = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1) * np.ones((1, 4, 4, 1), np.uint8)
+    figure = figures.mistakes(
+        images,
+        labels=np.array([0, 1, 2, -1, 0]),
+        predictions=np.array([1, 1, 0, 0, 2]),
+        probabilities=np.array([0.5, 1.0, 0.75, 1.0, 0.625]),
+        class_names=NAMES,
+    )
+    shown = [axes for axes in figure.axes if axes.images]
+    assert [int(axes.images[0].get_array()[0, 0]) for axes in shown] == [2, 4, 0]
+    assert shown[0].get_title() == "bag 0.75\ntrue: shirt"
+    assert shown[0].images[0].get_cmap().name == "gray"
+    assert shown[0].images[0].get_clim() == (0, 255)  # not stretched to the image's own range
+
+
+def test_mistakes_of_a_perfect_model_says_so():
+    figure = figures.mistakes(
+        np.zeros((2, 4, 4, 3), np.uint8), np.arange(2), np.arange(2), np.ones(2), NAMES
+    )
+    assert [text.get_text() for text in figure.texts] == ["No mistakes."]
+
+
+# Report ------------------------------------------------------------------------------------------
+
+
+def test_classification_report_is_what_scikit_learn_prints():
+    made = made_up_predictions()
+    expected = metrics.classification_report(
+        made.labels, made.logits.argmax(axis=1), target_names=list(NAMES), digits=4
+    )
+    assert report.classification_report(made) == expected
+
+
+def test_examples_without_label_are_left_out_everywhere():
+    made = made_up_predictions(missing=20)
+    kept = Predictions("test", made.logits[20:], made.labels[20:], NAMES, 0.5, 0.7)
+    assert report.summary(made) == report.summary(kept)
+    assert report.summary(made)["count"] == 40
+    assert report.confusion_counts(made).sum() == 40
+    assert report.classification_report(made) == report.classification_report(kept)
+
+
+def test_summary_agrees_with_scikit_learn_where_classes_are_absent():
+    # Class 3 is neither a label nor predicted, class 2 is never predicted.
+    labels = np.array([0, 0, 0, 1, 1, 2], np.int32)
+    logits = np.eye(4, dtype=np.float32)[[0, 0, 1, 1, 1, 0]]
+    made = Predictions("test", logits, labels, (*NAMES, "dress"), loss=0.25, accuracy=4 / 6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        precision, recall, f1, _ = metrics.precision_recall_fscore_support(
+            labels, logits.argmax(axis=1), average="macro"
+        )
+    found = report.summary(made)
+    assert (found["correct"], found["count"], found["loss"]) == (4, 6, 0.25)
+    assert found["accuracy"] == 4 / 6
+    assert (
+        found["macro precision"] == pytest.approx(precision) == pytest.approx((2 / 3 + 2 / 3) / 3)
+    )
+    assert found["macro recall"] == pytest.approx(recall)
+    assert found["macro F1"] == pytest.approx(f1)
+    assert found["weighted recall"] == pytest.approx(4 / 6)
+
+
+def test_split_without_any_label_is_a_user_error():
+    with pytest.raises(UserError, match="no example has a label"):
+        report.summary(made_up_predictions(missing=60))
+
+
+def test_confusion_counts_are_scikit_learns():
+    made = made_up_predictions()
+    expected = metrics.confusion_matrix(made.labels, made.logits.argmax(axis=1))
+    np.testing.assert_array_equal(report.confusion_counts(made), expected)
+
+
+def write(workdir: Path, predictions: dict[str, Predictions], images: Any = None) -> Path:
+    params = {"conv": {"kernel": np.zeros((3, 3, 1, 12)), "bias": np.zeros(12)}}
+    return report.write_report(
+        workdir,
+        title="Coats",
+        predictions=predictions,
+        images=images,
+        history=HISTORY,
+        params=params,
+    )
+
+
+def test_report_says_what_was_run_and_what_came_out(tmp_path):
+    record = {
+        "experiment": "coats",
+        "document": "004",
+        "command": ["launch.py", "--experiment=coats"],
+        "commit": "0123abc",
+        "commit_is_clean": False,
+        "machine": {"cpu": "a processor", "cores": 2},
+        "wall_seconds": 200.4,
+        "seed": 3,
+        "document_results": {"test accuracy": 0.8978},
+    }
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    made = made_up_predictions()
+    path = write(tmp_path, {"label": made}, np.zeros((60, 8, 8, 1), np.uint8))
+    page = path.read_text()
+    assert path == tmp_path / "report" / "report.md"
+    assert sorted(file.name for file in path.parent.iterdir()) == [
+        "classification_report.txt",
+        "confusion_matrix.png",
+        "curves.png",
+        "mistakes.png",
+        "report.md",
+    ]
+    text = report.classification_report(made)
+    assert (path.parent / "classification_report.txt").read_text() == text
+    assert text in page
+    for words in (
+        "`launch.py --experiment=coats`",
+        "0123abc, with the changes in source.diff",
+        "cpu: a processor, cores: 2",
+        "3 min 20 s",
+        "Seed: 3",
+    ):
+        assert words in page
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in page.splitlines()]
+    assert ["accuracy", f"{report.summary(made)['accuracy']:.4f}", "0.8978"] in rows
+    assert ["epoch", *("training loss", "validation loss")] == rows_of(rows, "epoch")[:3]
+    assert ["1", "2.5000", "0.7500", "0.1000", "0.5000"] in rows
+    assert ["conv/kernel", "3 x 3 x 1 x 12", "108"] in rows
+    assert ["total", "", "120"] in rows
+    matrix = report.confusion_counts(made)
+    np.fill_diagonal(matrix, 0)
+    assert rows[rows.index(rows_of(rows, "true class")) + 2][2] == str(matrix.max())
+
+
+def rows_of(rows: list[list[str]], first_cell: str) -> list[str]:
+    return next(row for row in rows if row and row[0] == first_cell)
+
+
+def test_several_heads_have_files_of_their_own(tmp_path):
+    heads = {"material": made_up_predictions(), "brand": made_up_predictions(classes=5)}
+    path = write(tmp_path, heads)
+    names = {file.name for file in path.parent.iterdir()}
+    assert {"confusion_matrix_material.png", "classification_report_brand.txt"} <= names
+    assert "## Result on the test split: brand" in path.read_text()
+
+
+def test_report_that_fails_leaves_the_earlier_one_whole(tmp_path):
+    path = write(tmp_path, {"label": made_up_predictions()})
+    before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
+    with pytest.raises(UserError, match="7 images but 60 predictions"):
+        write(tmp_path, {"label": made_up_predictions()}, np.zeros((7, 8, 8, 1), np.uint8))
+    assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == before
+    # And a first one that fails leaves nothing that looks like a report.
+    with pytest.raises(UserError):
+        write(tmp_path / "new", {"label": made_up_predictions()}, np.zeros((7, 8, 8, 1), np.uint8))
+    assert not (tmp_path / "new" / "report").exists()
+
+
+def test_report_is_replaced_as_a_whole(tmp_path):
+    write(tmp_path, {"label": made_up_predictions()}, np.zeros((60, 8, 8, 1), np.uint8))
+    path = write(tmp_path, {"label": made_up_predictions()})
+    assert not (path.parent / "mistakes.png").exists()
+    assert [file.name for file in tmp_path.iterdir()] == ["report"]
+
+
+# Tables over runs --------------------------------------------------------------------------------
+
+
+def make_run(folder: Path, *, accuracy: float | None, seed: int = 0, **config: Any) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"seed": seed, "epochs": 10, **config}))
+    record = {
+        "experiment": "coats",
+        "document": "004",
+        "command": ["launch.py", f"--seed={seed}"],
+        "commit": "0123abc",
+        "machine": {"cores": 2},
+        "versions": {"jax": "0.10.2"},
+        "started": "2026-03-01T12:00:00+00:00",
+        "wall_seconds": 10.0 + seed,
+        "document_results": {"test accuracy": 0.8978, "macro F1": 0.899302},
+    }
+    (folder / "run.json").write_text(json.dumps(record))
+    if accuracy is not None:
+        test = {"loss": 0.5, "accuracy": accuracy, "macro F1": accuracy - 0.1, "count": 100}
+        evaluation = {"step": 400, "test": test, "validation": {"accuracy": 0.99}}
+        (folder / "evaluation.json").write_text(json.dumps(evaluation))
+    return folder
+
+
+def table(text: str) -> list[list[str]]:
+    return [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ]
+
+
+def test_runs_are_grouped_by_config_without_its_seed(tmp_path, capsys):
+    # 0.88, 0.90, 0.92: mean 0.90, deviation with n - 1 exactly 0.02.
+    runs = [
+        make_run(tmp_path / f"run{seed}", seed=seed, accuracy=accuracy)
+        for seed, accuracy in enumerate((0.88, 0.90, 0.92))
+    ]
+    other = make_run(tmp_path / "other", accuracy=0.75, optimizer={"learning_rate": 0.01})
+    assert report.main([*map(str, runs), str(other), str(runs[0])]) == 0
+    header, _, *rows = table(capsys.readouterr().out)
+    assert header == ["experiment", "runs", "loss", "accuracy", "macro F1", "time of a run"]
+    assert rows == [
+        ["coats", "3", "0.5000 ± 0.0000", "0.9000 ± 0.0200", "0.8000 ± 0.0200", "11.0 s"],
+        ["- as the document gives it", "", "", "0.8978", "0.8993", ""],
+        ["coats (optimizer.learning_rate=0.01)", "1", "0.5000", "0.7500", "0.6500", "10.0 s"],
+        ["- as the document gives it", "", "", "0.8978", "0.8993", ""],
+    ]
+
+
+def test_csv_holds_numbers(tmp_path, capsys):
+    runs = [
+        make_run(tmp_path / f"run{seed}", seed=seed, accuracy=accuracy)
+        for seed, accuracy in enumerate((0.88, 0.92))
+    ]
+    assert report.main([*map(str, runs), "--format=csv"]) == 0
+    (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert float(row["accuracy"]) == pytest.approx(0.9)
+    assert float(row["accuracy std"]) == pytest.approx(statistics.stdev([0.88, 0.92]))
+    assert float(row["wall_seconds"]) == 10.5
+
+
+def test_unfinished_run_is_listed_and_no_error(tmp_path, capsys):
+    done = make_run(tmp_path / "done", accuracy=0.5)
+    running = make_run(tmp_path / "running", accuracy=None, seed=1)
+    (running / "metrics.jsonl").write_text('{"step": 40, "split": "train"}\n{"step": 41, "sp')
+    assert report.main([str(done), str(running)]) == 0
+    printed = capsys.readouterr()
+    assert f"unfinished: {running} (step 40)" in printed.err
+    assert [row[1] for row in table(printed.out)[2:]] == ["1", ""]
+
+
+def test_same_seed_twice_is_said(tmp_path, capsys):
+    runs = [make_run(tmp_path / name, accuracy=0.5) for name in "ab"]
+    assert report.main([str(run) for run in runs]) == 0
+    assert "same seed [0, 0]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["absent", "folder"])
+def test_path_that_is_no_run_is_one_line_and_exit_2(tmp_path, capsys, name):
+    (tmp_path / "folder").mkdir()
+    assert report.main([str(tmp_path / name)]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    assert f"{tmp_path / name} is not a run's folder" in printed.err
+
+
+def test_output_holds_what_repeats_the_figures(tmp_path):
+    runs = [
+        make_run(tmp_path / f"run{seed}", seed=seed, accuracy=accuracy)
+        for seed, accuracy in enumerate((0.88, 0.90, 0.92))
+    ]
+    path = tmp_path / "results" / "coats_cnn.json"
+    assert report.main([*map(str, reversed(runs)), f"--output={path}"]) == 0
+    results = json.loads(path.read_text())
+    assert results["name"] == "coats_cnn"
+    assert results["seeds"] == [0, 1, 2]
+    assert results["command"] == [["launch.py", f"--seed={seed}"] for seed in range(3)]
+    assert (results["commit"], results["machine"]) == ("0123abc", {"cores": 2})
+    assert (results["date"], results["wall_seconds"]) == ("2026-03-01", 33.0)
+    assert "seed" not in results["config"]
+    accuracy = results["figures"]["accuracy"]
+    assert accuracy["values"] == [0.88, 0.90, 0.92]
+    assert (accuracy["mean"], accuracy["std"]) == (pytest.approx(0.90), pytest.approx(0.02))
+    assert results["figures"]["validation accuracy"]["mean"] == pytest.approx(0.99)
+
+
+def test_output_of_several_configs_is_refused(tmp_path, capsys):
+    first = make_run(tmp_path / "first", accuracy=0.5)
+    second = make_run(tmp_path / "second", accuracy=0.5, width=3)
+    path = tmp_path / "results.json"
+    assert report.main([str(first), str(second), f"--output={path}"]) == 2
+    assert "one config, not of 2" in capsys.readouterr().err
+    assert not path.exists()
+
+
+# README ------------------------------------------------------------------------------------------
+
+README = """# Title
+<!-- table: accuracy -->
+old
+<!-- end -->
+between
+<!-- table: speed -->
+<!-- end -->
+<!-- table: robustness -->
+<!-- end -->
+after
+"""
+
+
+def test_readme_tables_come_from_the_results(tmp_path, capsys):
+    runs = [
+        make_run(tmp_path / f"run{seed}", seed=seed, accuracy=accuracy)
+        for seed, accuracy in enumerate((0.88, 0.90, 0.92))
+    ]
+    report.main([*map(str, runs), f"--output={tmp_path / 'results' / 'coats.json'}"])
+    capsys.readouterr()
+    speed = {
+        "milliseconds_a_step": {"jax": {"median": 10.0}, "eager": {"median": 15.0}},
+        "best_of_pytorch": "eager",
+        "times_as_fast": {"median": 1.5, "min": 1.4, "max": 1.625},
+    }
+    (tmp_path / "results" / "train_speed.json").write_text(json.dumps({"models": {"cnn": speed}}))
+    rows = [{"what": "kill -9", "target": "bit-equal", "measured": "20 of 20"}, {"model": "other"}]
+    (tmp_path / "results" / "kill.json").write_text(json.dumps({"rows": rows}))
+    (tmp_path / "README.md").write_text(README)
+    assert readme_tables.main(["--check"], tmp_path) == 1
+    assert (tmp_path / "README.md").read_text() == README
+    assert readme_tables.main([], tmp_path) == 0
+    text = (tmp_path / "README.md").read_text()
+    assert ["coats", "3", "0.8978", "0.9000 ± 0.0200", "", "", "0.8000 ± 0.0200", "11.0 s"] in (
+        table(text)
+    )
+    assert ["cnn", "10.0", "15.0 (eager)", "1.50 (1.40 to 1.62)"] in table(text)
+    assert table(text)[-1] == ["kill -9", "bit-equal", "20 of 20"]
+    assert "old" not in text and "\nbetween\n" in text and text.endswith("\nafter\n")
+    assert readme_tables.main(["--check"], tmp_path) == 0
+    # A hand that mends a number in the README is found out.
+    (tmp_path / "README.md").write_text(text.replace("0.9000", "0.9900"))
+    assert readme_tables.main(["--check"], tmp_path) == 1
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("<!-- table: acuracy -->\n<!-- end -->", "no table is named 'acuracy'"),
+        ("<!-- table: accuracy -->\n", "has its '<!-- end -->'"),
+    ],
+)
+def test_readme_with_a_wrong_marker_is_a_usage_error(tmp_path, capsys, text, said):
+    (tmp_path / "README.md").write_text(text)
+    assert readme_tables.main([], tmp_path) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not (readme_tables.ROOT / "README.md").exists(), reason="no README yet")
+def test_readme_of_this_project_is_up_to_date():
+    assert readme_tables.main(["--check"]) == 0
