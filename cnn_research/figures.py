@@ -107,8 +107,12 @@ def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
     picture = axes.imshow(shares, cmap="Blues", norm=scale)
     ticks = np.arange(classes)
     # Slanted names need room between them; upright ones fit over any column.
-    slant = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-    axes.set_xticks(ticks, names, fontsize=font, **(slant if with_counts else {"rotation": 90}))
+    slant: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    if not with_counts:
+        slant = {"rotation": 90}
+    elif max(map(len, names)) <= 3:
+        slant = {}
+    axes.set_xticks(ticks, names, fontsize=font, **slant)
     axes.set_yticks(ticks, names, fontsize=font)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
@@ -179,7 +183,7 @@ def mistakes(
         predicted = _shortened(class_names[predictions[index]], 15)
         true = _shortened(class_names[labels[index]], 16)
         axes.set_title(
-            f"{predicted} {probabilities[index]:.2f}\ntrue: {true}", fontsize=7.5, linespacing=1.3
+            f"{predicted}, {probabilities[index]:.0%}\ntrue: {true}", fontsize=7.5, linespacing=1.3
         )
     return figure
 

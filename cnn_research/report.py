@@ -120,7 +120,8 @@ def write_report(
 ) -> Path:
     """Writes `report/report.md` with its figures; the folder is complete, or it is not there.
 
-    What was run is read from the workdir's `run.json`, and left out where that says nothing.
+    What was run is read from the workdir's config.json and run.json, and left out where those
+    say nothing.
 
     Args:
         workdir: the run's folder; an earlier report in it is replaced.
@@ -141,7 +142,7 @@ def write_report(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     run = read_json(workdir / RUN)
-    parts = [f"# {title}", "\n".join(_what_was_run(run))]
+    parts = [f"# {title}", "\n".join(_what_was_run(read_json(workdir / CONFIG), run))]
     for head, predicted in predictions.items():
         parts += _evaluation(partial, head if len(predictions) > 1 else "", predicted, images, run)
     if history:
@@ -158,17 +159,19 @@ def write_report(
     return folder / "report.md"
 
 
-def _what_was_run(run: Mapping[str, Any]) -> Iterator[str]:
+def _what_was_run(config: Mapping[str, Any], run: Mapping[str, Any]) -> Iterator[str]:
     command = run.get("command")
     machine = run.get("machine") or {}
     changed = "" if run.get("commit_is_clean", True) else ", with the changes in source.diff"
     seconds = run.get("wall_seconds")
     for name, value in (
-        ("Experiment", run.get("experiment")),
+        ("Experiment", config.get("name")),
         ("Document", run.get("document")),
+        ("Data", run.get("data", {}).get("name")),
         ("Command", f"`{' '.join(command)}`" if command else None),
         ("Commit", run.get("commit", "") + changed),
         ("Machine", ", ".join(f"{key}: {value}" for key, value in machine.items())),
+        ("Devices", ", ".join(run.get("devices", []))),
         ("Started", run.get("started")),
         ("Time", None if seconds is None else duration(seconds)),
         ("Seed", run.get("seed")),
@@ -303,7 +306,7 @@ class Run:
 
     @property
     def experiment(self) -> str:
-        return str(self.record.get("experiment", "?"))
+        return self.config.get("name") or "unnamed"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -429,6 +432,7 @@ def results(group: Group, name: str) -> dict[str, Any]:
         "document": records[0].get("document"),
         "document_results": records[0].get("document_results") or {},
         "command": [record.get("command") for record in records],
+        "data": _one_or_all(record.get("data") for record in records),
         "commit": _one_or_all(record.get("commit") for record in records),
         "commit_is_clean": all(record.get("commit_is_clean", True) for record in records),
         "machine": _one_or_all(record.get("machine") for record in records),

@@ -104,7 +104,7 @@ def test_mistakes_come_by_confidence_and_without_correct_or_unlabelled_examples(
     )
     shown = [axes for axes in figure.axes if axes.images]
     assert [int(axes.images[0].get_array()[0, 0]) for axes in shown] == [2, 4, 0]
-    assert shown[0].get_title() == "bag 0.75\ntrue: shirt"
+    assert shown[0].get_title() == "bag, 75%\ntrue: shirt"
     assert shown[0].images[0].get_cmap().name == "gray"
     assert shown[0].images[0].get_clim() == (0, 255)  # not stretched to the image's own range
 
@@ -182,8 +182,9 @@ def write(workdir: Path, predictions: dict[str, Predictions], images: Any = None
 
 def test_report_says_what_was_run_and_what_came_out(tmp_path):
     record = {
-        "experiment": "coats",
         "document": "004",
+        "data": {"name": "digits"},
+        "devices": ["cpu:0", "cpu:1"],
         "command": ["launch.py", "--experiment=coats"],
         "commit": "0123abc",
         "commit_is_clean": False,
@@ -193,6 +194,7 @@ def test_report_says_what_was_run_and_what_came_out(tmp_path):
         "document_results": {"test accuracy": 0.8978},
     }
     (tmp_path / "run.json").write_text(json.dumps(record))
+    (tmp_path / "config.json").write_text(json.dumps({"name": "coats"}))
     made = made_up_predictions()
     path = write(tmp_path, {"label": made}, np.zeros((60, 8, 8, 1), np.uint8))
     page = path.read_text()
@@ -213,6 +215,9 @@ def test_report_says_what_was_run_and_what_came_out(tmp_path):
         "cpu: a processor, cores: 2",
         "3 min 20 s",
         "Seed: 3",
+        "Experiment: coats",
+        "Data: digits",
+        "Devices: cpu:0, cpu:1",
     ):
         assert words in page
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in page.splitlines()]
@@ -262,9 +267,10 @@ def test_report_is_replaced_as_a_whole(tmp_path):
 
 def make_run(folder: Path, *, accuracy: float | None, seed: int = 0, **config: Any) -> Path:
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"seed": seed, "epochs": 10, **config}))
+    (folder / "config.json").write_text(
+        json.dumps({"name": "coats", "seed": seed, "epochs": 10, **config})
+    )
     record = {
-        "experiment": "coats",
         "document": "004",
         "command": ["launch.py", f"--seed={seed}"],
         "commit": "0123abc",
