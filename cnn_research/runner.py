@@ -23,7 +23,7 @@ from cnn_research.data.batches import batch_indices, steps_at
 from cnn_research.data.dataset import Dataset
 from cnn_research.errors import UsageError, UserError
 from cnn_research.evaluate import Evaluator, abstract_state, means, report, reported_step, scaled
-from cnn_research.experiment import Result
+from cnn_research.experiment import Result, registry
 from cnn_research.interruption import Interruption
 from cnn_research.mesh import batch_sharded, check_divides, data_mesh, replicated
 from cnn_research.progress import Progress
@@ -109,9 +109,12 @@ def _train(
     validation = dataset.splits.get("validation")
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     if first:
+        entry = registry().get(experiment.name)
         folders.describe(
             experiment,
             workdir,
+            document=entry.document if entry else "-",
+            document_results=dict(entry.document_results) if entry else {},
             data={"name": dataset.name, **dataset.provenance},
             devices=[str(device) for device in mesh.devices.flat],
             parameters=parameters,

@@ -127,6 +127,7 @@ def describe(experiment: Experiment, workdir: Path, **facts: Any) -> None:
         {
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             **before,
+            "experiment": experiment.name,
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
             "commit": commit,
             "commit_is_clean": not difference,

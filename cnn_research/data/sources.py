@@ -275,6 +275,8 @@ def _load_images(
 
 def existing(path: str) -> Path:
     """`path` made absolute; an error if there is nothing."""
+    if not path:
+        raise UsageError("say where your images are: --data.path=FOLDER, or a CSV file of them")
     found = Path(path).expanduser().absolute()
     if not found.exists():
         raise UserError(f"{images.printable(found)} does not exist: check the path")

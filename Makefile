@@ -1,0 +1,20 @@
+.PHONY: env train test lint tables
+
+env: .venv/bin/python
+.venv/bin/python: setup.cfg constraints.txt
+	python3 -m venv .venv
+	.venv/bin/pip install -q -c constraints.txt -e ".[dev]"
+
+train: env
+	.venv/bin/python launch.py --experiment=digits_cnn
+
+test: env
+	.venv/bin/python -m pytest
+
+lint: env
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+tables: env
+	.venv/bin/python -m benchmarks.readme_tables
