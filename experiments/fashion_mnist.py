@@ -12,13 +12,13 @@ from cnn_research.optimizers import Optimizer
 from cnn_research.training import Selection, Training
 
 CNN_RESULTS = {
-    "accuracy": 0.8978,
+    "test accuracy": 0.8978,
     "macro precision": 0.903567,
     "macro recall": 0.8978,
     "macro F1": 0.899302,
 }
 MLP_RESULTS = {
-    "accuracy": 0.8799,
+    "test accuracy": 0.8799,
     "macro precision": 0.882789,
     "macro recall": 0.8799,
     "macro F1": 0.878057,
