@@ -160,6 +160,7 @@ def mistakes(
         A grid of up to 24 images, each with its predicted class, probability and true class.
     """
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     wrong = np.flatnonzero((labels != MISSING) & (predictions != labels))
     # A stable sort: of equal probabilities, the earlier example comes first.
@@ -170,7 +171,8 @@ def mistakes(
         return figure
     columns = min(6, worst.size)
     rows = -(-worst.size // columns)
-    figure = Figure(figsize=(1.6 * columns, 1.95 * rows), dpi=144, layout="constrained")
+    room = ConstrainedLayoutEngine(h_pad=0.08)  # inches
+    figure = Figure(figsize=(1.6 * columns, 2 * rows), dpi=144, layout=room)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
         axes.set_axis_off()
