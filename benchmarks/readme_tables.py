@@ -61,7 +61,11 @@ def speed(results: Results) -> str:
 def robustness(results: Results) -> str:
     """Every row of any results file that says what was asked for and what was measured."""
     rows = [
-        (str(row["what"]), str(row["target"]), str(row["measured"]))
+        (
+            row["what"],
+            row["target"],
+            row["measured"] + ("" if row.get("met", True) else " (missed)"),
+        )
         for result in results.values()
         for row in result.get("rows", [])
         if {"what", "target", "measured"} <= row.keys()

@@ -409,7 +409,11 @@ def test_readme_tables_come_from_the_results(tmp_path, capsys):
         "times_as_fast": {"median": 1.5, "min": 1.4, "max": 1.625},
     }
     (tmp_path / "results" / "train_speed.json").write_text(json.dumps({"models": {"cnn": speed}}))
-    rows = [{"what": "kill -9", "target": "bit-equal", "measured": "20 of 20"}, {"model": "other"}]
+    rows = [
+        {"what": "kill -9", "target": "bit-equal", "measured": "20 of 20", "met": True},
+        {"what": "start", "target": "1 s", "measured": "1.2 s", "met": False},
+        {"model": "a row of another kind"},
+    ]
     (tmp_path / "results" / "kill.json").write_text(json.dumps({"rows": rows}))
     (tmp_path / "README.md").write_text(README)
     assert readme_tables.main(["--check"], tmp_path) == 1
@@ -420,7 +424,8 @@ def test_readme_tables_come_from_the_results(tmp_path, capsys):
         table(text)
     )
     assert ["cnn", "10.0", "15.0 (eager)", "1.50 (1.40 to 1.62)"] in table(text)
-    assert table(text)[-1] == ["kill -9", "bit-equal", "20 of 20"]
+    assert table(text)[-2] == ["kill -9", "bit-equal", "20 of 20"]
+    assert table(text)[-1] == ["start", "1 s", "1.2 s (missed)"]
     assert "old" not in text and "\nbetween\n" in text and text.endswith("\nafter\n")
     assert readme_tables.main(["--check"], tmp_path) == 0
     # A hand that mends a number in the README is found out.
