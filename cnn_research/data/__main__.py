@@ -18,10 +18,12 @@ import io
 import json
 import sys
 import time
-from typing import Any
+
+from absl import logging
 
 from cnn_research.data import cache, sources
 from cnn_research.data.dataset import Dataset
+from cnn_research.data.splits import duplicates_line
 from cnn_research.errors import UsageError, UserError, one_line
 
 Source = sources.FashionMnist | sources.ImageFolder | sources.ImageTable
@@ -132,6 +134,7 @@ def _prepare_fashion_mnist(given: str | None) -> None:
 
 def _report(name: str, source: Source, dataset: Dataset, seconds: float) -> str:
     provenance = dataset.provenance
+    across = provenance["duplicates"]["across_splits"]
     height, width, channels = dataset.image_shape
     splits = ", ".join(f"{split} {len(part):,}" for split, part in dataset.splits.items())
     heads = ", ".join(
@@ -140,24 +143,12 @@ def _report(name: str, source: Source, dataset: Dataset, seconds: float) -> str:
     lines = [
         f"{name} is ready in {cache.data_dir()} ({seconds:.1f} s)",
         f"  {splits}; {height}x{width}x{channels}; {heads}",
-        f"  duplicates across splits: {duplicates(provenance)}",
+        f"  duplicates across splits: {duplicates_line(across) or 'none'}",
     ]
     skipped = provenance.get("skipped", [])
     if skipped:
         lines.append(f"  left out {len(skipped)} bad images, the first: {skipped[0]}")
     return "\n".join([*lines, f"  in an experiment: data={_short(source)}"])
-
-
-def duplicates(provenance: Any) -> str:
-    """One line on the images that are in two splits."""
-    across = provenance["duplicates"]["across_splits"]
-    return (
-        "; ".join(
-            f"{found['images']} in {pair}, the first {' = '.join(found['first'][0])}"
-            for pair, found in across.items()
-        )
-        or "none"
-    )
 
 
 def _short(source: Source) -> str:
@@ -171,11 +162,12 @@ def _short(source: Source) -> str:
 
 
 if __name__ == "__main__":
+    logging.set_verbosity(logging.ERROR)  # what is logged is in the report
     try:
         main(sys.argv[1:])
     except KeyboardInterrupt:
         print("error: interrupted; nothing half done is used", file=sys.stderr)
         sys.exit(130)
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        sys.exit(error.exit_code if isinstance(error, UserError) else 1)

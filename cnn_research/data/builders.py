@@ -10,6 +10,8 @@ import gzip
 import io
 import json
 import shutil
+import urllib.request
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -172,6 +174,8 @@ def prepare_fashion_mnist(data_dir: Path, folder: Path | None) -> None:
         folder = first.parent
     builder = FashionMnist(data_dir=data_dir, file_format="array_record")
     try:
+        if folder is None:  # TFDS itself would retry for minutes where there is no network
+            urllib.request.urlopen(builder.URL + FASHION_FILES["train"][1], timeout=20).close()
         prepare(builder, data_dir, manual_dir=folder)
     except (OSError, tfds.download.DownloadError, NonMatchingChecksumError) as error:
         if folder is not None:
@@ -230,16 +234,28 @@ def prepare_images(
 ) -> None:
     """Prepares `kind` (`image_folder` or `image_table`) under the name `config`."""
     builder_class = {"image_folder": ImageFolder, "image_table": ImageTable}[kind]
-    builder = builder_class(
-        plan=plan,
-        image_size=image_size,
-        on_bad_image=on_bad_image,
-        fingerprint=fingerprint,
-        data_dir=data_dir,
-        config=tfds.core.BuilderConfig(name=config),
-        file_format="array_record",
-    )
-    prepare(builder, data_dir)
+    home = data_dir / kind / config / str(builder_class.VERSION)
+    if home.exists():  # of an older state of the files; moved first, so never half there
+        home.rename(home.with_name(f"incomplete.old_{home.name}"))
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # TFDS warns of every config that is made on the way
+    try:
+        builder = builder_class(
+            plan=plan,
+            image_size=image_size,
+            on_bad_image=on_bad_image,
+            fingerprint=fingerprint,
+            data_dir=data_dir,
+            config=tfds.core.BuilderConfig(name=config),
+            file_format="array_record",
+        )
+    finally:
+        logging.set_verbosity(verbosity)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, on odd but readable files
+        prepare(builder, data_dir)
+    if builder.skipped:
+        logging.warning("left out %d bad images: %s, ...", len(builder.skipped), builder.skipped[0])
 
 
 def is_prepared(home: Path, fingerprint: str) -> bool:
@@ -255,6 +271,15 @@ def read(home: Path, scratch: Path) -> tuple[Examples, dict[str, Any]]:
 
     The images are a memory map of a file in `scratch`, so memory holds only what is in use.
     """
+    try:
+        return _read(home, scratch)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"the records in {home} cannot be read ({error}): delete that folder and prepare again"
+        ) from error
+
+
+def _read(home: Path, scratch: Path) -> tuple[Examples, dict[str, Any]]:
     builder = tfds.builder_from_directory(home)
     features = builder.info.features
     metadata = dict(builder.info.metadata or {"heads": ["label"]})

@@ -6,13 +6,14 @@ import contextlib
 import csv
 import dataclasses
 import io
+import lzma
 import os
 import re
 import tarfile
 import tempfile
 import unicodedata
-import warnings
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -88,19 +89,17 @@ def decode(path: Path, image_size: tuple[int, int]) -> np.ndarray:
 
     height, width = image_size
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path) as file:
-                if file.width * file.height > MAX_PIXELS:
-                    raise BadImage(
-                        f"{printable(path)} has {file.width}x{file.height} pixels, more than "
-                        f"{MAX_PIXELS // 1_000_000} million: make it smaller"
-                    )
-                # A large JPEG is decoded at the nearest size above twice the wanted one.
-                file.draft("RGB", (2 * max(image_size), 2 * max(image_size)))
-                file.load()
-                upright = _to_rgb(ImageOps.exif_transpose(file))
-                image = upright.resize((width, height), Image.Resampling.BILINEAR)
+        with Image.open(path) as file:
+            if file.width * file.height > MAX_PIXELS:
+                raise BadImage(
+                    f"{printable(path)} has {file.width}x{file.height} pixels, more than "
+                    f"{MAX_PIXELS // 1_000_000} million: make it smaller"
+                )
+            # A large JPEG is decoded at the nearest size above twice the wanted one.
+            file.draft("RGB", (2 * max(image_size), 2 * max(image_size)))
+            file.load()
+            upright = _to_rgb(ImageOps.exif_transpose(file))
+            image = upright.resize((width, height), Image.Resampling.BILINEAR)
     except Image.DecompressionBombError as error:
         raise BadImage(
             f"{printable(path)} has more than {MAX_PIXELS // 1_000_000} million pixels: make it "
@@ -153,7 +152,10 @@ def opened(path: Path) -> Iterator[Path]:
             else:
                 with tarfile.open(path) as archive:
                     archive.extractall(folder, filter="data")
-        except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
+        except (
+            *(tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error),
+            *(EOFError, OSError, ValueError),
+        ) as error:
             raise UserError(
                 f"{printable(path)} is neither a folder nor a whole .tar, .tar.gz, .tar.xz or "
                 f".zip archive ({error})"
@@ -172,8 +174,9 @@ def files_below(folder: Path) -> list[tuple[Path, os.stat_result]]:
                     continue
                 if entry.is_dir():
                     pending.append(Path(entry.path))
-                else:
-                    found.append((Path(entry.path), entry.stat()))
+                else:  # a link to nothing is kept, to be named when it is read
+                    exists = os.path.exists(entry.path)
+                    found.append((Path(entry.path), entry.stat(follow_symlinks=exists)))
     return sorted(found, key=lambda item: item[0].parts)
 
 

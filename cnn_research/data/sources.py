@@ -75,7 +75,10 @@ class Digits:
 
 @dataclasses.dataclass(frozen=True)
 class FashionMnist:
-    """60,000 + 10,000 photographs of clothes, 28x28x1, 10 classes; prepared once, see README."""
+    """60,000 + 10,000 photographs of clothes, 28x28x1, 10 classes.
+
+    Prepared once by `python -m cnn_research.data prepare fashion_mnist`.
+    """
 
     validation: int = 10_000
     """How many of the 60,000 training examples are held out; 0 for no validation split."""
@@ -245,6 +248,13 @@ def _load_images(
     fields = dataclasses.asdict(source)
     sizes = {"validation": fields.pop("validation"), "test": fields.pop("test")}
     seed = fields.pop("split_seed")
+    if min(sizes.values()) < 0 or sum(sizes.values()) >= 1:
+        raise UsageError(
+            f"validation {source.validation} and test {source.test} are not fractions that leave "
+            "examples to train on: together they must be below 1"
+        )
+    if min(source.image_size) < 1:
+        raise UsageError(f"image_size is {source.image_size}: both must be 1 or more")
     stem = _stem(source.path)
     fields["path"] = images.printable(path)
     config = f"{re.sub(r'[^A-Za-z0-9]+', '_', stem)}-{cache.key_of(fields)}"

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from cnn_research.errors import UsageError, UserError
 
@@ -72,17 +73,29 @@ def assign(
             drawn[name] = len(indices[name])
     indices = {name: indices[name] for name in SPLITS if name in indices}
     head = next(iter(examples.labels))
-    report = {
+    report: dict[str, Any] = {
         "examples": {name: len(chosen) for name, chosen in indices.items()},
         "given_by_the_source": [name for name in SPLITS if given[name].size],
         "drawn_from_train": {**drawn, "seed": seed, "stratified_by": head} if drawn else {},
         "duplicates": _duplicates(examples, digests, indices),
         "content": {name: _content(examples, digests, chosen) for name, chosen in indices.items()},
     }
+    across = report["duplicates"]["across_splits"]
+    if across:
+        logging.warning("images that are in two splits: %s", duplicates_line(across))
     unseen = _unseen(examples, indices)
     if unseen:
+        logging.warning("classes without training examples: %s", unseen)
         report["classes_without_training_examples"] = unseen
     return indices, report
+
+
+def duplicates_line(across: Mapping[str, Any]) -> str:
+    """`across_splits` of a report in one line."""
+    return "; ".join(
+        f"{found['images']} in {pair}, the first {' = '.join(found['first'][0])}"
+        for pair, found in across.items()
+    )
 
 
 def _draw(
