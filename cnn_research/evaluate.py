@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,28 +43,13 @@ def predict(
     Returns:
         float32 `[batch, classes]`.
     """
-    seen = list(_views(images, how))
-    logits: list[Any] = [model.apply(variables, view, train=False) for view in seen]
+    views = [images, images[:, :, ::-1]] if how.mirror else [images]
+    logits: list[Any] = [model.apply(variables, view, train=False) for view in views]
     if len(logits) == 1:
         return logits[0]
-    return jax.nn.logsumexp(jnp.stack([jax.nn.log_softmax(x) for x in logits]), axis=0) - jnp.log(
-        len(logits)
-    )
-
-
-def _views(images: jax.Array, how: Evaluation) -> Iterator[jax.Array]:
-    mirrored = [images, images[:, :, ::-1]] if how.mirror else [images]
-    yield from mirrored
-    if how.shift:
-        size, pad = how.shift, [(0, 0), (how.shift,) * 2, (how.shift,) * 2, (0, 0)]
-        height, width = images.shape[1:3]
-        for view in mirrored:
-            # The border is repeated rather than black: what 0 pixels look like here depends on
-            # the normalisation.
-            wide = jnp.pad(view, pad, mode="edge")
-            for down in (0, 2 * size):
-                for right in (0, 2 * size):
-                    yield wide[:, down : down + height, right : right + width]
+    # The logarithm of the views' mean probability.
+    logs = jnp.stack([jax.nn.log_softmax(x) for x in logits])
+    return jax.nn.logsumexp(logs, axis=0) - jnp.log(len(logits))
 
 
 class Evaluator:

@@ -40,8 +40,6 @@ class Evaluation:
     """Images in one forward pass, over all devices."""
     mirror: bool = False
     """Average the probabilities of each image and its mirror image."""
-    shift: int = 0
-    """Average also over the image moved by so many pixels to each of the four diagonal sides."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """One's own images: a folder with a folder per class, or a CSV file with a column of images.
 
-    python launch.py --experiment=image_folder --data.path=FOLDER
-    python launch.py --experiment=image_table --data.path=FILE.csv --data.label=COLUMN
+python launch.py --experiment=image_folder --data.path=FOLDER
+python launch.py --experiment=image_table --data.path=FILE.csv --data.label=COLUMN
 """
 
 from cnn_research.data.augment import Augmentation

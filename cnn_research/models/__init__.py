@@ -6,5 +6,6 @@ float32 logits `[batch, num_classes]`. A task sets `num_classes` from the data.
 
 from cnn_research.models.convnet import ConvNet
 from cnn_research.models.mlp import MLP
+from cnn_research.models.resnet9 import ResNet9
 
-__all__ = ["MLP", "ConvNet"]
+__all__ = ["MLP", "ConvNet", "ResNet9"]

@@ -1,0 +1,58 @@
+"""A short residual network for small images, quick to train to a high accuracy."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from cnn_research import ops
+from cnn_research.models.layers import Activation, BatchNorm, Conv, Dtype, activate
+
+
+class ResNet9(nn.Module):
+    """Stages of one convolution each, some halved by a 2x2 pool, some with a residual pair.
+
+    After Page's ResNet-9 ('How to train your ResNet', 2018), with its widths as fields. Pooling
+    comes before normalisation and activation, as in Jordan's airbench (2024): max pooling commutes
+    with both for positive scales, and they then run over a quarter of the pixels.
+    """
+
+    features: tuple[int, ...] = (32, 64, 128)
+    """Filters of each stage."""
+    pool: tuple[bool, ...] = (False, True, True)
+    """Whether the stage halves height and width."""
+    residual: tuple[bool, ...] = (False, False, True)
+    """Whether two more convolutions follow in the stage, around which its input is added."""
+    activation: Activation = "relu"
+    """After each normalisation."""
+    dtype: Dtype = "float32"
+    """What the layers compute in."""
+    num_classes: int = 10
+    """Units of the last layer; set from the data."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        x = images.astype(self.dtype)
+        for features, pool, residual in zip(self.features, self.pool, self.residual, strict=True):
+            x = self._convolution(x, features, train, pool)
+            if residual:
+                inner = self._convolution(x, features, train)
+                x = x + self._convolution(inner, features, train)
+        x = x.mean(axis=(1, 2))
+        return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)
+
+    def _convolution(
+        self, x: jax.Array, features: int, train: bool, pool: bool = False
+    ) -> jax.Array:
+        x = Conv(
+            features,
+            (3, 3),
+            use_bias=False,
+            kernel_init=nn.initializers.he_normal(),
+            dtype=self.dtype,
+        )(x)
+        if pool:
+            x = ops.max_pool(x, 2)
+        x = BatchNorm(use_running_average=not train, dtype=self.dtype)(x)
+        return activate(self.activation)(x)
