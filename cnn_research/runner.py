@@ -343,7 +343,7 @@ class Window:
 
     def epoch(self, step: int) -> float:
         """How many epochs a step completes."""
-        return round(step / self._epoch_steps, 4)
+        return step / self._epoch_steps
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Takes what a dispatch that ends at `step` returned; fetches that of the one before."""

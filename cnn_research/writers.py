@@ -16,7 +16,6 @@ import numpy as np
 from cnn_research.errors import UserError
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from tensorboardX import SummaryWriter
 
 METRICS_FILE = "metrics.jsonl"
@@ -89,18 +88,6 @@ class MetricsWriter:
         self._rows.flush()
         for name, value in numbers.items():
             self._writer(split).add_scalar(name, value, step)
-
-    def figure(self, tag: str, figure: Figure, step: int) -> None:
-        """Shows a matplotlib figure in TensorBoard, under Images."""
-        if self._rows is None:
-            return
-        # Not tensorboardX's add_figure, which goes through pyplot and its global state.
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        pixels = np.asarray(canvas.buffer_rgba())[..., :3]
-        self._writer("").add_image(tag, pixels, step, dataformats="HWC")
 
     def picture(self, tag: str, file: Path, step: int) -> None:
         """Shows a picture file in TensorBoard, under Images."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
@@ -120,17 +120,17 @@ def test_other_processes_write_nothing(tmp_path):
     with MetricsWriter(tmp_path, restored_step=None, enabled=False) as writer:
         writer.write(1, "train", {"loss": 0.0})
         writer.text("note", "text", 1)
-        writer.figure("figure", Figure(), 1)
+        writer.picture("figure", tmp_path / "absent.png", 1)
         writer.hparams({"a": 1}, {"test/accuracy": 1.0})
         writer.flush()
     after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert after == before
 
 
-def test_figure_text_and_hparams_reach_tensorboard(tmp_path):
-    figure = Figure(figsize=(2, 1), dpi=50)
+def test_picture_text_and_hparams_reach_tensorboard(tmp_path):
+    Image.new("L", (100, 50)).save(tmp_path / "curves.png")
     with MetricsWriter(tmp_path, restored_step=None) as writer:
-        writer.figure("curves", figure, 4)
+        writer.picture("curves", tmp_path / "curves.png", 4)
         writer.text("report", "**bold**", 4)
         writer.hparams({"optimizer.name": "adam", "layers": (1, 2)}, {"test/accuracy": 0.5})
     run = events(tmp_path, "")
