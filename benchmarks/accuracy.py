@@ -1,0 +1,37 @@
+"""Trains an experiment with several seeds and writes down its test figures, mean and deviation.
+
+    python -m benchmarks.accuracy fashion_mnist_cnn --seeds 5
+
+Runs stand in `runs/NAME/seed-N`; one that is finished already is not trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from cnn_research.report import main as report
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("experiments", nargs="+", help="names of registered experiments")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to SEEDS - 1")
+    options = parser.parse_args()
+    for name in options.experiments:
+        runs = [Path("runs") / name / f"seed-{seed}" for seed in range(options.seeds)]
+        for seed, workdir in enumerate(runs):
+            if (workdir / "evaluation.json").exists():
+                continue
+            command = [f"--experiment={name}", f"--seed={seed}", f"--workdir={workdir}"]
+            subprocess.run([sys.executable, "launch.py", *command], cwd=ROOT, check=True)
+        report([*map(str, runs), f"--output=results/{name}.json"])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
