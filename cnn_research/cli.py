@@ -11,7 +11,7 @@ from pathlib import Path
 import tyro
 from absl import flags, logging
 
-from cnn_research.errors import UsageError, UserError, one_line
+from cnn_research.errors import Interrupted, UsageError, UserError, one_line
 from cnn_research.experiment import (
     Experiment,
     config_hash,
@@ -59,6 +59,8 @@ def main(argv: Sequence[str]) -> None:
         launch(list(argv[1:]))
     except UserError as error:
         fail(error)
+    except KeyboardInterrupt:
+        fail(Interrupted("stopped before training began; nothing was changed", 130))
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise

@@ -125,7 +125,8 @@ def _train(
         f"{mesh.size} {jax.default_backend()} device{'s' * (mesh.size > 1)}; workdir {workdir}"
     )
     if restored is not None:
-        progress.say(f"Going on from the checkpoint of step {restored:,}.")
+        complete = ", the last: nothing is left to train" if restored >= last_step else ""
+        progress.say(f"Going on from the checkpoint of step {restored:,}{complete}.")
 
     best = (experiment.selection.metric, experiment.selection.metric == "accuracy")
     with (

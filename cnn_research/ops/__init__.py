@@ -6,6 +6,7 @@ from cnn_research.ops.platform import (
     Formulation,
     current_formulation,
     default_formulation,
+    keep_freed_memory,
     use_formulation,
 )
 from cnn_research.ops.pooling import avg_pool, max_pool, min_pool
@@ -17,6 +18,7 @@ __all__ = [
     "conv_general_dilated",
     "current_formulation",
     "default_formulation",
+    "keep_freed_memory",
     "max_pool",
     "min_pool",
     "use_formulation",
