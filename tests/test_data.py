@@ -391,7 +391,7 @@ def test_archive_that_is_damaged(tmp_path, kind):
     content[len(content) // 2] ^= 0xFF
     whole = {"text": b"no archive", "truncated": content[: len(content) // 3], "flipped": content}
     archive.write_bytes(whole[kind])
-    with pytest.raises(UserError, match="fruit.tar.xz is neither a folder nor a whole .tar"):
+    with pytest.raises(UserError, match=r"fruit.tar.xz is neither a folder nor a whole .tar"):
         ImageFolder(str(archive)).load()
 
 
@@ -403,7 +403,7 @@ def test_path_that_is_empty():
 def test_link_to_nothing_is_named(tmp_path):
     root = make_folder(tmp_path / "fruit", {"a": 3, "b": 3})
     (root / "a" / "gone.png").symlink_to(tmp_path / "nowhere.png")
-    with pytest.raises(UserError, match="a/gone.png does not exist"):
+    with pytest.raises(UserError, match=r"a/gone.png does not exist"):
         ImageFolder(str(root)).load()
 
 
@@ -494,13 +494,13 @@ def test_table_errors(tmp_path):
     with pytest.raises(UserError, match="column 'kind' has 0 classes with 99 or more rows"):
         ImageTable(str(table), image="file", label=("kind",), min_examples=99).load()
     (table.parent / "images" / "5.png").unlink()
-    with pytest.raises(UserError, match="images/5.png does not exist"):
+    with pytest.raises(UserError, match=r"images/5.png does not exist"):
         ImageTable(str(table), image="file", label=("kind",)).load()
     table.write_text("file,kind\n")
     with pytest.raises(UserError, match="has no rows"):
         ImageTable(str(table), image="file", label=("kind",)).load()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="has 0 .csv files"):
+    with pytest.raises(UserError, match=r"has 0 .csv files"):
         ImageTable(str(tmp_path / "empty")).load()
 
 
@@ -547,7 +547,7 @@ def test_damaged_records_are_a_named_error(tmp_path, data_dir):
     content = bytearray(records.read_bytes())
     content[content.index(b"PNG") + 100] ^= 0xFF
     records.write_bytes(content)
-    with pytest.raises(UserError, match="cannot be read .*delete that folder"):
+    with pytest.raises(UserError, match=r"cannot be read .*delete that folder"):
         ImageFolder(str(root), validation=0.0, split_seed=1).load()
 
 
@@ -570,7 +570,7 @@ def test_data_folder_that_cannot_be_written(tmp_path, monkeypatch):
     root = make_folder(tmp_path / "fruit", {"a": 5, "b": 5})
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "file" / "below"))
-    with pytest.raises(UserError, match="cannot be written .*set TFDS_DATA_DIR"):
+    with pytest.raises(UserError, match=r"cannot be written .*set TFDS_DATA_DIR"):
         ImageFolder(str(root)).load()
 
 
@@ -610,10 +610,10 @@ def test_fashion_mnist_second_start_is_a_memory_map_without_tfds(fashion_mnist, 
 
 
 def test_fashion_mnist_that_is_not_prepared_says_the_command(data_dir):
-    with pytest.raises(UserError, match="not prepared in .*data prepare fashion_mnist --source="):
+    with pytest.raises(UserError, match=r"not prepared in .*data prepare fashion_mnist --source="):
         FashionMnist().load()
     (data_dir / "fashion_mnist" / "incomplete.AB12CD_3.0.1").mkdir(parents=True)
-    with pytest.raises(UserError, match="only half prepared .it was interrupted."):
+    with pytest.raises(UserError, match=r"only half prepared .it was interrupted."):
         FashionMnist().load()
 
 

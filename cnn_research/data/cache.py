@@ -40,15 +40,16 @@ def lock(folder: Path) -> Iterator[None]:
     """Lets one process at a time write `folder`; the others wait."""
     import fcntl
 
+    path = folder.with_name(folder.name + ".lock")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        file = open(folder.with_name(folder.name + ".lock"), "w")
+        path.touch()
     except OSError as error:
         raise UserError(
             f"{folder.parent} cannot be written ({error.strerror}): set TFDS_DATA_DIR to a folder "
             "that can"
         ) from error
-    with file:
+    with open(path, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
