@@ -43,7 +43,15 @@ def predict(
     Returns:
         float32 `[batch, classes]`.
     """
-    views = [images, images[:, :, ::-1]] if how.mirror else [images]
+    views = [images]
+    if how.shift:
+        height, width = images.shape[1:3]
+        pads = [(0, 0), (how.shift, how.shift), (how.shift, how.shift), (0, 0)]
+        # The border is repeated: what a black pixel is here depends on the normalisation.
+        wide = jnp.pad(images, pads, mode="edge")
+        views += [wide[:, at : at + height, at : at + width] for at in (0, 2 * how.shift)]
+    if how.mirror:
+        views += [view[:, :, ::-1] for view in views]
     logits: list[Any] = [model.apply(variables, view, train=False) for view in views]
     if len(logits) == 1:
         return logits[0]

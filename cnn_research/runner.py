@@ -59,6 +59,8 @@ def train(experiment: Training, workdir: Path) -> Result:
         UserError: the run failed: data not prepared, a loss that is not finite, a full disk.
         Interrupted: a signal asked the run to stop; it was saved.
     """
+    if experiment.keep_memory:
+        ops.keep_freed_memory()  # before the next line starts JAX's threads
     first = jax.process_index() == 0
     # One process of several cannot stop alone: the others would wait for it.
     interruptible = jax.process_count() == 1

@@ -126,12 +126,15 @@ def fashion_mnist_mlp_early() -> Training:
 
 @register(document="004", data="Fashion-MNIST", document_results=CNN_RESULTS)
 def fashion_mnist_best() -> Training:
-    """The best that twenty minutes on two CPU cores can train.
+    """The best that twenty minutes on two CPU cores can train: a ResNet-9 of 390,000 parameters.
 
     python launch.py --experiment=fashion_mnist_best
+
+    Chosen on 10,000 validation images (--data.validation=10000); as it stands it keeps 2,000 to
+    look at and trains on the others.
     """
     return Training(
-        data=FashionMnist(validation=5_000),
+        data=FashionMnist(validation=2_000),
         model=ResNet9(),
         task=Classification(label_smoothing=0.1),
         optimizer=Optimizer(
@@ -147,7 +150,9 @@ def fashion_mnist_best() -> Training:
         augmentation=Augmentation(mirror=True, shift=2),
         mean=0.286,
         std=0.353,
-        epochs=12,
+        epochs=14,
         batch_size=128,
-        evaluation=Evaluation(mirror=True),
+        evaluation=Evaluation(mirror=True, shift=1),
+        evaluate_every=2,
+        keep_memory=True,
     )
