@@ -1,6 +1,5 @@
 """Runs a registered experiment: `python launch.py --experiment=NAME [--FIELD=VALUE ...]`."""
 
-
 from absl import app, flags
 
 from cnn_research.cli import main, parse_flags
