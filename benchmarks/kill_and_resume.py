@@ -1,0 +1,208 @@
+"""Kills training runs at random moments and compares what they end with, bit for bit.
+
+    python -m benchmarks.kill_and_resume --output results/kill_and_resume.json
+
+One run of digits_cnn is left alone. The others are killed with SIGKILL, once or twice each, and
+started again by the same command until they end. A random moment seldom hits a save, so every
+second kill, on average, waits for one: it strikes once the newest checkpoint is on the disk in
+part. The moments are drawn from a seed; what they hit depends on the machine.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results import ROOT, Measurement, arguments, digest, last_checkpoint, row, rows_of
+from cnn_research.checkpoint import CHECKSUMS
+
+# Saves every fourth of an epoch, and an evaluation of many batches: both take their share.
+OPTIONS = (
+    "--experiment=digits_cnn",
+    "--epochs=4",
+    "--evaluate-every=0.25",
+    "--evaluation.batch-size=10",
+    "--log-every=5",
+)
+SEED = 0
+PHASES = ("training or evaluation", "save", "report")
+
+
+class Launch:
+    """One process of the launcher; what it says goes to a file."""
+
+    def __init__(self, workdir: Path, said: Path):
+        self.checkpoints = workdir / "checkpoints"
+        self._said = said
+        with said.open("ab") as out:
+            self._from = out.tell()
+            self.process = subprocess.Popen(
+                [sys.executable, "launch.py", *OPTIONS, f"--workdir={workdir}"],
+                cwd=ROOT,
+                stdout=out,
+                stderr=out,
+                env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            )
+
+    def has_said(self, word: bytes) -> bool:
+        """Whether this process, not one before it, has printed the word."""
+        with self._said.open("rb") as file:
+            file.seek(self._from)
+            return word in file.read()
+
+    def runs(self) -> bool:
+        return self.process.poll() is None
+
+    def wait_for_start(self) -> None:
+        """Returns when the model is built, and training or going on begins."""
+        while self.runs() and not self.has_said(b" parameters, "):
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def unfinished(checkpoints: Path) -> bool:
+    """Whether the newest checkpoint is on the disk in part."""
+    try:
+        # What is being written is named STEP.orbax-checkpoint-tmp, or lacks its checksums yet.
+        steps = {int(path.name.split(".")[0]): path for path in checkpoints.iterdir()}
+        return bool(steps) and not (steps[max(steps)] / CHECKSUMS).exists()
+    except (FileNotFoundError, ValueError):
+        return False
+
+
+def kill_at_moment(launch: Launch, moment: float) -> None:
+    """Kills so many seconds after the start."""
+    end = time.monotonic() + moment
+    while launch.runs() and time.monotonic() < end:
+        time.sleep(0.001)
+    launch.kill()
+
+
+def kill_in_save(launch: Launch, saves: int, moment: float) -> None:
+    """Kills so many seconds into the save that follows `saves` others."""
+    seen, inside = 0, False
+    while launch.runs():
+        now = unfinished(launch.checkpoints)
+        if now and not inside:
+            seen += 1
+            if seen > saves:
+                time.sleep(moment)
+                break
+        inside = now
+        time.sleep(0.0005)
+    launch.kill()
+
+
+def killed_run(workdir: Path, said: Path, rng: random.Random, length: float) -> list[str]:
+    """Runs to the end with a kill or two on the way; the phases that they fell in."""
+    fell_in = []
+    for _ in range(rng.choice((1, 1, 2))):
+        aimed, moment = rng.random() < 0.5, rng.random()
+        saves = rng.randrange(8)
+        launch = Launch(workdir, said)
+        launch.wait_for_start()
+        if aimed:
+            kill_in_save(launch, saves, 0.03 * moment)
+        else:
+            kill_at_moment(launch, length * moment)
+        if launch.process.returncode == 0:
+            break
+        if unfinished(launch.checkpoints):
+            fell_in.append("save")
+        elif launch.has_said(b"epoch 4/4 "):
+            fell_in.append("report")
+        else:
+            fell_in.append("training or evaluation")
+    finish(workdir, said)
+    return fell_in
+
+
+def finish(workdir: Path, said: Path) -> float:
+    """Runs undisturbed to the end; how many seconds it took from the start of training."""
+    launch = Launch(workdir, said)
+    launch.wait_for_start()
+    begun = time.monotonic()
+    if launch.process.wait():
+        raise RuntimeError(f"the run failed:\n{said.read_text(errors='replace')[-2000:]}")
+    return time.monotonic() - begun
+
+
+def outcome(workdir: Path) -> dict[str, Any]:
+    """What must be equal: the last state, the validation rows, the figures of the report."""
+    _, state, step = last_checkpoint(workdir)
+    return {
+        "step": step,
+        "parameters": digest(state.params),
+        "state": digest(state),
+        "validation": rows_of(workdir, "validation"),
+        "evaluation": (workdir / "evaluation.json").read_text(),
+    }
+
+
+def main() -> int:
+    parser = arguments(__doc__)
+    parser.add_argument("--runs", type=int, default=20, help="how many runs are killed")
+    chosen = parser.parse_args()
+    measurement = Measurement(
+        "kill_and_resume",
+        what="training killed with SIGKILL at random moments, then gone on with",
+        target="the same parameters, bit for bit, as the run that was left alone",
+        seeds=[SEED],
+    )
+    rng = random.Random(SEED)
+    runs, fell_in = [], collections.Counter()
+    with tempfile.TemporaryDirectory() as scratch:
+        alone = Path(scratch, "alone")
+        length = finish(alone, Path(scratch, "alone.txt"))
+        expected = outcome(alone)
+        for number in range(chosen.runs):
+            workdir = Path(scratch, f"run{number}")
+            kills = killed_run(workdir, workdir.with_suffix(".txt"), rng, length)
+            found = outcome(workdir)
+            differing = [name for name in expected if found[name] != expected[name]]
+            runs.append({"kills": kills, "differing": differing})
+            fell_in.update(kills)
+            print(f"run {number + 1}: killed in {', '.join(kills) or '-'}; differs in {differing}")
+    same = sum("parameters" not in run["differing"] for run in runs)
+    rows_same = sum("validation" not in run["differing"] for run in runs)
+    identical = sum(not run["differing"] for run in runs)
+    kills = sum(fell_in.values())
+    return measurement.finish(
+        [
+            row(
+                "runs killed with SIGKILL that end with the parameters of a run left alone",
+                f"{chosen.runs} of {chosen.runs}, bit for bit",
+                f"{same} of {chosen.runs}; {kills} kills, {fell_in['save']} of them in a save",
+                same == chosen.runs and kills >= chosen.runs / 2 and fell_in["save"] >= 3,
+            ),
+            row(
+                "the same runs' validation rows, optimizer state and test figures",
+                f"{chosen.runs} of {chosen.runs} the same",
+                f"{identical} of {chosen.runs}",
+                rows_same == identical == chosen.runs,
+            ),
+        ],
+        {
+            "options": OPTIONS,
+            "parameters_sha256": expected["parameters"],
+            "steps": expected["step"],
+            "seconds_left_alone": round(length, 1),
+            "kills": {phase: fell_in[phase] for phase in PHASES},
+            "runs": runs,
+        },
+        chosen.output,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
