@@ -2,10 +2,10 @@
 
     python -m benchmarks.two_processes --output results/two_processes.json
 
-The experiment `digits_cnn`, in float32, 20 steps, once by the runner in one process with one device,
-once in two processes with two devices each, and once in one process with eight. Sums over devices round differently, so parameters agree to rounding. Adam
-divides by the root of a second moment, which is rounding itself where a gradient is nearly 0; so
-its losses are compared instead.
+The network for digits, in float32, 20 steps by the runner: in one process with one device, in two
+processes with two devices each, and in one process with eight. Sums over devices round differently,
+so parameters agree to rounding. Adam divides by the root of a second moment, which is rounding
+itself where a gradient is nearly 0; so its losses are compared instead.
 """
 
 from __future__ import annotations
