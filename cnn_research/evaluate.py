@@ -212,6 +212,8 @@ def report(
             accuracy=means_["accuracy"],
         )
         figures[name] = summary(predictions[name])
+    if jax.process_index() != 0:
+        return Result(workdir, step, figures)
     folders.write_json(workdir / folders.EVALUATION, {"step": step, **figures})
     shown = splits[-1]
     page = write_report(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -33,3 +34,12 @@ def check_divides(mesh: Mesh, batch_size: int) -> None:
             f"--batch-size is {batch_size}, which {devices} devices cannot share evenly: "
             f"take a multiple of {devices}"
         )
+
+
+def agreed(value: int | None) -> int | None:
+    """The first process's value, in every process: what it read from the disk, all go by."""
+    if jax.process_count() == 1:
+        return value
+    sent = np.int64(-1 if value is None else value)
+    received = int(multihost_utils.broadcast_one_to_all(sent))
+    return None if received < 0 else received

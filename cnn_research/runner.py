@@ -25,7 +25,7 @@ from cnn_research.errors import UsageError, UserError
 from cnn_research.evaluate import Evaluator, abstract_state, means, report, reported_step, scaled
 from cnn_research.experiment import Result, registry
 from cnn_research.interruption import Interruption
-from cnn_research.mesh import batch_sharded, check_divides, data_mesh, replicated
+from cnn_research.mesh import agreed, batch_sharded, check_divides, data_mesh, replicated
 from cnn_research.progress import Progress
 from cnn_research.random import example_keys, stream_key
 from cnn_research.state import TrainState, init_state
@@ -93,7 +93,7 @@ def _train(
     model = experiment.task.bind(experiment.model, dataset)
     optimizer = experiment.optimizer.build(last_step)
     saved = workdir / folders.CHECKPOINTS
-    restored = checkpoint.newest(saved, repair=first)
+    restored = agreed(checkpoint.newest(saved, repair=True) if first else None)
     decisions = Decisions()
     if restored is None:
         state = initial_state(experiment, model, optimizer, dataset, mesh)
@@ -183,17 +183,16 @@ def _train(
             window.flush(step)
 
         checkpoints.wait()
-        if not first:
-            return Result(workdir, step, {})
         if experiment.selection.report == "best":
-            chosen = reported_step(experiment, workdir)
+            chosen = agreed(reported_step(experiment, workdir) if first else None)
             like = abstract_state(experiment, model, dataset, mesh)
             state, _ = checkpoint.restore(saved, chosen, like)
-        folders.write_json(
-            workdir / folders.RUN,
-            folders.read_json(workdir / folders.RUN)
-            | {"steps": step, "wall_seconds": round(before + time.monotonic() - started, 1)},
-        )
+        if first:
+            seconds = round(before + time.monotonic() - started, 1)
+            facts = folders.read_json(workdir / folders.RUN)
+            folders.write_json(
+                workdir / folders.RUN, facts | {"steps": step, "wall_seconds": seconds}
+            )
         return report(experiment, workdir, dataset, state, evaluator, writer)
 
 
