@@ -185,7 +185,7 @@ def restore(folder: Path, step: int, like: TrainState) -> tuple[TrainState, dict
         UserError: the checkpoint does not fit the model.
     """
     path = folder / str(step)
-    with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True)) as m:
+    with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(create=False)) as m:
         try:
             restored = m.restore(
                 step,

@@ -132,6 +132,8 @@ def evaluate(experiment: Training, workdir: Path) -> Result:
     if not (workdir / folders.CONFIG).exists():
         raise UserError(f"{workdir} holds no run: train one there first, with --mode=train")
     with folders.claimed(workdir):
+        # Other data, or the same split otherwise, may be what the model was trained on.
+        folders.check_same(experiment, workdir, ("evaluation", "selection.report"))
         dataset = experiment.data.load()
         experiment.task.check_data(dataset)
         mesh = data_mesh()

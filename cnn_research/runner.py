@@ -68,7 +68,7 @@ def train(experiment: Training, workdir: Path) -> Result:
         folders.claimed(workdir, enabled=first),
         Interruption(enabled=interruptible) as interruption,
     ):
-        folders.check_continues(experiment, workdir)
+        folders.check_same(experiment, workdir, experiment.resumable_fields)
         dataset = experiment.data.load()
         check_data(experiment, dataset)
         mesh = data_mesh()
@@ -132,7 +132,12 @@ def _train(
 
     best = (experiment.selection.metric, experiment.selection.metric == "accuracy")
     with (
-        MetricsWriter(workdir, restored_step=restored, enabled=first) as writer,
+        MetricsWriter(
+            workdir,
+            restored_step=restored,
+            evaluated_step=decisions.evaluated,
+            enabled=first,
+        ) as writer,
         checkpoint.Checkpoints(
             saved, keep=experiment.keep_checkpoints, best=best if validation else None
         ) as checkpoints,
@@ -158,6 +163,8 @@ def _train(
                         checkpoints.wait()
                         raise interruption.error(f"step {step:,} is saved in {workdir}")
                     figures = means(outcome[0])
+                    if not math.isfinite(figures["loss"]):
+                        raise not_finite("validation loss", figures["loss"], step)
                     writer.write(step, "validation", figures, epoch=window.epoch(step))
                     decide(experiment, decisions, figures)
                 decisions.evaluated = step
@@ -377,11 +384,7 @@ class Window:
         for name, pairs in values.items():
             wrong = np.flatnonzero(~np.isfinite(pairs[:, 0]))
             if wrong.size:
-                raise UserError(
-                    f"the {name} is {pairs[wrong[0], 0]} at step {step - count + 1 + wrong[0]:,}: "
-                    "training stopped, and the checkpoints from before are kept; try a lower "
-                    "--optimizer.learning-rate, or --optimizer.clip-norm=1"
-                )
+                raise not_finite(name, pairs[wrong[0], 0], step - count + 1 + int(wrong[0]))
             self._row[name] = self._row.get(name, 0) + pairs.sum(axis=0)
             self._epoch[name] = self._epoch.get(name, 0) + pairs.sum(axis=0)
         self._progress.step(step, float(values["loss"][-1, 0] / max(values["loss"][-1, 1], 1)))
@@ -403,6 +406,14 @@ class Window:
             count=int(self._row["loss"][1]),
         )
         self._row = {}
+
+
+def not_finite(name: str, value: float, step: int) -> UserError:
+    """The error of a run that has lost its way."""
+    return UserError(
+        f"the {name} is {value} at step {step:,}: training stopped, and the checkpoints from before "
+        "are kept; try a lower --optimizer.learning-rate, or --optimizer.clip-norm=1"
+    )
 
 
 def _means(sums: Mapping[str, np.ndarray]) -> dict[str, float]:

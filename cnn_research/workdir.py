@@ -89,8 +89,14 @@ def saved_config(workdir: Path) -> Experiment | None:
         ) from None
 
 
-def check_continues(experiment: Experiment, workdir: Path) -> None:
-    """Raises `UsageError` if the folder holds a run that this experiment does not continue."""
+def check_same(experiment: Experiment, workdir: Path, may_differ: tuple[str, ...]) -> None:
+    """Raises `UsageError` if the folder holds a run of a config other than this one.
+
+    Args:
+        experiment: what is to be done in the folder.
+        workdir: the run's folder; an empty one is as good.
+        may_differ: paths of fields, or of dataclasses of fields, that do not matter.
+    """
     saved = saved_config(workdir)
     if saved is None:
         return
@@ -98,14 +104,15 @@ def check_continues(experiment: Experiment, workdir: Path) -> None:
     names = sorted(
         name
         for name in old.keys() | new.keys()
-        if old.get(name) != new.get(name) and name not in experiment.resumable_fields
+        if old.get(name) != new.get(name)
+        and not any(name == free or name.startswith(f"{free}.") for free in may_differ)
     )
     if names:
         shown = ", ".join(f"{n} is {old.get(n)!r} there and {new.get(n)!r} now" for n in names[:3])
         more = f", and {len(names) - 3} more" if len(names) > 3 else ""
         raise UsageError(
             f"{workdir} holds a run of another config: {shown}{more}; name another --workdir, or "
-            f"give the same fields (only {', '.join(experiment.resumable_fields)} may change)"
+            f"give the same fields (only {', '.join(may_differ)} may change)"
         )
 
 

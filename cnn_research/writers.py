@@ -37,13 +37,22 @@ class MetricsWriter:
     one line for each sub-run: training and validation loss share a chart.
     """
 
-    def __init__(self, workdir: Path, *, restored_step: int | None, enabled: bool = True):
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        restored_step: int | None,
+        evaluated_step: int | None = None,
+        enabled: bool = True,
+    ):
         """Opens the files, and takes back what was written after the step that was restored.
 
         Args:
             workdir: the run's folder; made if absent.
             restored_step: the step of the checkpoint that the run goes on from; None for a run
                 that starts at its beginning, which keeps no earlier row.
+            evaluated_step: the last evaluation that the checkpoint knows of; a later one will be
+                made again, so its row is taken back. None if all up to `restored_step` count.
             enabled: False in all processes but the first: the same calls then do nothing.
 
         Raises:
@@ -57,7 +66,13 @@ class MetricsWriter:
         last_step = -1 if restored_step is None else restored_step
         path = workdir / METRICS_FILE
         if path.exists():
-            kept = [row for row in read_metrics(workdir) if row["step"] <= last_step]
+            last_evaluated = last_step if evaluated_step is None else evaluated_step
+            last_steps = {"validation": last_evaluated}
+            kept = [
+                row
+                for row in read_metrics(workdir)
+                if row["step"] <= last_steps.get(row["split"], last_step)
+            ]
             replacement = path.with_suffix(".tmp")
             replacement.write_text("".join(map(_line, kept)), encoding="utf-8")
             os.replace(replacement, path)
