@@ -411,8 +411,8 @@ class Window:
 def not_finite(name: str, value: float, step: int) -> UserError:
     """The error of a run that has lost its way."""
     return UserError(
-        f"the {name} is {value} at step {step:,}: training stopped, and the checkpoints from before "
-        "are kept; try a lower --optimizer.learning-rate, or --optimizer.clip-norm=1"
+        f"the {name} is {value} at step {step:,}: training stopped, and the checkpoints from "
+        "before are kept; try a lower --optimizer.learning-rate, or --optimizer.clip-norm=1"
     )
 
 

@@ -71,7 +71,7 @@ class MetricsWriter:
             kept = [
                 row
                 for row in read_metrics(workdir)
-                if row["step"] <= last_steps.get(row["split"], last_step)
+                if row["step"] <= last_steps.get(row.get("split"), last_step)
             ]
             replacement = path.with_suffix(".tmp")
             replacement.write_text("".join(map(_line, kept)), encoding="utf-8")
