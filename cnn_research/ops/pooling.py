@@ -21,6 +21,8 @@ from cnn_research.ops import platform
 Padding = Literal["VALID", "SAME"] | Sequence[tuple[int, int]]
 _Pads = tuple[tuple[int, int], tuple[int, int]]
 _Pair = tuple[int, int]
+# XLA:CPU turns loops over so many channels, or a multiple, into vector instructions.
+_VECTOR = 8
 
 
 def max_pool(
@@ -166,6 +168,8 @@ def _forward(kind, window, strides, x):
 
 def _backward(kind, window, strides, residuals, gradient):
     x, pooled = residuals
+    if window == strides and x.shape[3] % _VECTOR:
+        return (_spread_within_blocks(gradient, x, pooled, window),)
     views = _views(x, window, strides)
     winner = jnp.full(pooled.shape, len(views) - 1, jnp.int32)
     for place in range(len(views) - 2, -1, -1):
@@ -174,6 +178,27 @@ def _backward(kind, window, strides, residuals, gradient):
 
 
 _pool_of_views.defvjp(_forward, _backward)
+
+
+def _spread_within_blocks(
+    gradient: jax.Array, x: jax.Array, pooled: jax.Array, window: _Pair
+) -> jax.Array:
+    """As :func:`_spread`, for windows that do not overlap: each is a block of its own.
+
+    Half as fast as that where the channels fill vectors, but twice as fast where they do not.
+    """
+    batch, height, width, channels = pooled.shape
+    covered = x[:, : height * window[0], : width * window[1]]
+    blocks = covered.reshape(batch, height, window[0], width, window[1], channels)
+    last = window[0] * window[1] - 1
+    place = jnp.arange(last + 1, dtype=jnp.int32).reshape(1, 1, window[0], 1, window[1], 1)
+    # A reduction, which XLA computes once. Selections among views, it would put into the loops
+    # that use the gradient, together with the layers before the pool: once per view and use.
+    won = blocks == pooled[:, :, None, :, None]
+    winner = jnp.where(won, place, last).min((2, 4), keepdims=True)
+    share = jnp.where(winner == place, gradient[:, :, None, :, None], 0).reshape(covered.shape)
+    crops = [(0, size - have, 0) for size, have in zip(x.shape, share.shape, strict=True)]
+    return lax.pad(share, np.zeros((), share.dtype), crops)
 
 
 def _spread(
