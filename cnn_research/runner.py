@@ -192,6 +192,7 @@ def _train(
         checkpoints.wait()
         if experiment.selection.report == "best":
             chosen = agreed(reported_step(experiment, workdir) if first else None)
+            assert chosen is not None, "reported_step raises where there is none"
             like = abstract_state(experiment, model, dataset, mesh)
             state, _ = checkpoint.restore(saved, chosen, like)
         if first:

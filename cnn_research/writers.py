@@ -67,11 +67,11 @@ class MetricsWriter:
         path = workdir / METRICS_FILE
         if path.exists():
             last_evaluated = last_step if evaluated_step is None else evaluated_step
-            last_steps = {"validation": last_evaluated}
             kept = [
                 row
                 for row in read_metrics(workdir)
-                if row["step"] <= last_steps.get(row.get("split"), last_step)
+                if row["step"]
+                <= (last_evaluated if row.get("split") == "validation" else last_step)
             ]
             replacement = path.with_suffix(".tmp")
             replacement.write_text("".join(map(_line, kept)), encoding="utf-8")

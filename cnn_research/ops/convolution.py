@@ -11,7 +11,8 @@ XLA:CPU runs three cases far below the speed of the machine, and each has a reme
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +53,7 @@ def conv_general_dilated(
     batch_group_count: int = 1,
     precision: lax.PrecisionLike = None,
     preferred_element_type: jax.typing.DTypeLike | None = None,
-    **kwargs: object,
+    **kwargs: Any,
 ) -> jax.Array:
     """Convolve `lhs` with `rhs`: a drop-in for `jax.lax.conv_general_dilated`.
 
@@ -69,7 +70,7 @@ def conv_general_dilated(
         `[batch, out_height, out_width, out]`, of the dtype of `lhs`.
     """
     formulation = platform.current_formulation()
-    plain = functools.partial(
+    plain: Callable[..., jax.Array] = functools.partial(
         lax.conv_general_dilated,
         window_strides=window_strides,
         padding=padding,
@@ -99,12 +100,16 @@ def conv_general_dilated(
 
     strides = tuple(window_strides)
     kernel_size = rhs.shape[:2]
-    if isinstance(padding, str):
-        pads = lax.padtype_to_pads(lhs.shape[1:3], kernel_size, strides, padding)
-    else:
-        pads = padding
-    pads = tuple((int(low), int(high)) for low, high in pads)
-    if len(pads) != 2 or min(min(pads)) < 0 or 0 in _output_size(lhs, kernel_size, strides, pads):
+    sides: Sequence[tuple[int, int]] = (
+        lax.padtype_to_pads(lhs.shape[1:3], kernel_size, strides, padding)
+        if isinstance(padding, str)
+        else padding
+    )
+    if len(sides) != 2:
+        return plain(lhs, rhs)
+    (top, bottom), (left, right) = sides
+    pads = ((int(top), int(bottom)), (int(left), int(right)))
+    if min(min(pads)) < 0 or 0 in _output_size(lhs, kernel_size, strides, pads):
         return plain(lhs, rhs)
 
     if formulation.few_channels_as_product:

@@ -217,7 +217,7 @@ def _spread(
         gradient = jnp.pad(gradient, before)
         winner = jnp.pad(winner, before, constant_values=-1)
     rows, columns = height + reach[0] - 1, width + reach[1] - 1
-    total = None
+    total = jnp.zeros((), gradient.dtype)
     for i in range(reach[0]):
         for j in range(reach[1]):
             down, right = reach[0] - 1 - i, reach[1] - 1 - j
@@ -225,7 +225,7 @@ def _spread(
             place = jnp.asarray(_places(window, strides, i, j), winner.dtype)
             won = winner[part][:, :, None, :, None] == place[:, None, :, None]
             share = jnp.where(won, gradient[part][:, :, None, :, None], 0)
-            total = share if total is None else total + share
+            total = total + share
     image = total.reshape(batch, rows * strides[0], columns * strides[1], channels)
     crops = [(0, size - have, 0) for size, have in zip(shape, image.shape, strict=True)]
     return lax.pad(image, np.zeros((), image.dtype), crops)
