@@ -89,13 +89,16 @@ class Evaluator:
             split: uint8 images and labels.
             stop: asked between batches; once it is true the evaluation is given up: None.
         """
-        results = []
+        fetched, pending = [], None
         with jax.set_mesh(self._mesh):
             for start in range(0, len(split), self._batch):
                 if stop():
                     return None
-                results.append(self._step(variables, *self._padded(split, start)))
-        fetched = jax.device_get(results)
+                before, pending = pending, self._step(variables, *self._padded(split, start))
+                # One batch behind: the devices never wait, and no queue grows before them.
+                if before is not None:
+                    fetched.append(jax.device_get(before))
+        fetched.append(jax.device_get(pending))
         sums = {
             name: (
                 float(sum(float(batch[name][0]) for batch, _ in fetched)),

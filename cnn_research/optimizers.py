@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import TYPE_CHECKING, Literal
 
 from cnn_research.errors import UsageError
@@ -42,14 +43,14 @@ class Optimizer:
 
     def check(self) -> None:
         """Raises `UsageError` for a field out of range, or that the optimizer does not have."""
-        if self.learning_rate <= 0:
+        if not 0 < self.learning_rate < math.inf:
             raise UsageError(f"optimizer.learning-rate is {self.learning_rate}: must be above 0")
         if not 0 <= self.warmup < 1:
             raise UsageError(f"optimizer.warmup is {self.warmup}: a share of the steps, 0 to 1")
         if not 0 <= self.ema_decay < 1:
             raise UsageError(f"optimizer.ema-decay is {self.ema_decay}: must be from 0 to 1")
-        if self.clip_norm < 0 or self.weight_decay < 0:
-            raise UsageError("optimizer.clip-norm and optimizer.weight-decay cannot be negative")
+        if not (0 <= self.clip_norm < math.inf and 0 <= self.weight_decay < math.inf):
+            raise UsageError("optimizer.clip-norm and optimizer.weight-decay must be 0 or above")
         if self.name == "adam" and self.weight_decay:
             raise UsageError("optimizer.weight-decay needs optimizer.name=adamw or sgd, not adam")
 

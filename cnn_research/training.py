@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, ClassVar, Literal, Self
 
 from flax import linen as nn
@@ -99,7 +100,7 @@ class Training(Experiment):
             ("std", self.std),
             ("evaluation.batch-size", self.evaluation.batch_size),
         ):
-            if value <= 0:
+            if not 0 < value < math.inf:
                 raise UsageError(f"--{name} is {value}: must be above 0")
         if self.keep_checkpoints < 2:
             raise UsageError(

@@ -100,6 +100,11 @@ def check_same(experiment: Experiment, workdir: Path, may_differ: tuple[str, ...
     saved = saved_config(workdir)
     if saved is None:
         return
+    if saved.name != experiment.name:
+        raise UsageError(
+            f"{workdir} holds a run of {saved.name}, not of {experiment.name}: name another "
+            "--workdir"
+        )
     old, new = flatten(saved), flatten(experiment)
     names = sorted(
         name
