@@ -1,7 +1,6 @@
 """Pure functions on arrays, in the formulation that is fastest on the platform at hand."""
 
 from cnn_research.ops.convolution import conv_general_dilated
-from cnn_research.ops.normalisation import batch_norm
 from cnn_research.ops.platform import (
     PLAIN,
     Formulation,
@@ -16,7 +15,6 @@ __all__ = [
     "PLAIN",
     "Formulation",
     "avg_pool",
-    "batch_norm",
     "conv_general_dilated",
     "current_formulation",
     "default_formulation",

@@ -20,7 +20,7 @@ import jax
 class Formulation:
     """How to write down an operation for one kind of device.
 
-    The derivative rules of the first four are reverse-mode only (`jax.grad`, `jax.vjp`). For
+    The derivative rules of the first three are reverse-mode only (`jax.grad`, `jax.vjp`). For
     `jax.jvp`, `jax.hessian` and other uses of forward mode, trace under :data:`PLAIN`.
     """
 
@@ -30,8 +30,6 @@ class Formulation:
     """Compute convolutions over very few channels, or 1x1 ones, as a matrix product."""
     gather_pool_gradient: bool = False
     """Compute the gradient of a max or min pool without XLA's select-and-scatter."""
-    short_batch_norm_gradient: bool = False
-    """Compute the gradient of batch normalisation in as few passes as it can be."""
     steps_per_dispatch: int = 1
     """How many train steps to put into one compiled loop."""
 
@@ -46,7 +44,6 @@ _BY_PLATFORM = {
         sliced_weight_gradient=True,
         few_channels_as_product=True,
         gather_pool_gradient=True,
-        short_batch_norm_gradient=True,
         steps_per_dispatch=1,
     ),
     "gpu": Formulation(steps_per_dispatch=32),
