@@ -439,6 +439,7 @@ def results(group: Group, name: str) -> dict[str, Any]:
         "versions": _one_or_all(record.get("versions") for record in records),
         "date": max(str(record.get("started", ""))[:10] for record in records),
         "wall_seconds": sum(record.get("wall_seconds", 0) for record in records),
+        "wall_seconds_of_runs": [record.get("wall_seconds") for record in records],
         "seeds": group.seeds,
         "config": config,
         "figures": {

@@ -365,6 +365,7 @@ def test_output_holds_what_repeats_the_figures(tmp_path):
     assert results["command"] == [["launch.py", f"--seed={seed}"] for seed in range(3)]
     assert (results["commit"], results["machine"]) == ("0123abc", {"cores": 2})
     assert (results["date"], results["wall_seconds"]) == ("2026-03-01", 33.0)
+    assert results["wall_seconds_of_runs"] == [10.0, 11.0, 12.0]
     assert "seed" not in results["config"]
     accuracy = results["figures"]["accuracy"]
     assert accuracy["values"] == [0.88, 0.90, 0.92]
@@ -420,7 +421,7 @@ def test_readme_tables_come_from_the_results(tmp_path, capsys):
     assert (tmp_path / "README.md").read_text() == README
     assert readme_tables.main([], tmp_path) == 0
     text = (tmp_path / "README.md").read_text()
-    assert ["coats", "3", "0.8978", "0.9000 ± 0.0200", "", "", "0.8000 ± 0.0200", "11.0 s"] in (
+    assert ["coats", "3", "0.8978", "0.9000 ± 0.0200", "", "", "0.8000 ± 0.0200", "10.0 s"] in (
         table(text)
     )
     assert ["cnn", "10.0", "15.0 (eager)", "1.50 (1.40 to 1.62)"] in table(text)

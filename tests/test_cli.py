@@ -1,0 +1,332 @@
+"""The command line: what it answers, and how it says what is wrong.
+
+Most of it is called in this process, through the functions that `launch.py` hands to absl; a few
+commands run as a user runs them.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import inspect
+import itertools
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+import launch  # noqa: F401 (defines the flags)
+from cnn_research import cli
+from cnn_research import workdir as folders
+from cnn_research.experiment import config_fields, flatten, lookup, registry
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = ("--experiment=digits_mlp", "--epochs=0.2", "--model.dense", "8")
+
+
+class Answer(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def command(capsys):
+    """Runs the launcher's functions in this process, as if with these words."""
+
+    def run(*words):
+        capsys.readouterr()
+        with flagsaver.flagsaver():
+            code = 0
+            try:
+                cli.main(cli.parse_flags(["launch.py", *words]))
+            except SystemExit as end:
+                code = end.code or 0
+        said = capsys.readouterr()
+        return Answer(code, said.out, said.err)
+
+    return run
+
+
+def is_one_error(err, *parts):
+    assert err.startswith("error: "), err
+    assert err.count("\n") == 1, err
+    for part in parts:
+        assert part in err
+
+
+# Usage errors ------------------------------------------------------------------------------------
+
+DIGITS = "--experiment=digits_cnn"
+WRONG = {
+    "no experiment": ([], "--experiment=NAME"),
+    "unknown experiment": (["--experiment=digits_cn"], "(did you mean 'digits_cnn'?)"),
+    "nothing like it": (["--experiment=zzz"], "no experiment is named 'zzz'; `python launch.py"),
+    "launcher flag alone": (["--experimnt=digits_cnn"], "(did you mean 'experiment'?)"),
+    "launcher flag among fields": ([DIGITS, "--workdri=x"], "(did you mean 'workdir'?)"),
+    "field": ([DIGITS, "--optimizer.learnin-rate=1"], "(did you mean 'optimizer.learning-rate'?)"),
+    "field with underscores": (
+        [DIGITS, "--optimizer.learnin_rate=1"],
+        "(did you mean 'optimizer.learning-rate'?)",
+    ),
+    "field without its group": ([DIGITS, "--learning-rate=1"], "no field --learning-rate"),
+    "a group": ([DIGITS, "--optimizer=sgd"], "no field --optimizer"),
+    "another kind of model": ([DIGITS, "--model.depth=3"], "no field --model.depth"),
+    "the name": ([DIGITS, "--name=x"], "no field --name"),
+    "choice": ([DIGITS, "--optimizer.name=adamm"], "'adamm' for argument '--optimizer.name'"),
+    "word for a number": ([DIGITS, "--epochs=ten"], "ten"),
+    "fraction for an integer": ([DIGITS, "--batch-size=1.5"], "1.5"),
+    "word in a list of integers": ([DIGITS, "--model.features", "8", "x"], "x"),
+    "value missing": ([DIGITS, "--seed"], "seed"),
+    "experiment's value missing": (["--experiment"], "experiment"),
+    "a word too many": ([DIGITS, "seed=1"], "seed=1"),
+    "mode": ([DIGITS, "--mode=trian"], "(did you mean 'train'?)"),
+    "no epochs": ([DIGITS, "--epochs=0"], "--epochs is 0"),
+    "negative rate": ([DIGITS, "--optimizer.learning-rate=-1"], "optimizer.learning-rate is -1"),
+    "not a rate": ([DIGITS, "--optimizer.learning-rate=nan"], "optimizer.learning-rate is nan"),
+    "one checkpoint": ([DIGITS, "--keep-checkpoints=1"], "at least 2"),
+    "decay that adam lacks": ([DIGITS, "--optimizer.weight-decay=1"], "adamw"),
+    "smoothing": ([DIGITS, "--task.label-smoothing=1"], "task.label-smoothing is 1"),
+    "shift": ([DIGITS, "--augmentation.shift=-1"], "augmentation.shift"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_is_typed_wrong_is_said_in_one_line(what, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words, expected = WRONG[what]
+    answer = command(*words)
+    assert answer.code == 2
+    is_one_error(answer.err, expected)
+    assert answer.out == ""
+    assert not any(tmp_path.iterdir()), "a usage error must not leave a folder"
+
+
+def test_bad_choice_names_the_field_and_the_choices(command):
+    err = command(DIGITS, "--optimizer.name=adamm").err
+    is_one_error(err, "--optimizer.name", "'sgd'", "'adamw'")
+
+
+# Overrides ---------------------------------------------------------------------------------------
+
+
+def test_overrides_reach_the_fields_and_nothing_else():
+    default = lookup("digits_cnn").experiment()
+    words = [
+        "--optimizer.learning-rate=3e-4",
+        "--optimizer.clip_norm",
+        "0.5",
+        "--model.features",
+        "8",
+        "8",
+        "--model.no-batch-norm",
+        "--evaluation.mirror",
+        "--task.head=kind",
+        "--seed=7",
+    ]
+    changed = flatten(cli.overridden(default, words))
+    differing = {name: value for name, value in changed.items() if value != flatten(default)[name]}
+    assert differing == {
+        "optimizer.learning_rate": 3e-4,
+        "optimizer.clip_norm": 0.5,
+        "model.features": (8, 8),
+        "model.batch_norm": False,
+        "evaluation.mirror": True,
+        "task.head": "kind",
+        "seed": 7,
+    }
+    assert cli.overridden(default, []) == default
+
+
+# --help and --list -------------------------------------------------------------------------------
+
+
+def field_docstrings(config, prefix=""):
+    """Each leaf field's docstring, read from the source: what `--help` must show."""
+    documented = {}
+    for kind in reversed(type(config).__mro__):
+        if kind.__module__.startswith("cnn_research"):
+            body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body
+            for line, after in itertools.pairwise(body):
+                if isinstance(line, ast.AnnAssign) and isinstance(after, ast.Expr):
+                    documented[line.target.id] = after.value.value
+    found = {}
+    for field in config_fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            found |= field_docstrings(value, f"{prefix}{field.name}.")
+        elif f"{prefix}{field.name}" != "name":
+            found[f"{prefix}{field.name}"] = documented.get(field.name)
+    return found
+
+
+@pytest.mark.parametrize("name", ["digits_cnn", "fashion_mnist_best", "image_table"])
+def test_help_shows_every_field_with_its_docstring(name, command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    answer = command(f"--experiment={name}", "--help")
+    assert answer.code == 0
+    assert lookup(name).summary in answer.out
+    plain = " ".join(answer.out.translate(dict.fromkeys(map(ord, "│╭╮╰╯─"))).split())
+    for field, docstring in field_docstrings(lookup(name).experiment()).items():
+        assert f"--{field.replace('_', '-')} " in plain.replace(",", " ")
+        assert docstring, f"{field} has no docstring"
+        assert " ".join(docstring.split()) in plain, field
+    assert "--name" not in plain
+
+
+def test_help_without_an_experiment_shows_the_launcher(command):
+    answer = command("--help")
+    assert (answer.code, answer.err) == (0, "")
+    assert all(f"--{flag}" in answer.out for flag in cli.LAUNCHER_FLAGS)
+
+
+def test_list_shows_every_experiment_on_a_line(command):
+    answer = command("--list")
+    assert answer.code == 0
+    lines = answer.out.splitlines()[1:]
+    assert [line.split()[0] for line in lines] == sorted(registry())
+    for line, entry in zip(lines, registry().values(), strict=True):
+        assert entry.document in line
+        assert line.endswith(entry.summary)
+
+
+# Folders -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a finished run: four steps of a tiny network."""
+    workdir = tmp_path_factory.mktemp("runs") / "trained"
+    with flagsaver.flagsaver():
+        cli.main(cli.parse_flags(["launch.py", *TINY, f"--workdir={workdir}"]))
+    return workdir
+
+
+def test_a_workdir_below_a_file_is_an_error(command, tmp_path):
+    (tmp_path / "file").write_text("")
+    answer = command(*TINY, f"--workdir={tmp_path / 'file' / 'run'}")
+    assert answer.code == 1
+    is_one_error(answer.err, str(tmp_path / "file" / "run"), "--workdir")
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ([*TINY, "--seed=1"], ["seed is 0 there and 1 now"]),
+        ([*TINY, "--optimizer.learning-rate=1"], ["optimizer.learning_rate is 0.002 there"]),
+        (["--experiment=digits_cnn"], ["holds a run of"]),
+    ],
+)
+def test_the_workdir_of_another_run_is_refused(words, parts, command, trained):
+    before = (trained / "config.json").read_bytes()
+    answer = command(*words, f"--workdir={trained}")
+    assert answer.code == 2
+    is_one_error(answer.err, str(trained), *parts)
+    assert (trained / "config.json").read_bytes() == before
+
+
+def test_a_batch_larger_than_the_data_is_a_usage_error(command, tmp_path):
+    answer = command(*TINY, "--batch-size=5000", f"--workdir={tmp_path / 'run'}")
+    assert answer.code == 2
+    is_one_error(answer.err, "--batch-size is 5000", "1197")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_evaluating_an_absent_workdir_is_an_error(command, tmp_path):
+    answer = command(DIGITS, "--mode=evaluate", f"--workdir={tmp_path / 'none'}")
+    assert answer.code == 1
+    is_one_error(answer.err, str(tmp_path / "none"), "holds no run")
+    assert not (tmp_path / "none").exists()
+
+
+def test_evaluation_needs_the_workdir_only(command, trained):
+    (trained / "evaluation.json").rename(trained / "before.json")
+    answer = command("--mode=evaluate", f"--workdir={trained}")
+    assert answer.code == 0, answer.err
+    before = json.loads((trained / "before.json").read_text())
+    assert json.loads((trained / "evaluation.json").read_text()) == before
+    assert "Classification report, test split" in answer.out
+
+
+def test_evaluation_of_another_experiment_is_refused(command, trained):
+    answer = command(DIGITS, "--mode=evaluate", f"--workdir={trained}")
+    assert answer.code == 2
+    is_one_error(answer.err, "digits_mlp, not digits_cnn")
+
+
+def test_a_finished_run_run_again_changes_nothing(command, trained):
+    def contents():
+        files = [trained / "metrics.jsonl", trained / "evaluation.json"]
+        files += sorted(file for file in trained.glob("checkpoints/**/*") if file.is_file())
+        return {file: file.read_bytes() for file in files}
+
+    before = contents()
+    answer = command(*TINY, f"--workdir={trained}")
+    assert answer.code == 0, answer.err
+    assert "Going on from the checkpoint of step 4" in answer.err
+    assert contents() == before
+
+
+def test_a_damaged_config_is_named(command, tmp_path):
+    (tmp_path / folders.CONFIG).write_text('{"class": ')
+    answer = command(*TINY, f"--workdir={tmp_path}")
+    assert answer.code == 1
+    is_one_error(answer.err, str(tmp_path / folders.CONFIG), "is damaged")
+
+
+def test_a_run_without_a_workdir_goes_to_a_folder_of_its_config(command, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(cli, "run", lambda *arguments: asked.append(arguments))
+    monkeypatch.chdir(tmp_path)
+    command(*TINY)
+    command(*TINY, "--seed=1")
+    command(*TINY)
+    first, other, again = (str(workdir) for _, workdir, _ in asked)
+    assert first == again != other
+    assert first.startswith("runs/digits_mlp-")
+
+
+# As a user runs it -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "part"),
+    [
+        (["--experiment=digits_cn"], 2, "did you mean 'digits_cnn'?"),
+        ([DIGITS, "--sed=1"], 2, "did you mean 'seed'?"),
+        ([DIGITS, "--workdir=launch.py/run"], 1, "cannot write to the workdir"),
+    ],
+)
+def test_a_command_ends_with_one_line_and_its_exit_code(words, code, part):
+    ended = subprocess.run(
+        [sys.executable, "launch.py", *words], cwd=ROOT, capture_output=True, text=True
+    )
+    assert ended.returncode == code
+    assert ended.stdout == ""
+    is_one_error(ended.stderr, part)
+
+
+def test_list_as_a_command():
+    ended = subprocess.run(
+        [sys.executable, "launch.py", "--list"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "digits_cnn" in ended.stdout
+
+
+def test_modes_name_functions_that_exist():
+    for entry in registry().values():
+        for path in entry.experiment().modes.values():
+            module, function = path.split(":")
+            assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_flags_are_as_the_usage_says():
+    assert set(cli.LAUNCHER_FLAGS) <= set(flags.FLAGS)

@@ -1,0 +1,273 @@
+"""Every registered experiment: its golden config, its way through JSON, and a run of a few steps.
+
+A new experiment is covered without an edit here; its golden file is written, like one that is to
+change, by `python -m tests.test_registry`.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+from jax.experimental.compilation_cache import compilation_cache
+
+from cnn_research import checkpoint, cli
+from cnn_research import workdir as folders
+from cnn_research.evaluate import abstract_state
+from cnn_research.experiment import (
+    canonical_json,
+    config_hash,
+    flatten,
+    from_dict,
+    lookup,
+    registry,
+    run,
+    to_dict,
+)
+from cnn_research.mesh import data_mesh
+
+ROOT = Path(__file__).resolve().parent.parent
+GOLDEN = Path(__file__).with_name("golden")
+UPDATE = "if that is meant, run `python -m tests.test_registry` and commit tests/golden"
+NAMES = list(registry())
+
+
+# Configs -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_config_is_the_golden_one(name):
+    file = GOLDEN / f"{name}.json"
+    assert file.exists(), f"{name} has no golden config: {UPDATE}"
+    expected = flatten(from_dict(json.loads(file.read_text())))
+    found = flatten(lookup(name).experiment())
+    changed = {
+        field: (expected.get(field, "absent"), found.get(field, "absent"))
+        for field in expected.keys() | found.keys()
+        if expected.get(field, "absent") != found.get(field, "absent")
+    }
+    assert not changed, f"fields of {name} changed, as (golden, now): {changed}; {UPDATE}"
+    assert file.read_text() == canonical_json(lookup(name).experiment()), UPDATE
+
+
+def test_every_golden_config_has_an_experiment():
+    assert {file.stem for file in GOLDEN.glob("*.json")} == set(NAMES), UPDATE
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_config_comes_back_from_json(name):
+    experiment = lookup(name).experiment()
+    back = from_dict(json.loads(canonical_json(experiment)))
+    assert back == experiment
+    assert type(back.model) is type(experiment.model)
+    assert hash(back) == hash(experiment)
+    assert to_dict(back) == to_dict(experiment)
+
+
+def test_every_field_takes_part_in_the_hash():
+    experiment = lookup("digits_cnn").experiment()
+    changed = [
+        dataclasses.replace(experiment, seed=1),
+        dataclasses.replace(
+            experiment, optimizer=dataclasses.replace(experiment.optimizer, learning_rate=0.0021)
+        ),
+        dataclasses.replace(experiment, model=experiment.model.clone(features=(16, 33))),
+    ]
+    hashes = {config_hash(config) for config in [experiment, *changed]}
+    assert len(hashes) == 4
+
+
+def test_hashes_are_those_of_another_process():
+    code = (
+        "from cnn_research.experiment import config_hash, registry\n"
+        "for name, entry in registry().items():\n"
+        "    print(name, config_hash(entry.experiment()))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    expected = {name: config_hash(entry.experiment()) for name, entry in registry().items()}
+    assert dict(line.split() for line in ended.stdout.splitlines()) == expected
+
+
+def test_a_config_of_a_strange_class_is_not_read():
+    values = to_dict(lookup("digits_cnn").experiment())
+    values["data"] = {"class": "subprocess.Popen", "args": "true"}
+    with pytest.raises(cli.UserError, match=r"subprocess\.Popen, which is not one of this project"):
+        from_dict(values)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_docstring_gives_the_command(name):
+    entry = lookup(name)
+    assert entry.summary
+    assert f"python launch.py --experiment={name}" in entry.make.__doc__
+
+
+# Runs --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Continuations and evaluations of a run compile what the run compiled; that takes longest."""
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    for name, value in options.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_experiment_trains_goes_on_and_evaluates(name, tmp_path, capsys):
+    small = lookup(name).experiment().test_sized()
+    dataset = small.data.load()
+    examples = len(dataset.splits["train"])
+    like = abstract_state(small, small.task.bind(small.model, dataset), dataset, data_mesh())
+    saved = tmp_path / folders.CHECKPOINTS
+
+    def of_steps(steps):
+        return dataclasses.replace(small, epochs=steps * small.batch_size / examples)
+
+    run(of_steps(2), tmp_path)
+    assert checkpoint.newest(saved) == 2
+    before, _ = checkpoint.restore(saved, 2, like)
+    assert int(before.step) == 2
+
+    trained = run(of_steps(3), tmp_path)
+    assert "Going on from the checkpoint of step 2" in capsys.readouterr().err
+    assert checkpoint.newest(saved) == 3
+    after, _ = checkpoint.restore(saved, 3, like)
+    moved = jax.tree.map(
+        lambda a, b: not np.array_equal(np.asarray(a), np.asarray(b)), before.params, after.params
+    )
+    assert any(jax.tree.leaves(moved))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after.params))
+
+    evaluated = run(folders.saved_config(tmp_path), tmp_path, "evaluate")
+    assert set(evaluated.figures) == {"validation", "test"}
+    for split, figures in trained.figures.items():
+        assert evaluated.figures[split]["accuracy"] == figures["accuracy"]
+        assert evaluated.figures[split]["loss"] == pytest.approx(figures["loss"], rel=1e-6)
+    assert (tmp_path / "report" / "report.md").exists()
+
+
+# Names and imports -------------------------------------------------------------------------------
+
+
+def test_no_launcher_flag_is_named_like_a_field():
+    code = "import launch; from absl import flags; print(*flags.FLAGS)"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    of_launcher = {name.replace("_", "-") for name in ended.stdout.split()}
+    assert set(cli.LAUNCHER_FLAGS) <= of_launcher
+    for name in NAMES:
+        fields = {field.replace("_", "-") for field in flatten(lookup(name).experiment())}
+        assert not (fields - {"name"}) & of_launcher
+    assert isinstance(flags.FLAGS, flags.FlagValues)
+
+
+LAYERS = (
+    {"errors"},
+    {"experiment", "random"},
+    {"ops"},
+    {"models", "data"},
+    {"tasks"},
+    {"optimizers"},
+    {"training"},
+    {"state", "mesh", "interruption", "progress"},
+    {"checkpoint", "workdir", "writers"},
+    {"figures"},
+    {"report"},
+    {"evaluate"},
+    {"runner"},
+    {"cli"},
+    {"experiments"},
+    {"launch"},
+)
+"""Parts of the project, lowest first: a part imports from lower ones only."""
+
+LOADERS = {("experiment", "experiments")}
+"""The registry fills itself: the one import upwards, when it is asked for."""
+
+
+def part_of(module: str) -> str:
+    names = module.split(".")
+    return names[1] if names[0] == "cnn_research" and len(names) > 1 else names[0]
+
+
+def imported_parts(file: Path) -> set[str]:
+    """The project's parts that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: imports are written in full"
+            # `from cnn_research import checkpoint` imports a part; `from m import f` imports m.
+            package = node.module == "cnn_research"
+            modules = [f"{node.module}.{a.name}" if package else node.module for a in node.names]
+        else:
+            continue
+        found |= {
+            part_of(module)
+            for module in modules
+            if module.split(".")[0] in ("cnn_research", "experiments", "launch")
+        }
+    return found
+
+
+def test_imports_go_one_way():
+    files = [*ROOT.glob("cnn_research/**/*.py"), *ROOT.glob("experiments/*.py"), ROOT / "launch.py"]
+    height = {part: level for level, layer in enumerate(LAYERS) for part in layer}
+    upwards, placed = [], set()
+    for file in files:
+        part = part_of(".".join(file.relative_to(ROOT).with_suffix("").parts))
+        if part in ("__init__", "__main__"):
+            continue
+        assert part in height, f"{file.name} has no place in LAYERS of this test: give it one"
+        placed.add(part)
+        for imported in imported_parts(file) - {part}:
+            assert imported in height, f"{file.name} imports {imported}, which is not in LAYERS"
+            same_files = height[imported] == height[part]
+            if (height[imported] > height[part] or same_files) and (part, imported) not in LOADERS:
+                upwards.append(f"{file.relative_to(ROOT)} imports {imported}")
+    assert not upwards
+    assert placed == set(height), "LAYERS names parts that are gone"
+
+
+def test_starting_needs_neither_orbax_nor_tensorflow():
+    """What `--list` and usage errors import; jax itself comes with flax's modules."""
+    code = (
+        "import launch, sys; from cnn_research.cli import listing; listing(); print(*sys.modules)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    loaded = {name.split(".")[0] for name in ended.stdout.split()}
+    assert "flax" in loaded
+    assert not loaded & {"orbax", "tensorflow", "tensorflow_datasets", "sklearn", "matplotlib"}
+
+
+if __name__ == "__main__":
+    GOLDEN.mkdir(exist_ok=True)
+    for file in GOLDEN.glob("*.json"):
+        if file.stem not in NAMES:
+            file.unlink()
+    for name, entry in registry().items():
+        (GOLDEN / f"{name}.json").write_text(canonical_json(entry.experiment()))

@@ -1,0 +1,844 @@
+"""The runner: exact resumption, damaged checkpoints, what stops a run, and every step's numbers.
+
+Runs are of a tiny network on noise, and their reports are left out: others test those.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from absl.testing import flagsaver
+
+import launch  # noqa: F401 (defines the flags)
+from benchmarks import evaluation_exactness
+from benchmarks.results import digest, last_checkpoint, rows_of
+from cnn_research import checkpoint, cli, evaluate, ops, runner
+from cnn_research import workdir as folders
+from cnn_research.data.augment import Augmentation
+from cnn_research.data.batches import batch_indices, steps_at
+from cnn_research.data.sources import Synthetic
+from cnn_research.errors import Interrupted, UsageError, UserError
+from cnn_research.experiment import lookup, run
+from cnn_research.mesh import data_mesh
+from cnn_research.models import MLP, ConvNet
+from cnn_research.optimizers import Optimizer, Penalty
+from cnn_research.random import example_keys, permuted, stream_key
+from cnn_research.state import TrainState
+from cnn_research.tasks.classification import Classification
+from cnn_research.training import Selection, Training
+from cnn_research.writers import read_metrics
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# 40 examples in batches of 16: an epoch is 2.5 steps, so batches run across epochs. Evaluations
+# and checkpoints fall on steps 3, 5, 8, 10, 13 and 15.
+TINY = Training(
+    data=Synthetic(train=40, validation=13, test=11, image_shape=(6, 6, 1), classes=(4,)),
+    model=ConvNet(features=(4,), padding=(1,), dense=(8,), dense_activation="relu", dropout=0.2),
+    optimizer=Optimizer(
+        name="adamw", learning_rate=1e-2, schedule="cosine", weight_decay=0.01, ema_decay=0.9
+    ),
+    augmentation=Augmentation(mirror=True, shift=1),
+    epochs=6,
+    batch_size=16,
+    log_every=2,
+)
+LAST_STEP = 15
+
+
+def tiny(**changes):
+    return dataclasses.replace(TINY, **changes)
+
+
+def rated(**changes):
+    """TINY with another optimizer, of a constant rate."""
+    return tiny(optimizer=Optimizer(**changes))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_pictures():
+    """Reports without matplotlib, which would take most of the time."""
+
+    def page(workdir, **unused):
+        (workdir / "report").mkdir(exist_ok=True)
+        (workdir / "report" / "report.md").write_text("left out")
+        return workdir / "report" / "report.md"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "write_report", page)
+        yield
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The folder of a run of TINY that nothing disturbed."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    run(TINY, workdir)
+    return workdir
+
+
+def copy_of(workdir, tmp_path):
+    return Path(shutil.copytree(workdir, tmp_path / "copy"))
+
+
+def state_of(workdir):
+    return last_checkpoint(workdir)[1]
+
+
+def assert_same_run(workdir, expected):
+    """The same final state, bit for bit, the same validation rows and the same test figures."""
+    assert digest(state_of(workdir)) == digest(state_of(expected))
+    assert rows_of(workdir, "validation") == rows_of(expected, "validation")
+    figures = [json.loads((w / "evaluation.json").read_text()) for w in (workdir, expected)]
+    assert figures[0] == figures[1]
+
+
+def at_step(patch, step, act):
+    """Calls `act` once, when the runner takes note of step `step`."""
+    original, left = runner.Window.add, [step]
+
+    def add(window, now, metrics):
+        original(window, now, metrics)
+        if left and now >= left[0]:
+            left.clear()
+            act()
+
+    patch.setattr(runner.Window, "add", add)
+
+
+# Resumption --------------------------------------------------------------------------------------
+
+STOPS = [
+    (signal.SIGTERM, 75, int(np.random.default_rng(0).integers(1, LAST_STEP))),
+    (signal.SIGUSR1, 75, 8),
+    (signal.SIGINT, 130, 1),
+]
+
+
+@pytest.mark.parametrize(("number", "code", "step"), STOPS)
+def test_an_interrupted_run_goes_on_exactly(number, code, step, alone, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, step, lambda: signal.raise_signal(number))
+        with pytest.raises(Interrupted) as stopped:
+            run(TINY, tmp_path)
+    assert stopped.value.exit_code == code
+    assert number.name in str(stopped.value)
+    assert f"step {step} is saved" in str(stopped.value)
+    assert checkpoint.newest(tmp_path / "checkpoints") == step
+    assert run(TINY, tmp_path).step == LAST_STEP
+    assert_same_run(tmp_path, alone)
+    seen = sum(row["count"] for row in rows_of(tmp_path, "train"))
+    assert seen == LAST_STEP * TINY.batch_size, "a training row is lost or there twice"
+
+
+def test_a_signal_in_an_evaluation_stops_it_and_it_is_made_again(alone, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        original = evaluate.Evaluator._padded
+
+        def padded(evaluator, split, start):
+            signal.raise_signal(signal.SIGTERM)
+            return original(evaluator, split, start)
+
+        patch.setattr(evaluate.Evaluator, "_padded", padded)
+        many = tiny(evaluation=dataclasses.replace(TINY.evaluation, batch_size=4))
+        with pytest.raises(Interrupted, match="step 3 is saved"):
+            run(many, tmp_path)
+    assert rows_of(tmp_path, "validation") == []
+
+    # Killed once the evaluation is written down, and before its checkpoint is.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint.Checkpoints, "save", killed)
+        with pytest.raises(Killed):
+            run(many, tmp_path)
+    assert [row["step"] for row in rows_of(tmp_path, "validation")] == [3]
+
+    run(many, tmp_path)
+    assert [row["step"] for row in rows_of(tmp_path, "validation")] == [3, 5, 8, 10, 13, 15]
+    assert digest(state_of(tmp_path)) == digest(state_of(alone))
+
+
+class Killed(BaseException):
+    """Nothing catches it, as nothing catches SIGKILL."""
+
+
+def killed(*unused):
+    raise Killed
+
+
+def test_what_was_measured_after_the_last_checkpoint_is_measured_again(alone, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, 13, killed)
+        with pytest.raises(Killed):
+            run(TINY, tmp_path)
+    assert max(row["step"] for row in read_metrics(tmp_path)) > 10
+    run(TINY, tmp_path)
+    assert_same_run(tmp_path, alone)
+    for split in ("train", "validation"):
+        steps = [row["step"] for row in rows_of(tmp_path, split)]
+        assert steps == sorted(set(steps))
+    assert [r["loss"] for r in rows_of(tmp_path, "train")] == [
+        r["loss"] for r in rows_of(alone, "train")
+    ]
+
+
+def test_a_longer_run_goes_on_from_a_finished_one(tmp_path):
+    constant = rated(name="sgd", learning_rate=0.01)
+    run(dataclasses.replace(constant, epochs=2), tmp_path / "in two")
+    run(dataclasses.replace(constant, epochs=4), tmp_path / "in two")
+    run(dataclasses.replace(constant, epochs=4), tmp_path / "at once")
+    assert_same_run(tmp_path / "in two", tmp_path / "at once")
+
+
+CHILD = ("--experiment=digits_mlp", "--epochs=5000", "--evaluate-every=1", "--model.dense", "8")
+
+
+def test_signals_end_the_program_with_their_exit_codes(tmp_path):
+    children = {}
+    for number in (signal.SIGTERM, signal.SIGINT):
+        workdir = tmp_path / number.name
+        with (tmp_path / f"{number.name}.txt").open("wb") as said:
+            words = [sys.executable, "launch.py", *CHILD, f"--workdir={workdir}"]
+            children[number] = subprocess.Popen(words, cwd=ROOT, stdout=said, stderr=said)
+    for number, child in children.items():
+        said = tmp_path / f"{number.name}.txt"
+        while b"epoch 2/" not in said.read_bytes() and child.poll() is None:
+            time.sleep(0.05)
+        child.send_signal(number)
+    for number, code in ((signal.SIGTERM, 75), (signal.SIGINT, 130)):
+        assert children[number].wait(60) == code
+        text = (tmp_path / f"{number.name}.txt").read_text()
+        assert text.splitlines()[-1].startswith(f"error: stopped by {number.name}: step ")
+        assert "Traceback" not in text
+        assert checkpoint.newest(tmp_path / number.name / "checkpoints") is not None
+
+
+# Checkpoints -------------------------------------------------------------------------------------
+
+
+def flip_a_byte(file):
+    contents = bytearray(file.read_bytes())
+    contents[len(contents) // 2] ^= 1
+    file.write_bytes(contents)
+
+
+def array_file(step_folder):
+    files = [file for file in step_folder.glob("state/**/*") if file.is_file()]
+    return max(files, key=lambda file: file.stat().st_size)
+
+
+DAMAGES = {
+    "a byte flipped": (lambda folder: flip_a_byte(array_file(folder)), "is damaged"),
+    "a file cut short": (lambda folder: os.truncate(array_file(folder), 10), "is damaged"),
+    "a file gone": (lambda folder: array_file(folder).unlink(), "is missing"),
+    "no checksums": (lambda folder: (folder / "checksums.json").unlink(), "is incomplete"),
+    "broken checksums": (
+        lambda folder: (folder / "checksums.json").write_text("{"),
+        "checksums.json is damaged",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_passed_over(what, alone, tmp_path, caplog):
+    saved = copy_of(alone, tmp_path) / "checkpoints"
+    assert checkpoint.newest(saved) == LAST_STEP
+    do_damage, says = DAMAGES[what]
+    do_damage(saved / str(LAST_STEP))
+    assert checkpoint.newest(saved) == 13
+    assert str(saved / str(LAST_STEP)) in caplog.text
+    assert says in caplog.text
+
+
+def test_a_flipped_byte_in_any_file_is_found(alone, tmp_path):
+    folder = copy_of(alone, tmp_path) / "checkpoints" / str(LAST_STEP)
+    assert checkpoint.damage(folder) is None
+    files = [f for f in folder.rglob("*") if f.is_file() and f.stat().st_size]
+    assert len(files) > 5
+    for file in files:
+        flip_a_byte(file)
+        assert checkpoint.damage(folder) is not None, file
+        flip_a_byte(file)
+    assert checkpoint.damage(folder) is None
+
+
+def test_training_goes_on_from_the_checkpoint_before_the_damaged_one(alone, tmp_path, capsys):
+    workdir = copy_of(alone, tmp_path)
+    flip_a_byte(array_file(workdir / "checkpoints" / str(LAST_STEP)))
+    run(TINY, workdir)
+    assert "Going on from the checkpoint of step 13." in capsys.readouterr().err
+    assert_same_run(workdir, alone)
+    assert (workdir / "damaged_checkpoints" / str(LAST_STEP)).is_dir()
+
+
+def test_without_a_good_checkpoint_nothing_is_evaluated(alone, tmp_path):
+    workdir = copy_of(alone, tmp_path)
+    for sums in workdir.glob("checkpoints/*/checksums.json"):
+        sums.unlink()
+    with pytest.raises(UserError, match="no good checkpoint"):
+        run(TINY, workdir, "evaluate")
+
+
+def test_a_second_process_in_the_workdir_is_refused(alone):
+    with (
+        folders.claimed(alone),
+        pytest.raises(UserError, match=f"another process .*{os.getpid()}.* runs in"),
+    ):
+        run(TINY, alone)
+
+
+def test_a_full_disk_ends_in_one_line_and_keeps_the_checkpoint_before(tmp_path, capsys):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small file system can be mounted by root only")
+    try:
+        words = ["--experiment=digits_mlp", "--model.dense", "32", f"--workdir={disk / 'run'}"]
+        with flagsaver.flagsaver():
+            cli.main(cli.parse_flags(["launch.py", *words, "--epochs=1"]))
+        before = digest(state_of(disk / "run"))
+        status = os.statvfs(disk)
+        # Room for the rows of metrics, not for a checkpoint.
+        (disk / "filler").write_bytes(bytes(status.f_bavail * status.f_frsize - 16_384))
+        capsys.readouterr()
+        with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:
+            cli.main(cli.parse_flags(["launch.py", *words, "--epochs=2"]))
+        assert end.value.code == 1
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last.startswith("error: ")
+        assert "disk is full" in last or "No space left" in last
+        assert digest(state_of(disk / "run")) == before
+    finally:
+        # Lazily: threads of the save that failed may still hold a file.
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+# Numbers that are not finite ---------------------------------------------------------------------
+
+
+def test_a_loss_that_is_nan_stops_the_run_and_names_the_step(alone, tmp_path):
+    original = runner.train_step
+
+    def broken(*arguments):
+        state, metrics = original(*arguments)
+        bad = state.step == 7
+        return state, metrics | {"loss": jnp.where(bad, jnp.nan, metrics["loss"])}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "train_step", broken)
+        with pytest.raises(UserError, match="the loss is nan at step 7") as stopped:
+            run(TINY, tmp_path)
+    assert stopped.value.exit_code == 1
+    assert checkpoint.newest(tmp_path / "checkpoints") == 5
+    run(TINY, tmp_path)
+    assert_same_run(tmp_path, alone)
+
+
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
+    """The loss of the step that spoilt the state was still finite: only the evaluation shows it."""
+    original = runner.train_step
+
+    def broken(*arguments):
+        state, metrics = original(*arguments)
+        spoilt = jax.tree.map(
+            lambda leaf: jnp.where(state.step == 5, jnp.inf, leaf), (state.params, state.ema)
+        )
+        return state.replace(params=spoilt[0], ema=spoilt[1]), metrics
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "train_step", broken)
+        with pytest.raises(UserError, match="at step 5"):
+            run(TINY, tmp_path)
+    assert checkpoint.newest(tmp_path / "checkpoints") == 3
+
+
+def test_a_huge_learning_rate_is_told_to_be_lowered(tmp_path):
+    wild = dataclasses.replace(rated(name="sgd", learning_rate=1e30), evaluate_every=6)
+    with pytest.raises(UserError, match=r"at step [23]: .* lower --optimizer\.learning-rate"):
+        run(wild, tmp_path)
+
+
+# Batches -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("examples", "batch"), [(10, 3), (40, 16), (7, 7), (5, 1), (100, 33)])
+def test_each_epoch_has_every_example_once(examples, batch):
+    epochs = 3
+    draw = jax.jit(lambda step: batch_indices(0, step, batch, examples))
+    drawn = [draw(jnp.int32(step)) for step in range(steps_at(epochs, batch, examples))]
+    indices = np.concatenate([i for i, _ in drawn])[: epochs * examples].reshape(epochs, examples)
+    of_epoch = np.concatenate([e for _, e in drawn])[: epochs * examples].reshape(epochs, examples)
+    for epoch in range(epochs):
+        assert sorted(indices[epoch]) == list(range(examples))
+        assert set(of_epoch[epoch]) == {epoch}
+    orders = {tuple(order) for order in indices}
+    assert len(orders) == epochs, "epochs come in the same order"
+
+
+def test_batch_order_depends_on_the_seed():
+    orders = {tuple(np.asarray(batch_indices(seed, jnp.int32(0), 50, 50)[0])) for seed in range(4)}
+    assert len(orders) == 4
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 10, 97, 256, 257, 1000, 50_000])
+def test_permuted_is_a_permutation(size):
+    keys = jnp.broadcast_to(jax.random.key(3), (size,))
+    places = np.asarray(jax.jit(permuted, static_argnums=2)(keys, jnp.arange(size), size))
+    assert np.array_equal(np.sort(places), np.arange(size))
+
+
+def test_permutations_are_as_random_as_they_look():
+    """Each of the places of a small permutation is taken equally often, over many keys."""
+    size, keys = 5, 4000
+    every = jnp.repeat(jax.random.split(jax.random.key(0), keys), size)
+    places = permuted(every, jnp.tile(jnp.arange(size), keys), size).reshape(keys, size)
+    counts = np.stack([np.bincount(places[:, at], minlength=size) for at in range(size)])
+    # 25 counts of mean 800 and deviation 25: five deviations are never met by chance.
+    assert np.abs(counts - keys / size).max() < 5 * np.sqrt(keys / size)
+    assert len(np.unique(np.asarray(places), axis=0)) == 120, "some orders of five never come"
+
+
+@pytest.mark.parametrize(
+    ("epochs", "batch", "examples", "steps"),
+    [(1, 16, 40, 3), (2, 16, 40, 5), (0.5, 16, 40, 2), (1, 40, 40, 1), (0.001, 16, 40, 1)],
+)
+def test_steps_of_epochs(epochs, batch, examples, steps):
+    assert steps_at(epochs, batch, examples) == steps
+
+
+def test_streams_and_seeds_do_not_share_numbers():
+    bits = {
+        (seed, stream): int(jax.random.bits(stream_key(seed, stream)))
+        for seed in (0, 1, 2)
+        for stream in ("init", "order", "augmentation", "dropout")
+    }
+    assert len(set(bits.values())) == len(bits)
+
+
+# Augmentation ------------------------------------------------------------------------------------
+
+IMAGES = jnp.asarray(np.random.default_rng(0).integers(1, 256, (64, 8, 8, 3)), jnp.uint8)
+
+
+def augmented(how, *, seed=0, epoch=0, examples=range(64)):
+    examples = np.array(examples)
+    keys = example_keys(
+        stream_key(seed, "augmentation"),
+        jnp.full(len(examples), epoch, jnp.uint32),
+        jnp.asarray(examples, jnp.uint32),
+    )
+    return np.asarray(how(keys, IMAGES[examples]))
+
+
+def test_augmentation_depends_on_seed_epoch_and_example_only():
+    how = Augmentation(mirror=True, shift=2, cutout=3)
+    whole = augmented(how)
+    others = [5, 63, 0, 17]
+    assert np.array_equal(augmented(how, examples=others), whole[others])
+    assert not np.array_equal(augmented(how, epoch=1), whole)
+    assert not np.array_equal(augmented(how, seed=1), whole)
+
+
+def test_no_augmentation_changes_nothing():
+    assert np.array_equal(augmented(Augmentation()), IMAGES)
+
+
+def test_mirror_flips_about_half_of_the_images_left_and_right():
+    out, images = augmented(Augmentation(mirror=True)), np.asarray(IMAGES)
+    same = [np.array_equal(a, b) for a, b in zip(out, images)]
+    flipped = [np.array_equal(a, b[:, ::-1]) for a, b in zip(out, images)]
+    assert all(a != b for a, b in zip(same, flipped))
+    assert 16 < sum(flipped) < 48
+
+
+def test_shift_moves_by_whole_pixels_and_black_comes_in():
+    out = augmented(Augmentation(shift=2))
+    wide = np.pad(np.asarray(IMAGES), ((0, 0), (2, 2), (2, 2), (0, 0)))
+    seen = set()
+    for image, padded in zip(out, wide):
+        moves = [
+            (down, right)
+            for down in range(5)
+            for right in range(5)
+            if np.array_equal(image, padded[down : down + 8, right : right + 8])
+        ]
+        assert len(moves) == 1
+        seen |= set(moves)
+    assert {down for down, _ in seen} == {right for _, right in seen} == set(range(5))
+    assert len(seen) > 15, "both directions move together"
+
+
+def test_cutout_blackens_one_square_with_its_centre_in_the_image():
+    out = augmented(Augmentation(cutout=3))
+    sizes = set()
+    for image, before in zip(out, np.asarray(IMAGES)):
+        hole = (image == 0).all(axis=-1)
+        assert np.array_equal(image[~hole], before[~hole])
+        rows, columns = np.flatnonzero(hole.any(axis=1)), np.flatnonzero(hole.any(axis=0))
+        assert hole.sum() == len(rows) * len(columns)
+        for places in (rows, columns):
+            assert np.array_equal(places, np.arange(places[0], places[-1] + 1))
+        # At the border a part of the square lies outside.
+        whole = [p for p in (rows, columns) if p[0] > 0 and p[-1] < 7]
+        assert all(len(places) == 3 for places in whole)
+        sizes.add(hole.sum())
+    assert 9 in sizes
+    assert min(sizes) >= 4, "the centre is in the image, so two rows and columns are at least"
+
+
+def test_colour_images_keep_their_type():
+    assert augmented(Augmentation(mirror=True, shift=1, cutout=2)).dtype == np.uint8
+
+
+# Optimizers --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "expected"),
+    [
+        ("constant", 0.0, {0: 1, 50: 1, 99: 1}),
+        ("constant", 0.2, {0: 1 / 20, 9: 0.5, 19: 1, 20: 1, 99: 1}),
+        ("cosine", 0.0, {0: 1, 25: 0.853553, 50: 0.5, 75: 0.146447, 100: 0}),
+        ("cosine", 0.2, {0: 1 / 20, 19: 1, 20: 1, 60: 0.5, 100: 0}),
+        ("one_cycle", 0.2, {0: 1 / 20, 19: 1, 20: 1, 60: 0.5, 80: 0.25, 100: 0}),
+    ],
+)
+def test_learning_rates(schedule, warmup, expected):
+    rate = Optimizer(learning_rate=1.0, schedule=schedule, warmup=warmup).learning_rate_at(100)
+    assert {step: float(rate(step)) for step in expected} == pytest.approx(expected, abs=1e-6)
+
+
+PARAMS = {
+    "Conv_0": {"kernel": jnp.full((2, 2), 2.0), "bias": jnp.full(2, 2.0)},
+    "BatchNorm_0": {"scale": jnp.full(2, 2.0), "bias": jnp.full(2, 2.0)},
+}
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_weight_decay_pulls_kernels_only(name):
+    optimizer = Optimizer(name=name, learning_rate=0.5, weight_decay=0.1).build(10)
+    nothing = jax.tree.map(jnp.zeros_like, PARAMS)
+    updates, _ = optimizer.update(nothing, optimizer.init(PARAMS), PARAMS)
+    kernel = updates["Conv_0"].pop("kernel")
+    assert np.allclose(kernel, -0.5 * 0.1 * 2)
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(updates))
+
+
+def test_clipping_limits_the_norm_of_the_whole_gradient():
+    optimizer = Optimizer(name="sgd", learning_rate=1.0, momentum=0.0, clip_norm=1.5).build(10)
+    gradient = jax.tree.map(lambda leaf: 3 * jnp.ones_like(leaf), PARAMS)
+    updates, _ = optimizer.update(gradient, optimizer.init(PARAMS), PARAMS)
+    assert float(optax.global_norm(updates)) == pytest.approx(1.5, rel=1e-6)
+    small = jax.tree.map(lambda leaf: 1e-3 * leaf, gradient)
+    unclipped, _ = optimizer.update(small, optimizer.init(PARAMS), PARAMS)
+    assert jax.tree.all(jax.tree.map(lambda a, b: np.allclose(a, -b), unclipped, small))
+
+
+def test_momentum_of_sgd_by_hand():
+    optimizer = Optimizer(name="sgd", learning_rate=0.1, momentum=0.9).build(10)
+    params, velocity = {"kernel": jnp.float32(1)}, 0.0
+    state = optimizer.init(params)
+    for gradient in (1.0, -2.0, 0.5):
+        update, state = optimizer.update({"kernel": jnp.float32(gradient)}, state, params)
+        velocity = 0.9 * velocity + gradient
+        assert float(update["kernel"]) == pytest.approx(-0.1 * velocity, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"learning_rate": 0.0},
+        {"learning_rate": float("nan")},
+        {"warmup": 1.0},
+        {"ema_decay": 1.0},
+        {"clip_norm": -1.0},
+        {"name": "adam", "weight_decay": 0.1},
+    ],
+)
+def test_fields_out_of_range_are_usage_errors(wrong):
+    with pytest.raises(UsageError, match=list(wrong)[-1].replace("_", "-")):
+        Optimizer(**wrong).check()
+
+
+def test_penalty_is_document_002s_formula():
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(3, 3, 1, 4)), rng.normal(size=(10, 5))
+    params = {
+        "Conv_0": {"kernel": jnp.asarray(first), "bias": jnp.ones(4)},
+        "Dense_0": {"kernel": jnp.asarray(second), "bias": jnp.ones(5)},
+    }
+    weights = np.concatenate([first.ravel(), second.ravel()])
+    lasso = 0.3 * np.mean(np.abs(weights))
+    ridge = 0.7 / 2 * np.mean(weights**2)
+    assert float(Penalty(l1=0.3)(params)) == pytest.approx(lasso, rel=1e-5)
+    assert float(Penalty(l2=0.7)(params)) == pytest.approx(ridge, rel=1e-5)
+    assert float(Penalty(l1=0.3, l2=0.7)(params)) == pytest.approx(lasso + ridge, rel=1e-5)
+    assert not Penalty()
+
+
+def test_penalty_takes_part_in_training(tmp_path):
+    """With a penalty that outweighs the loss, sgd's steps are the penalty's own."""
+    config = tiny(
+        model=MLP(dense=()),
+        optimizer=Optimizer(name="sgd", learning_rate=0.01, momentum=0.0),
+        penalty=Penalty(l2=1e4),
+        epochs=0.4,
+    )
+    run(dataclasses.replace(config), tmp_path)
+    start = initial(config).params["Dense_0"]["kernel"]
+    end = state_of(tmp_path).params["Dense_0"]["kernel"]
+    shrunk = 1 - 0.01 * 1e4 / start.size
+    assert np.allclose(end, shrunk * start, atol=0.05)
+    (row,) = rows_of(tmp_path, "train")
+    expected = 1e4 / 2 * float(jnp.mean(start**2))
+    assert row["penalty"] == pytest.approx(expected, rel=1e-4)
+    assert row["objective"] == pytest.approx(row["loss"] + row["penalty"], rel=1e-5)
+
+
+def initial(config):
+    dataset = config.data.load()
+    model = config.task.bind(config.model, dataset)
+    mesh = data_mesh()
+    with jax.set_mesh(mesh):
+        return runner.initial_state(config, model, config.optimizer.build(1), dataset, mesh)
+
+
+# Moving averages ---------------------------------------------------------------------------------
+
+
+def test_moving_average_follows_its_formula():
+    old, average = 1.0, 1.0
+    decay = 0.9
+    state = TrainState(
+        jnp.int32(0), {"w": jnp.float32(1)}, {}, (), {"params": {"w": jnp.float32(1)}}
+    )
+    for step, now in enumerate([2.0, -1.0, 5.0, 3.0]):
+        new = {"params": {"w": jnp.float32(now)}}
+        state = state.replace(
+            step=jnp.int32(step),
+            ema=runner.averaged(decay, state.replace(step=jnp.int32(step)), new),
+        )
+        weight = min(decay, (1 + step) / (10 + step))
+        average = weight * average + (1 - weight) * now
+        assert float(state.ema["params"]["w"]) == pytest.approx(average, rel=1e-6)
+    assert old != average
+
+
+def test_evaluation_uses_the_average_of_parameters_and_statistics(alone):
+    state = state_of(alone)
+    assert state.variables() is state.ema
+    assert set(state.ema) == {"params", "batch_stats"}
+    for averaged, current in (
+        (state.ema["params"], state.params),
+        (state.ema["batch_stats"], state.model_state["batch_stats"]),
+    ):
+        apart = jax.tree.map(lambda a, b: not np.array_equal(a, b), averaged, current)
+        assert all(jax.tree.leaves(apart))
+    without = dataclasses.replace(state, ema={})
+    assert set(without.variables()) == {"params", "batch_stats"}
+
+
+# The loss ----------------------------------------------------------------------------------------
+
+LOGITS = jnp.asarray([[2.0, 0.0, -1.0], [0.5, 0.5, 3.0], [1.0, -2.0, 0.0], [0.0, 0.0, 9.0]])
+PRESENT = jnp.asarray([True, True, True, False])
+
+
+def by_hand(logits, target):
+    """-sum(target * log softmax), in double precision."""
+    logits = np.asarray(logits, np.float64)
+    logs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    return -(np.asarray(target) * logs).sum(axis=-1)
+
+
+def test_loss_and_accuracy_by_hand():
+    labels = {"label": jnp.asarray([0, 1, 2, 2])}
+    sums = Classification().sums(LOGITS, labels, PRESENT)
+    expected = by_hand(LOGITS[:3], np.eye(3)[[0, 1, 2]]).sum()
+    assert float(sums["loss"][0]) == pytest.approx(expected, rel=1e-6)
+    assert (float(sums["accuracy"][0]), float(sums["accuracy"][1])) == (1, 3)
+
+
+def test_label_smoothing_by_hand():
+    labels = {"label": jnp.asarray([0, 1, 2, 2])}
+    total, count = Classification(label_smoothing=0.3).objective(LOGITS, labels, PRESENT)
+    target = 0.7 * np.eye(3)[[0, 1, 2]] + 0.1
+    assert float(total) == pytest.approx(by_hand(LOGITS[:3], target).sum(), rel=1e-6)
+    assert float(count) == 3
+    plain = Classification(label_smoothing=0.3).sums(LOGITS, labels, PRESENT)["loss"][0]
+    expected = by_hand(LOGITS[:3], np.eye(3)[[0, 1, 2]]).sum()
+    assert float(plain) == pytest.approx(expected, rel=1e-6), "smoothing is of the objective only"
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_missing_labels_have_no_loss_and_are_not_counted(smoothing):
+    task = Classification(label_smoothing=smoothing)
+    some = {"label": jnp.asarray([0, -1, 2, -1])}
+    kept = jnp.asarray([0, 2])
+    known = {"label": some["label"][kept]}
+    for function in (task.objective, lambda *a: task.sums(*a)["loss"]):
+        total, count = function(LOGITS, some, jnp.ones(4, bool))
+        expected, two = function(LOGITS[kept], known, jnp.ones(2, bool))
+        assert float(total) == pytest.approx(float(expected), rel=1e-6)
+        assert float(count) == float(two) == 2
+    assert float(task.sums(LOGITS, some, jnp.ones(4, bool))["accuracy"][1]) == 2
+    gradient = jax.grad(lambda x: task.objective(x, some, jnp.ones(4, bool))[0])(LOGITS)
+    assert (gradient[1] == 0).all()
+    assert (gradient[0] != 0).all()
+
+
+# Stopping early ----------------------------------------------------------------------------------
+
+
+def with_validation_losses(patch, losses):
+    """Evaluations in training measure these losses, by their step's order: 3, 5, 8, 10, ..."""
+    steps = [3, 5, 8, 10, 13, 15]
+    original = evaluate.Evaluator.__call__
+    at = {"step": 0}
+    at_each_step = runner.Window.flush
+
+    def flush(window, step):
+        at["step"] = step
+        return at_each_step(window, step)
+
+    def call(evaluator, variables, split, *, stop=None):
+        if stop is None:
+            return original(evaluator, variables, split)
+        sums, logits = original(evaluator, variables, split, stop=stop)
+        return sums | {"loss": (losses[steps.index(at["step"])], 1.0)}, logits
+
+    patch.setattr(runner.Window, "flush", flush)
+    patch.setattr(evaluate.Evaluator, "__call__", call)
+
+
+def test_early_stopping_stops_and_reports_the_best(tmp_path):
+    patient = tiny(selection=Selection(metric="loss", report="best", patience=3))
+    losses = [3.0, 2.0, 2.5, 2.2, 2.1, 1.0]
+    for name, stop_at in (("at once", None), ("interrupted", 9)):
+        workdir = tmp_path / name
+        with pytest.MonkeyPatch.context() as patch:
+            with_validation_losses(patch, losses)
+            if stop_at:
+                at_step(patch, stop_at, lambda: signal.raise_signal(signal.SIGTERM))
+                with pytest.raises(Interrupted):
+                    run(patient, workdir)
+            run(patient, workdir)
+        # The best is the second, at step 5, and three that are worse are enough.
+        assert [row["step"] for row in rows_of(workdir, "validation")] == [3, 5, 8, 10, 13]
+        assert json.loads((workdir / "evaluation.json").read_text())["step"] == 5
+        # The best stays beside the newest two.
+        assert sorted(checkpoint.steps_in(workdir / "checkpoints")) == [5, 10, 13]
+    assert digest(state_of(tmp_path / "at once")) == digest(state_of(tmp_path / "interrupted"))
+
+
+@pytest.mark.parametrize(("higher", "values"), [(True, (0.2, 0.5, 0.5)), (False, (3, 1, 1))])
+def test_of_equal_values_the_first_stays(higher, values, tmp_path):
+    state = initial(TINY)
+    selection = Selection(metric="accuracy" if higher else "loss")
+    with checkpoint.Checkpoints(tmp_path, keep=2, best=(selection.metric, higher)) as checkpoints:
+        worse = (0.1, 0.1) if higher else (9, 9)
+        for step, value in enumerate((*values, *worse), start=1):
+            now = state.replace(step=jnp.int32(step))
+            checkpoints.save(now, {}, {selection.metric: float(value)})
+    assert sorted(checkpoint.steps_in(tmp_path)) == [2, 4, 5]
+    assert checkpoint.best(tmp_path, selection.metric, selection.better) == 2
+
+
+# Evaluation --------------------------------------------------------------------------------------
+
+
+def test_evaluation_is_the_same_for_any_batch_size_and_on_eight_devices(alone):
+    here = evaluation_exactness.counts(alone)
+    there = evaluation_exactness.on_devices(alone, 8)
+    assert (here.pop("devices"), there.pop("devices")) == (1, 8)
+    here.pop("step"), there.pop("step")
+    assert len(here) == len(there) == 2 * len(evaluation_exactness.BATCH_SIZES)
+    for split, examples in (("validation", 13), ("test", 11)):
+        found = [v for one in (here, there) for name, v in one.items() if name.startswith(split)]
+        assert {(v["count"], v["examples"]) for v in found} == {(examples, examples)}
+        assert len({v["correct"] for v in found}) == 1
+        losses = [v["loss"] for v in found]
+        assert max(losses) == pytest.approx(min(losses), rel=1e-5)
+
+
+def test_evaluation_agrees_with_numpy(alone):
+    experiment, state, _ = last_checkpoint(alone)
+    dataset = experiment.data.load()
+    model = experiment.task.bind(experiment.model, dataset)
+    split = dataset.splits["test"]
+    outcome = evaluate.Evaluator(experiment, model, data_mesh())(state.variables(), split)
+    assert outcome is not None
+    sums, logits = outcome
+    plain = model.apply(state.variables(), jnp.asarray(split.images) / 255, train=False)
+    assert np.allclose(logits, plain, atol=1e-5)
+    labels = split.labels["label"]
+    assert sums["accuracy"] == ((plain.argmax(axis=1) == labels).sum(), 11)
+    assert sums["loss"][0] == pytest.approx(by_hand(plain, np.eye(4)[labels]).sum(), rel=1e-5)
+
+
+# Precision and dispatch --------------------------------------------------------------------------
+
+
+def test_a_bfloat16_model_trains(tmp_path):
+    half = dataclasses.replace(
+        rated(name="sgd", learning_rate=0.05),
+        model=TINY.model.clone(dtype="bfloat16", dropout=0.0),
+        augmentation=Augmentation(),
+        epochs=40,
+        evaluate_every=40,
+    )
+    run(half, tmp_path)
+    losses = [row["loss"] for row in rows_of(tmp_path, "train")]
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+    leaves = jax.tree.leaves(state_of(tmp_path).params)
+    assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
+
+
+def test_several_steps_in_a_dispatch_give_the_same_and_resume_exactly(alone, tmp_path):
+    often = tiny(evaluate_every=2)
+    formulation = dataclasses.replace(ops.current_formulation(), steps_per_dispatch=4)
+    with ops.use_formulation(formulation):
+        run(often, tmp_path / "at once")
+        with pytest.MonkeyPatch.context() as patch:
+            at_step(patch, 4, lambda: signal.raise_signal(signal.SIGTERM))
+            with pytest.raises(Interrupted, match="step 4 is saved"):
+                run(often, tmp_path / "interrupted")
+        run(often, tmp_path / "interrupted")
+    assert_same_run(tmp_path / "interrupted", tmp_path / "at once")
+    one_by_one, scanned = state_of(alone), state_of(tmp_path / "at once")
+    apart = jax.tree.map(
+        lambda a, b: np.allclose(a, b, rtol=1e-3, atol=1e-5), one_by_one.params, scanned.params
+    )
+    assert jax.tree.all(apart)
+
+
+# Golden numbers ----------------------------------------------------------------------------------
+
+FIRST_LOSSES = [2.56263, 2.54985, 2.29175, 2.23369]
+"""Of the first steps of digits_cnn, as measured on a CPU. Other processors round differently."""
+
+
+def test_first_losses_of_digits_cnn(tmp_path):
+    digits = lookup("digits_cnn").experiment()
+    examples = len(digits.data.load().splits["train"])
+    short = dataclasses.replace(digits, epochs=4 * 64 / examples, log_every=1)
+    run(short, tmp_path)
+    losses = [row["loss"] for row in rows_of(tmp_path, "train")]
+    assert losses == pytest.approx(FIRST_LOSSES, rel=2e-3), (
+        f"the first losses of digits_cnn are {losses}: where initialisation, batch order, the "
+        "model or the optimizer was meant to change, write them into FIRST_LOSSES; otherwise "
+        "something of these changed unnoticed"
+    )
