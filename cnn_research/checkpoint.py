@@ -48,7 +48,11 @@ class Checkpoints:
             name, higher = best
             kept.append(
                 policies.BestN(
-                    get_metric_fn=lambda metrics: metrics[name],
+                    # Of equal values the first is the best, as the run itself decides.
+                    get_metric_fn=lambda metrics: (
+                        metrics[name],
+                        -metrics["step"] if higher else metrics["step"],
+                    ),
                     reverse=not higher,
                     n=1,
                     keep_checkpoints_without_metrics=False,
@@ -94,7 +98,7 @@ class Checkpoints:
                     state=ocp.args.StandardSave(snapshot),
                     host=ocp.args.JsonSave({"run": dict(host), "validation": figures}),
                 ),
-                metrics=figures or None,
+                metrics={**figures, "step": step} if figures else None,
             )
         except Exception as error:
             raise _save_error(error, self.folder, step) from error
