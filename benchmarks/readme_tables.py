@@ -27,7 +27,16 @@ Results = Mapping[str, Mapping[str, Any]]
 
 def accuracy(results: Results) -> str:
     """Test figures over seeds beside the document's, from `cnn_research.report --output`."""
-    header = ("experiment", "runs", "document", "accuracy", "precision", "recall", "F1", "fastest run")
+    header = (
+        "experiment",
+        "runs",
+        "document",
+        "accuracy",
+        "precision",
+        "recall",
+        "F1",
+        "fastest run",
+    )
     rows = []
     for name, result in results.items():
         figures = result.get("figures", {})

@@ -1,6 +1,6 @@
 """The runner's images per second against a bare loop over its own jitted step, interleaved.
 
-    python -m benchmarks.runner_overhead --output results/runner_overhead.json
+python -m benchmarks.runner_overhead --output results/runner_overhead.json
 """
 
 from __future__ import annotations

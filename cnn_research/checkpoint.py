@@ -7,12 +7,13 @@ that agrees with its list is restored.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,33 @@ from cnn_research.errors import UserError
 from cnn_research.state import TrainState
 
 CHECKSUMS = "checksums.json"
+
+
+@dataclasses.dataclass
+class _Best(policies.PreservationPolicy):
+    """Keeps the first of the best checkpoints by a validation metric.
+
+    It reads what was saved with each. Orbax's own policy knows the metrics of this process only,
+    and would delete the best of a run that goes on.
+    """
+
+    folder: Path
+    metric: str
+    higher: bool
+
+    def should_preserve(
+        self,
+        checkpoints: Sequence[policies.PolicyCheckpointInfo],
+        *,
+        context: policies.PreservationContext,
+    ) -> list[bool]:
+        values = [
+            _validation(self.folder / str(each.step)).get(self.metric) for each in checkpoints
+        ]
+        known = [value for value in values if value is not None]
+        best = (max if self.higher else min)(known, default=None)
+        first = values.index(best) if best is not None else None
+        return [index == first for index in range(len(values))]
 
 
 class Checkpoints:
@@ -45,19 +73,7 @@ class Checkpoints:
         """
         kept: list[policies.PreservationPolicy] = [policies.LatestN(keep)]
         if best:
-            name, higher = best
-            kept.append(
-                policies.BestN(
-                    # Of equal values the first is the best, as the run itself decides.
-                    get_metric_fn=lambda metrics: (
-                        metrics[name],
-                        -metrics["step"] if higher else metrics["step"],
-                    ),
-                    reverse=not higher,
-                    n=1,
-                    keep_checkpoints_without_metrics=False,
-                )
-            )
+            kept.append(_Best(folder, *best))
         self.folder = folder
         self._writing: threading.Thread | None = None
         self._failure: Exception | None = None
@@ -98,7 +114,6 @@ class Checkpoints:
                     state=ocp.args.StandardSave(snapshot),
                     host=ocp.args.JsonSave({"run": dict(host), "validation": figures}),
                 ),
-                metrics={**figures, "step": step} if figures else None,
             )
         except Exception as error:
             raise _save_error(error, self.folder, step) from error
