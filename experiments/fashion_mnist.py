@@ -5,6 +5,10 @@ document is silent: 50,000 training and 10,000 validation images, batches of 100
 as its author's course does it. The document's figures are of the last of 10 epochs.
 """
 
+import dataclasses
+
+from flax import linen as nn
+
 from cnn_research.data.augment import Augmentation
 from cnn_research.data.sources import FashionMnist
 from cnn_research.experiment import register
@@ -27,6 +31,22 @@ MLP_RESULTS = {
 }
 
 
+CNN = ConvNet(
+    features=(12, 24), padding=(1, 0), dense=(600, 100), dense_activation="none", dropout=0.4
+)
+
+
+def as_in_the_document(model: nn.Module) -> Training:
+    """Trains a network as the document does, or as its silence is filled here."""
+    return Training(
+        data=FashionMnist(),
+        model=model,
+        optimizer=Optimizer(name="adam", learning_rate=1e-3),
+        epochs=10,
+        batch_size=100,
+    )
+
+
 @register(document="004", data="Fashion-MNIST", document_results=CNN_RESULTS)
 def fashion_mnist_cnn() -> Training:
     """Document 004's network to the letter: no activation between the linear layers.
@@ -34,21 +54,10 @@ def fashion_mnist_cnn() -> Training:
     python launch.py --experiment=fashion_mnist_cnn
 
     The text gives both convolutions padding 1, but its 864 inputs of the first linear layer
-    (6x6x24) need none in the second: 864 decides. A minute and a half on two cores.
+    (6x6x24) need none in the second: 864 decides. A minute on two cores; about 0.898 test
+    accuracy.
     """
-    return Training(
-        data=FashionMnist(),
-        model=ConvNet(
-            features=(12, 24),
-            padding=(1, 0),
-            dense=(600, 100),
-            dense_activation="none",
-            dropout=0.4,
-        ),
-        optimizer=Optimizer(name="adam", learning_rate=1e-3),
-        epochs=10,
-        batch_size=100,
-    )
+    return as_in_the_document(CNN)
 
 
 @register(document="004", data="Fashion-MNIST", document_results=CNN_RESULTS)
@@ -56,20 +65,10 @@ def fashion_mnist_cnn_relu() -> Training:
     """Document 004's network with ReLU between the linear layers.
 
     python launch.py --experiment=fashion_mnist_cnn_relu
+
+    A minute on two cores.
     """
-    return Training(
-        data=FashionMnist(),
-        model=ConvNet(
-            features=(12, 24),
-            padding=(1, 0),
-            dense=(600, 100),
-            dense_activation="relu",
-            dropout=0.4,
-        ),
-        optimizer=Optimizer(name="adam", learning_rate=1e-3),
-        epochs=10,
-        batch_size=100,
-    )
+    return as_in_the_document(CNN.clone(dense_activation="relu"))
 
 
 @register(document="004", data="Fashion-MNIST", document_results=MLP_RESULTS)
@@ -78,15 +77,10 @@ def fashion_mnist_mlp() -> Training:
 
     python launch.py --experiment=fashion_mnist_mlp
 
-    The document does not give the layer's width; 512 units here. Ten seconds on two cores.
+    The document does not give the layer's width; 512 units here. Twenty seconds on two cores;
+    about 0.886 test accuracy.
     """
-    return Training(
-        data=FashionMnist(),
-        model=MLP(dense=(512,)),
-        optimizer=Optimizer(name="adam", learning_rate=1e-3),
-        epochs=10,
-        batch_size=100,
-    )
+    return as_in_the_document(MLP(dense=(512,)))
 
 
 @register(document="004", data="Fashion-MNIST", document_results=CNN_RESULTS)
@@ -95,15 +89,7 @@ def fashion_mnist_one_conv() -> Training:
 
     python launch.py --experiment=fashion_mnist_one_conv
     """
-    return Training(
-        data=FashionMnist(),
-        model=ConvNet(
-            features=(12,), padding=(1,), dense=(600, 100), dense_activation="none", dropout=0.4
-        ),
-        optimizer=Optimizer(name="adam", learning_rate=1e-3),
-        epochs=10,
-        batch_size=100,
-    )
+    return as_in_the_document(CNN.clone(features=(12,), padding=(1,)))
 
 
 @register(document="004", data="Fashion-MNIST", document_results=MLP_RESULTS)
@@ -114,12 +100,8 @@ def fashion_mnist_mlp_early() -> Training:
 
     Stops after two evaluations without a lower validation loss, and reports the best.
     """
-    return Training(
-        data=FashionMnist(),
-        model=MLP(dense=(512,)),
-        optimizer=Optimizer(name="adam", learning_rate=1e-3),
-        epochs=10,
-        batch_size=100,
+    return dataclasses.replace(
+        as_in_the_document(MLP(dense=(512,))),
         selection=Selection(metric="loss", report="best", patience=2),
     )
 
@@ -130,8 +112,8 @@ def fashion_mnist_best() -> Training:
 
     python launch.py --experiment=fashion_mnist_best
 
-    Chosen on 10,000 validation images (--data.validation=10000); as it stands it keeps 2,000 to
-    look at and trains on the others.
+    Eighteen minutes on two cores; about 0.942 test accuracy. Chosen on 10,000 validation images
+    (--data.validation=10000); as it stands it keeps 2,000 to look at and trains on the others.
     """
     return Training(
         data=FashionMnist(validation=2_000),

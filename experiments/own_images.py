@@ -11,16 +11,26 @@ from cnn_research.models import ConvNet
 from cnn_research.optimizers import Optimizer
 from cnn_research.training import Selection, Training
 
-SMALL_NETWORK = ConvNet(
-    features=(32, 64, 128),
-    padding=(1, 1, 1),
-    dense=(128,),
-    dense_activation="relu",
-    dropout=0.3,
-)
-OPTIMIZER = Optimizer(
-    name="adamw", learning_rate=1e-3, weight_decay=1e-2, schedule="cosine", warmup=0.05
-)
+
+def small_network(data: ImageFolder | ImageTable) -> Training:
+    """Trains a small network on any data, and reports its best epoch."""
+    return Training(
+        data=data,
+        model=ConvNet(
+            features=(32, 64, 128),
+            padding=(1, 1, 1),
+            dense=(128,),
+            dense_activation="relu",
+            dropout=0.3,
+        ),
+        optimizer=Optimizer(
+            name="adamw", learning_rate=1e-3, weight_decay=1e-2, schedule="cosine", warmup=0.05
+        ),
+        augmentation=Augmentation(mirror=True, shift=4),
+        epochs=20,
+        batch_size=64,
+        selection=Selection(report="best"),
+    )
 
 
 @register(data="your folder")
@@ -31,15 +41,7 @@ def image_folder() -> Training:
 
     Reports the epoch with the best validation accuracy.
     """
-    return Training(
-        data=ImageFolder(path=""),
-        model=SMALL_NETWORK,
-        optimizer=OPTIMIZER,
-        augmentation=Augmentation(mirror=True, shift=4),
-        epochs=20,
-        batch_size=64,
-        selection=Selection(report="best"),
-    )
+    return small_network(ImageFolder(path=""))
 
 
 @register(data="your CSV")
@@ -51,12 +53,4 @@ def image_table() -> Training:
 
     Reports the epoch with the best validation accuracy.
     """
-    return Training(
-        data=ImageTable(path=""),
-        model=SMALL_NETWORK,
-        optimizer=OPTIMIZER,
-        augmentation=Augmentation(mirror=True, shift=4),
-        epochs=20,
-        batch_size=64,
-        selection=Selection(report="best"),
-    )
+    return small_network(ImageTable(path=""))
