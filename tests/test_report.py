@@ -408,6 +408,7 @@ def test_readme_tables_come_from_the_results(tmp_path, capsys):
         "milliseconds_a_step": {"jax": {"median": 10.0}, "eager": {"median": 15.0}},
         "best_of_pytorch": "eager",
         "times_as_fast": {"median": 1.5, "min": 1.4, "max": 1.625},
+        "pytorch_with_kept_memory": {"times_as_fast": {"median": 0.9}},
     }
     (tmp_path / "results" / "train_speed.json").write_text(json.dumps({"models": {"cnn": speed}}))
     rows = [
@@ -424,7 +425,7 @@ def test_readme_tables_come_from_the_results(tmp_path, capsys):
     assert ["coats", "3", "0.8978", "0.9000 ± 0.0200", "", "", "0.8000 ± 0.0200", "10.0 s"] in (
         table(text)
     )
-    assert ["cnn", "10.0", "15.0 (eager)", "1.50 (1.40 to 1.62)"] in table(text)
+    assert ["cnn", "10.0", "15.0 (eager)", "1.50 (1.40 to 1.62)", "0.90"] in table(text)
     assert table(text)[-2] == ["kill -9", "bit-equal", "20 of 20"]
     assert table(text)[-1] == ["start", "1 s", "1.2 s (missed)"]
     assert "old" not in text and "\nbetween\n" in text and text.endswith("\nafter\n")
