@@ -44,7 +44,7 @@ class ConvNet(nn.Module):
             kernel = (self.kernel_size, self.kernel_size)
             x = Conv(features, kernel, padding=padding, dtype=self.dtype)(x)
             if self.batch_norm:
-                x = BatchNorm(use_running_average=not train, dtype=self.dtype)(x)
+                x = BatchNorm(dtype=self.dtype)(x, use_running_average=not train)
             x = activate(self.activation)(x)
             x = ops.max_pool(x, 2)
         x = x.reshape(len(x), -1)

@@ -54,5 +54,5 @@ class ResNet9(nn.Module):
         )(x)
         if pool:
             x = ops.max_pool(x, 2)
-        x = BatchNorm(use_running_average=not train, dtype=self.dtype)(x)
+        x = BatchNorm(dtype=self.dtype)(x, use_running_average=not train)
         return activate(self.activation)(x)

@@ -1,0 +1,42 @@
+"""Every architecture by name, for `--model=NAME` and for the table of them all."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from flax import linen as nn
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """A registered model.
+
+    Attributes:
+        model: with the paper's number of classes.
+        image_shape: `(height, width, channels)` of the images that it was published for.
+        source: the paper, or the document.
+    """
+
+    model: nn.Module
+    image_shape: tuple[int, int, int]
+    source: str
+
+
+_ARCHITECTURES: dict[str, Architecture] = {}
+
+
+def register_model(
+    name: str, model: nn.Module, *, image_shape: tuple[int, int, int] = (224, 224, 3), source: str
+) -> None:
+    """Gives a model a name that `--model` takes."""
+    if name in _ARCHITECTURES:
+        raise ValueError(f"two models are named {name}")
+    _ARCHITECTURES[name] = Architecture(model, image_shape, source)
+
+
+def architectures() -> Mapping[str, Architecture]:
+    """Every registered model, by name."""
+    import cnn_research.models  # noqa: F401, its modules register what they define
+
+    return dict(sorted(_ARCHITECTURES.items()))
