@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from cnn_research.errors import UsageError, UserError, one_line
-from cnn_research.report import duration, markdown_table, mean_and_deviation
+from cnn_research.markdown import markdown_table
+from cnn_research.report import duration, mean_and_deviation
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)

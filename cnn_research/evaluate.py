@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,30 +19,42 @@ from cnn_research.data.dataset import Dataset, Split
 from cnn_research.errors import UserError
 from cnn_research.experiment import Result, flatten
 from cnn_research.mesh import batch_sharded, data_mesh, replicated
-from cnn_research.report import Predictions, classification_report, summary, write_report
+from cnn_research.report import write_report
 from cnn_research.state import TrainState, init_state
+from cnn_research.tasks.task import Task
 from cnn_research.training import Evaluation, Training
 from cnn_research.writers import MetricsWriter, read_metrics
 
 
 def scaled(images: jax.Array, experiment: Training) -> jax.Array:
-    """Pixels as the model sees them: uint8 0 to 255 -> float32 (x / 255 - mean) / std."""
-    return (images.astype(jnp.float32) / 255 - experiment.mean) / experiment.std
+    """Pixels as the model sees them: uint8 0 to 255 -> float32 (x / 255 - mean) / std.
+
+    Cached features, which are no pixels, stay as they are.
+    """
+    if images.dtype != jnp.uint8:
+        return images.astype(jnp.float32)
+    mean, std = jnp.array(experiment.mean), jnp.array(experiment.std)
+    return (images.astype(jnp.float32) / 255 - mean) / std
 
 
 def predict(
-    model: nn.Module, variables: Mapping[str, Any], images: jax.Array, how: Evaluation
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    images: jax.Array,
+    how: Evaluation,
+    task: Task,
 ) -> jax.Array:
-    """Logits of images, or log-probabilities where several views of an image are averaged.
+    """The model's outputs for images, or what the task makes of those for several views of each.
 
     Args:
         model: the network.
         variables: its parameters and statistics.
         images: `[batch, height, width, channels]` as the model sees them.
         how: which views are averaged.
+        task: how they are averaged.
 
     Returns:
-        float32 `[batch, classes]`.
+        float32 `[batch, outputs]`.
     """
     views = [images]
     if how.shift:
@@ -52,12 +65,8 @@ def predict(
         views += [wide[:, at : at + height, at : at + width] for at in (0, 2 * how.shift)]
     if how.mirror:
         views += [view[:, :, ::-1] for view in views]
-    logits: list[Any] = [model.apply(variables, view, train=False) for view in views]
-    if len(logits) == 1:
-        return logits[0]
-    # The logarithm of the views' mean probability.
-    logs = jnp.stack([jax.nn.log_softmax(x) for x in logits])
-    return jax.nn.logsumexp(logs, axis=0) - jnp.log(len(logits))
+    outputs: list[Any] = [model.apply(variables, view, train=False) for view in views]
+    return outputs[0] if len(outputs) == 1 else task.averaged(outputs)
 
 
 class Evaluator:
@@ -70,8 +79,8 @@ class Evaluator:
 
         def step(variables, images, labels, mask):
             x = scaled(images, experiment)
-            logits = predict(model, variables, x, experiment.evaluation)
-            return experiment.task.sums(logits, labels, mask), logits
+            outputs = predict(model, variables, x, experiment.evaluation, experiment.task)
+            return experiment.task.sums(outputs, labels, mask), outputs
 
         self._step = jax.jit(step, out_shardings=replicated(mesh))
 
@@ -82,7 +91,7 @@ class Evaluator:
         *,
         stop: Callable[[], object] = lambda: False,
     ) -> tuple[dict[str, tuple[float, float]], np.ndarray] | None:
-        """Metrics as (sum, count), and every example's logits, float32 `[examples, classes]`.
+        """Metrics as (sum, count), and every example's outputs, float32 `[examples, outputs]`.
 
         Args:
             variables: what the model is evaluated with.
@@ -106,7 +115,7 @@ class Evaluator:
             )
             for name in fetched[0][0]
         }
-        return sums, np.concatenate([logits for _, logits in fetched])[: len(split)]
+        return sums, np.concatenate([outputs for _, outputs in fetched])[: len(split)]
 
     def _padded(self, split: Split, start: int) -> tuple[jax.Array, Any, jax.Array]:
         indices = np.arange(start, start + self._batch)
@@ -141,10 +150,11 @@ def evaluate(experiment: Training, workdir: Path) -> Result:
         experiment.task.check_data(dataset)
         mesh = data_mesh()
         model = experiment.task.bind(experiment.model, dataset)
+        fitted = dataclasses.replace(experiment, task=experiment.task.fitted(dataset))
         like = abstract_state(experiment, model, dataset, mesh)
         step = reported_step(experiment, workdir)
         state, _ = checkpoint.restore(workdir / folders.CHECKPOINTS, step, like)
-        evaluator = Evaluator(experiment, model, mesh)
+        evaluator = Evaluator(fitted, model, mesh)
         last = max((row["step"] for row in read_metrics(workdir)), default=0)
         with MetricsWriter(workdir, restored_step=last) as writer:
             return report(experiment, workdir, dataset, state, evaluator, writer)
@@ -199,24 +209,15 @@ def report(
         evaluator: of the model.
         writer: the run's, for the figures in TensorBoard.
     """
-    step, head = int(state.step), experiment.task.head
+    step, task = int(state.step), experiment.task.fitted(dataset)
     splits = [name for name in ("validation", "test") if name in dataset.splits]
     if not splits:
         return Result(workdir, step, {})
     figures, predictions = {}, {}
     for name in splits:
-        split = dataset.splits[name]
-        sums, logits = evaluator(state.variables(), split) or ({}, np.empty(0))
-        means_ = means(sums)
-        predictions[name] = Predictions(
-            split=name,
-            logits=logits,
-            labels=split.labels[head],
-            class_names=dataset.class_names[head],
-            loss=means_["loss"],
-            accuracy=means_["accuracy"],
-        )
-        figures[name] = summary(predictions[name])
+        sums, outputs = evaluator(state.variables(), dataset.splits[name]) or ({}, np.empty(0))
+        predictions[name] = task.predictions(dataset, name, outputs, means(sums)["loss"])
+        figures[name] = predictions[name].figures()
     if jax.process_index() != 0:
         return Result(workdir, step, figures)
     folders.write_json(workdir / folders.EVALUATION, {"step": step, **figures})
@@ -224,14 +225,14 @@ def report(
     page = write_report(
         workdir,
         title=experiment.name or "Training",
-        predictions={head: predictions[shown]},
+        predictions={task.head: predictions[shown]},
         images=dataset.splits[shown].images,
         history=read_metrics(workdir),
         params=state.params,
     )
     show_in_tensorboard(writer, experiment, page, figures, step)
-    print(f"Classification report, {shown} split, step {step:,}:")
-    print(classification_report(predictions[shown]))
+    print(f"Result on the {shown} split, step {step:,}:")
+    print(predictions[shown].text())
     print(f"Report: {page}")
     print(f"Look at it: tensorboard --logdir {workdir.parent}")
     return Result(workdir, step, figures)
@@ -251,6 +252,6 @@ def show_in_tensorboard(
     results = {
         f"{split}/{name}": values[name]
         for split, values in figures.items()
-        for name in ("accuracy", "loss")
+        for name in experiment.task.metrics
     }
     writer.hparams(flatten(experiment), results)

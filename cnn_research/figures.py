@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cnn_research.data.dataset import MISSING
-from cnn_research.writers import by_epoch
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,21 +23,27 @@ MOST_MISTAKES = 24
 MOST_CLASSES_WITH_COUNTS = 30
 
 
-def training_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
-    """Loss, and accuracy where there is one, of training and validation, by epoch.
+def curve_names(epochs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The metrics that curves show: the loss, and what else the task is judged by.
+
+    A task with several heads has one for each.
+    """
+    seen = {name for epoch in epochs for name in (*epoch["train"], *epoch["validation"])}
+    return ["loss", *sorted(name for name in seen if name.endswith(("accuracy", "MAE")))]
+
+
+def training_curves(epochs: Sequence[Mapping[str, Any]]) -> Figure:
+    """The metrics of training and validation, by epoch.
 
     Args:
-        history: rows of metrics.jsonl, as `read_metrics` gives them.
+        epochs: as `writers.by_epoch` gives them.
 
     Returns:
         A figure with one panel for each metric; its title names the best validation value.
     """
     from matplotlib.figure import Figure
 
-    epochs = by_epoch(history)
-    seen = {name for epoch in epochs for name in (*epoch["train"], *epoch["validation"])}
-    # A task with several heads has an accuracy for each, and so a panel.
-    names = ["loss", *sorted(name for name in seen if name.endswith("accuracy"))]
+    names = curve_names(epochs)
     figure = Figure(figsize=(4.8 * len(names), 3.6), dpi=144, layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         _curves(axes, epochs, name)
@@ -48,7 +53,7 @@ def training_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
 def _curves(axes: Axes, epochs: Sequence[Mapping[str, Any]], name: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    title = name.capitalize().replace("_", " ")
+    title = f"{name[0].upper()}{name[1:]}".replace("_", " ")
     for split, style in (("train", TRAINING), ("validation", VALIDATION)):
         points = [(e["epoch"], e[split][name]) for e in epochs if name in e[split]]
         if not points:
@@ -60,7 +65,7 @@ def _curves(axes: Axes, epochs: Sequence[Mapping[str, Any]], name: str) -> None:
         )
         finite = [point for point in points if np.isfinite(point[1])]
         if split == "validation" and finite:
-            choose, word = (min, "lowest") if name == "loss" else (max, "highest")
+            choose, word = (max, "highest") if name.endswith("accuracy") else (min, "lowest")
             epoch, value = choose(finite, key=lambda point: point[1])
             title += f"\n{word} in validation: {value:.4f}, epoch {epoch}"
     heading, _, best = title.partition("\n")

@@ -82,5 +82,5 @@ def duration(seconds: float) -> str:
 
 
 def _figures(name: str, values: Mapping[str, float]) -> str:
-    shown = [f"{key} {values[key]:.4f}" for key in ("loss", "accuracy") if key in values]
+    shown = [f"{key} {values[key]:.4f}" for key in ("loss", "accuracy", "MAE") if key in values]
     return f"{name} {' '.join(shown)}"

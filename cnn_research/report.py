@@ -18,92 +18,16 @@ from typing import Any
 
 import numpy as np
 
-from cnn_research.data.dataset import MISSING
 from cnn_research.errors import UsageError, UserError, one_line
+from cnn_research.markdown import markdown_table, number
+from cnn_research.tasks.task import Predictions
 from cnn_research.workdir import CONFIG, EVALUATION, RUN, read_json, write_json
 from cnn_research.writers import by_epoch, read_metrics
 
 REPORT_FOLDER = "report"
 
-MOST_PAIRS = 10
 UNCOMPARED = ("step", "correct", "count", "wall_seconds")
 """Numbers of a run that no table compares."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Predictions:
-    """What a model said about every example of a split, for one head.
-
-    Attributes:
-        split: `test`, or `validation` where there is no test split.
-        logits: float32 `[examples, classes]`.
-        labels: int32 `[examples]`; -1 where not known: such an example is left out.
-        class_names: one for each class.
-        loss: mean over the examples with a label.
-        accuracy: share of the examples with a label.
-    """
-
-    split: str
-    logits: np.ndarray
-    labels: np.ndarray
-    class_names: tuple[str, ...]
-    loss: float
-    accuracy: float
-
-    def known(self) -> tuple[np.ndarray, np.ndarray]:
-        """Labels and predicted classes, int `[known]` each, of the examples with a label."""
-        known = self.labels != MISSING
-        return self.labels[known], self.logits[known].argmax(axis=1)
-
-
-def summary(predictions: Predictions) -> dict[str, float | int]:
-    """The figures of an evaluation; `correct` of `count` examples is the accuracy, exactly.
-
-    Precision, recall and F1 are scikit-learn's, over the classes that occur as a label or a
-    prediction; 0 where a class is never predicted.
-
-    Raises:
-        UserError: no example has a label.
-    """
-    averages = _sklearn_report(predictions, as_text=False)
-    labels, predicted = predictions.known()
-    correct = int((labels == predicted).sum())
-    figures: dict[str, float | int] = {"loss": predictions.loss, "accuracy": correct / len(labels)}
-    for average in ("macro", "weighted"):
-        for name, key in (("precision", "precision"), ("recall", "recall"), ("F1", "f1-score")):
-            figures[f"{average} {name}"] = float(averages[f"{average} avg"][key])
-    return {**figures, "correct": correct, "count": len(labels)}
-
-
-def classification_report(predictions: Predictions) -> str:
-    """scikit-learn's classification report with four digits, as the library prints it."""
-    return _sklearn_report(predictions, as_text=True)
-
-
-def _sklearn_report(predictions: Predictions, *, as_text: bool) -> Any:
-    from sklearn import metrics
-
-    labels, predicted = predictions.known()
-    if not labels.size:
-        raise UserError(f"split {predictions.split}: no example has a label to evaluate against")
-    present = np.union1d(labels, predicted)
-    return metrics.classification_report(
-        labels,
-        predicted,
-        labels=present,
-        target_names=[predictions.class_names[index] for index in present],
-        digits=4,
-        output_dict=not as_text,
-        zero_division=0,
-    )
-
-
-def confusion_counts(predictions: Predictions) -> np.ndarray:
-    """int64 `[classes, classes]`: how often each true class (row) was predicted as each other."""
-    classes = len(predictions.class_names)
-    matrix = np.zeros((classes, classes), np.int64)
-    np.add.at(matrix, predictions.known(), 1)
-    return matrix
 
 
 # The report of one run ---------------------------------------------------------------------------
@@ -128,7 +52,7 @@ def write_report(
         title: the heading of the page.
         predictions: for each head; files are named after the head where there are several.
         images: uint8 `[examples, height, width, channels]`, in the order of the predictions;
-            None shows no mistakes.
+            None shows none of them.
         history: rows of metrics.jsonl; without any there are no curves.
         params: nested dicts of arrays, or of anything with a shape.
 
@@ -188,57 +112,30 @@ def _evaluation(
     run: Mapping[str, Any],
 ) -> Iterator[str]:
     """The sections of one head; writes its files. `head` is "" where there is only one."""
-    from cnn_research import figures
-
-    suffix = f"_{head}" if head else ""
-    ours = summary(predictions)
+    if images is not None and len(images) != len(predictions):
+        raise UserError(
+            f"report: {len(images)} images but {len(predictions)} predictions; "
+            "they must be of the same examples, in the same order"
+        )
+    ours = predictions.figures()
     theirs = _by_name(run.get("document_results") or {})
     yield f"## Result on the {predictions.split} split" + (f": {head}" if head else "")
     rows = [
-        (name, _number(value), _number(theirs.get(f"{head} {name}".strip())))
+        (name, number(value), number(theirs.get(f"{head} {name}".strip())))
         for name, value in ours.items()
     ]
     if any(document for _, _, document in rows):
         yield markdown_table(("", "this run", "document"), rows)
     else:
         yield markdown_table(("", "this run"), [row[:2] for row in rows])
-
-    text = classification_report(predictions)
-    (folder / f"classification_report{suffix}.txt").write_text(text, encoding="utf-8")
-    yield f"```\n{text}```"
-
-    matrix = confusion_counts(predictions)
-    name = f"confusion_matrix{suffix}.png"
-    figures.confusion_matrix(matrix, predictions.class_names).savefig(folder / name)
-    yield f"![Confusion matrix]({name})"
-    pairs = _most_confused(matrix, predictions.class_names)
-    if pairs:
-        yield "The pairs confused most often:"
-        yield markdown_table(("true class", "predicted", "times", "share of the true class"), pairs)
-
-    if images is not None:
-        if len(images) != len(predictions.labels):
-            raise UserError(
-                f"report: {len(images)} images but {len(predictions.labels)} predictions; "
-                "they must be of the same examples, in the same order"
-            )
-        predicted = predictions.logits.argmax(axis=1)
-        name = f"mistakes{suffix}.png"
-        figures.mistakes(
-            images,
-            predictions.labels,
-            predicted,
-            _probability_of_predicted(predictions.logits),
-            predictions.class_names,
-        ).savefig(folder / name)
-        yield "The mistakes made with most confidence, with the probability of the wrong class:"
-        yield f"![Mistakes]({name})"
+    yield from predictions.page(folder, f"_{head}" if head else "", images)
 
 
 def _training(folder: Path, history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     from cnn_research import figures
 
-    figures.training_curves(history).savefig(folder / "curves.png")
+    epochs = by_epoch(history)
+    figures.training_curves(epochs).savefig(folder / "curves.png")
     yield "## Training"
     yield (
         "Training figures are means over the examples of an epoch, while the network was learning "
@@ -248,15 +145,15 @@ def _training(folder: Path, history: Sequence[Mapping[str, Any]]) -> Iterator[st
     yield "![Training curves](curves.png)"
     columns = [
         (split, name)
-        for name in ("loss", "accuracy")
+        for name in figures.curve_names(epochs)
         for split in ("train", "validation")
-        if any(name in epoch[split] for epoch in by_epoch(history))
+        if any(name in epoch[split] for epoch in epochs)
     ]
     yield markdown_table(
         ("epoch", *(f"{'training' if s == 'train' else s} {name}" for s, name in columns)),
         [
-            (str(e["epoch"]), *(_number(e[split].get(name)) for split, name in columns))
-            for e in by_epoch(history)
+            (str(e["epoch"]), *(number(e[split].get(name)) for split, name in columns))
+            for e in epochs
         ],
     )
 
@@ -269,27 +166,6 @@ def parameters_table(params: Mapping[str, Any]) -> str:
         total += count
         rows.append((path, " x ".join(map(str, array.shape)) or "scalar", f"{count:,}"))
     return markdown_table(("parameter", "shape", "count"), [*rows, ("total", "", f"{total:,}")])
-
-
-def _most_confused(matrix: np.ndarray, class_names: Sequence[str]) -> list[tuple[str, ...]]:
-    confusions = matrix - np.diag(np.diag(matrix))
-    order = np.argsort(-confusions, axis=None, kind="stable")[:MOST_PAIRS]
-    return [
-        (
-            class_names[true],
-            class_names[predicted],
-            str(confusions[true, predicted]),
-            f"{confusions[true, predicted] / matrix[true].sum():.1%}",
-        )
-        for true, predicted in zip(*np.unravel_index(order, matrix.shape), strict=True)
-        if confusions[true, predicted]
-    ]
-
-
-def _probability_of_predicted(logits: np.ndarray) -> np.ndarray:
-    """The largest softmax probability of each row, float64 `[examples]`."""
-    below_largest = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    return 1 / np.exp(below_largest).sum(axis=1)
 
 
 # Tables over runs --------------------------------------------------------------------------------
@@ -400,7 +276,7 @@ def as_markdown(groups: Sequence[Group]) -> str:
             ]
         )
         if group.document:
-            figures = (_number(group.document.get(name)) for name in shown)
+            figures = (number(group.document.get(name)) for name in shown)
             rows.append(["- as the document gives it", "", *figures, ""])
     return markdown_table(["experiment", "runs", *shown, "time of a run"], rows)
 
@@ -508,22 +384,10 @@ def _compare(folders: Sequence[Path], table_format: str, output: Path | None) ->
 # Small parts -------------------------------------------------------------------------------------
 
 
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table with its columns aligned, so that it also reads well in a terminal."""
-    # A class or a path may hold the character that ends a cell.
-    lines = [[cell.replace("|", "\\|") for cell in row] for row in (header, *rows)]
-    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        "| " + " | ".join(f"{c:<{w}}" for c, w in zip(line, widths, strict=True)) + " |"
-        for line in lines
-    )
-
-
 def mean_and_deviation(values: Sequence[float]) -> str:
     """`0.8951 ± 0.0021`, the deviation with n - 1; one value has none, and no value is ""."""
     if len(values) < 2:
-        return _number(values[0]) if values else ""
+        return number(values[0]) if values else ""
     return f"{statistics.fmean(values):.4f} ± {statistics.stdev(values):.4f}"
 
 
@@ -535,12 +399,6 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s"
     return f"{minutes // 60} h {minutes % 60} min"
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return ""
-    return str(value) if isinstance(value, int) else f"{value:.4f}"
 
 
 def _by_name(figures: Mapping[str, Any]) -> dict[str, float]:

@@ -34,7 +34,7 @@ from cnn_research.writers import MetricsWriter
 
 Arrays = Mapping[str, Any]
 """The training split on the device: `images` uint8 `[examples, height, width, channels]`, and
-`labels`, per head int32 `[examples]`."""
+`labels`, per head int32 or float32 `[examples]`."""
 
 
 @dataclasses.dataclass
@@ -91,6 +91,7 @@ def _train(
 
     # Init or restore.
     model = experiment.task.bind(experiment.model, dataset)
+    fitted = dataclasses.replace(experiment, task=experiment.task.fitted(dataset))
     optimizer = experiment.optimizer.build(last_step)
     saved = workdir / folders.CHECKPOINTS
     restored = agreed(checkpoint.newest(saved, repair=True) if first else None)
@@ -106,8 +107,8 @@ def _train(
         {"images": dataset.splits["train"].images, "labels": dict(dataset.splits["train"].labels)},
         replicated(mesh),
     )
-    step_function = make_steps(experiment, model, optimizer, examples, mesh)
-    evaluator = Evaluator(experiment, model, mesh)
+    step_function = make_steps(fitted, model, optimizer, examples, mesh)
+    evaluator = Evaluator(fitted, model, mesh)
     validation = dataset.splits.get("validation")
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     if first:
@@ -291,16 +292,20 @@ def train_step(
             variables,
             images,
             train=True,
-            mutable=list(state.model_state),
+            mutable=[*state.model_state, "auxiliary"],
             rngs={"dropout": dropout},
         )
-        total, count = experiment.task.objective(logits, batch["labels"], present)
+        # What a model's auxiliary heads say in training: (weight, logits) each.
+        auxiliary = jax.tree.leaves(model_state.pop("auxiliary", {}), is_leaf=_is_head)
         penalty = experiment.penalty(params) if experiment.penalty else jnp.float32(0)
-        value = total / jnp.maximum(count, 1) + penalty
+        value = penalty
+        for weight, said in [(1.0, logits), *auxiliary]:
+            total, count = experiment.task.objective(said, batch["labels"], present)
+            value += weight * total / jnp.maximum(count, 1)
         sums = dict(experiment.task.sums(logits, batch["labels"], present))
         if experiment.penalty:
             sums["penalty"] = (penalty, jnp.float32(1))
-        if experiment.penalty or experiment.task.label_smoothing:
+        if experiment.penalty or experiment.task.own_objective or auxiliary:
             sums["objective"] = (value, jnp.float32(1))
         return value, (sums, model_state)
 
@@ -315,6 +320,10 @@ def train_step(
         ema=averaged(experiment.optimizer.ema_decay, state, {"params": params, **model_state}),
     )
     return after, {name: jnp.stack(pair) for name, pair in sums.items()}
+
+
+def _is_head(value: object) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], float)
 
 
 def averaged(decay: float, state: TrainState, new: Mapping[str, Any]) -> Any:
@@ -444,6 +453,13 @@ def decide(experiment: Training, decisions: Decisions, figures: Mapping[str, flo
 def check_data(experiment: Training, dataset: Dataset) -> None:
     """Raises `UserError` for data that the experiment cannot be trained on."""
     experiment.task.check_data(dataset)
+    channels = dataset.image_shape[2]
+    for name, values in (("mean", experiment.mean), ("std", experiment.std)):
+        if len(values) not in (1, channels):
+            raise UsageError(
+                f"--{name} has {len(values)} numbers, but images of data set {dataset.name} have "
+                f"{channels} channel{'s' * (channels > 1)}: give one number, or one for each"
+            )
     examples = len(dataset.splits["train"])
     if experiment.batch_size > examples:
         raise UsageError(

@@ -53,6 +53,7 @@ def init_state(
     """
     variables = dict(model.init(key, jnp.zeros((1, *image_shape), jnp.float32), train=False))
     params = variables.pop("params")
+    variables.pop("auxiliary", None)
     averages = {"params": params, **variables} if ema else {}
     return TrainState(
         step=jnp.int32(0),

@@ -13,14 +13,16 @@ from cnn_research.errors import UsageError
 from cnn_research.experiment import Experiment
 from cnn_research.optimizers import Optimizer, Penalty
 from cnn_research.tasks.classification import Classification
+from cnn_research.tasks.task import Task
 
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
     """Which of a run's states counts, and when a run has seen enough. Validation data decides."""
 
-    metric: Literal["accuracy", "loss"] = "accuracy"
-    """The validation metric: the higher accuracy or the lower loss is the better state."""
+    metric: Literal["accuracy", "loss", "MAE"] = "accuracy"
+    """The validation metric: the higher accuracy, or the lower loss or mean absolute error, is
+    the better state."""
     report: Literal["last", "best"] = "last"
     """Which checkpoint the report, `--mode=evaluate` and the test figures are about."""
     patience: int = 0
@@ -59,7 +61,7 @@ class Training(Experiment):
     """The data set."""
     model: nn.Module
     """The network."""
-    task: Classification = Classification()
+    task: Task = Classification()
     """What the network's outputs mean, and the loss."""
     optimizer: Optimizer = Optimizer()
     """How parameters follow from gradients."""
@@ -67,10 +69,10 @@ class Training(Experiment):
     """Added to the objective for large weights."""
     augmentation: Augmentation = Augmentation()
     """Random changes to training images."""
-    mean: float = 0.0
-    """Subtracted from pixels, which are 0 to 1."""
-    std: float = 1.0
-    """Divides pixels, after the mean was subtracted."""
+    mean: tuple[float, ...] = (0.0,)
+    """Subtracted from pixels, which are 0 to 1: one number, or one for each channel."""
+    std: tuple[float, ...] = (1.0,)
+    """Divides pixels, after the mean was subtracted: one number, or one for each channel."""
     epochs: float = 10
     """How often each training example is seen."""
     batch_size: int = 128
@@ -97,7 +99,7 @@ class Training(Experiment):
             ("batch-size", self.batch_size),
             ("evaluate-every", self.evaluate_every),
             ("log-every", self.log_every),
-            ("std", self.std),
+            *(("std", value) for value in self.std),
             ("evaluation.batch-size", self.evaluation.batch_size),
         ):
             if not 0 < value < math.inf:
@@ -106,6 +108,11 @@ class Training(Experiment):
             raise UsageError(
                 f"--keep-checkpoints is {self.keep_checkpoints}: must be at least 2, since the "
                 "newest may be cut short when the machine stops"
+            )
+        if self.selection.metric not in self.task.metrics:
+            raise UsageError(
+                f"--selection.metric is {self.selection.metric}, which this task does not have: "
+                f"take {' or '.join(self.task.metrics)}"
             )
         self.task.check()
         self.optimizer.check()

@@ -252,7 +252,7 @@ def test_evaluation_needs_the_workdir_only(command, trained):
     assert answer.code == 0, answer.err
     before = json.loads((trained / "before.json").read_text())
     assert json.loads((trained / "evaluation.json").read_text()) == before
-    assert "Classification report, test split" in answer.out
+    assert "Result on the test split" in answer.out
 
 
 def test_evaluation_of_another_experiment_is_refused(command, trained):

@@ -17,7 +17,8 @@ from sklearn import metrics
 from benchmarks import readme_tables
 from cnn_research import figures, report
 from cnn_research.errors import UserError
-from cnn_research.report import Predictions
+from cnn_research.tasks.class_predictions import ClassPredictions
+from cnn_research.writers import by_epoch
 
 NAMES = ("bag", "coat", "shirt")
 
@@ -30,14 +31,14 @@ HISTORY = [
 ]
 
 
-def made_up_predictions(*, classes: int = 3, missing: int = 0) -> Predictions:
+def made_up_predictions(*, classes: int = 3, missing: int = 0) -> ClassPredictions:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, classes, 60).astype(np.int32)
     logits = rng.normal(size=(60, classes)).astype(np.float32)
     logits[np.arange(60), labels] += 1
     labels[:missing] = -1
     names = NAMES if classes == 3 else tuple(f"class {index}" for index in range(classes))
-    return Predictions("test", logits, labels, names, loss=0.5, accuracy=0.7)
+    return ClassPredictions("test", logits, labels, names, loss=0.5)
 
 
 # Figures -----------------------------------------------------------------------------------------
@@ -48,7 +49,7 @@ def lines(axes: Any) -> dict[str, list[tuple[float, float]]]:
 
 
 def test_curves_show_each_epoch_once_with_rows_weighted_by_their_examples():
-    loss, accuracy = figures.training_curves(HISTORY).axes
+    loss, accuracy = figures.training_curves(by_epoch(HISTORY)).axes
     assert lines(loss) == {"training": [(1, 2.5), (2, 0.5)], "validation": [(1, 0.75), (2, 0.875)]}
     assert lines(accuracy)["training"] == [(1, pytest.approx(0.1)), (2, 0.8)]
     assert "lowest in validation: 0.7500, epoch 1" in [text.get_text() for text in loss.texts]
@@ -57,7 +58,7 @@ def test_curves_show_each_epoch_once_with_rows_weighted_by_their_examples():
 
 def test_curves_of_a_run_without_validation_or_accuracy_or_with_nan():
     history = [{"step": 1, "epoch": 1.0, "split": "train", "loss": float("nan"), "count": 4}]
-    (axes,) = figures.training_curves(history).axes
+    (axes,) = figures.training_curves(by_epoch(history)).axes
     assert list(lines(axes)) == ["training"]
     assert axes.get_xlim() == (0.6, 1.4)
 
@@ -124,29 +125,29 @@ def test_classification_report_is_what_scikit_learn_prints():
     expected = metrics.classification_report(
         made.labels, made.logits.argmax(axis=1), target_names=list(NAMES), digits=4
     )
-    assert report.classification_report(made) == expected
+    assert made.text() == expected
 
 
 def test_examples_without_label_are_left_out_everywhere():
     made = made_up_predictions(missing=20)
-    kept = Predictions("test", made.logits[20:], made.labels[20:], NAMES, 0.5, 0.7)
-    assert report.summary(made) == report.summary(kept)
-    assert report.summary(made)["count"] == 40
-    assert report.confusion_counts(made).sum() == 40
-    assert report.classification_report(made) == report.classification_report(kept)
+    kept = ClassPredictions("test", made.logits[20:], made.labels[20:], NAMES, 0.5)
+    assert made.figures() == kept.figures()
+    assert made.figures()["count"] == 40
+    assert made.confusion_counts().sum() == 40
+    assert made.text() == kept.text()
 
 
 def test_summary_agrees_with_scikit_learn_where_classes_are_absent():
     # Class 3 is neither a label nor predicted, class 2 is never predicted.
     labels = np.array([0, 0, 0, 1, 1, 2], np.int32)
     logits = np.eye(4, dtype=np.float32)[[0, 0, 1, 1, 1, 0]]
-    made = Predictions("test", logits, labels, (*NAMES, "dress"), loss=0.25, accuracy=4 / 6)
+    made = ClassPredictions("test", logits, labels, (*NAMES, "dress"), loss=0.25)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         precision, recall, f1, _ = metrics.precision_recall_fscore_support(
             labels, logits.argmax(axis=1), average="macro"
         )
-    found = report.summary(made)
+    found = made.figures()
     assert (found["correct"], found["count"], found["loss"]) == (4, 6, 0.25)
     assert found["accuracy"] == 4 / 6
     assert (
@@ -159,16 +160,16 @@ def test_summary_agrees_with_scikit_learn_where_classes_are_absent():
 
 def test_split_without_any_label_is_a_user_error():
     with pytest.raises(UserError, match="no example has a label"):
-        report.summary(made_up_predictions(missing=60))
+        made_up_predictions(missing=60).figures()
 
 
 def test_confusion_counts_are_scikit_learns():
     made = made_up_predictions()
     expected = metrics.confusion_matrix(made.labels, made.logits.argmax(axis=1))
-    np.testing.assert_array_equal(report.confusion_counts(made), expected)
+    np.testing.assert_array_equal(made.confusion_counts(), expected)
 
 
-def write(workdir: Path, predictions: dict[str, Predictions], images: Any = None) -> Path:
+def write(workdir: Path, predictions: dict[str, ClassPredictions], images: Any = None) -> Path:
     params = {"conv": {"kernel": np.zeros((3, 3, 1, 12)), "bias": np.zeros(12)}}
     return report.write_report(
         workdir,
@@ -206,7 +207,7 @@ def test_report_says_what_was_run_and_what_came_out(tmp_path):
         "mistakes.png",
         "report.md",
     ]
-    text = report.classification_report(made)
+    text = made.text()
     assert (path.parent / "classification_report.txt").read_text() == text
     assert text in page
     for words in (
@@ -221,12 +222,12 @@ def test_report_says_what_was_run_and_what_came_out(tmp_path):
     ):
         assert words in page
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in page.splitlines()]
-    assert ["accuracy", f"{report.summary(made)['accuracy']:.4f}", "0.8978"] in rows
+    assert ["accuracy", f"{made.figures()['accuracy']:.4f}", "0.8978"] in rows
     assert ["epoch", *("training loss", "validation loss")] == rows_of(rows, "epoch")[:3]
     assert ["1", "2.5000", "0.7500", "0.1000", "0.5000"] in rows
     assert ["conv/kernel", "3 x 3 x 1 x 12", "108"] in rows
     assert ["total", "", "120"] in rows
-    matrix = report.confusion_counts(made)
+    matrix = made.confusion_counts()
     np.fill_diagonal(matrix, 0)
     assert rows[rows.index(rows_of(rows, "true class")) + 2][2] == str(matrix.max())
 

@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 from cnn_research.errors import UsageError, UserError
+from cnn_research.tasks.class_predictions import ClassPredictions
+from cnn_research.tasks.task import Sums, Task
 
 if TYPE_CHECKING:
     import jax
+    import numpy as np
     from flax import linen as nn
 
     from cnn_research.data.dataset import Dataset
 
-Sums = Mapping[str, tuple["jax.Array", "jax.Array"]]
-"""Per metric (sum, count), float32 `[]` each: sums of parts add up, and divide at the end."""
-
 
 @dataclasses.dataclass(frozen=True)
-class Classification:
+class Classification(Task):
     """Softmax cross-entropy on the classes of one head."""
 
-    head: str = "label"
-    """Which of the data set's labels."""
+    metrics: ClassVar = ("accuracy", "loss")
+
     label_smoothing: float = 0.0
     """Share of the target that is spread evenly over all classes, in training only."""
+
+    @property
+    def own_objective(self) -> bool:
+        return bool(self.label_smoothing)
 
     def check(self) -> None:
         """Raises `UsageError` for a field out of range."""
@@ -49,11 +53,11 @@ class Classification:
         """The model with one output per class."""
         return model.clone(num_classes=len(dataset.class_names[self.head]))
 
-    def sums(self, logits: jax.Array, labels: Mapping[str, jax.Array], mask: jax.Array) -> Sums:
+    def sums(self, outputs: jax.Array, labels: Mapping[str, jax.Array], mask: jax.Array) -> Sums:
         """Cross-entropy and accuracy as sums and counts.
 
         Args:
-            logits: float32 `[batch, classes]`.
+            outputs: the logits, float32 `[batch, classes]`.
             labels: per head, int32 `[batch]`; -1 where not known.
             mask: bool `[batch]`, false for padding.
         """
@@ -61,8 +65,8 @@ class Classification:
         import optax
 
         known, target = self._known(labels, mask)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, target)
-        hits = jnp.argmax(logits, axis=-1) == target
+        losses = optax.softmax_cross_entropy_with_integer_labels(outputs, target)
+        hits = jnp.argmax(outputs, axis=-1) == target
         count = known.sum().astype(jnp.float32)
         return {
             "loss": (jnp.where(known, losses, 0).sum(), count),
@@ -70,7 +74,7 @@ class Classification:
         }
 
     def objective(
-        self, logits: jax.Array, labels: Mapping[str, jax.Array], mask: jax.Array
+        self, outputs: jax.Array, labels: Mapping[str, jax.Array], mask: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """What training minimises, as (sum, count): cross-entropy with smoothed labels."""
         import jax.nn
@@ -78,12 +82,31 @@ class Classification:
         import optax
 
         if not self.label_smoothing:
-            return self.sums(logits, labels, mask)["loss"]
+            return self.sums(outputs, labels, mask)["loss"]
         known, target = self._known(labels, mask)
-        one_hot = jax.nn.one_hot(target, logits.shape[-1])
+        one_hot = jax.nn.one_hot(target, outputs.shape[-1])
         smooth = optax.smooth_labels(one_hot, self.label_smoothing)
-        losses = optax.softmax_cross_entropy(logits, smooth)
+        losses = optax.softmax_cross_entropy(outputs, smooth)
         return jnp.where(known, losses, 0).sum(), known.sum().astype(jnp.float32)
+
+    def averaged(self, views: Sequence[jax.Array]) -> jax.Array:
+        """The logarithm of the views' mean probability."""
+        import jax
+        import jax.numpy as jnp
+
+        logs = jnp.stack([jax.nn.log_softmax(logits) for logits in views])
+        return jax.nn.logsumexp(logs, axis=0) - jnp.log(len(views))
+
+    def predictions(
+        self, dataset: Dataset, split: str, outputs: np.ndarray, loss: float
+    ) -> ClassPredictions:
+        return ClassPredictions(
+            split=split,
+            logits=outputs,
+            labels=dataset.splits[split].labels[self.head],
+            class_names=dataset.class_names[self.head],
+            loss=loss,
+        )
 
     def _known(
         self, labels: Mapping[str, jax.Array], mask: jax.Array
