@@ -1,0 +1,141 @@
+"""What came of a classification: figures, scikit-learn's report, the confusions and mistakes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnn_research.data.dataset import MISSING
+from cnn_research.errors import UserError
+from cnn_research.markdown import markdown_table
+
+MOST_PAIRS = 10
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ClassPredictions:
+    """What a model said about every example of a split, for one head.
+
+    Attributes:
+        split: `test`, or `validation` where there is no test split.
+        logits: float32 `[examples, classes]`.
+        labels: int32 `[examples]`; -1 where not known: such an example is left out.
+        class_names: one for each class.
+        loss: mean over the examples with a label.
+    """
+
+    split: str
+    logits: np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    loss: float
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def figures(self) -> dict[str, float | int]:
+        """The figures of an evaluation; `correct` of `count` examples is the accuracy, exactly.
+
+        Precision, recall and F1 are scikit-learn's, over the classes that occur as a label or a
+        prediction; 0 where a class is never predicted.
+
+        Raises:
+            UserError: no example has a label.
+        """
+        averages = self._sklearn_report(as_text=False)
+        labels, predicted = self.known()
+        correct = int((labels == predicted).sum())
+        figures: dict[str, float | int] = {"loss": self.loss, "accuracy": correct / len(labels)}
+        for average in ("macro", "weighted"):
+            for name, key in (("precision", "precision"), ("recall", "recall"), ("F1", "f1-score")):
+                figures[f"{average} {name}"] = float(averages[f"{average} avg"][key])
+        return {**figures, "correct": correct, "count": len(labels)}
+
+    def text(self) -> str:
+        """scikit-learn's classification report with four digits, as the library prints it."""
+        return self._sklearn_report(as_text=True)
+
+    def page(self, folder: Path, suffix: str, images: np.ndarray | None) -> Iterator[str]:
+        """The classification report, the confusion matrix and the worst mistakes."""
+        from cnn_research import figures
+
+        text = self.text()
+        (folder / f"classification_report{suffix}.txt").write_text(text, encoding="utf-8")
+        yield f"```\n{text}```"
+
+        matrix = self.confusion_counts()
+        name = f"confusion_matrix{suffix}.png"
+        figures.confusion_matrix(matrix, self.class_names).savefig(folder / name)
+        yield f"![Confusion matrix]({name})"
+        pairs = _most_confused(matrix, self.class_names)
+        if pairs:
+            yield "The pairs confused most often:"
+            header = ("true class", "predicted", "times", "share of the true class")
+            yield markdown_table(header, pairs)
+
+        if images is not None:
+            predicted = self.logits.argmax(axis=1)
+            name = f"mistakes{suffix}.png"
+            figures.mistakes(
+                images,
+                self.labels,
+                predicted,
+                _probability_of_predicted(self.logits),
+                self.class_names,
+            ).savefig(folder / name)
+            yield "The mistakes made with most confidence, with the probability of the wrong class:"
+            yield f"![Mistakes]({name})"
+
+    def known(self) -> tuple[np.ndarray, np.ndarray]:
+        """Labels and predicted classes, int `[known]` each, of the examples with a label."""
+        known = self.labels != MISSING
+        return self.labels[known], self.logits[known].argmax(axis=1)
+
+    def confusion_counts(self) -> np.ndarray:
+        """int64 `[classes, classes]`: how often each true class (row) was predicted as each."""
+        classes = len(self.class_names)
+        matrix = np.zeros((classes, classes), np.int64)
+        np.add.at(matrix, self.known(), 1)
+        return matrix
+
+    def _sklearn_report(self, *, as_text: bool) -> Any:
+        from sklearn import metrics
+
+        labels, predicted = self.known()
+        if not labels.size:
+            raise UserError(f"split {self.split}: no example has a label to evaluate against")
+        present = np.union1d(labels, predicted)
+        return metrics.classification_report(
+            labels,
+            predicted,
+            labels=present,
+            target_names=[self.class_names[index] for index in present],
+            digits=4,
+            output_dict=not as_text,
+            zero_division=0,
+        )
+
+
+def _most_confused(matrix: np.ndarray, class_names: tuple[str, ...]) -> list[tuple[str, ...]]:
+    confusions = matrix - np.diag(np.diag(matrix))
+    order = np.argsort(-confusions, axis=None, kind="stable")[:MOST_PAIRS]
+    return [
+        (
+            class_names[true],
+            class_names[predicted],
+            str(confusions[true, predicted]),
+            f"{confusions[true, predicted] / matrix[true].sum():.1%}",
+        )
+        for true, predicted in zip(*np.unravel_index(order, matrix.shape), strict=True)
+        if confusions[true, predicted]
+    ]
+
+
+def _probability_of_predicted(logits: np.ndarray) -> np.ndarray:
+    """The largest softmax probability of each row, float64 `[examples]`."""
+    below_largest = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    return 1 / np.exp(below_largest).sum(axis=1)
