@@ -78,7 +78,7 @@ with tfds.core.registered.skip_registration():
                 yield index, {"image": image, "label": int(label)}
 
     class _Images(tfds.core.GeneratorBasedBuilder):
-        """Images of a plan, decoded and resized, as PNG; with a class label per head."""
+        """Images of a plan, decoded and resized, as PNG; with a class or a number per head."""
 
         VERSION = tfds.core.Version("1.0.0")
 
@@ -101,7 +101,7 @@ with tfds.core.registered.skip_registration():
         def _info(self) -> tfds.core.DatasetInfo:
             return tfds.core.DatasetInfo(
                 builder=self,
-                description="Images with class labels, resized; -1 is a label that is not known.",
+                description="Images with classes and numbers, resized; -1 and NaN: not known.",
                 features=tfds.features.FeaturesDict(
                     {
                         "image": tfds.features.Image(
@@ -112,6 +112,7 @@ with tfds.core.registered.skip_registration():
                             head: tfds.features.ClassLabel(names=names)
                             for head, names in self.plan.class_names.items()
                         },
+                        **{head: tfds.features.Scalar(np.float32) for head in self.plan.numbers},
                     }
                 ),
                 metadata=tfds.core.MetadataDict(),
@@ -148,7 +149,7 @@ with tfds.core.registered.skip_registration():
             progress.close()
             self.info.metadata.update(
                 fingerprint=self.fingerprint,
-                heads=list(self.plan.class_names),
+                heads=[*self.plan.class_names, *self.plan.numbers],
                 skipped=self.skipped,
                 **self.plan.notes,
             )
@@ -287,7 +288,15 @@ def _read(home: Path, scratch: Path) -> tuple[Examples, dict[str, Any]]:
     images = np.lib.format.open_memmap(
         scratch / "images.npy", "w+", np.uint8, shape=(total, *features["image"].shape)
     )
-    labels = {head: np.empty(total, np.int32) for head in metadata["heads"]}
+    class_names = {
+        head: tuple(features[head].names)
+        for head in metadata["heads"]
+        if isinstance(features[head], tfds.features.ClassLabel)
+    }
+    labels = {
+        head: np.empty(total, np.int32 if head in class_names else np.float32)
+        for head in metadata["heads"]
+    }
     names: list[str] = []
     given: list[str] = []
     progress = tqdm(total=total, desc="decoding", disable=None)
@@ -308,7 +317,7 @@ def _read(home: Path, scratch: Path) -> tuple[Examples, dict[str, Any]]:
     examples = Examples(
         images=images,
         labels=labels,
-        class_names={head: tuple(features[head].names) for head in labels},
+        class_names=class_names,
         names=np.array(names),
         given=np.array(given),
     )

@@ -74,7 +74,7 @@ def read(folder: Path, fingerprint: str) -> Dataset | None:
                 images=np.load(folder / f"{split}.images.npy", mmap_mode="r"),
                 labels={
                     head: np.load(folder / f"{split}.labels{number}.npy", mmap_mode="r")
-                    for number, head in enumerate(index["class_names"])
+                    for number, head in enumerate(index["class_names"])  # in the order of labels
                 },
                 names=np.load(folder / f"{split}.names.npy", mmap_mode="r"),
             )
@@ -88,7 +88,9 @@ def read(folder: Path, fingerprint: str) -> Dataset | None:
     return Dataset(
         name=index["name"],
         splits=splits,
-        class_names={head: tuple(names) for head, names in index["class_names"].items()},
+        class_names={
+            head: tuple(names) for head, names in index["class_names"].items() if names is not None
+        },
         provenance=index["provenance"],
     )
 
@@ -123,7 +125,8 @@ def write(
             "fingerprint": fingerprint,
             "name": name,
             "splits": list(indices),
-            "class_names": {head: list(names) for head, names in examples.class_names.items()},
+            # A head of numbers has null.
+            "class_names": {head: examples.class_names.get(head) for head in examples.labels},
             "provenance": dict(provenance),
             "files": {file.name: file.stat().st_size for file in sorted(temporary.iterdir())},
         }

@@ -1,4 +1,7 @@
-"""What every source of images loads into: uint8 arrays, labels and where they came from."""
+"""What every source of images loads into: uint8 arrays, labels and where they came from.
+
+The labels of a head are classes or, where it has no class names, numbers.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ import numpy as np
 from cnn_research.errors import UserError
 
 MISSING = -1
-"""The label of an example whose label is not known: it has no loss and is not counted."""
+"""The class of an example whose class is not known: it has no loss and is not counted. A number
+that is not known is NaN."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -20,7 +24,8 @@ class Split:
 
     Attributes:
         images: uint8 `[examples, height, width, channels]`, often a read-only memory map.
-        labels: per head, int32 `[examples]`; `MISSING` (-1) where not known.
+        labels: per head, classes, int32 `[examples]`, `MISSING` (-1) where not known; or numbers,
+            float32 `[examples]`, NaN where not known.
         names: per example, where it came from (`train/Coat/17.jpg`), or None if it has no name.
     """
 
@@ -47,7 +52,8 @@ class Dataset:
     Attributes:
         name: what reports call it.
         splits: `train` and `test`, and `validation` where there is one.
-        class_names: per head, the name of each class; `labels` index into it.
+        class_names: per head of classes, the name of each class; `labels` index into it. A head
+            that it lacks has numbers for labels.
         provenance: JSON values: source, version, checksums, how it was split, exact duplicates
             found across splits. Written into every run's folder.
     """
@@ -66,17 +72,22 @@ class Dataset:
                     "they must be uint8 [examples, height, width, channels]"
                 )
             for head, labels in split.labels.items():
-                classes = len(self.class_names[head])
                 if len(labels) != len(split.images):
                     raise UserError(
                         f"{where}: {len(split.images)} images but {len(labels)} labels '{head}'"
                     )
-                wrong = np.flatnonzero((labels < MISSING) | (labels >= classes))
+                if head in self.class_names:
+                    classes = len(self.class_names[head])
+                    allowed = f"outside 0..{classes - 1}"
+                    wrong = np.flatnonzero((labels < MISSING) | (labels >= classes))
+                else:
+                    allowed = "not a finite number"
+                    wrong = np.flatnonzero(np.isinf(labels))
                 if wrong.size:
                     first = int(wrong[0])
                     raise UserError(
-                        f"{where}: label '{head}' of example {first} is {int(labels[first])}, "
-                        f"outside 0..{classes - 1}; {wrong.size} such labels: correct the labels"
+                        f"{where}: label '{head}' of example {first} is {labels[first]}, "
+                        f"{allowed}; {wrong.size} such labels: correct the labels"
                     )
 
     @property

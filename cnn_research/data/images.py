@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import io
 import lzma
+import math
 import os
 import re
 import tarfile
@@ -26,6 +27,9 @@ from cnn_research.errors import UsageError, UserError
 
 MAX_PIXELS = 50_000_000
 """Larger images are refused: a small file can unpack into all of the memory."""
+
+MAX_NUMBER = float(np.finfo(np.float32).max)
+"""The largest number that a label can be."""
 
 SPLIT_FOLDERS = {
     "train": "train",
@@ -49,13 +53,13 @@ class Record:
         path: the file.
         name: what to call it, printable, relative to the source.
         split: where the source puts it; `train` where it says nothing.
-        labels: per head, the class index, or `MISSING`.
+        labels: per head, the class index, or `MISSING`; or the number, or NaN.
     """
 
     path: Path
     name: str
     split: str
-    labels: Mapping[str, int]
+    labels: Mapping[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,13 +68,15 @@ class Plan:
 
     Attributes:
         records: one per image, in a fixed order.
-        class_names: per head, the name of each class.
+        class_names: per head of classes, the name of each class.
         notes: JSON values for the provenance.
+        numbers: the heads of numbers.
     """
 
     records: Sequence[Record]
     class_names: Mapping[str, tuple[str, ...]]
     notes: Mapping[str, int]
+    numbers: Sequence[str] = ()
 
 
 def printable(name: str | os.PathLike[str]) -> str:
@@ -234,9 +240,19 @@ def _wrapper(paths: Sequence[Path]) -> str | None:
 
 
 def plan_table(
-    table: Path, shown: str, image: str, label: Sequence[str], min_examples: int
+    table: Path,
+    shown: str,
+    image: str,
+    label: Sequence[str],
+    number: Sequence[str],
+    min_examples: int,
 ) -> Plan:
     """The records of the CSV file `table`, one per row; the fields are those of `ImageTable`."""
+    if not label and not number:
+        raise UsageError(f"{shown}: name a column of classes, --data.label, or --data.number")
+    both = sorted(set(label) & set(number))
+    if both:
+        raise UsageError(f"column '{both[0]}' is in --data.label and in --data.number: choose one")
     with open(table, encoding="utf-8-sig", errors="backslashreplace", newline="") as file:
         header = file.readline()
         file.seek(0)
@@ -244,7 +260,7 @@ def plan_table(
     if not rows:
         raise UserError(f"{shown} has no rows: it needs a header and one row per image")
     pattern = image if "{" in image else f"{{{image}}}"
-    for column in [*re.findall(r"\{(.*?)\}", pattern), *label]:
+    for column in [*re.findall(r"\{(.*?)\}", pattern), *label, *number]:
         if column not in rows[0]:
             raise UsageError(
                 f"{shown} has no column '{column}'; its columns are "
@@ -261,24 +277,49 @@ def plan_table(
                 f"{min_examples} or more rows: it needs two or more"
             )
     index = {head: {name: i for i, name in enumerate(names)} for head, names in class_names.items()}
+    numbers = {head: _numbers([row[head] or "" for row in rows], shown, head) for head in number}
     records = []
-    for number, row in enumerate(rows):
+    for at, row in enumerate(rows):
         name = re.sub(r"\{(.*?)\}", partial(_cell, row), pattern)
         split = (row.get("split") or "train").strip().lower()
         if split not in SPLIT_FOLDERS:
             raise UserError(
-                f"{shown}, row {number + 1}: split is '{row['split']}'; it must be train, "
+                f"{shown}, row {at + 1}: split is '{row['split']}'; it must be train, "
                 "validation or test"
             )
-        labels = {head: index[head].get(cells[head][number], MISSING) for head in label}
-        if max(labels.values()) != MISSING:
+        classes = {head: index[head].get(cells[head][at], MISSING) for head in label}
+        measured = {head: values[at] for head, values in numbers.items()}
+        if set(classes.values()) - {MISSING} or not all(map(math.isnan, measured.values())):
             path = table.parent / name
+            labels = {**classes, **measured}
             records.append(Record(path, printable(name), SPLIT_FOLDERS[split], labels))
     return Plan(
         records=records,
         class_names=class_names,
         notes={"rows_without_any_label": len(rows) - len(records)},
+        numbers=tuple(numbers),
     )
+
+
+def _numbers(cells: Sequence[str], shown: str, column: str) -> list[float]:
+    """The cells of a column as numbers, NaN where they are empty."""
+    numbers = []
+    for row, cell in enumerate(cells, start=1):
+        text = cell.strip()
+        try:
+            value = float(text) if text else math.nan
+        except ValueError:
+            value = math.inf
+        # Of 32 bits, as the labels will be; and a written `nan` is more often an accident.
+        if text and not abs(value) <= MAX_NUMBER:
+            raise UserError(
+                f"{shown}, row {row}: {column} is '{printable(text)}', which is not a finite "
+                "number: correct it, or leave it empty where it is not known"
+            )
+        numbers.append(value)
+    if all(map(math.isnan, numbers)):
+        raise UserError(f"{shown}: column '{column}' is empty: it needs numbers")
+    return numbers
 
 
 def _cell(row: Mapping[str, str], match: re.Match[str]) -> str:

@@ -181,7 +181,7 @@ class ImageFolder:
 
 @dataclasses.dataclass(frozen=True)
 class ImageTable:
-    """A CSV file with one image per row and one or more columns of labels; prepared on first use.
+    """A CSV file with one image per row and columns of classes or numbers; prepared on first use.
 
     An empty cell is a label that is not known. A column `split` (train, validation, test) is used
     if there is one; a split that it does not mention is drawn from train.
@@ -193,7 +193,9 @@ class ImageTable:
     """The column with the image's path as seen from the CSV file, or a pattern of columns such
     as 'images/{id}.jpg'."""
     label: tuple[str, ...] = ("label",)
-    """The columns with the labels, each a head of its own; splits are stratified by the first."""
+    """The columns with classes, each a head of its own; splits are stratified by the first."""
+    number: tuple[str, ...] = ()
+    """The columns with numbers to estimate, each a head of its own."""
     min_examples: int = 1
     """A class that has fewer rows counts as not known."""
     image_size: tuple[int, int] = (64, 64)
@@ -210,22 +212,31 @@ class ImageTable:
     @property
     def description(self) -> str:
         size = f"{self.image_size[0]}x{self.image_size[1]}x3"
-        return f"images of {_stem(self.path)}, {size}, labels {', '.join(self.label)}"
+        heads = ", ".join((*self.label, *self.number))
+        return f"images of {_stem(self.path)}, {size}, labels {heads}"
 
     def test_sized(self) -> Synthetic:
         """Noise of the same shape, with the same heads."""
         return Synthetic(
-            image_shape=(*self.image_size, 3), heads=self.label, classes=(10,) * len(self.label)
+            image_shape=(*self.image_size, 3),
+            heads=self.label,
+            classes=(10,) * len(self.label),
+            numbers=self.number,
         )
 
     def load(self) -> Dataset:
-        """Images are uint8 `[examples, *image_size, 3]`, memory maps; a head per label column."""
+        """Images are uint8 `[examples, *image_size, 3]`, memory maps; a head per column."""
         path = existing(self.path)
 
         def plan(folder: Path) -> images.Plan:
             table = images.find_table(folder, images.printable(path)) if folder.is_dir() else folder
             return images.plan_table(
-                table, images.printable(path), self.image, self.label, self.min_examples
+                table,
+                images.printable(path),
+                self.image,
+                self.label,
+                self.number,
+                self.min_examples,
             )
 
         if path.is_dir() or path.suffix.lower() == ".csv":
@@ -320,16 +331,19 @@ class Synthetic:
     image_shape: tuple[int, int, int] = (32, 32, 3)
     """Height, width and channels."""
     heads: tuple[str, ...] = ("label",)
-    """The name of each set of labels."""
+    """The name of each set of classes."""
     classes: tuple[int, ...] = (10,)
     """How many classes each head has."""
+    numbers: tuple[str, ...] = ()
+    """The name of each set of numbers, which are normally distributed."""
     seed: int = 0
     """Decides every pixel and label."""
 
     @property
     def description(self) -> str:
         shape = "x".join(map(str, self.image_shape))
-        return f"random images, {shape}, {' and '.join(map(str, self.classes))} classes"
+        labels = [f"{classes} classes" for classes in self.classes]
+        return f"random images, {shape}, {' and '.join([*labels, *self.numbers])}"
 
     def test_sized(self) -> Synthetic:
         """Itself: it is as small as it was asked to be."""
@@ -350,7 +364,8 @@ class Synthetic:
                 labels={
                     head: random.integers(0, classes, size, dtype=np.int32)
                     for head, classes in zip(self.heads, self.classes, strict=True)
-                },
+                }
+                | {head: random.standard_normal(size, np.float32) for head in self.numbers},
                 names=np.array([f"{name}/{index}" for index in range(size)]),
             )
             for name, size in sizes.items()

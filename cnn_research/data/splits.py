@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from cnn_research.data.dataset import MISSING
 from cnn_research.errors import UsageError, UserError
 
 SPLITS = ("train", "validation", "test")
@@ -22,8 +23,9 @@ class Examples:
 
     Attributes:
         images: uint8 `[examples, height, width, channels]`.
-        labels: per head, int32 `[examples]`; the first head is the one to stratify by.
-        class_names: per head, the name of each class.
+        labels: per head, int32 or float32 `[examples]`, as in `Split`.
+        class_names: per head of classes, the name of each class; the first is the one to stratify
+            by.
         names: str `[examples]`, where each example came from.
         given: str `[examples]`, the split that the source itself puts it in; `train` where the
             source says nothing.
@@ -43,8 +45,9 @@ def assign(
 
     A split that the source gives is kept as it is. `validation` and `test` are otherwise drawn
     from `train`: `sizes` has how many examples (int) or which fraction of `train` (float), 0 for
-    none. Each class is drawn from in proportion. Copies of one image move together, and who is
-    drawn depends on the pixels and the seed alone: the order of files does not matter.
+    none. Each class, where there are classes, is drawn from in proportion. Copies of one image
+    move together, and who is drawn depends on the pixels and the seed alone: the order of files
+    does not matter.
     """
     digests = [hashlib.blake2b(image, digest_size=16).digest() for image in examples.images]
     given = {name: np.flatnonzero(examples.given == name) for name in SPLITS}
@@ -72,7 +75,7 @@ def assign(
             indices["train"] = np.setdiff1d(indices["train"], indices[name])
             drawn[name] = len(indices[name])
     indices = {name: indices[name] for name in SPLITS if name in indices}
-    head = next(iter(examples.labels))
+    head = next(iter(examples.class_names), None)
     report: dict[str, Any] = {
         "examples": {name: len(chosen) for name, chosen in indices.items()},
         "given_by_the_source": [name for name in SPLITS if given[name].size],
@@ -102,7 +105,8 @@ def _draw(
     examples: Examples, digests: Sequence[bytes], pool: np.ndarray, count: int, seed: int
 ) -> np.ndarray:
     """`count` of the indices in `pool`, each class in proportion, copies of an image together."""
-    head, labels = next(iter(examples.labels.items()))
+    head = next(iter(examples.class_names), "")
+    labels = examples.labels[head] if head else np.full(len(examples.images), MISSING)
     copies: dict[bytes, list[int]] = defaultdict(list)
     for index in pool:
         copies[digests[index]].append(int(index))
@@ -147,7 +151,8 @@ def _duplicates(
     for split, chosen in indices.items():
         for index in chosen:
             found[digests[index]].append((split, int(index)))
-    labels = np.stack([*examples.labels.values()], axis=1)
+    # Two that are not known are equal, and NaN is not.
+    labels = np.nan_to_num(np.stack([*examples.labels.values()], axis=1, dtype=float), nan=-np.inf)
     conflicts = 0
     across: dict[str, dict[str, Any]] = {}
     for copies in found.values():
@@ -174,16 +179,18 @@ def _content(examples: Examples, digests: Sequence[bytes], chosen: np.ndarray) -
     for index in chosen:
         digest.update(digests[index])
     for head, labels in examples.labels.items():
-        digest.update(head.encode() + labels[chosen].astype("<i4").tobytes())
+        little_endian = labels.dtype.newbyteorder("<")
+        digest.update(head.encode() + labels[chosen].astype(little_endian).tobytes())
     return digest.hexdigest()
 
 
 def _unseen(examples: Examples, indices: Mapping[str, np.ndarray]) -> dict[str, list[str]]:
-    """Per head, the classes that occur in another split but not in train."""
+    """Per head of classes, those that occur in another split but not in train."""
     unseen = {}
-    for head, labels in examples.labels.items():
+    for head, class_names in examples.class_names.items():
+        labels = examples.labels[head]
         everywhere = np.concatenate([labels[chosen] for chosen in indices.values()])
         missing = np.setdiff1d(everywhere[everywhere >= 0], labels[indices["train"]])
         if missing.size:
-            unseen[head] = [examples.class_names[head][label] for label in missing]
+            unseen[head] = [class_names[label] for label in missing]
     return unseen
