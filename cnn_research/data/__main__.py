@@ -1,11 +1,13 @@
 """Prepares a data set once, and lists what is prepared.
 
 python -m cnn_research.data prepare fashion_mnist --source=FOLDER
+python -m cnn_research.data prepare cifar10 --source=cifar-10-binary.tar.gz
 python -m cnn_research.data prepare image_folder --source=FOLDER_OR_ARCHIVE --image-size 64 64
 python -m cnn_research.data prepare image_table --source=TABLE.csv --image=file --label kind brand
 python -m cnn_research.data list
 
-Without --source fashion_mnist is downloaded. Other flags are the source's own fields:
+Without --source fashion_mnist and cifar10 are downloaded; cifar10's may also be the address of a
+mirror, or a folder or archive of image files. Other flags are the source's own fields:
 `prepare NAME --help` shows them. TFDS_DATA_DIR says where prepared data live.
 """
 
@@ -26,10 +28,11 @@ from cnn_research.data.dataset import Dataset
 from cnn_research.data.splits import duplicates_line
 from cnn_research.errors import UsageError, UserError, one_line
 
-Source = sources.FashionMnist | sources.ImageFolder | sources.ImageTable
+Source = sources.FashionMnist | sources.Cifar10 | sources.ImageFolder | sources.ImageTable
 
 SOURCES: dict[str, type[Source]] = {
     "fashion_mnist": sources.FashionMnist,
+    "cifar10": sources.Cifar10,
     "image_folder": sources.ImageFolder,
     "image_table": sources.ImageTable,
 }
@@ -56,7 +59,7 @@ def prepare(words: list[str]) -> None:
         hint = f": did you mean {near[0]}?" if near else f": there is {', '.join(SOURCES)}"
         raise UsageError((f"no data set '{name}' to prepare" if name else "say what") + hint)
     wants_help = "--help" in fields or "-h" in fields
-    if name != "fashion_mnist" and not wants_help:
+    if name not in ("fashion_mnist", "cifar10") and not wants_help:
         if given is None:
             raise UsageError(f"{name} needs --source: the folder, archive or table of your data")
         fields = [f"--path={given}", *fields]
@@ -64,6 +67,8 @@ def prepare(words: list[str]) -> None:
     start = time.monotonic()
     if isinstance(source, sources.FashionMnist):
         _prepare_fashion_mnist(given)
+    elif isinstance(source, sources.Cifar10):
+        source = _prepare_cifar10(given, source)
     dataset = source.load()
     print(_report(name, source, dataset, time.monotonic() - start))
 
@@ -130,6 +135,30 @@ def _prepare_fashion_mnist(given: str | None) -> None:
             return
         with images.opened(path) if path else contextlib.nullcontext() as folder:
             builders.prepare_fashion_mnist(cache.data_dir(), folder)
+
+
+def _prepare_cifar10(given: str | None, source: sources.Cifar10) -> sources.Cifar10:
+    """Prepares the official data, and returns the source for what was given."""
+    from cnn_research.data import builders, cifar10
+
+    archive = None
+    address = f"{cifar10.HOMEPAGE}{cifar10.BINARY}" if given is None else given
+    if source.path:
+        return source
+    if "://" not in address:
+        archive = cifar10.find(sources.existing(address))
+        if archive is None:  # image files: prepared when they are loaded
+            return dataclasses.replace(source, path=address)
+    home = source.home()
+    with cache.lock(home):
+        if (home / "dataset_info.json").exists():
+            print(f"already prepared in {home}; delete that folder to prepare it again")
+        elif archive:
+            builders.prepare_cifar10(cache.data_dir(), archive)
+        else:
+            with cache.scratch(home.with_name("download")) as folder:
+                builders.prepare_cifar10(cache.data_dir(), cifar10.fetch(address, folder))
+    return source
 
 
 def _report(name: str, source: Source, dataset: Dataset, seconds: float) -> str:

@@ -24,9 +24,10 @@ from absl import logging
 from PIL import Image
 from tensorflow_datasets.core.download import checksums
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
-from tensorflow_datasets.image_classification import mnist
+from tensorflow_datasets.image_classification import cifar, mnist
 from tqdm import tqdm
 
+from cnn_research.data import cifar10
 from cnn_research.data.images import BadImage, Plan, Record, decode, encode
 from cnn_research.data.splits import Examples
 from cnn_research.errors import UserError
@@ -76,6 +77,41 @@ with tfds.core.registered.skip_registration():
             for index, label in enumerate(tqdm(labels, f"preparing {split}", disable=None)):
                 image = Image.fromarray(pixels.reshape(-1, 28, 28)[index])
                 yield index, {"image": image, "label": int(label)}
+
+    class Cifar10(cifar.Cifar10):
+        """The official builder, reading either official archive with NumPy, in its order."""
+
+        def __init__(self, *, archive: Path, **kwargs: Any):
+            self.archive = archive
+            super().__init__(**kwargs)
+
+        def _info(self) -> tfds.core.DatasetInfo:
+            official = super()._info()
+            official.features["label"].names = cifar10.CLASSES
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description=official.description,
+                features=official.features,
+                homepage=official.homepage,
+                citation=official.citation,
+                metadata=tfds.core.MetadataDict(),
+                disable_shuffling=True,
+            )
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+            kind = cifar10.kind_of(self.archive)
+            self.info.metadata.update(heads=["label"], sha256={kind: cifar10.SHA256[kind]})
+            return {
+                split: self._generate_examples(split, images, labels)
+                for split, (images, labels) in cifar10.read(self.archive).items()
+            }
+
+        def _generate_examples(
+            self, split: str, images: np.ndarray, labels: np.ndarray
+        ) -> Iterator[tuple[int, dict[str, Any]]]:
+            for index, label in enumerate(tqdm(labels, f"preparing {split}", disable=None)):
+                name = f"{split}_{index:05d}"
+                yield index, {"id": name, "image": encode(images[index]), "label": int(label)}
 
     class _Images(tfds.core.GeneratorBasedBuilder):
         """Images of a plan, decoded and resized, as PNG; with a class or a number per head."""
@@ -200,6 +236,11 @@ def _check_fashion_files(folder: Path) -> None:
                 f"{folder / file} is not the official file (its SHA-256 differs): it is damaged "
                 "or another version; fetch it again"
             )
+
+
+def prepare_cifar10(data_dir: Path, archive: Path) -> None:
+    """Prepares CIFAR-10 from an official archive, as `cifar10.find` or `cifar10.fetch` gives it."""
+    prepare(Cifar10(archive=archive, data_dir=data_dir, file_format="array_record"), data_dir)
 
 
 def prepare(

@@ -100,40 +100,104 @@ class FashionMnist:
 
     def load(self) -> Dataset:
         """Images are uint8 `[examples, 28, 28, 1]`, memory maps; the test split is the official."""
-        home = self.home()
-        info = home / "dataset_info.json"
-        if not info.is_file():
-            interrupted = any(home.parent.glob("incomplete.*"))
-            state = "only half prepared (it was interrupted)" if interrupted else "not prepared"
-            raise UserError(
-                f"Fashion-MNIST is {state} in {cache.data_dir()}: run `python -m "
-                "cnn_research.data prepare fashion_mnist --source=FOLDER` with the folder of the "
-                "four official .gz files, or without --source to download them"
+        return _load_official(
+            self,
+            "Fashion-MNIST",
+            "with the folder of the four official .gz files, or without --source to download them",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Cifar10:
+    """50,000 + 10,000 photographs, 32x32x3, 10 classes: the official ones, or copies of them.
+
+    The official ones are prepared once by `python -m cnn_research.data prepare cifar10`. Copies
+    that were saved again as JPEG are not the same images: figures are to be compared only among
+    runs on the same files, so the data set's name says which they are.
+    """
+
+    path: str = ""
+    """A folder or archive of image files, `train/<class>/*` and `test/<class>/*`, prepared on
+    first use; empty for the official data."""
+    validation: float = 0.1
+    """Which fraction of the training examples is held out; 0 for no validation split."""
+    split_seed: int = 0
+    """Decides which examples are held out."""
+
+    @property
+    def description(self) -> str:
+        which = f"the image files of {_stem(self.path)}" if self.path else "the official data"
+        return f"CIFAR-10, {which}, 32x32x3, 10 classes"
+
+    def test_sized(self) -> Synthetic:
+        """Noise of the same shape."""
+        return Synthetic(image_shape=(32, 32, 3), classes=(10,))
+
+    @staticmethod
+    def home() -> Path:
+        """The folder of the prepared records of the official data."""
+        return cache.data_dir() / "cifar10" / "3.0.2"
+
+    def load(self) -> Dataset:
+        """Images are uint8 `[examples, 32, 32, 3]`, memory maps; the test split is the official."""
+        from cnn_research.data import cifar10
+
+        if not self.path:
+            return _load_official(
+                self,
+                "CIFAR-10",
+                f"with {cifar10.BINARY} or {cifar10.PYTHON}, or without --source to download it; "
+                "or name a folder or archive of image files with --data.path",
             )
-        told = json.loads(info.read_bytes())
-        if told.get("fileFormat") != "array_record" or not told.get("disableShuffling"):
+        found = ImageFolder(self.path, (32, 32), self.validation, split_seed=self.split_seed).load()
+        if found.class_names["label"] != cifar10.CLASSES:
             raise UserError(
-                f"{home} was prepared by another program, in another format or order: set "
-                "TFDS_DATA_DIR to another folder and prepare it there"
+                f"{_stem(self.path)} has other classes than CIFAR-10's ({cifar10.CLASSES[0]} to "
+                f"{cifar10.CLASSES[-1]}): use image_folder for other images"
             )
-        fingerprint = hashlib.sha256(info.read_bytes()).hexdigest()
+        provenance = {**found.provenance, "source": self.description}
+        provenance["path"] = images.printable(Path(self.path).name)
+        return dataclasses.replace(
+            found, name=f"cifar10, image files of {_stem(self.path)}", provenance=provenance
+        )
 
-        def build(folder: Path) -> None:
-            from cnn_research.data import builders
 
-            with cache.scratch(folder.with_name("records")) as scratch:
-                examples, _ = builders.read(home, scratch)
-                sizes = {"validation": self.validation, "test": 0}
-                indices, report = assign(examples, sizes, self.split_seed)
-                source = {
-                    "source": self.description,
-                    "version": home.name,
-                    "sha256": builders.fashion_checksums(),
-                }
-                provenance = {**source, **report}
-                cache.write(folder, fingerprint, "fashion_mnist", examples, indices, provenance)
+def _load_official(source: FashionMnist | Cifar10, title: str, advice: str) -> Dataset:
+    """The arrays of a data set that `python -m cnn_research.data prepare` has prepared."""
+    home = source.home()
+    name = home.parent.name
+    info = home / "dataset_info.json"
+    if not info.is_file():
+        interrupted = any(home.parent.glob("incomplete.*"))
+        state = "only half prepared (it was interrupted)" if interrupted else "not prepared"
+        raise UserError(
+            f"{title} is {state} in {cache.data_dir()}: run `python -m cnn_research.data prepare "
+            f"{name} --source=PATH` {advice}"
+        )
+    told = json.loads(info.read_bytes())
+    if told.get("fileFormat") != "array_record" or not told.get("disableShuffling"):
+        raise UserError(
+            f"{home} was prepared by another program, in another format or order: set "
+            "TFDS_DATA_DIR to another folder and prepare it there"
+        )
+    fingerprint = hashlib.sha256(info.read_bytes()).hexdigest()
 
-        return cache.load(home, fingerprint, cache.key_of(dataclasses.asdict(self)), build)
+    def build(folder: Path) -> None:
+        from cnn_research.data import builders
+
+        with cache.scratch(folder.with_name("records")) as scratch:
+            examples, metadata = builders.read(home, scratch)
+            sizes = {"validation": source.validation, "test": 0}
+            indices, report = assign(examples, sizes, source.split_seed)
+            provenance = {
+                "source": source.description,
+                "version": home.name,
+                "sha256": metadata.get("sha256") or builders.fashion_checksums(),
+                **report,
+            }
+            cache.write(folder, fingerprint, name, examples, indices, provenance)
+
+    return cache.load(home, fingerprint, cache.key_of(dataclasses.asdict(source)), build)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,7 +362,7 @@ def existing(path: str) -> Path:
     """`path` made absolute; an error if there is nothing."""
     if not path:
         raise UsageError("say where your images are: --data.path=FOLDER, or a CSV file of them")
-    found = Path(path).expanduser().absolute()
+    found = Path(path).expanduser().resolve()  # one name, from wherever it is named
     if not found.exists():
         raise UserError(f"{images.printable(found)} does not exist: check the path")
     return found

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cnn_research import ops
+from cnn_research.errors import UsageError
 from cnn_research.models.layers import Activation, BatchNorm, Conv, Dtype, activate
 
 
@@ -20,6 +21,8 @@ class ConvNet(nn.Module):
     """Filters of each convolution; a block per entry."""
     padding: tuple[int, ...] = (1, 0)
     """Zeros around the input of each convolution."""
+    pool: tuple[bool, ...] = ()
+    """Whether a 2x2 max pooling ends each block; empty for all of them."""
     kernel_size: int = 3
     """Height and width of every kernel."""
     batch_norm: bool = True
@@ -40,13 +43,20 @@ class ConvNet(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         x = images.astype(self.dtype)
-        for features, padding in zip(self.features, self.padding, strict=True):
+        pools = self.pool or (True,) * len(self.features)
+        if not len(self.features) == len(self.padding) == len(pools):
+            raise UsageError(
+                f"model.features {self.features}, model.padding {self.padding} and model.pool "
+                f"{self.pool} differ in length: give each an entry per convolution"
+            )
+        for features, padding, pool in zip(self.features, self.padding, pools, strict=True):
             kernel = (self.kernel_size, self.kernel_size)
             x = Conv(features, kernel, padding=padding, dtype=self.dtype)(x)
             if self.batch_norm:
                 x = BatchNorm(dtype=self.dtype)(x, use_running_average=not train)
             x = activate(self.activation)(x)
-            x = ops.max_pool(x, 2)
+            if pool:
+                x = ops.max_pool(x, 2)
         x = x.reshape(len(x), -1)
         for units in self.dense:
             x = nn.Dense(units, dtype=self.dtype)(x)

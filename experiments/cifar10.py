@@ -1,0 +1,185 @@
+"""Document 003's exercise: a network on CIFAR-10, and a log of changes against their results.
+
+The data is prepared once, with `python -m cnn_research.data prepare cifar10`; the same images as
+files (`train/<class>/*`, `test/<class>/*`, also in an archive) are used with --data.path.
+
+Each experiment here but the first makes one change to it. Which changes there are, and how large,
+was decided on validation data; the test figures are reported only. The log:
+
+python -m cnn_research.report runs/cifar10_exercise/* runs/cifar10_exercise_*/* --output=log.xlsx
+"""
+
+import dataclasses
+from typing import Any
+
+from cnn_research.data.augment import Augmentation
+from cnn_research.data.sources import Cifar10
+from cnn_research.experiment import register
+from cnn_research.models import ConvNet, ResNet9
+from cnn_research.optimizers import Optimizer
+from cnn_research.tasks.classification import Classification
+from cnn_research.training import Training
+
+EXERCISE = ConvNet(
+    features=(32, 64, 64),
+    padding=(0, 0, 0),
+    pool=(True, True, False),
+    batch_norm=False,
+    dense=(64,),
+    dense_activation="relu",
+    dropout=0.0,
+)
+"""The network of TensorFlow's tutorial 'Convolutional Neural Network (CNN)': 122,570 parameters."""
+
+
+def exercise(**changes: Any) -> Training:
+    """The exercise, with fields replaced. What the tutorial does not say is as Keras has it."""
+    tutorial = Training(
+        data=Cifar10(),
+        model=EXERCISE,
+        optimizer=Optimizer(name="adam", learning_rate=1e-3),
+        epochs=10,
+        batch_size=32,
+    )
+    return dataclasses.replace(tutorial, **changes)
+
+
+@register(document="003", data="CIFAR-10")
+def cifar10_exercise() -> Training:
+    """The TensorFlow image tutorial's network: document 003's exercise, to be improved upon.
+
+    python launch.py --experiment=cifar10_exercise
+    """
+    return exercise()
+
+
+# Hyperparameters ---------------------------------------------------------------------------------
+
+
+@register(document="003", data="CIFAR-10")
+def cifar10_exercise_batch128() -> Training:
+    """The exercise with batches of 128 instead of 32.
+
+    python launch.py --experiment=cifar10_exercise_batch128
+    """
+    return exercise(batch_size=128)
+
+
+@register(document="003", data="CIFAR-10")
+def cifar10_exercise_epochs30() -> Training:
+    """The exercise trained for 30 epochs instead of 10.
+
+    python launch.py --experiment=cifar10_exercise_epochs30
+    """
+    return exercise(epochs=30)
+
+
+@register(document="003", data="CIFAR-10")
+def cifar10_exercise_cosine() -> Training:
+    """The exercise with a learning rate that falls to 0 along half a cosine.
+
+    python launch.py --experiment=cifar10_exercise_cosine
+    """
+    return exercise(optimizer=Optimizer(name="adam", learning_rate=1e-3, schedule="cosine"))
+
+
+@register(document="003", data="CIFAR-10")
+def cifar10_exercise_sgd() -> Training:
+    """The exercise with SGD and momentum instead of Adam.
+
+    python launch.py --experiment=cifar10_exercise_sgd
+    """
+    return exercise(optimizer=Optimizer(name="sgd", learning_rate=1e-2, momentum=0.9))
+
+
+@register(document="003", data="CIFAR-10")
+def cifar10_exercise_weight_decay() -> Training:
+    """The exercise with decoupled weight decay (AdamW instead of Adam).
+
+    python launch.py --experiment=cifar10_exercise_weight_decay
+    """
+    return exercise(optimizer=Optimizer(name="adamw", learning_rate=1e-3, weight_decay=0.05))
+
+
+@register(document="003", data="CIFAR-10")
+def cifar10_exercise_label_smoothing() -> Training:
+    """The exercise with a tenth of each target spread over all classes.
+
+    python launch.py --experiment=cifar10_exercise_label_smoothing
+    """
+    return exercise(task=Classification(label_smoothing=0.1))
+
+
+@register(document="003", data="CIFAR-10")
+def cifar10_exercise_augment() -> Training:
+    """The exercise with training images mirrored and shifted at random.
+
+    python launch.py --experiment=cifar10_exercise_augment
+    """
+    return exercise(augmentation=Augmentation(mirror=True, shift=2))
+
+
+# Architecture ------------------------------------------------------------------------------------
+
+
+@register(document="003", data="CIFAR-10")
+def cifar10_exercise_dropout() -> Training:
+    """The exercise with dropout before the last layer.
+
+    python launch.py --experiment=cifar10_exercise_dropout
+    """
+    return exercise(model=EXERCISE.clone(dropout=0.3))
+
+
+@register(document="003", data="CIFAR-10")
+def cifar10_exercise_batch_norm() -> Training:
+    """The exercise with batch normalisation after each convolution.
+
+    python launch.py --experiment=cifar10_exercise_batch_norm
+    """
+    return exercise(model=EXERCISE.clone(batch_norm=True))
+
+
+@register(document="003", data="CIFAR-10")
+def cifar10_exercise_padding() -> Training:
+    """The exercise with convolutions that keep the size of their input.
+
+    python launch.py --experiment=cifar10_exercise_padding
+    """
+    return exercise(model=EXERCISE.clone(padding=(1, 1, 1)))
+
+
+@register(document="003", data="CIFAR-10")
+def cifar10_exercise_wider() -> Training:
+    """The exercise with twice the filters and units.
+
+    python launch.py --experiment=cifar10_exercise_wider
+    """
+    return exercise(model=EXERCISE.clone(features=(64, 128, 128), dense=(128,)))
+
+
+@register(document="003", data="CIFAR-10")
+def cifar10_exercise_vgg() -> Training:
+    """The exercise's data and training with a small VGG: six convolutions, batch normalisation.
+
+    python launch.py --experiment=cifar10_exercise_vgg
+    """
+    return exercise(
+        model=ConvNet(
+            features=(32, 32, 64, 64, 128, 128),
+            padding=(1, 1, 1, 1, 1, 1),
+            pool=(False, True, False, True, False, True),
+            dense=(128,),
+            dense_activation="relu",
+            dropout=0.4,
+        )
+    )
+
+
+@register(document="003", data="CIFAR-10")
+def cifar10_exercise_resnet9() -> Training:
+    """The exercise's data and training with a ResNet-9: residual, batch normalisation.
+
+    python launch.py --experiment=cifar10_exercise_resnet9
+    """
+    return exercise(model=ResNet9())
