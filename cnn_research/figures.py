@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -164,35 +165,117 @@ def mistakes(
     Returns:
         A grid of up to 24 images, each with its predicted class, probability and true class.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
     wrong = np.flatnonzero((labels != MISSING) & (predictions != labels))
     # A stable sort: of equal probabilities, the earlier example comes first.
     worst = wrong[np.argsort(-probabilities[wrong], kind="stable")][:MOST_MISTAKES]
-    if not worst.size:
+    return _gallery(
+        images,
+        worst,
+        [
+            f"{_shortened(class_names[predictions[index]], 15)}, {probabilities[index]:.0%}\n"
+            f"true: {_shortened(class_names[labels[index]], 16)}"
+            for index in worst
+        ],
+    )
+
+
+def estimates(true: np.ndarray, predicted: np.ndarray, name: str, training_mean: float) -> Figure:
+    """Estimated numbers against true ones, a point for each example.
+
+    Args:
+        true: float `[examples]`.
+        predicted: float `[examples]`.
+        name: what the numbers are; it labels the axes.
+        training_mean: marked: the estimate of who sees no image.
+
+    Returns:
+        A square figure with equal axes and the line on which all points would lie. Where the true
+        numbers are whole, their points are spread sideways, or they would hide each other.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    whole = bool((true == np.round(true)).all())
+    # Steps of the golden ratio fill a column evenly, and the same each time.
+    aside = 0.6 * (np.arange(len(true)) * 0.618034 % 1 - 0.5) if whole else 0
+    low, high = (f([f(true), f(predicted)]) for f in (np.min, np.max))
+    margin = 0.05 * (high - low) or 1.0
+    limits = (low - margin, high + margin)
+    figure = Figure(figsize=(4.8, 4.8), dpi=144, layout="constrained")
+    axes = figure.subplots()
+    faint = float(np.clip(300 / len(true), 0.08, 0.8))
+    axes.scatter(true + aside, predicted, s=6, alpha=faint, color="#0072B2", linewidths=0)
+    axes.axline((low, low), slope=1, color=GREY, linewidth=1.2, label="estimated = true")
+    axes.axhline(
+        training_mean, color="#D55E00", linestyle="--", linewidth=1.2, label="training mean"
+    )
+    axes.set(xlim=limits, ylim=limits, aspect="equal")
+    axes.set_xlabel(f"true {name}" + (" (points spread sideways)" if whole else ""))
+    axes.set_ylabel(f"estimated {name}")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(7, integer=whole))
+    axes.ticklabel_format(useOffset=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9, loc="upper left")
+    return figure
+
+
+def number_mistakes(images: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> Figure:
+    """The estimates that are farthest from the true numbers, the worst first.
+
+    Args:
+        images: uint8 `[examples, height, width, channels]`, all examples; few are read.
+        true: float `[examples]`; NaN, not known, is no mistake.
+        predicted: float `[examples]`.
+
+    Returns:
+        A grid of up to 24 images, each with its estimated and its true number.
+    """
+    errors = np.abs(np.nan_to_num(predicted - true))
+    worst = np.argsort(-errors, kind="stable")[:MOST_MISTAKES]
+    worst = worst[errors[worst] > 0]
+    digits = _digits(np.nanstd(true))
+    titles = [
+        f"{_plain(predicted[index], digits)}\ntrue: {_plain(true[index], digits)}"
+        for index in worst
+    ]
+    return _gallery(images, worst, titles)
+
+
+def _gallery(images: np.ndarray, chosen: np.ndarray, titles: Sequence[str]) -> Figure:
+    """A grid of the images at `chosen`, int `[shown]`, each with its title."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    if not chosen.size:
         figure = Figure(figsize=(4, 1), dpi=144)
         figure.text(0.5, 0.5, "No mistakes.", ha="center", va="center", color=GREY)
         return figure
-    columns = min(6, worst.size)
-    rows = -(-worst.size // columns)
+    columns = min(6, chosen.size)
+    rows = -(-chosen.size // columns)
     room = ConstrainedLayoutEngine(h_pad=0.08)  # inches
     figure = Figure(figsize=(1.6 * columns, 2 * rows), dpi=144, layout=room)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
         axes.set_axis_off()
-    for axes, index in zip(grid, worst, strict=False):
+    for axes, index, title in zip(grid, chosen, titles, strict=False):
         image = images[index]
         if image.shape[-1] == 3:
             axes.imshow(image)
         else:
             axes.imshow(image[..., 0], cmap="gray", vmin=0, vmax=255)
-        predicted = _shortened(class_names[predictions[index]], 15)
-        true = _shortened(class_names[labels[index]], 16)
-        axes.set_title(
-            f"{predicted}, {probabilities[index]:.0%}\ntrue: {true}", fontsize=7.5, linespacing=1.3
-        )
+        axes.set_title(title, fontsize=7.5, linespacing=1.3)
     return figure
+
+
+def _digits(spread: float) -> int:
+    """How many digits after the point show differences of a hundredth of the spread."""
+    return max(0, 1 - math.floor(math.log10(spread))) if spread > 0 else 0
+
+
+def _plain(number: float, digits: int) -> str:
+    """A number with so many digits after the point at most, and no zeros at its end."""
+    return np.format_float_positional(round(float(number), digits), trim="-")
 
 
 def _shortened(name: str, length: int) -> str:

@@ -1,0 +1,112 @@
+"""One number per image."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from cnn_research.errors import UserError
+from cnn_research.tasks.number_predictions import NumberPredictions
+from cnn_research.tasks.task import Sums, Task
+
+if TYPE_CHECKING:
+    import jax
+    from flax import linen as nn
+
+    from cnn_research.data.dataset import Dataset
+
+
+@dataclasses.dataclass(frozen=True)
+class Regression(Task):
+    """Squared error on the numbers of one head.
+
+    The model estimates standardised numbers, (number - mean) / deviation of the training split:
+    so it starts near their mean, and a learning rate suits any unit.
+    """
+
+    metrics: ClassVar = ("MAE", "loss")
+
+    def check_data(self, dataset: Dataset) -> None:
+        """Raises `UserError` for a data set without such numbers, or with one number only."""
+        heads = dataset.splits["train"].labels
+        if self.head not in heads or self.head in dataset.class_names:
+            numbers = ", ".join(heads.keys() - dataset.class_names.keys())
+            raise UserError(
+                f"data set {dataset.name} has no numbers '{self.head}'; it has "
+                f"{numbers or 'none'}: name a column of numbers with --data.number and --task.head"
+            )
+        if not _deviation(heads[self.head]) > 0:
+            raise UserError(
+                f"data set {dataset.name}: the training images have fewer than two different "
+                f"numbers '{self.head}'; there is nothing to estimate"
+            )
+
+    def bind(self, model: nn.Module, dataset: Dataset) -> nn.Module:
+        """The model with one output."""
+        return model.clone(num_classes=1)
+
+    def fitted(self, dataset: Dataset) -> FittedRegression:
+        """The regression with the mean and the deviation of the training split."""
+        numbers = dataset.splits["train"].labels[self.head]
+        mean = float(np.nanmean(numbers, dtype=np.float64))
+        return FittedRegression(head=self.head, mean=mean, deviation=_deviation(numbers))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FittedRegression(Regression):
+    """A regression that knows its training split."""
+
+    mean: float
+    """Of the numbers that are known."""
+    deviation: float
+    """Their standard deviation, above 0."""
+
+    def sums(self, outputs: jax.Array, labels: Mapping[str, jax.Array], mask: jax.Array) -> Sums:
+        """Squared error of standardised numbers, and absolute error in the numbers' unit.
+
+        The loss is thus the share of the training split's variance that is left unexplained, and
+        the root of the mean squared error is its own root times the deviation.
+
+        Args:
+            outputs: standardised, float32 `[batch, 1]`.
+            labels: per head, float32 `[batch]`; NaN where not known.
+            mask: bool `[batch]`, false for padding.
+        """
+        import jax.numpy as jnp
+
+        numbers = labels[self.head]
+        known = mask & ~jnp.isnan(numbers)
+        target = (jnp.where(known, numbers, self.mean) - self.mean) / self.deviation
+        error = jnp.where(known, outputs[:, 0] - target, 0)
+        count = known.sum().astype(jnp.float32)
+        return {
+            "loss": ((error**2).sum(), count),
+            "MAE": (jnp.abs(error).sum() * self.deviation, count),
+        }
+
+    def averaged(self, views: Sequence[jax.Array]) -> jax.Array:
+        """The views' mean."""
+        import jax.numpy as jnp
+
+        return jnp.stack(list(views)).mean(axis=0)
+
+    def predictions(
+        self, dataset: Dataset, split: str, outputs: np.ndarray, loss: float
+    ) -> NumberPredictions:
+        return NumberPredictions(
+            split=split,
+            name=self.head,
+            predicted=outputs[:, 0].astype(np.float64) * self.deviation + self.mean,
+            numbers=dataset.splits[split].labels[self.head],
+            training_mean=self.mean,
+            loss=loss,
+        )
+
+
+def _deviation(numbers: np.ndarray) -> float:
+    """The standard deviation of the numbers that are known; 0 where none is."""
+    known = numbers[~np.isnan(numbers)]
+    return float(known.std(dtype=np.float64)) if known.size else 0.0
