@@ -2,7 +2,8 @@
 
     python -m benchmarks.accuracy fashion_mnist_cnn --seeds 5
 
-Runs stand in `runs/NAME/seed-N`; one that is finished already is not trained again.
+Runs stand in `runs/NAME/seed-N`; one that is finished already is not trained again. Other flags
+override fields of every experiment named, as in `--data.path=FOLDER`.
 """
 
 from __future__ import annotations
@@ -21,14 +22,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("experiments", nargs="+", help="names of registered experiments")
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to SEEDS - 1")
-    options = parser.parse_args()
+    options, overrides = parser.parse_known_args()
     for name in options.experiments:
         runs = [Path("runs") / name / f"seed-{seed}" for seed in range(options.seeds)]
         for seed, workdir in enumerate(runs):
             if (workdir / "evaluation.json").exists():
                 continue
             command = [f"--experiment={name}", f"--seed={seed}", f"--workdir={workdir}"]
-            subprocess.run([sys.executable, "launch.py", *command], cwd=ROOT, check=True)
+            subprocess.run(
+                [sys.executable, "launch.py", *command, *overrides], cwd=ROOT, check=True
+            )
         report([*map(str, runs), f"--output=results/{name}.json"])
     return 0
 
