@@ -330,7 +330,7 @@ def _load_images(
         )
     if min(source.image_size) < 1:
         raise UsageError(f"image_size is {source.image_size}: both must be 1 or more")
-    stem = _stem(source.path)
+    stem = _stem(str(path))
     fields["path"] = images.printable(path)
     config = f"{re.sub(r'[^A-Za-z0-9]+', '_', stem)}-{cache.key_of(fields)}"
     home = cache.data_dir() / kind / config / "1.0.0"
