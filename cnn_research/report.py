@@ -21,13 +21,17 @@ import numpy as np
 from cnn_research.errors import UsageError, UserError, one_line
 from cnn_research.markdown import markdown_table, number
 from cnn_research.tasks.task import Predictions
-from cnn_research.workdir import CONFIG, EVALUATION, RUN, read_json, write_json
+from cnn_research.workdir import CONFIG, EVALUATION, RUN, read_json, write_json, write_text
 from cnn_research.writers import by_epoch, read_metrics
 
 REPORT_FOLDER = "report"
 
 UNCOMPARED = ("step", "correct", "count", "wall_seconds")
 """Numbers of a run that no table compares."""
+
+OUTPUTS = (".md", ".csv", ".xlsx", ".json")
+WIDEST_COLUMN = 60
+"""Characters; longer texts in a spreadsheet take several lines."""
 
 
 # The report of one run ---------------------------------------------------------------------------
@@ -289,10 +293,8 @@ def as_csv(groups: Sequence[Group]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["experiment", "runs", *columns])
     for group in groups:
-        numbers: list[float | None] = []
-        for values in (group.values().get(name, []) for name in shown):
-            numbers.append(statistics.fmean(values) if values else None)
-            numbers.append(statistics.stdev(values) if len(values) > 1 else None)
+        values = [group.values().get(name) for name in shown]
+        numbers = [n for found in values for n in (_mean(found), _deviation(found))]
         writer.writerow([group.name, len(group.runs), *numbers])
     return text.getvalue()
 
@@ -329,6 +331,143 @@ def results(group: Group, name: str) -> dict[str, Any]:
     }
 
 
+# The log of changes ------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+    """What was changed and what came of it: a row for each config, the first one's at the top.
+
+    Attributes:
+        columns: their names; a figure's deviation stands in the next column, `FIGURE std`.
+        rows: texts and numbers, None for what is not known.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str | float | None]]
+
+
+def change_log(groups: Sequence[Group]) -> Log:
+    """The log of configs in the order given; changes and gains are against the first.
+
+    Accuracies on validation and test data, or all compared figures where there is no accuracy.
+    """
+    compared = compared_figures(groups)
+    names = [name for name in compared if name.split()[-1] == "accuracy"] or compared
+    measured = [group.values() for group in groups]
+    figures = {}
+    for name in names:
+        beside = any(f"validation {name}" in values for values in measured)
+        if beside:
+            figures[f"validation {name}"] = f"validation {name}"
+        figures[f"test {name}" if beside else name] = name
+    repeated = any(len(group.runs) > 1 for group in groups)
+    gained = names[0] if len(names) == 1 else None
+    columns = ["experiment", "change"]
+    columns += [c for title in figures for c in ((title, f"{title} std") if repeated else (title,))]
+    columns += ["gain"] if gained else []
+    columns += ["epochs", "parameters", "runs", "wall_seconds", "data"]
+    rows = []
+    for group, values in zip(groups, measured, strict=True):
+        record, config = group.runs[0].record, group.runs[0].config
+        row: list[str | float | None] = [group.runs[0].experiment]
+        row.append("; ".join(_changes(groups[0].runs[0].config, config)))
+        for name in figures.values():
+            row.append(_mean(values.get(name)))
+            row += [_deviation(values.get(name))] if repeated else []
+        if gained:
+            ours, first = _mean(values.get(gained)), _mean(measured[0].get(gained))
+            row.append(None if ours is None or first is None else ours - first)
+        row += [config.get("epochs"), record.get("parameters"), len(group.runs)]
+        row += [_mean(values.get("wall_seconds")), (record.get("data") or {}).get("name")]
+        rows.append(row)
+    return Log(columns, rows)
+
+
+def _changes(before: Mapping[str, Any], after: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    """Each field that differs, as `model.dropout 0.0 -> 0.3`."""
+    for name in dict.fromkeys([*before, *after]):
+        old, new = before.get(name), after.get(name)
+        if old == new or (not path and name in ("name", "seed")):
+            continue
+        if isinstance(old, Mapping) and isinstance(new, Mapping) and old["class"] == new["class"]:
+            yield from _changes(old, new, f"{path}{name}.")
+        else:
+            yield f"{path}{name} {_value(old)} -> {_value(new)}"
+
+
+def _value(value: Any) -> str:
+    """A field's value in a few words; a part of a config is its class alone."""
+    if isinstance(value, Mapping):
+        return value["class"].rpartition(".")[2]
+    return " ".join(map(str, value)) or "()" if isinstance(value, list) else str(value)
+
+
+def log_as_markdown(log: Log) -> str:
+    """The log as a table; figures with their deviations, times in minutes."""
+    rows = [dict(zip(log.columns, row, strict=True)) for row in log.rows]
+    shown = [name for name in log.columns if not name.endswith(" std")]
+
+    def cell(row: Mapping[str, Any], name: str) -> str:
+        value, deviation = row[name], row.get(f"{name} std")
+        if value is None or isinstance(value, str):
+            return value or ""
+        if name == "wall_seconds":
+            return duration(value)
+        if name in ("epochs", "parameters", "runs"):
+            return f"{value:,}"
+        if name == "gain":
+            return f"{value:+.4f}"
+        return number(value) if deviation is None else f"{value:.4f} ± {deviation:.4f}"
+
+    header = ["time of a run" if name == "wall_seconds" else name for name in shown]
+    return markdown_table(header, [[cell(row, name) for name in shown] for row in rows])
+
+
+def log_as_csv(log: Log) -> str:
+    """The log for a program: numbers as they are."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([log.columns, *log.rows])
+    return text.getvalue()
+
+
+def write_log_as_xlsx(log: Log, file: Path) -> None:
+    """The log for a spreadsheet: numbers as numbers, the header in sight, a filter per column."""
+    import openpyxl
+    from openpyxl.styles import Alignment, Font
+    from openpyxl.utils import get_column_letter
+
+    book = openpyxl.Workbook()
+    sheet = book.active
+    sheet.title = "log"
+    for row in (log.columns, *log.rows):
+        sheet.append(row)
+    formats = {"gain": "+0.0000;-0.0000;0.0000", "wall_seconds": "0.0", "parameters": "#,##0"}
+    for number_, name in enumerate(log.columns, start=1):
+        letter = get_column_letter(number_)
+        header, *cells = sheet[letter]
+        header.font = Font(bold=True)
+        longest = max(len(str(name)), *(len(c.value) for c in cells if isinstance(c.value, str)), 0)
+        sheet.column_dimensions[letter].width = min(longest, WIDEST_COLUMN) + 3
+        for found in cells:
+            if isinstance(found.value, str):
+                found.data_type = "s"  # also where it begins with '=', like a formula
+                found.alignment = Alignment(wrap_text=True, vertical="top")
+            else:
+                found.alignment = Alignment(vertical="top")
+                whole = isinstance(found.value, int)
+                found.number_format = formats.get(name, "General" if whole else "0.0000")
+    sheet.freeze_panes = "B2"
+    sheet.auto_filter.ref = sheet.dimensions
+    temporary = file.with_name(f"{file.name}.tmp")
+    book.save(temporary)
+    os.replace(temporary, file)
+
+
+# The command -------------------------------------------------------------------------------------
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(
@@ -342,8 +481,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--output",
         type=Path,
-        metavar="FILE.json",
-        help="also write the figures of the runs, which must be of one config, as JSON",
+        metavar="FILE",
+        help="also write FILE.md, FILE.csv or FILE.xlsx: the log of what each config changes "
+        "against the first run's, and its results; or FILE.json: the figures of runs of one config "
+        "with all that it takes to repeat them",
     )
     options = parser.parse_args(arguments)
     try:
@@ -351,10 +492,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        print(f"error: {error.strerror} ({error.filename}): name another file", file=sys.stderr)
+        return 1
     return 0
 
 
 def _compare(folders: Sequence[Path], table_format: str, output: Path | None) -> None:
+    if output is not None and output.suffix not in OUTPUTS:
+        raise UsageError(f"--output is {output}: its name must end in {', '.join(OUTPUTS)}")
     # One folder given twice would pass for two runs.
     read = {folder.resolve(): (folder, read_run(folder)) for folder in folders}.values()
     groups = group_runs(run for _, run in read if run is not None)
@@ -372,13 +518,27 @@ def _compare(folders: Sequence[Path], table_format: str, output: Path | None) ->
                 file=sys.stderr,
             )
     if output is not None:
-        if len(groups) != 1:
-            raise UsageError(
-                f"--output takes finished runs of one config, not of {len(groups)}: "
-                "give those runs only"
-            )
-        output.parent.mkdir(parents=True, exist_ok=True)
+        order = [folder for folder, _ in read]
+        _write(output, sorted(groups, key=lambda g: min(order.index(r.folder) for r in g.runs)))
+
+
+def _write(output: Path, groups: Sequence[Group]) -> None:
+    """Writes `--output`; the groups stand in the order of their runs."""
+    if not groups:
+        raise UsageError(f"no run is finished: there is nothing to write to {output}")
+    if output.suffix == ".json" and len(groups) != 1:
+        raise UsageError(
+            f"--output {output} takes finished runs of one config, not of {len(groups)}: "
+            "give those runs only, or write the log of them all as .md, .csv or .xlsx"
+        )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if output.suffix == ".json":
         write_json(output, results(groups[0], output.stem))
+    elif output.suffix == ".xlsx":
+        write_log_as_xlsx(change_log(groups), output)
+    else:
+        as_text = log_as_csv if output.suffix == ".csv" else log_as_markdown
+        write_text(output, as_text(change_log(groups)).rstrip("\n") + "\n")
 
 
 # Small parts -------------------------------------------------------------------------------------
@@ -389,6 +549,14 @@ def mean_and_deviation(values: Sequence[float]) -> str:
     if len(values) < 2:
         return number(values[0]) if values else ""
     return f"{statistics.fmean(values):.4f} ± {statistics.stdev(values):.4f}"
+
+
+def _mean(values: Sequence[float] | None) -> float | None:
+    return statistics.fmean(values) if values else None
+
+
+def _deviation(values: Sequence[float] | None) -> float | None:
+    return statistics.stdev(values) if values and len(values) > 1 else None
 
 
 def duration(seconds: float) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import statistics
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openpyxl
 import pytest
 from sklearn import metrics
 
@@ -381,6 +383,115 @@ def test_output_of_several_configs_is_refused(tmp_path, capsys):
     assert report.main([str(first), str(second), f"--output={path}"]) == 2
     assert "one config, not of 2" in capsys.readouterr().err
     assert not path.exists()
+
+
+# The log of changes ------------------------------------------------------------------------------
+
+
+def make_series(folder: Path) -> list[str]:
+    """Three configs, the first and last of two seeds; the names sort otherwise."""
+    folder.mkdir()
+    net = {"class": "models.ConvNet", "features": [12, 24], "dropout": 0.0}
+    model = {"wider": {**net, "features": [24, 48]}, "other": {"class": "models.MLP", "dense": [9]}}
+    runs = [
+        make_run(folder / "base-0", seed=0, accuracy=0.50, model=net, batch_size=32),
+        make_run(folder / "base-1", seed=1, accuracy=0.52, model=net, batch_size=32),
+        make_run(folder / "b", accuracy=0.625, model=model["wider"], batch_size=32, optimizer={
+            "class": "Optimizer", "name": "=adam"}),
+        make_run(folder / "a", accuracy=0.25, model=model["other"], batch_size=128),
+    ]  # fmt: skip
+    for run in runs:
+        record = json.loads((run / "run.json").read_text())
+        record |= {"parameters": 122570, "data": {"name": "=cifar10"}}
+        (run / "run.json").write_text(json.dumps(record))
+    return [str(run) for run in runs]
+
+
+CHANGES = [
+    None,
+    "model.features 12 24 -> 24 48; optimizer None -> Optimizer",
+    "model ConvNet -> MLP; batch_size 32 -> 128",
+]
+
+
+def test_log_has_a_row_per_config_in_the_order_given(tmp_path, capsys):
+    path = tmp_path / "logs" / "log.md"
+    assert report.main([*make_series(tmp_path / "runs"), f"--output={path}"]) == 0
+    header, _, *rows = table(path.read_text())
+    assert header == [
+        *("experiment", "change", "validation accuracy", "test accuracy", "gain", "epochs"),
+        *("parameters", "runs", "time of a run", "data"),
+    ]
+    assert [row[1] or None for row in rows] == CHANGES
+    assert rows[0][2:] == [
+        *("0.9900 ± 0.0000", "0.5100 ± 0.0141", "+0.0000", "10", "122,570", "2", "10.5 s"),
+        "=cifar10",
+    ]
+    assert [row[4] for row in rows[1:]] == ["+0.1150", "-0.2600"]
+
+
+def test_log_as_csv_holds_the_numbers(tmp_path, capsys):
+    path = tmp_path / "log.csv"
+    assert report.main([*make_series(tmp_path / "runs"), f"--output={path}"]) == 0
+    first, second, third = csv.DictReader(io.StringIO(path.read_text()))
+    assert float(first["test accuracy"]) == 0.51
+    assert float(first["test accuracy std"]) == pytest.approx(0.02 / math.sqrt(2))
+    assert float(second["gain"]) == pytest.approx(0.115)
+    assert (second["change"], third["change"]) == (CHANGES[1], CHANGES[2])
+    assert third["test accuracy std"] == ""
+
+
+def test_log_as_xlsx_opens_as_a_sheet_of_numbers(tmp_path, capsys):
+    path = tmp_path / "log.xlsx"
+    assert report.main([*make_series(tmp_path / "runs"), f"--output={path}"]) == 0
+    sheet = openpyxl.load_workbook(path).active
+    header, *rows = ([cell.value for cell in row] for row in sheet.iter_rows())
+    assert len(rows) == 3 and header[:3] == ["experiment", "change", "validation accuracy"]
+    assert [row[1] for row in rows] == CHANGES
+    column = header.index("test accuracy")
+    assert [row[column] for row in rows] == [pytest.approx(v) for v in (0.51, 0.625, 0.25)]
+    assert sheet.cell(2, column + 1).number_format == "0.0000"
+    assert sheet.cell(2, header.index("parameters") + 1).value == 122570
+    # A text that looks like a formula is a text.
+    data = sheet.cell(2, header.index("data") + 1)
+    assert (data.value, data.data_type) == ("=cifar10", "s")
+    assert sheet.freeze_panes == "B2" and sheet.auto_filter.ref == sheet.dimensions
+    widths = [d.width for _, d in sorted(sheet.column_dimensions.items())]
+    assert all(10 < width <= report.WIDEST_COLUMN + 3 for width in widths[:4])
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_log_of_several_heads_has_columns_for_each_and_one_of_losses_has_them_too(tmp_path):
+    runs = [make_run(tmp_path / name, accuracy=0.5, width=len(name)) for name in ("a", "bb")]
+    for number, run in enumerate(runs):
+        figures = {head: {"accuracy": 0.5 + number / 8} for head in ("material", "brand")}
+        (run / "evaluation.json").write_text(json.dumps({"test": figures, "validation": figures}))
+    log = report.change_log(report.group_runs(map(report.read_run, runs)))
+    assert log.columns[2:6] == [
+        *("validation material accuracy", "test material accuracy"),
+        *("validation brand accuracy", "test brand accuracy"),
+    ]
+    assert log.rows[1][1:6] == ["width 1 -> 2", 0.625, 0.625, 0.625, 0.625]
+    for run in runs:
+        (run / "evaluation.json").write_text(json.dumps({"test": {"loss": 2.0, "count": 7}}))
+    log = report.change_log(report.group_runs(map(report.read_run, runs)))
+    assert log.columns[2:4] == ["loss", "gain"]
+
+
+@pytest.mark.parametrize(
+    "name, accuracy, said, code",
+    [
+        ("log.ods", 0.5, "must end in .md, .csv, .xlsx, .json", 2),
+        ("log.xlsx", None, "no run is finished", 2),
+        ("file/log.xlsx", 0.5, "name another file", 1),
+    ],
+)
+def test_log_that_cannot_be_written_is_one_line(tmp_path, capsys, name, accuracy, said, code):
+    (tmp_path / "file").write_text("")
+    run = make_run(tmp_path / "run", accuracy=accuracy)
+    assert report.main([str(run), f"--output={tmp_path / name}"]) == code
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ") and said in last
 
 
 # README ------------------------------------------------------------------------------------------
