@@ -21,8 +21,7 @@ class Selection:
     """Which of a run's states counts, and when a run has seen enough. Validation data decides."""
 
     metric: Literal["accuracy", "loss", "MAE"] = "accuracy"
-    """The validation metric: the higher accuracy, or the lower loss or mean absolute error, is
-    the better state."""
+    """The validation metric: the higher accuracy, or the lower loss or MAE, is the better state."""
     report: Literal["last", "best"] = "last"
     """Which checkpoint the report, `--mode=evaluate` and the test figures are about."""
     patience: int = 0

@@ -349,7 +349,7 @@ def _load_images(
             indices, report = assign(examples, sizes, seed)
             provenance = {
                 "source": source.description,
-                "path": images.printable(path),
+                "path": images.printable(path.name),
                 **{key: value for key, value in metadata.items() if key != "heads"},
                 **report,
             }

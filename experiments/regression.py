@@ -1,0 +1,43 @@
+"""A number from a photograph: the catalogue year of a product.
+
+python launch.py --experiment=products_year --data.path=products.tar.xz
+"""
+
+from cnn_research.data.augment import Augmentation
+from cnn_research.data.sources import ImageTable
+from cnn_research.experiment import register
+from cnn_research.models import ConvNet
+from cnn_research.optimizers import Optimizer
+from cnn_research.tasks.regression import Regression
+from cnn_research.training import Selection, Training
+
+
+@register(data="your CSV")
+def products_year() -> Training:
+    """The catalogue year of a product from its photograph, by a small convolutional network.
+
+    python launch.py --experiment=products_year --data.path=products.tar.xz
+
+    Any CSV file with a column of numbers will do, with --data.number=COLUMN --task.head=COLUMN
+    and --data.image. Reports the epoch with the lowest mean absolute error in validation.
+    """
+    return Training(
+        data=ImageTable(
+            path="", image="images/{id}.jpg", label=(), number=("year",), image_size=(80, 60)
+        ),
+        model=ConvNet(
+            features=(16, 32, 64, 128),
+            padding=(1, 1, 1, 1),
+            dense=(128,),
+            dense_activation="relu",
+            dropout=0.3,
+        ),
+        task=Regression(head="year"),
+        optimizer=Optimizer(
+            name="adamw", learning_rate=1e-3, weight_decay=1e-2, schedule="cosine", warmup=0.05
+        ),
+        augmentation=Augmentation(mirror=True, shift=4),
+        epochs=10,
+        batch_size=64,
+        selection=Selection(metric="MAE", report="best"),
+    )
