@@ -88,15 +88,14 @@ def last_checkpoint(workdir: Path) -> tuple[Any, Any, int]:
     Restored as a run that goes on restores it, from the folder alone.
     """
     from cnn_research import checkpoint
-    from cnn_research.evaluate import abstract_state
+    from cnn_research.evaluate import abstract_state, bound
     from cnn_research.mesh import data_mesh
 
     experiment = folders.saved_config(workdir)
     dataset = experiment.data.load()
-    model = experiment.task.bind(experiment.model, dataset)
     folder = workdir.absolute() / folders.CHECKPOINTS
     step = checkpoint.newest(folder)
-    like = abstract_state(experiment, model, dataset, data_mesh())
+    like = abstract_state(bound(experiment, dataset), dataset, data_mesh())
     return experiment, checkpoint.restore(folder, step, like)[0], step
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from cnn_research import workdir as folders
 from cnn_research.data.dataset import Dataset, Split
 from cnn_research.errors import UserError
 from cnn_research.experiment import Result, flatten
+from cnn_research.feature_cache import FromFeatures, before, cached_features
 from cnn_research.mesh import batch_sharded, data_mesh, replicated
 from cnn_research.report import write_report
 from cnn_research.state import TrainState, init_state
@@ -149,15 +151,63 @@ def evaluate(experiment: Training, workdir: Path) -> Result:
         dataset = experiment.data.load()
         experiment.task.check_data(dataset)
         mesh = data_mesh()
-        model = experiment.task.bind(experiment.model, dataset)
-        fitted = dataclasses.replace(experiment, task=experiment.task.fitted(dataset))
-        like = abstract_state(experiment, model, dataset, mesh)
+        experiment = bound(experiment, dataset)
+        like = abstract_state(experiment, dataset, mesh)
         step = reported_step(experiment, workdir)
         state, _ = checkpoint.restore(workdir / folders.CHECKPOINTS, step, like)
-        evaluator = Evaluator(fitted, model, mesh)
+        model, splits = inputs(experiment, state, dataset)
+        evaluator = Evaluator(experiment, model, mesh)
         last = max((row["step"] for row in read_metrics(workdir)), default=0)
         with MetricsWriter(workdir, restored_step=last) as writer:
-            return report(experiment, workdir, dataset, state, evaluator, writer)
+            return report(experiment, workdir, dataset, splits, state, evaluator, writer)
+
+
+def bound(experiment: Training, dataset: Dataset) -> Training:
+    """The experiment with all that it has to know of its data.
+
+    The model has the outputs that the task needs, the task knows what it takes from the training
+    split, and what comes before cached features is frozen.
+
+    Raises:
+        UsageError: the images are too small for the model, or a layer is named that it lacks.
+    """
+    model = experiment.task.bind(experiment.model, dataset)
+    transfer = experiment.transfer
+    if transfer.cache_after:
+        frozen = before(model, dataset.image_shape, transfer.cache_after)
+        transfer = dataclasses.replace(transfer, freeze=(*transfer.freeze, *frozen))
+    return dataclasses.replace(
+        experiment, model=model, task=experiment.task.fitted(dataset), transfer=transfer
+    )
+
+
+def inputs(
+    experiment: Training,
+    state: TrainState,
+    dataset: Dataset,
+    say: Callable[[str], None] = lambda text: None,
+) -> tuple[nn.Module, Mapping[str, Split]]:
+    """The model and the splits that it is given: images, or features that are computed once.
+
+    Args:
+        experiment: bound to its data.
+        state: with the parameters that features are computed with.
+        dataset: its data.
+        say: told when features have to be computed.
+    """
+    layer = experiment.transfer.cache_after
+    if not layer:
+        return experiment.model, dataset.splits
+    splits = cached_features(
+        experiment.model,
+        {"params": state.params, **state.model_state},
+        layer,
+        dataset.splits,
+        lambda images: scaled(images, experiment),
+        frozen=lambda path: experiment.transfer.begins(path) == math.inf,
+        say=say,
+    )
+    return FromFeatures(experiment.model, layer, dataset.image_shape), splits
 
 
 def reported_step(experiment: Training, workdir: Path) -> int:
@@ -176,14 +226,16 @@ def reported_step(experiment: Training, workdir: Path) -> int:
     return step
 
 
-def abstract_state(
-    experiment: Training, model: nn.Module, dataset: Dataset, mesh: Mesh
-) -> TrainState:
-    """Shapes, dtypes and shardings of the run's state, without computing any of it."""
-    optimizer = experiment.optimizer.build(1)
+def abstract_state(experiment: Training, dataset: Dataset, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of a bound experiment's state, without computing any of it."""
+    optimizer = experiment.transfer.optimizer(experiment.optimizer, 1, lambda epoch: 1)
     shapes = jax.eval_shape(
         lambda key: init_state(
-            model, optimizer, key, dataset.image_shape, ema=bool(experiment.optimizer.ema_decay)
+            experiment.model,
+            optimizer,
+            key,
+            dataset.image_shape,
+            ema=bool(experiment.optimizer.ema_decay),
         ),
         jax.random.key(0),
     )
@@ -195,6 +247,7 @@ def report(
     experiment: Training,
     workdir: Path,
     dataset: Dataset,
+    splits: Mapping[str, Split],
     state: TrainState,
     evaluator: Evaluator,
     writer: MetricsWriter,
@@ -202,26 +255,27 @@ def report(
     """Evaluates a state on all splits but the training one, and writes the run's report.
 
     Args:
-        experiment: what was trained.
+        experiment: what was trained, bound to its data.
         workdir: where; gets evaluation.json and `report/`.
         dataset: its data.
+        splits: of what the evaluator is given, from `inputs`.
         state: the state that the report is about.
         evaluator: of the model.
         writer: the run's, for the figures in TensorBoard.
     """
-    step, task = int(state.step), experiment.task.fitted(dataset)
-    splits = [name for name in ("validation", "test") if name in dataset.splits]
-    if not splits:
+    step, task = int(state.step), experiment.task
+    evaluated = [name for name in ("validation", "test") if name in splits]
+    if not evaluated:
         return Result(workdir, step, {})
     figures, predictions = {}, {}
-    for name in splits:
-        sums, outputs = evaluator(state.variables(), dataset.splits[name]) or ({}, np.empty(0))
+    for name in evaluated:
+        sums, outputs = evaluator(state.variables(), splits[name]) or ({}, np.empty(0))
         predictions[name] = task.predictions(dataset, name, outputs, means(sums)["loss"])
         figures[name] = predictions[name].figures()
     if jax.process_index() != 0:
         return Result(workdir, step, figures)
     folders.write_json(workdir / folders.EVALUATION, {"step": step, **figures})
-    shown = splits[-1]
+    shown = evaluated[-1]
     page = write_report(
         workdir,
         title=experiment.name or "Training",

@@ -72,15 +72,24 @@ class Optimizer:
         before = optax.linear_schedule(start, self.learning_rate, max(1, rising - 1))
         return optax.join_schedules([before, after], [rising])
 
-    def build(self, steps: int) -> optax.GradientTransformation:
-        """The optax transformation for a run of `steps` steps."""
+    def build(self, steps: int, first: int = 0) -> optax.GradientTransformation:
+        """The optax transformation for a run of `steps` steps.
+
+        Args:
+            steps: of the whole run; the schedule depends on them.
+            first: the step of the run at which it is called first.
+        """
         import jax
         import optax
 
         def kernels(params):
             return jax.tree_util.tree_map_with_path(lambda path, _: is_kernel(path), params)
 
-        rate = self.learning_rate_at(steps)
+        schedule = self.learning_rate_at(steps)
+
+        def rate(count):
+            return schedule(count + first)
+
         moments = dict(
             b1=self.momentum, b2=self.second_moment, eps=self.epsilon, nesterov=self.nesterov
         )

@@ -22,14 +22,25 @@ from cnn_research import workdir as folders
 from cnn_research.data.batches import batch_indices, steps_at
 from cnn_research.data.dataset import Dataset
 from cnn_research.errors import UsageError, UserError
-from cnn_research.evaluate import Evaluator, abstract_state, means, report, reported_step, scaled
+from cnn_research.evaluate import (
+    Evaluator,
+    abstract_state,
+    bound,
+    inputs,
+    means,
+    report,
+    reported_step,
+    scaled,
+)
 from cnn_research.experiment import Result, registry
 from cnn_research.interruption import Interruption
 from cnn_research.mesh import agreed, batch_sharded, check_divides, data_mesh, replicated
+from cnn_research.pretrained import load_pretrained
 from cnn_research.progress import Progress
 from cnn_research.random import example_keys, stream_key
 from cnn_research.state import TrainState, init_state
 from cnn_research.training import Training
+from cnn_research.transfer import frozen_statistics, stopped, with_frozen
 from cnn_research.writers import MetricsWriter
 
 Arrays = Mapping[str, Any]
@@ -90,37 +101,35 @@ def _train(
     last_step = steps_at(experiment.epochs, experiment.batch_size, examples)
 
     # Init or restore.
-    model = experiment.task.bind(experiment.model, dataset)
-    fitted = dataclasses.replace(experiment, task=experiment.task.fitted(dataset))
-    optimizer = experiment.optimizer.build(last_step)
+    described, experiment = experiment, bound(experiment, dataset)
+    transfer = experiment.transfer
+    step_of = functools.partial(steps_at, batch_size=experiment.batch_size, examples=examples)
     saved = workdir / folders.CHECKPOINTS
     restored = agreed(checkpoint.newest(saved, repair=True) if first else None)
-    decisions = Decisions()
+    decisions, weights = Decisions(), None
     if restored is None:
-        state = initial_state(experiment, model, optimizer, dataset, mesh)
+        optimizer = transfer.optimizer(experiment.optimizer, last_step, step_of)
+        state = initial_state(experiment, experiment.model, optimizer, dataset, mesh)
+        transfer.check_layers(state.params)
+        if experiment.pretrained.source:
+            state, weights = with_pretrained(experiment, state, mesh)
     else:
-        like = abstract_state(experiment, model, dataset, mesh)
+        like = abstract_state(experiment, dataset, mesh)
         state, values = checkpoint.restore(saved, restored, like)
         decisions = Decisions(**values)
     before = decisions.seconds
-    arrays = jax.device_put(
-        {"images": dataset.splits["train"].images, "labels": dict(dataset.splits["train"].labels)},
-        replicated(mesh),
-    )
-    step_function = make_steps(fitted, model, optimizer, examples, mesh)
-    evaluator = Evaluator(fitted, model, mesh)
-    validation = dataset.splits.get("validation")
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     if first:
         entry = registry().get(experiment.name)
         folders.describe(
-            experiment,
+            described,
             workdir,
             document=entry.document if entry else "-",
             document_results=dict(entry.document_results) if entry else {},
             data={"name": dataset.name, **dataset.provenance},
             devices=[str(device) for device in mesh.devices.flat],
             parameters=parameters,
+            **({"pretrained": weights} if weights else {}),
         )
     progress = Progress(last_step, experiment.batch_size, experiment.epochs, enabled=first)
     progress.say(
@@ -130,6 +139,19 @@ def _train(
     if restored is not None:
         complete = ", the last: nothing is left to train" if restored >= last_step else ""
         progress.say(f"Going on from the checkpoint of step {restored:,}{complete}.")
+    if weights is not None:
+        progress.say(f"Pretrained: {weights}.")
+    model, splits = inputs(experiment, state, dataset, progress.say)
+    evaluator = Evaluator(experiment, model, mesh)
+    train, validation = splits["train"], splits.get("validation")
+    arrays = jax.device_put(
+        {"images": train.images, "labels": dict(train.labels)}, replicated(mesh)
+    )
+
+    @functools.cache
+    def steps_in(phase: float):
+        optimizer = transfer.optimizer(experiment.optimizer, last_step, step_of, phase)
+        return make_steps(experiment, model, optimizer, examples, mesh, phase)
 
     best = (experiment.selection.metric, experiment.selection.metric == "accuracy")
     with (
@@ -184,8 +206,9 @@ def _train(
                 raise interruption.error(f"step {step:,} is saved in {workdir}")
             due = next_evaluation(experiment, decisions.evaluated, examples, last_step)
             while step < due and not interruption:
-                count = min(ops.current_formulation().steps_per_dispatch, due - step)
-                state, metrics = step_function(state, arrays, seed, count)
+                phase, until = transfer.phase_at(step, step_of)
+                count = min(ops.current_formulation().steps_per_dispatch, min(due, until) - step)
+                state, metrics = steps_in(phase)(state, arrays, seed, count)
                 step += count
                 window.add(step, metrics)
             window.flush(step)
@@ -194,7 +217,7 @@ def _train(
         if experiment.selection.report == "best":
             chosen = agreed(reported_step(experiment, workdir) if first else None)
             assert chosen is not None, "reported_step raises where there is none"
-            like = abstract_state(experiment, model, dataset, mesh)
+            like = abstract_state(experiment, dataset, mesh)
             state, _ = checkpoint.restore(saved, chosen, like)
         if first:
             seconds = round(before + time.monotonic() - started, 1)
@@ -202,7 +225,7 @@ def _train(
             folders.write_json(
                 workdir / folders.RUN, facts | {"steps": step, "wall_seconds": seconds}
             )
-        return report(experiment, workdir, dataset, state, evaluator, writer)
+        return report(experiment, workdir, dataset, splits, state, evaluator, writer)
 
 
 # The train step ----------------------------------------------------------------------------------
@@ -226,18 +249,31 @@ def initial_state(
     return jax.jit(init, out_shardings=replicated(mesh))(stream_key(experiment.seed, "init"))
 
 
+def with_pretrained(experiment: Training, state: TrainState, mesh: Mesh) -> tuple[TrainState, str]:
+    """The initial state with weights of a file in it, and what became of them, in words."""
+    variables = {"params": state.params, **state.model_state}
+    variables, loaded = load_pretrained(experiment.model, variables, experiment.pretrained)
+    # Averages are copies, because donated buffers must not be shared.
+    ema = jax.tree.map(np.array, variables) if state.ema else {}
+    params = variables.pop("params")
+    state = state.replace(params=params, model_state=variables, ema=ema)
+    return jax.device_put(state, replicated(mesh)), str(loaded)
+
+
 def make_steps(
     experiment: Training,
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     examples: int,
     mesh: Mesh,
+    phase: float = 0.0,
 ) -> Callable[[TrainState, Arrays, jax.Array, int], tuple[TrainState, dict[str, jax.Array]]]:
     """The jitted `(state, arrays, seed, count) -> (state, metrics)`, which does `count` steps.
 
     The state's buffers are donated. Metrics are (sum, count), float32 `[count, 2]` each.
     """
-    step = functools.partial(train_step, experiment, model, optimizer, examples, mesh)
+    frozen = experiment.transfer.frozen(phase)
+    step = functools.partial(train_step, experiment, model, optimizer, examples, mesh, frozen)
 
     @functools.partial(
         jax.jit, static_argnames="count", donate_argnums=0, out_shardings=replicated(mesh)
@@ -257,6 +293,7 @@ def train_step(
     optimizer: optax.GradientTransformation,
     examples: int,
     mesh: Mesh,
+    frozen: Callable[[str], bool] | None,
     state: TrainState,
     arrays: Arrays,
     seed: jax.Array,
@@ -269,6 +306,7 @@ def train_step(
         optimizer: of `experiment`, for its number of steps.
         examples: in the training split.
         mesh: the batch is split over its axis `data`.
+        frozen: whether a layer keeps its parameters and statistics, by its path; None: none does.
         state: before the step.
         arrays: the training split.
         seed: uint32 `[]`.
@@ -287,14 +325,15 @@ def train_step(
     present = jnp.ones(experiment.batch_size, bool)
 
     def objective(params):
-        variables = {"params": params, **state.model_state}
-        logits, model_state = model.apply(
-            variables,
-            images,
-            train=True,
-            mutable=[*state.model_state, "auxiliary"],
-            rngs={"dropout": dropout},
-        )
+        params = stopped(frozen, params)
+        with frozen_statistics(frozen):
+            logits, model_state = model.apply(
+                {"params": params, **state.model_state},
+                images,
+                train=True,
+                mutable=[*state.model_state, "auxiliary"],
+                rngs={"dropout": dropout},
+            )
         # What a model's auxiliary heads say in training: (weight, logits) each.
         auxiliary = jax.tree.leaves(model_state.pop("auxiliary", {}), is_leaf=_is_head)
         penalty = experiment.penalty(params) if experiment.penalty else jnp.float32(0)
@@ -312,14 +351,20 @@ def train_step(
     gradients, (sums, model_state) = jax.grad(objective, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
+    ema = averaged(experiment.optimizer.ema_decay, state, {"params": params, **model_state})
     after = TrainState(
         step=state.step + 1,
         params=params,
-        model_state=model_state,
+        model_state=_kept(frozen, state.model_state, model_state),
         opt_state=opt_state,
-        ema=averaged(experiment.optimizer.ema_decay, state, {"params": params, **model_state}),
+        ema=_kept(frozen, state.ema, ema),
     )
     return after, {name: jnp.stack(pair) for name, pair in sums.items()}
+
+
+def _kept(frozen: Callable[[str], bool] | None, old: Any, new: Any) -> Any:
+    """Per collection of variables: `old` where layers are frozen, else `new`."""
+    return {name: with_frozen(frozen, old[name], new[name]) for name in new}
 
 
 def _is_head(value: object) -> bool:

@@ -12,8 +12,10 @@ from cnn_research.data.augment import Augmentation
 from cnn_research.errors import UsageError
 from cnn_research.experiment import Experiment
 from cnn_research.optimizers import Optimizer, Penalty
+from cnn_research.pretrained import Pretrained
 from cnn_research.tasks.classification import Classification
 from cnn_research.tasks.task import Task
+from cnn_research.transfer import Transfer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +62,10 @@ class Training(Experiment):
     """The data set."""
     model: nn.Module
     """The network."""
+    pretrained: Pretrained = Pretrained()
+    """Weights that training starts from."""
+    transfer: Transfer = Transfer()
+    """Which layers learn, from when on, and how fast."""
     task: Task = Classification()
     """What the network's outputs mean, and the loss."""
     optimizer: Optimizer = Optimizer()
@@ -116,6 +122,13 @@ class Training(Experiment):
         self.task.check()
         self.optimizer.check()
         self.augmentation.check()
+        self.transfer.check()
+        views = self.evaluation.mirror or self.evaluation.shift
+        if self.transfer.cache_after and (views or self.augmentation != Augmentation()):
+            raise UsageError(
+                "--transfer.cache-after computes what an image comes to once: augmentation and "
+                "evaluation.mirror and .shift must be off"
+            )
 
     def test_sized(self) -> Self:
         return dataclasses.replace(

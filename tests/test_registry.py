@@ -21,7 +21,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from cnn_research import checkpoint, cli
 from cnn_research import workdir as folders
-from cnn_research.evaluate import abstract_state
+from cnn_research.evaluate import abstract_state, bound
 from cnn_research.experiment import (
     canonical_json,
     config_hash,
@@ -137,7 +137,7 @@ def test_experiment_trains_goes_on_and_evaluates(name, tmp_path, capsys):
     small = lookup(name).experiment().test_sized()
     dataset = small.data.load()
     examples = len(dataset.splits["train"])
-    like = abstract_state(small, small.task.bind(small.model, dataset), dataset, data_mesh())
+    like = abstract_state(bound(small, dataset), dataset, data_mesh())
     saved = tmp_path / folders.CHECKPOINTS
 
     def of_steps(steps):
@@ -189,7 +189,10 @@ LAYERS = (
     {"models", "data"},
     {"figures", "markdown"},
     {"tasks"},
-    {"optimizers"},
+    {"optimizers", "weights"},
+    {"pretrained"},
+    {"transfer"},
+    {"feature_cache"},
     {"training"},
     {"state", "mesh", "interruption", "progress"},
     {"checkpoint", "workdir", "writers"},

@@ -1,0 +1,197 @@
+"""The output of a frozen backbone, computed once per image, for training what comes after it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from cnn_research.data import cache
+from cnn_research.data.dataset import Split
+from cnn_research.errors import UsageError
+from cnn_research.experiment import did_you_mean, to_dict
+
+BATCH = 32
+"""Images in one forward pass of the backbone."""
+
+
+class FromFeatures(nn.Module):
+    """A model that takes the output of one of its layers in place of images.
+
+    Its variables are the model's own. What comes before the layer is traced on images of NaN, so
+    that a way round the layer would show; under jit nothing of it is computed.
+    """
+
+    model: nn.Module
+    layer: str
+    image_shape: tuple[int, int, int]
+
+    def setup(self):
+        nn.share_scope(self, self.model)
+
+    def __call__(self, features: jax.Array, train: bool = False) -> jax.Array:
+        """Logits of `features`, `[batch, *the layer's output]`."""
+
+        def intercept(call, args, kwargs, context):
+            said = call(*args, **kwargs)
+            return features if _is_call(context) and _path(context) == self.layer else said
+
+        with nn.intercept_methods(intercept):
+            images = jnp.full((len(features), *self.image_shape), jnp.nan, jnp.float32)
+            return self.model(images, train=train)
+
+
+def before(model: nn.Module, image_shape: tuple[int, int, int], layer: str) -> tuple[str, ...]:
+    """The paths of a layer and of all that is computed before it, as patterns to freeze.
+
+    Raises:
+        UsageError: the model has no such layer, or its output is not all that the logits need.
+    """
+    done: list[str] = []
+    outputs: dict[str, Any] = {}
+
+    def intercept(call, args, kwargs, context):
+        said = call(*args, **kwargs)
+        if _is_call(context):
+            outputs.setdefault(_path(context), said)
+            done.append(_path(context))
+        return said
+
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+
+    def init(images):
+        with nn.intercept_methods(intercept):
+            return model.init(jax.random.key(0), images, train=False)
+
+    variables = jax.eval_shape(init, images)
+    found = outputs.get(layer)
+    if not layer or found is None:
+        layers = [path for path in outputs if path and "/" not in path]
+        raise UsageError(
+            f"--transfer.cache-after: the network has no layer '{layer}'"
+            f"{did_you_mean(layer, list(outputs))}; it has {', '.join(layers)}"
+        )
+    zeros, features = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (variables, found)
+    )
+    tail = FromFeatures(model, layer, image_shape)
+    logits = jax.jit(lambda v, x: tail.apply(v, x, train=False))(zeros, features)
+    if not jnp.isfinite(logits).all():
+        raise UsageError(
+            f"--transfer.cache-after: '{layer}' is not the only way from an image to the answer: "
+            "name a layer that every path runs through"
+        )
+    return tuple(path for path in done[: done.index(layer) + 1] if path)
+
+
+def cached_features(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    layer: str,
+    splits: Mapping[str, Split],
+    preprocess: Callable[[jax.Array], jax.Array],
+    *,
+    frozen: Callable[[str], bool],
+    say: Callable[[str], None],
+) -> dict[str, Split]:
+    """The splits with a layer's output in place of images; computed once, and kept on disk.
+
+    What was computed is known by the weights and the images themselves: another split of the same
+    images, another head or another seed finds it.
+
+    Args:
+        model: the network.
+        variables: its parameters and statistics.
+        layer: the path of a module; `before` has accepted it.
+        splits: uint8 images `[examples, height, width, channels]`.
+        preprocess: from uint8 images to what the model takes.
+        frozen: whether a leaf is part of what comes before, by its path.
+        say: told what is computed.
+    """
+    names = {split: _digests(content.images) for split, content in splits.items()}
+    wanted = np.unique(np.concatenate(list(names.values())))
+    shape = next(iter(splits.values())).images.shape[1:]
+    probe = np.random.default_rng(0).integers(0, 256, (1, *shape), np.uint8)
+    key = hashlib.blake2b(json.dumps(to_dict(model.clone(num_classes=0))).encode(), digest_size=8)
+    key.update(f"{layer} {shape}".encode())
+    key.update(np.asarray(preprocess(jnp.asarray(probe))).tobytes())
+    for path, leaf in sorted(_leaves(variables)):
+        if frozen(path):
+            key.update(np.asarray(leaf).tobytes())
+    key.update(wanted.tobytes())
+    file = cache.data_dir() / "features" / f"{key.hexdigest()}.npy"
+    with cache.lock(file):
+        if not file.exists():
+            where = {name: (split, i) for split in names for i, name in enumerate(names[split])}
+            say(f"Computing the output of {layer} for {len(wanted):,} images, once.")
+            _compute(model, variables, layer, preprocess, splits, [where[n] for n in wanted], file)
+    stored = np.load(file, mmap_mode="r")
+    return {
+        split: Split(
+            images=stored[np.searchsorted(wanted, names[split])],
+            labels=content.labels,
+            names=content.names,
+        )
+        for split, content in splits.items()
+    }
+
+
+def _compute(model, variables, layer, preprocess, splits, where, file) -> None:
+    def is_layer(module: nn.Module, method: str) -> bool:
+        return method == "__call__" and "/".join(module.path) == layer
+
+    @jax.jit
+    def forward(variables, images):
+        _, seen = model.apply(
+            variables,
+            preprocess(images),
+            train=False,
+            capture_intermediates=is_layer,
+            mutable=["intermediates"],
+        )
+        (leaf,) = jax.tree.leaves(seen["intermediates"])
+        return leaf.astype(jnp.float32)
+
+    partial = file.with_suffix(".partial")
+    stored = None
+    for start in range(0, len(where), BATCH):
+        part = where[start : start + BATCH]
+        images = np.stack([splits[split].images[index] for split, index in part])
+        padded = np.concatenate([images, np.repeat(images[-1:], BATCH - len(part), axis=0)])
+        features = np.asarray(forward(variables, padded))[: len(part)]
+        if stored is None:
+            shape = (len(where), *features.shape[1:])
+            stored = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
+        stored[start : start + len(part)] = features
+    if stored is not None:
+        stored.flush()
+    partial.rename(file)
+
+
+def _digests(images: np.ndarray) -> np.ndarray:
+    """A name for the content of each image, bytes `[examples]`."""
+    return np.array(
+        [hashlib.blake2b(np.ascontiguousarray(x), digest_size=16).hexdigest() for x in images]
+    )
+
+
+def _is_call(context: nn.module.InterceptorContext) -> bool:
+    return context.method_name == "__call__"
+
+
+def _path(context: nn.module.InterceptorContext) -> str:
+    return "/".join(context.module.path)
+
+
+def _leaves(tree: Any) -> list[tuple[str, Any]]:
+    """(path within its collection, leaf) of variables."""
+    return [
+        ("/".join(str(getattr(key, "key", key)) for key in path[1:]), leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]

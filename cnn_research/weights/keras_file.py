@@ -1,0 +1,129 @@
+"""Keras' weight files: .h5 of any version, .weights.h5 and .keras of Keras 3, and .npz."""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_WEIGHT = re.compile(
+    r"(depthwise_kernel|kernel|bias|gamma|beta"
+    r"|moving_mean|moving_variance|running_mean|running_std|[Wb])(_\d+)?$"
+)
+_OF_FLAX = {
+    "depthwise_kernel": "kernel",
+    "W": "kernel",
+    "b": "bias",
+    "gamma": "scale",
+    "beta": "bias",
+    "moving_mean": "mean",
+    "running_mean": "mean",
+    "moving_variance": "var",
+    "running_std": "var",  # Keras 1, which kept the variance under this name
+}
+# Keras 3 numbers a layer's arrays: what those of rank 1 are, by how many there are.
+_NORMS = {4: ("scale", "bias", "mean", "var"), 3: ("bias", "mean", "var")}
+# Names that Keras makes up count on through a process: 'conv2d_94' may be a model's first.
+_MADE_UP = re.compile(r"(conv2d|batch_normalization|dense)(?:_(\d+))?$")
+
+Arrays = dict[tuple[str, str], np.ndarray]
+"""By (layer, weight): Keras' layer names; weights are kernel, bias, scale, mean and var."""
+
+
+def read_h5(file: Path | io.BytesIO) -> Arrays:
+    """The weights in an HDF5 file: a model's, or weights alone, of Keras 1 to 3."""
+    import h5py
+
+    with h5py.File(file) as root:
+        group = root.get("model_weights", root)
+        if "layer_names" in group.attrs:
+            return _renumbered(_by_layer(group))
+        return _renumbered(_by_number(group))
+
+
+def read_keras(path: Path) -> Arrays:
+    """The weights in a .keras archive."""
+    with zipfile.ZipFile(path) as archive:
+        return read_h5(io.BytesIO(archive.read("model.weights.h5")))
+
+
+def of_npz(arrays: dict[str, np.ndarray]) -> Arrays:
+    """The weights in an .npz file whose names are `layer__weight` or `layer/weight`.
+
+    Raises:
+        ValueError: a name is not of that form.
+    """
+    found = {}
+    for key, array in arrays.items():
+        layer, weight = re.split(r"__|/", key.removesuffix(":0"), maxsplit=1)
+        found[layer, _weight(weight)] = array
+    return found
+
+
+def _weight(name: str) -> str:
+    """What flax calls the weight that Keras calls `block1_conv1_W_1:0` or `conv1/kernel:0`."""
+    match = _WEIGHT.search(name.split(":")[0])
+    if match is None:
+        raise ValueError(f"the unknown weight '{name}'")
+    return _OF_FLAX.get(match[1], match[1])
+
+
+def _by_layer(root: Any) -> Arrays:
+    found: Arrays = {}
+    for layer in _texts(root.attrs["layer_names"]):
+        names = _texts(root[layer].attrs["weight_names"])
+        # A model within the model is one layer here, whose weights name theirs before the last /.
+        nested = len({_weight(name) for name in names}) < len(names)
+        for name in names:
+            owner = name.split("/")[-2] if nested else layer
+            found[owner, _weight(name)] = np.asarray(root[layer][name])
+    return found
+
+
+def _by_number(root: Any) -> Arrays:
+    import h5py
+
+    found: Arrays = {}
+
+    def visit(path: str, group: Any) -> None:
+        *above, last = path.split("/")
+        if not isinstance(group, h5py.Group) or last != "vars" or not len(group):
+            return
+        if {"optimizer", "seed_generator"} & set(above):
+            return
+        # Groups are called after the layer's class; the layer's own name is beside its arrays.
+        layer = str(group.attrs.get("name", above[-1] if above else ""))
+        arrays = [np.asarray(group[str(number)]) for number in range(len(group))]
+        weights: Iterable[str] = ("kernel", "bias")
+        if arrays[0].ndim == 1:
+            weights = _NORMS[len(arrays)]
+        for weight, array in zip(weights, arrays, strict=False):
+            found[layer, weight] = array
+
+    root.visititems(visit)
+    return found
+
+
+def _texts(names: Any) -> list[str]:
+    return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
+
+
+def _renumbered(found: Arrays) -> Arrays:
+    """With made-up names counted from 0 in the order of their numbers: conv2d_0, conv2d_1, ..."""
+    matches = {layer: _MADE_UP.match(layer) for layer, _ in found}
+    numbers: dict[str, list[int]] = {}
+    for match in matches.values():
+        if match:
+            numbers.setdefault(match[1], []).append(int(match[2] or 0))
+    new = {
+        layer: f"{match[1]}_{sorted(numbers[match[1]]).index(int(match[2] or 0))}"
+        if match
+        else layer
+        for layer, match in matches.items()
+    }
+    return {(new[layer], weight): array for (layer, weight), array in found.items()}

@@ -1,0 +1,279 @@
+"""Transfer: what is frozen does not move, what is cached changes nothing, rates are as asked."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from cnn_research import checkpoint
+from cnn_research import workdir as folders
+from cnn_research.data.augment import Augmentation
+from cnn_research.data.batches import batch_indices
+from cnn_research.data.sources import Synthetic
+from cnn_research.errors import UsageError
+from cnn_research.evaluate import abstract_state, bound, scaled
+from cnn_research.experiment import run
+from cnn_research.feature_cache import FromFeatures, before, cached_features
+from cnn_research.mesh import data_mesh
+from cnn_research.models import ConvNet, ResNet9
+from cnn_research.optimizers import Optimizer
+from cnn_research.runner import initial_state
+from cnn_research.tasks.classification import Classification
+from cnn_research.training import Training
+from cnn_research.transfer import Transfer, frozen_statistics
+
+# Without other splits than train no report is written, which is most of such a run.
+DATA = Synthetic(train=64, validation=0, test=0, image_shape=(12, 12, 3), classes=(4,))
+
+
+def training(transfer: Transfer | None = None, **fields) -> Training:
+    plain = dict(
+        data=DATA,
+        model=ConvNet(features=(8, 8), padding=(1, 1), dense=(16,)),
+        optimizer=Optimizer(name="adamw", learning_rate=1e-2, weight_decay=0.1),
+        epochs=2,
+        batch_size=16,
+        transfer=transfer or Transfer(),
+    )
+    return Training(**(plain | fields))
+
+
+def by_path(state) -> dict[str, np.ndarray]:
+    """Every leaf of a state's variables and averages."""
+    trees = {"params": state.params, **state.model_state, "ema": state.ema}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(trees)
+    }
+
+
+def states(config: Training, folder) -> list[dict[str, np.ndarray]]:
+    """Runs it; the variables as they are drawn, and at every checkpoint."""
+    run(config, folder)
+    dataset = config.data.load()
+    fixed = bound(config, dataset)
+    optimizer = fixed.transfer.optimizer(config.optimizer, 1, lambda epoch: 1)
+    drawn = initial_state(fixed, fixed.model, optimizer, dataset, data_mesh())
+    saved = folder / folders.CHECKPOINTS
+    like = abstract_state(fixed, dataset, data_mesh())
+    steps = sorted(int(file.name) for file in saved.iterdir() if file.name.isdigit())
+    return [by_path(drawn), *(by_path(checkpoint.restore(saved, s, like)[0]) for s in steps)]
+
+
+def differing(first, second) -> set[str]:
+    return {path for path in first if not np.array_equal(first[path], second[path])}
+
+
+def test_frozen_layers_move_neither_parameters_nor_statistics(tmp_path):
+    """Weight decay and moving averages included; the rest of the network learns."""
+    config = training(
+        Transfer(freeze=("Conv_0", "BatchNorm_0")),
+        optimizer=Optimizer(
+            name="adamw", learning_rate=1e-2, weight_decay=0.1, ema_decay=0.9, clip_norm=1.0
+        ),
+    )
+    drawn, *_, trained = states(config, tmp_path)
+    changed = differing(drawn, trained)
+    assert not [path for path in changed if "Conv_0" in path or "BatchNorm_0" in path]
+    assert {
+        "params/Conv_1/kernel",
+        "batch_stats/BatchNorm_1/mean",
+        "params/Dense_1/bias",
+    } <= changed
+    assert "ema/params/Conv_1/kernel" in changed
+
+
+def test_frozen_batch_norm_uses_its_running_statistics_in_training(tmp_path):
+    """What follows a frozen layer learns from what it will be evaluated on."""
+    model = training().model
+    images = jax.random.normal(jax.random.key(0), (4, 12, 12, 3))
+    variables = model.init(jax.random.key(1), images)
+    quiet = model.clone(dropout=0.0)
+    with frozen_statistics(lambda path: path.startswith("BatchNorm")):
+        training_mode, state = quiet.apply(variables, images, train=True, mutable=["batch_stats"])
+    np.testing.assert_array_equal(training_mode, quiet.apply(variables, images, train=False))
+    jax.tree.map(np.testing.assert_array_equal, state["batch_stats"], variables["batch_stats"])
+    free, _ = quiet.apply(variables, images, train=True, mutable=["batch_stats"])
+    assert np.abs(free - training_mode).max() > 1e-3
+
+
+def test_gradual_unfreezing_and_its_resume(tmp_path):
+    """A layer stands still until its epoch, and learns from then on; killed or not."""
+    transfer = Transfer(unfreeze=(("Conv_1", 1), ("Conv_0", 2)))
+    assert transfer.phases() == [0, 1, 2]
+    whole = training(transfer, epochs=3, keep_checkpoints=4)
+    drawn, one, two, three = states(whole, tmp_path / "whole")
+    head, second, first = "params/Dense_1/kernel", "params/Conv_1/kernel", "params/Conv_0/kernel"
+    convolutions = {first, second, head}
+    assert differing(drawn, one) & convolutions == {head}
+    assert differing(one, two) & convolutions == {head, second}
+    assert differing(two, three) & convolutions == {head, second, first}
+    # The rate is constant: the first epochs of a shorter run are those of a longer one.
+    run(dataclasses.replace(whole, epochs=1.5), tmp_path / "parts")
+    assert not differing(three, states(whole, tmp_path / "parts")[-1])
+
+
+def test_first_step_of_an_unfrozen_layer_is_adams_first():
+    """Bias correction counts from the layer's own first step; the schedule from the run's."""
+    params = {"a": {"kernel": jnp.ones(3)}, "b": {"kernel": jnp.ones(3)}}
+    gradients = jax.tree.map(lambda x: 0.5 * x, params)
+    transfer = Transfer(unfreeze=(("a", 5),))
+    base = Optimizer(name="adam", learning_rate=1.0, schedule="one_cycle")
+    state = None
+    for step in range(12):
+        phase, _ = transfer.phase_at(step, lambda epoch: 2 * int(epoch))
+        update = transfer.optimizer(base, 20, lambda epoch: 2 * int(epoch), phase)
+        state = update.init(params) if state is None else state
+        updates, state = update.update(gradients, state, params)
+        assert bool(updates["a"]["kernel"].any()) == (step >= 10)
+        rate = 1 - step / 20
+        np.testing.assert_allclose(updates["b"]["kernel"], -rate, rtol=1e-4)
+        if step >= 10:
+            np.testing.assert_allclose(updates["a"]["kernel"], -rate, rtol=1e-4)
+
+
+def test_discriminative_rates():
+    params = {"low": {"kernel": jnp.ones(3)}, "head": {"kernel": jnp.ones(3), "bias": jnp.ones(3)}}
+    gradients = jax.tree.map(jnp.ones_like, params)
+    transfer = Transfer(rates=(("low", 0.1), ("*/bias", 2.0), ("head", 1.5)))
+    base = Optimizer(name="sgd", learning_rate=1.0, momentum=0.0)
+    update = transfer.optimizer(base, 10, lambda epoch: 0)
+    updates, _ = update.update(gradients, update.init(params), params)
+    assert float(updates["low"]["kernel"][0]) == pytest.approx(-0.1)
+    assert float(updates["head"]["bias"][0]) == pytest.approx(-2.0)
+    assert float(updates["head"]["kernel"][0]) == pytest.approx(-1.5)
+
+
+@pytest.mark.parametrize(
+    ("transfer", "message"),
+    [
+        (Transfer(freeze=("Conv_7",)), "no layer fits 'Conv_7' (did you mean 'Conv_"),
+        (Transfer(unfreeze=(("Cnv_0", 1),)), "transfer.unfreeze: no layer fits"),
+        (Transfer(rates=(("nothing", 2.0),)), "transfer.rates: no layer fits"),
+        (Transfer(freeze=("*",)), "nothing is left to learn"),
+        (Transfer(cache_after="Conv_7"), "no layer 'Conv_7' (did you mean 'Conv_"),
+        (Transfer(unfreeze=(("Conv_0", 0),)), "must be above 0"),
+        (Transfer(rates=(("Conv_0", 0),)), "must be above 0"),
+    ],
+)
+def test_mistakes_are_named(transfer, message, tmp_path):
+    with pytest.raises(UsageError) as error:
+        run(training(transfer), tmp_path)
+    assert message in str(error.value)
+
+
+def test_no_augmentation_of_cached_features(tmp_path):
+    config = training(Transfer(cache_after="Conv_1"), augmentation=Augmentation(mirror=True))
+    with pytest.raises(UsageError, match="computes what an image comes to once"):
+        run(config, tmp_path)
+
+
+# Cached features ---------------------------------------------------------------------------------
+
+
+def test_a_run_on_cached_features_is_the_run_on_images(tmp_path, monkeypatch):
+    """The same network, the same frozen layers: once through the cache, once without."""
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
+    model = ConvNet(features=(8, 8), padding=(1, 1), dense=(16,), dropout=0.0)
+    frozen = before(model, (12, 12, 3), "BatchNorm_0")
+    assert frozen == ("Conv_0", "BatchNorm_0")
+    cached = training(Transfer(cache_after="BatchNorm_0"), model=model)
+    drawn, *_, features = states(cached, tmp_path / "cached")
+    images = states(training(Transfer(freeze=frozen), model=model), tmp_path / "images")[-1]
+    for path, leaf in images.items():
+        np.testing.assert_allclose(features[path], leaf, atol=2e-4, err_msg=path)
+    still = {path for path in drawn if path.split("/")[1] in frozen}
+    assert len(still) == 6 and not still & differing(drawn, features)
+
+
+def test_features_are_computed_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
+    said: list[str] = []
+    model = ConvNet(features=(8, 8), padding=(1, 1), dense=(16,))
+    dataset = dataclasses.replace(DATA, test=16).load()
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 12, 12, 3)))
+
+    def ask(variables, splits):
+        return cached_features(
+            model,
+            variables,
+            "BatchNorm_1",
+            splits,
+            lambda x: x.astype(jnp.float32) / 255,
+            frozen=lambda path: not path.startswith("Dense"),
+            say=said.append,
+        )
+
+    features = ask(variables, dataset.splits)
+    assert len(said) == 1
+    # Other splits of the same images, another head: found. The images themselves decide.
+    swapped = dict(dataset.splits, train=dataset.splits["test"], test=dataset.splits["train"])
+    other = ask({**variables, "params": {**variables["params"], "Dense_1": {}}}, swapped)
+    assert len(said) == 1
+    np.testing.assert_array_equal(other["test"].images, features["train"].images)
+    # Other weights below: computed anew.
+    ask(jax.tree.map(lambda x: x + 1, variables), dataset.splits)
+    assert len(said) == 2
+    expected = model.apply(
+        variables,
+        dataset.splits["test"].images[:5].astype(np.float32) / 255,
+        capture_intermediates=True,
+    )[1]["intermediates"]["BatchNorm_1"]["__call__"][0]
+    np.testing.assert_allclose(features["test"].images[:5], expected, rtol=1e-4, atol=1e-5)
+    tail = FromFeatures(model, "BatchNorm_1", (12, 12, 3))
+    np.testing.assert_allclose(
+        tail.apply(variables, features["test"].images[:5]),
+        model.apply(variables, dataset.splits["test"].images[:5].astype(np.float32) / 255),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+def test_a_layer_with_a_way_round_it_cannot_be_cached():
+    """In a residual pair the input is added to the output: neither convolution is a cut."""
+    model = ResNet9(features=(8,), pool=(False,), residual=(True,))
+    assert before(model, (8, 8, 3), "BatchNorm_0")
+    with pytest.raises(UsageError, match="not the only way"):
+        before(model, (8, 8, 3), "BatchNorm_1")
+
+
+class Two(nn.Module):
+    """A main head, and an auxiliary one with a known answer."""
+
+    num_classes: int = 4
+    weight: float = 0.5
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = images.reshape(len(images), -1)
+        if train or self.is_initializing():
+            auxiliary = nn.Dense(self.num_classes, name="auxiliary")(x)
+            self.sow("auxiliary", "logits", (self.weight, auxiliary))
+        return nn.Dense(self.num_classes, name="head")(x)
+
+
+def test_auxiliary_heads_learn_by_their_weight(tmp_path):
+    """Gradients of a linear model: those of the auxiliary head are half its own cross-entropy's."""
+    base = Optimizer(name="sgd", learning_rate=1.0, momentum=0.0)
+    config = training(model=Two(), optimizer=base, epochs=0.25)
+    drawn, trained = states(config, tmp_path)
+    assert not any("logits" in path for path in drawn)
+    indices, _ = batch_indices(0, jnp.int32(0), 16, 64)
+    split = DATA.load().splits["train"].take(np.asarray(indices))
+    x = np.asarray(scaled(jnp.asarray(split.images), config)).reshape(16, -1)
+
+    def loss(kernel, bias, weight):
+        total, count = Classification().objective(
+            x @ kernel + bias, split.labels, np.ones(16, bool)
+        )
+        return weight * total / count
+
+    for name, weight in (("head", 1.0), ("auxiliary", 0.5)):
+        kernel, bias = drawn[f"params/{name}/kernel"], drawn[f"params/{name}/bias"]
+        expected = kernel - jax.grad(loss)(kernel, bias, weight)
+        np.testing.assert_allclose(trained[f"params/{name}/kernel"], expected, atol=1e-5)
