@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import sys
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ usage: python launch.py --experiment=NAME [--workdir=FOLDER] [--mode=MODE] [--FI
   --workdir=FOLDER           the folder of the run (default: runs/NAME-HASH, a hash of the fields)
   --mode=train|evaluate      evaluate makes the report again, from the workdir alone
   --FIELD=VALUE              override a field by its path: --optimizer.learning-rate=3e-4 --seed=1
+  --model=NAME               another network, whose fields follow: `python -m cnn_research.models`
 """
 
 LAUNCHER_FLAGS = ("experiment", "workdir", "mode", "list")
@@ -126,6 +128,7 @@ def overridden(default: Experiment, words: list[str]) -> Experiment:
     Raises:
         UsageError: an unknown field, a wrong type or a bad choice.
     """
+    default, words = with_model(default, words)
     fields = {name.replace("_", "-") for name in flatten(default)} - {"name"}
     for word in words:
         name = word.partition("=")[0].removeprefix("--").replace("_", "-")
@@ -151,6 +154,35 @@ def overridden(default: Experiment, words: list[str]) -> Experiment:
         if not end.code:
             raise
         raise UsageError(f"{_first_sentence(said.getvalue())}; --help shows all fields") from None
+
+
+def with_model(default: Experiment, words: list[str]) -> tuple[Experiment, list[str]]:
+    """The experiment with the network that `--model=NAME` names, and the other words.
+
+    Raises:
+        UsageError: no network has that name, or the experiment has none to replace.
+    """
+    rest, name = [], None
+    following = iter(words)
+    for word in following:
+        flag, given, value = word.partition("=")
+        if flag == "--model":
+            name = value if given else next(following, "")
+        else:
+            rest.append(word)
+    if name is None:
+        return default, words
+    if not hasattr(default, "model"):
+        raise UsageError(f"{default.name} has no network: --model does not apply")
+    from cnn_research.models.architectures import architectures
+
+    models = architectures()
+    if name not in models:
+        raise UsageError(
+            f"no network is named '{name}'{did_you_mean(name, list(models))}; "
+            "`python -m cnn_research.models` shows all"
+        )
+    return dataclasses.replace(default, model=models[name].model), rest
 
 
 def listing() -> str:

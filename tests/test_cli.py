@@ -26,6 +26,7 @@ import launch  # noqa: F401 (defines the flags)
 from cnn_research import cli
 from cnn_research import workdir as folders
 from cnn_research.experiment import config_fields, flatten, lookup, registry
+from cnn_research.models.architectures import architectures
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ("--experiment=digits_mlp", "--epochs=0.2", "--model.dense", "8")
@@ -165,6 +166,21 @@ def field_docstrings(config, prefix=""):
         elif f"{prefix}{field.name}" != "name":
             found[f"{prefix}{field.name}"] = documented.get(field.name)
     return found
+
+
+@pytest.mark.parametrize("words", [["--model=resnet9"], ["--model", "resnet9"]])
+def test_model_by_name(words):
+    """Another network, whose own fields can be overridden beside it."""
+    default = lookup("digits_cnn").experiment()
+    found = cli.overridden(default, [*words, "--model.features", "8", "16", "8", "--seed=3"])
+    expected = architectures()["resnet9"].model.clone(features=(8, 16, 8))
+    assert found == dataclasses.replace(default, model=expected, seed=3)
+
+
+def test_unknown_model_is_named(command):
+    answer = command("--experiment=digits_cnn", "--model=resnet99")
+    assert answer.code == 2
+    is_one_error(answer.err, "no network is named 'resnet99' (did you mean 'resnet9'?)")
 
 
 @pytest.mark.parametrize("name", ["digits_cnn", "fashion_mnist_best", "image_table"])

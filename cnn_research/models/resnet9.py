@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cnn_research import ops
+from cnn_research.models.architectures import register_model
 from cnn_research.models.layers import Activation, BatchNorm, Conv, Dtype, activate
 
 
@@ -56,3 +57,6 @@ class ResNet9(nn.Module):
             x = ops.max_pool(x, 2)
         x = BatchNorm(dtype=self.dtype)(x, use_running_average=not train)
         return activate(self.activation)(x)
+
+
+register_model("resnet9", ResNet9(), image_shape=(32, 32, 3), source="Page 2018")
