@@ -17,7 +17,14 @@ from typing import Any
 
 from cnn_research.errors import UsageError, UserError, one_line
 from cnn_research.markdown import markdown_table
-from cnn_research.report import duration, mean_and_deviation
+from cnn_research.report import (
+    Group,
+    Run,
+    change_log,
+    duration,
+    log_as_markdown,
+    mean_and_deviation,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -41,8 +48,8 @@ def accuracy(results: Results) -> str:
     rows = []
     for name, result in results.items():
         figures = result.get("figures", {})
-        if "accuracy" not in figures:
-            continue
+        if "accuracy" not in figures or name.startswith("cifar10_exercise_"):
+            continue  # the changes to the exercise have a table of their own
         theirs = result["document_results"].get("test accuracy")
         shown = ("accuracy", "macro precision", "macro recall", "macro F1")
         rows.append(
@@ -88,8 +95,28 @@ def robustness(results: Results) -> str:
     return markdown_table(("what", "target", "measured"), rows)
 
 
+def cifar10_changes(results: Results) -> str:
+    """The log of document 003's exercise, a change a row."""
+    groups = []
+    for name, result in sorted(results.items()):
+        if name.startswith("cifar10_exercise"):
+            figures = {figure: told["values"] for figure, told in result["figures"].items()}
+            runs = [
+                Run(
+                    folder=Path(name),
+                    config=result["config"],
+                    record={**result, "wall_seconds": seconds},
+                    figures={figure: values[index] for figure, values in figures.items()},
+                )
+                for index, seconds in enumerate(result["wall_seconds_of_runs"])
+            ]
+            groups.append(Group(name, runs))
+    return log_as_markdown(change_log(groups)) if groups else ""
+
+
 TABLES: Mapping[str, Callable[[Results], str]] = {
     "accuracy": accuracy,
+    "cifar10_changes": cifar10_changes,
     "speed": speed,
     "robustness": robustness,
 }

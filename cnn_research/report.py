@@ -311,6 +311,7 @@ def results(group: Group, name: str) -> dict[str, Any]:
         "document_results": records[0].get("document_results") or {},
         "command": [record.get("command") for record in records],
         "data": _one_or_all(record.get("data") for record in records),
+        "parameters": _one_or_all(record.get("parameters") for record in records),
         "commit": _one_or_all(record.get("commit") for record in records),
         "commit_is_clean": all(record.get("commit_is_clean", True) for record in records),
         "machine": _one_or_all(record.get("machine") for record in records),

@@ -547,6 +547,25 @@ def test_readme_tables_come_from_the_results(tmp_path, capsys):
     assert readme_tables.main(["--check"], tmp_path) == 1
 
 
+def test_readme_has_the_changes_to_the_exercise_in_a_table_of_their_own(tmp_path):
+    for name, accuracy in (("cifar10_exercise", 0.7), ("cifar10_exercise_wider", 0.75)):
+        run = make_run(tmp_path / name, accuracy=accuracy, width=len(name))
+        config = json.loads((run / "config.json").read_text()) | {"name": name}
+        (run / "config.json").write_text(json.dumps(config))
+        report.main([str(run), f"--output={tmp_path / 'results' / name}.json"])
+    readme = "".join(
+        f"<!-- table: {name} -->\n<!-- end -->\n" for name in ("cifar10_changes", "accuracy")
+    )
+    (tmp_path / "README.md").write_text(readme)
+    assert readme_tables.main([], tmp_path) == 0
+    rows = [row[:5] for row in table((tmp_path / "README.md").read_text()) if "cifar10" in row[0]]
+    assert rows[:2] == [
+        ["cifar10_exercise", "", "0.9900", "0.7000", "+0.0000"],
+        ["cifar10_exercise_wider", "width 16 -> 22", "0.9900", "0.7500", "+0.0500"],
+    ]
+    assert [row[0] for row in rows[2:]] == ["cifar10_exercise"]
+
+
 @pytest.mark.parametrize(
     "text, said",
     [
