@@ -30,7 +30,7 @@ usage: python launch.py --experiment=NAME [--workdir=FOLDER] [--mode=MODE] [--FI
 
   --list                     every experiment, with its document and data
   --experiment=NAME --help   every field of that experiment: type, default, what it does
-  --experiment=NAME          train it; the same command goes on where it was stopped
+  --experiment=NAME          run it; the same command goes on where it was stopped
   --workdir=FOLDER           the folder of the run (default: runs/NAME-HASH, a hash of the fields)
   --mode=train|evaluate      evaluate makes the report again, from the workdir alone
   --FIELD=VALUE              override a field by its path: --optimizer.learning-rate=3e-4 --seed=1
@@ -94,7 +94,7 @@ def launch(words: list[str]) -> None:
             "say which experiment: --experiment=NAME (`python launch.py --list` shows all)"
         )
     experiment = overridden(default, words)
-    if FLAGS.mode not in experiment.modes:
+    if FLAGS.mode not in (None, *experiment.modes):
         raise UsageError(
             f"--mode is '{FLAGS.mode}'{did_you_mean(FLAGS.mode, list(experiment.modes))}; "
             f"{experiment.name} has {', '.join(experiment.modes)}"
@@ -106,8 +106,8 @@ def launch(words: list[str]) -> None:
 
 
 def default_experiment(workdir: Path | None) -> Experiment | None:
-    """The experiment before overrides: a finished run's own in every mode but `train`."""
-    if FLAGS.mode != "train" and workdir is not None:
+    """The experiment before overrides: a finished run's own where a mode is named, but `train`."""
+    if FLAGS.mode not in (None, "train") and workdir is not None:
         from cnn_research.workdir import saved_config
 
         saved = saved_config(workdir)

@@ -35,7 +35,8 @@ class Experiment:
 
     Attributes:
         modes: per mode, `module:function`, called as `function(experiment, workdir)`. A string,
-            so that reading a config does not import what runs it.
+            so that reading a config does not import what runs it. The first is what is done
+            where none is named.
         resumable_fields: the fields that may differ between a run and its continuation.
     """
 
@@ -53,13 +54,14 @@ class Experiment:
         return self
 
 
-def run(experiment: Experiment, workdir: str | Path, mode: str = "train") -> Result:
+def run(experiment: Experiment, workdir: str | Path, mode: str | None = None) -> Result:
     """Runs an experiment in a folder; the command line and notebooks call the same function.
 
     Raises:
         UsageError: the mode is none of this kind's, or the fields contradict each other.
         UserError: the run failed for a reason that its user can mend.
     """
+    mode = mode or next(iter(experiment.modes))
     if mode not in experiment.modes:
         raise UsageError(
             f"this experiment has no mode '{mode}'; it has {', '.join(experiment.modes)}"
