@@ -41,7 +41,7 @@ class Classification(Task):
         if self.head not in dataset.class_names:
             raise UserError(
                 f"data set {dataset.name} has no labels '{self.head}'; it has "
-                f"{', '.join(dataset.class_names)}: name one with --task.head"
+                f"{', '.join(dataset.class_names) or 'none'}: name one with --task.head"
             )
         if len(dataset.class_names[self.head]) < 2:
             raise UserError(
