@@ -64,6 +64,22 @@ def accuracy(results: Results) -> str:
     return markdown_table(header, rows)
 
 
+def regression(results: Results) -> str:
+    """Test errors over seeds beside those of always saying the training mean."""
+    shown = ("MAE", "MAE of the training mean", "RMSE", "RMSE of the training mean", "R2")
+    rows = [
+        (
+            name,
+            str(len(result["seeds"])),
+            *(mean_and_deviation(result["figures"][figure]["values"]) for figure in shown),
+            duration(min(result["wall_seconds_of_runs"])),
+        )
+        for name, result in results.items()
+        if "MAE" in result.get("figures", {})
+    ]
+    return markdown_table(("experiment", "runs", *shown, "fastest run"), rows)
+
+
 def speed(results: Results) -> str:
     """Milliseconds a training step beside PyTorch's fastest mode, from train_speed.json."""
     rows = []
@@ -117,6 +133,7 @@ def cifar10_changes(results: Results) -> str:
 TABLES: Mapping[str, Callable[[Results], str]] = {
     "accuracy": accuracy,
     "cifar10_changes": cifar10_changes,
+    "regression": regression,
     "speed": speed,
     "robustness": robustness,
 }

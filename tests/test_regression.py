@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from sklearn import metrics
 
+from benchmarks import readme_tables
 from cnn_research import cli, figures
 from cnn_research.data import Dataset, ImageTable, Synthetic, splits
 from cnn_research.data.dataset import Split
@@ -297,6 +298,19 @@ def test_curves_show_the_absolute_error_and_its_lowest_value():
     _, axes = figures.training_curves(epochs).axes
     assert axes.get_title(loc="left") == "MAE"
     assert "lowest in validation: 1.5000, epoch 2" in [text.get_text() for text in axes.texts]
+
+
+def test_readme_table_shows_regressions_only():
+    figures_ = {
+        name: {"values": [value, value]}
+        for name, value in {**made_up().figures(), "MAE": 1.25}.items()
+    }
+    told = {"seeds": [0, 1], "wall_seconds_of_runs": [200.4, 300], "figures": figures_}
+    results = {"years": told, "classes": {**told, "figures": {"accuracy": {"values": [0.5]}}}}
+    header, _, row = readme_tables.regression(results).splitlines()
+    assert [cell.strip() for cell in header.split("|")[1:4]] == ["experiment", "runs", "MAE"]
+    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    assert cells[:3] == ["years", "2", "1.2500 ± 0.0000"] and cells[-1] == "3 min 20 s"
 
 
 # A run -------------------------------------------------------------------------------------------
