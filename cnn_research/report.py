@@ -9,7 +9,6 @@ import io
 import json
 import math
 import os
-import shutil
 import statistics
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,7 +20,15 @@ import numpy as np
 from cnn_research.errors import UsageError, UserError, one_line
 from cnn_research.markdown import markdown_table, number
 from cnn_research.tasks.task import Predictions
-from cnn_research.workdir import CONFIG, EVALUATION, RUN, read_json, write_json, write_text
+from cnn_research.workdir import (
+    CONFIG,
+    EVALUATION,
+    RUN,
+    read_json,
+    whole_folder,
+    write_json,
+    write_text,
+)
 from cnn_research.writers import by_epoch, read_metrics
 
 REPORT_FOLDER = "report"
@@ -66,24 +73,17 @@ def write_report(
     Raises:
         UserError: a head has no labels, or images and predictions differ in number.
     """
-    partial = workdir / f"{REPORT_FOLDER}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     run = read_json(workdir / RUN)
     parts = [f"# {title}", "\n".join(_what_was_run(read_json(workdir / CONFIG), run))]
-    for head, predicted in predictions.items():
-        parts += _evaluation(partial, head if len(predictions) > 1 else "", predicted, images, run)
-    if history:
-        parts += _training(partial, history)
-    parts += ["## Parameters", parameters_table(params)]
-    (partial / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-
-    folder, old = workdir / REPORT_FOLDER, workdir / f"{REPORT_FOLDER}.old"
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, old)  # a folder that is not empty cannot be replaced in one go
-    os.replace(partial, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    folder = workdir / REPORT_FOLDER
+    with whole_folder(folder) as partial:
+        for head, predicted in predictions.items():
+            suffix = head if len(predictions) > 1 else ""
+            parts += _evaluation(partial, suffix, predicted, images, run)
+        if history:
+            parts += _training(partial, history)
+        parts += ["## Parameters", parameters_table(params)]
+        (partial / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return folder / "report.md"
 
 

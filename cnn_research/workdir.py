@@ -9,6 +9,7 @@ import functools
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -183,6 +184,20 @@ def write_text(file: Path, text: str) -> None:
     temporary = file.with_name(f"{file.name}.tmp")
     temporary.write_text(text)
     os.replace(temporary, file)
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder to write to, which takes the place of `folder` when all is written."""
+    partial, old = (folder.with_name(f"{folder.name}.{word}") for word in ("partial", "old"))
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)  # a folder that is not empty cannot be replaced in one go
+    os.replace(partial, folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @functools.cache
