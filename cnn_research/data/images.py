@@ -85,15 +85,16 @@ def printable(name: str | os.PathLike[str]) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
-def decode(path: Path, image_size: tuple[int, int]) -> np.ndarray:
+def decode(path: Path, image_size: tuple[int, int] | None) -> np.ndarray:
     """The image in the file `path` as uint8 `[height, width, 3]`, stretched to `image_size`.
+
+    None leaves it at its own size.
 
     Rotated as EXIF says, transparency put on white, 16 bits reduced to 8, CMYK and palettes
     turned into RGB; of an animation the first frame.
     """
     from PIL import Image, ImageOps
 
-    height, width = image_size
     try:
         with Image.open(path) as file:
             if file.width * file.height > MAX_PIXELS:
@@ -101,11 +102,13 @@ def decode(path: Path, image_size: tuple[int, int]) -> np.ndarray:
                     f"{printable(path)} has {file.width}x{file.height} pixels, more than "
                     f"{MAX_PIXELS // 1_000_000} million: make it smaller"
                 )
-            # A large JPEG is decoded at the nearest size above twice the wanted one.
-            file.draft("RGB", (2 * max(image_size), 2 * max(image_size)))
+            if image_size:
+                # A large JPEG is decoded at the nearest size above twice the wanted one.
+                file.draft("RGB", (2 * max(image_size), 2 * max(image_size)))
             file.load()
-            upright = _to_rgb(ImageOps.exif_transpose(file))
-            image = upright.resize((width, height), Image.Resampling.BILINEAR)
+            image = _to_rgb(ImageOps.exif_transpose(file))
+            if image_size:
+                image = image.resize(image_size[::-1], Image.Resampling.BILINEAR)
     except Image.DecompressionBombError as error:
         raise BadImage(
             f"{printable(path)} has more than {MAX_PIXELS // 1_000_000} million pixels: make it "

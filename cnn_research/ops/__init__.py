@@ -1,6 +1,8 @@
 """Pure functions on arrays, in the formulation that is fastest on the platform at hand."""
 
 from cnn_research.ops.convolution import conv_general_dilated
+from cnn_research.ops.filters import filter_image, filter_signal
+from cnn_research.ops.normalisation import local_response_norm
 from cnn_research.ops.platform import (
     PLAIN,
     Formulation,
@@ -9,16 +11,20 @@ from cnn_research.ops.platform import (
     keep_freed_memory,
     use_formulation,
 )
-from cnn_research.ops.pooling import avg_pool, max_pool, min_pool
+from cnn_research.ops.pooling import adaptive_avg_pool, avg_pool, max_pool, min_pool
 
 __all__ = [
     "PLAIN",
     "Formulation",
+    "adaptive_avg_pool",
     "avg_pool",
     "conv_general_dilated",
     "current_formulation",
     "default_formulation",
+    "filter_image",
+    "filter_signal",
     "keep_freed_memory",
+    "local_response_norm",
     "max_pool",
     "min_pool",
     "use_formulation",

@@ -1,0 +1,148 @@
+"""Filters of images and signals with given kernels: convolution by hand rather than learned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Operation = Literal["correlation", "convolution"]
+"""Correlation lays the kernel over the image as it is written, as every deep-learning library
+does; convolution turns it by 180 degrees first, so that a point becomes the kernel."""
+
+Border = Literal["zeros", "edge"]
+"""What padding consists of: zeros, or the image's outermost pixels, repeated."""
+
+Kernel = tuple[tuple[float, ...], ...]
+
+KERNELS: Mapping[str, Kernel] = {
+    "identity": ((0, 0, 0), (0, 1, 0), (0, 0, 0)),
+    "sharpen": ((0, -1, 0), (-1, 5, -1), (0, -1, 0)),
+    "mean_blur": ((1 / 9,) * 3,) * 3,
+    "gaussian_blur": ((1 / 16, 2 / 16, 1 / 16), (2 / 16, 4 / 16, 2 / 16), (1 / 16, 2 / 16, 1 / 16)),
+    "laplacian": ((0, 1, 0), (1, -4, 1), (0, 1, 0)),
+    "sobel_x": ((-1, 0, 1), (-2, 0, 2), (-1, 0, 1)),
+    "sobel_y": ((-1, -2, -1), (0, 0, 0), (1, 2, 1)),
+}
+"""Kernels by name: document 001's five, and Sobel's two (edges across x and across y)."""
+
+
+def output_size(size: int, kernel: int, padding: int = 0, stride: int = 1) -> int:
+    """O = 1 + (2P + I - K) / S, floored: how many places a kernel has along one side.
+
+    Args:
+        size: I, pixels of the image.
+        kernel: K, pixels of the kernel.
+        padding: P, pixels added at either end.
+        stride: S, pixels from one place to the next.
+
+    Raises:
+        ValueError: a number is out of range, or the kernel longer than the padded image.
+    """
+    if size < 1 or kernel < 1 or stride < 1 or padding < 0:
+        raise ValueError(
+            f"size {size}, kernel {kernel} and stride {stride} must be 1 or more, "
+            f"padding {padding} 0 or more"
+        )
+    if kernel > size + 2 * padding:
+        raise ValueError(
+            f"a kernel of {kernel} is longer than {size} pixels with {padding} more at either end"
+        )
+    return 1 + (2 * padding + size - kernel) // stride
+
+
+def filter_image(
+    images: jax.Array,
+    kernel: jax.Array,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    border: Border = "zeros",
+    operation: Operation = "correlation",
+) -> jax.Array:
+    """Each channel of each image, filtered with the same kernel.
+
+    Args:
+        images: `[batch, height, width, channels]`, of any real dtype.
+        kernel: `[kernel_height, kernel_width]`.
+        stride: pixels from one place of the kernel to the next, down and to the right.
+        padding: pixels added at each of the four sides.
+        border: what they are.
+        operation: whether the kernel is turned by 180 degrees first.
+
+    Returns:
+        float32 `[batch, out_height, out_width, channels]`; sizes as `output_size` gives them.
+
+    Raises:
+        ValueError: an array has another rank, a number is out of range, or the kernel is larger
+            than a padded image.
+    """
+    return _filtered(images, kernel, stride, (padding, padding), border, operation)
+
+
+def filter_signal(
+    signals: jax.Array,
+    kernel: jax.Array,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    border: Border = "zeros",
+    operation: Operation = "convolution",
+) -> jax.Array:
+    """Signals filtered with a kernel in one dimension; the arguments are those of `filter_image`.
+
+    Args:
+        signals: `[batch, length]`.
+        kernel: `[kernel_length]`.
+
+    Returns:
+        float32 `[batch, out_length]`.
+    """
+    images, row = jnp.asarray(signals), jnp.asarray(kernel)
+    if images.ndim != 2 or row.ndim != 1:
+        raise ValueError(
+            "filter_signal takes [batch, length] and [kernel_length]; got "
+            f"{images.shape} and {row.shape}"
+        )
+    filtered = _filtered(
+        images[:, None, :, None], row[None], stride, (0, padding), border, operation
+    )
+    return filtered[:, 0, :, 0]
+
+
+def _filtered(images, kernel, stride, padding, border, operation) -> jax.Array:
+    images, kernel = jnp.asarray(images, jnp.float32), jnp.asarray(kernel, jnp.float32)
+    if images.ndim != 4 or kernel.ndim != 2:
+        raise ValueError(
+            "filter_image takes [batch, height, width, channels] and [kernel_height, "
+            f"kernel_width]; got {images.shape} and {kernel.shape}"
+        )
+    batch, *sides, channels = images.shape
+    out = [output_size(*each, stride) for each in zip(sides, kernel.shape, padding, strict=True)]
+    pads = [(0, 0), *((pad, pad) for pad in padding), (0, 0)]
+    mode = {"zeros": "constant", "edge": "edge"}[border]
+    padded = jnp.pad(images, pads, mode=mode)
+    if operation == "convolution":
+        kernel = kernel[::-1, ::-1]
+    # Every channel as an image of its own: the kernel sees one at a time.
+    planes = jnp.moveaxis(padded, 3, 1).reshape(batch * channels, *padded.shape[1:3], 1)
+    filtered = lax.conv_general_dilated(
+        planes,
+        kernel[:, :, None, None],
+        (stride, stride),
+        "VALID",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=lax.Precision.HIGHEST,
+    )
+    return jnp.moveaxis(filtered.reshape(batch, channels, *out), 1, 3)
+
+
+def gaussian(length: int, sigma: float) -> tuple[float, ...]:
+    """A Gaussian bell of odd `length` as weights that sum to 1."""
+    places = range(-(length // 2), length - length // 2)
+    weights = [math.exp(-(x**2) / (2 * sigma**2)) for x in places]
+    return tuple(weight / sum(weights) for weight in weights)
