@@ -33,9 +33,12 @@ EXERCISE = ConvNet(
 
 
 def exercise(**changes: Any) -> Training:
-    """The exercise, with fields replaced. What the tutorial does not say is as Keras has it."""
+    """The exercise, with fields replaced. What the tutorial does not say is as Keras has it.
+
+    The tutorial trains on all 50,000; here 2,000 of them are held out, to choose changes by.
+    """
     tutorial = Training(
-        data=Cifar10(),
+        data=Cifar10(validation=0.04),
         model=EXERCISE,
         optimizer=Optimizer(name="adam", learning_rate=1e-3),
         epochs=10,
@@ -66,12 +69,12 @@ def cifar10_exercise_batch128() -> Training:
 
 
 @register(document="003", data="CIFAR-10")
-def cifar10_exercise_epochs30() -> Training:
-    """The exercise trained for 30 epochs instead of 10.
+def cifar10_exercise_epochs20() -> Training:
+    """The exercise trained for 20 epochs instead of 10.
 
-    python launch.py --experiment=cifar10_exercise_epochs30
+    python launch.py --experiment=cifar10_exercise_epochs20
     """
-    return exercise(epochs=30)
+    return exercise(epochs=20)
 
 
 @register(document="003", data="CIFAR-10")
@@ -159,27 +162,24 @@ def cifar10_exercise_wider() -> Training:
 
 
 @register(document="003", data="CIFAR-10")
-def cifar10_exercise_vgg() -> Training:
-    """The exercise's data and training with a small VGG: six convolutions, batch normalisation.
+def cifar10_exercise_deeper() -> Training:
+    """The exercise with one more convolution in the second and in the third block.
 
-    python launch.py --experiment=cifar10_exercise_vgg
+    python launch.py --experiment=cifar10_exercise_deeper
     """
     return exercise(
-        model=ConvNet(
-            features=(32, 32, 64, 64, 128, 128),
-            padding=(1, 1, 1, 1, 1, 1),
-            pool=(False, True, False, True, False, True),
-            dense=(128,),
-            dense_activation="relu",
-            dropout=0.4,
+        model=EXERCISE.clone(
+            features=(32, 64, 64, 64, 64),
+            padding=(0, 1, 0, 1, 0),
+            pool=(True, False, True, False, False),
         )
     )
 
 
 @register(document="003", data="CIFAR-10")
 def cifar10_exercise_resnet9() -> Training:
-    """The exercise's data and training with a ResNet-9: residual, batch normalisation.
+    """The exercise with another network: five convolutions, batch-normalised, two of them residual.
 
     python launch.py --experiment=cifar10_exercise_resnet9
     """
-    return exercise(model=ResNet9())
+    return exercise(model=ResNet9(features=(32, 64, 128), pool=(True, True, False)))
