@@ -17,7 +17,10 @@ from cnn_research import ops
 from cnn_research.ops import convolution
 
 CPU = ops.Formulation(
-    sliced_weight_gradient=True, few_channels_as_product=True, gather_pool_gradient=True
+    sliced_weight_gradient=True,
+    few_channels_as_product=True,
+    depthwise_as_shifts=True,
+    gather_pool_gradient=True,
 )
 NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -97,6 +100,35 @@ def test_convolution_is_that_of_lax(case, small_slices):
     assert_close(actual, expected)
 
 
+DEPTHWISE = {
+    # images [batch, height, width, channels], kernel size, strides, padding
+    "3x3": ((3, 9, 8, 6), (3, 3), (1, 1), ((1, 1), (1, 1))),
+    "3x3, strided as in Keras": ((3, 10, 12, 6), (3, 3), (2, 2), ((0, 1), (0, 1))),
+    "parts that do not divide": ((2, 19, 21, 4), (3, 3), (1, 1), "SAME"),
+    "uneven": ((2, 7, 9, 5), (2, 4), (1, 3), "VALID"),
+}
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype"), [*((case, jnp.float32) for case in DEPTHWISE), ("3x3", jnp.bfloat16)]
+)
+def test_depthwise_convolution_is_that_of_lax(case, dtype):
+    shape, kernel_size, strides, padding = DEPTHWISE[case]
+    x = normal(0, *shape, dtype=dtype)
+    kernel = normal(1, *kernel_size, 1, shape[3], dtype=dtype)
+
+    def convolve(x, kernel):
+        return ops.conv_general_dilated(
+            x, kernel, strides, padding, dimension_numbers=NHWC, feature_group_count=shape[3]
+        )
+
+    actual = value_and_pullback(convolve, 2, x, kernel)
+    assert "feature_group_count" not in str(jax.make_jaxpr(convolve)(x, kernel))
+    with ops.use_formulation(ops.PLAIN):
+        expected = value_and_pullback(convolve, 2, x, kernel)
+    assert_close(actual, expected, relative=1e-5 if dtype == jnp.float32 else 0.02)
+
+
 def test_slices_are_taken_and_cover_a_batch_they_do_not_divide():
     taken = []
 
@@ -154,6 +186,7 @@ def test_flax_convolution_in_either_dtype(dtype, channels, small_slices):
         {"rhs_dilation": (2, 2)},
         {"lhs_dilation": (2, 1)},
         {"feature_group_count": 2},
+        {"feature_group_count": 2, "rhs_dilation": (2, 2)},
         {"dimension_numbers": ("NCHW", "HWIO", "NHWC")},
     ],
     ids=str,
@@ -256,6 +289,35 @@ def test_average_without_padding_in_the_count():
     x = jnp.ones((1, 5, 4, 2))
     np.testing.assert_allclose(ops.avg_pool(x, 3, 2, "SAME", count_include_pad=False), 1)
     assert ops.avg_pool(x, 3, 2, "SAME")[0, 0, 0, 0] == pytest.approx(6 / 9)
+
+
+@pytest.mark.parametrize("size", [(4, 4), (7, 3), 1, (2, 12)])
+def test_adaptive_average_is_a_mean_of_windows(size):
+    x = normal(0, 2, 7, 9, 3)
+    height, width = (size, size) if isinstance(size, int) else size
+    expected = np.zeros((2, height, width, 3), np.float32)
+    for i in range(height):
+        for j in range(width):
+            rows = slice(i * 7 // height, -(-(i + 1) * 7 // height))
+            columns = slice(j * 9 // width, -(-(j + 1) * 9 // width))
+            expected[:, i, j] = np.asarray(x)[:, rows, columns].mean((1, 2))
+    assert_close(ops.adaptive_avg_pool(x, size), expected, relative=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 4, 5])
+def test_local_response_norm_is_that_of_a_loop(size):
+    x = normal(0, 2, 3, 4, 7)
+    k, alpha, beta = 2.0, 0.3, 0.75
+    values, expected = np.asarray(x, np.float64), np.zeros(x.shape)
+    for channel in range(7):
+        first = channel - size // 2
+        around = values[..., max(first, 0) : first + size]
+        divisor = k + alpha / size * (around**2).sum(-1)
+        expected[..., channel] = values[..., channel] / divisor**beta
+    actual = ops.local_response_norm(x, size, k, alpha, beta)
+    assert_close(actual, expected.astype(np.float32), relative=1e-6)
+    half = ops.local_response_norm(x.astype(jnp.bfloat16), size, k, alpha, beta)
+    assert half.dtype == jnp.bfloat16
 
 
 def test_pools_of_whole_numbers():

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from cnn_research import ops
@@ -15,7 +16,7 @@ from cnn_research.errors import UsageError
 Dtype = Literal["float32", "bfloat16"]
 """What a model computes in; parameters, statistics and logits stay float32."""
 
-Activation = Literal["relu", "gelu", "silu", "none"]
+Activation = Literal["relu", "gelu", "silu", "tanh", "none"]
 
 Conv = functools.partial(nn.Conv, conv_general_dilated=ops.conv_general_dilated)
 """flax's convolution in the formulation that is fast on this platform."""
@@ -27,7 +28,31 @@ BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
 
 def activate(name: Activation) -> Callable[[jax.Array], jax.Array]:
     """The activation function of that name."""
-    return {"relu": nn.relu, "gelu": nn.gelu, "silu": nn.silu, "none": lambda x: x}[name]
+    functions: dict[str, Callable[[jax.Array], jax.Array]] = {
+        "relu": nn.relu,
+        "gelu": nn.gelu,
+        "silu": nn.silu,
+        "tanh": nn.tanh,
+        "none": lambda x: x,
+    }
+    return functions[name]
+
+
+class GlobalPool(nn.Module):
+    """Each channel's mean over the whole map; a module, so that its output has a name.
+
+    `[batch, height, width, channels]` becomes `[batch, channels]`, or twice as many channels for
+    `avg_max`: the means, then the largest values.
+    """
+
+    kind: Literal["avg", "avg_max"] = "avg"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        mean = x.mean(axis=(1, 2))
+        if self.kind == "avg":
+            return mean
+        return jnp.concatenate([mean, x.max(axis=(1, 2))], axis=-1)
 
 
 def check_size(model: nn.Module, images: jax.Array, least: int) -> None:

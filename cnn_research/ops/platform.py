@@ -20,7 +20,7 @@ import jax
 class Formulation:
     """How to write down an operation for one kind of device.
 
-    The derivative rules of the first three are reverse-mode only (`jax.grad`, `jax.vjp`). For
+    The derivative rules of all but the last are reverse-mode only (`jax.grad`, `jax.vjp`). For
     `jax.jvp`, `jax.hessian` and other uses of forward mode, trace under :data:`PLAIN`.
     """
 
@@ -28,6 +28,8 @@ class Formulation:
     """Compute a convolution's weight gradient over a few images at a time."""
     few_channels_as_product: bool = False
     """Compute convolutions over very few channels, or 1x1 ones, as a matrix product."""
+    depthwise_as_shifts: bool = False
+    """Compute a depthwise convolution as shifted images times numbers, added up."""
     gather_pool_gradient: bool = False
     """Compute the gradient of a max or min pool without XLA's select-and-scatter."""
     steps_per_dispatch: int = 1
@@ -43,6 +45,7 @@ _BY_PLATFORM = {
     "cpu": Formulation(
         sliced_weight_gradient=True,
         few_channels_as_product=True,
+        depthwise_as_shifts=True,
         gather_pool_gradient=True,
         steps_per_dispatch=1,
     ),

@@ -81,6 +81,31 @@ def avg_pool(
     return total / _sum_pool(jnp.ones((1, *x.shape[1:3], 1), x.dtype), window, strides, pads)
 
 
+def adaptive_avg_pool(x: jax.Array, size: int | Sequence[int]) -> jax.Array:
+    """The mean of each of `size` windows over images of any size, as PyTorch lays them out.
+
+    Window i of n, over a length l, goes from floor(i l / n) up to ceil((i + 1) l / n): windows
+    overlap by one where n does not divide l, and repeat pixels where n is larger than l.
+
+    Args:
+        x: `[batch, height, width, channels]`, floating.
+        size: height and width of the result, or one number for both.
+
+    Returns:
+        `[batch, *size, channels]`, of the dtype of `x`.
+    """
+    for axis, count in zip((1, 2), _pair("size", size), strict=True):
+        length = x.shape[axis]
+        if length == count:
+            continue
+        windows = [
+            lax.slice_in_dim(x, i * length // count, -(-(i + 1) * length // count), axis=axis)
+            for i in range(count)
+        ]
+        x = jnp.concatenate([window.mean(axis, keepdims=True) for window in windows], axis)
+    return x
+
+
 def _arguments(x, window, strides, padding) -> tuple[jax.Array, _Pair, _Pair, _Pads]:
     x = jnp.asarray(x)
     if x.ndim != 4:
