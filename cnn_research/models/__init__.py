@@ -5,7 +5,19 @@ float32 logits `[batch, num_classes]`. A task sets `num_classes` from the data.
 """
 
 from cnn_research.models.convnet import ConvNet
+from cnn_research.models.googlenet import GoogLeNet
+from cnn_research.models.inception_v3 import InceptionV3
+from cnn_research.models.lenet import LeNet5
 from cnn_research.models.mlp import MLP
+from cnn_research.models.mobilenet import MobileNetV1
 from cnn_research.models.resnet9 import ResNet9
 
-__all__ = ["MLP", "ConvNet", "ResNet9"]
+__all__ = [
+    "MLP",
+    "ConvNet",
+    "GoogLeNet",
+    "InceptionV3",
+    "LeNet5",
+    "MobileNetV1",
+    "ResNet9",
+]

@@ -1,0 +1,195 @@
+"""GoogLeNet, or Inception v1: blocks of convolutions of several sizes side by side."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from cnn_research import ops
+from cnn_research.models.architectures import register_model
+from cnn_research.models.layers import BatchNorm, Conv, Dtype, GlobalPool, check_size
+
+_INIT = nn.initializers.he_normal()
+_AUXILIARY_DROPOUT = 0.7
+_BLOCKS = {
+    # 1x1, 3x3 reduced, 3x3, 5x5 reduced, 5x5, after the pool
+    "3a": (64, 96, 128, 16, 32, 32),
+    "3b": (128, 128, 192, 32, 96, 64),
+    "4a": (192, 96, 208, 16, 48, 64),
+    "4b": (160, 112, 224, 24, 64, 64),
+    "4c": (128, 128, 256, 24, 64, 64),
+    "4d": (112, 144, 288, 32, 64, 64),
+    "4e": (256, 160, 320, 32, 128, 128),
+    "5a": (256, 160, 320, 32, 128, 128),
+    "5b": (384, 192, 384, 48, 128, 128),
+}
+"""The filters of each Inception module."""
+_POOLED_AFTER = {"3b": 3, "4e": 2}
+"""After which modules a max pool of stride 2 follows, and its window."""
+_AUXILIARY_AFTER = {"4a": "aux1", "4d": "aux2"}
+
+
+class ConvNorm(nn.Module):
+    """A convolution, batch normalisation unless `norm` is False, and a ReLU."""
+
+    features: int
+    kernel_size: tuple[int, int] = (1, 1)
+    strides: int = 1
+    padding: tuple[int, int] = (0, 0)
+    norm: bool = True
+    scale: bool = True
+    dtype: Dtype = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        x = Conv(
+            self.features,
+            self.kernel_size,
+            self.strides,
+            padding=[(pad, pad) for pad in self.padding],
+            use_bias=not self.norm,
+            kernel_init=_INIT,
+            dtype=self.dtype,
+            name="conv",
+        )(x)
+        if self.norm:
+            norm = BatchNorm(epsilon=1e-3, use_scale=self.scale, dtype=self.dtype, name="bn")
+            x = norm(x, use_running_average=not train)
+        return nn.relu(x)
+
+
+class Inception(nn.Module):
+    """Four branches from one input, their channels side by side."""
+
+    features: tuple[int, ...]
+    largest: int
+    norm: bool
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        one, three_reduced, three, five_reduced, five, pooled = self.features
+
+        def convolution(x: jax.Array, features: int, size: int, name: str) -> jax.Array:
+            pad = (size // 2, size // 2)
+            layer = ConvNorm(
+                features, (size, size), padding=pad, norm=self.norm, dtype=self.dtype, name=name
+            )
+            return layer(x, train)
+
+        around = ops.max_pool(x, 3, 1, ((1, 1), (1, 1)))
+        branches = [
+            convolution(x, one, 1, "branch1"),
+            convolution(convolution(x, three_reduced, 1, "branch2.0"), three, 3, "branch2.1"),
+            convolution(
+                convolution(x, five_reduced, 1, "branch3.0"), five, self.largest, "branch3.1"
+            ),
+            convolution(around, pooled, 1, "branch4.1"),
+        ]
+        return jnp.concatenate(branches, axis=-1)
+
+
+class AuxiliaryHead(nn.Module):
+    """A small classifier halfway up, which sends a gradient into the lower layers."""
+
+    num_classes: int
+    norm: bool
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        x = ops.adaptive_avg_pool(x, 4)
+        x = ConvNorm(128, norm=self.norm, dtype=self.dtype, name="conv")(x, train)
+        x = nn.Dense(1024, dtype=self.dtype, name="fc1")(x.reshape(len(x), -1))
+        x = nn.Dropout(_AUXILIARY_DROPOUT, deterministic=not train)(nn.relu(x))
+        return nn.Dense(self.num_classes, dtype=self.dtype, name="fc2")(x).astype(jnp.float32)
+
+
+class GoogLeNet(nn.Module):
+    """Szegedy et al., 'Going deeper with convolutions' (2014).
+
+    Modules are called as in torchvision, whose weights fit.
+    """
+
+    layout: Literal["torchvision", "paper"] = "torchvision"
+    """torchvision's has batch normalisation, and 3x3 kernels for the 5x5 ones; the paper's has
+    local response normalisation after the first and third convolution, and biases."""
+    auxiliary_weight: float = 0.3
+    """Of each of the two auxiliary heads in the objective; 0 for no such heads."""
+    dropout: float = 0.2
+    """Rate before the last layer (the paper's is 0.4); survivors are scaled by 1 / (1 - rate)."""
+    small: bool = False
+    """For images of about 32x32: the first three halvings are left out."""
+    dtype: Dtype = "float32"
+    """What the layers compute in."""
+    num_classes: int = 1000
+    """Units of the last layer; set from the data."""
+
+    @property
+    def flattened(self) -> dict[str, tuple[int, int, int]]:
+        """Linear layers over a flattened map, and its height, width and channels."""
+        return {f"{head}.fc1": (4, 4, 128) for head in _AUXILIARY_AFTER.values()}
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        check_size(self, images, 2 if self.small else 15)
+        norm = self.layout == "torchvision"
+        options = {"norm": norm, "dtype": self.dtype}
+
+        def responses(x: jax.Array) -> jax.Array:
+            return x if norm else ops.local_response_norm(x)
+
+        x = images.astype(self.dtype)
+        if self.small:
+            x = ConvNorm(64, (3, 3), padding=(1, 1), name="conv1", **options)(x, train)
+        else:
+            x = ConvNorm(64, (7, 7), 2, (3, 3), name="conv1", **options)(x, train)
+            x = _pool_to_the_edge(x, 3)
+        x = responses(x)
+        x = ConvNorm(64, name="conv2", **options)(x, train)
+        x = ConvNorm(192, (3, 3), padding=(1, 1), name="conv3", **options)(x, train)
+        x = responses(x)
+        if not self.small:
+            x = _pool_to_the_edge(x, 3)
+        for block, features in _BLOCKS.items():
+            layer = Inception(features, 3 if norm else 5, name=f"inception{block}", **options)
+            x = layer(x, train)
+            if block in _AUXILIARY_AFTER and self.auxiliary_weight:
+                self._auxiliary(x, train, _AUXILIARY_AFTER[block])
+            if block in _POOLED_AFTER:
+                x = _pool_to_the_edge(x, _POOLED_AFTER[block])
+        x = GlobalPool(name="avgpool")(x)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = nn.Dense(self.num_classes, dtype=self.dtype, name="fc")(x)
+        return x.astype(jnp.float32)
+
+    def _auxiliary(self, x: jax.Array, train: bool, name: str) -> None:
+        if not (train or self.is_initializing()):
+            return
+        norm = self.layout == "torchvision"
+        logits = AuxiliaryHead(self.num_classes, norm, self.dtype, name=name)(x, train)
+        if train:
+            self.sow("auxiliary", name, (self.auxiliary_weight, logits))
+
+
+def _pool_to_the_edge(x: jax.Array, window: int) -> jax.Array:
+    """A max pool of stride 2 whose last windows may reach over the edge."""
+    over = []
+    for size in x.shape[1:3]:
+        count = max(1, -(-(size - window) // 2) + 1)
+        over.append((0, max(0, (count - 1) * 2 + window - size)))
+    return ops.max_pool(x, window, 2, over)
+
+
+_SOURCE = "Szegedy et al. 2014, arXiv:1409.4842"
+register_model("googlenet", GoogLeNet(), source=_SOURCE)
+register_model("googlenet_lrn", GoogLeNet(layout="paper", dropout=0.4), source=_SOURCE)
+register_model(
+    "googlenet_small",
+    GoogLeNet(small=True, auxiliary_weight=0.0, num_classes=10),
+    image_shape=(32, 32, 3),
+    source=_SOURCE,
+)

@@ -1,0 +1,52 @@
+"""LeNet-5, the network for handwritten digits."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from cnn_research import ops
+from cnn_research.models.architectures import register_model
+from cnn_research.models.layers import Activation, Conv, Dtype, activate
+
+_FRAME = 32
+
+
+class LeNet5(nn.Module):
+    """LeCun, Bottou, Bengio and Haffner, 'Gradient-based learning applied to document
+    recognition' (1998), in the form of today: plain averages for the subsampling with weights, each
+    map of C3 sees all of S2, and linear outputs for the radial basis functions.
+
+    Images of fewer than 32 pixels are centred in a frame of zeros, as the paper's digits are.
+    """
+
+    activation: Activation = "tanh"
+    """After each layer but the last."""
+    dtype: Dtype = "float32"
+    """What the layers compute in."""
+    num_classes: int = 10
+    """Units of the last layer; set from the data."""
+
+    @property
+    def flattened(self) -> dict[str, tuple[int, int, int]]:
+        """Linear layers over a flattened map, and its height, width and channels."""
+        return {"fc1": (5, 5, 16)}
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        act = activate(self.activation)
+        missing = [max(0, _FRAME - size) for size in images.shape[1:3]]
+        frame = [(size // 2, size - size // 2) for size in missing]
+        x = jnp.pad(images.astype(self.dtype), ((0, 0), *frame, (0, 0)))
+        x = act(Conv(6, (5, 5), padding=0, dtype=self.dtype, name="conv1")(x))
+        x = ops.avg_pool(x, 2)
+        x = act(Conv(16, (5, 5), padding=0, dtype=self.dtype, name="conv2")(x))
+        x = ops.avg_pool(x, 2)
+        x = x.reshape(len(x), -1)
+        x = act(nn.Dense(120, dtype=self.dtype, name="fc1")(x))
+        x = act(nn.Dense(84, dtype=self.dtype, name="fc2")(x))
+        return nn.Dense(self.num_classes, dtype=self.dtype, name="fc3")(x).astype(jnp.float32)
+
+
+register_model("lenet5", LeNet5(), image_shape=(32, 32, 1), source="LeCun et al. 1998")

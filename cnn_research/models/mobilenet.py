@@ -1,0 +1,101 @@
+"""MobileNetV1: convolutions taken apart into one per channel and one across channels."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from cnn_research.models.architectures import register_model
+from cnn_research.models.layers import BatchNorm, Conv, Dtype, GlobalPool, check_size
+
+_INIT = nn.initializers.he_normal()
+_FEATURES = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
+"""Filters of each block's 1x1 convolution."""
+_HALVING = (2, 4, 6, 12)
+"""Blocks, counted from 1, that halve height and width."""
+
+
+class MobileNetV1(nn.Module):
+    """Howard et al., 'MobileNets: efficient convolutional neural networks for mobile vision
+    applications' (2017).
+
+    Layers are called, and padding and epsilon are, as in Keras, whose weights fit.
+    """
+
+    width: float = 1.0
+    """Multiplies the filters of every layer."""
+    last: Literal["conv_pw_13", "conv_dw_13"] = "conv_pw_13"
+    """The last convolution: the paper's, or the one before it."""
+    pool: Literal["avg", "avg_max"] = "avg"
+    """What becomes of the last map: each channel's mean, or that and its largest value."""
+    dropout: float = 0.001
+    """Rate before the last layer; survivors are scaled by 1 / (1 - rate)."""
+    small: bool = False
+    """For images of about 32x32: the first two halvings are left out."""
+    dtype: Dtype = "float32"
+    """What the layers compute in."""
+    num_classes: int = 1000
+    """Units of the last layer; set from the data."""
+
+    @property
+    def other_names(self) -> tuple[dict[str, str], ...]:
+        """Our module -> its name in Keras' files."""
+        return ({"predictions": "conv_preds"},)
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        check_size(self, images, 8 if self.small else 31)
+
+        def normalised(x: jax.Array, name: str) -> jax.Array:
+            norm = BatchNorm(epsilon=1e-3, dtype=self.dtype, name=f"{name}_bn")
+            return nn.relu6(norm(x, use_running_average=not train))
+
+        def convolution(x: jax.Array, features: int, name: str, **options) -> jax.Array:
+            options = {"use_bias": False, "kernel_init": _INIT, "dtype": self.dtype} | options
+            return normalised(Conv(features, name=name, **options)(x), name)
+
+        def filters(features: int) -> int:
+            return int(self.width * features)
+
+        x = images.astype(self.dtype)
+        # As in Keras: a pixel more on both sides where height or width is odd.
+        x = convolution(
+            x,
+            filters(32),
+            "conv1",
+            kernel_size=(3, 3),
+            strides=1 if self.small else 2,
+            padding="SAME",
+        )
+        for block, features in enumerate(_FEATURES, 1):
+            halves = block in _HALVING and not (self.small and block == _HALVING[0])
+            channels = x.shape[3]
+            x = convolution(
+                x,
+                channels,
+                f"conv_dw_{block}",
+                kernel_size=(3, 3),
+                feature_group_count=channels,
+                strides=2 if halves else 1,
+                padding=((0, 1), (0, 1)) if halves else 1,
+            )
+            if self.last == f"conv_dw_{block}":
+                break
+            x = convolution(x, filters(features), f"conv_pw_{block}", kernel_size=(1, 1))
+        x = GlobalPool(self.pool, name="pool")(x)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = nn.Dense(self.num_classes, dtype=self.dtype, name="predictions")(x)
+        return x.astype(jnp.float32)
+
+
+_SOURCE = "Howard et al. 2017, arXiv:1704.04861"
+register_model("mobilenet_v1", MobileNetV1(), source=_SOURCE)
+register_model(
+    "mobilenet_v1_small",
+    MobileNetV1(small=True, num_classes=10),
+    image_shape=(32, 32, 3),
+    source=_SOURCE,
+)
