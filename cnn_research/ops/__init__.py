@@ -3,7 +3,6 @@
 from cnn_research.ops.convolution import conv_general_dilated
 from cnn_research.ops.filters import filter_image, filter_signal
 from cnn_research.ops.normalisation import local_response_norm
-from cnn_research.ops.normalisation import local_response_norm
 from cnn_research.ops.platform import (
     PLAIN,
     Formulation,
@@ -17,7 +16,6 @@ from cnn_research.ops.pooling import adaptive_avg_pool, avg_pool, max_pool, min_
 __all__ = [
     "PLAIN",
     "Formulation",
-    "adaptive_avg_pool",
     "adaptive_avg_pool",
     "avg_pool",
     "conv_general_dilated",
