@@ -1,0 +1,75 @@
+"""Residual networks for CIFAR-10: 20 to 110 layers, narrow, with shortcuts without parameters."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from cnn_research.models.architectures import register_model
+from cnn_research.models.layers import BatchNorm, Conv, Dtype, GlobalPool
+
+_INIT = nn.initializers.he_normal()
+_Conv = functools.partial(Conv, kernel_size=(3, 3), padding=1, use_bias=False, kernel_init=_INIT)
+
+
+class CifarBlock(nn.Module):
+    """Two 3x3 convolutions, and their input added; a larger stride halves height and width."""
+
+    features: int
+    strides: int = 1
+    dtype: Dtype = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        y = _Conv(self.features, strides=self.strides, dtype=self.dtype, name="conv1")(x)
+        y = BatchNorm(dtype=self.dtype, name="bn1")(y, use_running_average=not train)
+        y = _Conv(self.features, dtype=self.dtype, name="conv2")(nn.relu(y))
+        y = BatchNorm(dtype=self.dtype, name="bn2")(y, use_running_average=not train)
+        # The paper's option A: every other pixel, and zeros for the channels that are new.
+        x = x[:, :: self.strides, :: self.strides]
+        new = self.features - x.shape[3]
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (new // 2, new - new // 2)))
+        return nn.relu(x + y)
+
+
+class CifarResNet(nn.Module):
+    """He, Zhang, Ren and Sun, 'Deep residual learning for image recognition' (2015), section 4.2.
+
+    Modules are called as in akamaster/pytorch_resnet_cifar10, whose weights fit.
+    """
+
+    depth: int = 20
+    """Layers with weights: 6 n + 2 for n blocks in each of the three stages."""
+    features: tuple[int, ...] = (16, 32, 64)
+    """Filters of each stage."""
+    dtype: Dtype = "float32"
+    """What the layers compute in."""
+    num_classes: int = 10
+    """Units of the last layer; set from the data."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        x = images.astype(self.dtype)
+        x = _Conv(self.features[0], dtype=self.dtype, name="conv1")(x)
+        x = BatchNorm(dtype=self.dtype, name="bn1")(x, use_running_average=not train)
+        x = nn.relu(x)
+        for stage, features in enumerate(self.features, 1):
+            for block in range((self.depth - 2) // 6):
+                strides = 2 if stage > 1 and block == 0 else 1
+                name = f"layer{stage}.{block}"
+                x = CifarBlock(features, strides, self.dtype, name=name)(x, train)
+        x = GlobalPool(name="avgpool")(x)
+        x = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=_INIT, name="linear")(x)
+        return x.astype(jnp.float32)
+
+
+for _depth in (20, 32, 44, 56, 110):
+    register_model(
+        f"resnet{_depth}_cifar",
+        CifarResNet(depth=_depth),
+        image_shape=(32, 32, 3),
+        source="He et al. 2015, arXiv:1512.03385, section 4.2",
+    )

@@ -1,0 +1,128 @@
+"""VGG: 3x3 convolutions and 2x2 pools, with and without batch normalisation."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from cnn_research import ops
+from cnn_research.models.architectures import register_model
+from cnn_research.models.layers import BatchNorm, Conv, Dtype, check_size
+
+_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+_FEATURES = (64, 128, 256, 512, 512)
+_CONVOLUTIONS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
+"""How many convolutions each of the five blocks has."""
+_LINEAR = ("classifier.0", "classifier.3", "classifier.6")
+
+
+class AdaptivePool(nn.Module):
+    """The means of `size` x `size` windows over a map of any size; the map itself where it fits."""
+
+    size: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return ops.adaptive_avg_pool(x, self.size)
+
+
+class VGG(nn.Module):
+    """Simonyan and Zisserman, 'Very deep convolutional networks for large-scale image
+    recognition' (2014). Modules are called as in torchvision.
+    """
+
+    depth: Literal[11, 13, 16, 19] = 16
+    """Layers with weights."""
+    batch_norm: bool = False
+    """Whether each convolution is followed by batch normalisation."""
+    small: bool = False
+    """For images of about 32x32: the last map is averaged to one pixel, not to 7x7."""
+    hidden: int = 4096
+    """Units of the two linear layers before the last."""
+    dropout: float = 0.5
+    """Rate after each of these; survivors are scaled by 1 / (1 - rate)."""
+    dtype: Dtype = "float32"
+    """What the layers compute in."""
+    num_classes: int = 1000
+    """Units of the last layer; set from the data."""
+
+    @property
+    def flattened(self) -> dict[str, tuple[int, int, int]]:
+        """The linear layer over a map, with the map's height, width and channels."""
+        return {_LINEAR[0]: (self._pooled, self._pooled, _FEATURES[-1])}
+
+    @property
+    def other_names(self) -> tuple[dict[str, str], ...]:
+        """Our module -> its name in Keras' files, and in those of timm."""
+        keras = {name: f"block{b}_conv{i}" for name, b, i in self._convolutions()}
+        keras |= dict(zip(_LINEAR, ("fc1", "fc2", "predictions"), strict=True))
+        timm = dict(zip(_LINEAR, ("pre_logits.fc1", "pre_logits.fc2", "head.fc"), strict=True))
+        return keras, timm
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        check_size(self, images, 32)
+        x = images.astype(self.dtype)
+        last = 1
+        for name, block, _ in self._convolutions():
+            if block != last:
+                x = ops.max_pool(x, 2)
+                last = block
+            x = Conv(
+                _FEATURES[block - 1],
+                (3, 3),
+                padding=1,
+                kernel_init=_INIT,
+                dtype=self.dtype,
+                name=name,
+            )(x)
+            if self.batch_norm:
+                norm = BatchNorm(dtype=self.dtype, name=_next(name))
+                x = norm(x, use_running_average=not train)
+            x = nn.relu(x)
+        x = ops.max_pool(x, 2)
+        x = AdaptivePool(self._pooled, name="avgpool")(x)
+        x = x.reshape(len(x), -1)
+        for name in _LINEAR[:2]:
+            x = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, name=name)(x))
+            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return nn.Dense(self.num_classes, dtype=self.dtype, name=_LINEAR[2])(x).astype(jnp.float32)
+
+    @property
+    def _pooled(self) -> int:
+        return 1 if self.small else 7
+
+    def _convolutions(self) -> list[tuple[str, int, int]]:
+        """Each convolution's name, its block, and its number in the block, both from 1.
+
+        torchvision numbers convolutions, normalisations, activations and pools in one row.
+        """
+        found, index = [], 0
+        for block, count in enumerate(_CONVOLUTIONS[self.depth], 1):
+            for number in range(1, count + 1):
+                found.append((f"features.{index}", block, number))
+                index += 3 if self.batch_norm else 2
+            index += 1
+        return found
+
+
+def _next(name: str) -> str:
+    row, index = name.split(".")
+    return f"{row}.{int(index) + 1}"
+
+
+_SOURCE = "Simonyan and Zisserman 2014, arXiv:1409.1556"
+_DEPTHS: tuple[Literal[11, 13, 16, 19], ...] = (11, 13, 16, 19)
+for _depth in _DEPTHS:
+    for _norm in (False, True):
+        _name = f"vgg{_depth}_bn" if _norm else f"vgg{_depth}"
+        register_model(_name, VGG(_depth, _norm), source=_SOURCE)
+        register_model(
+            f"{_name}_small",
+            VGG(_depth, _norm, small=True, hidden=512, num_classes=10),
+            image_shape=(32, 32, 3),
+            source=_SOURCE,
+        )

@@ -1,0 +1,85 @@
+"""Wide residual networks: few layers, many channels."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from cnn_research.models.architectures import register_model
+from cnn_research.models.layers import BatchNorm, Conv, Dtype, GlobalPool
+
+_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+_Conv = functools.partial(Conv, kernel_size=(3, 3), padding=1, use_bias=False, kernel_init=_INIT)
+
+
+class WideBlock(nn.Module):
+    """Twice: normalisation, activation and a 3x3 convolution; their input added."""
+
+    features: int
+    strides: int = 1
+    dropout: float = 0.0
+    dtype: Dtype = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        y = BatchNorm(dtype=self.dtype, name="bn1")(x, use_running_average=not train)
+        y = nn.relu(y)
+        if x.shape[3] != self.features:
+            x = _Conv(
+                self.features,
+                kernel_size=(1, 1),
+                strides=self.strides,
+                padding=0,
+                dtype=self.dtype,
+                name="convShortcut",
+            )(y)
+        y = _Conv(self.features, strides=self.strides, dtype=self.dtype, name="conv1")(y)
+        y = BatchNorm(dtype=self.dtype, name="bn2")(y, use_running_average=not train)
+        y = nn.Dropout(self.dropout, deterministic=not train)(nn.relu(y))
+        return x + _Conv(self.features, dtype=self.dtype, name="conv2")(y)
+
+
+class WideResNet(nn.Module):
+    """Zagoruyko and Komodakis, 'Wide residual networks' (2016), for small images.
+
+    Modules are called as in xternalman/WideResNet-pytorch.
+    """
+
+    depth: int = 28
+    """Convolutions: 6 n + 4 for n blocks in each of the three stages."""
+    width: int = 10
+    """Multiplies the 16, 32 and 64 filters of the stages."""
+    dropout: float = 0.0
+    """Rate between a block's convolutions (the paper's is 0.3); survivors are scaled."""
+    dtype: Dtype = "float32"
+    """What the layers compute in."""
+    num_classes: int = 10
+    """Units of the last layer; set from the data."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        x = _Conv(16, dtype=self.dtype, name="conv1")(images.astype(self.dtype))
+        for stage in range(3):
+            for block in range((self.depth - 4) // 6):
+                x = WideBlock(
+                    16 * 2**stage * self.width,
+                    2 if stage and not block else 1,
+                    self.dropout,
+                    self.dtype,
+                    name=f"block{stage + 1}.layer.{block}",
+                )(x, train)
+        x = nn.relu(BatchNorm(dtype=self.dtype, name="bn1")(x, use_running_average=not train))
+        x = GlobalPool(name="avgpool")(x)
+        return nn.Dense(self.num_classes, dtype=self.dtype, name="fc")(x).astype(jnp.float32)
+
+
+for _depth, _width in ((28, 10), (16, 4)):
+    register_model(
+        f"wide_resnet{_depth}_{_width}",
+        WideResNet(_depth, _width),
+        image_shape=(32, 32, 3),
+        source="Zagoruyko and Komodakis 2016, arXiv:1605.07146",
+    )
