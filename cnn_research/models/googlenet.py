@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -137,7 +137,7 @@ class GoogLeNet(nn.Module):
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         check_size(self, images, 2 if self.small else 15)
         norm = self.layout == "torchvision"
-        options = {"norm": norm, "dtype": self.dtype}
+        options: dict[str, Any] = {"norm": norm, "dtype": self.dtype}
 
         def responses(x: jax.Array) -> jax.Array:
             return x if norm else ops.local_response_norm(x)

@@ -55,8 +55,18 @@ class GlobalPool(nn.Module):
         return jnp.concatenate([mean, x.max(axis=(1, 2))], axis=-1)
 
 
+class ImageTooSmall(UsageError):
+    """Images have fewer than `least` pixels in height or width."""
+
+    def __init__(self, message: str, least: int):
+        super().__init__(message)
+        self.least = least
+
+
 def check_size(model: nn.Module, images: jax.Array, least: int) -> None:
-    """Raises `UsageError` for images too small for the architecture.
+    """Raises `ImageTooSmall` for images too small for the architecture.
+
+    Call it before any layer: `models.flops.least_size` asks a model by an image of one pixel.
 
     Args:
         model: named in the message.
@@ -65,7 +75,8 @@ def check_size(model: nn.Module, images: jax.Array, least: int) -> None:
     """
     height, width = images.shape[1:3]
     if min(height, width) < least:
-        raise UsageError(
+        raise ImageTooSmall(
             f"{type(model).__name__} needs images of {least}x{least} pixels at least, these are "
-            f"{height}x{width}: give larger ones (--data.image-size), or a small-image network"
+            f"{height}x{width}: give larger ones (--data.image-size), or a small-image network",
+            least,
         )

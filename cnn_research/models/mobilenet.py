@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -49,27 +49,28 @@ class MobileNetV1(nn.Module):
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         check_size(self, images, 8 if self.small else 31)
 
-        def normalised(x: jax.Array, name: str) -> jax.Array:
+        def convolution(
+            x: jax.Array, features: int, name: str, size: int, **options: Any
+        ) -> jax.Array:
+            layer = Conv(
+                features,
+                (size, size),
+                use_bias=False,
+                kernel_init=_INIT,
+                dtype=self.dtype,
+                name=name,
+                **options,
+            )
             norm = BatchNorm(epsilon=1e-3, dtype=self.dtype, name=f"{name}_bn")
-            return nn.relu6(norm(x, use_running_average=not train))
-
-        def convolution(x: jax.Array, features: int, name: str, **options) -> jax.Array:
-            options = {"use_bias": False, "kernel_init": _INIT, "dtype": self.dtype} | options
-            return normalised(Conv(features, name=name, **options)(x), name)
+            return nn.relu6(norm(layer(x), use_running_average=not train))
 
         def filters(features: int) -> int:
             return int(self.width * features)
 
         x = images.astype(self.dtype)
+        strides = 1 if self.small else 2
         # As in Keras: a pixel more on both sides where height or width is odd.
-        x = convolution(
-            x,
-            filters(32),
-            "conv1",
-            kernel_size=(3, 3),
-            strides=1 if self.small else 2,
-            padding="SAME",
-        )
+        x = convolution(x, filters(32), "conv1", 3, strides=strides, padding="SAME")
         for block, features in enumerate(_FEATURES, 1):
             halves = block in _HALVING and not (self.small and block == _HALVING[0])
             channels = x.shape[3]
@@ -77,14 +78,14 @@ class MobileNetV1(nn.Module):
                 x,
                 channels,
                 f"conv_dw_{block}",
-                kernel_size=(3, 3),
+                3,
                 feature_group_count=channels,
                 strides=2 if halves else 1,
                 padding=((0, 1), (0, 1)) if halves else 1,
             )
             if self.last == f"conv_dw_{block}":
                 break
-            x = convolution(x, filters(features), f"conv_pw_{block}", kernel_size=(1, 1))
+            x = convolution(x, filters(features), f"conv_pw_{block}", 1)
         x = GlobalPool(self.pool, name="pool")(x)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         x = nn.Dense(self.num_classes, dtype=self.dtype, name="predictions")(x)

@@ -1,0 +1,123 @@
+"""What a model costs: parameters, floating-point operations, and the least image it takes.
+
+Counted from JAX's own program for it, without computing anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.extend.core import Jaxpr, jaxprs_in_params
+from jax.interpreters import partial_eval
+
+from cnn_research import ops
+from cnn_research.models.layers import ImageTooSmall
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Of a model and images of one size.
+
+    Attributes:
+        parameters: that are trained; those of auxiliary heads too.
+        statistics: numbers that batch normalisation keeps.
+        flops: of one image's forward pass as it is evaluated.
+    """
+
+    parameters: int
+    statistics: int
+    flops: int
+
+
+def cost(model: nn.Module, image_shape: tuple[int, int, int]) -> Cost:
+    """Counts a model's parameters and operations.
+
+    Args:
+        model: of this project, or any that takes `(images, train)`.
+        image_shape: `(height, width, channels)`.
+    """
+
+    def forward(key, images):
+        return model.init_with_output(key, images, train=False)
+
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    with ops.use_formulation(ops.PLAIN):
+        # One trace for all: tracing is what takes long.
+        program, (logits, variables) = jax.make_jaxpr(forward, return_shape=True)(
+            jax.random.key(0), images
+        )
+    wanted = [True] * len(jax.tree.leaves(logits)) + [False] * len(jax.tree.leaves(variables))
+    evaluated, _ = partial_eval.dce_jaxpr(program.jaxpr, wanted)
+    return Cost(
+        parameters=_size(variables["params"]),
+        statistics=_size(variables.get("batch_stats", {})),
+        flops=_of_program(evaluated),
+    )
+
+
+def flops(function: Callable[..., Any], *arguments: Any) -> int:
+    """The operations of convolutions and matrix products in a function, as it is written.
+
+    A multiplication and an addition are two operations. All else (pools, normalisation,
+    activations) is left out, as is usual; padding counts as if it were pixels.
+
+    Args:
+        function: traceable; a loop of unknown length in it is an error.
+        arguments: arrays or `jax.ShapeDtypeStruct`s.
+    """
+    with ops.use_formulation(ops.PLAIN):
+        return _of_program(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def least_size(model: nn.Module, channels: int = 3) -> int:
+    """The least height and width of images that a model takes."""
+
+    class Reached(Exception):
+        """A layer was called: the size is good enough."""
+
+    def stop(layer, arguments, options, context):
+        if context.module.path:
+            raise Reached
+        return layer(*arguments, **options)
+
+    pixel = jax.ShapeDtypeStruct((1, 1, 1, channels), jnp.float32)
+    try:
+        with nn.intercept_methods(stop):
+            jax.eval_shape(model.init, jax.random.key(0), pixel)
+    except ImageTooSmall as error:
+        return error.least
+    except Reached:
+        pass
+    return 1
+
+
+def _size(tree: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def _of_program(program: Jaxpr) -> int:
+    return sum(_of_equation(equation) for equation in program.eqns)
+
+
+def _of_equation(equation: Any) -> int:
+    name, options = equation.primitive.name, equation.params
+    if name == "conv_general_dilated":
+        kernel = equation.invars[1].aval.shape
+        outputs = kernel[options["dimension_numbers"].rhs_spec[0]]
+        return 2 * equation.outvars[0].aval.size * (math.prod(kernel) // outputs)
+    if name == "dot_general":
+        (contracted, _), _ = options["dimension_numbers"]
+        sizes = [equation.invars[0].aval.shape[axis] for axis in contracted]
+        return 2 * equation.outvars[0].aval.size * math.prod(sizes)
+    inner = [_of_program(program) for program in jaxprs_in_params(options)]
+    if name == "while" and any(inner):
+        raise ValueError("a loop of unknown length has no number of operations")
+    if name == "cond":
+        return max(inner)
+    return sum(inner) * options.get("length", 1) if name == "scan" else sum(inner)
