@@ -143,23 +143,37 @@ def evaluate(experiment: Training, workdir: Path) -> Result:
     Raises:
         UserError: the folder holds no run, or no good checkpoint.
     """
-    if not (workdir / folders.CONFIG).exists():
-        raise UserError(f"{workdir} holds no run: train one there first, with --mode=train")
+    check_run(workdir)
     with folders.claimed(workdir):
         # Other data, or the same split otherwise, may be what the model was trained on.
         folders.check_same(experiment, workdir, ("evaluation", "selection.report"))
-        dataset = experiment.data.load()
-        experiment.task.check_data(dataset)
-        mesh = data_mesh()
-        experiment = bound(experiment, dataset)
-        like = abstract_state(experiment, dataset, mesh)
-        step = reported_step(experiment, workdir)
-        state, _ = checkpoint.restore(workdir / folders.CHECKPOINTS, step, like)
+        experiment, dataset, state = trained(experiment, workdir)
         model, splits = inputs(experiment, state, dataset)
-        evaluator = Evaluator(experiment, model, mesh)
+        evaluator = Evaluator(experiment, model, data_mesh())
         last = max((row["step"] for row in read_metrics(workdir)), default=0)
         with MetricsWriter(workdir, restored_step=last) as writer:
             return report(experiment, workdir, dataset, splits, state, evaluator, writer)
+
+
+def check_run(workdir: Path) -> None:
+    """Raises `UserError` for a folder that holds no run."""
+    if not (workdir / folders.CONFIG).exists():
+        raise UserError(f"{workdir} holds no run: train one there first, with --mode=train")
+
+
+def trained(experiment: Training, workdir: Path) -> tuple[Training, Dataset, TrainState]:
+    """What a run has come to: the experiment bound to its data, the data, the reported state.
+
+    Raises:
+        UserError: there is no good checkpoint, or the data is not there.
+    """
+    dataset = experiment.data.load()
+    experiment.task.check_data(dataset)
+    experiment = bound(experiment, dataset)
+    like = abstract_state(experiment, dataset, data_mesh())
+    step = reported_step(experiment, workdir)
+    state, _ = checkpoint.restore(workdir / folders.CHECKPOINTS, step, like)
+    return experiment, dataset, state
 
 
 def bound(experiment: Training, dataset: Dataset) -> Training:

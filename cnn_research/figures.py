@@ -280,3 +280,64 @@ def _plain(number: float, digits: int) -> str:
 
 def _shortened(name: str, length: int) -> str:
     return name if len(name) <= length else name[: length - 1] + "…"
+
+
+# Okabe and Ito's colours again, for lines that a legend names.
+SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+MARKERS = ("o", "s", "^", "D")
+
+
+def shifted_accuracy(
+    shifts: Sequence[int], accuracy: Mapping[str, Sequence[Sequence[float]]]
+) -> Figure:
+    """Accuracy against the shift of images, a line per kind of network and a band over its seeds.
+
+    Args:
+        shifts: in pixels.
+        accuracy: per kind, per seed, the accuracy at each shift.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.0), dpi=144, layout="constrained")
+    axes = figure.subplots()
+    for (kind, values), color, marker in zip(accuracy.items(), SERIES, MARKERS):
+        mean = np.mean(values, axis=0)
+        axes.fill_between(
+            shifts, np.min(values, axis=0), np.max(values, axis=0), color=color, alpha=0.2, lw=0
+        )
+        axes.plot(shifts, mean, color=color, marker=marker, markersize=4, linewidth=1.8, label=kind)
+    axes.set_xlabel("images moved to the right by, pixels")
+    axes.set_ylabel("test accuracy")
+    axes.set_ylim(0, 1)
+    axes.legend(frameon=False, title="pooling", alignment="left")
+    _plain(axes)
+    return figure
+
+
+def kinds_accuracy(accuracy: Mapping[str, Sequence[float]]) -> Figure:
+    """The accuracy of each kind of network: a point per seed, and their mean.
+
+    Args:
+        accuracy: per kind, per seed.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.5 * len(accuracy) + 1.8, 3.6), dpi=144, layout="constrained")
+    axes = figure.subplots()
+    for place, (values, color) in enumerate(zip(accuracy.values(), SERIES)):
+        mean = float(np.mean(values))
+        axes.scatter([place] * len(values), values, color=color, s=28, alpha=0.7, linewidths=0)
+        axes.plot([place - 0.2, place + 0.2], [mean, mean], color=color, linewidth=2)
+        axes.annotate(f"{mean:.4f}", (place + 0.24, mean), va="center", fontsize=9)
+    axes.set_xticks(range(len(accuracy)), list(accuracy))
+    axes.set_xlim(-0.5, len(accuracy) - 0.2)
+    axes.set_xlabel("pooling")
+    axes.set_ylabel("test accuracy")
+    _plain(axes)
+    return figure
+
+
+def _plain(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
+    axes.set_axisbelow(True)

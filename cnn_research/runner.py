@@ -111,6 +111,10 @@ def _train(
         optimizer = transfer.optimizer(experiment.optimizer, last_step, step_of)
         state = initial_state(experiment, experiment.model, optimizer, dataset, mesh)
         transfer.check_layers(state.params)
+        if hasattr(experiment.model, "with_images"):
+            images = scaled(jnp.asarray(dataset.splits["train"].images[:5000]), experiment)
+            params = experiment.model.with_images(state.params, images)
+            state = jax.device_put(state.replace(params=params), replicated(mesh))
         if experiment.pretrained.source:
             state, weights = with_pretrained(experiment, state, mesh)
     else:

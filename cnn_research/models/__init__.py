@@ -4,6 +4,7 @@ Every module takes `images`, float32 `[batch, height, width, channels]`, and `tr
 float32 logits `[batch, num_classes]`. A task sets `num_classes` from the data.
 """
 
+from cnn_research.models.airbench import Airbench
 from cnn_research.models.alexnet import AlexNet
 from cnn_research.models.cifar_resnet import CifarResNet
 from cnn_research.models.convnet import ConvNet
@@ -20,6 +21,7 @@ from cnn_research.models.wide_resnet import WideResNet
 __all__ = [
     "MLP",
     "VGG",
+    "Airbench",
     "AlexNet",
     "CifarResNet",
     "ConvNet",

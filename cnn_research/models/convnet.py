@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -10,9 +12,11 @@ from cnn_research import ops
 from cnn_research.errors import UsageError
 from cnn_research.models.layers import Activation, BatchNorm, Conv, Dtype, activate
 
+POOLS = {"max": ops.max_pool, "average": ops.avg_pool, "min": ops.min_pool}
+
 
 class ConvNet(nn.Module):
-    """Convolution, batch normalisation, activation and 2x2 max pooling, repeated; linear layers.
+    """Convolution, batch normalisation, activation and 2x2 pooling, repeated; linear layers.
 
     The network of documents 002, 003 and 004, each with its own widths.
     """
@@ -22,7 +26,9 @@ class ConvNet(nn.Module):
     padding: tuple[int, ...] = (1, 0)
     """Zeros around the input of each convolution."""
     pool: tuple[bool, ...] = ()
-    """Whether a 2x2 max pooling ends each block; empty for all of them."""
+    """Whether each block halves height and width; empty for all of them."""
+    pooling: Literal["max", "average", "min", "stride"] = "max"
+    """How a block halves them: by a 2x2 pool at its end, or by a convolution of stride 2."""
     kernel_size: int = 3
     """Height and width of every kernel."""
     batch_norm: bool = True
@@ -51,12 +57,13 @@ class ConvNet(nn.Module):
             )
         for features, padding, pool in zip(self.features, self.padding, pools, strict=True):
             kernel = (self.kernel_size, self.kernel_size)
-            x = Conv(features, kernel, padding=padding, dtype=self.dtype)(x)
+            strides = 2 if pool and self.pooling == "stride" else 1
+            x = Conv(features, kernel, strides, padding=padding, dtype=self.dtype)(x)
             if self.batch_norm:
                 x = BatchNorm(dtype=self.dtype)(x, use_running_average=not train)
             x = activate(self.activation)(x)
-            if pool:
-                x = ops.max_pool(x, 2)
+            if pool and self.pooling != "stride":
+                x = POOLS[self.pooling](x, 2)
         x = x.reshape(len(x), -1)
         for units in self.dense:
             x = nn.Dense(units, dtype=self.dtype)(x)

@@ -1,0 +1,42 @@
+"""Document 003's claims about pooling, tested on Fashion-MNIST.
+
+The data is prepared once, with `python -m cnn_research.data prepare fashion_mnist`.
+"""
+
+from cnn_research.data.sources import FashionMnist
+from cnn_research.experiment import register
+from cnn_research.models import ConvNet
+from cnn_research.optimizers import Optimizer
+from cnn_research.studies import PoolingStudy
+from cnn_research.training import Training
+
+CLASSIFIER = Training(
+    data=FashionMnist(),
+    model=ConvNet(dense=(100,), dense_activation="relu"),
+    optimizer=Optimizer(name="adam", learning_rate=1e-3),
+    epochs=5,
+    batch_size=100,
+)
+"""Document 004's convolutions with a smaller head."""
+
+
+@register(document="003", data="Fashion-MNIST")
+def pooling_types() -> PoolingStudy:
+    """The same classifier with max, average and min pooling: is any better?
+
+    python launch.py --experiment=pooling_types
+
+    Nine trainings, about ten minutes on two cores.
+    """
+    return PoolingStudy(training=CLASSIFIER)
+
+
+@register(document="003", data="Fashion-MNIST")
+def translation() -> PoolingStudy:
+    """Accuracy against the shift of images, with pooling and with strides in its place.
+
+    python launch.py --experiment=translation
+
+    Six trainings, about ten minutes on two cores.
+    """
+    return PoolingStudy(training=CLASSIFIER, pooling=("max", "stride"), largest_shift=8)
