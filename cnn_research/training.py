@@ -134,6 +134,7 @@ class Training(Experiment):
         return dataclasses.replace(
             self,
             data=self.data.test_sized(),
+            pretrained=Pretrained(),
             epochs=1,
             batch_size=16,
             evaluation=dataclasses.replace(self.evaluation, batch_size=16),
