@@ -349,9 +349,10 @@ class Log:
 
 
 def change_log(groups: Sequence[Group]) -> Log:
-    """The log of configs in the order given; changes and gains are against the first.
+    """The log of configs in the order given; changes are against the first.
 
-    Accuracies on validation and test data, or all compared figures where there is no accuracy.
+    It shows accuracies on validation and test data, or all compared figures where there is no
+    accuracy; where there is one accuracy, `gain` is what it has on test data over the first's.
     """
     compared = compared_figures(groups)
     names = [name for name in compared if name.split()[-1] == "accuracy"] or compared
@@ -363,7 +364,7 @@ def change_log(groups: Sequence[Group]) -> Log:
             figures[f"validation {name}"] = f"validation {name}"
         figures[f"test {name}" if beside else name] = name
     repeated = any(len(group.runs) > 1 for group in groups)
-    gained = names[0] if len(names) == 1 else None
+    gained = "accuracy" if names == ["accuracy"] else None
     columns = ["experiment", "change"]
     columns += [c for title in figures for c in ((title, f"{title} std") if repeated else (title,))]
     columns += ["gain"] if gained else []
@@ -388,7 +389,7 @@ def change_log(groups: Sequence[Group]) -> Log:
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any], path: str = "") -> Iterator[str]:
     """Each field that differs, as `model.dropout 0.0 -> 0.3`."""
     for name in dict.fromkeys([*before, *after]):
-        old, new = before.get(name), after.get(name)
+        old, new = before.get(name, "absent"), after.get(name, "absent")
         if old == new or (not path and name in ("name", "seed")):
             continue
         if isinstance(old, Mapping) and isinstance(new, Mapping) and old["class"] == new["class"]:

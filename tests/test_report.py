@@ -409,7 +409,7 @@ def make_series(folder: Path) -> list[str]:
 
 CHANGES = [
     None,
-    "model.features 12 24 -> 24 48; optimizer None -> Optimizer",
+    "model.features 12 24 -> 24 48; optimizer absent -> Optimizer",
     "model ConvNet -> MLP; batch_size 32 -> 128",
 ]
 
@@ -475,7 +475,7 @@ def test_log_of_several_heads_has_columns_for_each_and_one_of_losses_has_them_to
     for run in runs:
         (run / "evaluation.json").write_text(json.dumps({"test": {"loss": 2.0, "count": 7}}))
     log = report.change_log(report.group_runs(map(report.read_run, runs)))
-    assert log.columns[2:4] == ["loss", "gain"]
+    assert log.columns[2:4] == ["loss", "epochs"]
 
 
 @pytest.mark.parametrize(
