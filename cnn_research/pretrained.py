@@ -217,7 +217,7 @@ def _why_not(
     differing: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]],
     unasked: Sequence[str],
 ) -> str:
-    if not missing and not unasked and (heads := _heads(model, differing)):
+    if not missing and not unasked and (heads := _heads(differing)):
         ((theirs, ours),) = {(a[-1], b[-1]) for a, b in differing.values()}
         return (
             f"{pretrained.source} is for {theirs} classes, the model has {ours}: a new head "
@@ -239,14 +239,15 @@ def _why_not(
     )
 
 
-def _heads(
-    model: nn.Module, differing: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
-) -> list[str]:
-    """The modules that differ, if nothing but the number of classes does."""
-    classes = getattr(model, "num_classes", None)
-    for theirs, ours in differing.values():
-        if ours[-1] != classes or theirs[-1] == classes or theirs[:-1] != ours[:-1]:
-            return []
+def _heads(differing: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> list[str]:
+    """The modules that differ, if nothing but a number of outputs does.
+
+    Within a network, the layers after one of another width would differ as well.
+    """
+    outputs = {(theirs[-1:], ours[-1:]) for theirs, ours in differing.values()}
+    inputs_differ = any(theirs[:-1] != ours[:-1] for theirs, ours in differing.values())
+    if len(outputs) != 1 or inputs_differ:
+        return []
     return sorted({_module(leaf) for leaf in differing})
 
 
