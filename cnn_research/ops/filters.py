@@ -56,8 +56,8 @@ def output_size(size: int, kernel: int, padding: int = 0, stride: int = 1) -> in
 
 
 def filter_image(
-    images: jax.Array,
-    kernel: jax.Array,
+    images: jax.typing.ArrayLike,
+    kernel: jax.typing.ArrayLike,
     *,
     stride: int = 1,
     padding: int = 0,
@@ -85,8 +85,8 @@ def filter_image(
 
 
 def filter_signal(
-    signals: jax.Array,
-    kernel: jax.Array,
+    signals: jax.typing.ArrayLike,
+    kernel: jax.typing.ArrayLike,
     *,
     stride: int = 1,
     padding: int = 0,

@@ -1,0 +1,6 @@
+"""Experiments that draw pictures instead of training."""
+
+from cnn_research.galleries.filters import Filters
+from cnn_research.galleries.pooling import PoolingPyramid
+
+__all__ = ["Filters", "PoolingPyramid"]

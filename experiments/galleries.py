@@ -1,0 +1,29 @@
+"""Document 001's pictures: filters, pooling, and what a trained network has learned to see."""
+
+from cnn_research.experiment import register
+from cnn_research.galleries import Filters, PoolingPyramid
+
+
+@register(document="001", data="photographs")
+def filters() -> Filters:
+    """Kernels over photographs, their channels, and a signal in one dimension.
+
+    python launch.py --experiment=filters
+    python launch.py --experiment=filters --image=FILE --kernel="0 -1 0; -1 5 -1; 0 -1 0" --stride=2
+
+    Ten seconds on two cores. Identity, sharpen, mean blur, Gaussian blur, Laplacian and Sobel as
+    the document has them; the formula of the output's size stands in each picture.
+    """
+    return Filters()
+
+
+@register(document="001", data="photographs")
+def pooling_pyramid() -> PoolingPyramid:
+    """Maximum, average and minimum pooling: (446, 450), (223, 225), (111, 112), (55, 56).
+
+    python launch.py --experiment=pooling_pyramid
+    python launch.py --experiment=pooling_pyramid --image=FILE
+
+    Ten seconds on two cores.
+    """
+    return PoolingPyramid()
