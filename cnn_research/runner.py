@@ -110,7 +110,8 @@ def _train(
     if restored is None:
         optimizer = transfer.optimizer(experiment.optimizer, last_step, step_of)
         state = initial_state(experiment, experiment.model, optimizer, dataset, mesh)
-        transfer.check_layers(state.params)
+        described.transfer.check_layers(state.params)
+        transfer.check_learns(state.params)
         if hasattr(experiment.model, "with_images"):
             images = scaled(jnp.asarray(dataset.splits["train"].images[:5000]), experiment)
             params = experiment.model.with_images(state.params, images)

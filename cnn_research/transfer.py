@@ -50,7 +50,7 @@ class Transfer:
                 )
 
     def check_layers(self, params: Any) -> None:
-        """Raises `UsageError` for a pattern that fits no parameter, or if none is left to learn.
+        """Raises `UsageError` for a pattern that fits no parameter.
 
         Args:
             params: nested dicts of arrays, or of shapes.
@@ -69,8 +69,11 @@ class Transfer:
                         f"--transfer.{field}: no layer fits '{pattern}'"
                         f"{did_you_mean(pattern, layers)}; the network has {shown}"
                     )
-        if all(matches(path, self.freeze) for path in paths):
-            raise UsageError("--transfer.freeze: every layer is frozen, nothing is left to learn")
+
+    def check_learns(self, params: Any) -> None:
+        """Raises `UsageError` if every layer is frozen."""
+        if all(matches(path, self.freeze) for path in _paths(params)):
+            raise UsageError("--transfer: every layer is frozen, nothing is left to learn")
 
     def begins(self, path: str) -> float:
         """The epoch at which the leaf of that path begins to learn; infinity for never."""
