@@ -24,7 +24,9 @@ LINEAR = Training(
     data=ImageFolder(path="", image_size=(224, 224), validation=0.1, test=0.2),
     # The weights at hand end before the last 1x1 convolution.
     model=MobileNetV1(last="conv_dw_13", pool="avg_max", dropout=0.5),
-    pretrained=Pretrained(source="mobilenet_v1.npz", fresh=("predictions", "dense_1")),
+    pretrained=Pretrained(
+        source="mobilenet_v1.npz", fresh=("predictions", "dense_1", "conv_pw_13*")
+    ),
     transfer=Transfer(cache_after="pool"),
     optimizer=Optimizer(
         name="adamw", learning_rate=1e-3, weight_decay=0.05, schedule="cosine", warmup=0.05
