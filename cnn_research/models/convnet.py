@@ -10,7 +10,8 @@ from flax import linen as nn
 
 from cnn_research import ops
 from cnn_research.errors import UsageError
-from cnn_research.models.layers import Activation, BatchNorm, Conv, Dtype, activate
+from cnn_research.models.architectures import register_model
+from cnn_research.models.layers import Activation, BatchNorm, Conv, Dtype, activate, check_size
 
 POOLS = {"max": ops.max_pool, "average": ops.avg_pool, "min": ops.min_pool}
 
@@ -48,13 +49,14 @@ class ConvNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        x = images.astype(self.dtype)
         pools = self.pool or (True,) * len(self.features)
         if not len(self.features) == len(self.padding) == len(pools):
             raise UsageError(
                 f"model.features {self.features}, model.padding {self.padding} and model.pool "
                 f"{self.pool} differ in length: give each an entry per convolution"
             )
+        check_size(self, images, self._least(pools))
+        x = images.astype(self.dtype)
         for features, padding, pool in zip(self.features, self.padding, pools, strict=True):
             kernel = (self.kernel_size, self.kernel_size)
             strides = 2 if pool and self.pooling == "stride" else 1
@@ -70,3 +72,17 @@ class ConvNet(nn.Module):
             x = activate(self.dense_activation)(x)
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)
+
+    def _least(self, pools: tuple[bool, ...]) -> int:
+        """The size of image that leaves one pixel at the end."""
+        size = 1
+        for padding, pool in reversed(list(zip(self.padding, pools, strict=True))):
+            if pool:
+                size = 2 * size - 1 if self.pooling == "stride" else 2 * size
+            size = max(1, size + self.kernel_size - 1 - 2 * padding)
+        return size
+
+
+register_model(
+    "convnet", ConvNet(), image_shape=(28, 28, 1), source="the documents' own; 004's as it stands"
+)

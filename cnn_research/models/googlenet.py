@@ -172,7 +172,7 @@ class GoogLeNet(nn.Module):
         norm = self.layout == "torchvision"
         logits = AuxiliaryHead(self.num_classes, norm, self.dtype, name=name)(x, train)
         if train:
-            self.sow("auxiliary", name, (self.auxiliary_weight, logits))
+            self.sow("auxiliary", f"{name}_logits", (self.auxiliary_weight, logits))
 
 
 def _pool_to_the_edge(x: jax.Array, window: int) -> jax.Array:

@@ -229,7 +229,7 @@ class InceptionV3(nn.Module):
             if name == _AUXILIARY_AFTER and auxiliary and (train or self.is_initializing()):
                 logits = AuxiliaryHead(self.num_classes, self.dtype, name="AuxLogits")(x, train)
                 if train:
-                    self.sow("auxiliary", "AuxLogits", (self.auxiliary_weight, logits))
+                    self.sow("auxiliary", "AuxLogits_logits", (self.auxiliary_weight, logits))
         x = GlobalPool(name="avgpool")(x)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         x = nn.Dense(self.num_classes, dtype=self.dtype, name="fc")(x)

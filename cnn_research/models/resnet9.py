@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from cnn_research import ops
 from cnn_research.models.architectures import register_model
-from cnn_research.models.layers import Activation, BatchNorm, Conv, Dtype, activate
+from cnn_research.models.layers import Activation, BatchNorm, Conv, Dtype, activate, check_size
 
 
 class ResNet9(nn.Module):
@@ -34,6 +34,7 @@ class ResNet9(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        check_size(self, images, 2 ** sum(self.pool))
         x = images.astype(self.dtype)
         for features, pool, residual in zip(self.features, self.pool, self.residual, strict=True):
             x = self._convolution(x, features, train, pool)
