@@ -114,7 +114,7 @@ class GoogLeNet(nn.Module):
     Modules are called as in torchvision, whose weights fit.
     """
 
-    layout: Literal["torchvision", "paper"] = "torchvision"
+    variant: Literal["torchvision", "paper"] = "torchvision"
     """torchvision's has batch normalisation, and 3x3 kernels for the 5x5 ones; the paper's has
     local response normalisation after the first and third convolution, and biases."""
     auxiliary_weight: float = 0.3
@@ -136,7 +136,7 @@ class GoogLeNet(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         check_size(self, images, 2 if self.small else 15)
-        norm = self.layout == "torchvision"
+        norm = self.variant == "torchvision"
         options: dict[str, Any] = {"norm": norm, "dtype": self.dtype}
 
         def responses(x: jax.Array) -> jax.Array:
@@ -169,7 +169,7 @@ class GoogLeNet(nn.Module):
     def _auxiliary(self, x: jax.Array, train: bool, name: str) -> None:
         if not (train or self.is_initializing()):
             return
-        norm = self.layout == "torchvision"
+        norm = self.variant == "torchvision"
         logits = AuxiliaryHead(self.num_classes, norm, self.dtype, name=name)(x, train)
         if train:
             self.sow("auxiliary", f"{name}_logits", (self.auxiliary_weight, logits))
@@ -186,7 +186,7 @@ def _pool_to_the_edge(x: jax.Array, window: int) -> jax.Array:
 
 _SOURCE = "Szegedy et al. 2014, arXiv:1409.4842"
 register_model("googlenet", GoogLeNet(), source=_SOURCE)
-register_model("googlenet_lrn", GoogLeNet(layout="paper", dropout=0.4), source=_SOURCE)
+register_model("googlenet_lrn", GoogLeNet(variant="paper", dropout=0.4), source=_SOURCE)
 register_model(
     "googlenet_small",
     GoogLeNet(small=True, auxiliary_weight=0.0, num_classes=10),

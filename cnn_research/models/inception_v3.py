@@ -169,10 +169,10 @@ class AuxiliaryHead(nn.Module):
 class InceptionV3(nn.Module):
     """Szegedy et al., 'Rethinking the Inception architecture for computer vision' (2015).
 
-    Modules are called as in torchvision; its weights fit, and Keras' fit the layout `keras`.
+    Modules are called as in torchvision; its weights fit, and Keras' fit the variant `keras`.
     """
 
-    layout: Literal["torchvision", "keras"] = "torchvision"
+    variant: Literal["torchvision", "keras"] = "torchvision"
     """Keras' has no scale in its batch normalisation, no auxiliary head, and averages over the
     pixels inside the image only."""
     auxiliary_weight: float = 0.4
@@ -197,9 +197,9 @@ class InceptionV3(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        auxiliary = bool(self.auxiliary_weight) and self.layout == "torchvision"
+        auxiliary = bool(self.auxiliary_weight) and self.variant == "torchvision"
         check_size(self, images, self._least(17 if auxiliary else 3))
-        keras = self.layout == "keras"
+        keras = self.variant == "keras"
 
         def convolution(x, features, size, strides=1, padding=0):
             layer = ConvNorm(
@@ -253,6 +253,12 @@ def _convolutions() -> Iterator[str]:
 
 _SOURCE = "Szegedy et al. 2015, arXiv:1512.00567"
 register_model("inception_v3", InceptionV3(), image_shape=(299, 299, 3), source=_SOURCE)
+register_model(
+    "inception_v3_keras",
+    InceptionV3(variant="keras"),
+    image_shape=(299, 299, 3),
+    source=_SOURCE,
+)
 register_model(
     "inception_v3_small",
     InceptionV3(small=True, auxiliary_weight=0.0, num_classes=10),
