@@ -18,6 +18,9 @@ def products_year() -> Training:
 
     python launch.py --experiment=products_year --data.path=products.tar.xz
 
+    About 0.8 years of mean absolute error on test data, where the training mean is 1.5 years off,
+    and an R2 of 0.6; 35 minutes on two cores that did much else meanwhile.
+
     Any CSV file with a column of numbers will do, with --data.number=COLUMN --task.head=COLUMN
     and --data.image. Reports the epoch with the lowest mean absolute error in validation.
     """
