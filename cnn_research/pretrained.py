@@ -41,6 +41,13 @@ class Pretrained:
     channels: Literal["rgb", "bgr"] = "rgb"
     """The order of colours that the weights expect; the first kernel is turned round for bgr."""
 
+    def check(self) -> None:
+        """Raises `UsageError` for fields that do not go together."""
+        if self != Pretrained() and not self.source:
+            raise UsageError(
+                "--pretrained.fresh and .channels mean nothing without --pretrained.source"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
@@ -188,8 +195,11 @@ def _as_ours(
         # Keras' depthwise kernels are [height, width, in, multiplier].
         array = array.reshape(*array.shape[:2], 1, -1)
     # A linear layer is a convolution whose kernel covers the whole map.
-    same = array.size == value.size and array.shape[-1:] == value.shape[-1:]
-    return array.reshape(value.shape) if same and {array.ndim, value.ndim} == {2, 4} else array
+    if array.ndim == 4 and value.ndim == 2:
+        return array.reshape(-1, array.shape[3])
+    if array.ndim == 2 and value.ndim == 4 and array.shape == value.shape[2:]:
+        return array.reshape(1, 1, *array.shape)
+    return array
 
 
 def _turn_first_kernel(found: dict[tuple[str, str], np.ndarray], fresh: Sequence[str]) -> None:
