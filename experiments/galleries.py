@@ -1,7 +1,7 @@
 """Document 001's pictures: filters, pooling, and what a trained network has learned to see."""
 
 from cnn_research.experiment import register
-from cnn_research.galleries import Filters, PoolingPyramid
+from cnn_research.galleries import Features, Filters, PoolingPyramid
 
 
 @register(document="001", data="photographs")
@@ -27,3 +27,15 @@ def pooling_pyramid() -> PoolingPyramid:
     Ten seconds on two cores.
     """
     return PoolingPyramid()
+
+
+@register(document="001", data="a run's")
+def features() -> Features:
+    """A trained run's filters, feature maps, most exciting images and Grad-CAM.
+
+    python launch.py --experiment=features --run=FOLDER
+    python launch.py --experiment=features --run=FOLDER --target-class=Coat --layers=12
+
+    Half a minute on two cores for a network of a few layers, more for a deep one.
+    """
+    return Features()

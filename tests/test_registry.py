@@ -194,7 +194,7 @@ LAYERS = (
     {"optimizers", "weights"},
     {"pretrained"},
     {"transfer"},
-    {"feature_cache"},
+    {"feature_cache", "features"},
     {"training"},
     {"state", "mesh", "interruption", "progress"},
     {"checkpoint", "workdir", "writers"},

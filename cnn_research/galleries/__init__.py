@@ -1,6 +1,7 @@
 """Experiments that draw pictures instead of training."""
 
+from cnn_research.galleries.features import Features
 from cnn_research.galleries.filters import Filters
 from cnn_research.galleries.pooling import PoolingPyramid
 
-__all__ = ["Filters", "PoolingPyramid"]
+__all__ = ["Features", "Filters", "PoolingPyramid"]

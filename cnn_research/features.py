@@ -1,0 +1,222 @@
+"""What a network's layers respond to: their maps, the images that excite them most, Grad-CAM."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+BATCH = 32
+"""Images in one forward pass of the search for those that excite most."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A module whose output is a map.
+
+    Attributes:
+        path: its place in the network, `layer1/0/conv1`.
+        shape: height, width and units of its output.
+        kernel: height, width and inputs of its kernels; None for what is no convolution.
+    """
+
+    path: str
+    shape: tuple[int, int, int]
+    kernel: tuple[int, int, int] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Exciting:
+    """The images that excite a layer's first units most, and where.
+
+    Attributes:
+        indices: int `[units, best]`, the strongest first.
+        values: float32 `[units, best]`, the layer's output there.
+        places: float32 `[units, best, 2]`, row and column in the image, in pixels.
+    """
+
+    indices: np.ndarray
+    values: np.ndarray
+    places: np.ndarray
+
+
+def layers(
+    model: nn.Module, variables: Mapping[str, Any], image_shape: tuple[int, int, int]
+) -> list[Layer]:
+    """Every module of a network whose output is a map, in the order of computation.
+
+    Args:
+        model: called as `model(images, train=False)`.
+        variables: its parameters and statistics, or their shapes.
+        image_shape: `(height, width, channels)`.
+    """
+    found: dict[str, Layer] = {}
+
+    def see(module: nn.Module, path: str, output: jax.Array) -> jax.Array:
+        _, height, width, units = output.shape
+        kernel = None
+        if isinstance(module, nn.Conv):
+            tall, wide, inputs, _ = kernel_of(variables, path).shape
+            kernel = (tall, wide, inputs)
+        found.setdefault(path, Layer(path, (height, width, units), kernel))
+        return output
+
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    with _seen(see):
+        jax.eval_shape(lambda v, x: model.apply(v, x, train=False), variables, images)
+    return list(found.values())
+
+
+def kernel_of(variables: Mapping[str, Any], path: str) -> jax.Array:
+    """The kernels of the convolution at `path`, `[height, width, inputs, units]`."""
+    place = variables["params"]
+    for name in path.split("/"):
+        place = place[name]
+    return place["kernel"]
+
+
+def maps(
+    model: nn.Module, variables: Mapping[str, Any], images: jax.Array, paths: Sequence[str]
+) -> tuple[jax.Array, list[jax.Array]]:
+    """The model's outputs, and those of its layers at `paths`.
+
+    Args:
+        model: the network.
+        variables: its parameters and statistics.
+        images: `[batch, height, width, channels]` as the model sees them.
+        paths: of modules; of one that is called several times, the first call counts.
+
+    Returns:
+        float32 `[batch, outputs]`, and float32 `[batch, height, width, units]` for each path.
+    """
+    found: dict[str, jax.Array] = {}
+
+    def keep(module: nn.Module, path: str, output: jax.Array) -> jax.Array:
+        if path in paths:
+            found.setdefault(path, output.astype(jnp.float32))
+        return output
+
+    with _seen(keep):
+        outputs = model.apply(variables, images, train=False)
+    return outputs, [found[path] for path in paths]  # type: ignore[return-value]
+
+
+def most_exciting(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    images: np.ndarray,
+    searched: np.ndarray,
+    preprocess: Callable[[jax.Array], jax.Array],
+    chosen: Sequence[Layer],
+    *,
+    units: int,
+    best: int,
+) -> list[Exciting]:
+    """For the first units of each layer, the images with the largest output anywhere.
+
+    Args:
+        model: the network.
+        variables: its parameters and statistics.
+        images: uint8 `[examples, height, width, channels]`.
+        searched: int `[searched]`, the places of those to look at.
+        preprocess: from uint8 images to what the model takes.
+        chosen: the layers.
+        units: how many of each, if it has as many.
+        best: how many images, if there are as many.
+    """
+
+    @jax.jit
+    def strongest(variables, images):
+        _, found = maps(model, variables, preprocess(images), [layer.path for layer in chosen])
+        flat = [x[..., :units].reshape(len(x), -1, min(units, x.shape[3])) for x in found]
+        return [(x.max(axis=1), x.argmax(axis=1)) for x in flat]
+
+    batches = []
+    for start in range(0, len(searched), BATCH):
+        part = images[searched[start : start + BATCH]]
+        padded = np.concatenate([part, np.repeat(part[-1:], BATCH - len(part), axis=0)])
+        found = jax.device_get(strongest(variables, padded))
+        batches.append([(value[: len(part)], at[: len(part)]) for value, at in found])
+    results = []
+    for layer, parts in zip(chosen, zip(*batches, strict=True), strict=True):
+        values, at = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        # Of equals, the earlier image.
+        order = np.argsort(-values, axis=0, kind="stable")[:best]
+        at = np.take_along_axis(at, order, axis=0).T
+        rows, columns = at // layer.shape[1], at % layer.shape[1]
+        scale = np.array(images.shape[1:3]) / np.array(layer.shape[:2])
+        places = (np.stack([rows, columns], axis=-1) + 0.5) * scale - 0.5
+        results.append(
+            Exciting(
+                indices=searched[order.T],
+                values=np.take_along_axis(values, order, axis=0).T,
+                places=places.astype(np.float32),
+            )
+        )
+    return results
+
+
+def grad_cam(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    images: jax.Array,
+    targets: jax.Array,
+    path: str,
+) -> tuple[jax.Array, jax.Array]:
+    """Where an image speaks for an output: gradient-weighted class activation maps.
+
+    L = ReLU(sum over k of alpha_k A^k), where A^k are the layer's maps and alpha_k is the mean
+    over places of the gradient of the output before the softmax by A^k: equations 1 and 2 of
+    Selvaraju et al., 'Grad-CAM' (2017).
+
+    Args:
+        model: the network.
+        variables: its parameters and statistics.
+        images: `[batch, height, width, channels]` as the model sees them.
+        targets: int `[batch]`, which output of each image.
+        path: the layer, a module whose output is a map.
+
+    Returns:
+        float32 `[batch, map_height, map_width]`, 0 and above; and the model's outputs, float32
+        `[batch, outputs]`.
+    """
+    shape = jax.eval_shape(lambda: maps(model, variables, images, [path])[1][0]).shape
+
+    def score(added):
+        found = []
+
+        def add(module: nn.Module, at: str, output: jax.Array) -> jax.Array:
+            if at != path or found:
+                return output
+            found.append(output.astype(jnp.float32))
+            return output + added.astype(output.dtype)
+
+        with _seen(add):
+            outputs = model.apply(variables, images, train=False)
+        # Without batch statistics an image's outputs depend on no other image: one sum will do.
+        return jnp.take_along_axis(outputs, targets[:, None], axis=1).sum(), (found[0], outputs)
+
+    gradient, (found, outputs) = jax.grad(score, has_aux=True)(jnp.zeros(shape))
+    weights = gradient.mean(axis=(1, 2))
+    return nn.relu(jnp.einsum("bhwk,bk->bhw", found, weights)), outputs
+
+
+@contextlib.contextmanager
+def _seen(change: Callable[[nn.Module, str, jax.Array], jax.Array]) -> Iterator[None]:
+    """Within the block, `change(module, path, output)` stands in for every output that is a map."""
+
+    def intercept(call, args, kwargs, context):
+        output = call(*args, **kwargs)
+        is_map = isinstance(output, jax.Array) and output.ndim == 4
+        if context.method_name != "__call__" or not context.module.path or not is_map:
+            return output
+        return change(context.module, "/".join(context.module.path), output)
+
+    with nn.intercept_methods(intercept):
+        yield
