@@ -236,7 +236,7 @@ def number_mistakes(images: np.ndarray, true: np.ndarray, predicted: np.ndarray)
     worst = worst[errors[worst] > 0]
     digits = _digits(np.nanstd(true))
     titles = [
-        f"{_plain(predicted[index], digits)}\ntrue: {_plain(true[index], digits)}"
+        f"{_rounded(predicted[index], digits)}\ntrue: {_rounded(true[index], digits)}"
         for index in worst
     ]
     return _gallery(images, worst, titles)
@@ -273,7 +273,7 @@ def _digits(spread: float) -> int:
     return max(0, 1 - math.floor(math.log10(spread))) if spread > 0 else 0
 
 
-def _plain(number: float, digits: int) -> str:
+def _rounded(number: float, digits: int) -> str:
     """A number with so many digits after the point at most, and no zeros at its end."""
     return np.format_float_positional(round(float(number), digits), trim="-")
 
