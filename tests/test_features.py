@@ -117,7 +117,7 @@ def test_layers_in_order_with_their_kernels():
     assert found["last"].shape == (1, 1, 5)
     assert kernel_of(variables, "layer2/conv2").shape == (3, 3, 4, 4)
     everything = list(found.values())
-    assert cam_layer(everything, "").path == "layer2", "the last with more than one place"
+    assert cam_layer(everything, "").path == "layer2", "not the ones of a single place"
     assert cam_layer(everything, "layer1/bn1").path == "layer1/bn1"
     assert [layer.path for layer in spread(everything, 3)] == [
         "layer1/conv1",

@@ -50,7 +50,8 @@ class Features(Experiment):
     """Grad-CAM for this class, on images of it; the default shows the predicted class of an image
     of each class."""
     cam_layer: str = ""
-    """Grad-CAM at this module's output; the default is the last one that is a map."""
+    """Grad-CAM at this module's output; the default is the last convolution, with what follows it
+    at the same size: its normalisation, its block."""
 
     def check(self) -> None:
         if not self.run:
@@ -269,13 +270,18 @@ def _cams(
 
 
 def cam_layer(found: Sequence[Layer], path: str) -> Layer:
-    """The layer at `path`; for "" the last whose map has more than one place.
+    """The layer at `path`; for "" the last of the size of the last convolution.
+
+    A convolution whose map is a single place tells nothing of where: it does not count.
 
     Raises:
         UsageError: there is none at that path.
     """
     if not path:
-        return next((each for each in reversed(found) if each.shape[:2] != (1, 1)), found[-1])
+        convolutions = [each for each in found if each.kernel]
+        wide = [each for each in convolutions if each.shape[:2] != (1, 1)]
+        last = (wide or convolutions)[-1]
+        return [each for each in found if each.shape[:2] == last.shape[:2]][-1]
     by_path = {layer.path: layer for layer in found}
     if path not in by_path:
         raise UsageError(
