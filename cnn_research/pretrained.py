@@ -24,6 +24,7 @@ from cnn_research.errors import UsageError, UserError, one_line
 from cnn_research.weights import Weights, read_weights
 
 _HUB = "hub:"
+_COLLECTIONS = ("params", "batch_stats")
 _SHOWN = 3
 """How many leaves an error names."""
 
@@ -57,7 +58,7 @@ class Loaded:
         source: where they came from.
         loaded: paths of the leaves that have values of the file.
         fresh: paths of the leaves that kept theirs, as asked for.
-        skipped: names in the file that were not used, as asked for.
+        skipped: what of the file was not used, as asked for, by the paths that it would have.
     """
 
     source: str
@@ -109,55 +110,57 @@ def load_pretrained(
             file, has another shape there, or the file has more, and no pattern of `fresh` says so.
         UsageError: a pattern of `fresh` matches nothing.
     """
-    path = _local_file(pretrained.source)
-    weights = read_weights(path)
+    weights = read_weights(_local_file(pretrained.source))
     ours = {
-        (collection, leaf): np.asarray(value)
-        for collection in ("params", "batch_stats")
-        for leaf, value in traverse_util.flatten_dict(
-            variables.get(collection, {}), sep="/"
-        ).items()
+        leaf: np.asarray(value)
+        for collection in _COLLECTIONS
+        for leaf, value in _flat(variables.get(collection, {})).items()
     }
     names = _best_names(model, ours, weights)
-    found = dict(ours)
-    loaded, fresh, missing, differing = [], [], [], {}
-    unused = dict(weights.arrays)
-    for (collection, leaf), value in ours.items():
-        key = _key(leaf, names)
-        array = unused.pop(key, None)
-        if matches(leaf, pretrained.fresh):
-            fresh.append(leaf)
-            if array is not None:
-                unused[key] = array
-        elif array is None:
-            missing.append(f"{leaf} {value.shape}")
-        else:
-            flat = getattr(model, "flattened", {}).get(_module(leaf))
-            array = _as_ours(array, value, weights.layout, flat)
-            if array.shape == value.shape:
-                found[collection, leaf] = array.astype(value.dtype)
-                loaded.append(leaf)
-            else:
-                differing[leaf] = (array.shape, value.shape)
-    theirs = {name: module for module, name in names.items()}
-    paths = {key: f"{theirs.get(key[0], key[0])}/{key[1]}" for key in unused}
-    skipped = ["/".join(key) for key, path in paths.items() if matches(path, pretrained.fresh)]
-    unasked = [
-        f"{'/'.join(key)} {array.shape}"
-        for key, array in unused.items()
-        if not matches(paths[key], pretrained.fresh)
-    ]
-    _check_patterns(pretrained.fresh, [leaf for _, leaf in ours] + list(paths.values()), model)
-    if missing or differing or unasked:
-        raise UserError(_why_not(model, pretrained, missing, differing, unasked))
+    fresh = [leaf for leaf in ours if matches(leaf, pretrained.fresh)]
+    wanted = {leaf: _key(leaf, names) for leaf in ours if leaf not in fresh}
+    flattened = getattr(model, "flattened", {})
+    arrays = {
+        leaf: _as_ours(
+            weights.arrays[key], ours[leaf], weights.layout, flattened.get(_module(leaf))
+        )
+        for leaf, key in wanted.items()
+        if key in weights.arrays
+    }
+    # What of the file no leaf takes, by the path that it would have here.
+    taken = set(wanted.values())
+    modules = {name: module for module, name in names.items()}
+    unused = {
+        f"{modules.get(layer, layer)}/{weight}": array
+        for (layer, weight), array in weights.arrays.items()
+        if (layer, weight) not in taken
+    }
+    skipped = [path for path in unused if matches(path, pretrained.fresh)]
+
+    _check_patterns(pretrained.fresh, [*ours, *unused], model)
+    missing = [f"{leaf} {ours[leaf].shape}" for leaf in wanted if leaf not in arrays]
+    unknown = [f"{path} {array.shape}" for path, array in unused.items() if path not in skipped]
+    differing = {
+        leaf: (array.shape, ours[leaf].shape)
+        for leaf, array in arrays.items()
+        if array.shape != ours[leaf].shape
+    }
+    if missing or differing or unknown:
+        raise UserError(_why_not(model, pretrained, missing, differing, unknown))
     if pretrained.channels == "bgr":
-        _turn_first_kernel(found, fresh)
-    collections: dict[str, Any] = dict(variables)
-    for collection in ("params", "batch_stats"):
+        _turn_first_kernel(ours, arrays)
+
+    found = ours | {leaf: array.astype(ours[leaf].dtype) for leaf, array in arrays.items()}
+    collections = dict(variables)
+    for collection in _COLLECTIONS:
         if collection in variables:
-            flat_ = {leaf: value for (of, leaf), value in found.items() if of == collection}
-            collections[collection] = traverse_util.unflatten_dict(flat_, sep="/")
-    return collections, Loaded(pretrained.source, tuple(loaded), tuple(fresh), tuple(skipped))
+            values = {leaf: found[leaf] for leaf in _flat(variables[collection])}
+            collections[collection] = traverse_util.unflatten_dict(values, sep="/")
+    return collections, Loaded(pretrained.source, tuple(arrays), tuple(fresh), tuple(skipped))
+
+
+def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return traverse_util.flatten_dict(tree, sep="/")
 
 
 def _module(leaf: str) -> str:
@@ -169,12 +172,12 @@ def _key(leaf: str, names: Mapping[str, str]) -> tuple[str, str]:
 
 
 def _best_names(
-    model: nn.Module, ours: Mapping[tuple[str, str], Any], weights: Weights
+    model: nn.Module, ours: Mapping[str, np.ndarray], weights: Weights
 ) -> Mapping[str, str]:
     """The library's names by which most of our leaves are in the file; our own where equal."""
 
     def hits(names: Mapping[str, str]) -> int:
-        return sum(_key(leaf, names) in weights.arrays for _, leaf in ours)
+        return sum(_key(leaf, names) in weights.arrays for leaf in ours)
 
     return max([{}, *getattr(model, "other_names", ())], key=hits)
 
@@ -202,12 +205,12 @@ def _as_ours(
     return array
 
 
-def _turn_first_kernel(found: dict[tuple[str, str], np.ndarray], fresh: Sequence[str]) -> None:
-    first = [key for key, x in found.items() if x.ndim == 4 and x.shape[2] == 3]
+def _turn_first_kernel(ours: Mapping[str, np.ndarray], arrays: dict[str, np.ndarray]) -> None:
+    first = [leaf for leaf, value in ours.items() if value.ndim == 4 and value.shape[2] == 3]
     if len(first) != 1:
         raise UsageError("--pretrained.channels=bgr needs a model with one convolution of colours")
-    if first[0][1] not in fresh:
-        found[first[0]] = found[first[0]][:, :, ::-1].copy()
+    if first[0] in arrays:
+        arrays[first[0]] = arrays[first[0]][:, :, ::-1]
 
 
 def _check_patterns(patterns: Sequence[str], paths: Sequence[str], model: nn.Module) -> None:
@@ -225,9 +228,9 @@ def _why_not(
     pretrained: Pretrained,
     missing: Sequence[str],
     differing: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]],
-    unasked: Sequence[str],
+    unknown: Sequence[str],
 ) -> str:
-    if not missing and not unasked and (heads := _heads(differing)):
+    if not missing and not unknown and (heads := _heads(differing)):
         ((theirs, ours),) = {(a[-1], b[-1]) for a, b in differing.values()}
         return (
             f"{pretrained.source} is for {theirs} classes, the model has {ours}: a new head "
@@ -235,16 +238,16 @@ def _why_not(
         )
     shapes = [f"{leaf}: file {a}, model {b}" for leaf, (a, b) in differing.items()]
     reasons = [
-        f"{len(leaves)} {what} ({'; '.join(leaves[:_SHOWN])}{' ...' * (len(leaves) > _SHOWN)})"
+        f"{what}: {len(leaves)} ({'; '.join(leaves[:_SHOWN])}{' ...' * (len(leaves) > _SHOWN)})"
         for leaves, what in (
-            (missing, "leaves are not in the file"),
-            (shapes, "leaves have other shapes"),
-            (unasked, "of the file are not in the model"),
+            (missing, "leaves that the file lacks"),
+            (shapes, "of another shape"),
+            (unknown, "of the file, not in the model"),
         )
         if leaves
     ]
     return (
-        f"{pretrained.source} does not fit {type(model).__name__}: {', '.join(reasons)}: take the "
+        f"{pretrained.source} does not fit {type(model).__name__}; {', '.join(reasons)}; take the "
         "model that the weights are of, or leave something out by --pretrained.fresh PATTERNS"
     )
 
