@@ -15,6 +15,7 @@ from pathlib import Path
 
 import h5py
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
@@ -253,6 +254,16 @@ def test_files_that_pytorch_writes(dtype, zipped, tmp_path):
     content = {"model": tensors, "optimizer": {"state": {0: {"m": torch.zeros(2)}}}}
     torch.save(content, file, _use_new_zipfile_serialization=zipped)
     found, _ = load_pretrained(Tiny(), variables_of(Tiny()), Pretrained(str(file)))
+    for leaf, expected in leaves_of(wanted).items():
+        assert leaves_of(found)[leaf].dtype == np.float32
+        np.testing.assert_allclose(leaves_of(found)[leaf], expected, rtol=5e-3)
+
+
+def test_short_floats(tmp_path):
+    wanted = variables_of(Tiny(), seed=1)
+    arrays = torch_arrays(wanted, Tiny.flattened)
+    save_file({key: array.astype(jnp.bfloat16) for key, array in arrays.items()}, tmp_path / "w")
+    found, _ = load_pretrained(Tiny(), variables_of(Tiny()), Pretrained(str(tmp_path / "w")))
     for leaf, expected in leaves_of(wanted).items():
         assert leaves_of(found)[leaf].dtype == np.float32
         np.testing.assert_allclose(leaves_of(found)[leaf], expected, rtol=5e-3)

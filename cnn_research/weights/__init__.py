@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 from typing import Literal
 
+import ml_dtypes  # noqa: F401, by which NumPy knows 'bfloat16'; jax brings it
 import numpy as np
 
 from cnn_research.errors import UserError, one_line

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import ml_dtypes  # noqa: F401, by which NumPy knows 'bfloat16'; jax brings it
 import numpy as np
 
 from cnn_research.errors import UserError
@@ -130,9 +131,6 @@ def _unpickle(file: Any, path: Path, storages: dict[str, _Storage] | None = None
             kind, storage_type, key, _, size, *view = pid
             if kind != "storage" or any(view):
                 raise pickle.UnpicklingError("an unknown kind of storage")
-            # ml_dtypes, which jax brings, teaches NumPy the name 'bfloat16'.
-            import ml_dtypes  # noqa: F401
-
             found[key] = _Storage(str(key), np.dtype(_DTYPES[storage_type]), int(size))
             return found[key]
 
