@@ -8,6 +8,7 @@ import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import tyro
 from absl import flags, logging
@@ -172,7 +173,7 @@ def with_model(default: Experiment, words: list[str]) -> tuple[Experiment, list[
             rest.append(word)
     if name is None:
         return default, words
-    if not hasattr(default, "model"):
+    if "model" not in {field.name for field in dataclasses.fields(default)}:
         raise UsageError(f"{default.name} has no network: --model does not apply")
     from cnn_research.models.architectures import architectures
 
@@ -182,7 +183,8 @@ def with_model(default: Experiment, words: list[str]) -> tuple[Experiment, list[
             f"no network is named '{name}'{did_you_mean(name, list(models))}; "
             "`python -m cnn_research.models` shows all"
         )
-    return dataclasses.replace(default, model=models[name].model), rest
+    changes: dict[str, Any] = {"model": models[name].model}
+    return dataclasses.replace(default, **changes), rest
 
 
 def listing() -> str:

@@ -176,9 +176,7 @@ def _compute(model, variables, layer, preprocess, splits, where, file) -> None:
 
 def _digests(images: np.ndarray) -> np.ndarray:
     """A name for the content of each image, bytes `[examples]`."""
-    return np.array(
-        [hashlib.blake2b(np.ascontiguousarray(x), digest_size=16).hexdigest() for x in images]
-    )
+    return np.array([hashlib.blake2b(x.tobytes(), digest_size=16).hexdigest() for x in images])
 
 
 def _is_call(context: nn.module.InterceptorContext) -> bool:

@@ -115,7 +115,7 @@ def _train(
         if hasattr(experiment.model, "with_images"):
             images = scaled(jnp.asarray(dataset.splits["train"].images[:5000]), experiment)
             params = experiment.model.with_images(state.params, images)
-            state = jax.device_put(state.replace(params=params), replicated(mesh))
+            state = jax.device_put(dataclasses.replace(state, params=params), replicated(mesh))
         if experiment.pretrained.source:
             state, weights = with_pretrained(experiment, state, mesh)
     else:
@@ -211,8 +211,8 @@ def _train(
                 raise interruption.error(f"step {step:,} is saved in {workdir}")
             due = next_evaluation(experiment, decisions.evaluated, examples, last_step)
             while step < due and not interruption:
-                phase, until = transfer.phase_at(step, step_of)
-                count = min(ops.current_formulation().steps_per_dispatch, min(due, until) - step)
+                phase, until = transfer.phase_at(step, step_of, due)
+                count = min(ops.current_formulation().steps_per_dispatch, until - step)
                 state, metrics = steps_in(phase)(state, arrays, seed, count)
                 step += count
                 window.add(step, metrics)
@@ -261,7 +261,7 @@ def with_pretrained(experiment: Training, state: TrainState, mesh: Mesh) -> tupl
     # Averages are copies, because donated buffers must not be shared.
     ema = jax.tree.map(np.array, variables) if state.ema else {}
     params = variables.pop("params")
-    state = state.replace(params=params, model_state=variables, ema=ema)
+    state = dataclasses.replace(state, params=params, model_state=variables, ema=ema)
     return jax.device_put(state, replicated(mesh)), str(loaded)
 
 

@@ -122,6 +122,7 @@ class Training(Experiment):
         self.task.check()
         self.optimizer.check()
         self.augmentation.check()
+        self.pretrained.check()
         self.transfer.check()
         views = self.evaluation.mirror or self.evaluation.shift
         if self.transfer.cache_after and (views or self.augmentation != Augmentation()):

@@ -85,11 +85,11 @@ class Transfer:
         """The epochs at which what learns changes: 0 and those of `unfreeze`."""
         return sorted({0.0, *(epoch for _, epoch in self.unfreeze)})
 
-    def phase_at(self, step: int, step_of: Callable[[float], int]) -> tuple[float, float]:
-        """The phase that a step is in, and the step at which the next one begins."""
+    def phase_at(self, step: int, step_of: Callable[[float], int], due: int) -> tuple[float, int]:
+        """The phase that a step is in, and the step that the next one begins at; at most `due`."""
         begun = {epoch: step_of(epoch) if epoch else 0 for epoch in self.phases()}
         phase = max(epoch for epoch, begins in begun.items() if begins <= step)
-        return phase, min((s for s in begun.values() if s > step), default=math.inf)
+        return phase, min([due, *(begins for begins in begun.values() if begins > step)])
 
     def frozen(self, phase: float) -> Callable[[str], bool] | None:
         """Whether a leaf or layer is frozen from epoch `phase` on, by its path; None if none is."""

@@ -126,7 +126,7 @@ def test_first_step_of_an_unfrozen_layer_is_adams_first():
     base = Optimizer(name="adam", learning_rate=1.0, schedule="one_cycle")
     state = None
     for step in range(12):
-        phase, _ = transfer.phase_at(step, lambda epoch: 2 * int(epoch))
+        phase, _ = transfer.phase_at(step, lambda epoch: 2 * int(epoch), 20)
         update = transfer.optimizer(base, 20, lambda epoch: 2 * int(epoch), phase)
         state = update.init(params) if state is None else state
         updates, state = update.update(gradients, state, params)
