@@ -390,19 +390,27 @@ SHARDED = """
 
     convolution._PATCH_BYTES = 20_000
     formulation = ops.Formulation(
-        sliced_weight_gradient=True, few_channels_as_product=True, gather_pool_gradient=True
+        sliced_weight_gradient=True,
+        few_channels_as_product=True,
+        depthwise_as_shifts=True,
+        gather_pool_gradient=True,
     )
     random = np.random.default_rng(0)
     x = jnp.asarray(random.normal(size=(24, 10, 10, 3)), jnp.float32)
     kernels = [
         jnp.asarray(random.normal(size=shape) / 5, jnp.float32)
-        for shape in [(3, 3, 3, 8), (3, 3, 8, 8), (1, 1, 8, 4)]
+        for shape in [(3, 3, 3, 8), (3, 3, 1, 8), (3, 3, 8, 8), (1, 1, 8, 4)]
     ]
 
     def loss(kernels, x):
         for kernel in kernels:
             x = ops.conv_general_dilated(
-                x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+                x,
+                kernel,
+                (1, 1),
+                "SAME",
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                feature_group_count=x.shape[3] // kernel.shape[2],
             )
             x = ops.max_pool(jnp.tanh(x), 3, 2, "SAME")
         return (x**2).sum()
