@@ -211,13 +211,14 @@ def test_one_dimensional_convolution_goes_to_lax():
     )
 
 
-@pytest.mark.parametrize("channels", [1, 8])
-def test_replicas_under_vmap(channels, small_slices):
-    x, kernels = normal(0, 5, 10, 10, channels), normal(1, 3, 3, 3, channels, 4)
+@pytest.mark.parametrize(("channels", "groups"), [(1, 1), (8, 1), (8, 8)])
+def test_replicas_under_vmap(channels, groups, small_slices):
+    x, kernels = normal(0, 5, 10, 10, channels), normal(1, 3, 3, 3, channels // groups, 8)
 
     def gradients(convolve, x, kernel):
         def loss(x, kernel):
-            return (convolve(x, kernel, (1, 1), "SAME", dimension_numbers=NHWC) ** 2).sum()
+            options = {"dimension_numbers": NHWC, "feature_group_count": groups}
+            return (convolve(x, kernel, (1, 1), "SAME", **options) ** 2).sum()
 
         return jax.grad(loss, (0, 1))(x, kernel)
 
