@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from flax import linen as nn
 from cnn_research.data import cache
 from cnn_research.data.dataset import Split
 from cnn_research.errors import UsageError
-from cnn_research.experiment import did_you_mean, to_dict
+from cnn_research.experiment import did_you_mean
 
 BATCH = 32
 """Images in one forward pass of the backbone."""
@@ -116,11 +116,11 @@ def cached_features(
     """
     names = {split: _digests(content.images) for split, content in splits.items()}
     wanted = np.unique(np.concatenate(list(names.values())))
+    forward = _forward(model, layer, preprocess)
+    # Known by what it computes, not by its config, in which also the layers above have a say.
     shape = next(iter(splits.values())).images.shape[1:]
-    probe = np.random.default_rng(0).integers(0, 256, (1, *shape), np.uint8)
-    key = hashlib.blake2b(json.dumps(to_dict(model.clone(num_classes=0))).encode(), digest_size=8)
-    key.update(f"{layer} {shape}".encode())
-    key.update(np.asarray(preprocess(jnp.asarray(probe))).tobytes())
+    probe = np.random.default_rng(0).integers(0, 256, (BATCH, *shape), np.uint8)
+    key = hashlib.blake2b(np.asarray(forward(variables, probe)).tobytes(), digest_size=8)
     for path, leaf in sorted(_leaves(variables)):
         if frozen(path):
             key.update(np.asarray(leaf).tobytes())
@@ -130,7 +130,7 @@ def cached_features(
         if not file.exists():
             where = {name: (split, i) for split in names for i, name in enumerate(names[split])}
             say(f"Computing the output of {layer} for {len(wanted):,} images, once.")
-            _compute(model, variables, layer, preprocess, splits, [where[n] for n in wanted], file)
+            _compute(forward, variables, splits, [where[name] for name in wanted], file)
     stored = np.load(file, mmap_mode="r")
     return {
         split: Split(
@@ -142,7 +142,11 @@ def cached_features(
     }
 
 
-def _compute(model, variables, layer, preprocess, splits, where, file) -> None:
+def _forward(
+    model: nn.Module, layer: str, preprocess: Callable[[jax.Array], jax.Array]
+) -> Callable[[Mapping[str, Any], np.ndarray], jax.Array]:
+    """The jitted `(variables, uint8 images) -> float32 output of the layer`."""
+
     def is_layer(module: nn.Module, method: str) -> bool:
         return method == "__call__" and "/".join(module.path) == layer
 
@@ -158,6 +162,17 @@ def _compute(model, variables, layer, preprocess, splits, where, file) -> None:
         (leaf,) = jax.tree.leaves(seen["intermediates"])
         return leaf.astype(jnp.float32)
 
+    return forward
+
+
+def _compute(
+    forward: Callable[[Mapping[str, Any], np.ndarray], jax.Array],
+    variables: Mapping[str, Any],
+    splits: Mapping[str, Split],
+    where: Sequence[tuple[str, int]],
+    file: Path,
+) -> None:
+    """Writes the layer's output for the images at `where`, (split, index) each."""
     partial = file.with_suffix(".partial")
     stored = None
     for start in range(0, len(where), BATCH):

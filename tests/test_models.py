@@ -17,6 +17,7 @@ from flax import linen as nn
 from flax import traverse_util
 from jax import lax
 
+from benchmarks import architectures as benchmark
 from cnn_research import ops
 from cnn_research.models import __main__ as table
 from cnn_research.models import flops as counting
@@ -343,3 +344,10 @@ def test_the_table(monkeypatch, capsys):
         assert all(row[start - 1] == " " != row[start] for row in rows)
     with pytest.raises(table.UsageError, match="takes no '--format'"):
         table.main(["--format"])
+
+
+def test_a_training_step_is_measured_in_a_process_of_its_own():
+    found = benchmark.in_a_process("lenet5")
+    assert found["parameters"] == 61_706
+    assert len(found["step_seconds"]) == len(found["losses"]) == benchmark.STEPS
+    assert 1e8 < found["peak_bytes"] < benchmark.MOST_BYTES

@@ -213,7 +213,8 @@ def test_features_are_computed_once(tmp_path, monkeypatch):
     assert len(said) == 1
     # Other splits of the same images, another head: found. The images themselves decide.
     swapped = dict(dataset.splits, train=dataset.splits["test"], test=dataset.splits["train"])
-    other = ask({**variables, "params": {**variables["params"], "Dense_1": {}}}, swapped)
+    head = jax.tree.map(lambda x: x + 1, variables["params"]["Dense_1"])
+    other = ask({**variables, "params": {**variables["params"], "Dense_1": head}}, swapped)
     assert len(said) == 1
     np.testing.assert_array_equal(other["test"].images, features["train"].images)
     # Other weights below: computed anew.
