@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,40 +24,31 @@ from cnn_research.mesh import batch_sharded, data_mesh, replicated
 from cnn_research.report import write_report
 from cnn_research.state import TrainState, init_state
 from cnn_research.tasks.task import Task
-from cnn_research.training import Evaluation, Training
+from cnn_research.training import Training
 from cnn_research.writers import MetricsWriter, read_metrics
 
 
 def scaled(images: jax.Array, experiment: Training) -> jax.Array:
-    """Pixels as the model sees them: uint8 0 to 255 -> float32 (x / 255 - mean) / std.
-
-    Cached features, which are no pixels, stay as they are.
-    """
-    if images.dtype != jnp.uint8:
-        return images.astype(jnp.float32)
+    """Pixels as the model sees them: uint8 0 to 255 -> float32 (x / 255 - mean) / std."""
     mean, std = jnp.array(experiment.mean), jnp.array(experiment.std)
     return (images.astype(jnp.float32) / 255 - mean) / std
 
 
-def predict(
-    model: nn.Module,
-    variables: Mapping[str, Any],
-    images: jax.Array,
-    how: Evaluation,
-    task: Task,
-) -> jax.Array:
-    """The model's outputs for images, or what the task makes of those for several views of each.
+def views_of(inputs: jax.Array, experiment: Training) -> list[jax.Array]:
+    """What the model is asked about each example: the image, and views of it to average over.
 
     Args:
-        model: the network.
-        variables: its parameters and statistics.
-        images: `[batch, height, width, channels]` as the model sees them.
-        how: which views are averaged.
-        task: how they are averaged.
+        inputs: uint8 images `[batch, height, width, channels]`, or cached features, float32
+            `[batch, views, *output]`.
+        experiment: says which views.
 
     Returns:
-        float32 `[batch, outputs]`.
+        As the model takes them: the first is the image as it is.
     """
+    how = experiment.evaluation
+    if experiment.transfer.cache_after:
+        return [inputs[:, view] for view in range(inputs.shape[1] if how.mirror else 1)]
+    images = scaled(inputs, experiment)
     views = [images]
     if how.shift:
         height, width = images.shape[1:3]
@@ -67,6 +58,23 @@ def predict(
         views += [wide[:, at : at + height, at : at + width] for at in (0, 2 * how.shift)]
     if how.mirror:
         views += [view[:, :, ::-1] for view in views]
+    return views
+
+
+def predict(
+    model: nn.Module, variables: Mapping[str, Any], views: Sequence[jax.Array], task: Task
+) -> jax.Array:
+    """The model's outputs for images, or what the task makes of those for several views of each.
+
+    Args:
+        model: the network.
+        variables: its parameters and statistics.
+        views: from `views_of`.
+        task: how they are averaged.
+
+    Returns:
+        float32 `[batch, outputs]`.
+    """
     outputs: list[Any] = [model.apply(variables, view, train=False) for view in views]
     return outputs[0] if len(outputs) == 1 else task.averaged(outputs)
 
@@ -80,8 +88,8 @@ class Evaluator:
         self._batch = -(-experiment.evaluation.batch_size // mesh.size) * mesh.size
 
         def step(variables, images, labels, mask):
-            x = scaled(images, experiment)
-            outputs = predict(model, variables, x, experiment.evaluation, experiment.task)
+            views = views_of(images, experiment)
+            outputs = predict(model, variables, views, experiment.task)
             return experiment.task.sums(outputs, labels, mask), outputs
 
         self._step = jax.jit(step, out_shardings=replicated(mesh))
@@ -218,6 +226,7 @@ def inputs(
         layer,
         dataset.splits,
         lambda images: scaled(images, experiment),
+        mirror=experiment.augmentation.mirror,
         frozen=lambda path: experiment.transfer.begins(path) == math.inf,
         say=say,
     )

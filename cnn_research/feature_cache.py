@@ -97,13 +97,15 @@ def cached_features(
     splits: Mapping[str, Split],
     preprocess: Callable[[jax.Array], jax.Array],
     *,
+    mirror: bool,
     frozen: Callable[[str], bool],
     say: Callable[[str], None],
 ) -> dict[str, Split]:
     """The splits with a layer's output in place of images; computed once, and kept on disk.
 
-    What was computed is known by the weights and the images themselves: another split of the same
-    images, another head or another seed finds it.
+    They are float32 `[examples, views, *output]`: of the image and, as a second view, its mirror
+    image. What was computed is known by the weights and the images themselves: another split of
+    the same images, another head or another seed finds it.
 
     Args:
         model: the network.
@@ -111,12 +113,13 @@ def cached_features(
         layer: the path of a module; `before` has accepted it.
         splits: uint8 images `[examples, height, width, channels]`.
         preprocess: from uint8 images to what the model takes.
+        mirror: whether there is a second view.
         frozen: whether a leaf is part of what comes before, by its path.
         say: told what is computed.
     """
     names = {split: _digests(content.images) for split, content in splits.items()}
     wanted = np.unique(np.concatenate(list(names.values())))
-    forward = _forward(model, layer, preprocess)
+    forward = _forward(model, layer, preprocess, 2 if mirror else 1)
     # Known by what it computes, not by its config, in which also the layers above have a say.
     shape = next(iter(splits.values())).images.shape[1:]
     probe = np.random.default_rng(0).integers(0, 256, (BATCH, *shape), np.uint8)
@@ -142,25 +145,43 @@ def cached_features(
     }
 
 
+def one_view(keys: jax.Array, features: jax.Array) -> jax.Array:
+    """Every example's features of the image or, at random, of its mirror image.
+
+    Args:
+        keys: keys `[batch]`.
+        features: `[batch, views, *output]`.
+
+    Returns:
+        `[batch, *output]`.
+    """
+    views = features.shape[1]
+    view = jax.vmap(lambda key: jax.random.randint(key, (), 0, views))(keys)
+    return jax.vmap(lambda each, number: each[number])(features, view)
+
+
 def _forward(
-    model: nn.Module, layer: str, preprocess: Callable[[jax.Array], jax.Array]
+    model: nn.Module, layer: str, preprocess: Callable[[jax.Array], jax.Array], views: int
 ) -> Callable[[Mapping[str, Any], np.ndarray], jax.Array]:
-    """The jitted `(variables, uint8 images) -> float32 output of the layer`."""
+    """The jitted `(variables, uint8 images) -> float32 [batch, views, *output of the layer]`."""
 
     def is_layer(module: nn.Module, method: str) -> bool:
         return method == "__call__" and "/".join(module.path) == layer
 
     @jax.jit
     def forward(variables, images):
-        _, seen = model.apply(
-            variables,
-            preprocess(images),
-            train=False,
-            capture_intermediates=is_layer,
-            mutable=["intermediates"],
-        )
-        (leaf,) = jax.tree.leaves(seen["intermediates"])
-        return leaf.astype(jnp.float32)
+        outputs = []
+        for view in (images, images[:, :, ::-1])[:views]:
+            _, seen = model.apply(
+                variables,
+                preprocess(view),
+                train=False,
+                capture_intermediates=is_layer,
+                mutable=["intermediates"],
+            )
+            (leaf,) = jax.tree.leaves(seen["intermediates"])
+            outputs.append(leaf.astype(jnp.float32))
+        return jnp.stack(outputs, axis=1)
 
     return forward
 

@@ -33,6 +33,7 @@ from cnn_research.evaluate import (
     scaled,
 )
 from cnn_research.experiment import Result, registry
+from cnn_research.feature_cache import one_view
 from cnn_research.interruption import Interruption
 from cnn_research.mesh import agreed, batch_sharded, check_divides, data_mesh, replicated
 from cnn_research.pretrained import load_pretrained
@@ -325,7 +326,10 @@ def train_step(
         (batch, example_keys(stream_key(seed, "augmentation"), epochs, indices)),
         batch_sharded(mesh),
     )
-    images = scaled(experiment.augmentation(keys, batch["images"]), experiment)
+    if experiment.transfer.cache_after:
+        images = one_view(keys, batch["images"])
+    else:
+        images = scaled(experiment.augmentation(keys, batch["images"]), experiment)
     dropout = jax.random.fold_in(stream_key(seed, "dropout"), state.step)
     present = jnp.ones(experiment.batch_size, bool)
 

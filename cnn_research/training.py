@@ -124,12 +124,14 @@ class Training(Experiment):
         self.augmentation.check()
         self.pretrained.check()
         self.transfer.check()
-        views = self.evaluation.mirror or self.evaluation.shift
-        if self.transfer.cache_after and (views or self.augmentation != Augmentation()):
+        plain = Augmentation(mirror=self.augmentation.mirror)
+        if self.transfer.cache_after and (self.evaluation.shift or self.augmentation != plain):
             raise UsageError(
-                "--transfer.cache-after computes what an image comes to once: augmentation and "
-                "evaluation.mirror and .shift must be off"
+                "--transfer.cache-after computes what an image and its mirror image come to once: "
+                "other augmentation and evaluation.shift must be off"
             )
+        if self.transfer.cache_after and self.evaluation.mirror and not plain.mirror:
+            raise UsageError("--evaluation.mirror needs --augmentation.mirror with cached features")
 
     def test_sized(self) -> Self:
         return dataclasses.replace(

@@ -35,7 +35,7 @@ class Transfer:
     fits counts."""
     cache_after: str = ""
     """Compute this layer's output once per image, and train only what comes after it; everything
-    before is frozen. Images cannot be augmented then."""
+    before is frozen. Images can be mirrored then, but not augmented otherwise."""
 
     def check(self) -> None:
         """Raises `UsageError` for a field out of range."""

@@ -16,15 +16,15 @@ from cnn_research.data.augment import Augmentation
 from cnn_research.data.batches import batch_indices
 from cnn_research.data.sources import Synthetic
 from cnn_research.errors import UsageError
-from cnn_research.evaluate import abstract_state, bound, scaled
+from cnn_research.evaluate import abstract_state, bound, scaled, views_of
 from cnn_research.experiment import run
-from cnn_research.feature_cache import FromFeatures, before, cached_features
+from cnn_research.feature_cache import FromFeatures, before, cached_features, one_view
 from cnn_research.mesh import data_mesh
 from cnn_research.models import ConvNet, ResNet9
 from cnn_research.optimizers import Optimizer
 from cnn_research.runner import initial_state
 from cnn_research.tasks.classification import Classification
-from cnn_research.training import Training
+from cnn_research.training import Evaluation, Training
 from cnn_research.transfer import Transfer, frozen_statistics
 
 # Without other splits than train no report is written, which is most of such a run.
@@ -167,10 +167,17 @@ def test_mistakes_are_named(transfer, message, tmp_path):
     assert message in str(error.value)
 
 
-def test_no_augmentation_of_cached_features(tmp_path):
-    config = training(Transfer(cache_after="Conv_1"), augmentation=Augmentation(mirror=True))
-    with pytest.raises(UsageError, match="computes what an image comes to once"):
-        run(config, tmp_path)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"augmentation": Augmentation(shift=1)},
+        {"evaluation": Evaluation(shift=1)},
+        {"evaluation": Evaluation(mirror=True)},
+    ],
+)
+def test_cached_features_are_mirrored_at_most(fields, tmp_path):
+    with pytest.raises(UsageError, match="mirror"):
+        run(training(Transfer(cache_after="Conv_1"), **fields), tmp_path)
 
 
 # Cached features ---------------------------------------------------------------------------------
@@ -205,6 +212,7 @@ def test_features_are_computed_once(tmp_path, monkeypatch):
             "BatchNorm_1",
             splits,
             lambda x: x.astype(jnp.float32) / 255,
+            mirror=True,
             frozen=lambda path: not path.startswith("Dense"),
             say=said.append,
         )
@@ -220,19 +228,30 @@ def test_features_are_computed_once(tmp_path, monkeypatch):
     # Other weights below: computed anew.
     ask(jax.tree.map(lambda x: x + 1, variables), dataset.splits)
     assert len(said) == 2
-    expected = model.apply(
-        variables,
-        dataset.splits["test"].images[:5].astype(np.float32) / 255,
-        capture_intermediates=True,
-    )[1]["intermediates"]["BatchNorm_1"]["__call__"][0]
-    np.testing.assert_allclose(features["test"].images[:5], expected, rtol=1e-4, atol=1e-5)
     tail = FromFeatures(model, "BatchNorm_1", (12, 12, 3))
-    np.testing.assert_allclose(
-        tail.apply(variables, features["test"].images[:5]),
-        model.apply(variables, dataset.splits["test"].images[:5].astype(np.float32) / 255),
-        rtol=1e-4,
-        atol=1e-5,
-    )
+    images = dataset.splits["test"].images[:5].astype(np.float32) / 255
+    for view, seen in enumerate((images, images[:, :, ::-1])):
+        expected = model.apply(variables, seen, capture_intermediates=True)
+        of_layer = expected[1]["intermediates"]["BatchNorm_1"]["__call__"][0]
+        found = features["test"].images[:5, view]
+        np.testing.assert_allclose(found, of_layer, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(tail.apply(variables, found), expected[0], rtol=1e-4, atol=1e-5)
+
+
+def test_views_of_cached_features():
+    """Training draws one of both, evaluation averages them if asked to."""
+    features = jnp.arange(40 * 2 * 3, dtype=jnp.float32).reshape(40, 2, 3)
+    keys = jax.random.split(jax.random.key(0), 40)
+    drawn = np.asarray(one_view(keys, features))
+    which = [int((drawn[i] == features[i, 1]).all()) for i in range(40)]
+    assert all((drawn[i] == features[i, which[i]]).all() for i in range(40))
+    assert 10 < sum(which) < 30
+    assert (one_view(keys, features[:, :1]) == features[:, 0]).all()
+    mirror, plain = Evaluation(mirror=True), Evaluation()
+    config = training(Transfer(cache_after="Conv_1"), augmentation=Augmentation(mirror=True))
+    assert len(views_of(features, dataclasses.replace(config, evaluation=mirror))) == 2
+    (only,) = views_of(features, dataclasses.replace(config, evaluation=plain))
+    assert (only == features[:, 0]).all()
 
 
 def test_a_layer_with_a_way_round_it_cannot_be_cached():
