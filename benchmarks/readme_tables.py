@@ -130,8 +130,30 @@ def cifar10_changes(results: Results) -> str:
     return log_as_markdown(change_log(groups)) if groups else ""
 
 
+def architectures(results: Results) -> str:
+    """A training step of each architecture, from architectures.json."""
+    rows = []
+    for name, found in results.get("architectures", {}).get("figures", {}).items():
+        size = "x".join(map(str, found["image_shape"]))
+        if "failed" in found:
+            rows.append((name, size, "", found["failed"], ""))
+            continue
+        rows.append(
+            (
+                name,
+                size,
+                f"{found['parameters']:,}",
+                f"{found['steps_per_second']:.2f}",
+                f"{found['peak_bytes'] / 1e9:.1f}",
+            )
+        )
+    header = ("network", "images", "parameters", "steps a second, batch 8", "peak memory, GB")
+    return markdown_table(header, rows)
+
+
 TABLES: Mapping[str, Callable[[Results], str]] = {
     "accuracy": accuracy,
+    "architectures": architectures,
     "cifar10_changes": cifar10_changes,
     "regression": regression,
     "speed": speed,
