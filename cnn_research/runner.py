@@ -113,8 +113,8 @@ def _train(
         state = initial_state(experiment, experiment.model, optimizer, dataset, mesh)
         described.transfer.check_layers(state.params)
         transfer.check_learns(state.params)
-        if hasattr(experiment.model, "with_images"):
-            images = scaled(jnp.asarray(dataset.splits["train"].images[:5000]), experiment)
+        if count := getattr(experiment.model, "init_images", 0):
+            images = scaled(jnp.asarray(dataset.splits["train"].images[:count]), experiment)
             params = experiment.model.with_images(state.params, images)
             state = jax.device_put(dataclasses.replace(state, params=params), replicated(mesh))
         if experiment.pretrained.source:

@@ -21,6 +21,7 @@ from benchmarks import architectures as benchmark
 from cnn_research import ops
 from cnn_research.models import __main__ as table
 from cnn_research.models import flops as counting
+from cnn_research.models.airbench import Airbench
 from cnn_research.models.architectures import Architecture, architectures
 from cnn_research.models.convnet import ConvNet
 from cnn_research.models.googlenet import GoogLeNet, _pool_to_the_edge
@@ -351,3 +352,29 @@ def test_a_training_step_is_measured_in_a_process_of_its_own():
     assert found["parameters"] == 61_706
     assert len(found["step_seconds"]) == len(found["losses"]) == benchmark.STEPS
     assert 1e8 < found["peak_bytes"] < benchmark.MOST_BYTES
+
+
+def test_airbench_begins_with_white_patches():
+    """The first layer's outputs have unit variance and no correlation over the training images."""
+    random = np.random.default_rng(0)
+    mixing = random.normal(size=(3, 3))
+    smooth = random.normal(size=(40, 9, 9, 3))
+    images = jnp.asarray((smooth[:, 1:] + smooth[:, :-1])[:, :, :8] @ mixing, jnp.float32)
+    model = Airbench(features=(24, 32))
+    params = model.init(jax.random.key(0), images)["params"]
+    kernel = model.with_images(params, images)["whiten"]["kernel"]
+    outputs = jax.lax.conv_general_dilated(
+        images, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    ).reshape(-1, 24)
+    np.testing.assert_array_equal(kernel[..., 12:], -kernel[..., :12])
+    moments = outputs[:, :12].T @ outputs[:, :12] / len(outputs)
+    np.testing.assert_allclose(moments, np.eye(12), atol=5e-2)
+    # The convolutions begin as the identity on the channels that they are given.
+    x = jnp.asarray(random.normal(size=(2, 5, 5, 24)), jnp.float32)
+    passed = jax.lax.conv_general_dilated(
+        x, params["conv1_1"]["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    np.testing.assert_allclose(passed, x, atol=1e-6)
+    wider = params["conv2_1"]["kernel"]
+    np.testing.assert_array_equal(wider[1, 1, :, :24], np.eye(24))
+    assert np.abs(wider[..., 24:]).max() > 0.01

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,6 @@ from cnn_research import ops
 from cnn_research.models.architectures import register_model
 from cnn_research.models.layers import Activation, Conv, Dtype, activate, check_size
 
-WHITENED = 5000
-"""Images that the first layer is taken from."""
-
 
 class Airbench(nn.Module):
     """A whitening layer, three blocks of two convolutions, and one linear layer.
@@ -25,6 +22,9 @@ class Airbench(nn.Module):
     inputs of unit variance. It has to be frozen: `Transfer(freeze=("whiten/kernel",))`. Each
     further convolution begins as the identity on the channels that it has.
     """
+
+    init_images: ClassVar[int] = 5000
+    """Training images that the initial parameters depend on, by `with_images`."""
 
     features: tuple[int, ...] = (64, 256, 256)
     """Filters of both convolutions of each block; the first is followed by a 2x2 pool."""
@@ -77,7 +77,7 @@ class Airbench(nn.Module):
             params: of this model.
             images: float32 `[examples, height, width, channels]`, as the model sees them.
         """
-        kernel = whitening_kernel(np.asarray(images[:WHITENED]))
+        kernel = whitening_kernel(np.asarray(images))
         return {**params, "whiten": {**params["whiten"], "kernel": jnp.asarray(kernel)}}
 
 
