@@ -22,6 +22,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("experiments", nargs="+", help="names of registered experiments")
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to SEEDS - 1")
+    parser.add_argument(
+        "--splits", action="store_true", help="with each seed another split of the data, too"
+    )
     options, overrides = parser.parse_known_args()
     for name in options.experiments:
         runs = [Path("runs") / name / f"seed-{seed}" for seed in range(options.seeds)]
@@ -29,6 +32,8 @@ def main() -> int:
             if (workdir / "evaluation.json").exists():
                 continue
             command = [f"--experiment={name}", f"--seed={seed}", f"--workdir={workdir}"]
+            if options.splits:
+                command.append(f"--data.split-seed={seed}")
             subprocess.run(
                 [sys.executable, "launch.py", *command, *overrides], cwd=ROOT, check=True
             )

@@ -228,14 +228,13 @@ def read_run(folder: Path) -> Run | None:
 
 
 def group_runs(runs: Iterable[Run]) -> list[Group]:
-    """Runs by experiment and by config without its seed, each group by rising seed.
+    """Runs by experiment and by config without its seeds, each group by rising seed.
 
     Where an experiment has several groups, their names say in which fields they differ.
     """
     by_config: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
-        unseeded = {name: value for name, value in run.config.items() if name != "seed"}
-        key = (run.experiment, json.dumps(unseeded, sort_keys=True))
+        key = (run.experiment, json.dumps(unseeded(run.config), sort_keys=True))
         by_config.setdefault(key, []).append(run)
     groups = []
     for (experiment, config), members in by_config.items():
@@ -248,6 +247,14 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
         name = f"{experiment} ({', '.join(differing)})" if differing else experiment
         groups.append(Group(name, sorted(members, key=lambda run: run.config.get("seed", 0))))
     return sorted(groups, key=lambda group: group.name)
+
+
+def unseeded(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config as JSON values without what only chance depends on: the run's seed, the split's."""
+    rest = {name: value for name, value in config.items() if name != "seed"}
+    if isinstance(rest.get("data"), dict):
+        rest["data"] = {name: v for name, v in rest["data"].items() if name != "split_seed"}
+    return rest
 
 
 def compared_figures(groups: Sequence[Group]) -> list[str]:
@@ -302,7 +309,7 @@ def as_csv(groups: Sequence[Group]) -> str:
 def results(group: Group, name: str) -> dict[str, Any]:
     """What `--output` writes of a group: figures over seeds, and all that it takes to repeat."""
     records = [run.record for run in group.runs]
-    config = {key: value for key, value in group.runs[0].config.items() if key != "seed"}
+    config = unseeded(group.runs[0].config)
     return {
         "name": name,
         "what": f"{group.name}: figures of the evaluation, over {len(records)} run(s)",
