@@ -226,7 +226,7 @@ class ImageFolder:
 
     def test_sized(self) -> Synthetic:
         """Noise of the same shape."""
-        return Synthetic(image_shape=(*self.image_size, 3))
+        return Synthetic(train=64, validation=16, test=16, image_shape=(*self.image_size, 3))
 
     def load(self) -> Dataset:
         """Images are uint8 `[examples, *image_size, 3]`, memory maps; one head, `label`."""
