@@ -116,7 +116,7 @@ def _train(
         if count := getattr(experiment.model, "init_images", 0):
             images = scaled(jnp.asarray(dataset.splits["train"].images[:count]), experiment)
             params = experiment.model.with_images(state.params, images)
-            state = jax.device_put(dataclasses.replace(state, params=params), replicated(mesh))
+            state = with_variables(state, {"params": params, **state.model_state}, mesh)
         if experiment.pretrained.source:
             state, weights = with_pretrained(experiment, state, mesh)
     else:
@@ -259,11 +259,16 @@ def with_pretrained(experiment: Training, state: TrainState, mesh: Mesh) -> tupl
     """The initial state with weights of a file in it, and what became of them, in words."""
     variables = {"params": state.params, **state.model_state}
     variables, loaded = load_pretrained(experiment.model, variables, experiment.pretrained)
+    return with_variables(state, variables, mesh), str(loaded)
+
+
+def with_variables(state: TrainState, variables: Mapping[str, Any], mesh: Mesh) -> TrainState:
+    """A state before the first step that starts from these variables, averages included."""
     # Averages are copies, because donated buffers must not be shared.
-    ema = jax.tree.map(np.array, variables) if state.ema else {}
-    params = variables.pop("params")
-    state = dataclasses.replace(state, params=params, model_state=variables, ema=ema)
-    return jax.device_put(state, replicated(mesh)), str(loaded)
+    ema = jax.tree.map(np.array, dict(variables)) if state.ema else {}
+    rest = {name: value for name, value in variables.items() if name != "params"}
+    state = dataclasses.replace(state, params=variables["params"], model_state=rest, ema=ema)
+    return jax.device_put(state, replicated(mesh))
 
 
 def make_steps(

@@ -20,7 +20,7 @@ from cnn_research.evaluate import abstract_state, bound, scaled, views_of
 from cnn_research.experiment import run
 from cnn_research.feature_cache import FromFeatures, before, cached_features, one_view
 from cnn_research.mesh import data_mesh
-from cnn_research.models import ConvNet, ResNet9
+from cnn_research.models import Airbench, ConvNet, ResNet9
 from cnn_research.optimizers import Optimizer
 from cnn_research.runner import initial_state
 from cnn_research.tasks.classification import Classification
@@ -297,3 +297,17 @@ def test_auxiliary_heads_learn_by_their_weight(tmp_path):
         kernel, bias = drawn[f"params/{name}/kernel"], drawn[f"params/{name}/bias"]
         expected = kernel - jax.grad(loss)(kernel, bias, weight)
         np.testing.assert_allclose(trained[f"params/{name}/kernel"], expected, atol=1e-5)
+
+
+def test_averages_start_from_the_first_layer_of_the_training_images(tmp_path):
+    """A frozen layer taken from the images is the same in the parameters and in their average."""
+    config = training(
+        Transfer(freeze=("whiten/kernel",)),
+        model=Airbench(features=(8, 8)),
+        optimizer=Optimizer(learning_rate=1e-3, ema_decay=0.9),
+        epochs=0.5,
+    )
+    drawn, trained = states(config, tmp_path)
+    whiten = trained["params/whiten/kernel"]
+    assert not np.array_equal(whiten, drawn["params/whiten/kernel"])
+    np.testing.assert_array_equal(trained["ema/params/whiten/kernel"], whiten)
