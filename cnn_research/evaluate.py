@@ -87,10 +87,10 @@ class Evaluator:
         # Every device gets as many images; what is too much is masked, not counted.
         self._batch = -(-experiment.evaluation.batch_size // mesh.size) * mesh.size
 
-        def step(variables, images, labels, mask):
+        def step(variables, images, labels, weights):
             views = views_of(images, experiment)
             outputs = predict(model, variables, views, experiment.task)
-            return experiment.task.sums(outputs, labels, mask), outputs
+            return experiment.task.sums(outputs, labels, weights), outputs
 
         self._step = jax.jit(step, out_shardings=replicated(mesh))
 
@@ -129,20 +129,15 @@ class Evaluator:
 
     def _padded(self, split: Split, start: int) -> tuple[jax.Array, Any, jax.Array]:
         indices = np.arange(start, start + self._batch)
-        mask = indices < len(split)
+        weights = (indices < len(split)).astype(np.float32)
         indices = np.minimum(indices, len(split) - 1)
         labels = {head: values[indices] for head, values in split.labels.items()}
-        return jax.tree.map(self._on_devices, (split.images[indices], labels, mask))
+        return jax.tree.map(self._on_devices, (split.images[indices], labels, weights))
 
     def _on_devices(self, array: np.ndarray) -> jax.Array:
         return jax.make_array_from_callback(
             array.shape, batch_sharded(self._mesh), lambda part: array[part]
         )
-
-
-def means(sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
-    """Sums over counts; NaN where nothing was counted."""
-    return {name: total / count if count else float("nan") for name, (total, count) in sums.items()}
 
 
 def evaluate(experiment: Training, workdir: Path) -> Result:
@@ -287,29 +282,35 @@ def report(
         writer: the run's, for the figures in TensorBoard.
     """
     step, task = int(state.step), experiment.task
-    evaluated = [name for name in ("validation", "test") if name in splits]
+    evaluated = [name for name in ("validation", "test", "target") if name in splits]
     if not evaluated:
         return Result(workdir, step, {})
     figures, predictions = {}, {}
     for name in evaluated:
         sums, outputs = evaluator(state.variables(), splits[name]) or ({}, np.empty(0))
-        predictions[name] = task.predictions(dataset, name, outputs, means(sums)["loss"])
-        figures[name] = predictions[name].figures()
+        predictions[name] = task.predictions(dataset, name, outputs, task.means(sums))
+        figures[name] = task.figures(predictions[name])
     if jax.process_index() != 0:
         return Result(workdir, step, figures)
     folders.write_json(workdir / folders.EVALUATION, {"step": step, **figures})
-    shown = evaluated[-1]
+    # Figures on data that the run chose by are shown where there are no others.
+    shown = [name for name in evaluated if name != "validation"] or evaluated
     page = write_report(
         workdir,
         title=experiment.name or "Training",
-        predictions={task.head: predictions[shown]},
-        images=dataset.splits[shown].images,
+        figures={name: figures[name] for name in shown},
+        predictions={name: predictions[name] for name in shown},
+        images={name: dataset.splits[name].images for name in shown},
         history=read_metrics(workdir),
         params=state.params,
     )
-    show_in_tensorboard(writer, experiment, page, figures, step)
-    print(f"Result on the {shown} split, step {step:,}:")
-    print(predictions[shown].text())
+    show_in_tensorboard(writer, workdir, experiment, page, figures, step)
+    for name in shown:
+        print(f"Result on the {name} split, step {step:,}:")
+        for head, predicted in predictions[name].items():
+            print(f"{head}:\n{predicted.text()}" if len(task.heads) > 1 else predicted.text())
+        if len(task.heads) > 1:
+            print(f"mean accuracy of the heads: {figures[name]['accuracy']:.4f}\n")
     print(f"Report: {page}")
     print(f"Look at it: tensorboard --logdir {workdir.parent}")
     return Result(workdir, step, figures)
@@ -317,6 +318,7 @@ def report(
 
 def show_in_tensorboard(
     writer: MetricsWriter,
+    workdir: Path,
     experiment: Training,
     page: Path,
     figures: Mapping[str, Mapping[str, float]],
@@ -331,4 +333,4 @@ def show_in_tensorboard(
         for split, values in figures.items()
         for name in experiment.task.metrics
     }
-    writer.hparams(flatten(experiment), results)
+    writer.hparams(flatten(folders.saved_config(workdir) or experiment), results)

@@ -22,6 +22,7 @@ GREY = "#555555"
 
 MOST_MISTAKES = 24
 MOST_CLASSES_WITH_COUNTS = 30
+CONFUSED_ROWS, CONFUSED_COLUMNS = 6, 3
 
 
 def curve_names(epochs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -179,6 +180,53 @@ def mistakes(
     )
 
 
+def confusions(
+    images: np.ndarray,
+    labels: np.ndarray,
+    predictions: np.ndarray,
+    pairs: Sequence[tuple[int, int]],
+    class_names: Sequence[str],
+) -> Figure:
+    """Pairs of classes that are confused: images of the one, beside images of the other.
+
+    Args:
+        images: uint8 `[examples, height, width, channels]`, all examples; few are read.
+        labels: int `[examples]`.
+        predictions: int `[examples]`.
+        pairs: (true class, predicted class) each; up to 6 are shown.
+        class_names: one for each class.
+
+    Returns:
+        A row for each pair: on the left examples of the true class that were taken for the other,
+        on the right examples of that other.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    shown = pairs[:CONFUSED_ROWS]
+    height = 1.9 * len(shown)
+    figure = Figure(
+        figsize=(1.6 * 2 * CONFUSED_COLUMNS + 0.4, height),
+        dpi=144,
+        layout=ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.04),
+    )
+    rows: Any = figure.subfigures(len(shown), 1, squeeze=False)
+    for row, (true, predicted) in zip(rows.ravel(), shown, strict=True):
+        left = np.flatnonzero((labels == true) & (predictions == predicted))
+        right = np.flatnonzero(labels == predicted)
+        titles = (
+            f"{_shortened(class_names[true], 28)}, taken for",
+            _shortened(class_names[predicted], 34),
+        )
+        for half, chosen, title in zip(row.subfigures(1, 2), (left, right), titles, strict=True):
+            half.suptitle(title, fontsize=9)
+            for axes, place in zip(half.subplots(1, CONFUSED_COLUMNS), range(len(images))):
+                axes.set_axis_off()
+                if place < len(chosen):
+                    _image(axes, images[chosen[place]])
+    return figure
+
+
 def estimates(true: np.ndarray, predicted: np.ndarray, name: str, training_mean: float) -> Figure:
     """Estimated numbers against true ones, a point for each example.
 
@@ -259,13 +307,17 @@ def _gallery(images: np.ndarray, chosen: np.ndarray, titles: Sequence[str]) -> F
     for axes in grid:
         axes.set_axis_off()
     for axes, index, title in zip(grid, chosen, titles, strict=False):
-        image = images[index]
-        if image.shape[-1] == 3:
-            axes.imshow(image)
-        else:
-            axes.imshow(image[..., 0], cmap="gray", vmin=0, vmax=255)
+        _image(axes, images[index])
         axes.set_title(title, fontsize=7.5, linespacing=1.3)
     return figure
+
+
+def _image(axes: Axes, image: np.ndarray) -> None:
+    """Shows a uint8 image `[height, width, channels]`."""
+    if image.shape[-1] == 3:
+        axes.imshow(image)
+    else:
+        axes.imshow(image[..., 0], cmap="gray", vmin=0, vmax=255)
 
 
 def _digits(spread: float) -> int:

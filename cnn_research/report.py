@@ -48,8 +48,9 @@ def write_report(
     workdir: Path,
     *,
     title: str,
-    predictions: Mapping[str, Predictions],
-    images: np.ndarray | None,
+    figures: Mapping[str, Mapping[str, Any]],
+    predictions: Mapping[str, Mapping[str, Predictions]],
+    images: Mapping[str, np.ndarray],
     history: Sequence[Mapping[str, Any]],
     params: Mapping[str, Any],
 ) -> Path:
@@ -61,9 +62,12 @@ def write_report(
     Args:
         workdir: the run's folder; an earlier report in it is replaced.
         title: the heading of the page.
-        predictions: for each head; files are named after the head where there are several.
-        images: uint8 `[examples, height, width, channels]`, in the order of the predictions;
-            None shows none of them.
+        figures: of each split, as evaluation.json has them: numbers, and the heads' own under
+            their names where there are several.
+        predictions: of each split, for each head; files are named after the head where there are
+            several, and after the split from the second on.
+        images: of each split, uint8 `[examples, height, width, channels]`, in the order of the
+            predictions; a split without any shows none.
         history: rows of metrics.jsonl; without any there are no curves.
         params: nested dicts of arrays, or of anything with a shape.
 
@@ -77,9 +81,9 @@ def write_report(
     parts = [f"# {title}", "\n".join(_what_was_run(read_json(workdir / CONFIG), run))]
     folder = workdir / REPORT_FOLDER
     with whole_folder(folder) as partial:
-        for head, predicted in predictions.items():
-            suffix = head if len(predictions) > 1 else ""
-            parts += _evaluation(partial, suffix, predicted, images, run)
+        for number_, (split, heads) in enumerate(predictions.items()):
+            suffix = f"_{split}" if number_ else ""
+            parts += _evaluation(partial, suffix, split, figures[split], heads, images, run)
         if history:
             parts += _training(partial, history)
         parts += ["## Parameters", parameters_table(params)]
@@ -110,29 +114,43 @@ def _what_was_run(config: Mapping[str, Any], run: Mapping[str, Any]) -> Iterator
 
 def _evaluation(
     folder: Path,
-    head: str,
-    predictions: Predictions,
-    images: np.ndarray | None,
+    suffix: str,
+    split: str,
+    figures: Mapping[str, Any],
+    predictions: Mapping[str, Predictions],
+    images: Mapping[str, np.ndarray],
     run: Mapping[str, Any],
 ) -> Iterator[str]:
-    """The sections of one head; writes its files. `head` is "" where there is only one."""
-    if images is not None and len(images) != len(predictions):
-        raise UserError(
-            f"report: {len(images)} images but {len(predictions)} predictions; "
-            "they must be of the same examples, in the same order"
-        )
-    ours = predictions.figures()
+    """The sections of one split; writes its files."""
     theirs = _by_name(run.get("document_results") or {})
-    yield f"## Result on the {predictions.split} split" + (f": {head}" if head else "")
+    where = "" if split == "test" else f"{split} "
+    yield f"## Result on the {split} split"
+    yield _figures_table(figures, theirs, where)
+    for head, predicted in predictions.items():
+        shown = images.get(split)
+        if shown is not None and len(shown) != len(predicted):
+            raise UserError(
+                f"report: {len(shown)} images but {len(predicted)} predictions; "
+                "they must be of the same examples, in the same order"
+            )
+        if len(predictions) == 1:
+            yield from predicted.page(folder, suffix, shown)
+        else:
+            yield f"### {head}, {split} split"
+            yield _figures_table(figures[head], theirs, f"{where}{head} ")
+            yield from predicted.page(folder, f"_{head}{suffix}", shown)
+
+
+def _figures_table(ours: Mapping[str, Any], theirs: Mapping[str, float], prefix: str) -> str:
+    """Figures, beside the document's where it has any under the prefix and their names."""
     rows = [
-        (name, number(value), number(theirs.get(f"{head} {name}".strip())))
+        (name, number(value), number(theirs.get(f"{prefix}{name}")))
         for name, value in ours.items()
+        if not isinstance(value, Mapping)
     ]
     if any(document for _, _, document in rows):
-        yield markdown_table(("", "this run", "document"), rows)
-    else:
-        yield markdown_table(("", "this run"), [row[:2] for row in rows])
-    yield from predictions.page(folder, f"_{head}" if head else "", images)
+        return markdown_table(("", "this run", "document"), rows)
+    return markdown_table(("", "this run"), [row[:2] for row in rows])
 
 
 def _training(folder: Path, history: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -27,7 +27,6 @@ from cnn_research.evaluate import (
     abstract_state,
     bound,
     inputs,
-    means,
     report,
     reported_step,
     scaled,
@@ -191,7 +190,7 @@ def _train(
                         save(None)
                         checkpoints.wait()
                         raise interruption.error(f"step {step:,} is saved in {workdir}")
-                    figures = means(outcome[0])
+                    figures = experiment.task.means(outcome[0])
                     if not math.isfinite(figures["loss"]):
                         raise not_finite("validation loss", figures["loss"], step)
                     writer.write(step, "validation", figures, epoch=window.epoch(step))
@@ -336,7 +335,13 @@ def train_step(
     else:
         images = scaled(experiment.augmentation(keys, batch["images"]), experiment)
     dropout = jax.random.fold_in(stream_key(seed, "dropout"), state.step)
-    present = jnp.ones(experiment.batch_size, bool)
+    # (labels, share of the image that they are about) each.
+    targets = [(batch["labels"], jnp.ones(experiment.batch_size, jnp.float32))]
+
+    def summed(function, outputs):
+        """(sum, count) of each metric or term, over all targets."""
+        each = [function(outputs, labels, share) for labels, share in targets]
+        return jax.tree.map(lambda *parts: sum(parts), *each)
 
     def objective(params):
         params = stopped(frozen, params)
@@ -353,9 +358,11 @@ def train_step(
         penalty = experiment.penalty(params) if experiment.penalty else jnp.float32(0)
         value = penalty
         for weight, said in [(1.0, logits), *auxiliary]:
-            total, count = experiment.task.objective(said, batch["labels"], present)
-            value += weight * total / jnp.maximum(count, 1)
-        sums = dict(experiment.task.sums(logits, batch["labels"], present))
+            terms = summed(experiment.task.objective, said)
+            value += weight * experiment.task.total(
+                {name: total / jnp.maximum(count, 1e-6) for name, (total, count) in terms.items()}
+            )
+        sums = dict(summed(experiment.task.sums, logits))
         if experiment.penalty:
             sums["penalty"] = (penalty, jnp.float32(1))
         if experiment.penalty or experiment.task.own_objective or auxiliary:
@@ -439,7 +446,7 @@ class Window:
 
     def say_epoch(self, step: int, validation: Mapping[str, float] | None) -> None:
         """Says what the steps since the last evaluation came to."""
-        self._progress.evaluated(step, self.epoch(step), _means(self._epoch), validation)
+        self._progress.evaluated(step, self.epoch(step), self._means(self._epoch), validation)
         self._epoch = {}
 
     def _fetch(self, step: int, metrics: dict[str, jax.Array]) -> None:
@@ -456,7 +463,8 @@ class Window:
                 raise not_finite(name, pairs[wrong[0], 0], step - count + 1 + int(wrong[0]))
             self._row[name] = self._row.get(name, 0) + pairs.sum(axis=0)
             self._epoch[name] = self._epoch.get(name, 0) + pairs.sum(axis=0)
-        self._progress.step(step, float(values["loss"][-1, 0] / max(values["loss"][-1, 1], 1)))
+        newest = self._means({name: pairs[-1] for name, pairs in values.items()})
+        self._progress.step(step, newest["loss"])
         if step // self._experiment.log_every > (step - count) // self._experiment.log_every:
             self._write(step)
 
@@ -467,14 +475,20 @@ class Window:
             step,
             "train",
             {
-                **_means(self._row),
+                **self._means(self._row),
                 "images_per_second": self._progress.images_per_second,
                 "learning_rate": float(self._rate(step - 1)),
             },
             epoch=self.epoch(step),
-            count=int(self._row["loss"][1]),
+            # Of examples; a head may know fewer of their labels.
+            count=round(max(count for _, count in self._row.values())),
         )
         self._row = {}
+
+    def _means(self, sums: Mapping[str, np.ndarray]) -> dict[str, float]:
+        return self._experiment.task.means(
+            {name: (float(total), float(count)) for name, (total, count) in sums.items()}
+        )
 
 
 def not_finite(name: str, value: float, step: int) -> UserError:
@@ -483,10 +497,6 @@ def not_finite(name: str, value: float, step: int) -> UserError:
         f"the {name} is {value} at step {step:,}: training stopped, and the checkpoints from "
         "before are kept; try a lower --optimizer.learning-rate, or --optimizer.clip-norm=1"
     )
-
-
-def _means(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
-    return means({name: (float(total), float(count)) for name, (total, count) in sums.items()})
 
 
 def next_evaluation(experiment: Training, after: int, examples: int, last_step: int) -> int:

@@ -82,7 +82,7 @@ def compare(study: PoolingStudy, workdir: Path) -> Result:
 
 def accuracies(training: Training, folder: Path, shifts: Sequence[int]) -> list[float]:
     """The test accuracy of a trained run on images moved to the right by so many pixels each."""
-    from cnn_research.evaluate import Evaluator, means, trained
+    from cnn_research.evaluate import Evaluator, trained
     from cnn_research.mesh import data_mesh
 
     experiment, dataset, state = trained(training, folder)
@@ -93,7 +93,7 @@ def accuracies(training: Training, folder: Path, shifts: Sequence[int]) -> list[
         moved = Split(images=shifted(split.images, shift), labels=split.labels)
         outcome = evaluator(state.variables(), moved)
         assert outcome is not None, "nothing stops it"
-        found.append(means(outcome[0])["accuracy"])
+        found.append(experiment.task.means(outcome[0])["accuracy"])
     return found
 
 

@@ -192,15 +192,15 @@ TASK = FittedRegression(head="year", mean=2012.5, deviation=1.5)
 def test_loss_and_error_by_hand():
     outputs = jnp.array([[0.0], [1.0], [-1.0], [5.0], [7.0]])
     labels = {"year": jnp.array([2012.5, 2011.0, 2014.0, math.nan, 2000.0])}
-    mask = jnp.array([True, True, True, True, False])
-    sums = TASK.sums(outputs, labels, mask)
+    weights = jnp.array([1.0, 1.0, 1.0, 1.0, 0.0])
+    sums = TASK.sums(outputs, labels, weights)
     # Estimates 2012.5, 2014 and 2011: off by 0, 3 and 3 years, which are 2 deviations.
     assert {name: (float(a), float(b)) for name, (a, b) in sums.items()} == {
         "loss": (8.0, 3.0),
         "MAE": (6.0, 3.0),
     }
-    assert [float(x) for x in TASK.objective(outputs, labels, mask)] == [8.0, 3.0]
-    gradient = jax.grad(lambda x: TASK.objective(x, labels, mask)[0])(outputs)
+    assert [float(x) for x in TASK.objective(outputs, labels, weights)["loss"]] == [8.0, 3.0]
+    gradient = jax.grad(lambda x: TASK.objective(x, labels, weights)["loss"][0])(outputs)
     np.testing.assert_array_equal(gradient[:, 0], [0, 4, -4, 0, 0])
 
 

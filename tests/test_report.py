@@ -171,13 +171,15 @@ def test_confusion_counts_are_scikit_learns():
     np.testing.assert_array_equal(made.confusion_counts(), expected)
 
 
-def write(workdir: Path, predictions: dict[str, ClassPredictions], images: Any = None) -> Path:
+def write(workdir: Path, heads: dict[str, ClassPredictions], images: Any = None) -> Path:
+    own = {head: predicted.figures() for head, predicted in heads.items()}
     params = {"conv": {"kernel": np.zeros((3, 3, 1, 12)), "bias": np.zeros(12)}}
     return report.write_report(
         workdir,
         title="Coats",
-        predictions=predictions,
-        images=images,
+        figures={"test": own if len(own) > 1 else own["label"]},
+        predictions={"test": heads},
+        images={} if images is None else {"test": images},
         history=HISTORY,
         params=params,
     )
@@ -205,6 +207,7 @@ def test_report_says_what_was_run_and_what_came_out(tmp_path):
     assert sorted(file.name for file in path.parent.iterdir()) == [
         "classification_report.txt",
         "confusion_matrix.png",
+        "confusions.png",
         "curves.png",
         "mistakes.png",
         "report.md",
@@ -243,7 +246,7 @@ def test_several_heads_have_files_of_their_own(tmp_path):
     path = write(tmp_path, heads)
     names = {file.name for file in path.parent.iterdir()}
     assert {"confusion_matrix_material.png", "classification_report_brand.txt"} <= names
-    assert "## Result on the test split: brand" in path.read_text()
+    assert "### brand, test split" in path.read_text()
 
 
 def test_report_that_fails_leaves_the_earlier_one_whole(tmp_path):

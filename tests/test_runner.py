@@ -37,7 +37,6 @@ from cnn_research.models import MLP, ConvNet
 from cnn_research.optimizers import Optimizer, Penalty
 from cnn_research.random import example_keys, permuted, stream_key
 from cnn_research.state import TrainState
-from cnn_research.tasks.classification import Classification
 from cnn_research.training import Selection, Training
 from cnn_research.writers import read_metrics
 
@@ -651,55 +650,6 @@ def test_evaluation_uses_the_average_of_parameters_and_statistics(alone):
     assert set(without.variables()) == {"params", "batch_stats"}
 
 
-# The loss ----------------------------------------------------------------------------------------
-
-LOGITS = jnp.asarray([[2.0, 0.0, -1.0], [0.5, 0.5, 3.0], [1.0, -2.0, 0.0], [0.0, 0.0, 9.0]])
-PRESENT = jnp.asarray([True, True, True, False])
-
-
-def by_hand(logits, target):
-    """-sum(target * log softmax), in double precision."""
-    logits = np.asarray(logits, np.float64)
-    logs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
-    return -(np.asarray(target) * logs).sum(axis=-1)
-
-
-def test_loss_and_accuracy_by_hand():
-    labels = {"label": jnp.asarray([0, 1, 2, 2])}
-    sums = Classification().sums(LOGITS, labels, PRESENT)
-    expected = by_hand(LOGITS[:3], np.eye(3)[[0, 1, 2]]).sum()
-    assert float(sums["loss"][0]) == pytest.approx(expected, rel=1e-6)
-    assert (float(sums["accuracy"][0]), float(sums["accuracy"][1])) == (1, 3)
-
-
-def test_label_smoothing_by_hand():
-    labels = {"label": jnp.asarray([0, 1, 2, 2])}
-    total, count = Classification(label_smoothing=0.3).objective(LOGITS, labels, PRESENT)
-    target = 0.7 * np.eye(3)[[0, 1, 2]] + 0.1
-    assert float(total) == pytest.approx(by_hand(LOGITS[:3], target).sum(), rel=1e-6)
-    assert float(count) == 3
-    plain = Classification(label_smoothing=0.3).sums(LOGITS, labels, PRESENT)["loss"][0]
-    expected = by_hand(LOGITS[:3], np.eye(3)[[0, 1, 2]]).sum()
-    assert float(plain) == pytest.approx(expected, rel=1e-6), "smoothing is of the objective only"
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.3])
-def test_missing_labels_have_no_loss_and_are_not_counted(smoothing):
-    task = Classification(label_smoothing=smoothing)
-    some = {"label": jnp.asarray([0, -1, 2, -1])}
-    kept = jnp.asarray([0, 2])
-    known = {"label": some["label"][kept]}
-    for function in (task.objective, lambda *a: task.sums(*a)["loss"]):
-        total, count = function(LOGITS, some, jnp.ones(4, bool))
-        expected, two = function(LOGITS[kept], known, jnp.ones(2, bool))
-        assert float(total) == pytest.approx(float(expected), rel=1e-6)
-        assert float(count) == float(two) == 2
-    assert float(task.sums(LOGITS, some, jnp.ones(4, bool))["accuracy"][1]) == 2
-    gradient = jax.grad(lambda x: task.objective(x, some, jnp.ones(4, bool))[0])(LOGITS)
-    assert (gradient[1] == 0).all()
-    assert (gradient[0] != 0).all()
-
-
 # Stopping early ----------------------------------------------------------------------------------
 
 
@@ -797,7 +747,9 @@ def test_evaluation_agrees_with_numpy(alone):
     assert np.allclose(logits, plain, atol=1e-5)
     labels = split.labels["label"]
     assert sums["accuracy"] == ((plain.argmax(axis=1) == labels).sum(), 11)
-    assert sums["loss"][0] == pytest.approx(by_hand(plain, np.eye(4)[labels]).sum(), rel=1e-5)
+    logs = jax.nn.log_softmax(plain)[np.arange(len(labels)), labels]
+    lost = -float(logs.sum())
+    assert sums["loss"][0] == pytest.approx(lost, rel=1e-5)
 
 
 # Precision and dispatch --------------------------------------------------------------------------

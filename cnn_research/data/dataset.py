@@ -17,6 +17,9 @@ MISSING = -1
 """The class of an example whose class is not known: it has no loss and is not counted. A number
 that is not known is NaN."""
 
+UNSEEN = -2
+"""The class of an example whose class is known, but is none that training examples can have."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from cnn_research import workdir as folders
-from cnn_research.data.dataset import MISSING, Dataset, Split
+from cnn_research.data.dataset import Dataset, Split
 from cnn_research.errors import UsageError, UserError
 from cnn_research.experiment import Experiment, Result, did_you_mean
 from cnn_research.features import Layer, grad_cam, kernel_of, layers, maps, most_exciting
@@ -86,7 +86,12 @@ class Opened:
     @property
     def class_names(self) -> tuple[str, ...]:
         """Of the head that the run learned; empty where it estimates a number."""
-        return self.dataset.class_names.get(self.training.task.head, ())
+        return self.dataset.class_names.get(self.head, ())
+
+    @property
+    def head(self) -> str:
+        """The head that is asked: the run's first."""
+        return self.training.task.heads[0]
 
     def preprocess(self, images: Any) -> jax.Array:
         """uint8 images as the model sees them."""
@@ -96,10 +101,10 @@ class Opened:
 
     def label(self, index: int) -> str:
         """What the image at `index` of the split is."""
-        value = self.split.labels[self.training.task.head][index]
+        value = self.split.labels[self.head][index]
         if not self.class_names:
             return f"{value:.4g}"
-        return "unknown" if value == MISSING else self.class_names[value]
+        return "unknown" if value < 0 else self.class_names[value]
 
 
 def draw(experiment: Features, workdir: Path) -> Result:
@@ -239,7 +244,8 @@ def _cams(
     task, model = opened.training.task, opened.training.model
     outputs, _ = jax.jit(lambda v, x: maps(model, v, x, []))(opened.variables, images)
     if opened.class_names:
-        shares = np.asarray(jax.nn.softmax(outputs))
+        # The classes of the first head stand first.
+        shares = np.asarray(jax.nn.softmax(outputs[:, : len(opened.class_names)]))
         best = shares.argmax(axis=1)
         targets = best if target is None else np.full(len(indices), target)
         said = [
@@ -251,9 +257,11 @@ def _cams(
             of = f"the class {opened.class_names[target]}"
     else:
         shown = dataclasses.replace(opened.dataset, splits={"shown": taken})
-        predictions: Any = task.predictions(shown, "shown", np.asarray(outputs), float("nan"))
+        predictions: Any = task.predictions(
+            shown, "shown", np.asarray(outputs), {"loss": float("nan")}
+        )
         targets = np.zeros(len(indices), np.int32)
-        said = [f"estimated: {value:.4g}" for value in predictions.predicted]
+        said = [f"estimated: {value:.4g}" for value in predictions[opened.head].predicted]
         of = "a larger estimate"
     cams, _ = jax.jit(lambda v, x, t: grad_cam(model, v, x, t, layer.path))(
         opened.variables, images, targets
@@ -314,7 +322,7 @@ def cam_images(opened: Opened, target: int | None) -> np.ndarray:
     Raises:
         UserError: the split has no image of the target class.
     """
-    labels = np.asarray(opened.split.labels[opened.training.task.head])
+    labels = np.asarray(opened.split.labels[opened.head])
     if target is not None:
         indices = np.flatnonzero(labels == target)
         if not len(indices):
@@ -324,7 +332,7 @@ def cam_images(opened: Opened, target: int | None) -> np.ndarray:
             )
     elif opened.class_names:
         kinds, first = np.unique(labels, return_index=True)
-        indices = first[kinds != MISSING]
+        indices = first[kinds >= 0]
     else:
         indices = np.empty(0, int)
     return indices[:CAMS] if len(indices) else np.arange(len(labels))[:CAMS]

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from cnn_research.data.dataset import MISSING
+from cnn_research.data.dataset import MISSING, UNSEEN
 from cnn_research.errors import UserError
 from cnn_research.markdown import markdown_table
 
 MOST_PAIRS = 10
+UNSEEN_NAME = "(not in training)"
+"""What reports call all labels that training has not seen."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -23,9 +25,11 @@ class ClassPredictions:
     Attributes:
         split: `test`, or `validation` where there is no test split.
         logits: float32 `[examples, classes]`.
-        labels: int32 `[examples]`; -1 where not known: such an example is left out.
+        labels: int32 `[examples]`; -1 where not known: such an example is left out; -2 for a label
+            that is none of the classes: no answer to it is right.
         class_names: one for each class.
-        loss: mean over the examples with a label.
+        loss: mean over the examples with a label that is one of the classes.
+        trained: bool `[classes]`, whether a class had training examples; None: all had.
     """
 
     split: str
@@ -33,6 +37,7 @@ class ClassPredictions:
     labels: np.ndarray
     class_names: tuple[str, ...]
     loss: float
+    trained: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -41,7 +46,8 @@ class ClassPredictions:
         """The figures of an evaluation; `correct` of `count` examples is the accuracy, exactly.
 
         Precision, recall and F1 are scikit-learn's, over the classes that occur as a label or a
-        prediction; 0 where a class is never predicted.
+        prediction; 0 where a class is never predicted. Where training has not seen all labels,
+        such labels count as wrong, and the accuracy on the others stands beside.
 
         Raises:
             UserError: no example has a label.
@@ -50,9 +56,15 @@ class ClassPredictions:
         labels, predicted = self.known()
         correct = int((labels == predicted).sum())
         figures: dict[str, float | int] = {"loss": self.loss, "accuracy": correct / len(labels)}
+        seen = self._seen(labels)
+        if not seen.all():
+            hits = labels[seen] == predicted[seen]
+            figures["accuracy of seen labels"] = float(hits.mean()) if hits.size else float("nan")
         for average in ("macro", "weighted"):
             for name, key in (("precision", "precision"), ("recall", "recall"), ("F1", "f1-score")):
                 figures[f"{average} {name}"] = float(averages[f"{average} avg"][key])
+        if not seen.all():
+            figures["unseen"] = int((~seen).sum())
         return {**figures, "correct": correct, "count": len(labels)}
 
     def text(self) -> str:
@@ -63,6 +75,13 @@ class ClassPredictions:
         """The classification report, the confusion matrix and the worst mistakes."""
         from cnn_research import figures
 
+        labels, _ = self.known()
+        unseen = int((~self._seen(labels)).sum())
+        if unseen:
+            yield (
+                f"{unseen:,} of {len(labels):,} labels are of classes without training examples: "
+                "every answer to them counts as wrong."
+            )
         text = self.text()
         (folder / f"classification_report{suffix}.txt").write_text(text, encoding="utf-8")
         yield f"```\n{text}```"
@@ -71,35 +90,56 @@ class ClassPredictions:
         name = f"confusion_matrix{suffix}.png"
         figures.confusion_matrix(matrix, self.class_names).savefig(folder / name)
         yield f"![Confusion matrix]({name})"
-        pairs = _most_confused(matrix, self.class_names)
+        pairs = _most_confused(matrix)
         if pairs:
             yield "The pairs confused most often:"
             header = ("true class", "predicted", "times", "share of the true class")
-            yield markdown_table(header, pairs)
-
-        if images is not None:
-            predicted = self.logits.argmax(axis=1)
-            name = f"mistakes{suffix}.png"
-            figures.mistakes(
-                images,
-                self.labels,
-                predicted,
-                _probability_of_predicted(self.logits),
-                self.class_names,
-            ).savefig(folder / name)
-            yield "The mistakes made with most confidence, with the probability of the wrong class:"
-            yield f"![Mistakes]({name})"
+            rows = [
+                (
+                    self.class_names[true],
+                    self.class_names[predicted],
+                    str(matrix[true, predicted]),
+                    f"{matrix[true, predicted] / matrix[true].sum():.1%}",
+                )
+                for true, predicted in pairs
+            ]
+            yield markdown_table(header, rows)
+        if images is None:
+            return
+        predicted = self.logits.argmax(axis=1)
+        if pairs:
+            name = f"confusions{suffix}.png"
+            figures.confusions(images, self.labels, predicted, pairs, self.class_names).savefig(
+                folder / name
+            )
+            yield f"![Confused pairs]({name})"
+        name = f"mistakes{suffix}.png"
+        figures.mistakes(
+            images,
+            np.where(self.labels == UNSEEN, len(self.class_names), self.labels),
+            predicted,
+            _probability_of_predicted(self.logits),
+            (*self.class_names, UNSEEN_NAME),
+        ).savefig(folder / name)
+        yield "The mistakes made with most confidence, with the probability of the wrong class:"
+        yield f"![Mistakes]({name})"
 
     def known(self) -> tuple[np.ndarray, np.ndarray]:
         """Labels and predicted classes, int `[known]` each, of the examples with a label."""
         known = self.labels != MISSING
         return self.labels[known], self.logits[known].argmax(axis=1)
 
+    def _seen(self, labels: np.ndarray) -> np.ndarray:
+        """Whether training has seen each label, bool `[known]`."""
+        trained = np.ones(len(self.class_names), bool) if self.trained is None else self.trained
+        return (labels != UNSEEN) & trained[labels]
+
     def confusion_counts(self) -> np.ndarray:
         """int64 `[classes, classes]`: how often each true class (row) was predicted as each."""
         classes = len(self.class_names)
         matrix = np.zeros((classes, classes), np.int64)
-        np.add.at(matrix, self.known(), 1)
+        labels, predicted = self.known()
+        np.add.at(matrix, (labels[labels != UNSEEN], predicted[labels != UNSEEN]), 1)
         return matrix
 
     def _sklearn_report(self, *, as_text: bool) -> Any:
@@ -108,29 +148,28 @@ class ClassPredictions:
         labels, predicted = self.known()
         if not labels.size:
             raise UserError(f"split {self.split}: no example has a label to evaluate against")
+        names = (*self.class_names, UNSEEN_NAME)
+        labels = np.where(labels == UNSEEN, len(self.class_names), labels)
         present = np.union1d(labels, predicted)
         return metrics.classification_report(
             labels,
             predicted,
             labels=present,
-            target_names=[self.class_names[index] for index in present],
+            target_names=[names[index] for index in present],
             digits=4,
             output_dict=not as_text,
             zero_division=0,
         )
 
 
-def _most_confused(matrix: np.ndarray, class_names: tuple[str, ...]) -> list[tuple[str, ...]]:
+def _most_confused(matrix: np.ndarray) -> list[tuple[int, int]]:
+    """(true class, predicted class) of the confusions that occur most often."""
     confusions = matrix - np.diag(np.diag(matrix))
     order = np.argsort(-confusions, axis=None, kind="stable")[:MOST_PAIRS]
+    rows, columns = np.unravel_index(order, matrix.shape)
     return [
-        (
-            class_names[true],
-            class_names[predicted],
-            str(confusions[true, predicted]),
-            f"{confusions[true, predicted] / matrix[true].sum():.1%}",
-        )
-        for true, predicted in zip(*np.unravel_index(order, matrix.shape), strict=True)
+        (true, predicted)
+        for true, predicted in zip(rows.tolist(), columns.tolist(), strict=True)
         if confusions[true, predicted]
     ]
 

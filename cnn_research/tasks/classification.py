@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
+import numpy as np
+
+from cnn_research.data.dataset import MISSING
 from cnn_research.errors import UsageError, UserError
 from cnn_research.tasks.class_predictions import ClassPredictions
-from cnn_research.tasks.task import Sums, Task
+from cnn_research.tasks.task import Predictions, Sums, Task
 
 if TYPE_CHECKING:
     import jax
-    import numpy as np
-    from flax import linen as nn
 
     from cnn_research.data.dataset import Dataset
 
@@ -24,12 +25,21 @@ class Classification(Task):
 
     metrics: ClassVar = ("accuracy", "loss")
 
+    head: str = "label"
+    """Which of the data set's labels."""
     label_smoothing: float = 0.0
     """Share of the target that is spread evenly over all classes, in training only."""
+    class_weights: Literal["equal", "balanced"] = "equal"
+    """What an example's class weighs in training: all the same, or as much less as the class has
+    more training examples."""
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        return (self.head,)
 
     @property
     def own_objective(self) -> bool:
-        return bool(self.label_smoothing)
+        return bool(self.label_smoothing) or self.class_weights != "equal"
 
     def check(self) -> None:
         """Raises `UsageError` for a field out of range."""
@@ -49,45 +59,60 @@ class Classification(Task):
                 "a classifier needs at least two"
             )
 
-    def bind(self, model: nn.Module, dataset: Dataset) -> nn.Module:
-        """The model with one output per class."""
-        return model.clone(num_classes=len(dataset.class_names[self.head]))
+    def outputs(self, dataset: Dataset) -> int:
+        """One per class."""
+        return len(dataset.class_names[self.head])
 
-    def sums(self, outputs: jax.Array, labels: Mapping[str, jax.Array], mask: jax.Array) -> Sums:
+    def fitted(self, dataset: Dataset) -> Classification:
+        """The classification that knows what each class weighs, where they differ."""
+        if self.class_weights == "equal":
+            return self
+        labels = dataset.splits["train"].labels[self.head]
+        counts = np.bincount(labels[labels >= 0], minlength=self.outputs(dataset))
+        # scikit-learn's 'balanced': the weights of all examples add up to their number.
+        weights = counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1))
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return WeightedClassification(**fields, weights=tuple(weights.tolist()))
+
+    def sums(self, outputs: jax.Array, labels: Mapping[str, jax.Array], weights: jax.Array) -> Sums:
         """Cross-entropy and accuracy as sums and counts.
+
+        A label that training cannot have seen is a wrong answer without a loss.
 
         Args:
             outputs: the logits, float32 `[batch, classes]`.
-            labels: per head, int32 `[batch]`; -1 where not known.
-            mask: bool `[batch]`, false for padding.
+            labels: per head, int32 `[batch]`; -1 where not known, -2 where not one of the classes.
+            weights: float32 `[batch]`: 0 for padding, and for a mixed image the label's share.
         """
         import jax.numpy as jnp
         import optax
 
-        known, target = self._known(labels, mask)
+        target = labels[self.head]
+        known = jnp.where(target == MISSING, 0, weights)
+        seen, target = self._seen(labels, weights)
         losses = optax.softmax_cross_entropy_with_integer_labels(outputs, target)
         hits = jnp.argmax(outputs, axis=-1) == target
-        count = known.sum().astype(jnp.float32)
         return {
-            "loss": (jnp.where(known, losses, 0).sum(), count),
-            "accuracy": (jnp.where(known, hits, False).sum().astype(jnp.float32), count),
+            "loss": ((seen * losses).sum(), seen.sum()),
+            "accuracy": ((seen * hits).sum(), known.sum()),
         }
 
     def objective(
-        self, outputs: jax.Array, labels: Mapping[str, jax.Array], mask: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """What training minimises, as (sum, count): cross-entropy with smoothed labels."""
+        self, outputs: jax.Array, labels: Mapping[str, jax.Array], weights: jax.Array
+    ) -> Sums:
+        """Cross-entropy with smoothed labels."""
         import jax.nn
-        import jax.numpy as jnp
         import optax
 
-        if not self.label_smoothing:
-            return self.sums(outputs, labels, mask)["loss"]
-        known, target = self._known(labels, mask)
+        if not self.own_objective:
+            return super().objective(outputs, labels, weights)
+        seen, target = self._seen(labels, weights)
         one_hot = jax.nn.one_hot(target, outputs.shape[-1])
-        smooth = optax.smooth_labels(one_hot, self.label_smoothing)
-        losses = optax.softmax_cross_entropy(outputs, smooth)
-        return jnp.where(known, losses, 0).sum(), known.sum().astype(jnp.float32)
+        losses = optax.softmax_cross_entropy(
+            outputs, optax.smooth_labels(one_hot, self.label_smoothing)
+        )
+        seen = seen * self._weight_of(target)
+        return {"loss": ((seen * losses).sum(), seen.sum())}
 
     def averaged(self, views: Sequence[jax.Array]) -> jax.Array:
         """The logarithm of the views' mean probability."""
@@ -98,21 +123,41 @@ class Classification(Task):
         return jax.nn.logsumexp(logs, axis=0) - jnp.log(len(views))
 
     def predictions(
-        self, dataset: Dataset, split: str, outputs: np.ndarray, loss: float
-    ) -> ClassPredictions:
-        return ClassPredictions(
+        self, dataset: Dataset, split: str, outputs: np.ndarray, means: Mapping[str, float]
+    ) -> dict[str, Predictions]:
+        trained = dataset.splits["train"].labels[self.head]
+        predicted = ClassPredictions(
             split=split,
             logits=outputs,
             labels=dataset.splits[split].labels[self.head],
             class_names=dataset.class_names[self.head],
-            loss=loss,
+            loss=means["loss"],
+            trained=np.isin(np.arange(self.outputs(dataset)), trained),
         )
+        return {self.head: predicted}
 
-    def _known(
-        self, labels: Mapping[str, jax.Array], mask: jax.Array
+    def _seen(
+        self, labels: Mapping[str, jax.Array], weights: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
+        """Weights, 0 where the label is none of the classes, and labels that index into them."""
         import jax.numpy as jnp
 
         target = labels[self.head]
-        known = mask & (target >= 0)
-        return known, jnp.where(known, target, 0)
+        seen = target >= 0
+        return jnp.where(seen, weights, 0), jnp.where(seen, target, 0)
+
+    def _weight_of(self, target: jax.Array) -> jax.Array | float:
+        return 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WeightedClassification(Classification):
+    """A classification that knows how common each class is among the training examples."""
+
+    weights: tuple[float, ...]
+    """Of each class."""
+
+    def _weight_of(self, target: jax.Array) -> jax.Array | float:
+        import jax.numpy as jnp
+
+        return jnp.array(self.weights, jnp.float32)[target]

@@ -10,11 +10,10 @@ import numpy as np
 
 from cnn_research.errors import UserError
 from cnn_research.tasks.number_predictions import NumberPredictions
-from cnn_research.tasks.task import Sums, Task
+from cnn_research.tasks.task import Predictions, Sums, Task
 
 if TYPE_CHECKING:
     import jax
-    from flax import linen as nn
 
     from cnn_research.data.dataset import Dataset
 
@@ -28,6 +27,13 @@ class Regression(Task):
     """
 
     metrics: ClassVar = ("MAE", "loss")
+
+    head: str = "label"
+    """Which of the data set's labels."""
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        return (self.head,)
 
     def check_data(self, dataset: Dataset) -> None:
         """Raises `UserError` for a data set without such numbers, or with one number only."""
@@ -44,9 +50,9 @@ class Regression(Task):
                 f"numbers '{self.head}'; there is nothing to estimate"
             )
 
-    def bind(self, model: nn.Module, dataset: Dataset) -> nn.Module:
-        """The model with one output."""
-        return model.clone(num_classes=1)
+    def outputs(self, dataset: Dataset) -> int:
+        """One."""
+        return 1
 
     def fitted(self, dataset: Dataset) -> FittedRegression:
         """The regression with the mean and the deviation of the training split."""
@@ -64,7 +70,7 @@ class FittedRegression(Regression):
     deviation: float
     """Their standard deviation, above 0."""
 
-    def sums(self, outputs: jax.Array, labels: Mapping[str, jax.Array], mask: jax.Array) -> Sums:
+    def sums(self, outputs: jax.Array, labels: Mapping[str, jax.Array], weights: jax.Array) -> Sums:
         """Squared error of standardised numbers, and absolute error in the numbers' unit.
 
         The loss is thus the share of the training split's variance that is left unexplained, and
@@ -73,18 +79,19 @@ class FittedRegression(Regression):
         Args:
             outputs: standardised, float32 `[batch, 1]`.
             labels: per head, float32 `[batch]`; NaN where not known.
-            mask: bool `[batch]`, false for padding.
+            weights: float32 `[batch]`, 0 for padding.
         """
         import jax.numpy as jnp
 
         numbers = labels[self.head]
-        known = mask & ~jnp.isnan(numbers)
+        known = ~jnp.isnan(numbers)
         target = (jnp.where(known, numbers, self.mean) - self.mean) / self.deviation
-        error = jnp.where(known, outputs[:, 0] - target, 0)
-        count = known.sum().astype(jnp.float32)
+        error = outputs[:, 0] - target
+        weights = jnp.where(known, weights, 0)
+        count = weights.sum()
         return {
-            "loss": ((error**2).sum(), count),
-            "MAE": (jnp.abs(error).sum() * self.deviation, count),
+            "loss": ((weights * error**2).sum(), count),
+            "MAE": ((weights * jnp.abs(error)).sum() * self.deviation, count),
         }
 
     def averaged(self, views: Sequence[jax.Array]) -> jax.Array:
@@ -94,16 +101,17 @@ class FittedRegression(Regression):
         return jnp.stack(list(views)).mean(axis=0)
 
     def predictions(
-        self, dataset: Dataset, split: str, outputs: np.ndarray, loss: float
-    ) -> NumberPredictions:
-        return NumberPredictions(
+        self, dataset: Dataset, split: str, outputs: np.ndarray, means: Mapping[str, float]
+    ) -> dict[str, Predictions]:
+        predicted = NumberPredictions(
             split=split,
             name=self.head,
             predicted=outputs[:, 0].astype(np.float64) * self.deviation + self.mean,
             numbers=dataset.splits[split].labels[self.head],
             training_mean=self.mean,
-            loss=loss,
+            loss=means["loss"],
         )
+        return {self.head: predicted}
 
 
 def _deviation(numbers: np.ndarray) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -55,10 +55,12 @@ class Task:
     """What a model's outputs mean, and what is lost when they are wrong."""
 
     metrics: ClassVar[tuple[str, ...]] = ()
-    """The names of `sums` that also are figures of an evaluation: a selection may go by them."""
+    """The names of `means` that also are figures of an evaluation: a selection may go by them."""
 
-    head: str = "label"
-    """Which of the data set's labels."""
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Which of the data set's labels it is about; one or more."""
+        raise NotImplementedError
 
     @property
     def own_objective(self) -> bool:
@@ -72,9 +74,13 @@ class Task:
         """Raises `UserError` for a data set that lacks what the task needs."""
         raise NotImplementedError
 
+    def outputs(self, dataset: Dataset) -> int:
+        """How many numbers a model has to say about an image of this data."""
+        raise NotImplementedError
+
     def bind(self, model: nn.Module, dataset: Dataset) -> nn.Module:
         """The model with as many outputs as the task needs for this data."""
-        raise NotImplementedError
+        return model.clone(num_classes=self.outputs(dataset))
 
     def fitted(self, dataset: Dataset) -> Task:
         """The task that knows what it has to know of the training split; most know enough.
@@ -83,35 +89,56 @@ class Task:
         """
         return self
 
-    def sums(self, outputs: jax.Array, labels: Mapping[str, jax.Array], mask: jax.Array) -> Sums:
-        """The metrics as sums and counts, `loss` among them.
+    def sums(self, outputs: jax.Array, labels: Mapping[str, jax.Array], weights: jax.Array) -> Sums:
+        """The metrics as sums and counts.
 
         Args:
             outputs: float32 `[batch, outputs]`, the model's.
             labels: per head `[batch]`, as in `Split`: not all are known.
-            mask: bool `[batch]`, false for padding.
+            weights: float32 `[batch]`: 0 for padding, and for a mixed image the share that the
+                label has in it.
         """
         raise NotImplementedError
 
+    def means(self, sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+        """The metrics, `loss` among them: sums over counts; NaN where nothing was counted."""
+        return {
+            name: total / count if count else float("nan") for name, (total, count) in sums.items()
+        }
+
     def objective(
-        self, outputs: jax.Array, labels: Mapping[str, jax.Array], mask: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """What training minimises, as (sum, count); the arguments are those of `sums`."""
-        return self.sums(outputs, labels, mask)["loss"]
+        self, outputs: jax.Array, labels: Mapping[str, jax.Array], weights: jax.Array
+    ) -> Sums:
+        """What training minimises, in terms whose means `total` adds up; the arguments are those
+        of `sums`."""
+        return {"loss": self.sums(outputs, labels, weights)["loss"]}
+
+    def total(self, terms: Mapping[str, Any]) -> Any:
+        """The loss, from the mean of each term of `objective`: floats, or arrays `[]`."""
+        return terms["loss"]
 
     def averaged(self, views: Sequence[jax.Array]) -> jax.Array:
         """The outputs for several views of each image as one; all are `[batch, outputs]`."""
         raise NotImplementedError
 
     def predictions(
-        self, dataset: Dataset, split: str, outputs: np.ndarray, loss: float
-    ) -> Predictions:
-        """What the report is made of.
+        self, dataset: Dataset, split: str, outputs: np.ndarray, means: Mapping[str, float]
+    ) -> dict[str, Predictions]:
+        """What the report is made of, for each head.
 
         Args:
             dataset: with the labels.
             split: which of its splits.
             outputs: float32 `[examples, outputs]`, the model's, in the split's order.
-            loss: the metric's mean.
+            means: of the metrics.
         """
         raise NotImplementedError
+
+    def figures(self, predictions: Mapping[str, Predictions]) -> dict[str, Any]:
+        """The figures of an evaluation: numbers, and under a head's name its own.
+
+        Raises:
+            UserError: no example has a label.
+        """
+        (one,) = predictions.values()
+        return dict(one.figures())

@@ -1,0 +1,173 @@
+"""Several classes per image, of a head each: document 003's material, type and brand."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+
+from cnn_research.errors import UsageError
+from cnn_research.tasks.classification import Classification
+from cnn_research.tasks.task import Predictions, Sums, Task
+
+if TYPE_CHECKING:
+    import jax
+
+    from cnn_research.data.dataset import Dataset
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiHead(Task):
+    """Softmax cross-entropy on each head; an example counts for the heads whose label is known.
+
+    The model's last layer has the classes of all heads side by side, which is a linear layer for
+    each head over the same features: so every model is one with any number of heads.
+    """
+
+    metrics: ClassVar = ("accuracy", "loss")
+
+    label: tuple[str, ...] = ()
+    """Which of the data set's labels, each a head; empty for all that are classes."""
+    loss_weights: tuple[float, ...] = ()
+    """What each head's loss counts; empty for 1 each."""
+    label_smoothing: float = 0.0
+    """Share of each target that is spread evenly over its head's classes, in training only."""
+    class_weights: Literal["equal", "balanced"] = "equal"
+    """What an example's class weighs in training: all the same, or as much less as the class has
+    more training examples."""
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        return self.label
+
+    def check(self) -> None:
+        """Raises `UsageError` for a field out of range."""
+        if not 0 <= self.label_smoothing < 1:
+            raise UsageError(f"task.label-smoothing is {self.label_smoothing}: must be 0 to 1")
+        if self.loss_weights and len(self.loss_weights) != len(self.label):
+            raise UsageError(
+                f"task.loss-weights has {len(self.loss_weights)} numbers, but task.label names "
+                f"{len(self.label)} heads: give one for each"
+            )
+        if min(self.loss_weights, default=1) < 0 or max(self.loss_weights, default=1) == 0:
+            raise UsageError("task.loss-weights must be 0 or above, and one of them above 0")
+        if len(set(self.label)) < len(self.label):
+            raise UsageError("task.label names a head twice")
+
+    def check_data(self, dataset: Dataset) -> None:
+        """Raises `UserError` for a data set without one of the heads, or with one class in it."""
+        for part in self._classifications(dataset):
+            part.check_data(dataset)
+
+    def outputs(self, dataset: Dataset) -> int:
+        """One per class of each head."""
+        return sum(part.outputs(dataset) for part in self._classifications(dataset))
+
+    def fitted(self, dataset: Dataset) -> FittedMultiHead:
+        """The task that knows how many classes each head has."""
+        parts = list(self._classifications(dataset))
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return FittedMultiHead(
+            **{**fields, "label": tuple(part.head for part in parts)},
+            parts=tuple(part.fitted(dataset) for part in parts),
+            sizes=tuple(part.outputs(dataset) for part in parts),
+        )
+
+    def _classifications(self, dataset: Dataset) -> Iterator[Classification]:
+        for head in self.label or dataset.class_names:
+            yield Classification(head, self.label_smoothing, self.class_weights)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FittedMultiHead(MultiHead):
+    """Several heads whose classes are known."""
+
+    parts: tuple[Classification, ...]
+    """Of each head."""
+    sizes: tuple[int, ...]
+    """How many classes each has."""
+
+    @property
+    def own_objective(self) -> bool:
+        return any(part.own_objective for part in self.parts)
+
+    def split(self, outputs: Any) -> list[Any]:
+        """The outputs of each head, `[..., classes]`, from those of the model, `[..., outputs]`."""
+        ends = itertools.accumulate(self.sizes)
+        return [outputs[..., end - size : end] for end, size in zip(ends, self.sizes, strict=True)]
+
+    def sums(self, outputs: jax.Array, labels: Mapping[str, jax.Array], weights: jax.Array) -> Sums:
+        """Loss and accuracy of each head, `material accuracy`; arguments as of `Task.sums`."""
+        return {
+            f"{part.head} {name}": pair
+            for part, logits in zip(self.parts, self.split(outputs), strict=True)
+            for name, pair in part.sums(logits, labels, weights).items()
+        }
+
+    def means(self, sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+        """Those of each head; the weighted sum of their losses, and their mean accuracy.
+
+        A head without any label among the examples is left out of both.
+        """
+        means = super().means(sums)
+        known = {name: value for name, value in means.items() if not np.isnan(value)}
+        losses = {head: known.get(f"{head} loss", 0.0) for head in self.heads}
+        accuracies = [known[n] for n in (f"{head} accuracy" for head in self.heads) if n in known]
+        return {
+            "loss": self.total(losses),
+            "accuracy": float(np.mean(accuracies)) if accuracies else float("nan"),
+            **means,
+        }
+
+    def objective(
+        self, outputs: jax.Array, labels: Mapping[str, jax.Array], weights: jax.Array
+    ) -> Sums:
+        """A term for each head."""
+        return {
+            part.head: part.objective(logits, labels, weights)["loss"]
+            for part, logits in zip(self.parts, self.split(outputs), strict=True)
+        }
+
+    def total(self, terms: Mapping[str, Any]) -> Any:
+        """The weighted sum of the heads' losses."""
+        first, *rest = (
+            weight * terms[head]
+            for head, weight in zip(
+                self.heads, self.loss_weights or (1.0,) * len(self.heads), strict=True
+            )
+        )
+        return sum(rest, first)
+
+    def averaged(self, views: Sequence[jax.Array]) -> jax.Array:
+        """The logarithm of the views' mean probabilities, head by head."""
+        import jax.numpy as jnp
+
+        by_head = zip(*(self.split(view) for view in views), strict=True)
+        return jnp.concatenate(
+            [part.averaged(logits) for part, logits in zip(self.parts, by_head, strict=True)],
+            axis=-1,
+        )
+
+    def predictions(
+        self, dataset: Dataset, split: str, outputs: np.ndarray, means: Mapping[str, float]
+    ) -> dict[str, Predictions]:
+        found: dict[str, Predictions] = {}
+        for part, logits in zip(self.parts, self.split(outputs), strict=True):
+            found |= part.predictions(dataset, split, logits, {"loss": means[f"{part.head} loss"]})
+        return found
+
+    def figures(self, predictions: Mapping[str, Predictions]) -> dict[str, Any]:
+        """The heads' figures, their mean accuracy and the sum of their losses."""
+        heads = {head: predicted.figures() for head, predicted in predictions.items()}
+        seen = "accuracy of seen labels"
+        figures: dict[str, Any] = {
+            "loss": self.total({head: float(found["loss"]) for head, found in heads.items()}),
+            "accuracy": float(np.mean([found["accuracy"] for found in heads.values()])),
+        }
+        if any(seen in found for found in heads.values()):
+            values = [found.get(seen, found["accuracy"]) for found in heads.values()]
+            figures[seen] = float(np.mean(values))
+        return {**figures, **heads}
