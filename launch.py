@@ -7,6 +7,7 @@ from cnn_research.cli import main, parse_flags
 flags.DEFINE_string("experiment", None, "Name of a registered experiment.")
 flags.DEFINE_string("workdir", None, "Folder of the run; runs/NAME-HASH where none is given.")
 flags.DEFINE_string("mode", None, "What to do; where none is given, the first that it has.")
+flags.DEFINE_string("input", None, "For --mode=predict: a file, a folder, or a pattern of files.")
 flags.DEFINE_bool("list", False, "List every experiment.")
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def last_checkpoint(workdir: Path) -> tuple[Any, Any, int]:
     dataset = experiment.data.load()
     folder = workdir.absolute() / folders.CHECKPOINTS
     step = checkpoint.newest(folder)
-    like = abstract_state(bound(experiment, dataset), dataset, data_mesh())
+    like = abstract_state(bound(experiment, dataset), dataset.image_shape, data_mesh())
     return experiment, checkpoint.restore(folder, step, like)[0], step
 
 

@@ -34,11 +34,12 @@ usage: python launch.py --experiment=NAME [--workdir=FOLDER] [--mode=MODE] [--FI
   --experiment=NAME          run it; the same command goes on where it was stopped
   --workdir=FOLDER           the folder of the run (default: runs/NAME-HASH, a hash of the fields)
   --mode=train|evaluate      evaluate makes the report again, from the workdir alone
+  --mode=predict --input=IMAGES   what the run says about a file, a folder or 'a/pattern/*.jpg'
   --FIELD=VALUE              override a field by its path: --optimizer.learning-rate=3e-4 --seed=1
   --model=NAME               another network, whose fields follow: `python -m cnn_research.models`
 """
 
-LAUNCHER_FLAGS = ("experiment", "workdir", "mode", "list")
+LAUNCHER_FLAGS = ("experiment", "workdir", "mode", "input", "list")
 
 _HELP = ("--help", "-h", "-help", "-?")
 
@@ -103,7 +104,7 @@ def launch(words: list[str]) -> None:
     experiment.check()
     if workdir is None:
         workdir = Path("runs") / f"{experiment.name}-{config_hash(experiment)}"
-    run(experiment, workdir, FLAGS.mode)
+    run(experiment, workdir, FLAGS.mode, FLAGS.input)
 
 
 def default_experiment(workdir: Path | None) -> Experiment | None:

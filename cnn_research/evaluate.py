@@ -173,7 +173,7 @@ def trained(experiment: Training, workdir: Path) -> tuple[Training, Dataset, Tra
     dataset = experiment.data.load()
     experiment.task.check_data(dataset)
     experiment = bound(experiment, dataset)
-    like = abstract_state(experiment, dataset, data_mesh())
+    like = abstract_state(experiment, dataset.image_shape, data_mesh())
     step = reported_step(experiment, workdir)
     state, _ = checkpoint.restore(workdir / folders.CHECKPOINTS, step, like)
     return experiment, dataset, state
@@ -244,7 +244,9 @@ def reported_step(experiment: Training, workdir: Path) -> int:
     return step
 
 
-def abstract_state(experiment: Training, dataset: Dataset, mesh: Mesh) -> TrainState:
+def abstract_state(
+    experiment: Training, image_shape: tuple[int, int, int], mesh: Mesh
+) -> TrainState:
     """Shapes, dtypes and shardings of a bound experiment's state, without computing any of it."""
     optimizer = experiment.transfer.optimizer(experiment.optimizer, 1, lambda epoch: 1)
     shapes = jax.eval_shape(
@@ -252,7 +254,7 @@ def abstract_state(experiment: Training, dataset: Dataset, mesh: Mesh) -> TrainS
             experiment.model,
             optimizer,
             key,
-            dataset.image_shape,
+            image_shape,
             ema=bool(experiment.optimizer.ema_decay),
         ),
         jax.random.key(0),

@@ -34,9 +34,9 @@ class Experiment:
     """The base of every kind of experiment: a config, and the modes that it can be run in.
 
     Attributes:
-        modes: per mode, `module:function`, called as `function(experiment, workdir)`. A string,
-            so that reading a config does not import what runs it. The first is what is done
-            where none is named.
+        modes: per mode, `module:function`, called as `function(experiment, workdir)`, with what
+            it is asked about as a third argument for `predict`. A string, so that reading a config
+            does not import what runs it. The first is what is done where none is named.
         resumable_fields: the fields that may differ between a run and its continuation.
     """
 
@@ -54,8 +54,20 @@ class Experiment:
         return self
 
 
-def run(experiment: Experiment, workdir: str | Path, mode: str | None = None) -> Result:
+def run(
+    experiment: Experiment,
+    workdir: str | Path,
+    mode: str | None = None,
+    source: str | None = None,
+) -> Result:
     """Runs an experiment in a folder; the command line and notebooks call the same function.
+
+    Args:
+        experiment: what is run.
+        workdir: where.
+        mode: one of the experiment's; None for the first.
+        source: for the mode `predict`, the image, folder or pattern of files that it is asked
+            about: `--input` on the command line.
 
     Raises:
         UsageError: the mode is none of this kind's, or the fields contradict each other.
@@ -66,9 +78,14 @@ def run(experiment: Experiment, workdir: str | Path, mode: str | None = None) ->
         raise UsageError(
             f"this experiment has no mode '{mode}'; it has {', '.join(experiment.modes)}"
         )
+    if (mode == "predict") != (source is not None):
+        raise UsageError("--mode=predict and --input=IMAGES are given together: either needs both")
     experiment.check()
     module, function = experiment.modes[mode].split(":")
-    return getattr(importlib.import_module(module), function)(experiment, Path(workdir).absolute())
+    arguments = () if source is None else (source,)
+    return getattr(importlib.import_module(module), function)(
+        experiment, Path(workdir).absolute(), *arguments
+    )
 
 
 # Configs as JSON ---------------------------------------------------------------------------------

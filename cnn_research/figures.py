@@ -227,6 +227,47 @@ def confusions(
     return figure
 
 
+def predictions(
+    images: Sequence[np.ndarray],
+    names: Sequence[str],
+    answers: Sequence[str],
+    neighbours: Sequence[Sequence[tuple[np.ndarray, str]]],
+) -> Figure:
+    """Images with the answers to them and, in the same row, the nearest training images.
+
+    Args:
+        images: uint8 `[height, width, channels]` each.
+        names: of each image.
+        answers: to each image, a line for each head.
+        neighbours: of each image, (image, title) each; empty for a plain grid.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    titles = [
+        f"{_shortened(name, 22)}\n{answer}" for name, answer in zip(names, answers, strict=True)
+    ]
+    lines = max(title.count("\n") + 1 for title in titles)
+    columns = 1 + len(neighbours[0]) if neighbours else min(6, len(images))
+    rows = len(images) if neighbours else -(-len(images) // columns)
+    figure = Figure(
+        figsize=(1.8 * columns, (1.7 + 0.14 * lines) * rows),
+        dpi=144,
+        layout=ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.04),
+    )
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.ravel():
+        axes.set_axis_off()
+    for place, (image, title) in enumerate(zip(images, titles, strict=True)):
+        axes = grid[place, 0] if neighbours else grid.ravel()[place]
+        _image(axes, image)
+        axes.set_title(title, fontsize=7.5, linespacing=1.3, fontweight="bold")
+        for column, (near, said) in enumerate(neighbours[place] if neighbours else (), start=1):
+            _image(grid[place, column], near)
+            grid[place, column].set_title(said, fontsize=7, linespacing=1.3, color=GREY)
+    return figure
+
+
 def estimates(true: np.ndarray, predicted: np.ndarray, name: str, training_mean: float) -> Figure:
     """Estimated numbers against true ones, a point for each example.
 

@@ -31,7 +31,7 @@ from cnn_research.evaluate import (
     reported_step,
     scaled,
 )
-from cnn_research.experiment import Result, registry
+from cnn_research.experiment import Result, registry, to_dict
 from cnn_research.feature_cache import one_view
 from cnn_research.interruption import Interruption
 from cnn_research.mesh import agreed, batch_sharded, check_divides, data_mesh, replicated
@@ -119,7 +119,7 @@ def _train(
         if experiment.pretrained.source:
             state, weights = with_pretrained(experiment, state, mesh)
     else:
-        like = abstract_state(experiment, dataset, mesh)
+        like = abstract_state(experiment, dataset.image_shape, mesh)
         state, values = checkpoint.restore(saved, restored, like)
         decisions = Decisions(**values)
     before = decisions.seconds
@@ -135,6 +135,14 @@ def _train(
             devices=[str(device) for device in mesh.devices.flat],
             parameters=parameters,
             **({"pretrained": weights} if weights else {}),
+        )
+        folders.write_json(
+            workdir / folders.BOUND,
+            {
+                "experiment": to_dict(experiment),
+                "image_shape": dataset.image_shape,
+                "class_names": dataset.class_names,
+            },
         )
     progress = Progress(last_step, experiment.batch_size, experiment.epochs, enabled=first)
     progress.say(
@@ -222,7 +230,7 @@ def _train(
         if experiment.selection.report == "best":
             chosen = agreed(reported_step(experiment, workdir) if first else None)
             assert chosen is not None, "reported_step raises where there is none"
-            like = abstract_state(experiment, dataset, mesh)
+            like = abstract_state(experiment, dataset.image_shape, mesh)
             state, _ = checkpoint.restore(saved, chosen, like)
         if first:
             seconds = round(before + time.monotonic() - started, 1)

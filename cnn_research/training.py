@@ -46,6 +46,8 @@ class Evaluation:
     """Average the probabilities of each image and its mirror image."""
     shift: int = 0
     """Average also over the image moved by so many pixels up and left, and down and right."""
+    neighbours: int = 0
+    """How many of the nearest training images `--mode=predict` shows beside each answer."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,7 @@ class Training(Experiment):
     modes: ClassVar = {
         "train": "cnn_research.runner:train",
         "evaluate": "cnn_research.evaluate:evaluate",
+        "predict": "cnn_research.predict:predict_images",
     }
     resumable_fields: ClassVar = ("epochs", "log_every", "keep_checkpoints", "keep_memory")
 
@@ -109,6 +112,8 @@ class Training(Experiment):
         ):
             if not 0 < value < math.inf:
                 raise UsageError(f"--{name} is {value}: must be above 0")
+        if self.evaluation.neighbours < 0:
+            raise UsageError("--evaluation.neighbours must be 0 or more")
         if self.keep_checkpoints < 2:
             raise UsageError(
                 f"--keep-checkpoints is {self.keep_checkpoints}: must be at least 2, since the "

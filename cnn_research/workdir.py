@@ -22,6 +22,8 @@ from cnn_research.experiment import Experiment, canonical_json, flatten, from_di
 
 CONFIG = "config.json"
 RUN = "run.json"
+BOUND = "bound.json"
+"""What training has taken from its data, so that the network can be asked without it."""
 EVALUATION = "evaluation.json"
 CHECKPOINTS = "checkpoints"
 

@@ -139,7 +139,7 @@ def test_experiment_trains_goes_on_and_evaluates(name, tmp_path, capsys):
     small = lookup(name).experiment().test_sized()
     dataset = small.data.load()
     examples = len(dataset.splits["train"])
-    like = abstract_state(bound(small, dataset), dataset, data_mesh())
+    like = abstract_state(bound(small, dataset), dataset.image_shape, data_mesh())
     saved = tmp_path / folders.CHECKPOINTS
 
     def of_steps(steps):

@@ -58,9 +58,9 @@ def states(config: Training, folder) -> list[dict[str, np.ndarray]]:
     dataset = config.data.load()
     fixed = bound(config, dataset)
     optimizer = fixed.transfer.optimizer(config.optimizer, 1, lambda epoch: 1)
-    drawn = initial_state(fixed, fixed.model, optimizer, dataset, data_mesh())
+    drawn = initial_state(fixed, fixed.model, optimizer, dataset.image_shape, data_mesh())
     saved = folder / folders.CHECKPOINTS
-    like = abstract_state(fixed, dataset, data_mesh())
+    like = abstract_state(fixed, dataset.image_shape, data_mesh())
     steps = sorted(int(file.name) for file in saved.iterdir() if file.name.isdigit())
     return [by_path(drawn), *(by_path(checkpoint.restore(saved, s, like)[0]) for s in steps)]
 

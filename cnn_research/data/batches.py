@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cnn_research.random import permuted, stream_key
+
+ClassMembers = Mapping[str, jax.Array]
+"""Which examples each class has: `members`, int32 `[known]`, the examples with a label, class by
+class; and of each class that has any, `first`, the place of its first one among them, and `count`,
+int32 `[classes]` each."""
 
 
 def batch_indices(
@@ -32,6 +40,48 @@ def batch_indices(
     key = stream_key(seed, "order")
     keys = jax.vmap(lambda e: jax.random.fold_in(key, e))(epoch)
     return permuted(keys, position % examples, examples), epoch
+
+
+def class_members(labels: np.ndarray) -> dict[str, np.ndarray]:
+    """The examples of each class, as `ClassMembers`, from labels int32 `[examples]`."""
+    members = np.argsort(labels, kind="stable")
+    members = members[labels[members] >= 0]
+    _, first, count = np.unique(labels[members], return_index=True, return_counts=True)
+    return {
+        "members": members.astype(np.int32),
+        "first": first.astype(np.int32),
+        "count": count.astype(np.int32),
+    }
+
+
+def balanced_indices(
+    seed: jax.Array | int, step: jax.Array, batch_size: int, classes: ClassMembers
+) -> tuple[jax.Array, jax.Array]:
+    """Which examples step `step` trains on where every class is drawn equally often.
+
+    Each place of the batch draws a class, and then one of its examples.
+
+    Args:
+        seed: of the run.
+        step: int32 `[]`, from 0.
+        batch_size: of the whole batch, over all devices.
+        classes: which examples each class has.
+
+    Returns:
+        (indices, draws), uint32 `[batch]` each: the example, and a number that no other draw of
+        the run has.
+    """
+    first = step.astype(jnp.uint32) * jnp.uint32(batch_size)
+    draws = first + jnp.arange(batch_size, dtype=jnp.uint32)
+    key = stream_key(seed, "order")
+
+    def draw(number):
+        of_class, of_member = jax.random.split(jax.random.fold_in(key, number))
+        at = jax.random.randint(of_class, (), 0, len(classes["count"]))
+        member = jax.random.randint(of_member, (), 0, classes["count"][at])
+        return classes["members"][classes["first"][at] + member]
+
+    return jax.vmap(draw)(draws).astype(jnp.uint32), draws
 
 
 def steps_at(epochs: float, batch_size: int, examples: int) -> int:

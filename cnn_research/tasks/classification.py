@@ -11,12 +11,15 @@ import numpy as np
 from cnn_research.data.dataset import MISSING
 from cnn_research.errors import UsageError, UserError
 from cnn_research.tasks.class_predictions import ClassPredictions
-from cnn_research.tasks.task import Predictions, Sums, Task
+from cnn_research.tasks.task import Answer, Predictions, Sums, Task
 
 if TYPE_CHECKING:
     import jax
 
     from cnn_research.data.dataset import Dataset
+
+TOP = 5
+"""Classes that an answer names."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +138,26 @@ class Classification(Task):
             trained=np.isin(np.arange(self.outputs(dataset)), trained),
         )
         return {self.head: predicted}
+
+    def answers(
+        self, outputs: np.ndarray, class_names: Mapping[str, tuple[str, ...]]
+    ) -> list[dict[str, Answer]]:
+        names = class_names[self.head]
+        below_largest = outputs.astype(np.float64) - outputs.max(axis=1, keepdims=True)
+        shares = np.exp(below_largest) / np.exp(below_largest).sum(axis=1, keepdims=True)
+        answers = []
+        for share in shares:
+            best = np.argsort(-share, kind="stable")[:TOP]
+            first = names[best[0]]
+            probability = round(float(share[best[0]]), 4)
+            top = {names[index]: round(float(share[index]), 4) for index in best}
+            answer = Answer(
+                text=f"{first} {probability:.0%}",
+                values={"class": first, "probability": probability, "top": top},
+                columns={"": first, "probability": probability},
+            )
+            answers.append({self.head: answer})
+        return answers
 
     def _seen(
         self, labels: Mapping[str, jax.Array], weights: jax.Array

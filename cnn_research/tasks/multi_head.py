@@ -11,7 +11,7 @@ import numpy as np
 
 from cnn_research.errors import UsageError
 from cnn_research.tasks.classification import Classification
-from cnn_research.tasks.task import Predictions, Sums, Task
+from cnn_research.tasks.task import Answer, Predictions, Sums, Task
 
 if TYPE_CHECKING:
     import jax
@@ -171,3 +171,14 @@ class FittedMultiHead(MultiHead):
             values = [found.get(seen, found["accuracy"]) for found in heads.values()]
             figures[seen] = float(np.mean(values))
         return {**figures, **heads}
+
+    def answers(
+        self, outputs: np.ndarray, class_names: Mapping[str, tuple[str, ...]]
+    ) -> list[dict[str, Answer]]:
+        by_head = [
+            part.answers(logits, class_names)
+            for part, logits in zip(self.parts, self.split(outputs), strict=True)
+        ]
+        return [
+            dict(item for answer in image for item in answer.items()) for image in zip(*by_head)
+        ]

@@ -10,7 +10,7 @@ import numpy as np
 
 from cnn_research.errors import UserError
 from cnn_research.tasks.number_predictions import NumberPredictions
-from cnn_research.tasks.task import Predictions, Sums, Task
+from cnn_research.tasks.task import Answer, Predictions, Sums, Task
 
 if TYPE_CHECKING:
     import jax
@@ -112,6 +112,15 @@ class FittedRegression(Regression):
             loss=means["loss"],
         )
         return {self.head: predicted}
+
+    def answers(
+        self, outputs: np.ndarray, class_names: Mapping[str, tuple[str, ...]]
+    ) -> list[dict[str, Answer]]:
+        numbers = outputs[:, 0].astype(np.float64) * self.deviation + self.mean
+        return [
+            {self.head: Answer(f"{x:.5g}", {"number": round(x, 6)}, {"": round(x, 6)})}
+            for x in numbers.tolist()
+        ]
 
 
 def _deviation(numbers: np.ndarray) -> float:

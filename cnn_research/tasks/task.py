@@ -51,6 +51,21 @@ class Predictions(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a model says about one image, for one head.
+
+    Attributes:
+        text: for people, in a few words.
+        values: for programs: JSON values.
+        columns: the same for a table, by what follows the head's name; "" is the answer itself.
+    """
+
+    text: str
+    values: Mapping[str, Any]
+    columns: Mapping[str, str | float]
+
+
+@dataclasses.dataclass(frozen=True)
 class Task:
     """What a model's outputs mean, and what is lost when they are wrong."""
 
@@ -142,3 +157,14 @@ class Task:
         """
         (one,) = predictions.values()
         return dict(one.figures())
+
+    def answers(
+        self, outputs: np.ndarray, class_names: Mapping[str, tuple[str, ...]]
+    ) -> list[dict[str, Answer]]:
+        """What the model says about each image, for each head.
+
+        Args:
+            outputs: float32 `[images, outputs]`, the model's.
+            class_names: per head of classes, the name of each class.
+        """
+        raise NotImplementedError

@@ -1,0 +1,358 @@
+"""What a trained run says about anyone's images: `--mode=predict --input=FILE_OR_FOLDER_OR_GLOB`.
+
+All that it takes is the run's folder. Only the nearest training images, where they are asked for,
+need the data set.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import glob
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from cnn_research import checkpoint
+from cnn_research import workdir as folders
+from cnn_research.data.dataset import Dataset
+from cnn_research.data.images import BadImage, decode, files_below, printable
+from cnn_research.errors import UsageError, UserError
+from cnn_research.evaluate import abstract_state, check_run, predict, reported_step, views_of
+from cnn_research.experiment import Result, from_dict
+from cnn_research.markdown import markdown_table
+from cnn_research.mesh import data_mesh, replicated
+from cnn_research.state import TrainState
+from cnn_research.tasks.task import Answer
+from cnn_research.training import Training
+from cnn_research.transfer import Transfer
+
+FOLDER = "predictions"
+ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+LONGEST_FEATURES = 2048
+"""Features of more numbers than this are folded before they are compared."""
+SHOWN = 24
+"""Images in the picture of predictions."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A trained network that can be asked, from its folder alone.
+
+    Attributes:
+        experiment: bound to the data that it was trained on.
+        state: the one that its report is about.
+        image_shape: `(height, width, channels)` of what the network takes.
+        class_names: per head of classes, the name of each class.
+    """
+
+    experiment: Training
+    state: TrainState
+    image_shape: tuple[int, int, int]
+    class_names: Mapping[str, tuple[str, ...]]
+
+
+def open_trained(workdir: Path) -> Trained:
+    """The trained network of a run's folder.
+
+    Raises:
+        UserError: the folder holds no run, or no good checkpoint.
+    """
+    check_run(workdir)
+    facts = folders.read_json(workdir / folders.BOUND)
+    if not facts:
+        raise UserError(
+            f"{workdir} has no {folders.BOUND} that can be read: run its training again, which "
+            "goes on where it ended"
+        )
+    experiment = from_dict(facts["experiment"])
+    height, width, channels = facts["image_shape"]
+    shape = (height, width, channels)
+    step = reported_step(experiment, workdir)
+    like = abstract_state(experiment, shape, data_mesh())
+    state, _ = checkpoint.restore(workdir / folders.CHECKPOINTS, step, like)
+    names = {head: tuple(names) for head, names in facts["class_names"].items()}
+    # Whole images are asked about, not cached features.
+    return Trained(dataclasses.replace(experiment, transfer=Transfer()), state, shape, names)
+
+
+def predict_images(experiment: Training, workdir: Path, source: str) -> Result:
+    """Answers for every image of `source`: on the terminal, and as files in `predictions/`.
+
+    Args:
+        experiment: the run's; of it, `evaluation` may differ from what was trained.
+        workdir: the run's folder.
+        source: an image, a folder of images, or a pattern such as 'photos/*.jpg'.
+
+    Raises:
+        UserError: there is no such run, or no image.
+    """
+    folders.check_same(experiment, workdir, ("evaluation",))
+    found = open_trained(workdir)
+    found = dataclasses.replace(
+        found,
+        experiment=dataclasses.replace(found.experiment, evaluation=experiment.evaluation),
+    )
+    files = image_files(source)
+    neighbours = experiment.evaluation.neighbours
+    with folders.claimed(workdir):
+        nearest = Nearest(found, workdir) if neighbours else None
+        answers: list[dict[str, Answer]] = []
+        rows: list[dict[str, Any]] = []
+        shown: list[np.ndarray] = []
+        near: list[np.ndarray] = []
+        with folders.whole_folder(workdir / FOLDER) as partial:
+            with (partial / "predictions.jsonl").open("w", encoding="utf-8") as lines:
+                for file, image, outputs, features in said_of(files, found):
+                    if isinstance(image, BadImage):
+                        print(f"left out: {image}")
+                        continue
+                    (answer,) = found.experiment.task.answers(outputs[None], found.class_names)
+                    row: dict[str, Any] = {"file": printable(file)}
+                    row |= {head: said.values for head, said in answer.items()}
+                    if nearest is not None:
+                        places = nearest(features, neighbours)
+                        row["nearest"] = nearest.describe(places)
+                        near.append(places)
+                    lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    rows.append(row)
+                    answers.append(answer)
+                    if len(shown) < SHOWN:
+                        shown.append(image)
+            if not rows:
+                raise UserError(f"{source}: no image could be read")
+            _write_table(partial / "predictions.csv", rows, answers)
+            _write_picture(partial / "predictions.png", shown, rows, answers, nearest, near)
+    heads = list(answers[0])
+    cells = [
+        [Path(row["file"]).name, *(answer[head].text for head in heads)]
+        for row, answer in zip(rows, answers, strict=True)
+    ]
+    print(markdown_table(["image", *heads], cells[:SHOWN]))
+    if len(cells) > SHOWN:
+        print(f"... and {len(cells) - SHOWN:,} more")
+    print(f"{len(rows):,} images: {workdir / FOLDER / 'predictions.jsonl'}, .csv and .png")
+    return Result(workdir, int(found.state.step), {})
+
+
+def image_files(source: str) -> list[Path]:
+    """The image files that `source` names.
+
+    Raises:
+        UsageError: nothing is named.
+        UserError: there is nothing of that name, or no image among it.
+    """
+    if not source:
+        raise UsageError("--mode=predict needs --input: an image, a folder, or a pattern of files")
+    path = Path(source).expanduser()
+    if path.is_dir():
+        files = [file for file, _ in files_below(path)]
+    elif path.exists():
+        return [path]
+    else:
+        files = [Path(file) for file in sorted(glob.glob(str(path), recursive=True))]
+    images = [file for file in files if file.suffix.lower() in ENDINGS and file.is_file()]
+    if not images:
+        raise UserError(f"--input={source}: no image there (looked for {', '.join(ENDINGS)})")
+    return images
+
+
+def said_of(
+    files: Sequence[Path], found: Trained
+) -> Iterator[tuple[Path, np.ndarray | BadImage, np.ndarray, np.ndarray]]:
+    """Per file: the image as the network takes it, its outputs, and its features.
+
+    A file that is no image comes with the reason in place of the image.
+    """
+    forward = forward_of(found)
+    size = found.experiment.evaluation.batch_size
+    height, width, channels = found.image_shape
+    variables = found.state.variables()
+    for start in range(0, len(files), size):
+        part = files[start : start + size]
+        images: list[np.ndarray | BadImage] = []
+        for file in part:
+            try:
+                image = decode(file, (height, width))
+            except BadImage as error:
+                images.append(error)
+                continue
+            images.append(image if channels == 3 else _grey(image))
+        good = [image for image in images if not isinstance(image, BadImage)]
+        outputs = features = np.zeros((len(part), 1), np.float32)
+        if good:
+            # One size of batch, or the next power of two for few images: few compilations.
+            rows = min(size, 1 << (len(good) - 1).bit_length())
+            padded = np.stack([*good, *([good[-1]] * (rows - len(good)))])
+            outputs, features = (np.asarray(x) for x in forward(variables, padded))
+        place = 0
+        for file, decoded in zip(part, images, strict=True):
+            yield file, decoded, outputs[place], features[place]
+            place += not isinstance(decoded, BadImage)
+
+
+def forward_of(found: Trained) -> Any:
+    """The jitted `(variables, uint8 images) -> (outputs, features)`, of the image and its views.
+
+    Outputs are float32 `[batch, outputs]`; features, of unit length and float32 `[batch, at most
+    2,048]`, are what the network's last linear layer is given of the image itself.
+    """
+    experiment = found.experiment
+
+    def forward(variables, images):
+        seen: list[jax.Array] = []
+
+        def intercept(call, args, kwargs, context):
+            if context.method_name == "__call__" and isinstance(context.module, nn.Dense):
+                seen.append(args[0])
+            return call(*args, **kwargs)
+
+        views = views_of(images, experiment)
+        with nn.intercept_methods(intercept):
+            outputs = predict(experiment.model, variables, views[:1], experiment.task)
+        features = folded(seen[-1] if seen else outputs)
+        if len(views) > 1:
+            outputs = predict(experiment.model, variables, views, experiment.task)
+        return outputs, features
+
+    return jax.jit(forward, out_shardings=replicated(data_mesh()))
+
+
+def folded(features: jax.Array) -> jax.Array:
+    """Features of unit length, at most 2,048 of them.
+
+    More are added up in groups drawn once, with signs drawn once: a count sketch (Charikar, Chen
+    and Farach-Colton 2002), which keeps inner products but for noise.
+
+    Args:
+        features: float `[batch, ...]`.
+
+    Returns:
+        float32 `[batch, min(size, 2048)]`.
+    """
+    flat = features.reshape(len(features), -1).astype(jnp.float32)
+    size = flat.shape[1]
+    if size > LONGEST_FEATURES:
+        random = np.random.default_rng(0)
+        order = random.permutation(size)
+        signs = random.choice(np.array([-1.0, 1.0], np.float32), size)
+        rows = -(-size // LONGEST_FEATURES)
+        mixed = jnp.pad(flat[:, order] * signs, ((0, 0), (0, rows * LONGEST_FEATURES - size)))
+        flat = mixed.reshape(len(flat), rows, LONGEST_FEATURES).sum(axis=1)
+    return flat / jnp.maximum(jnp.linalg.norm(flat, axis=1, keepdims=True), 1e-12)
+
+
+class Nearest:
+    """The training images whose features are nearest to those of an image.
+
+    The features of the training split are computed once for each state of a run, and kept in its
+    folder.
+
+    Args:
+        found: the trained network.
+        workdir: the run's folder.
+
+    Raises:
+        UserError: the data set is not there.
+    """
+
+    def __init__(self, found: Trained, workdir: Path):
+        self.dataset: Dataset = found.experiment.data.load()
+        self._found = found
+        file = workdir / f"training_features-{int(found.state.step)}.npy"
+        if not file.exists():
+            self._compute(file)
+        self._features = np.load(file, mmap_mode="r")
+
+    def __call__(self, features: np.ndarray, count: int) -> np.ndarray:
+        """The places of the nearest training images, int `[count]`, the nearest first."""
+        return np.argsort(-(self._features @ features), kind="stable")[:count]
+
+    def describe(self, places: np.ndarray) -> list[dict[str, Any]]:
+        """The training images at these places as JSON values: name and labels."""
+        split = self.dataset.splits["train"]
+        return [
+            {
+                "file": "" if split.names is None else str(split.names[place]),
+                **{head: self._label(head, int(place)) for head in split.labels},
+            }
+            for place in places
+        ]
+
+    def image(self, place: int) -> np.ndarray:
+        """uint8 `[height, width, channels]`."""
+        return self.dataset.splits["train"].images[place]
+
+    def title(self, place: int) -> str:
+        """What the image is, by the heads that the run has learned."""
+        heads = self._found.experiment.task.heads
+        return "\n".join(str(self._label(head, place)) for head in heads)
+
+    def _label(self, head: str, place: int) -> Any:
+        value = self.dataset.splits["train"].labels[head][place]
+        if head not in self.dataset.class_names:
+            return None if math.isnan(value) else float(value)
+        return self.dataset.class_names[head][value] if value >= 0 else None
+
+    def _compute(self, file: Path) -> None:
+        images = self.dataset.splits["train"].images
+        print(f"Computing the features of {len(images):,} training images, once.")
+        forward, variables = forward_of(self._found), self._found.state.variables()
+        size = min(self._found.experiment.evaluation.batch_size, len(images))
+        parts = []
+        for start in range(0, len(images), size):
+            part = np.asarray(images[start : start + size])
+            padded = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
+            parts.append(np.asarray(forward(variables, padded)[1])[: len(part)])
+        partial = file.with_suffix(".partial")
+        with partial.open("wb") as written:
+            np.save(written, np.concatenate(parts))
+        partial.rename(file)
+
+
+def _grey(image: np.ndarray) -> np.ndarray:
+    """RGB uint8 `[height, width, 3]` as `[height, width, 1]`, by the luma of ITU-R BT.601."""
+    return np.round(image @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)[..., None]
+
+
+def _write_table(
+    file: Path, rows: Sequence[Mapping[str, Any]], answers: Sequence[Mapping[str, Answer]]
+) -> None:
+    heads = list(answers[0])
+    columns = [f"{head} {name}".strip() for head in heads for name in answers[0][head].columns]
+    with file.open("w", encoding="utf-8", newline="") as text:
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["file", *columns])
+        for row, answer in zip(rows, answers, strict=True):
+            values = [value for head in heads for value in answer[head].columns.values()]
+            writer.writerow([row["file"], *values])
+
+
+def _write_picture(
+    file: Path,
+    images: Sequence[np.ndarray],
+    rows: Sequence[Mapping[str, Any]],
+    answers: Sequence[Mapping[str, Answer]],
+    nearest: Nearest | None,
+    near: Sequence[np.ndarray],
+) -> None:
+    from cnn_research import figures
+
+    titles = ["\n".join(answer.text for answer in found.values()) for found in answers]
+    neighbours: list[list[tuple[np.ndarray, str]]] = []
+    if nearest is not None:
+        neighbours = [
+            [(nearest.image(place), nearest.title(place)) for place in places.tolist()]
+            for places in near[: len(images)]
+        ]
+    names = [Path(row["file"]).name for row in rows]
+    figures.predictions(images, names[: len(images)], titles[: len(images)], neighbours).savefig(
+        file
+    )
