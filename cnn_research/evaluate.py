@@ -25,7 +25,7 @@ from cnn_research.report import write_report
 from cnn_research.state import TrainState, init_state
 from cnn_research.tasks.task import Task
 from cnn_research.training import Training
-from cnn_research.writers import MetricsWriter, read_metrics
+from cnn_research.writers import MetricsWriter, by_epoch, read_metrics
 
 
 def scaled(images: jax.Array, experiment: Training) -> jax.Array:
@@ -294,7 +294,11 @@ def report(
         figures[name] = task.figures(predictions[name])
     if jax.process_index() != 0:
         return Result(workdir, step, figures)
-    folders.write_json(workdir / folders.EVALUATION, {"step": step, **figures})
+    history = read_metrics(workdir)
+    folders.write_json(
+        workdir / folders.EVALUATION,
+        {"step": step, "training": while_training(history, step), **figures},
+    )
     # Figures on data that the run chose by are shown where there are no others.
     shown = [name for name in evaluated if name != "validation"] or evaluated
     page = write_report(
@@ -303,7 +307,7 @@ def report(
         figures={name: figures[name] for name in shown},
         predictions={name: predictions[name] for name in shown},
         images={name: dataset.splits[name].images for name in shown},
-        history=read_metrics(workdir),
+        history=history,
         params=state.params,
     )
     show_in_tensorboard(writer, workdir, experiment, page, figures, step)
@@ -316,6 +320,15 @@ def report(
     print(f"Report: {page}")
     print(f"Look at it: tensorboard --logdir {workdir.parent}")
     return Result(workdir, step, figures)
+
+
+def while_training(history: Sequence[Mapping[str, Any]], step: int) -> dict[str, float]:
+    """Loss and accuracies of the training examples, while the epoch that ends at `step` ran."""
+    epochs = by_epoch([row for row in history if row["step"] <= step])
+    means = epochs[-1]["train"] if epochs else {}
+    return {
+        name: means[name] for name in means if name.split()[-1] in ("loss", "accuracy", "MAE")
+    }
 
 
 def show_in_tensorboard(

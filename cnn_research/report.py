@@ -278,15 +278,16 @@ def unseeded(config: Mapping[str, Any]) -> dict[str, Any]:
 def compared_figures(groups: Sequence[Group]) -> list[str]:
     """The names of the figures that tables show.
 
-    Counts, weighted averages and, beside test figures, those on validation data are left out:
-    they are in each run's evaluation.json.
+    Counts, weighted averages and, beside test figures, those on training and validation data are
+    left out: they are in each run's evaluation.json.
     """
     names = [
         name
         for name in dict.fromkeys(name for group in groups for name in group.values())
         if name.split()[-1] not in UNCOMPARED and "weighted " not in name
     ]
-    return [name for name in names if not name.startswith("validation ")] or names
+    tested = [name for name in names if name.split()[0] not in ("training", "validation")]
+    return tested or names
 
 
 def as_markdown(groups: Sequence[Group]) -> str:
