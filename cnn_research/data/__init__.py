@@ -1,23 +1,28 @@
 """Images and labels: what a data set is, the sources it comes from, and preparing it once."""
 
-from cnn_research.data.dataset import MISSING, Dataset, Split
+from cnn_research.data.dataset import MISSING, UNSEEN, Dataset, Split
 from cnn_research.data.sources import (
+    Artworks,
     Cifar10,
     Digits,
     FashionMnist,
     ImageFolder,
     ImageTable,
+    Products,
     Synthetic,
 )
 
 __all__ = [
     "MISSING",
+    "UNSEEN",
+    "Artworks",
     "Cifar10",
     "Dataset",
     "Digits",
     "FashionMnist",
     "ImageFolder",
     "ImageTable",
+    "Products",
     "Split",
     "Synthetic",
 ]

@@ -2,6 +2,8 @@
 
 python -m cnn_research.data prepare fashion_mnist --source=FOLDER
 python -m cnn_research.data prepare cifar10 --source=cifar-10-binary.tar.gz
+python -m cnn_research.data prepare artworks --source=FOLDER_OR_ARCHIVE
+python -m cnn_research.data prepare products --source=FOLDER_OR_ARCHIVE
 python -m cnn_research.data prepare image_folder --source=FOLDER_OR_ARCHIVE --image-size 64 64
 python -m cnn_research.data prepare image_table --source=TABLE.csv --image=file --label kind brand
 python -m cnn_research.data list
@@ -23,16 +25,19 @@ import time
 
 from absl import logging
 
-from cnn_research.data import cache, sources
+from cnn_research.data import cache, images, sources
 from cnn_research.data.dataset import Dataset
-from cnn_research.data.splits import duplicates_line
+from cnn_research.data.splits import copies_line, duplicates_line
 from cnn_research.errors import UsageError, UserError, one_line
 
 Source = sources.FashionMnist | sources.Cifar10 | sources.ImageFolder | sources.ImageTable
+"""`Artworks` and `Products` are the last two as well."""
 
 SOURCES: dict[str, type[Source]] = {
     "fashion_mnist": sources.FashionMnist,
     "cifar10": sources.Cifar10,
+    "artworks": sources.Artworks,
+    "products": sources.Products,
     "image_folder": sources.ImageFolder,
     "image_table": sources.ImageTable,
 }
@@ -62,13 +67,16 @@ def prepare(words: list[str]) -> None:
     if name not in ("fashion_mnist", "cifar10") and not wants_help:
         if given is None:
             raise UsageError(f"{name} needs --source: the folder, archive or table of your data")
-        fields = [f"--path={given}", *fields]
+        if name not in ("artworks", "products"):
+            fields = [f"--path={given}", *fields]
     source = _parse(SOURCES[name], name, fields)
     start = time.monotonic()
     if isinstance(source, sources.FashionMnist):
         _prepare_fashion_mnist(given)
     elif isinstance(source, sources.Cifar10):
         source = _prepare_cifar10(given, source)
+    elif isinstance(source, sources.Artworks | sources.Products):
+        _prepare_files(name, given or "", source)
     dataset = source.load()
     print(_report(name, source, dataset, time.monotonic() - start))
 
@@ -125,7 +133,7 @@ def _parse(kind: type[Source], name: str, words: list[str]) -> Source:
 
 
 def _prepare_fashion_mnist(given: str | None) -> None:
-    from cnn_research.data import builders, images
+    from cnn_research.data import builders
 
     path = None if given is None else sources.existing(given)
     home = sources.FashionMnist.home()
@@ -161,6 +169,24 @@ def _prepare_cifar10(given: str | None, source: sources.Cifar10) -> sources.Cifa
     return source
 
 
+def _prepare_files(name: str, given: str, source: sources.Artworks | sources.Products) -> None:
+    from cnn_research.data import builders
+
+    path = sources.existing(given)
+    home = source.home()
+    with cache.lock(home):
+        if (home / "dataset_info.json").exists():
+            print(f"already prepared in {home}; delete that folder to prepare it again")
+            return
+        with images.opened(path) as root:
+            plan = source.plan_to_prepare(root, images.printable(path))
+            notes = {**plan.notes, "path": images.printable(path.name)}
+            plan = dataclasses.replace(plan, notes=notes)
+            builders.prepare_images(
+                name, cache.data_dir(), plan, source.on_bad_image, sources.content_of(path)
+            )
+
+
 def _report(name: str, source: Source, dataset: Dataset, seconds: float) -> str:
     provenance = dataset.provenance
     across = provenance["duplicates"]["across_splits"]
@@ -174,6 +200,12 @@ def _report(name: str, source: Source, dataset: Dataset, seconds: float) -> str:
         f"  {splits}; {height}x{width}x{channels}; {heads}",
         f"  duplicates across splits: {duplicates_line(across) or 'none'}",
     ]
+    if "left_out_of_target" in provenance:
+        lines.append(f"  left out of target: {copies_line(provenance['left_out_of_target'])}")
+    unseen = provenance.get("target_examples_of_unseen_classes", {})
+    if any(unseen.values()):
+        counts = ", ".join(f"{head} {count:,}" for head, count in unseen.items())
+        lines.append(f"  target examples of classes that the source lacks: {counts}")
     skipped = provenance.get("skipped", [])
     if skipped:
         lines.append(f"  left out {len(skipped)} bad images, the first: {skipped[0]}")

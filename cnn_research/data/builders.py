@@ -13,7 +13,7 @@ import shutil
 import urllib.request
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,20 @@ from tensorflow_datasets.image_classification import cifar, mnist
 from tqdm import tqdm
 
 from cnn_research.data import cifar10
-from cnn_research.data.images import BadImage, Plan, Record, decode, encode
+from cnn_research.data.dataset import UNSEEN
+from cnn_research.data.images import BadImage, Plan, Record, decode, encode, resized
 from cnn_research.data.splits import Examples
 from cnn_research.errors import UserError
 
 CHUNK = 1024
 POOL_CHUNK = 256
+
+UNSEEN_NAME = "(a class that only the target has)"
+"""What records name `UNSEEN`, after the classes of a head: TFDS takes no label -2."""
+
+PAINTING_SIZE = 256
+"""Paintings are prepared at up to this height and width: what networks are asked to look at, and
+what the smaller copies that are passed around have."""
 
 FASHION_FILES = {
     "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
@@ -114,7 +122,7 @@ with tfds.core.registered.skip_registration():
                 yield index, {"id": name, "image": encode(images[index]), "label": int(label)}
 
     class _Images(tfds.core.GeneratorBasedBuilder):
-        """Images of a plan, decoded and resized, as PNG; with a class or a number per head."""
+        """Images of a plan, decoded, as PNG; with a class or a number per head."""
 
         VERSION = tfds.core.Version("1.0.0")
 
@@ -122,7 +130,7 @@ with tfds.core.registered.skip_registration():
             self,
             *,
             plan: Plan,
-            image_size: tuple[int, int],
+            image_size: tuple[int, int] | None,
             on_bad_image: str,
             fingerprint: str,
             **kwargs: Any,
@@ -137,23 +145,42 @@ with tfds.core.registered.skip_registration():
         def _info(self) -> tfds.core.DatasetInfo:
             return tfds.core.DatasetInfo(
                 builder=self,
-                description="Images with classes and numbers, resized; -1 and NaN: not known.",
+                description="Images with classes and numbers; -1 and NaN: not known.",
                 features=tfds.features.FeaturesDict(
                     {
                         "image": tfds.features.Image(
-                            shape=(*self.image_size, 3), encoding_format="png"
+                            shape=(*(self.image_size or (None, None)), 3), encoding_format="png"
                         ),
                         "file": tfds.features.Text(),
                         **{
-                            head: tfds.features.ClassLabel(names=names)
-                            for head, names in self.plan.class_names.items()
+                            head: tfds.features.ClassLabel(names=self._names(head))
+                            for head in self.plan.class_names
                         },
                         **{head: tfds.features.Scalar(np.float32) for head in self.plan.numbers},
+                        **self._columns(),
                     }
                 ),
                 metadata=tfds.core.MetadataDict(),
                 disable_shuffling=True,
             )
+
+        def _names(self, head: str) -> list[str]:
+            unseen = any(record.labels[head] == UNSEEN for record in self.plan.records)
+            return [*self.plan.class_names[head], *[UNSEEN_NAME] * unseen]
+
+        def _columns(self) -> dict[str, Any]:
+            cells = self.plan.records[0].cells
+            if cells is None:
+                return {}
+            return {"row": {column: tfds.features.Text() for column in cells}}
+
+        def _example(self, record: Record, image: bytes) -> dict[str, Any]:
+            labels = {
+                head: len(self.plan.class_names[head]) if label == UNSEEN else label
+                for head, label in record.labels.items()
+            }
+            cells = {} if record.cells is None else {"row": record.cells}
+            return {"image": image, "file": record.name, **labels, **cells}
 
         def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
             by_split: dict[str, list[Record]] = defaultdict(list)
@@ -179,8 +206,7 @@ with tfds.core.registered.skip_registration():
                                 raise image
                             self.skipped.append(str(image))
                         else:
-                            example = {"image": image, "file": record.name, **record.labels}
-                            yield start + offset, example
+                            yield start + offset, self._example(record, image)
                     progress.update(len(chunk))
             progress.close()
             self.info.metadata.update(
@@ -192,15 +218,29 @@ with tfds.core.registered.skip_registration():
 
         def _encoded(self, record: Record) -> bytes | BadImage:
             try:
-                return encode(decode(record.path, self.image_size))
+                return encode(self._pixels(record.path))
             except BadImage as error:
                 return error
+
+        def _pixels(self, path: Path) -> np.ndarray:
+            return decode(path, self.image_size)
 
     class ImageFolder(_Images):
         """A folder of images: `<class>/*` or `<split>/<class>/*`."""
 
     class ImageTable(_Images):
         """A CSV file with a row per image."""
+
+    class Artworks(_Images):
+        """Paintings by artist, up to `PAINTING_SIZE` high and wide; none is enlarged."""
+
+        def _pixels(self, path: Path) -> np.ndarray:
+            pixels = decode(path, None)
+            height, width = pixels.shape[:2]
+            return resized(pixels, (min(height, PAINTING_SIZE), min(width, PAINTING_SIZE)))
+
+    class Products(_Images):
+        """Catalogue photographs at their own size, with their row of a table as text."""
 
 
 def prepare_fashion_mnist(data_dir: Path, folder: Path | None) -> None:
@@ -268,14 +308,18 @@ def prepare(
 def prepare_images(
     kind: str,
     data_dir: Path,
-    config: str,
     plan: Plan,
-    image_size: tuple[int, int],
     on_bad_image: str,
     fingerprint: str,
+    config: str = "",
+    image_size: tuple[int, int] | None = None,
 ) -> None:
-    """Prepares `kind` (`image_folder` or `image_table`) under the name `config`."""
-    builder_class = {"image_folder": ImageFolder, "image_table": ImageTable}[kind]
+    """Prepares `kind`, the name of a builder; under the name `config`, where it has several.
+
+    Images are stretched to `image_size`; without it they are of the size that the builder says.
+    """
+    builders = (ImageFolder, ImageTable, Artworks, Products)
+    builder_class = next(builder for builder in builders if builder.name == kind)
     home = data_dir / kind / config / str(builder_class.VERSION)
     if home.exists():  # of an older state of the files; moved first, so never half there
         home.rename(home.with_name(f"incomplete.old_{home.name}"))
@@ -288,7 +332,7 @@ def prepare_images(
             on_bad_image=on_bad_image,
             fingerprint=fingerprint,
             data_dir=data_dir,
-            config=tfds.core.BuilderConfig(name=config),
+            config=tfds.core.BuilderConfig(name=config) if config else None,
             file_format="array_record",
         )
     finally:
@@ -308,29 +352,112 @@ def is_prepared(home: Path, fingerprint: str) -> bool:
         return False
 
 
-def read(home: Path, scratch: Path) -> tuple[Examples, dict[str, Any]]:
+def read(
+    home: Path, scratch: Path, image_size: tuple[int, int] | None = None
+) -> tuple[Examples, dict[str, Any]]:
     """Every record prepared in `home`, decoded, and the metadata that preparation left there.
 
-    The images are a memory map of a file in `scratch`, so memory holds only what is in use.
+    The images are a memory map of a file in `scratch`, so memory holds only what is in use. They
+    are stretched to `image_size`; it can be absent where they were prepared at one size.
+
+    Raises:
+        UserError: the records are damaged.
     """
+    with _named_errors(home):
+        return _read(home, scratch, image_size)
+
+
+def read_table(
+    home: Path,
+    scratch: Path,
+    image_size: tuple[int, int],
+    plan: Callable[[list[dict[str, str]]], Plan],
+) -> tuple[Examples, dict[str, Any]]:
+    """The records in `home` that `plan(rows)` asks for, with its labels; otherwise as `read`.
+
+    Raises:
+        UserError: the records are damaged, or `plan` names an image that is not among them.
+    """
+    with _named_errors(home):
+        builder = tfds.builder_from_directory(home)
+        ((split, _),) = builder.info.splits.items()
+        rows = []
+        at: dict[str, int] = {}
+        for index, record in _records(builder, split):
+            rows.append({column: cell.decode() for column, cell in record["row"].items()})
+            at[record["file"].decode()] = index
+    found = plan(rows)
+    indices = []
+    for planned in found.records:
+        if planned.name not in at:
+            raise UserError(
+                f"there is no image {planned.name} in {home}, such as {next(iter(at))}: correct "
+                "--data.image, or delete that folder and prepare again"
+            )
+        indices.append(at[planned.name])
+    with _named_errors(home):
+        images = _memory_map(scratch, len(indices), (*image_size, 3))
+        for place, (_, record) in enumerate(_records(builder, split, indices)):
+            images[place] = _pixels(record["image"], image_size)
+    examples = Examples(
+        images=images,
+        labels={
+            head: np.array(
+                [planned.labels[head] for planned in found.records],
+                np.int32 if head in found.class_names else np.float32,
+            )
+            for head in (*found.class_names, *found.numbers)
+        },
+        class_names=found.class_names,
+        names=np.array([planned.name for planned in found.records]),
+        given=np.array([planned.split for planned in found.records]),
+    )
+    return examples, {**builder.info.metadata, **found.notes}
+
+
+@contextlib.contextmanager
+def _named_errors(home: Path) -> Iterator[None]:
     try:
-        return _read(home, scratch)
+        yield
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"the records in {home} cannot be read ({error}): delete that folder and prepare again"
         ) from error
 
 
-def _read(home: Path, scratch: Path) -> tuple[Examples, dict[str, Any]]:
+def _records(
+    builder: Any, split: str, indices: Sequence[int] | None = None
+) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """The records of a split, or those at `indices`, with their index; images as PNG."""
+    records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    chosen = range(len(records)) if indices is None else indices
+    with tqdm(total=len(chosen), desc=f"reading {split}", disable=None) as progress:
+        for start in range(0, len(chosen), CHUNK):
+            part = list(chosen[start : start + CHUNK])
+            yield from zip(part, records.__getitems__(part), strict=True)
+            progress.update(len(part))
+
+
+def _memory_map(scratch: Path, count: int, shape: tuple[int, ...]) -> np.ndarray:
+    return np.lib.format.open_memmap(scratch / "images.npy", "w+", np.uint8, shape=(count, *shape))
+
+
+def _pixels(png: bytes, image_size: tuple[int, int] | None) -> np.ndarray:
+    image = np.asarray(Image.open(io.BytesIO(png)))
+    return resized(image, image_size) if image_size else image
+
+
+def _read(
+    home: Path, scratch: Path, image_size: tuple[int, int] | None
+) -> tuple[Examples, dict[str, Any]]:
     builder = tfds.builder_from_directory(home)
     features = builder.info.features
     metadata = dict(builder.info.metadata or {"heads": ["label"]})
     total = sum(split.num_examples for split in builder.info.splits.values())
-    images = np.lib.format.open_memmap(
-        scratch / "images.npy", "w+", np.uint8, shape=(total, *features["image"].shape)
-    )
+    shape = (*image_size, 3) if image_size else features["image"].shape
+    images = _memory_map(scratch, total, shape)
     class_names = {
-        head: tuple(features[head].names)
+        head: tuple(name for name in features[head].names if name != UNSEEN_NAME)
         for head in metadata["heads"]
         if isinstance(features[head], tfds.features.ClassLabel)
     }
@@ -340,21 +467,16 @@ def _read(home: Path, scratch: Path) -> tuple[Examples, dict[str, Any]]:
     }
     names: list[str] = []
     given: list[str] = []
-    progress = tqdm(total=total, desc="decoding", disable=None)
     for split in builder.info.splits:
-        records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-        for start in range(0, len(records), CHUNK):
-            rows = range(start, min(start + CHUNK, len(records)))
-            for index, record in zip(rows, records.__getitems__(list(rows)), strict=True):
-                image = np.asarray(Image.open(io.BytesIO(record["image"])))
-                images[len(names)] = image.reshape(images.shape[1:])
-                for head, values in labels.items():
-                    values[len(names)] = record[head]
-                file = record.get("file")
-                names.append(f"{split}/{index}" if file is None else file.decode())
-                given.append(split)
-            progress.update(len(rows))
-    progress.close()
+        for index, record in _records(builder, split):
+            images[len(names)] = _pixels(record["image"], image_size).reshape(shape)
+            for head, values in labels.items():
+                values[len(names)] = record[head]
+            file = record.get("file")
+            names.append(f"{split}/{index}" if file is None else file.decode())
+            given.append(split)
+    for head, classes in class_names.items():
+        labels[head][labels[head] == len(classes)] = UNSEEN
     examples = Examples(
         images=images,
         labels=labels,

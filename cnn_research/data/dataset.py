@@ -18,7 +18,8 @@ MISSING = -1
 that is not known is NaN."""
 
 UNSEEN = -2
-"""The class of an example whose class is known, but is none that training examples can have."""
+"""The class of an example whose class is known but that no training example can have: a class that
+only the split `target` has. No prediction of it can be right, so it is counted as wrong."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,8 +28,9 @@ class Split:
 
     Attributes:
         images: uint8 `[examples, height, width, channels]`, often a read-only memory map.
-        labels: per head, classes, int32 `[examples]`, `MISSING` (-1) where not known; or numbers,
-            float32 `[examples]`, NaN where not known.
+        labels: per head, classes, int32 `[examples]`, `MISSING` (-1) where not known and, outside
+            of `train`, `UNSEEN` (-2) where no class; or numbers, float32 `[examples]`, NaN where
+            not known.
         names: per example, where it came from (`train/Coat/17.jpg`), or None if it has no name.
     """
 
@@ -54,7 +56,8 @@ class Dataset:
 
     Attributes:
         name: what reports call it.
-        splits: `train` and `test`, and `validation` where there is one.
+        splits: `train` and `test`, and `validation` where there is one; `target` where there is
+            another domain to evaluate on (the others are the source).
         class_names: per head of classes, the name of each class; `labels` index into it. A head
             that it lacks has numbers for labels.
         provenance: JSON values: source, version, checksums, how it was split, exact duplicates
@@ -82,7 +85,8 @@ class Dataset:
                 if head in self.class_names:
                     classes = len(self.class_names[head])
                     allowed = f"outside 0..{classes - 1}"
-                    wrong = np.flatnonzero((labels < MISSING) | (labels >= classes))
+                    lowest = MISSING if split_name == "train" else UNSEEN
+                    wrong = np.flatnonzero((labels < lowest) | (labels >= classes))
                 else:
                     allowed = "not a finite number"
                     wrong = np.flatnonzero(np.isinf(labels))

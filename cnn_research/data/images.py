@@ -1,35 +1,28 @@
-"""Finding and decoding the images of a folder, an archive or a table."""
+"""Finding and decoding the images of a folder or an archive."""
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import io
 import lzma
-import math
 import os
-import re
 import tarfile
 import tempfile
 import unicodedata
 import zipfile
 import zlib
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from cnn_research.data.dataset import MISSING
-from cnn_research.errors import UsageError, UserError
+from cnn_research.data.dataset import UNSEEN
+from cnn_research.errors import UserError
 
 MAX_PIXELS = 50_000_000
 """Larger images are refused: a small file can unpack into all of the memory."""
-
-MAX_NUMBER = float(np.finfo(np.float32).max)
-"""The largest number that a label can be."""
 
 SPLIT_FOLDERS = {
     "train": "train",
@@ -37,6 +30,7 @@ SPLIT_FOLDERS = {
     "valid": "validation",
     "val": "validation",
     "test": "test",
+    "target": "target",
 }
 """The names of folders, and of values in a column `split`, that mean a split."""
 
@@ -53,13 +47,15 @@ class Record:
         path: the file.
         name: what to call it, printable, relative to the source.
         split: where the source puts it; `train` where it says nothing.
-        labels: per head, the class index, or `MISSING`; or the number, or NaN.
+        labels: per head, the class index, `MISSING` or `UNSEEN`; or the number, or NaN.
+        cells: the text of its row in a table, by column, where that is to be kept.
     """
 
     path: Path
     name: str
     split: str
     labels: Mapping[str, float]
+    cells: Mapping[str, str] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +71,7 @@ class Plan:
 
     records: Sequence[Record]
     class_names: Mapping[str, tuple[str, ...]]
-    notes: Mapping[str, int]
+    notes: Mapping[str, Any]
     numbers: Sequence[str] = ()
 
 
@@ -107,8 +103,6 @@ def decode(path: Path, image_size: tuple[int, int] | None) -> np.ndarray:
                 file.draft("RGB", (2 * max(image_size), 2 * max(image_size)))
             file.load()
             image = _to_rgb(ImageOps.exif_transpose(file))
-            if image_size:
-                image = image.resize(image_size[::-1], Image.Resampling.BILINEAR)
     except Image.DecompressionBombError as error:
         raise BadImage(
             f"{printable(path)} has more than {MAX_PIXELS // 1_000_000} million pixels: make it "
@@ -120,7 +114,16 @@ def decode(path: Path, image_size: tuple[int, int] | None) -> np.ndarray:
         raise
     except Exception as error:  # Pillow's plugins raise a dozen different ones
         raise BadImage(f"{printable(path)} is not an image or is damaged ({error})") from error
-    return np.asarray(image)
+    return resized(np.asarray(image), image_size) if image_size else np.asarray(image)
+
+
+def resized(pixels: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
+    """uint8 `[height, width, 3]` stretched to `image_size`, averaging where it gets smaller."""
+    from PIL import Image
+
+    if pixels.shape[:2] == image_size:
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize(image_size[::-1], Image.Resampling.BILINEAR))
 
 
 def _to_rgb(image):  # type: ignore[no-untyped-def]
@@ -189,10 +192,14 @@ def files_below(folder: Path) -> list[tuple[Path, os.stat_result]]:
     return sorted(found, key=lambda item: item[0].parts)
 
 
-def plan_folder(root: Path, shown: str) -> Plan:
+def plan_folder(root: Path, shown: str, class_of: Callable[[str], str] = printable) -> Plan:
     """The records of `<split>/<class>/*` or `<class>/*` in `root`; errors name it `shown`.
 
-    A single folder around everything is looked through.
+    A single folder around everything is looked through. Classes that only the split `target` has
+    are `UNSEEN`. `class_of` makes a class of a folder's name.
+
+    Raises:
+        UserError: no folders of images, one class only, or folders of splits and others together.
     """
     paths = [path.relative_to(root) for path, _ in files_below(root)]
     while (wrapper := _wrapper(paths)) is not None:
@@ -214,24 +221,30 @@ def plan_folder(root: Path, shown: str) -> Plan:
             f"{shown} has no folders of images: it needs one per class, as <class>/* or "
             "<split>/<class>/*"
         )
-    classes = sorted({printable(path.parts[depth]) for path in kept})
+    found = [
+        (path, splits[path.parts[0]] if has_splits else "train", class_of(path.parts[depth]))
+        for path in kept
+    ]
+    classes = class_names((name for _, split, name in found if split != "target"), shown)
+    index = {name: at for at, name in enumerate(classes)}
+    return Plan(
+        records=[
+            Record(root / path, printable(path), split, {"label": index.get(name, UNSEEN)})
+            for path, split, name in found
+        ],
+        class_names={"label": classes},
+        notes={"files_outside_class_folders": len(paths) - len(kept)},
+    )
+
+
+def class_names(names: Iterable[str], shown: str) -> tuple[str, ...]:
+    """The different ones of `names`, sorted; an error that names `shown` if there is only one."""
+    classes = tuple(sorted(set(names)))
     if len(classes) == 1:
         raise UserError(
             f"{shown} has one class only, '{classes[0]}': it needs a folder for each class"
         )
-    return Plan(
-        records=[
-            Record(
-                path=root / path,
-                name=printable(path),
-                split=splits[path.parts[0]] if has_splits else "train",
-                labels={"label": classes.index(printable(path.parts[depth]))},
-            )
-            for path in kept
-        ],
-        class_names={"label": tuple(classes)},
-        notes={"files_outside_class_folders": len(paths) - len(kept)},
-    )
+    return classes
 
 
 def _wrapper(paths: Sequence[Path]) -> str | None:
@@ -240,98 +253,3 @@ def _wrapper(paths: Sequence[Path]) -> str | None:
     nested = any(len(path.parts) > 2 for path in paths)
     top = next(iter(tops)) if len(tops) == 1 else "train"
     return top if nested and top.lower() not in SPLIT_FOLDERS else None
-
-
-def plan_table(
-    table: Path,
-    shown: str,
-    image: str,
-    label: Sequence[str],
-    number: Sequence[str],
-    min_examples: int,
-) -> Plan:
-    """The records of the CSV file `table`, one per row; the fields are those of `ImageTable`."""
-    if not label and not number:
-        raise UsageError(f"{shown}: name a column of classes, --data.label, or --data.number")
-    both = sorted(set(label) & set(number))
-    if both:
-        raise UsageError(f"column '{both[0]}' is in --data.label and in --data.number: choose one")
-    with open(table, encoding="utf-8-sig", errors="backslashreplace", newline="") as file:
-        header = file.readline()
-        file.seek(0)
-        rows = list(csv.DictReader(file, delimiter=max(",;\t", key=header.count)))
-    if not rows:
-        raise UserError(f"{shown} has no rows: it needs a header and one row per image")
-    pattern = image if "{" in image else f"{{{image}}}"
-    for column in [*re.findall(r"\{(.*?)\}", pattern), *label, *number]:
-        if column not in rows[0]:
-            raise UsageError(
-                f"{shown} has no column '{column}'; its columns are "
-                f"{', '.join(str(name) for name in rows[0])}"
-            )
-    cells = {head: [printable(row[head] or "") for row in rows] for head in label}
-    class_names = {}
-    for head, values in cells.items():
-        counts = Counter(value for value in values if value)
-        class_names[head] = tuple(sorted(n for n, count in counts.items() if count >= min_examples))
-        if len(class_names[head]) < 2:
-            raise UserError(
-                f"{shown}: column '{head}' has {len(class_names[head])} classes with "
-                f"{min_examples} or more rows: it needs two or more"
-            )
-    index = {head: {name: i for i, name in enumerate(names)} for head, names in class_names.items()}
-    numbers = {head: _numbers([row[head] or "" for row in rows], shown, head) for head in number}
-    records = []
-    for at, row in enumerate(rows):
-        name = re.sub(r"\{(.*?)\}", partial(_cell, row), pattern)
-        split = (row.get("split") or "train").strip().lower()
-        if split not in SPLIT_FOLDERS:
-            raise UserError(
-                f"{shown}, row {at + 1}: split is '{row['split']}'; it must be train, "
-                "validation or test"
-            )
-        classes = {head: index[head].get(cells[head][at], MISSING) for head in label}
-        measured = {head: values[at] for head, values in numbers.items()}
-        if set(classes.values()) - {MISSING} or not all(map(math.isnan, measured.values())):
-            path = table.parent / name
-            labels = {**classes, **measured}
-            records.append(Record(path, printable(name), SPLIT_FOLDERS[split], labels))
-    return Plan(
-        records=records,
-        class_names=class_names,
-        notes={"rows_without_any_label": len(rows) - len(records)},
-        numbers=tuple(numbers),
-    )
-
-
-def _numbers(cells: Sequence[str], shown: str, column: str) -> list[float]:
-    """The cells of a column as numbers, NaN where they are empty."""
-    numbers = []
-    for row, cell in enumerate(cells, start=1):
-        text = cell.strip()
-        try:
-            value = float(text) if text else math.nan
-        except ValueError:
-            value = math.inf
-        # Of 32 bits, as the labels will be; and a written `nan` is more often an accident.
-        if text and not abs(value) <= MAX_NUMBER:
-            raise UserError(
-                f"{shown}, row {row}: {column} is '{printable(text)}', which is not a finite "
-                "number: correct it, or leave it empty where it is not known"
-            )
-        numbers.append(value)
-    if all(map(math.isnan, numbers)):
-        raise UserError(f"{shown}: column '{column}' is empty: it needs numbers")
-    return numbers
-
-
-def _cell(row: Mapping[str, str], match: re.Match[str]) -> str:
-    return row[match[1]] or ""
-
-
-def find_table(folder: Path, shown: str) -> Path:
-    """The one CSV file below `folder`."""
-    tables = [path for path, _ in files_below(folder) if path.suffix.lower() == ".csv"]
-    if len(tables) != 1:
-        raise UserError(f"{shown} has {len(tables)} .csv files: it needs one, or name the file")
-    return tables[0]

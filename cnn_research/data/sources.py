@@ -11,16 +11,19 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from cnn_research.data import cache, images
+from cnn_research.data import artworks, cache, images, tables
 from cnn_research.data.dataset import Dataset, Split
 from cnn_research.data.splits import Examples, assign
 from cnn_research.errors import UsageError, UserError
+
+FROM_FILES = "where PATH is the folder or archive, or name that with --data.path"
+"""How to prepare what comes as files."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +166,29 @@ class Cifar10:
 
 
 def _load_official(source: FashionMnist | Cifar10, title: str, advice: str) -> Dataset:
-    """The arrays of a data set that `python -m cnn_research.data prepare` has prepared."""
+    """The arrays of a data set with an official test split."""
+
+    def read(home: Path, scratch: Path) -> tuple[Examples, dict[str, Any]]:
+        from cnn_research.data import builders
+
+        examples, metadata = builders.read(home, scratch)
+        return examples, {"sha256": metadata.get("sha256") or builders.fashion_checksums()}
+
+    sizes = {"validation": source.validation, "test": 0}
+    return _load_prepared(source, title, advice, sizes, read)
+
+
+def _load_prepared(
+    source: FashionMnist | Cifar10 | Artworks | Products,
+    title: str,
+    advice: str,
+    sizes: Mapping[str, float],
+    read: Callable[[Path, Path], tuple[Examples, dict[str, Any]]],
+) -> Dataset:
+    """The arrays of a data set that `python -m cnn_research.data prepare` has prepared.
+
+    `read(home, scratch)` gives its examples and what the provenance is to say of them.
+    """
     home = source.home()
     name = home.parent.name
     info = home / "dataset_info.json"
@@ -183,18 +208,11 @@ def _load_official(source: FashionMnist | Cifar10, title: str, advice: str) -> D
     fingerprint = hashlib.sha256(info.read_bytes()).hexdigest()
 
     def build(folder: Path) -> None:
-        from cnn_research.data import builders
-
         with cache.scratch(folder.with_name("records")) as scratch:
-            examples, metadata = builders.read(home, scratch)
-            sizes = {"validation": source.validation, "test": 0}
+            examples, told = read(home, scratch)
             indices, report = assign(examples, sizes, source.split_seed)
-            provenance = {
-                "source": source.description,
-                "version": home.name,
-                "sha256": metadata.get("sha256") or builders.fashion_checksums(),
-                **report,
-            }
+            told.pop("heads", None)
+            provenance = {"source": source.description, "version": home.name, **told, **report}
             cache.write(folder, fingerprint, name, examples, indices, provenance)
 
     return cache.load(home, fingerprint, cache.key_of(dataclasses.asdict(source)), build)
@@ -204,7 +222,9 @@ def _load_official(source: FashionMnist | Cifar10, title: str, advice: str) -> D
 class ImageFolder:
     """A folder or archive of images, `<split>/<class>/*` or `<class>/*`; prepared on first use.
 
-    Splits are train, validation and test; one that has no folder is drawn from train.
+    Splits are train, validation, test and target. Validation and test are drawn from train where
+    they have no folder; target, another domain to evaluate on, is only there where it has one, and
+    what is of a class that no other split has is there counted as wrong.
     """
 
     path: str
@@ -231,24 +251,78 @@ class ImageFolder:
     def load(self) -> Dataset:
         """Images are uint8 `[examples, *image_size, 3]`, memory maps; one head, `label`."""
         path = existing(self.path)
-        files = images.files_below(path) if path.is_dir() else [(path, path.stat())]
-        content = [
-            (os.fsencode(file.relative_to(path)).hex(), status.st_size, status.st_mtime_ns)
-            for file, status in files
-        ]
 
         def plan(folder: Path) -> images.Plan:
-            return images.plan_folder(folder, images.printable(path))
+            return self._plan(folder, images.printable(path))
 
-        return _load_images("image_folder", self, path, cache.key_of(content), plan)
+        return _load_images("image_folder", self, path, content_of(path), plan)
+
+    def _plan(self, folder: Path, shown: str) -> images.Plan:
+        return images.plan_folder(folder, shown)
+
+
+@dataclasses.dataclass(frozen=True)
+class Artworks(ImageFolder):
+    """8,355 paintings by 50 artists.
+
+    Prepared once by `python -m cnn_research.data prepare artworks` from a folder per artist or from
+    Kaggle's archive 'Best Artworks of All Time', whose damaged names are repaired.
+    """
+
+    path: str = ""
+    """A folder or archive of paintings, prepared on first use; empty for what was prepared
+    before."""
+    image_size: tuple[int, int] = (244, 244)
+    """Height and width to which every image is stretched; up to 256 of what was prepared."""
+
+    @property
+    def description(self) -> str:
+        which = f" of {_stem(self.path)}" if self.path else ""
+        return f"paintings{which} by artist, {self.image_size[0]}x{self.image_size[1]}x3"
+
+    @staticmethod
+    def home() -> Path:
+        """The folder of the prepared records."""
+        return cache.data_dir() / "artworks" / "1.0.0"
+
+    def load(self) -> Dataset:
+        """Images are uint8 `[examples, *image_size, 3]`, memory maps; one head, `label`."""
+        if self.path:
+            return super().load()
+
+        def read(home: Path, scratch: Path) -> tuple[Examples, dict[str, Any]]:
+            from cnn_research.data import builders
+
+            if max(self.image_size) > builders.PAINTING_SIZE:
+                raise UsageError(
+                    f"image_size is {self.image_size}, and the paintings were prepared at up to "
+                    f"{builders.PAINTING_SIZE}: ask for no more, or name their folder or archive "
+                    "with --data.path"
+                )
+            return builders.read(home, scratch, self.image_size)
+
+        return _load_prepared(self, "artworks", FROM_FILES, _fractions(self), read)
+
+    def plan_to_prepare(self, folder: Path, shown: str) -> images.Plan:
+        """Every painting below `folder`."""
+        return self._plan(folder, shown)
+
+    def _plan(self, folder: Path, shown: str) -> images.Plan:
+        return artworks.plan(folder, shown)
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageTable:
     """A CSV file with one image per row and columns of classes or numbers; prepared on first use.
 
-    An empty cell is a label that is not known. A column `split` (train, validation, test) is used
-    if there is one; a split that it does not mention is drawn from train.
+    An empty cell is a label that is not known. A column `split` (train, validation, test, target)
+    is used if there is one; validation and test are drawn from train where it does not mention
+    them.
+
+    The split `target` is another domain to evaluate on, and the others are the source: `target`
+    says which rows are its own, or the column `split`. Classes are those of the source; in the
+    target a label that is none of them is counted as wrong, and an image that the source has too is
+    left out.
     """
 
     path: str
@@ -262,6 +336,12 @@ class ImageTable:
     """The columns with numbers to estimate, each a head of its own."""
     min_examples: int = 1
     """A class that has fewer rows counts as not known."""
+    rows: tuple[str, ...] = ()
+    """Conditions that a row must meet, all of them: COLUMN OP VALUE, such as 'year<=2012' or
+    'gender=Women', where OP is one of <= >= < > = !=. Numbers compare as numbers, and an empty cell
+    meets none."""
+    target: tuple[str, ...] = ()
+    """Conditions that make a row part of the split `target` instead, all of them."""
     image_size: tuple[int, int] = (64, 64)
     """Height and width to which every image is stretched."""
     validation: float = 0.1
@@ -291,25 +371,78 @@ class ImageTable:
     def load(self) -> Dataset:
         """Images are uint8 `[examples, *image_size, 3]`, memory maps; a head per column."""
         path = existing(self.path)
+        shown = images.printable(path)
 
         def plan(folder: Path) -> images.Plan:
-            table = images.find_table(folder, images.printable(path)) if folder.is_dir() else folder
-            return images.plan_table(
-                table,
-                images.printable(path),
-                self.image,
-                self.label,
-                self.number,
-                self.min_examples,
-            )
+            table = tables.find_table(folder, shown) if folder.is_dir() else folder
+            return self._plan(tables.read_table(table, shown), shown, table.parent)
 
         if path.is_dir() or path.suffix.lower() == ".csv":
-            table = images.find_table(path, images.printable(path)) if path.is_dir() else path
+            table = tables.find_table(path, shown) if path.is_dir() else path
             files = [table, *(record.path for record in plan(path).records)]
         else:
             files = [path]
         content = [_status(file) for file in files]
         return _load_images("image_table", self, path, cache.key_of(content), plan)
+
+    def _plan(self, rows: Sequence[Mapping[str, str]], shown: str, folder: Path) -> images.Plan:
+        """The records of a table's rows; `folder` is where the images' names start from."""
+        return tables.plan_rows(
+            rows, shown, folder, self.image, self.label, self.number, self.min_examples, self.rows,
+            self.target,
+        )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Products(ImageTable):
+    """19,298 catalogue photographs, 60 wide and 80 high, with what is sold and when.
+
+    Prepared once by `python -m cnn_research.data prepare products`, with every column of the table,
+    so that any labels and rows can be asked for afterwards. The source is the catalogue up to 2012
+    and the target the one from 2015 on, as far as the fields do not say otherwise.
+    """
+
+    path: str = ""
+    """The CSV file, or a folder or archive with one in it, prepared on first use; empty for what
+    was prepared before."""
+    image: str = "images/{id}.jpg"
+    """The column with the image's path as seen from the CSV file, or a pattern of columns."""
+    label: tuple[str, ...] = ("material", "type", "brand")
+    """The columns with classes, each a head of its own; splits are stratified by the first."""
+    min_examples: int = 10
+    """A class that has fewer rows counts as not known."""
+    rows: tuple[str, ...] = ("year<=2012",)
+    """Conditions that a row must meet to be in the source."""
+    target: tuple[str, ...] = ("year>=2015",)
+    """Conditions that make a row part of the split `target` instead."""
+    image_size: tuple[int, int] = (80, 60)
+    """Height and width to which every image is stretched."""
+
+    @staticmethod
+    def home() -> Path:
+        """The folder of the prepared records."""
+        return cache.data_dir() / "products" / "1.0.0"
+
+    def load(self) -> Dataset:
+        """Images are uint8 `[examples, *image_size, 3]`, memory maps; a head per column."""
+        if self.path:
+            return super().load()
+
+        def read(home: Path, scratch: Path) -> tuple[Examples, dict[str, Any]]:
+            from cnn_research.data import builders
+
+            def plan(rows: Sequence[Mapping[str, str]]) -> images.Plan:
+                return self._plan(rows, "products", home)
+
+            return builders.read_table(home, scratch, self.image_size, plan)
+
+        return _load_prepared(self, "products", FROM_FILES, _fractions(self), read)
+
+    def plan_to_prepare(self, folder: Path, shown: str) -> images.Plan:
+        """Every row of the table in `folder`, or of that file, to be prepared as it is."""
+        table = tables.find_table(folder, shown) if folder.is_dir() else folder
+        rows = tables.read_table(table, shown)
+        return tables.plan_every_row(rows, shown, table.parent, self.image)
 
 
 def _load_images(
@@ -320,18 +453,14 @@ def _load_images(
     plan: Callable[[Path], images.Plan],
 ) -> Dataset:
     """Prepares `source` if its files have changed since last time, and opens its arrays."""
+    sizes = _fractions(source)
     fields = dataclasses.asdict(source)
-    sizes = {"validation": fields.pop("validation"), "test": fields.pop("test")}
-    seed = fields.pop("split_seed")
-    if min(sizes.values()) < 0 or sum(sizes.values()) >= 1:
-        raise UsageError(
-            f"validation {source.validation} and test {source.test} are not fractions that leave "
-            "examples to train on: together they must be below 1"
-        )
-    if min(source.image_size) < 1:
-        raise UsageError(f"image_size is {source.image_size}: both must be 1 or more")
+    for drawn in ("validation", "test", "split_seed"):
+        del fields[drawn]
     stem = _stem(str(path))
     fields["path"] = images.printable(path)
+    if isinstance(source, Artworks):
+        fields["layout"] = "artworks"  # of the same files `ImageFolder` makes other classes
     config = f"{re.sub(r'[^A-Za-z0-9]+', '_', stem)}-{cache.key_of(fields)}"
     home = cache.data_dir() / kind / config / "1.0.0"
 
@@ -341,12 +470,12 @@ def _load_images(
         if not builders.is_prepared(home, fingerprint):
             with images.opened(path) as root:
                 builders.prepare_images(
-                    kind, cache.data_dir(), config, plan(root), source.image_size,
-                    source.on_bad_image, fingerprint,
+                    kind, cache.data_dir(), plan(root), source.on_bad_image, fingerprint,
+                    config, source.image_size,
                 )  # fmt: skip
         with cache.scratch(folder.with_name("records")) as scratch:
             examples, metadata = builders.read(home, scratch)
-            indices, report = assign(examples, sizes, seed)
+            indices, report = assign(examples, sizes, source.split_seed)
             provenance = {
                 "source": source.description,
                 "path": images.printable(path.name),
@@ -355,7 +484,20 @@ def _load_images(
             }
             cache.write(folder, fingerprint, stem, examples, indices, provenance)
 
-    return cache.load(home, fingerprint, cache.key_of([sizes, seed]), build)
+    return cache.load(home, fingerprint, cache.key_of([sizes, source.split_seed]), build)
+
+
+def _fractions(source: ImageFolder | ImageTable) -> dict[str, float]:
+    """Which fraction of train each split is to have, checked as `image_size` is."""
+    sizes = {"validation": source.validation, "test": source.test}
+    if min(sizes.values()) < 0 or sum(sizes.values()) >= 1:
+        raise UsageError(
+            f"validation {source.validation} and test {source.test} are not fractions that leave "
+            "examples to train on: together they must be below 1"
+        )
+    if min(source.image_size) < 1:
+        raise UsageError(f"image_size is {source.image_size}: both must be 1 or more")
+    return sizes
 
 
 def existing(path: str) -> Path:
@@ -366,6 +508,17 @@ def existing(path: str) -> Path:
     if not found.exists():
         raise UserError(f"{images.printable(found)} does not exist: check the path")
     return found
+
+
+def content_of(path: Path) -> str:
+    """A name for the state of a folder or file: another one when anything in it has changed."""
+    files = images.files_below(path) if path.is_dir() else [(path, path.stat())]
+    return cache.key_of(
+        [
+            (os.fsencode(file.relative_to(path)).hex(), status.st_size, status.st_mtime_ns)
+            for file, status in files
+        ]
+    )
 
 
 def _status(file: Path) -> tuple[str, int, int]:

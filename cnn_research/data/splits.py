@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from cnn_research.data.dataset import MISSING
+from cnn_research.data.dataset import MISSING, UNSEEN
 from cnn_research.errors import UsageError, UserError
 
-SPLITS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test", "target")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,7 +47,13 @@ def assign(
     from `train`: `sizes` has how many examples (int) or which fraction of `train` (float), 0 for
     none. Each class, where there are classes, is drawn from in proportion. Copies of one image
     move together, and who is drawn depends on the pixels and the seed alone: the order of files
-    does not matter.
+    does not matter. `target` is only ever given; an image of it that another split has too is left
+    out of it, whatever the labels, so that what is measured there was not trained on.
+
+    Raises:
+        UserError: there is nothing to train on, a class has too few images to be drawn from, or
+            every image of `target` is elsewhere too.
+        UsageError: more is to be drawn than there is.
     """
     digests = [hashlib.blake2b(image, digest_size=16).digest() for image in examples.images]
     given = {name: np.flatnonzero(examples.given == name) for name in SPLITS}
@@ -75,6 +81,9 @@ def assign(
             indices["train"] = np.setdiff1d(indices["train"], indices[name])
             drawn[name] = len(indices[name])
     indices = {name: indices[name] for name in SPLITS if name in indices}
+    copies: dict[str, Any] = {}
+    if given["target"].size:
+        indices["target"], copies = _without_copies(examples, digests, given["target"], indices)
     head = next(iter(examples.class_names), None)
     report: dict[str, Any] = {
         "examples": {name: len(chosen) for name, chosen in indices.items()},
@@ -86,10 +95,17 @@ def assign(
     across = report["duplicates"]["across_splits"]
     if across:
         logging.warning("images that are in two splits: %s", duplicates_line(across))
-    unseen = _unseen(examples, indices)
-    if unseen:
-        logging.warning("classes without training examples: %s", unseen)
-        report["classes_without_training_examples"] = unseen
+    if copies:
+        logging.warning("left out of target: %s", copies_line(copies))
+        report["left_out_of_target"] = copies
+    untrained = _untrained(examples, indices)
+    if untrained:
+        logging.warning("classes without training examples: %s", untrained)
+        report["classes_without_training_examples"] = untrained
+    if "target" in indices:
+        unseen = {head: examples.labels[head][indices["target"]] for head in examples.class_names}
+        counts = {head: int(np.sum(labels == UNSEEN)) for head, labels in unseen.items()}
+        report["target_examples_of_unseen_classes"] = counts
     return indices, report
 
 
@@ -99,6 +115,31 @@ def duplicates_line(across: Mapping[str, Any]) -> str:
         f"{found['images']} in {pair}, the first {' = '.join(found['first'][0])}"
         for pair, found in across.items()
     )
+
+
+def copies_line(copies: Mapping[str, Any]) -> str:
+    """`left_out_of_target` of a report in one line."""
+    first = " = ".join(copies["first"][0])
+    return f"{copies['images']} images that another split has too, the first {first}"
+
+
+def _without_copies(
+    examples: Examples,
+    digests: Sequence[bytes],
+    target: np.ndarray,
+    others: Mapping[str, np.ndarray],
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """The indices in `target` whose pixels are not in `others`, and a report on the rest."""
+    elsewhere = {digests[index]: int(index) for chosen in others.values() for index in chosen}
+    pairs = [(elsewhere[digests[index]], index) for index in target if digests[index] in elsewhere]
+    if len(pairs) == len(target):
+        raise UserError(
+            f"each of the {len(target)} images of the split 'target' is in another split too: "
+            "there is nothing to evaluate on"
+        )
+    first = [[str(examples.names[index]) for index in pair] for pair in pairs[:5]]
+    kept = np.setdiff1d(target, [index for _, index in pairs])
+    return kept, {"images": len(pairs), "first": first} if pairs else {}
 
 
 def _draw(
@@ -184,13 +225,13 @@ def _content(examples: Examples, digests: Sequence[bytes], chosen: np.ndarray) -
     return digest.hexdigest()
 
 
-def _unseen(examples: Examples, indices: Mapping[str, np.ndarray]) -> dict[str, list[str]]:
+def _untrained(examples: Examples, indices: Mapping[str, np.ndarray]) -> dict[str, list[str]]:
     """Per head of classes, those that occur in another split but not in train."""
-    unseen = {}
+    untrained = {}
     for head, class_names in examples.class_names.items():
         labels = examples.labels[head]
         everywhere = np.concatenate([labels[chosen] for chosen in indices.values()])
         missing = np.setdiff1d(everywhere[everywhere >= 0], labels[indices["train"]])
         if missing.size:
-            unseen[head] = [class_names[label] for label in missing]
-    return unseen
+            untrained[head] = [class_names[label] for label in missing]
+    return untrained

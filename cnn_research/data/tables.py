@@ -1,0 +1,265 @@
+"""Tables of images: which rows of a CSV file are examples, of which split, with which labels."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import math
+import operator
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from cnn_research.data.dataset import MISSING, UNSEEN
+from cnn_research.data.images import SPLIT_FOLDERS, Plan, Record, files_below, printable
+from cnn_research.errors import UsageError, UserError
+
+MAX_NUMBER = float(np.finfo(np.float32).max)
+"""The largest number that a label can be."""
+
+OPERATORS: dict[str, Callable[..., bool]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "!=": operator.ne,
+    "<": operator.lt,
+    ">": operator.gt,
+    "=": operator.eq,
+}
+
+Row = Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """What a row must meet: `COLUMN OP VALUE`, such as 'year<=2012' or 'gender=Women'.
+
+    Numbers compare as numbers: where the value is one, a cell that is none only meets `!=`. Other
+    values compare as text. An empty cell meets nothing.
+    """
+
+    column: str
+    operator: str
+    value: str
+
+    @classmethod
+    def parse(cls, text: str, option: str) -> Condition:
+        """`text` as a condition; a usage error that names `option` if it is none."""
+        found = re.fullmatch(rf"([^<>=!]+)({'|'.join(OPERATORS)})([^<>=!]+)", text)
+        if not found or not all(part.strip() for part in found.groups()):
+            raise UsageError(
+                f"{option} has '{text}', which is no condition: write COLUMN OP VALUE with one of "
+                f"{' '.join(OPERATORS)}, such as 'year<=2012'"
+            )
+        return cls(*(printable(part) for part in found.groups()))
+
+    def __str__(self) -> str:
+        return f"{self.column}{self.operator}{self.value}"
+
+    def meets(self, row: Row) -> bool:
+        """Whether `row` meets it."""
+        cell = printable(row[self.column])
+        if not cell:
+            return False
+        number = _finite(self.value)
+        if number is None:
+            return OPERATORS[self.operator](cell, self.value)
+        given = _finite(cell)
+        if given is None:
+            return self.operator == "!="
+        return OPERATORS[self.operator](given, number)
+
+
+def find_table(folder: Path, shown: str) -> Path:
+    """The one CSV file below `folder`."""
+    tables = [path for path, _ in files_below(folder) if path.suffix.lower() == ".csv"]
+    if len(tables) != 1:
+        raise UserError(f"{shown} has {len(tables)} .csv files: it needs one, or name the file")
+    return tables[0]
+
+
+def read_table(table: Path, shown: str) -> list[Row]:
+    """The rows of a CSV file; a cell that is absent is empty. Errors name the file `shown`."""
+    with open(table, encoding="utf-8-sig", errors="backslashreplace", newline="") as file:
+        header = file.readline()
+        file.seek(0)
+        read = list(csv.DictReader(file, delimiter=max(",;\t", key=header.count)))
+    if not read:
+        raise UserError(f"{shown} has no rows: it needs a header and one row per image")
+    return [{column: row[column] or "" for column in row if column is not None} for row in read]
+
+
+def plan_every_row(rows: Sequence[Row], shown: str, folder: Path, image: str) -> Plan:
+    """A record without labels for each row, that keeps its cells; `image` as in `plan_rows`."""
+    names = _image_names(rows, shown, image)
+    return Plan(
+        records=[
+            Record(folder / name, printable(name), "train", labels={}, cells=row)
+            for name, row in zip(names, rows, strict=True)
+        ],
+        class_names={},
+        notes={},
+    )
+
+
+def plan_rows(
+    all_rows: Sequence[Row],
+    shown: str,
+    folder: Path,
+    image: str,
+    label: Sequence[str],
+    number: Sequence[str],
+    min_examples: int,
+    rows: Sequence[str],
+    target: Sequence[str],
+) -> Plan:
+    """The records of the rows that are asked for, in their order.
+
+    Classes, and how many rows each has, are those of the rows outside of the split `target`; there
+    a rarer class counts as `MISSING`, and in `target` a class that is none of them as `UNSEEN`.
+
+    Args:
+        all_rows: the rows of a table.
+        shown: what errors call the table.
+        folder: where the images' names start from.
+        image, label, number, min_examples, rows, target: the fields of `ImageTable`.
+
+    Raises:
+        UsageError: a column that the table lacks, or a condition that is none or that no row meets.
+        UserError: a head with fewer than two classes or without numbers, or an unknown split.
+    """
+    if not label and not number:
+        raise UsageError(f"{shown}: name a column of classes, --data.label, or --data.number")
+    both = sorted(set(label) & set(number))
+    if both:
+        raise UsageError(f"column '{both[0]}' is in --data.label and in --data.number: choose one")
+    names = _image_names(all_rows, shown, image)
+    _check_columns(all_rows, shown, [*label, *number])
+    splits = _splits(all_rows, shown, rows, target)
+    classes = {head: _classes(all_rows, splits, shown, head, min_examples) for head in label}
+    index = {head: {name: i for i, name in enumerate(names)} for head, names in classes.items()}
+    numbers = {head: _numbers(all_rows, splits, shown, head) for head in number}
+    records = []
+    for at, split in splits.items():
+        other = UNSEEN if split == "target" else MISSING
+        cells = {head: printable(all_rows[at][head]) for head in label}
+        found = {
+            head: index[head].get(cell, other) if cell else MISSING for head, cell in cells.items()
+        }
+        measured = {head: values[at] for head, values in numbers.items()}
+        if set(found.values()) - {MISSING} or not all(map(math.isnan, measured.values())):
+            labels = {**found, **measured}
+            records.append(Record(folder / names[at], printable(names[at]), split, labels))
+    notes = {"rows_without_any_label": len(splits) - len(records)}
+    if rows or target:
+        notes["rows_not_asked_for"] = len(all_rows) - len(splits)
+    return Plan(records, classes, notes, tuple(numbers))
+
+
+def _check_columns(rows: Sequence[Row], shown: str, columns: Sequence[str]) -> None:
+    for column in columns:
+        if column not in rows[0]:
+            raise UsageError(
+                f"{shown} has no column '{column}'; its columns are {', '.join(rows[0])}"
+            )
+
+
+def _image_names(rows: Sequence[Row], shown: str, image: str) -> list[str]:
+    """The path of each row's image, from a column or a pattern of columns."""
+    pattern = image if "{" in image else f"{{{image}}}"
+    _check_columns(rows, shown, re.findall(r"\{(.*?)\}", pattern))
+    return [re.sub(r"\{(.*?)\}", partial(_cell, row), pattern) for row in rows]
+
+
+def _cell(row: Row, match: re.Match[str]) -> str:
+    return row[match[1]]
+
+
+def _splits(
+    all_rows: Sequence[Row], shown: str, rows: Sequence[str], target: Sequence[str]
+) -> dict[int, str]:
+    """The split of each row that is asked for, by the row's index."""
+    kept = _meeting(all_rows, shown, rows, "--data.rows")
+    moved = _meeting(all_rows, shown, target, "--data.target") if target else set()
+    splits = {}
+    for at, row in enumerate(all_rows):
+        given = (row.get("split") or "train").strip().lower()
+        if given not in SPLIT_FOLDERS:
+            raise UserError(
+                f"{shown}, row {at + 1}: split is '{row['split']}'; it must be train, "
+                "validation, test or target"
+            )
+        if at in moved:
+            splits[at] = "target"
+        elif at in kept:
+            splits[at] = SPLIT_FOLDERS[given]
+    return splits
+
+
+def _meeting(rows: Sequence[Row], shown: str, conditions: Sequence[str], option: str) -> set[int]:
+    """The indices of the rows that meet all `conditions`, which `option` has given."""
+    met = set(range(len(rows)))
+    for text in conditions:
+        condition = Condition.parse(text, option)
+        _check_columns(rows, f"{option} '{text}': {shown}", [condition.column])
+        alone = {at for at, row in enumerate(rows) if condition.meets(row)}
+        met &= alone
+        if not met:
+            known = sorted({printable(row[condition.column]) for row in rows} - {""})
+            values = f"'{known[0]}' to '{known[-1]}'" if known else "nothing"
+            beside = " together with the conditions before it" if alone else ""
+            raise UsageError(
+                f"{option} '{condition}': no row of {shown} meets it{beside}; the column "
+                f"has {values}"
+            )
+    return met
+
+
+def _finite(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _classes(
+    rows: Sequence[Row], splits: Mapping[int, str], shown: str, column: str, min_examples: int
+) -> tuple[str, ...]:
+    """The classes of a column that `min_examples` rows outside of `target` have, sorted."""
+    counts = Counter(
+        printable(rows[at][column]) for at, split in splits.items() if split != "target"
+    )
+    names = sorted(name for name, count in counts.items() if name and count >= min_examples)
+    if len(names) < 2:
+        raise UserError(
+            f"{shown}: column '{column}' has {len(names)} classes with "
+            f"{min_examples} or more rows: it needs two or more"
+        )
+    return tuple(names)
+
+
+def _numbers(
+    rows: Sequence[Row], splits: Mapping[int, str], shown: str, column: str
+) -> dict[int, float]:
+    """The cells of a column as numbers, NaN where they are empty, by the row's index."""
+    numbers = {}
+    for at in splits:
+        text = rows[at][column].strip()
+        try:
+            value = float(text) if text else math.nan
+        except ValueError:
+            value = math.inf
+        # Of 32 bits, as the labels will be; and a written `nan` is more often an accident.
+        if text and not abs(value) <= MAX_NUMBER:
+            raise UserError(
+                f"{shown}, row {at + 1}: {column} is '{printable(text)}', which is not a finite "
+                "number: correct it, or leave it empty where it is not known"
+            )
+        numbers[at] = value
+    if all(map(math.isnan, numbers.values())):
+        raise UserError(f"{shown}: column '{column}' is empty: it needs numbers")
+    return numbers

@@ -1,0 +1,155 @@
+"""Document 003's training log T0 to T7: material, type and brand from a photograph.
+
+One network, three heads; accuracies on a source and on a target, another domain. The photographs
+are a catalogue's: the source is what it had up to 2012, the target from 2015 on (any other two:
+`--data.rows`, `--data.target`). They are prepared once:
+
+python -m cnn_research.data prepare products --source=FOLDER_OR_ARCHIVE
+
+The document leaves open the network, the optimizer, the dense layer's width before T6, and what D0,
+D1, T0 and T1 are. Here: four convolutions with batch normalisation and pooling, as its 'basic
+classifier', Adam, 128 units; D0 has every label and D1 those with ten examples or more; T0 and T1
+are two ways to draw the test split.
+"""
+
+import dataclasses
+
+from cnn_research.data.sources import Products
+from cnn_research.experiment import register
+from cnn_research.models import ConvNet
+from cnn_research.optimizers import Optimizer
+from cnn_research.tasks.multi_head import MultiHead
+from cnn_research.training import Training
+
+
+def row(
+    *,
+    batch_size: int = 100,
+    epochs: float = 10,
+    learning_rate: float = 1e-3,
+    min_examples: int = 10,
+    split: int = 0,
+    dense: tuple[int, ...] = (128,),
+    dropout: float = 0.0,
+) -> Training:
+    """A training as a row of the log has it.
+
+    Args:
+        batch_size: images in a step.
+        epochs: how often each image is seen.
+        learning_rate: Adam's.
+        min_examples: of a label, or it counts as not known: 1 for D0, 10 for D1.
+        split: 0 for T0, 1 for T1.
+        dense: widths of the intermediate dense layers.
+        dropout: after them.
+    """
+    return Training(
+        data=Products(image_size=(224, 224), min_examples=min_examples, split_seed=split),
+        model=ConvNet(
+            features=(16, 32, 64, 128),
+            padding=(1, 1, 1, 1),
+            dense=dense,
+            dense_activation="relu",
+            dropout=dropout,
+        ),
+        task=MultiHead(label=("material", "type", "brand")),
+        optimizer=Optimizer(name="adam", learning_rate=learning_rate),
+        epochs=epochs,
+        batch_size=batch_size,
+        keep_memory=True,
+    )
+
+
+def figures(
+    source: tuple[float, float, float, float], target: tuple[float, ...] = ()
+) -> dict[str, float]:
+    """A row's accuracies by the names of ours: material, type, brand and their mean."""
+    heads = ("material accuracy", "type accuracy", "brand accuracy", "accuracy")
+    return {
+        **{f"test {name}": value for name, value in zip(heads, source, strict=True)},
+        **{f"target {name}": value for name, value in zip(heads, target, strict=False)},
+    }
+
+
+@register(document="003", data="products", document_results=figures((0.698, 0.677, 0.010, 0.462)))
+def products_t0() -> Training:
+    """T0 of the training log: batch 50, 5 epochs, learning rate 0.0003, every label.
+
+    python launch.py --experiment=products_t0
+    """
+    return row(batch_size=50, epochs=5, learning_rate=3e-4, min_examples=1)
+
+
+@register(document="003", data="products", document_results=figures((0.683, 0.779, 0.101, 0.521)))
+def products_t1() -> Training:
+    """T1: batch 100, 10 epochs, learning rate 0.0003, labels with ten examples or more.
+
+    python launch.py --experiment=products_t1
+    """
+    return row(learning_rate=3e-4)
+
+
+@register(document="003", data="products", document_results=figures((0.596, 0.630, 0.082, 0.436)))
+def products_t2() -> Training:
+    """T2: as T1 with batch 200.
+
+    python launch.py --experiment=products_t2
+    """
+    return row(batch_size=200, learning_rate=3e-4)
+
+
+@register(
+    document="003",
+    data="products",
+    document_results=figures((0.846, 0.822, 0.236, 0.635), (0.644, 0.678, 0.055, 0.459)),
+)
+def products_t3() -> Training:
+    """T3: batch 100, 10 epochs, learning rate 0.001, another test split.
+
+    python launch.py --experiment=products_t3
+    """
+    return row(split=1)
+
+
+@register(
+    document="003",
+    data="products",
+    document_results=figures((0.837, 0.841, 0.197, 0.625), (0.610, 0.527, 0.027, 0.388)),
+)
+def products_t4() -> Training:
+    """T4: as T3 with batch 200 and 15 epochs.
+
+    python launch.py --experiment=products_t4
+    """
+    return row(batch_size=200, epochs=15, split=1)
+
+
+@register(
+    document="003",
+    data="products",
+    document_results=figures((0.793, 0.817, 0.173, 0.595), (0.507, 0.486, 0.034, 0.342)),
+)
+def products_t5() -> Training:
+    """T5: as T3 without the intermediate dense layer.
+
+    python launch.py --experiment=products_t5
+    """
+    return row(dense=(), split=1)
+
+
+@register(document="003", data="products", document_results=figures((0.846, 0.817, 0.327, 0.663)))
+def products_t6() -> Training:
+    """T6: 500 units in the intermediate dense layer, the first test split.
+
+    python launch.py --experiment=products_t6
+    """
+    return row(dense=(500,))
+
+
+@register(document="003", data="products", document_results=figures((0.841, 0.817, 0.313, 0.657)))
+def products_t7() -> Training:
+    """T7: as T6, with dropout after the intermediate dense layer.
+
+    python launch.py --experiment=products_t7
+    """
+    return row(dense=(500,), dropout=0.5)
