@@ -24,6 +24,11 @@ def example_keys(key: jax.Array, epoch: jax.Array, example: jax.Array) -> jax.Ar
     return fold(epoch, example)
 
 
+def fold_name(keys: jax.Array, name: str) -> jax.Array:
+    """For each of some keys, `[batch]`, one for a named purpose of its own."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, zlib.crc32(name.encode())))(keys)
+
+
 def permuted(key: jax.Array, position: jax.Array, size: int) -> jax.Array:
     """Where `position` goes in a random permutation of `range(size)`; one key per position.
 

@@ -35,7 +35,7 @@ from cnn_research.experiment import lookup, run
 from cnn_research.mesh import data_mesh
 from cnn_research.models import MLP, ConvNet
 from cnn_research.optimizers import Optimizer, Penalty
-from cnn_research.random import example_keys, permuted, stream_key
+from cnn_research.random import permuted, stream_key
 from cnn_research.state import TrainState
 from cnn_research.training import Selection, Training
 from cnn_research.writers import read_metrics
@@ -425,81 +425,6 @@ def test_streams_and_seeds_do_not_share_numbers():
         for stream in ("init", "order", "augmentation", "dropout")
     }
     assert len(set(bits.values())) == len(bits)
-
-
-# Augmentation ------------------------------------------------------------------------------------
-
-IMAGES = jnp.asarray(np.random.default_rng(0).integers(1, 256, (64, 8, 8, 3)), jnp.uint8)
-
-
-def augmented(how, *, seed=0, epoch=0, examples=range(64)):
-    examples = np.array(examples)
-    keys = example_keys(
-        stream_key(seed, "augmentation"),
-        jnp.full(len(examples), epoch, jnp.uint32),
-        jnp.asarray(examples, jnp.uint32),
-    )
-    return np.asarray(how(keys, IMAGES[examples]))
-
-
-def test_augmentation_depends_on_seed_epoch_and_example_only():
-    how = Augmentation(mirror=True, shift=2, cutout=3)
-    whole = augmented(how)
-    others = [5, 63, 0, 17]
-    assert np.array_equal(augmented(how, examples=others), whole[others])
-    assert not np.array_equal(augmented(how, epoch=1), whole)
-    assert not np.array_equal(augmented(how, seed=1), whole)
-
-
-def test_no_augmentation_changes_nothing():
-    assert np.array_equal(augmented(Augmentation()), IMAGES)
-
-
-def test_mirror_flips_about_half_of_the_images_left_and_right():
-    out, images = augmented(Augmentation(mirror=True)), np.asarray(IMAGES)
-    same = [np.array_equal(a, b) for a, b in zip(out, images)]
-    flipped = [np.array_equal(a, b[:, ::-1]) for a, b in zip(out, images)]
-    assert all(a != b for a, b in zip(same, flipped))
-    assert 16 < sum(flipped) < 48
-
-
-def test_shift_moves_by_whole_pixels_and_black_comes_in():
-    out = augmented(Augmentation(shift=2))
-    wide = np.pad(np.asarray(IMAGES), ((0, 0), (2, 2), (2, 2), (0, 0)))
-    seen = set()
-    for image, padded in zip(out, wide):
-        moves = [
-            (down, right)
-            for down in range(5)
-            for right in range(5)
-            if np.array_equal(image, padded[down : down + 8, right : right + 8])
-        ]
-        assert len(moves) == 1
-        seen |= set(moves)
-    assert {down for down, _ in seen} == {right for _, right in seen} == set(range(5))
-    assert len(seen) > 15, "both directions move together"
-
-
-def test_cutout_blackens_one_square_with_its_centre_in_the_image():
-    out = augmented(Augmentation(cutout=3))
-    sizes = set()
-    for image, before in zip(out, np.asarray(IMAGES)):
-        hole = (image == 0).all(axis=-1)
-        assert np.array_equal(image[~hole], before[~hole])
-        rows, columns = np.flatnonzero(hole.any(axis=1)), np.flatnonzero(hole.any(axis=0))
-        assert hole.sum() == len(rows) * len(columns)
-        for places in (rows, columns):
-            assert np.array_equal(places, np.arange(places[0], places[-1] + 1))
-        # At the border a part of the square lies outside.
-        whole = [p for p in (rows, columns) if p[0] > 0 and p[-1] < 7]
-        assert all(len(places) == 3 for places in whole)
-        sizes.add(hole.sum())
-    assert 9 in sizes
-    assert min(sizes) >= 4, "the centre is in the image, so two rows and columns are at least"
-
-
-def test_colour_images_keep_their_type():
-    assert augmented(Augmentation(mirror=True, shift=1, cutout=2)).dtype == np.uint8
 
 
 # Optimizers --------------------------------------------------------------------------------------
