@@ -326,9 +326,7 @@ def while_training(history: Sequence[Mapping[str, Any]], step: int) -> dict[str,
     """Loss and accuracies of the training examples, while the epoch that ends at `step` ran."""
     epochs = by_epoch([row for row in history if row["step"] <= step])
     means = epochs[-1]["train"] if epochs else {}
-    return {
-        name: means[name] for name in means if name.split()[-1] in ("loss", "accuracy", "MAE")
-    }
+    return {name: means[name] for name in means if name.split()[-1] in ("loss", "accuracy", "MAE")}
 
 
 def show_in_tensorboard(

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from cnn_research import checkpoint, ops
 from cnn_research import workdir as folders
-from cnn_research.data.batches import batch_indices, steps_at
+from cnn_research.data.batches import balanced_indices, batch_indices, class_members, steps_at
 from cnn_research.data.dataset import Dataset
 from cnn_research.errors import UsageError, UserError
 from cnn_research.evaluate import (
@@ -37,7 +37,7 @@ from cnn_research.interruption import Interruption
 from cnn_research.mesh import agreed, batch_sharded, check_divides, data_mesh, replicated
 from cnn_research.pretrained import load_pretrained
 from cnn_research.progress import Progress
-from cnn_research.random import example_keys, stream_key
+from cnn_research.random import example_keys, fold_name, stream_key
 from cnn_research.state import TrainState, init_state
 from cnn_research.training import Training
 from cnn_research.transfer import frozen_statistics, stopped, with_frozen
@@ -45,7 +45,8 @@ from cnn_research.writers import MetricsWriter
 
 Arrays = Mapping[str, Any]
 """The training split on the device: `images` uint8 `[examples, height, width, channels]`, and
-`labels`, per head int32 or float32 `[examples]`."""
+`labels`, per head int32 or float32 `[examples]`; and `classes`, a `ClassMembers`, where classes are
+drawn equally often."""
 
 
 @dataclasses.dataclass
@@ -97,7 +98,8 @@ def _train(
 ) -> Result:
     started = time.monotonic()
     first = jax.process_index() == 0
-    examples = len(dataset.splits["train"])
+    # As many as an epoch sees: with copies, each image several times.
+    examples = len(dataset.splits["train"]) * experiment.augmentation.copies
     last_step = steps_at(experiment.epochs, experiment.batch_size, examples)
 
     # Init or restore.
@@ -157,9 +159,10 @@ def _train(
     model, splits = inputs(experiment, state, dataset, progress.say)
     evaluator = Evaluator(experiment, model, mesh)
     train, validation = splits["train"], splits.get("validation")
-    arrays = jax.device_put(
-        {"images": train.images, "labels": dict(train.labels)}, replicated(mesh)
-    )
+    arrays: dict[str, Any] = {"images": train.images, "labels": dict(train.labels)}
+    if experiment.sampling == "balanced":
+        arrays["classes"] = class_members(train.labels[experiment.task.heads[0]])
+    arrays = jax.device_put(arrays, replicated(mesh))
 
     @functools.cache
     def steps_in(phase: float):
@@ -322,7 +325,7 @@ def train_step(
         experiment: what is trained.
         model: bound to the data's classes.
         optimizer: of `experiment`, for its number of steps.
-        examples: in the training split.
+        examples: that an epoch sees.
         mesh: the batch is split over its axis `data`.
         frozen: whether a layer keeps its parameters and statistics, by its path; None: none does.
         state: before the step.
@@ -332,19 +335,8 @@ def train_step(
     Returns:
         The state after the step, and its metrics: (sum, count), float32 `[2]` each.
     """
-    indices, epochs = batch_indices(seed, state.step, experiment.batch_size, examples)
-    batch = jax.tree.map(lambda array: array[indices], arrays)
-    batch, keys = jax.lax.with_sharding_constraint(
-        (batch, example_keys(stream_key(seed, "augmentation"), epochs, indices)),
-        batch_sharded(mesh),
-    )
-    if experiment.transfer.cache_after:
-        images = one_view(keys, batch["images"])
-    else:
-        images = scaled(experiment.augmentation(keys, batch["images"]), experiment)
+    images, targets = batch(experiment, examples, mesh, arrays, seed, state.step)
     dropout = jax.random.fold_in(stream_key(seed, "dropout"), state.step)
-    # (labels, share of the image that they are about) each.
-    targets = [(batch["labels"], jnp.ones(experiment.batch_size, jnp.float32))]
 
     def summed(function, outputs):
         """(sum, count) of each metric or term, over all targets."""
@@ -389,6 +381,52 @@ def train_step(
         ema=_kept(frozen, state.ema, ema),
     )
     return after, {name: jnp.stack(pair) for name, pair in sums.items()}
+
+
+def batch(
+    experiment: Training,
+    examples: int,
+    mesh: Mesh,
+    arrays: Arrays,
+    seed: jax.Array,
+    step: jax.Array,
+) -> tuple[jax.Array, list[tuple[Mapping[str, jax.Array], jax.Array]]]:
+    """What a step trains on; the arguments are those of `train_step`.
+
+    Returns:
+        The images as the model takes them, and (labels, share of each image that they are about,
+        float32 `[batch]`): one pair, or two where images are mixed.
+    """
+    size, augmentation = experiment.batch_size, experiment.augmentation
+    if experiment.sampling == "balanced":
+        indices, draws = balanced_indices(seed, step, size, arrays["classes"])
+    else:
+        indices, draws = batch_indices(seed, step, size, examples)
+    count = len(arrays["images"])
+    indices, copy = indices % count, indices // count
+    keys = example_keys(stream_key(seed, "augmentation"), draws, indices)
+
+    def taken(indices, keys):
+        return jax.lax.with_sharding_constraint(
+            (
+                arrays["images"][indices],
+                {head: labels[indices] for head, labels in arrays["labels"].items()},
+                keys,
+            ),
+            batch_sharded(mesh),
+        )
+
+    images, labels, keys = taken(indices, keys)
+    if experiment.transfer.cache_after:
+        return one_view(keys, images), [(labels, jnp.ones(size, jnp.float32))]
+    images = augmentation(keys, images, copy)
+    if not augmentation.mixes:
+        return scaled(images, experiment), [(labels, jnp.ones(size, jnp.float32))]
+    others, other_labels, other_keys = taken(
+        augmentation.partners(keys, count), fold_name(keys, "other")
+    )
+    images, share = augmentation.mixed(keys, images, augmentation(other_keys, others))
+    return scaled(images, experiment), [(labels, share), (other_labels, 1 - share)]
 
 
 def _kept(frozen: Callable[[str], bool] | None, old: Any, new: Any) -> Any:
@@ -542,6 +580,12 @@ def check_data(experiment: Training, dataset: Dataset) -> None:
         raise UsageError(
             f"--batch-size is {experiment.batch_size}, but data set {dataset.name} has only "
             f"{examples} training examples: take a smaller batch"
+        )
+    heads = experiment.task.heads
+    if experiment.sampling == "balanced" and heads and heads[0] not in dataset.class_names:
+        raise UsageError(
+            f"--sampling=balanced draws classes equally often, but '{heads[0]}' of data set "
+            f"{dataset.name} has numbers: leave it uniform"
         )
     chooses = experiment.selection.patience or experiment.selection.report == "best"
     if chooses and "validation" not in dataset.splits:

@@ -75,6 +75,9 @@ class Training(Experiment):
     """How parameters follow from gradients."""
     penalty: Penalty = Penalty()
     """Added to the objective for large weights."""
+    sampling: Literal["uniform", "balanced"] = "uniform"
+    """How training examples are drawn: each once an epoch; or so that every class (of the first
+    head) comes equally often, however few examples it has."""
     augmentation: Augmentation = Augmentation()
     """Random changes to training images."""
     mean: tuple[float, ...] = (0.0,)
@@ -129,6 +132,11 @@ class Training(Experiment):
         self.augmentation.check()
         self.pretrained.check()
         self.transfer.check()
+        if self.sampling == "balanced" and self.augmentation.copies > 1:
+            raise UsageError(
+                "--sampling=balanced does not go with --augmentation.choose=copies, which trains "
+                "on every copy once an epoch"
+            )
         plain = Augmentation(mirror=self.augmentation.mirror)
         if self.transfer.cache_after and (self.evaluation.shift or self.augmentation != plain):
             raise UsageError(

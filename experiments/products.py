@@ -12,8 +12,6 @@ classifier', Adam, 128 units; D0 has every label and D1 those with ten examples 
 are two ways to draw the test split.
 """
 
-import dataclasses
-
 from cnn_research.data.sources import Products
 from cnn_research.experiment import register
 from cnn_research.models import ConvNet

@@ -245,8 +245,8 @@ class ImageFolder:
         return f"images of {_stem(self.path)}, {self.image_size[0]}x{self.image_size[1]}x3"
 
     def test_sized(self) -> Synthetic:
-        """Noise of the same shape."""
-        return Synthetic(train=64, validation=16, test=16, image_shape=(*self.image_size, 3))
+        """Noise of that shape, or smaller."""
+        return Synthetic(train=64, validation=16, test=16, image_shape=_small(self.image_size))
 
     def load(self) -> Dataset:
         """Images are uint8 `[examples, *image_size, 3]`, memory maps; one head, `label`."""
@@ -360,9 +360,12 @@ class ImageTable:
         return f"images of {_stem(self.path)}, {size}, labels {heads}"
 
     def test_sized(self) -> Synthetic:
-        """Noise of the same shape, with the same heads."""
+        """Noise of that shape, or smaller, with the same heads."""
         return Synthetic(
-            image_shape=(*self.image_size, 3),
+            train=64,
+            validation=16,
+            test=16,
+            image_shape=_small(self.image_size),
             heads=self.label,
             classes=(10,) * len(self.label),
             numbers=self.number,
@@ -529,6 +532,11 @@ def _status(file: Path) -> tuple[str, int, int]:
     except OSError:
         return name, 0, 0
     return name, status.st_size, status.st_mtime_ns
+
+
+def _small(size: tuple[int, int]) -> tuple[int, int, int]:
+    """The shape of images that are large enough for a test."""
+    return (min(size[0], 64), min(size[1], 64), 3)
 
 
 def _stem(path: str) -> str:
