@@ -36,6 +36,9 @@ REPORT_FOLDER = "report"
 UNCOMPARED = ("step", "correct", "count", "wall_seconds")
 """Numbers of a run that no table compares."""
 
+MOST_ACCURACIES = 2
+"""Where runs have more accuracies, tables compare those alone."""
+
 OUTPUTS = (".md", ".csv", ".xlsx", ".json")
 WIDEST_COLUMN = 60
 """Characters; longer texts in a spreadsheet take several lines."""
@@ -279,15 +282,17 @@ def compared_figures(groups: Sequence[Group]) -> list[str]:
     """The names of the figures that tables show.
 
     Counts, weighted averages and, beside test figures, those on training and validation data are
-    left out: they are in each run's evaluation.json.
+    left out, and all but accuracies where there are many: they are in each run's evaluation.json.
     """
     names = [
         name
         for name in dict.fromkeys(name for group in groups for name in group.values())
         if name.split()[-1] not in UNCOMPARED and "weighted " not in name
     ]
-    tested = [name for name in names if name.split()[0] not in ("training", "validation")]
-    return tested or names
+    tested = [name for name in names if name.split()[0] not in ("training", "validation")] or names
+    accuracies = [name for name in tested if "accuracy" in name]
+    # Of several heads, or several splits, a table has no room for more.
+    return accuracies if len(accuracies) > MOST_ACCURACIES else tested
 
 
 def as_markdown(groups: Sequence[Group]) -> str:
@@ -378,10 +383,11 @@ def change_log(groups: Sequence[Group]) -> Log:
     """The log of configs in the order given; changes are against the first.
 
     It shows accuracies on validation and test data, or all compared figures where there is no
-    accuracy; where there is one accuracy, `gain` is what it has on test data over the first's.
+    accuracy, with the document's beside those that it gives; where there is one accuracy, `gain` is
+    what it has on test data over the first's.
     """
     compared = compared_figures(groups)
-    names = [name for name in compared if name.split()[-1] == "accuracy"] or compared
+    names = [name for name in compared if "accuracy" in name] or compared
     measured = [group.values() for group in groups]
     figures = {}
     for name in names:
@@ -392,7 +398,10 @@ def change_log(groups: Sequence[Group]) -> Log:
     repeated = any(len(group.runs) > 1 for group in groups)
     gained = "accuracy" if names == ["accuracy"] else None
     columns = ["experiment", "change"]
-    columns += [c for title in figures for c in ((title, f"{title} std") if repeated else (title,))]
+    given = {name for group in groups for name in group.document}
+    for title, name in figures.items():
+        columns += [title, *([f"{title} std"] if repeated else [])]
+        columns += [f"document: {name}"] if name in given else []
     columns += ["gain"] if gained else []
     columns += ["epochs", "parameters", "runs", "wall_seconds", "data"]
     rows = []
@@ -403,6 +412,7 @@ def change_log(groups: Sequence[Group]) -> Log:
         for name in figures.values():
             row.append(_mean(values.get(name)))
             row += [_deviation(values.get(name))] if repeated else []
+            row += [group.document.get(name)] if name in given else []
         if gained:
             ours, first = _mean(values.get(gained)), _mean(measured[0].get(gained))
             row.append(None if ours is None or first is None else ours - first)

@@ -1,0 +1,137 @@
+"""What a step trains on: classes drawn equally often, a copy per change, and mixed images."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cnn_research import runner
+from cnn_research.data.augment import Augmentation
+from cnn_research.data.batches import balanced_indices, class_members
+from cnn_research.data.dataset import MISSING
+from cnn_research.data.sources import Synthetic
+from cnn_research.errors import UsageError
+from cnn_research.experiment import run
+from cnn_research.mesh import data_mesh
+from cnn_research.models import MLP
+from cnn_research.tasks.regression import Regression
+from cnn_research.training import Training
+
+LABELS = np.array([2, 0, 0, MISSING, 0, 2, 0, 0, 5], np.int32)
+IMAGES = np.arange(9 * 4 * 4 * 3, dtype=np.uint8).reshape(9, 4, 4, 3)
+
+
+def made(steps: int = 1, batch_size: int = 9, **fields):
+    """(images, targets) of the first steps, as the model would take them."""
+    experiment = Training(data=Synthetic(), model=MLP(), batch_size=batch_size, **fields)
+    arrays = {"images": jnp.asarray(IMAGES), "labels": {"label": jnp.asarray(LABELS)}}
+    if experiment.sampling == "balanced":
+        arrays["classes"] = jax.tree.map(jnp.asarray, class_members(LABELS))
+    examples = len(IMAGES) * experiment.augmentation.copies
+    mesh = data_mesh()
+    with jax.set_mesh(mesh):
+        step = jax.jit(lambda at: runner.batch(experiment, examples, mesh, arrays, 0, at))
+        return [step(jnp.int32(at)) for at in range(steps)]
+
+
+def test_members_of_each_class():
+    found = class_members(LABELS)
+    assert found["members"].tolist() == [1, 2, 4, 6, 7, 0, 5, 8]
+    assert found["first"].tolist() == [0, 5, 7]
+    assert found["count"].tolist() == [5, 2, 1]
+
+
+def test_balanced_draws_are_equal_by_class_and_by_example_within_it():
+    classes = jax.tree.map(jnp.asarray, class_members(LABELS))
+    draw = jax.jit(lambda at: balanced_indices(0, at, 100, classes))
+    drawn = [draw(jnp.int32(at)) for at in range(60)]
+    indices = np.concatenate([np.asarray(indices) for indices, _ in drawn])
+    numbers = np.concatenate([np.asarray(draws) for _, draws in drawn])
+    assert len(np.unique(numbers)) == 6000
+    counts = np.bincount(indices, minlength=9)
+    assert counts[3] == 0, "an example without a label is never drawn"
+    by_class = [counts[label == LABELS].sum() for label in (0, 2, 5)]
+    # Four standard deviations of 6,000 draws with chance 1/3, and of 2,000 with chance 1/5.
+    assert max(abs(count - 2000) for count in by_class) < 4 * np.sqrt(6000 * 2 / 9)
+    assert max(abs(counts[LABELS == 0] - by_class[0] / 5)) < 4 * np.sqrt(2000 * 4 / 25)
+
+
+def test_an_example_drawn_twice_is_changed_in_two_ways():
+    ((images, targets),) = made(
+        batch_size=64, sampling="balanced", augmentation=Augmentation(mirror=True)
+    )
+    (labels, _) = targets[0]
+    only = np.asarray(images)[np.asarray(labels["label"]) == 5]
+    assert len(np.unique(only.reshape(len(only), -1), axis=0)) == 2
+
+
+def test_with_copies_an_epoch_has_every_image_as_it_is_and_with_each_change():
+    how = Augmentation(mirror=True, flip=True, choose="copies")
+    assert how.copies == 3
+    steps = made(steps=3, augmentation=how)
+    seen = np.concatenate([np.asarray(images) for images, _ in steps]).reshape(27, -1) * 255
+    expected = np.concatenate([IMAGES, IMAGES[:, :, ::-1], IMAGES[:, ::-1]]).reshape(27, -1)
+
+    def ordered(rows):
+        return rows[np.lexsort(rows.T)]
+
+    np.testing.assert_allclose(ordered(np.round(seen)), ordered(expected.astype(float)))
+
+
+@pytest.mark.parametrize("how", [Augmentation(mixup=0.5), Augmentation(cutmix=0.5)])
+def test_a_mixed_image_is_what_its_labels_say(how):
+    ((images, targets),) = made(augmentation=how)
+    ((first, share), (second, rest)) = targets
+    np.testing.assert_allclose(share + rest, 1, rtol=1e-6)
+    by_label = {int(label): IMAGES[label == LABELS].astype(float) / 255 for label in LABELS}
+    for image, a, b, part in zip(images, first["label"], second["label"], share, strict=True):
+        # The mean of a mixture is the mixture of means, where images are flat enough: compare
+        # with every image of both labels.
+        if how.mixup:
+            made_of = [
+                np.abs(image - part * x - (1 - part) * y).max()
+                for x in by_label[int(a)]
+                for y in by_label[int(b)]
+            ]
+            assert min(made_of) < 0.01
+        else:
+            made_of = [
+                ((image == x.astype(np.float32)) | (image == y.astype(np.float32))).all()
+                for x in by_label[int(a)]
+                for y in by_label[int(b)]
+            ]
+            assert any(made_of)
+
+
+def test_mixing_and_balancing_train(tmp_path):
+    training = Training(
+        data=Synthetic(train=32, validation=8, test=8, image_shape=(8, 8, 3), classes=(3,)),
+        model=MLP(dense=(8,)),
+        sampling="balanced",
+        augmentation=Augmentation(mirror=True, mixup=0.2, cutmix=1.0),
+        epochs=2,
+        batch_size=8,
+    )
+    assert run(training, tmp_path).step == 8
+
+
+def test_what_cannot_be_balanced(tmp_path):
+    numbers = Training(
+        data=Synthetic(train=32, numbers=("x",), image_shape=(8, 8, 3)),
+        model=MLP(dense=(4,)),
+        task=Regression(head="x"),
+        sampling="balanced",
+        batch_size=8,
+    )
+    with pytest.raises(UsageError, match="'x' of data set synthetic has numbers"):
+        run(numbers, tmp_path)
+    copies = Training(
+        data=Synthetic(),
+        model=MLP(),
+        sampling="balanced",
+        augmentation=Augmentation(mirror=True, choose="copies"),
+    )
+    with pytest.raises(UsageError, match="does not go with"):
+        copies.check()
