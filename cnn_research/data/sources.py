@@ -418,6 +418,12 @@ class Products(ImageTable):
     image_size: tuple[int, int] = (80, 60)
     """Height and width to which every image is stretched."""
 
+    @property
+    def description(self) -> str:
+        if self.path:
+            return super().description
+        return dataclasses.replace(self, path="products").description
+
     @staticmethod
     def home() -> Path:
         """The folder of the prepared records."""
