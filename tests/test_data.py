@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import gzip
 import json
 import os
@@ -19,15 +20,21 @@ from PIL import Image
 
 from cnn_research.data import (
     MISSING,
+    UNSEEN,
+    Artworks,
     Dataset,
     Digits,
     FashionMnist,
     ImageFolder,
     ImageTable,
+    Products,
+    Split,
     Synthetic,
+    artworks,
     cache,
     images,
     splits,
+    tables,
 )
 from cnn_research.data.__main__ import main
 from cnn_research.errors import UsageError, UserError
@@ -202,6 +209,44 @@ def test_classes_that_only_other_splits_have_are_reported():
     assert report["classes_without_training_examples"] == {"label": ["blue"]}
 
 
+def test_images_of_the_target_that_the_source_has_are_left_out_of_it():
+    given = ["train"] * 8 + ["target"] * 5
+    content = [*range(8), 3, 20, 21, 5, 20]
+    examples = make_examples([0, 1] * 4 + [0, 1, UNSEEN, UNSEEN, 1], content, given)
+    indices, report = splits.assign(examples, {"validation": 2, "test": 2}, 0)
+    assert list(indices) == ["train", "validation", "test", "target"]
+    assert indices["target"].tolist() == [9, 10, 12]
+    pairs = [["n3", "n8"], ["n5", "n11"]]
+    assert report["left_out_of_target"] == {"images": 2, "first": pairs}
+    assert report["target_examples_of_unseen_classes"] == {"label": 1}
+    assert report["duplicates"]["across_splits"] == {}
+    source = make_examples([0, 1] * 4, content[:8])
+    alone, report_alone = splits.assign(source, {"validation": 2, "test": 2}, 0)
+    for name, chosen in alone.items():
+        np.testing.assert_array_equal(chosen, indices[name])
+        assert report["content"][name] == report_alone["content"][name]
+    assert "left_out_of_target" not in report_alone
+
+
+def test_target_that_is_a_copy_of_the_source_is_an_error():
+    examples = make_examples([0, 1, 1], [1, 2, 2], ["train", "train", "target"])
+    with pytest.raises(UserError, match="each of the 1 images of the split 'target' is in another"):
+        splits.assign(examples, {}, 0)
+
+
+def test_unseen_classes_are_allowed_outside_of_train():
+    def dataset(split: str, label: int) -> Dataset:
+        part = Split(np.zeros((1, 2, 2, 1), np.uint8), {"x": np.array([label], np.int32)})
+        return Dataset("made up", {split: part}, {"x": ("a", "b")}, {})
+
+    assert dataset("target", UNSEEN).splits["target"].labels["x"] == [-2]
+    dataset("train", MISSING)
+    with pytest.raises(UserError, match=r"label 'x' of example 0 is -2, outside 0..1"):
+        dataset("train", UNSEEN)
+    with pytest.raises(UserError, match="is -3, outside"):
+        dataset("target", -3)
+
+
 # Image folders
 
 
@@ -263,6 +308,24 @@ def test_second_load_maps_memory_without_tfds_and_a_change_prepares_again(tmp_pa
     noise(77).save(root / "a" / "new.png")
     assert python(code) == "True True 9"
     assert len(list(cache.data_dir().glob("image_folder/*/*/dataset_info.json"))) == 1
+
+
+def test_folder_of_a_target_with_a_class_of_its_own(tmp_path):
+    root = tmp_path / "fruit"
+    make_folder(root / "train", {"apple": 8, "pear": 8})
+    make_folder(root / "target", {"banana": 2, "pear": 3}, seed=50)
+    shutil.copy(root / "train/pear/1.png", root / "target/banana/copy.png")
+    source = ImageFolder(str(root), image_size=(9, 11), validation=0.25, test=0.25)
+    for dataset in (source.load(), source.load()):  # prepared, and then opened
+        assert dataset.class_names == {"label": ("apple", "pear")}
+        sizes = {name: len(part) for name, part in dataset.splits.items()}
+        assert sizes == {"train": 8, "validation": 4, "test": 4, "target": 5}
+        target = dataset.splits["target"]
+        assert target.labels["label"].tolist() == [UNSEEN, UNSEEN, 1, 1, 1]
+        assert target.names[0] == "target/banana/0.png"
+        left_out = {"images": 1, "first": [["train/pear/1.png", "target/banana/copy.png"]]}
+        assert dataset.provenance["left_out_of_target"] == left_out
+        assert dataset.provenance["target_examples_of_unseen_classes"] == {"label": 2}
 
 
 @pytest.mark.parametrize("kind", ["tar.xz", "tar.gz", "tar", "zip"])
@@ -338,6 +401,9 @@ def test_huge_image_is_refused_before_it_is_decoded(tmp_path):
     Image.new("1", (20_000, 10_001)).save(root / "a" / "huge.png")
     with pytest.raises(UserError, match=r"a/huge.png has .* 50 million"):
         ImageFolder(str(root)).load()
+    Image.new("1", (20_000, 20_000)).save(root / "a" / "huge.png")
+    with pytest.raises(UserError, match=r"a/huge.png has more than 50 million pixels"):
+        main(["prepare", "artworks", f"--source={root}"])
     Image.new("1", (8_000, 7_000)).save(root / "a" / "huge.png")
     with pytest.raises(UserError, match=r"a/huge.png has 8000x7000 pixels"):
         ImageFolder(str(root)).load()
@@ -509,6 +575,369 @@ def test_table_with_semicolons_and_a_byte_order_mark(tmp_path):
     table.write_text("\ufeff" + table.read_text().replace(",", ";"), encoding="utf-8")
     dataset = ImageTable(str(table), image="images/{id}.png", label=("kind",)).load()
     assert dataset.class_names == {"kind": ("shirt", "shoe")}
+
+
+# Source and target
+
+
+def catalogue() -> list[dict[str, str]]:
+    """30 rows of 2010 to 2012, 3 of 2013, 8 of 2016, and one without a year."""
+    years = [2010 + index % 3 for index in range(30)] + [2013] * 3 + [2016] * 8
+    rows = [
+        {
+            "id": str(index),
+            "year": str(year),
+            "type": ["hat", "shoe"][index % 2],
+            "brand": "ab"[index % 3 > 0],
+        }
+        for index, year in enumerate(years)
+    ]
+    rows[0]["brand"] = rows[40]["brand"] = "rare"
+    rows[33]["type"], rows[34]["brand"], rows[35]["type"] = "scarf", "", ""
+    return [*rows, {"id": "41", "year": "", "type": "hat", "brand": "a"}]
+
+
+def shop(table: Path, **changes) -> ImageTable:
+    fields = {"label": ("type", "brand"), "min_examples": 2, "image": "images/{id}.png"}
+    years = {"rows": ("year<=2012",), "target": ("year>=2015",)}
+    return ImageTable(str(table), **{"image_size": (9, 11), **fields, **years, **changes})
+
+
+def test_rows_and_target_of_a_table(tmp_path):
+    rows = catalogue()
+    table = make_table(tmp_path / "shop", rows)
+    noise(4).save(table.parent / "images" / "36.png")  # a photograph of the source
+    for dataset in (shop(table).load(), shop(table).load()):  # prepared, and then opened
+        sizes = {name: len(part) for name, part in dataset.splits.items()}
+        assert sizes == {"train": 24, "validation": 3, "test": 3, "target": 7}
+        assert dataset.class_names == {"type": ("hat", "shoe"), "brand": ("a", "b")}
+        for split, part in dataset.splits.items():
+            other = UNSEEN if split == "target" else MISSING
+            for at, name in enumerate(part.names):
+                row = rows[int(Path(name).stem)]
+                assert (split == "target") == (row["year"] == "2016")
+                for head, classes in dataset.class_names.items():
+                    known = {"": MISSING, **{name: i for i, name in enumerate(classes)}}
+                    assert part.labels[head][at] == known.get(row[head], other), (name, head)
+        provenance = dataset.provenance
+        assert provenance["rows_not_asked_for"] == 4
+        pair = ["images/4.png", "images/36.png"]
+        assert provenance["left_out_of_target"] == {"images": 1, "first": [pair]}
+        counts = {"type": 1, "brand": 1}
+        assert provenance["target_examples_of_unseen_classes"] == counts
+
+
+def test_a_target_leaves_the_source_as_it_is(tmp_path):
+    table = make_table(tmp_path / "shop", catalogue())
+    alone = shop(table, target=()).load()
+    assert list(alone.splits) == ["train", "validation", "test"]
+    both = shop(table).load().provenance["content"]
+    assert {name: both[name] for name in alone.splits} == alone.provenance["content"]
+
+
+def test_target_of_a_column_split(tmp_path):
+    rows = clothes(16)
+    for index, row in enumerate(rows):
+        row["split"] = "Target" if index >= 12 else ""
+    rows[15]["kind"] = "hat"
+    table = make_table(tmp_path / "shop", rows)
+    dataset = ImageTable(str(table), image="file", label=("kind",), validation=0.0).load()
+    assert dataset.splits["target"].labels["kind"].tolist() == [1, 0, 1, UNSEEN]
+
+
+@pytest.mark.parametrize(
+    ("condition", "met"),
+    [
+        ("n<=10", [0, 1]),
+        ("n >= 10.0", [1]),
+        ("n<10", [0]),
+        ("n>9", [1]),
+        ("n=10", [1]),
+        ("n!=10", [0, 2]),
+        ("name=Tee Shirt", [0]),
+        ("name != Tee Shirt", [1]),
+        ("name<b", [1]),
+    ],
+)
+def test_conditions(condition, met):
+    rows = [{"n": "9", "name": "Tee  Shirt"}, {"n": "1e1", "name": "a"}, {"n": "-?", "name": ""}]
+    parsed = tables.Condition.parse(condition, "--data.rows")
+    if condition == "name<b":
+        met = [0, 1] if "Tee Shirt" < "b" else met
+    assert [at for at, row in enumerate(rows) if parsed.meets(row)] == met
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rows": ("year",)}, "--data.rows has 'year', which is no condition"),
+        ({"rows": ("year<=",)}, "--data.rows has 'year<=', which is no condition"),
+        ({"target": ("=>2015",)}, "--data.target has '=>2015', which is no condition"),
+        ({"rows": ("yaer<=2012",)}, "'yaer<=2012': .* has no column 'yaer'; its columns are id, y"),
+        ({"rows": ("year<=1999",)}, r"'year<=1999': no row of \S+ meets it; the column has '2010'"),
+        ({"target": ("year>2020",)}, "--data.target 'year>2020': no row of .* to '2016'"),
+        (
+            {"rows": ("year=2016", "brand=rare", "type=shoe")},
+            "'type=shoe': no row of .* meets it together with the conditions before it",
+        ),
+        ({"target": ("year>2000",)}, "column 'type' has 0 classes with 2 or more rows"),
+        ({"rows": ("type=hat",), "target": ()}, "column 'type' has 1 classes with 2 or more rows"),
+    ],
+)
+def test_conditions_that_cannot_be_met(tmp_path, changes, message):
+    table = make_table(tmp_path / "shop", catalogue())
+    with pytest.raises(UserError, match=message):
+        shop(table, **changes).load()
+
+
+def test_rows_that_match_nothing_are_a_usage_error_of_one_line(tmp_path):
+    table = make_table(tmp_path / "shop", catalogue())
+    words = ["--image=images/{id}.png", "--label", "type", "--rows", "year<=1999"]
+    done = command("prepare", "image_table", f"--source={table}", *words)
+    assert done.returncode == 2 and done.stdout == ""
+    assert "'year<=1999': no row of" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_image_of_a_table_that_is_absent_or_damaged_can_be_skipped(tmp_path):
+    table = make_table(tmp_path / "shop", clothes())
+    (table.parent / "images" / "5.png").unlink()
+    (table.parent / "images" / "7.png").write_bytes(b"not an image")
+    source = ImageTable(str(table), image="file", label=("kind",), on_bad_image="skip")
+    dataset = source.load()
+    assert sum(map(len, dataset.splits.values())) == 22
+    absent, damaged = dataset.provenance["skipped"]
+    assert "images/5.png does not exist" in absent and "images/7.png is not an image" in damaged
+
+
+# Products
+
+
+def prepare_products(table: Path, *words: str) -> None:
+    main(["prepare", "products", f"--source={table.parent}", "--image=images/{id}.png",
+          "--label", "type", "brand", "--min-examples=2", *words])  # fmt: skip
+
+
+def test_products_are_prepared_once_for_any_labels_and_rows(tmp_path, data_dir, capsys):
+    table = make_table(tmp_path / "shop", catalogue())
+    noise(90, (5, 7)).save(table.parent / "images" / "3.png")  # of another size
+    shutil.copy(table.parent / "images" / "6.png", table.parent / "images" / "9.png")
+    years = {"rows": ("year!=2016",), "target": (), "number": ("year",), "label": ("brand",)}
+    smaller = {"min_examples": 1, "image_size": (4, 6)}
+    tables_ = [shop(table, **changes) for changes in ({}, smaller, years)]
+    expected = [source.load() for source in tables_]
+    prepare_products(table)
+    prepare_products(table)
+    said = capsys.readouterr().out
+    assert "target examples of classes that the source lacks: type 1, brand 1" in said
+    assert "already prepared in" in said
+    with_path = Products(str(table), image="images/{id}.png", label=("type",)).load()
+    assert with_path.image_shape == (80, 60, 3) and len(with_path.splits["target"]) == 7
+    shutil.rmtree(table.parent)  # what was prepared is enough
+    for source, one in zip(tables_, expected, strict=True):
+        found = Products(**{**dataclasses.asdict(source), "path": ""}).load()
+        assert found.provenance["content"] == one.provenance["content"]
+        assert found.class_names == one.class_names
+        for split, part in one.splits.items():
+            assert found.splits[split].names.tolist() == part.names.tolist()
+    assert found.name == "products" and found.provenance["path"] == "shop"
+    assert len(list(data_dir.glob("products/1.0.0/*.array_record*"))) == 1
+    with pytest.raises(UserError, match=r"no image images/0.jpg in .* such as images/0.png"):
+        Products(label=("type",)).load()
+    with pytest.raises(UsageError, match="products has no column 'colour'"):
+        Products(image="images/{id}.png", label=("colour",)).load()
+
+
+def test_products_with_bad_images(tmp_path, data_dir):
+    table = make_table(tmp_path / "shop", catalogue())
+    Image.new("1", (20_000, 20_000)).save(table.parent / "images" / "2.png")
+    with pytest.raises(UserError, match=r"images/2.png has more than 50 million pixels"):
+        prepare_products(table)
+    assert not list(data_dir.rglob("dataset_info.json"))
+    prepare_products(table, "--on-bad-image=skip")
+    dataset = Products(image="images/{id}.png", label=("type",), min_examples=2).load()
+    assert len(dataset.provenance["skipped"]) == 1
+    assert sum(map(len, dataset.splits.values())) == 29 + 7
+
+
+@pytest.mark.parametrize("name", ["artworks", "products"])
+def test_artworks_and_products_that_are_not_prepared_say_the_command(name):
+    source = {"artworks": Artworks, "products": Products}[name]()
+    with pytest.raises(UserError, match=rf"{name} is not prepared in .*data prepare {name} --sour"):
+        source.load()
+    with pytest.raises(UsageError, match=f"{name} needs --source"):
+        main(["prepare", name])
+
+
+# Artworks
+
+GIVEN = "Albrecht_Du\u0308rer"
+TWICE_WRONG = "Albrecht_DuΓòá├¬rer"
+ARTISTS = ("Albrecht_Durer", "Henri_de_Toulouse-Lautrec", "Vincent_van_Gogh")
+
+
+def painting(artist: int, number: int) -> Image.Image:
+    return noise(100 * artist + number, (12, 10))
+
+
+def make_kaggle(root: Path, smaller_too: bool = True) -> Path:
+    """Kaggle's layout in `root`: 3 artists with 6 paintings, one of them twice."""
+    (root / "artists.csv").parent.mkdir(parents=True)
+    (root / "artists.csv").write_text("id,name\n")
+    for index, artist in enumerate(ARTISTS):
+        for spelling in (GIVEN, TWICE_WRONG) if index == 0 else (artist,):
+            folder = root / "images" / "images" / spelling
+            folder.mkdir(parents=True)
+            flat = root / "resized" / "resized"
+            flat.mkdir(parents=True, exist_ok=True)
+            for number in range(1, 7):
+                painting(index, number).save(folder / f"{spelling}_{number}.png")
+                painting(index, number).save(flat / f"{spelling}_{number}.png")
+    return root
+
+
+def make_own(root: Path) -> Path:
+    for index, artist in enumerate(ARTISTS):
+        (root / artist).mkdir(parents=True)
+        for number in range(1, 7):
+            painting(index, number).save(root / artist / f"{artist}_{number}.png")
+    return root
+
+
+def zipped(root: Path, archive: Path, wrong: bytes) -> Path:
+    """`root` as a zip with the name Dürer in the bytes `wrong`, and no flag that says UTF-8."""
+    placeholder = b"@" * len(wrong)
+    with zipfile.ZipFile(archive, "w") as out:
+        for file in sorted(root.rglob("*.png")):
+            if TWICE_WRONG not in str(file):
+                name = str(file.relative_to(root)).replace("u\u0308", placeholder.decode())
+                out.write(file, name)
+    archive.write_bytes(archive.read_bytes().replace(placeholder, wrong))
+    return archive
+
+
+def all_layouts(tmp_path: Path) -> dict[str, Path]:
+    kaggle = make_kaggle(tmp_path / "kaggle")
+    only_resized = tmp_path / "only_resized"
+    shutil.copytree(kaggle / "resized", only_resized / "resized")
+    below = tmp_path / "images" / "kaggle"  # a folder above, of that name, means nothing
+    shutil.copytree(kaggle, below)
+    packed = tmp_path / "packed.tar.xz"
+    with tarfile.open(packed, "w:xz") as out:
+        out.add(make_own(tmp_path / "own"), "artworks")
+    return {
+        "own folder": tmp_path / "own",
+        "own archive": packed,
+        "Kaggle's folder": kaggle,
+        "Kaggle's folder below images": below,
+        "only resized": only_resized,
+        "the folder resized itself": only_resized / "resized" / "resized",
+        "zip without a flag": zipped(kaggle, tmp_path / "kaggle.zip", "u\u0308".encode()),
+        "zip, wrong twice": zipped(
+            kaggle, tmp_path / "twice.zip", "u\u0308".encode().decode("cp437").encode()
+        ),
+    }
+
+
+def test_every_layout_gives_the_same_paintings_of_the_same_artists(tmp_path):
+    found = {
+        kind: Artworks(str(path), image_size=(12, 10), validation=0.2, test=0.2).load()
+        for kind, path in all_layouts(tmp_path).items()
+    }
+    for kind, dataset in found.items():
+        assert dataset.class_names == {"label": ARTISTS}, kind
+        assert dataset.provenance["content"] == found["own folder"].provenance["content"], kind
+        twice = 0 if "own" in kind or "zip" in kind else 6
+        assert dataset.provenance["files_of_the_same_name"] == twice, kind
+        for split, part in found["own folder"].splits.items():
+            assert dataset.splits[split].names.tolist() == part.names.tolist(), kind
+    assert sum(map(len, dataset.splits.values())) == 18
+    assert "Albrecht_Durer/Albrecht_Durer_1.png" in np.concatenate(
+        [part.names for part in dataset.splits.values()]
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Albrecht_Dürer",
+        GIVEN,
+        TWICE_WRONG,
+        GIVEN.encode().decode("cp437"),
+        GIVEN.encode().decode("latin-1"),
+        "Albrecht_Dürer".encode().decode("cp437"),
+        "Albrecht_Dürer".encode().decode("cp1252"),
+        os.fsdecode(b"Albrecht_D\xfcrer"),
+        "Albrecht_Durer",
+    ],
+)
+def test_names_are_repaired(name):
+    assert artworks.repaired(name) == "Albrecht_Durer"
+
+
+def test_prepared_artworks_are_what_the_files_are(tmp_path, data_dir, capsys):
+    root = make_own(tmp_path / "own")
+    large = noise(7, (300, 200)).resize((400, 600))
+    large.save(root / ARTISTS[1] / f"{ARTISTS[1]}_7.png")
+    main(["prepare", "artworks", f"--source={root}", "--test=0.2", "--image-size", "12", "10"])
+    assert "data=Artworks(image_size=(12, 10), test=0.2)" in capsys.readouterr().out
+    features = json.loads((data_dir / "artworks/1.0.0/dataset_info.json").read_text())
+    assert features["name"] == "artworks" and features["fileFormat"] == "array_record"
+    source = Artworks(image_size=(256, 64), validation=0.0, test=0.2)
+    found = source.load()
+    expected = dataclasses.replace(source, path=str(root)).load()
+    for split, part in expected.splits.items():
+        assert found.splits[split].names.tolist() == part.names.tolist()
+        assert found.splits[split].labels["label"].tolist() == part.labels["label"].tolist()
+        # The large one is shrunk twice.
+        assert np.abs(found.splits[split].images.astype(int) - part.images).mean() < 1
+    assert found.name == "artworks" and found.provenance["path"] == "own"
+    with pytest.raises(UsageError, match="prepared at up to 256: ask for no more, or name"):
+        Artworks(image_size=(257, 20)).load()
+
+
+def test_artist_with_one_painting(tmp_path):
+    root = make_own(tmp_path / "own")
+    for file in sorted((root / ARTISTS[2]).iterdir())[1:]:
+        file.unlink()
+    with pytest.raises(UserError, match="class 'Vincent_van_Gogh' of 'label' has a single image"):
+        Artworks(str(root), image_size=(12, 10)).load()
+    shutil.rmtree(root / ARTISTS[1])
+    shutil.rmtree(root / ARTISTS[2])
+    with pytest.raises(UserError, match="has one class only, 'Albrecht_Durer'"):
+        Artworks(str(root), image_size=(12, 10)).load()
+
+
+# The real archives: their names and table, not their pixels
+
+
+def real_archive(real_data: Path, name: str) -> tarfile.TarFile:
+    archive = real_data / f"{name}.tar.xz"
+    if not archive.is_file():
+        pytest.skip(f"no {archive}: set CNN_RESEARCH_TEST_DATA")
+    return tarfile.open(archive)
+
+
+def test_real_artworks_are_of_50_artists(real_data, tmp_path):
+    with real_archive(real_data, "artworks") as archive:
+        for name in archive.getnames():
+            if name.endswith(".jpg"):
+                (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path / name).touch()
+    plan = artworks.plan(tmp_path, "artworks")
+    assert len(plan.class_names["label"]) == 50 and len(plan.records) == 8355
+    counts = np.bincount([record.labels["label"] for record in plan.records])
+    assert (counts.min(), counts.max()) == (24, 877)  # Pollock and Van Gogh
+
+
+def test_real_products_are_of_two_times(real_data, tmp_path):
+    with real_archive(real_data, "products") as archive:
+        archive.extract("products/products.csv", tmp_path, filter="data")
+    rows = tables.read_table(tmp_path / "products" / "products.csv", "products")
+    plan = Products(min_examples=45)._plan(rows, "products", tmp_path)
+    given = [record.split for record in plan.records]
+    assert (given.count("train"), given.count("target")) == (14_505, 4_180)
+    counts = {head: len(names) for head, names in plan.class_names.items()}
+    assert counts == {"material": 13, "type": 32, "brand": 84}
 
 
 # Arrays on the disk

@@ -26,6 +26,9 @@ from cnn_research.data.images import (
 WRONG_ENCODINGS = ("cp437", "cp1252", "latin-1")
 """What programs take UTF-8 for; of zip archives without a flag that says so, the first."""
 
+NUMBER = re.compile(r"_\d+$")
+"""What follows the artist in the name of a file."""
+
 
 def repaired(name: str) -> str:
     """A file's name in ASCII where it can be: UTF-8 that was read as another encoding is undone,
@@ -63,9 +66,11 @@ def plan(root: Path, shown: str) -> Plan:
     Raises:
         UserError: no paintings, or of one artist only.
     """
-    files = [path for path, _ in files_below(root)]
-    folders = [path.parents[1] for path in files if path.parents[1].name.lower() == "images"]
-    flat = [path for path in files if path.parent.name.lower() == "resized"]
+    # With the name of `root`, which may be the folder `images` or `resized` itself.
+    files = {path: path.relative_to(root.parent).parts for path, _ in files_below(root)}
+    folders = [path.parents[1] for path, parts in files.items() if _is("images", parts[-3:-2])]
+    flat = [path for path, parts in files.items() if _is("resized", parts[-2:-1])]
+    flat = [path for path in flat if NUMBER.search(path.stem)]
     if flat and not folders:
         found = _plan_flat(flat, shown)
     else:
@@ -81,9 +86,13 @@ def plan(root: Path, shown: str) -> Plan:
     )
 
 
+def _is(name: str, parts: tuple[str, ...]) -> bool:
+    return [part.lower() for part in parts] == [name]
+
+
 def _plan_flat(files: list[Path], shown: str) -> Plan:
     """The records of `<Artist>_<N>.*`."""
-    artists = {path: re.sub(r"_\d+$", "", repaired(path.stem)) for path in files}
+    artists = {path: NUMBER.sub("", repaired(path.stem)) for path in files}
     classes = class_names(artists.values(), shown)
     index = {name: at for at, name in enumerate(classes)}
     return Plan(

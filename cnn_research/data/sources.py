@@ -270,8 +270,7 @@ class Artworks(ImageFolder):
     """
 
     path: str = ""
-    """A folder or archive of paintings, prepared on first use; empty for what was prepared
-    before."""
+    """A folder or archive of paintings, prepared on first use; empty for what is prepared."""
     image_size: tuple[int, int] = (244, 244)
     """Height and width to which every image is stretched; up to 256 of what was prepared."""
 
@@ -406,8 +405,8 @@ class Products(ImageTable):
     """
 
     path: str = ""
-    """The CSV file, or a folder or archive with one in it, prepared on first use; empty for what
-    was prepared before."""
+    """The CSV file, or a folder or archive with one, prepared on first use; empty for what is
+    prepared."""
     image: str = "images/{id}.jpg"
     """The column with the image's path as seen from the CSV file, or a pattern of columns."""
     label: tuple[str, ...] = ("material", "type", "brand")
@@ -420,6 +419,12 @@ class Products(ImageTable):
     """Conditions that make a row part of the split `target` instead."""
     image_size: tuple[int, int] = (80, 60)
     """Height and width to which every image is stretched."""
+
+    @property
+    def description(self) -> str:
+        if self.path:
+            return super().description
+        return dataclasses.replace(self, path="products").description
 
     @staticmethod
     def home() -> Path:
