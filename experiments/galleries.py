@@ -1,7 +1,7 @@
-"""Document 001's pictures: filters, pooling, and what a trained network has learned to see."""
+"""Pictures: filters, pooling, augmentations, and what a trained network has learned to see."""
 
 from cnn_research.experiment import register
-from cnn_research.galleries import Features, Filters, PoolingPyramid
+from cnn_research.galleries import Augmentations, Features, Filters, PoolingPyramid
 
 
 @register(document="001", data="photographs")
@@ -27,6 +27,18 @@ def pooling_pyramid() -> PoolingPyramid:
     Ten seconds on two cores.
     """
     return PoolingPyramid()
+
+
+@register(document="002", data="photographs")
+def augmentations() -> Augmentations:
+    """Each random change to training images alone; document 002's six as in its figure 12.
+
+    python launch.py --experiment=augmentations
+    python launch.py --experiment=augmentations --image=FILE --augmentation.fill=reflect
+
+    Half a minute on two cores. Mixup and CutMix mix a photograph with the other.
+    """
+    return Augmentations()
 
 
 @register(document="001", data="a run's")

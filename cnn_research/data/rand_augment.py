@@ -41,7 +41,7 @@ class RandAugment:
         return self._kinds[:, number] == OPERATIONS.index(operation)
 
     def _signed(self, operation: str, number: int, most: float) -> jax.Array:
-        """How much of an operation an image gets in its change of this number, which may be none."""
+        """How much of an operation an image gets in its change of this number; perhaps 0."""
         return jnp.where(
             self._is(operation, number), self._signs[:, number] * self._share * most, 0
         )
