@@ -10,13 +10,14 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cnn_research.errors import UsageError, UserError, one_line
-from cnn_research.markdown import markdown_table
+from cnn_research.markdown import markdown_table, number
 from cnn_research.report import (
     Group,
     Run,
@@ -48,8 +49,9 @@ def accuracy(results: Results) -> str:
     rows = []
     for name, result in results.items():
         figures = result.get("figures", {})
-        if "accuracy" not in figures or name.startswith("cifar10_exercise_"):
-            continue  # the changes to the exercise have a table of their own
+        # The log's rows, of document 003, have tables of their own.
+        if "accuracy" not in figures or name.startswith(("cifar10_exercise_", "products_")):
+            continue
         theirs = result["document_results"].get("test accuracy")
         shown = ("accuracy", "macro precision", "macro recall", "macro F1")
         rows.append(
@@ -113,9 +115,15 @@ def robustness(results: Results) -> str:
 
 def cifar10_changes(results: Results) -> str:
     """The log of document 003's exercise, a change a row."""
+    groups = groups_of(results, "cifar10_exercise")
+    return log_as_markdown(change_log(groups)) if groups else ""
+
+
+def groups_of(results: Results, prefix: str) -> list[Group]:
+    """The runs of every results file whose name begins so."""
     groups = []
     for name, result in sorted(results.items()):
-        if name.startswith("cifar10_exercise"):
+        if name.startswith(prefix):
             figures = {figure: told["values"] for figure, told in result["figures"].items()}
             runs = [
                 Run(
@@ -127,7 +135,45 @@ def cifar10_changes(results: Results) -> str:
                 for index, seconds in enumerate(result["wall_seconds_of_runs"])
             ]
             groups.append(Group(name, runs))
-    return log_as_markdown(change_log(groups)) if groups else ""
+    return groups
+
+
+def painters(results: Results) -> str:
+    """Document 002's networks: accuracy in training and validation, beside the document's."""
+    header = ("experiment", "runs", "training", "document", "validation", "document", "macro F1")
+    rows = []
+    for group in groups_of(results, "artworks_red"):
+        values, theirs = group.values(), group.document
+        cells = [group.name, str(len(group.runs))]
+        for name in ("training accuracy", "validation accuracy"):
+            cells += [mean_and_deviation(values[name]), number(theirs.get(name))]
+        rows.append((*cells, mean_and_deviation(values["validation macro F1"])))
+    return markdown_table(header, rows)
+
+
+def products_log(results: Results) -> str:
+    """Document 003's training log: accuracies of each head on source and target, and its own."""
+    heads = ("material", "type", "brand", "")
+    names = [f"{head} accuracy".strip() for head in heads]
+    header = ["run", "pixels", *(f"{head or 'mean'}" for head in heads)]
+    header += [f"target {head or 'mean'}" for head in heads] + ["mean, seen labels"]
+    rows = []
+    for group in groups_of(results, "products_"):
+        if "accuracy" not in group.runs[0].figures:
+            continue  # a regression
+        values, theirs = group.values(), group.document
+        pixels = "x".join(map(str, group.runs[0].config["data"]["image_size"]))
+        shown = [*names, *(f"target {name}" for name in names)]
+        means = [_mean(values.get(name)) for name in (*shown, "target accuracy of seen labels")]
+        rows.append([group.name, pixels, *means])
+        if theirs:
+            said = (number(theirs.get(name)) for name in shown)
+            rows.append(["- the document", "", *said, ""])
+    return markdown_table(header, rows)
+
+
+def _mean(values: Sequence[float] | None) -> str:
+    return f"{statistics.fmean(values):.3f}" if values else ""
 
 
 def architectures(results: Results) -> str:
@@ -155,6 +201,8 @@ TABLES: Mapping[str, Callable[[Results], str]] = {
     "accuracy": accuracy,
     "architectures": architectures,
     "cifar10_changes": cifar10_changes,
+    "painters": painters,
+    "products_log": products_log,
     "regression": regression,
     "speed": speed,
     "robustness": robustness,

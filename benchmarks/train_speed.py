@@ -2,10 +2,11 @@
 
     python -m benchmarks.train_speed --output results/train_speed.json
 
-A step is forward, backward and the optimizer's update, in float32. For fashion_mnist_cnn our side
-is what users run: the registered experiment's model and optimizer in the runner's own step, which
-also draws its batch from the training split and scales it; PyTorch gets one ready batch. The other
-models exist here alone, and both sides train them on one fixed random batch.
+A step is forward, backward and the optimizer's update, in float32. For fashion_mnist_cnn and
+products_t3 our side is what users run: the registered experiment's model, task and optimizer in the
+runner's own step, which also draws its batch from the training split and scales it; PyTorch gets
+one ready batch. The other models exist here alone, and both sides train them on one fixed random
+batch.
 
 Every contender is a process of its own, so that thread pools and allocators do not disturb each
 other, and stays alive between turns. In a round each takes one turn of a few seconds while the
@@ -14,7 +15,7 @@ within rounds. PyTorch runs eagerly, with channels last, and compiled; its best 
 
 Where steps are large, experiments keep memory that one step freed for the next
 (`Training.keep_memory`, `ops.keep_freed_memory`), and so does our side here: for red1 and
-resnet18, and for fashion_mnist_cnn as its experiment says. PyTorch runs as it comes. It would
+resnet18, and for the two experiments as they say. PyTorch runs as it comes. It would
 gain from the same setting: its best mode with it is timed as well, against ours again, and stored
 beside the comparison as `pytorch_with_kept_memory`.
 
@@ -53,17 +54,23 @@ class Case:
 
     batch: int
     image: tuple[int, int, int]
-    num_classes: int
+    classes: tuple[int, ...]
+    """Of each head."""
     optimizer: Literal["adam", "momentum"]
     learning_rate: float
     keep_memory: bool
 
 
 CASES = {
-    "fashion_mnist_cnn": Case(128, (28, 28, 1), 10, "adam", 1e-3, keep_memory=False),
-    "red1": Case(32, (244, 244, 3), 50, "adam", 1e-4, keep_memory=True),
-    "resnet18": Case(64, (32, 32, 3), 10, "momentum", 0.01, keep_memory=True),
+    "fashion_mnist_cnn": Case(128, (28, 28, 1), (10,), "adam", 1e-3, keep_memory=False),
+    "red1": Case(32, (244, 244, 3), (50,), "adam", 1e-4, keep_memory=True),
+    "products_t3": Case(100, (224, 224, 3), (17, 42, 132), "adam", 1e-3, keep_memory=True),
+    "resnet18": Case(64, (32, 32, 3), (10,), "momentum", 0.01, keep_memory=True),
 }
+
+
+EXPERIMENTS = ("fashion_mnist_cnn", "products_t3")
+"""The cases that are registered experiments."""
 
 
 def runner_trainer(name: str) -> tuple[Callable[[Any, Any], tuple[Any, Any]], Any, Any]:
@@ -72,20 +79,22 @@ def runner_trainer(name: str) -> tuple[Callable[[Any, Any], tuple[Any, Any]], An
     import jax.numpy as jnp
 
     from cnn_research.data.sources import Synthetic
+    from cnn_research.evaluate import bound
     from cnn_research.experiment import registry
     from cnn_research.mesh import data_mesh, replicated
     from cnn_research.runner import initial_state, make_steps
 
     case = CASES[name]
-    data = Synthetic(train=4096, image_shape=case.image, classes=(case.num_classes,))
-    experiment = dataclasses.replace(
-        registry()[name].experiment(), data=data, batch_size=case.batch
+    experiment = registry()[name].experiment()
+    data = Synthetic(
+        train=1024, image_shape=case.image, heads=experiment.task.heads, classes=case.classes
     )
+    experiment = dataclasses.replace(experiment, data=data, batch_size=case.batch)
     if experiment.keep_memory != case.keep_memory:
         raise RuntimeError(f"{name} has keep_memory={experiment.keep_memory}: mend CASES")
     dataset, mesh = data.load(), data_mesh()
-    train = dataset.splits["train"]
-    model = experiment.task.bind(experiment.model, dataset)
+    train, experiment = dataset.splits["train"], bound(experiment, dataset)
+    model = experiment.model
     optimizer = experiment.optimizer.build(1_000_000)
     arrays = {"images": train.images, "labels": dict(train.labels)}
     arrays, seed = jax.device_put((arrays, jnp.uint32(0)), replicated(mesh))
@@ -96,7 +105,7 @@ def runner_trainer(name: str) -> tuple[Callable[[Any, Any], tuple[Any, Any]], An
     def step(state, arrays):
         with jax.set_mesh(mesh):
             state, metrics = steps(state, arrays, seed, 1)
-        return state, metrics["loss"]
+        return state, sum(metrics[loss] for loss in metrics if loss.split()[-1] == "loss")
 
     return step, state, arrays
 
@@ -146,7 +155,7 @@ def jax_trainer(name: str) -> tuple[Callable[[Any, Any], tuple[Any, Any]], Any, 
     random = np.random.default_rng(0)
     batch = {
         "image": jnp.asarray(random.normal(size=(case.batch, *case.image)), jnp.float32),
-        "label": jnp.asarray(random.integers(case.num_classes, size=case.batch)),
+        "label": jnp.asarray(random.integers(case.classes[0], size=case.batch)),
     }
     variables = jax.jit(functools.partial(model.init, train=False))(
         jax.random.key(0), batch["image"]
@@ -182,7 +191,7 @@ def jax_runner(name: str) -> tuple[Callable[[int], float], int]:
     """A function that runs n steps and returns the last loss, and the number of parameters."""
     import jax
 
-    if name == "fashion_mnist_cnn":
+    if name in EXPERIMENTS:
         step, state, batch = runner_trainer(name)
         params = state.params
     else:
@@ -227,6 +236,14 @@ def torch_runner(name: str, mode: str) -> tuple[Callable[[int], float], int]:
             layers += [conv, nn.ReLU(), nn.MaxPool2d(2)]
         return nn.Sequential(*layers, nn.Flatten(), nn.Linear(115_200, 50))
 
+    def products_t3() -> nn.Module:
+        layers: list[nn.Module] = []
+        for inputs, features in ((3, 16), (16, 32), (32, 64), (64, 128)):
+            conv = nn.Conv2d(inputs, features, 3, padding=1)
+            layers += [conv, nn.BatchNorm2d(features), nn.ReLU(), nn.MaxPool2d(2)]
+        head = [nn.Linear(25_088, 128), nn.ReLU(), nn.Linear(128, sum(case.classes))]
+        return nn.Sequential(*layers, nn.Flatten(), *head)
+
     class Block(nn.Module):
         def __init__(self, inputs: int, features: int, stride: int) -> None:
             super().__init__()
@@ -254,11 +271,11 @@ def torch_runner(name: str, mode: str) -> tuple[Callable[[int], float], int]:
         return nn.Sequential(*stem, *blocks, *pool, nn.Linear(512, 10))
 
     case = CASES[name]
-    makers = {"fashion_mnist_cnn": fashion_mnist_cnn, "red1": red1, "resnet18": resnet18}
-    model = makers[name]().train()
+    makers = (fashion_mnist_cnn, red1, products_t3, resnet18)
+    model = {maker.__name__: maker for maker in makers}[name]().train()
     height, width, channels = case.image
     images = torch.randn(case.batch, channels, height, width)
-    labels = torch.randint(case.num_classes, (case.batch,))
+    labels = [torch.randint(classes, (case.batch,)) for classes in case.classes]
     if mode == "channels_last":
         model = model.to(memory_format=torch.channels_last)
         images = images.to(memory_format=torch.channels_last)
@@ -274,7 +291,8 @@ def torch_runner(name: str, mode: str) -> tuple[Callable[[int], float], int]:
     def run(steps: int) -> float:
         for _ in range(steps):
             optimizer.zero_grad(set_to_none=True)
-            loss = F.cross_entropy(forward(images), labels)
+            heads = forward(images).split(case.classes, dim=1)
+            loss = sum(F.cross_entropy(*pair) for pair in zip(heads, labels, strict=True))
             loss.backward()
             optimizer.step()
         return loss.item()

@@ -422,15 +422,15 @@ def test_log_has_a_row_per_config_in_the_order_given(tmp_path, capsys):
     assert report.main([*make_series(tmp_path / "runs"), f"--output={path}"]) == 0
     header, _, *rows = table(path.read_text())
     assert header == [
-        *("experiment", "change", "validation accuracy", "test accuracy", "gain", "epochs"),
-        *("parameters", "runs", "time of a run", "data"),
+        *("experiment", "change", "validation accuracy", "test accuracy", "document: accuracy"),
+        *("gain", "epochs", "parameters", "runs", "time of a run", "data"),
     ]
     assert [row[1] or None for row in rows] == CHANGES
     assert rows[0][2:] == [
-        *("0.9900 ± 0.0000", "0.5100 ± 0.0141", "+0.0000", "10", "122,570", "2", "10.5 s"),
-        "=cifar10",
+        *("0.9900 ± 0.0000", "0.5100 ± 0.0141", "0.8978", "+0.0000", "10", "122,570", "2"),
+        *("10.5 s", "=cifar10"),
     ]
-    assert [row[4] for row in rows[1:]] == ["+0.1150", "-0.2600"]
+    assert [row[5] for row in rows[1:]] == ["+0.1150", "-0.2600"]
 
 
 def test_log_as_csv_holds_the_numbers(tmp_path, capsys):
@@ -561,10 +561,10 @@ def test_readme_has_the_changes_to_the_exercise_in_a_table_of_their_own(tmp_path
     )
     (tmp_path / "README.md").write_text(readme)
     assert readme_tables.main([], tmp_path) == 0
-    rows = [row[:5] for row in table((tmp_path / "README.md").read_text()) if "cifar10" in row[0]]
+    rows = [row[:6] for row in table((tmp_path / "README.md").read_text()) if "cifar10" in row[0]]
     assert rows[:2] == [
-        ["cifar10_exercise", "", "0.9900", "0.7000", "+0.0000"],
-        ["cifar10_exercise_wider", "width 16 -> 22", "0.9900", "0.7500", "+0.0500"],
+        ["cifar10_exercise", "", "0.9900", "0.7000", "0.8978", "+0.0000"],
+        ["cifar10_exercise_wider", "width 16 -> 22", "0.9900", "0.7500", "0.8978", "+0.0500"],
     ]
     assert [row[0] for row in rows[2:]] == ["cifar10_exercise"]
 
