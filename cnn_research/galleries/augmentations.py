@@ -117,7 +117,7 @@ def draw(experiment: Augmentations, workdir: Path) -> Result:
                 ("pixels", [change for change in rows if change not in PLACING]),
             ):
                 if changes:
-                    shown = {labels[change]: rows[change] for change in changes}
+                    shown = {labels[change]: list(rows[change]) for change in changes}
                     title = {"places": "Where pixels are", "pixels": "What pixels are"}[kind]
                     page.picture(
                         f"{kind}_{name}",
