@@ -329,7 +329,7 @@ def test_colour_changes_are_within_their_range(name):
     before = images[0] - other
     factors = ((out - other) * before).sum(axis=(1, 2, 3)) / (before**2).sum()
     for factor, one in zip(factors, out):
-        np.testing.assert_allclose(one, other + factor * before, atol=0.75)
+        np.testing.assert_allclose(one, other + factor * before, atol=1.01)
     assert 0.69 < factors.min() < 0.75 and 1.25 < factors.max() < 1.31
 
 
@@ -413,7 +413,7 @@ def test_cutout_blackens_one_square_with_its_centre_in_the_image():
 @pytest.mark.parametrize("erase_fill", ["black", "mean", "noise"])
 def test_erasing_takes_a_box_of_the_image(erase_fill):
     images = np.full((200, 50, 40, 3), (200, 100, 40), np.uint8)
-    images[:, :25, :, 0] = 201
+    images[:, :25, :, 0], images[:, 25:, :, 0] = 190, 210
     how = Augmentation(erasing=0.7, erase_fill=erase_fill)
     out = augmented(how, images=images, examples=range(200))
     areas, aspects = [], []
@@ -428,12 +428,9 @@ def test_erasing_takes_a_box_of_the_image(erase_fill):
             assert hole.sum() > 0.98 * shape[0] * shape[1]
             assert np.unique(inner).size > min(50, inner.size / 3)
         else:
-            mean = (200, 100, 40)  # 200.5 is rounded to even
-            assert (inner == (mean if erase_fill == "mean" else 0)).all()
+            assert (inner == ((200, 100, 40) if erase_fill == "mean" else 0)).all()
         areas.append(shape[0] * shape[1] / 2000)
         aspects.append(shape[0] / shape[1] * 40 / 50)
-    if erase_fill == "mean":  # half of the image is of the mean's colour
-        return
     assert 0.6 < len(areas) / 200 < 0.8
     assert 0.015 < min(areas) < 0.05 and 0.28 < max(areas) < 0.36
     assert 0.25 < min(aspects) < 0.5 and 2 < max(aspects) < 4
@@ -511,12 +508,12 @@ def test_one_of_the_changes_or_none_is_made():
 
 def test_partners_are_any_examples_by_the_key_alone():
     how = Augmentation(mixup=1.0)
-    keys = keys_of(range(5000))
+    keys, some = keys_of(range(5000)), np.array([7, 4000])
     partners = np.asarray(how.partners(keys, 10))
     assert partners.dtype == np.uint32
     assert np.bincount(partners, minlength=11)[10] == 0
     assert np.abs(np.bincount(partners, minlength=10) - 500).max() < 5 * np.sqrt(450)
-    assert np.array_equal(how.partners(keys[[7, 4000]], 10), partners[[7, 4000]])
+    assert np.array_equal(how.partners(keys[some], 10), partners[some])
     assert np.asarray(how.partners(keys[:50], 10**9)).max() > 10**8
 
 
@@ -544,7 +541,7 @@ def test_mixup_is_a_weighted_sum(alpha):
 def test_cutmix_gives_the_share_that_is_left():
     images, others = jnp.zeros((300, 12, 20, 1), jnp.uint8), jnp.ones((300, 12, 20, 1), jnp.uint8)
     out, share = mixed(Augmentation(cutmix=1.0), images, others)
-    assert np.array_equal(share, np.float32(1) - out.mean(axis=(1, 2, 3), dtype=np.float32))
+    np.testing.assert_allclose(share, 1 - out.mean(axis=(1, 2, 3)), rtol=0, atol=1e-7)
     assert abs(share.mean() - 0.65) < 0.1, "half of the image, less what lies outside"
     for image in out[..., 0]:
         rows, columns = image.any(axis=1), image.any(axis=0)

@@ -10,9 +10,11 @@ import scipy.ndimage
 from PIL import Image
 
 from cnn_research import ops
+from cnn_research.data.augment import Augmentation
 from cnn_research.errors import UsageError, UserError
 from cnn_research.experiment import lookup, run
-from cnn_research.galleries import Filters, PoolingPyramid
+from cnn_research.galleries import Augmentations, Filters, PoolingPyramid
+from cnn_research.galleries.augmentations import FIGURE_12, alone, described, figure_12
 from cnn_research.galleries.filters import filters_figure, matrix, parse_kernel, size_lines, visible
 from cnn_research.galleries.pooling import POOLS, pyramid, pyramid_sizes
 from cnn_research.ops.filters import (
@@ -211,6 +213,32 @@ def test_a_size_that_does_not_divide_is_floored_and_said():
     assert lines[1].endswith("1 + (2·1 + 640 − 3)/2 = 320.50, floored: 320")
 
 
+def test_augmentations_of_an_image(photograph, tmp_path):
+    """A picture for each kind of change that is on; figure 12 needs all of its six."""
+    how = Augmentation(mirror=True, left=0.5, saturation=0.5, cutmix=1.0, fill="edge")
+    gallery = Augmentations(image=str(photograph), size=(12, 16), draws=2, augmentation=how)
+    run(gallery, tmp_path / "run")
+    found, report = pictures(tmp_path / "run")
+    assert found == ["mixed_image", "pixels_image", "places_image"]
+    assert "outside is the border's pixels" in report
+
+
+def test_figure_12_shows_each_change_as_it_was_made():
+    pixels = RNG.integers(0, 256, (12, 16, 3)).astype(np.uint8)
+    how = Augmentations().augmentation
+    how = Augmentation(**{name: getattr(how, name) for name in FIGURE_12})
+    rows = alone(how, pixels, draws=3, seed=0)
+    assert set(rows) == set(FIGURE_12) <= set(described(how))
+    places = figure_12(pixels, rows, how).axes
+    np.testing.assert_array_equal(places[0].images[0].get_array(), pixels)
+    for place, (name, words) in zip(places[1:], FIGURE_12.items()):
+        assert place.get_title() == words
+        shown = place.images[0].get_array()
+        assert any(np.array_equal(shown, drawn) for drawn in rows[name])
+        assert not np.array_equal(shown, pixels)
+    np.testing.assert_array_equal(rows["mirror"][0], pixels[:, ::-1])
+
+
 def test_the_documents_pyramid():
     sizes = [(446, 450), (223, 225), (111, 112), (55, 56)]
     assert pyramid_sizes((446, 450), 3) == sizes
@@ -272,6 +300,9 @@ def test_kernels_are_read_as_written():
         (Filters(padding=-1), "--padding is -1"),
         (Filters(padding=10**6), "million"),
         (PoolingPyramid(size=(0, 5)), "--size"),
+        (Augmentations(size=(0, 5)), "--size"),
+        (Augmentations(draws=0), "--draws is 0"),
+        (Augmentations(augmentation=Augmentation()), "nothing to show"),
         (PoolingPyramid(rounds=0), "--rounds is 0"),
         (PoolingPyramid(size=(8, 100), rounds=4), "can be halved 3 times"),
     ],

@@ -117,8 +117,8 @@ def draw(experiment: Augmentations, workdir: Path) -> Result:
                 ("pixels", [change for change in rows if change not in PLACING]),
             ):
                 if changes:
-                    shown = {labels[change]: rows[change] for change in changes}
-                    title = {"places": "Where pixels are", "pixels": "What pixels are"}[kind]
+                    shown = {labels[change]: list(rows[change]) for change in changes}
+                    title = {"places": "Where pixels go", "pixels": "What pixels become"}[kind]
                     page.picture(
                         f"{kind}_{name}",
                         rows_figure(pixels, shown, title),
@@ -215,10 +215,10 @@ def described(how: Augmentation) -> dict[str, str]:
         "brightness": f"brightness: factor {factor(how.brightness)}",
         "contrast": f"contrast: factor {factor(how.contrast)}",
         "saturation": f"saturation: factor {factor(how.saturation)}",
-        "cutout": f"cutout: {how.cutout}x{how.cutout} pixels; left: {erased}",
+        "cutout": f"cutout: {how.cutout}x{how.cutout} pixels, filled with {erased}",
         "erasing": f"erasing: {share(how.erasing_area[0])} to {share(how.erasing_area[1])} of the "
-        f"area, aspect ratio {how.erasing_aspect[0]:g} to {how.erasing_aspect[1]:g}; left: "
-        f"{erased}",
+        f"area, aspect ratio {how.erasing_aspect[0]:g} to {how.erasing_aspect[1]:g}, "
+        f"filled with {erased}",
     }
 
 
@@ -236,14 +236,15 @@ def rows_figure(
     words = any(isinstance(shown, tuple) for row in rows.values() for shown in row)
     cell = (1.5, 1.5 * min(2.5, height / width) + (0.5 if words else 0.3))
     figure, axes = grid(len(rows), columns, cell, title, "The first column is the image itself.")
+    above = "\n" if words else ""
     for places, (label, row) in zip(axes, rows.items()):
         show(places[0], pixels)
         for place, shown in zip(places[1:], row):
-            image, word = shown if isinstance(shown, tuple) else (shown, "")
-            show(place, image, word)
-        # Above the row, over as many of its images as it needs.
-        lines = "\n" if words else ""
-        places[0].set_title(label + lines, fontsize=10, loc="left", parse_math=False)
+            image, word = shown if isinstance(shown, tuple) else (shown, " ")
+            show(place, image, f"{above}{word}")
+        # Over as many of the row's images as it needs: its column is not to widen for it.
+        text = places[0].set_title(label + above, fontsize=10, loc="left", parse_math=False)
+        text.set_in_layout(False)
     return figure
 
 
