@@ -242,9 +242,15 @@ def rows_figure(
         for place, shown in zip(places[1:], row):
             image, word = shown if isinstance(shown, tuple) else (shown, " ")
             show(place, image, f"{above}{word}")
-        # Over as many of the row's images as it needs: its column is not to widen for it.
-        text = places[0].set_title(label + above, fontsize=10, loc="left", parse_math=False)
-        text.set_in_layout(False)
+        # Over as many of the row's images as it needs; a title would make its column wider.
+        places[0].annotate(
+            label + above,
+            *((0, 1), (0, 5)),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            fontsize=10,
+            parse_math=False,
+        ).set_in_layout(False)
     return figure
 
 
