@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from cnn_research.data import artworks, cache, images, tables
-from cnn_research.data.dataset import Dataset, Split
+from cnn_research.data.dataset import UNSEEN, Dataset, Split
 from cnn_research.data.splits import Examples, assign
 from cnn_research.errors import UsageError, UserError
 
@@ -364,6 +364,7 @@ class ImageTable:
             train=64,
             validation=16,
             test=16,
+            target=16 if self.target else 0,
             image_shape=_small(self.image_size),
             heads=self.label,
             classes=(10,) * len(self.label),
@@ -558,6 +559,8 @@ class Synthetic:
     """How many validation examples; 0 for no validation split."""
     test: int = 64
     """How many test examples."""
+    target: int = 0
+    """How many examples of another domain, a few of classes that training lacks; 0 for none."""
     image_shape: tuple[int, int, int] = (32, 32, 3)
     """Height, width and channels."""
     heads: tuple[str, ...] = ("label",)
@@ -586,7 +589,10 @@ class Synthetic:
                 f"{len(self.heads)} heads {self.heads} but {len(self.classes)} numbers of classes "
                 f"{self.classes}: give one for each"
             )
-        sizes = {"train": self.train, "validation": self.validation, "test": self.test}
+        sizes = {
+            **{"train": self.train, "validation": self.validation},
+            **{"test": self.test, "target": self.target},
+        }
         random = np.random.default_rng(self.seed)
         splits = {
             name: Split(
@@ -601,6 +607,9 @@ class Synthetic:
             for name, size in sizes.items()
             if size
         }
+        if "target" in splits:
+            for head in self.heads:
+                splits["target"].labels[head][::5] = UNSEEN
         return Dataset(
             name="synthetic",
             splits=splits,
