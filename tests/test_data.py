@@ -1111,3 +1111,18 @@ def test_command_and_package_start_without_heavy_imports():
         f"print([name for name in {heavy} if name in sys.modules])"
     )
     assert said == "[]"
+
+
+def test_preparing_more_than_tfds_holds_in_memory_needs_no_tensorflow(tmp_path, monkeypatch):
+    from tensorflow_datasets.core import shuffle
+
+    monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 1000)
+    folder = tmp_path / "many"
+    for number in range(40):
+        image = np.full((16, 16, 3), number, np.uint8)
+        file = folder / f"class{number % 2}" / f"{number:02d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(file)
+    found = ImageFolder(str(folder), (16, 16), validation=0.0, test=0.0).load()
+    shown = found.splits["train"].images[:, 0, 0, 0].tolist()
+    assert shown == [*range(0, 40, 2), *range(1, 40, 2)], "in the order of their files"

@@ -10,6 +10,7 @@ import gzip
 import io
 import json
 import shutil
+import tempfile
 import urllib.request
 import warnings
 from collections import defaultdict
@@ -22,6 +23,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 from PIL import Image
+from tensorflow_datasets.core import shuffle
 from tensorflow_datasets.core.download import checksums
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 from tensorflow_datasets.image_classification import cifar, mnist
@@ -283,6 +285,50 @@ def prepare_cifar10(data_dir: Path, archive: Path) -> None:
     prepare(Cifar10(archive=archive, data_dir=data_dir, file_format="array_record"), data_dir)
 
 
+class _InOrder:
+    """Holds records on the disk until all are there, in the order in which they come.
+
+    In place of TFDS's Shuffler, which holds a gigabyte in memory and needs TensorFlow for more.
+    """
+
+    def __init__(self, dirpath: Path, hash_salt: str, **unused: Any):
+        Path(dirpath).mkdir(parents=True, exist_ok=True)
+        self._file = tempfile.TemporaryFile(dir=dirpath)  # noqa: SIM115 - gone with this object
+        self._sizes: list[tuple[int, int]] = []
+        self.size = 0
+
+    @property
+    def num_examples(self) -> int:
+        return len(self._sizes)
+
+    @property
+    def bucket_lengths(self) -> list[int]:
+        return [len(self._sizes)]
+
+    def add(self, key: int, data: bytes) -> None:
+        if self._sizes and key <= self._sizes[-1][0]:
+            raise ValueError(f"record {key} comes after record {self._sizes[-1][0]}")
+        self._file.write(data)
+        self._sizes.append((key, len(data)))
+        self.size += len(data)
+
+    def __iter__(self) -> Iterator[tuple[int, bytes]]:
+        self._file.seek(0)
+        for key, size in self._sizes:
+            yield key, self._file.read(size)
+
+
+@contextlib.contextmanager
+def _without_shuffling() -> Iterator[None]:
+    """All builders here ask for records in order: within it, TFDS has no need of TensorFlow."""
+    theirs = shuffle.Shuffler
+    shuffle.Shuffler = _InOrder
+    try:
+        yield
+    finally:
+        shuffle.Shuffler = theirs
+
+
 def prepare(
     builder: tfds.core.GeneratorBasedBuilder, data_dir: Path, manual_dir: Path | None = None
 ) -> None:
@@ -292,7 +338,7 @@ def prepare(
         logging.info("removing %s, left by a preparation that was interrupted", leftover)
         shutil.rmtree(leftover, ignore_errors=True)
     tfds.disable_progress_bar()  # TFDS's bars also print where there is no terminal; ours do not
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), _without_shuffling():
         builder.download_and_prepare(
             download_dir=data_dir / "downloads",
             download_config=tfds.download.DownloadConfig(
