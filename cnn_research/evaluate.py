@@ -313,10 +313,7 @@ def report(
     show_in_tensorboard(writer, workdir, experiment, page, figures, step)
     for name in shown:
         print(f"Result on the {name} split, step {step:,}:")
-        for head, predicted in predictions[name].items():
-            print(f"{head}:\n{predicted.text()}" if len(task.heads) > 1 else predicted.text())
-        if len(task.heads) > 1:
-            print(f"mean accuracy of the heads: {figures[name]['accuracy']:.4f}\n")
+        print(task.text(predictions[name]))
     print(f"Report: {page}")
     print(f"Look at it: tensorboard --logdir {workdir.parent}")
     return Result(workdir, step, figures)

@@ -22,6 +22,7 @@ GREY = "#555555"
 
 MOST_MISTAKES = 24
 MOST_CLASSES_WITH_COUNTS = 30
+CURVES_IN_A_ROW = 3
 CONFUSED_ROWS, CONFUSED_COLUMNS = 6, 3
 
 
@@ -46,9 +47,14 @@ def training_curves(epochs: Sequence[Mapping[str, Any]]) -> Figure:
     from matplotlib.figure import Figure
 
     names = curve_names(epochs)
-    figure = Figure(figsize=(4.8 * len(names), 3.6), dpi=144, layout="constrained")
-    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+    columns = min(CURVES_IN_A_ROW, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(4.8 * columns, 3.6 * rows), dpi=144, layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, name in zip(grid, names, strict=False):
         _curves(axes, epochs, name)
+    for axes in grid[len(names) :]:
+        axes.remove()
     return figure
 
 
@@ -213,7 +219,9 @@ def confusions(
     rows: Any = figure.subfigures(len(shown), 1, squeeze=False)
     for row, (true, predicted) in zip(rows.ravel(), shown, strict=True):
         left = np.flatnonzero((labels == true) & (predictions == predicted))
-        right = np.flatnonzero(labels == predicted)
+        of_other = np.flatnonzero(labels == predicted)
+        # Those that were recognised first: a label may be wrong.
+        right = of_other[np.argsort(predictions[of_other] != predicted, kind="stable")]
         titles = (
             f"{_shortened(class_names[true], 28)}, taken for",
             _shortened(class_names[predicted], 34),

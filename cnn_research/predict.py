@@ -207,7 +207,7 @@ def forward_of(found: Trained) -> Any:
     experiment = found.experiment
 
     def forward(variables, images):
-        seen: list[jax.Array] = []
+        seen = []
 
         def intercept(call, args, kwargs, context):
             if context.method_name == "__call__" and isinstance(context.module, nn.Dense):

@@ -19,6 +19,7 @@ from jax import lax
 
 from benchmarks import architectures as benchmark
 from cnn_research import ops
+from cnn_research.experiment import lookup
 from cnn_research.models import __main__ as table
 from cnn_research.models import flops as counting
 from cnn_research.models.airbench import Airbench
@@ -378,3 +379,15 @@ def test_airbench_begins_with_white_patches():
     wider = params["conv2_1"]["kernel"]
     np.testing.assert_array_equal(wider[1, 1, :, :24], np.eye(24))
     assert np.abs(wider[..., 24:]).max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("artworks_red1", 5_853_298), ("artworks_red2", 5_853_298), ("artworks_red3", 5_890_226)],
+)
+def test_document_002s_networks_have_its_parameters(name, parameters):
+    training = lookup(name).experiment()
+    model = training.model.clone(num_classes=50)
+    images = jax.ShapeDtypeStruct((1, *training.data.image_size, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == parameters

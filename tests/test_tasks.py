@@ -97,7 +97,7 @@ def test_figures_tell_seen_labels_from_the_others():
     assert (figures["correct"], figures["count"], figures["unseen"]) == (3, 5, 1)
     assert figures["accuracy"] == 3 / 5
     assert figures["accuracy of seen labels"] == 3 / 4
-    assert "(not in training)" in made.text()
+    assert "(unseen)" in made.text()
     assert made.confusion_counts().sum() == 4
     # A class may have an output and yet no training example.
     trained = np.array([True, True, False])

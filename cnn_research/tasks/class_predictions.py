@@ -14,7 +14,7 @@ from cnn_research.errors import UserError
 from cnn_research.markdown import markdown_table
 
 MOST_PAIRS = 10
-UNSEEN_NAME = "(not in training)"
+UNSEEN_NAME = "(unseen)"
 """What reports call all labels that training has not seen."""
 
 
@@ -80,7 +80,7 @@ class ClassPredictions:
         if unseen:
             yield (
                 f"{unseen:,} of {len(labels):,} labels are of classes without training examples: "
-                "every answer to them counts as wrong."
+                f"every answer to them counts as wrong; {UNSEEN_NAME} stands for them below."
             )
         text = self.text()
         (folder / f"classification_report{suffix}.txt").write_text(text, encoding="utf-8")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from cnn_research.errors import UsageError
+from cnn_research.markdown import markdown_table, number
 from cnn_research.tasks.classification import Classification
 from cnn_research.tasks.task import Answer, Predictions, Sums, Task
 
@@ -171,6 +172,17 @@ class FittedMultiHead(MultiHead):
             values = [found.get(seen, found["accuracy"]) for found in heads.values()]
             figures[seen] = float(np.mean(values))
         return {**figures, **heads}
+
+    def text(self, predictions: Mapping[str, Predictions]) -> str:
+        """The heads' accuracies and macro F1 in a table, and the mean accuracy."""
+        figures = self.figures(predictions)
+        names = ("accuracy", "accuracy of seen labels", "macro F1")
+        shown = [name for name in names if any(name in figures[head] for head in predictions)]
+        rows = [
+            (head, *(number(figures[head].get(name)) for name in shown)) for head in predictions
+        ]
+        mean = ("mean", *(number(figures.get(name)) for name in shown))
+        return markdown_table(("head", *shown), [*rows, mean]) + "\n"
 
     def answers(
         self, outputs: np.ndarray, class_names: Mapping[str, tuple[str, ...]]

@@ -158,6 +158,11 @@ class Task:
         (one,) = predictions.values()
         return dict(one.figures())
 
+    def text(self, predictions: Mapping[str, Predictions]) -> str:
+        """What a run says at its end."""
+        (one,) = predictions.values()
+        return one.text()
+
     def answers(
         self, outputs: np.ndarray, class_names: Mapping[str, tuple[str, ...]]
     ) -> list[dict[str, Answer]]:
