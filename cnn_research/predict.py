@@ -293,7 +293,7 @@ class Nearest:
     def title(self, place: int) -> str:
         """What the image is, by the heads that the run has learned."""
         heads = self._found.experiment.task.heads
-        return "\n".join(str(self._label(head, place)) for head in heads)
+        return "\n".join(str(self._label(head, place) or "unknown") for head in heads)
 
     def _label(self, head: str, place: int) -> Any:
         value = self.dataset.splits["train"].labels[head][place]
