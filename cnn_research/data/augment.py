@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -16,6 +17,7 @@ from cnn_research.data.placement import placed
 from cnn_research.data.rand_augment import STRONGEST, RandAugment
 from cnn_research.errors import UsageError
 from cnn_research.ops import colour_changes as colour
+from cnn_research.ops.in_turn import in_turn
 from cnn_research.ops.warp import Fill, rounded
 from cnn_research.random import fold_name
 
@@ -174,9 +176,9 @@ class Augmentation:
                 draws.happens("rand_augment"),
             )
         images = placed(self, draws, drawn, images)
-        if drawn is not None:
-            images = drawn.coloured(images)
-        return erased(self, draws, keys, self._coloured(draws, images))
+        stages = [] if drawn is None else [drawn.coloured]
+        images = in_turn([*stages, *self._colours(draws)], images)
+        return erased(self, draws, keys, images)
 
     def _chosen(self, keys: jax.Array, copy: jax.Array | None) -> jax.Array | None:
         """The change that an image gets alone, from 1 on, or 0 for none; None: it gets all."""
@@ -189,20 +191,20 @@ class Augmentation:
             raise ValueError('with choose="copies", each image needs the number of its copy')
         return copy
 
-    def _coloured(self, draws: Draws, images: jax.Array) -> jax.Array:
+    def _colours(self, draws: Draws) -> list[Callable[[jax.Array], jax.Array]]:
+        """The changes of colours that are on, in their order."""
+
+        def stage(name: str, change: Callable[[jax.Array, jax.Array], jax.Array]):
+            most = getattr(self, name)
+            factor = draws.amount_or(1.0, name, (1 - most, 1 + most))
+            return lambda images: rounded(change(images.astype(jnp.float32), factor), images.dtype)
+
         changes = {
             "brightness": colour.brightness,
             "contrast": colour.contrast,
             "saturation": colour.saturation,
         }
-        on = [name for name in changes if name in self.changes]
-        if not on:
-            return images
-        values = images.astype(jnp.float32)
-        for name in on:
-            most = getattr(self, name)
-            values = changes[name](values, draws.amount_or(1.0, name, (1 - most, 1 + most)))
-        return rounded(values, images.dtype)
+        return [stage(name, change) for name, change in changes.items() if name in self.changes]
 
     def partners(self, keys: jax.Array, examples: int) -> jax.Array:
         """Which training example each image is mixed with, by its key alone.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
 from cnn_research.ops import colour_changes as colour
 from cnn_research.ops import warp
+from cnn_research.ops.in_turn import in_turn
 from cnn_research.ops.warp import rounded
 
 OPERATIONS = (
@@ -64,18 +67,36 @@ class RandAugment:
 
         Levels are whole numbers after it, also in images of a float dtype.
         """
-        numbers = range(self._changes)
-        values = images.astype(jnp.float32)
-        for operation, change in (("colour", colour.saturation), ("sharpness", colour.sharpness)):
-            factors = [1 + self._signed(operation, n, 0.9) for n in numbers]
-            values = change(values, jnp.prod(jnp.stack(factors), axis=0))
-        levels = rounded(values, jnp.dtype("uint8"))
+        table = jnp.zeros((len(images), images.shape[-1], 256), jnp.int32)
+        stages = [
+            lambda now: (self._away(now[0], "colour", colour.saturation), now[1]),
+            lambda now: (self._away(now[0], "sharpness", colour.sharpness), now[1]),
+            lambda now: (now[0], self._all_tables(_levels(now[0]))),
+            lambda now: (
+                colour.looked_up(_levels(now[0]), now[1]).astype(images.dtype),
+                now[1],
+            ),
+        ]
+        return in_turn(stages, (images, table))[0]
+
+    def _away(
+        self,
+        images: jax.Array,
+        operation: str,
+        change: Callable[[jax.Array, jax.Array], jax.Array],
+    ) -> jax.Array:
+        factors = [1 + self._signed(operation, n, 0.9) for n in range(self._changes)]
+        factor = jnp.prod(jnp.stack(factors), axis=0)
+        return rounded(change(images.astype(jnp.float32), factor), images.dtype)
+
+    def _all_tables(self, levels: jax.Array) -> jax.Array:
+        """The table of all changes that are tables, for uint8 images."""
         counts = colour.histogram(levels)
         table = colour.unchanged(counts)
-        for n in numbers:
+        for n in range(self._changes):
             now = self._table(n, counts)
             table, counts = colour.then(table, now), colour.histogram_after(counts, now)
-        return colour.looked_up(levels, table).astype(images.dtype)
+        return table
 
     def _table(self, number: int, counts: jax.Array) -> jax.Array:
         """What an image's change of this number makes of its levels; most changes make nothing."""
@@ -93,3 +114,8 @@ class RandAugment:
         ):
             table = jnp.where(self._is(operation, number)[:, None, None], other, table)
         return table
+
+
+def _levels(images: jax.Array) -> jax.Array:
+    """Pixels as uint8."""
+    return rounded(images.astype(jnp.float32), jnp.dtype("uint8"))
