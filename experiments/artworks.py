@@ -16,7 +16,7 @@ import dataclasses
 from cnn_research.data.augment import Augmentation
 from cnn_research.data.sources import Artworks
 from cnn_research.experiment import register
-from cnn_research.models import ConvNet, MobileNetV1
+from cnn_research.models import ConvNet, MobileNetV1, ResNet
 from cnn_research.optimizers import Optimizer, Penalty
 from cnn_research.pretrained import Pretrained
 from cnn_research.tasks.classification import Classification
@@ -89,6 +89,36 @@ def artworks_red3() -> Training:
     python launch.py --experiment=artworks_red3
     """
     return red((32, 64, 64, 128), pool=(True, False, True, True))
+
+
+@register(document="002", data="artworks", document_results={"validation accuracy": 0.38})
+def artworks_best() -> Training:
+    """A residual network from scratch, on parts of the paintings.
+
+    python launch.py --experiment=artworks_best
+    """
+    return Training(
+        data=Artworks(image_size=(192, 192), validation=0.1, test=0.2),
+        model=ResNet(),
+        task=Classification(label_smoothing=0.1),
+        optimizer=Optimizer(
+            name="adamw",
+            learning_rate=2e-3,
+            weight_decay=0.05,
+            schedule="one_cycle",
+            warmup=0.1,
+            ema_decay=0.999,
+        ),
+        augmentation=Augmentation(
+            mirror=True, crop=(0.25, 1.0), size=(128, 128), brightness=0.2, contrast=0.2,
+            saturation=0.2, cutmix=1.0,
+        ),
+        evaluation=Evaluation(batch_size=128, mirror=True, neighbours=5),
+        epochs=80,
+        batch_size=64,
+        evaluate_every=4,
+        keep_memory=True,
+    )  # fmt: skip
 
 
 # Document 002's best validation accuracy, of a network that it trained from scratch.

@@ -12,12 +12,13 @@ classifier', Adam, 128 units; D0 has every label and D1 those with ten examples 
 are two ways to draw the test split.
 """
 
+from cnn_research.data.augment import Augmentation
 from cnn_research.data.sources import Products
 from cnn_research.experiment import register
-from cnn_research.models import ConvNet
+from cnn_research.models import ConvNet, ResNet9
 from cnn_research.optimizers import Optimizer
 from cnn_research.tasks.multi_head import MultiHead
-from cnn_research.training import Training
+from cnn_research.training import Evaluation, Training
 
 
 def row(
@@ -151,3 +152,36 @@ def products_t7() -> Training:
     python launch.py --experiment=products_t7
     """
     return row(dense=(500,), dropout=0.5)
+
+
+@register(document="003", data="products")
+def products_best() -> Training:
+    """Material, type and brand by a residual network at the photographs' own size.
+
+    python launch.py --experiment=products_best
+    """
+    return Training(
+        data=Products(image_size=(80, 60), min_examples=10, split_seed=1),
+        model=ResNet9(
+            features=(32, 64, 128, 256),
+            pool=(False, True, True, True),
+            residual=(False, False, True, True),
+        ),
+        task=MultiHead(label=("material", "type", "brand"), label_smoothing=0.1),
+        optimizer=Optimizer(
+            name="adamw",
+            learning_rate=3e-3,
+            weight_decay=0.05,
+            schedule="one_cycle",
+            warmup=0.1,
+            ema_decay=0.999,
+        ),
+        augmentation=Augmentation(
+            mirror=True, crop=(0.5, 1.0), brightness=0.3, contrast=0.3, saturation=0.3, cutmix=1.0,
+            erasing=0.25, fill="edge",
+        ),
+        evaluation=Evaluation(mirror=True, neighbours=5),
+        epochs=30,
+        batch_size=100,
+        keep_memory=True,
+    )  # fmt: skip
