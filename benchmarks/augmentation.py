@@ -5,7 +5,7 @@
 Each round takes one turn of every augmentation and of none, so that a disturbance of the machine
 falls on all of them alike: what is added is the median over rounds of the difference to that
 round's plain step. The augmentation compiled alone, without a train step, is timed too. The numbers
-are worth something on an idle machine only; takes about half an hour on two cores.
+are worth something on an idle machine only; takes some minutes on two cores.
 """
 
 from __future__ import annotations
