@@ -128,14 +128,14 @@ LINEAR = Training(
     # The paintings are of 256 pixels: no pixel is lost, and the map is of 8x8 instead of 7x7.
     data=Artworks(image_size=(256, 256), validation=0.1, test=0.2),
     # The weights at hand end before the last 1x1 convolution.
-    model=MobileNetV1(last="conv_dw_13", dropout=0.2),
+    model=MobileNetV1(last="conv_dw_13", standardise=True, dropout=0.0),
     pretrained=Pretrained(
-        source="mobilenet_v1.npz", fresh=("predictions", "dense_1", "conv_pw_13*")
+        source="mobilenet_v1.npz", fresh=("predictions", "pool_bn", "dense_1", "conv_pw_13*")
     ),
     transfer=Transfer(cache_after="pool"),
-    task=Classification(label_smoothing=0.1),
+    # Logistic regression with a ridge penalty, by plain gradients.
     optimizer=Optimizer(
-        name="adamw", learning_rate=3e-3, weight_decay=0.1, schedule="cosine", warmup=0.05
+        name="sgd", learning_rate=0.01, nesterov=True, weight_decay=3e-3, schedule="cosine"
     ),
     augmentation=Augmentation(mirror=True),
     evaluation=Evaluation(mirror=True, neighbours=5),
@@ -143,7 +143,6 @@ LINEAR = Training(
     std=(0.5,),
     epochs=60,
     batch_size=128,
-    selection=Selection(report="best"),
 )
 
 
@@ -173,5 +172,11 @@ def artworks_finetuned() -> Training:
             unfreeze=(("conv_pw_12*", 3), ("conv_dw_13*", 3)),
             rates=(("conv_*", 0.1),),
         ),
+        model=LINEAR.model.clone(dropout=0.2),
+        task=Classification(label_smoothing=0.1),
+        optimizer=Optimizer(
+            name="adamw", learning_rate=3e-3, weight_decay=0.1, schedule="cosine", warmup=0.05
+        ),
+        selection=Selection(report="best"),
         epochs=20,
     )

@@ -31,6 +31,9 @@ class MobileNetV1(nn.Module):
     """The last convolution: the paper's, or the one before it."""
     pool: Literal["avg", "avg_max"] = "avg"
     """What becomes of the last map: each channel's mean, or that and its largest value."""
+    standardise: bool = False
+    """Standardise each pooled channel over the batch before the last layer, without learning a
+    scale: a linear layer on frozen features is then well conditioned."""
     dropout: float = 0.001
     """Rate before the last layer; survivors are scaled by 1 / (1 - rate)."""
     small: bool = False
@@ -87,6 +90,9 @@ class MobileNetV1(nn.Module):
                 break
             x = convolution(x, filters(features), f"conv_pw_{block}", 1)
         x = GlobalPool(self.pool, name="pool")(x)
+        if self.standardise:
+            plain = BatchNorm(use_scale=False, use_bias=False, dtype=self.dtype, name="pool_bn")
+            x = plain(x, use_running_average=not train)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         x = nn.Dense(self.num_classes, dtype=self.dtype, name="predictions")(x)
         return x.astype(jnp.float32)
