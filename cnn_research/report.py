@@ -310,7 +310,7 @@ def as_markdown(groups: Sequence[Group]) -> str:
                 duration(statistics.fmean(seconds)) if seconds else "",
             ]
         )
-        if group.document:
+        if group.document.keys() & set(shown):
             figures = (number(group.document.get(name)) for name in shown)
             rows.append(["- as the document gives it", "", *figures, ""])
     return markdown_table(["experiment", "runs", *shown, "time of a run"], rows)
