@@ -72,7 +72,7 @@ def figures(
 
 @register(document="003", data="products", document_results=figures((0.698, 0.677, 0.010, 0.462)))
 def products_t0() -> Training:
-    """T0 of the training log: batch 50, 5 epochs, learning rate 0.0003, labels with two examples or more.
+    """T0 of the training log: batch 50, 5 epochs, learning rate 0.0003, also rare labels.
 
     python launch.py --experiment=products_t0
     """

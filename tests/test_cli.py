@@ -304,7 +304,7 @@ def test_a_run_without_a_workdir_goes_to_a_folder_of_its_config(command, tmp_pat
     command(*TINY)
     command(*TINY, "--seed=1")
     command(*TINY)
-    first, other, again = (str(workdir) for _, workdir, _ in asked)
+    first, other, again = (str(workdir) for _, workdir, *_ in asked)
     assert first == again != other
     assert first.startswith("runs/digits_mlp-")
 

@@ -58,7 +58,7 @@ def states(config: Training, folder) -> list[dict[str, np.ndarray]]:
     dataset = config.data.load()
     fixed = bound(config, dataset)
     optimizer = fixed.transfer.optimizer(config.optimizer, 1, lambda epoch: 1)
-    drawn = initial_state(fixed, fixed.model, optimizer, dataset.image_shape, data_mesh())
+    drawn = initial_state(fixed, fixed.model, optimizer, dataset, data_mesh())
     saved = folder / folders.CHECKPOINTS
     like = abstract_state(fixed, dataset.image_shape, data_mesh())
     steps = sorted(int(file.name) for file in saved.iterdir() if file.name.isdigit())
