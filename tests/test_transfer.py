@@ -288,9 +288,8 @@ def test_auxiliary_heads_learn_by_their_weight(tmp_path):
     x = np.asarray(scaled(jnp.asarray(split.images), config)).reshape(16, -1)
 
     def loss(kernel, bias, weight):
-        total, count = Classification().objective(
-            x @ kernel + bias, split.labels, np.ones(16, bool)
-        )
+        terms = Classification().objective(x @ kernel + bias, split.labels, np.ones(16, np.float32))
+        total, count = terms["loss"]
         return weight * total / count
 
     for name, weight in (("head", 1.0), ("auxiliary", 0.5)):
