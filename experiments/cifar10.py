@@ -53,6 +53,8 @@ def cifar10_exercise() -> Training:
     """The TensorFlow image tutorial's network: document 003's exercise, to be improved upon.
 
     python launch.py --experiment=cifar10_exercise
+
+    0.67 to 0.70 of the test images as JPEG files, by the seed; 4 minutes on two cores.
     """
     return exercise()
 
@@ -196,7 +198,7 @@ def cifar10_best() -> Training:
     python launch.py --experiment=cifar10_best
 
     Airbench's network and recipe (Jordan 2024) with a longer schedule and smaller batches, on
-    49,000 images.
+    49,000 images: 0.9045 of the test images as JPEG files, after 51 minutes.
     """
     return Training(
         data=Cifar10(validation=0.02),
