@@ -416,17 +416,20 @@ def batch(
             batch_sharded(mesh),
         )
 
+    def changed(keys, images):
+        if experiment.transfer.cache_after:
+            return one_view(keys, images)
+        return augmentation(keys, images, copy)
+
     images, labels, keys = taken(indices, keys)
-    if experiment.transfer.cache_after:
-        return one_view(keys, images), [(labels, jnp.ones(size, jnp.float32))]
-    images = augmentation(keys, images, copy)
-    if not augmentation.mixes:
-        return scaled(images, experiment), [(labels, jnp.ones(size, jnp.float32))]
-    others, other_labels, other_keys = taken(
-        augmentation.partners(keys, count), fold_name(keys, "other")
-    )
-    images, share = augmentation.mixed(keys, images, augmentation(other_keys, others))
-    return scaled(images, experiment), [(labels, share), (other_labels, 1 - share)]
+    images, targets = changed(keys, images), [(labels, jnp.ones(size, jnp.float32))]
+    if augmentation.mixes:
+        others, other_labels, other_keys = taken(
+            augmentation.partners(keys, count), fold_name(keys, "other")
+        )
+        images, share = augmentation.mixed(keys, images, changed(other_keys, others))
+        targets = [(labels, share), (other_labels, 1 - share)]
+    return images if experiment.transfer.cache_after else scaled(images, experiment), targets
 
 
 def _kept(frozen: Callable[[str], bool] | None, old: Any, new: Any) -> Any:

@@ -137,11 +137,11 @@ class Training(Experiment):
                 "--sampling=balanced does not go with --augmentation.choose=copies, which trains "
                 "on every copy once an epoch"
             )
-        plain = Augmentation(mirror=self.augmentation.mirror)
+        plain = Augmentation(mirror=self.augmentation.mirror, mixup=self.augmentation.mixup)
         if self.transfer.cache_after and (self.evaluation.shift or self.augmentation != plain):
             raise UsageError(
                 "--transfer.cache-after computes what an image and its mirror image come to once: "
-                "other augmentation and evaluation.shift must be off"
+                "other augmentation, except for mixup, and evaluation.shift must be off"
             )
         if self.transfer.cache_after and self.evaluation.mirror and not plain.mirror:
             raise UsageError("--evaluation.mirror needs --augmentation.mirror with cached features")

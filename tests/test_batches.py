@@ -18,6 +18,7 @@ from cnn_research.mesh import data_mesh
 from cnn_research.models import MLP
 from cnn_research.tasks.regression import Regression
 from cnn_research.training import Selection, Training
+from cnn_research.transfer import Transfer
 
 LABELS = np.array([2, 0, 0, MISSING, 0, 2, 0, 0, 5], np.int32)
 IMAGES = np.arange(9 * 4 * 4 * 3, dtype=np.uint8).reshape(9, 4, 4, 3)
@@ -134,3 +135,26 @@ def test_what_cannot_be_balanced(tmp_path):
     )
     with pytest.raises(UsageError, match="does not go with"):
         copies.check()
+
+
+def test_cached_features_are_mixed_as_images_are():
+    how = Augmentation(mixup=0.5)
+    experiment = Training(
+        data=Synthetic(),
+        model=MLP(),
+        transfer=Transfer(cache_after="pool"),
+        augmentation=how,
+        batch_size=9,
+    )
+    experiment.check()
+    features = jax.random.normal(jax.random.key(0), (9, 1, 5))
+    arrays = {"images": features, "labels": {"label": jnp.arange(9)}}
+    mesh = data_mesh()
+    with jax.set_mesh(mesh):
+        images, targets = runner.batch(experiment, 9, mesh, arrays, 0, jnp.int32(0))
+    ((first, share), (second, _)) = targets
+    expected = (
+        share[:, None] * features[first["label"], 0]
+        + (1 - share)[:, None] * features[second["label"], 0]
+    )
+    np.testing.assert_allclose(images, expected, rtol=1e-5, atol=1e-6)

@@ -17,7 +17,8 @@ def added(
 
     Args:
         keys: keys `[batch]`.
-        images: `[batch, height, width, channels]`, uint8 or float.
+        images: `[batch, height, width, channels]`, uint8 or float; or features, float
+            `[batch, ...]`, as in manifold mixup (Verma et al. 2019).
         others: of the same shape and dtype.
         alpha: of the distribution Beta(alpha, alpha) of the images' weights.
 
@@ -25,7 +26,7 @@ def added(
         The sums, of the same dtype, and the weights, float32 `[batch]`.
     """
     share = _beta(fold_name(keys, "mixup"), alpha)
-    weight = share[:, None, None, None]
+    weight = share.reshape(-1, *(1,) * (images.ndim - 1))
     values = weight * images.astype(jnp.float32) + (1 - weight) * others.astype(jnp.float32)
     return rounded(values, images.dtype), share
 
