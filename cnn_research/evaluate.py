@@ -23,7 +23,7 @@ from cnn_research.feature_cache import FromFeatures, before, cached_features
 from cnn_research.mesh import batch_sharded, data_mesh, replicated
 from cnn_research.report import write_report
 from cnn_research.state import TrainState, init_state
-from cnn_research.tasks.task import Task
+from cnn_research.tasks.task import FittedTask
 from cnn_research.training import Training
 from cnn_research.writers import MetricsWriter, by_epoch, read_metrics
 
@@ -62,7 +62,7 @@ def views_of(inputs: jax.Array, experiment: Training) -> list[jax.Array]:
 
 
 def predict(
-    model: nn.Module, variables: Mapping[str, Any], views: Sequence[jax.Array], task: Task
+    model: nn.Module, variables: Mapping[str, Any], views: Sequence[jax.Array], task: FittedTask
 ) -> jax.Array:
     """The model's outputs for images, or what the task makes of those for several views of each.
 
@@ -89,8 +89,8 @@ class Evaluator:
 
         def step(variables, images, labels, weights):
             views = views_of(images, experiment)
-            outputs = predict(model, variables, views, experiment.task)
-            return experiment.task.sums(outputs, labels, weights), outputs
+            outputs = predict(model, variables, views, experiment.fitted_task)
+            return experiment.fitted_task.sums(outputs, labels, weights), outputs
 
         self._step = jax.jit(step, out_shardings=replicated(mesh))
 
@@ -283,7 +283,7 @@ def report(
         evaluator: of the model.
         writer: the run's, for the figures in TensorBoard.
     """
-    step, task = int(state.step), experiment.task
+    step, task = int(state.step), experiment.fitted_task
     evaluated = [name for name in ("validation", "test", "target") if name in splits]
     if not evaluated:
         return Result(workdir, step, {})

@@ -114,7 +114,9 @@ def predict_images(experiment: Training, workdir: Path, source: str) -> Result:
                     if isinstance(image, BadImage):
                         print(f"left out: {image}")
                         continue
-                    (answer,) = found.experiment.task.answers(outputs[None], found.class_names)
+                    (answer,) = found.experiment.fitted_task.answers(
+                        outputs[None], found.class_names
+                    )
                     row: dict[str, Any] = {"file": printable(file)}
                     row |= {head: said.values for head, said in answer.items()}
                     if nearest is not None:
@@ -216,10 +218,10 @@ def forward_of(found: Trained) -> Any:
 
         views = views_of(images, experiment)
         with nn.intercept_methods(intercept):
-            outputs = predict(experiment.model, variables, views[:1], experiment.task)
+            outputs = predict(experiment.model, variables, views[:1], experiment.fitted_task)
         features = folded(seen[-1] if seen else outputs)
         if len(views) > 1:
-            outputs = predict(experiment.model, variables, views, experiment.task)
+            outputs = predict(experiment.model, variables, views, experiment.fitted_task)
         return outputs, features
 
     return jax.jit(forward, out_shardings=replicated(data_mesh()))

@@ -201,7 +201,7 @@ def _train(
                         save(None)
                         checkpoints.wait()
                         raise interruption.error(f"step {step:,} is saved in {workdir}")
-                    figures = experiment.task.means(outcome[0])
+                    figures = experiment.fitted_task.means(outcome[0])
                     if not math.isfinite(figures["loss"]):
                         raise not_finite("validation loss", figures["loss"], step)
                     writer.write(step, "validation", figures, epoch=window.epoch(step))
@@ -358,14 +358,14 @@ def train_step(
         penalty = experiment.penalty(params) if experiment.penalty else jnp.float32(0)
         value = penalty
         for weight, said in [(1.0, logits), *auxiliary]:
-            terms = summed(experiment.task.objective, said)
-            value += weight * experiment.task.total(
+            terms = summed(experiment.fitted_task.objective, said)
+            value += weight * experiment.fitted_task.total(
                 {name: total / jnp.maximum(count, 1e-6) for name, (total, count) in terms.items()}
             )
-        sums = dict(summed(experiment.task.sums, logits))
+        sums = dict(summed(experiment.fitted_task.sums, logits))
         if experiment.penalty:
             sums["penalty"] = (penalty, jnp.float32(1))
-        if experiment.penalty or experiment.task.own_objective or auxiliary:
+        if experiment.penalty or experiment.fitted_task.own_objective or auxiliary:
             sums["objective"] = (value, jnp.float32(1))
         return value, (sums, model_state)
 
@@ -535,7 +535,7 @@ class Window:
         self._row = {}
 
     def _means(self, sums: Mapping[str, np.ndarray]) -> dict[str, float]:
-        return self._experiment.task.means(
+        return self._experiment.fitted_task.means(
             {name: (float(total), float(count)) for name, (total, count) in sums.items()}
         )
 

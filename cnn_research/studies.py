@@ -93,7 +93,7 @@ def accuracies(training: Training, folder: Path, shifts: Sequence[int]) -> list[
         moved = Split(images=shifted(split.images, shift), labels=split.labels)
         outcome = evaluator(state.variables(), moved)
         assert outcome is not None, "nothing stops it"
-        found.append(experiment.task.means(outcome[0])["accuracy"])
+        found.append(experiment.fitted_task.means(outcome[0])["accuracy"])
     return found
 
 

@@ -14,7 +14,7 @@ from cnn_research.experiment import Experiment
 from cnn_research.optimizers import Optimizer, Penalty
 from cnn_research.pretrained import Pretrained
 from cnn_research.tasks.classification import Classification
-from cnn_research.tasks.task import Task
+from cnn_research.tasks.task import FittedTask, Task
 from cnn_research.transfer import Transfer
 
 
@@ -103,6 +103,12 @@ class Training(Experiment):
     keep_memory: bool = False
     """Keep freed memory in the process, on a CPU: a sixth faster or more where a step needs over
     64 MB, slower where it needs little."""
+
+    @property
+    def fitted_task(self) -> FittedTask:
+        """The task of an experiment that is bound to its data (`evaluate.bound`)."""
+        assert isinstance(self.task, FittedTask), "only a bound experiment knows its data"
+        return self.task
 
     def check(self) -> None:
         for name, value in (

@@ -241,7 +241,7 @@ def _cams(
 ) -> None:
     taken = opened.split.take(indices)
     images = opened.preprocess(taken.images)
-    task, model = opened.training.task, opened.training.model
+    task, model = opened.training.fitted_task, opened.training.model
     outputs, _ = jax.jit(lambda v, x: maps(model, v, x, []))(opened.variables, images)
     if opened.class_names:
         # The classes of the first head stand first.

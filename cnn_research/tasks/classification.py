@@ -11,7 +11,7 @@ import numpy as np
 from cnn_research.data.dataset import MISSING
 from cnn_research.errors import UsageError, UserError
 from cnn_research.tasks.class_predictions import ClassPredictions
-from cnn_research.tasks.task import Answer, Predictions, Sums, Task
+from cnn_research.tasks.task import Answer, FittedTask, Predictions, Sums
 
 if TYPE_CHECKING:
     import jax
@@ -23,7 +23,7 @@ TOP = 5
 
 
 @dataclasses.dataclass(frozen=True)
-class Classification(Task):
+class Classification(FittedTask):
     """Softmax cross-entropy on the classes of one head."""
 
     metrics: ClassVar = ("accuracy", "loss")

@@ -12,7 +12,7 @@ import numpy as np
 from cnn_research.errors import UsageError
 from cnn_research.markdown import markdown_table, number
 from cnn_research.tasks.classification import Classification
-from cnn_research.tasks.task import Answer, Predictions, Sums, Task
+from cnn_research.tasks.task import Answer, FittedTask, Predictions, Sums, Task
 
 if TYPE_CHECKING:
     import jax
@@ -83,7 +83,7 @@ class MultiHead(Task):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FittedMultiHead(MultiHead):
+class FittedMultiHead(MultiHead, FittedTask):
     """Several heads whose classes are known."""
 
     parts: tuple[Classification, ...]

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from cnn_research.errors import UserError
+from cnn_research.errors import UsageError, UserError
 from cnn_research.tasks.number_predictions import NumberPredictions
-from cnn_research.tasks.task import Answer, Predictions, Sums, Task
+from cnn_research.tasks.task import Answer, FittedTask, Predictions, Sums, Task
 
 if TYPE_CHECKING:
     import jax
@@ -34,6 +34,11 @@ class Regression(Task):
     @property
     def heads(self) -> tuple[str, ...]:
         return (self.head,)
+
+    def check(self) -> None:
+        """Raises `UsageError` where no head is named."""
+        if not self.head:
+            raise UsageError("task.head is empty: name a column of numbers")
 
     def check_data(self, dataset: Dataset) -> None:
         """Raises `UserError` for a data set without such numbers, or with one number only."""
@@ -62,7 +67,7 @@ class Regression(Task):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FittedRegression(Regression):
+class FittedRegression(Regression, FittedTask):
     """A regression that knows its training split."""
 
     mean: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -66,44 +67,48 @@ class Answer:
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class Task(abc.ABC):
     """What a model's outputs mean, and what is lost when they are wrong."""
 
     metrics: ClassVar[tuple[str, ...]] = ()
     """The names of `means` that also are figures of an evaluation: a selection may go by them."""
 
     @property
+    @abc.abstractmethod
     def heads(self) -> tuple[str, ...]:
         """Which of the data set's labels it is about; one or more."""
-        raise NotImplementedError
+
+    @abc.abstractmethod
+    def check(self) -> None:
+        """Raises `UsageError` for a field out of range."""
+
+    @abc.abstractmethod
+    def check_data(self, dataset: Dataset) -> None:
+        """Raises `UserError` for a data set that lacks what the task needs."""
+
+    @abc.abstractmethod
+    def outputs(self, dataset: Dataset) -> int:
+        """How many numbers a model has to say about an image of this data."""
+
+    def bind(self, model: nn.Module, dataset: Dataset) -> nn.Module:
+        """The model with as many outputs as the task needs for this data."""
+        return model.clone(num_classes=self.outputs(dataset))
+
+    @abc.abstractmethod
+    def fitted(self, dataset: Dataset) -> FittedTask:
+        """The task that knows what it has to know of the training split."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FittedTask(Task):
+    """A task that can be trained and evaluated: it knows what it has to know of its data."""
 
     @property
     def own_objective(self) -> bool:
         """Whether training minimises something else than the metric `loss`."""
         return False
 
-    def check(self) -> None:
-        """Raises `UsageError` for a field out of range."""
-
-    def check_data(self, dataset: Dataset) -> None:
-        """Raises `UserError` for a data set that lacks what the task needs."""
-        raise NotImplementedError
-
-    def outputs(self, dataset: Dataset) -> int:
-        """How many numbers a model has to say about an image of this data."""
-        raise NotImplementedError
-
-    def bind(self, model: nn.Module, dataset: Dataset) -> nn.Module:
-        """The model with as many outputs as the task needs for this data."""
-        return model.clone(num_classes=self.outputs(dataset))
-
-    def fitted(self, dataset: Dataset) -> Task:
-        """The task that knows what it has to know of the training split; most know enough.
-
-        The methods below are those of a fitted task.
-        """
-        return self
-
+    @abc.abstractmethod
     def sums(self, outputs: jax.Array, labels: Mapping[str, jax.Array], weights: jax.Array) -> Sums:
         """The metrics as sums and counts.
 
@@ -113,7 +118,6 @@ class Task:
             weights: float32 `[batch]`: 0 for padding, and for a mixed image the share that the
                 label has in it.
         """
-        raise NotImplementedError
 
     def means(self, sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
         """The metrics, `loss` among them: sums over counts; NaN where nothing was counted."""
@@ -132,10 +136,11 @@ class Task:
         """The loss, from the mean of each term of `objective`: floats, or arrays `[]`."""
         return terms["loss"]
 
+    @abc.abstractmethod
     def averaged(self, views: Sequence[jax.Array]) -> jax.Array:
         """The outputs for several views of each image as one; all are `[batch, outputs]`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def predictions(
         self, dataset: Dataset, split: str, outputs: np.ndarray, means: Mapping[str, float]
     ) -> dict[str, Predictions]:
@@ -147,7 +152,6 @@ class Task:
             outputs: float32 `[examples, outputs]`, the model's, in the split's order.
             means: of the metrics.
         """
-        raise NotImplementedError
 
     def figures(self, predictions: Mapping[str, Predictions]) -> dict[str, Any]:
         """The figures of an evaluation: numbers, and under a head's name its own.
@@ -163,6 +167,7 @@ class Task:
         (one,) = predictions.values()
         return one.text()
 
+    @abc.abstractmethod
     def answers(
         self, outputs: np.ndarray, class_names: Mapping[str, tuple[str, ...]]
     ) -> list[dict[str, Answer]]:
@@ -172,4 +177,3 @@ class Task:
             outputs: float32 `[images, outputs]`, the model's.
             class_names: per head of classes, the name of each class.
         """
-        raise NotImplementedError
