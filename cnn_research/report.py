@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from cnn_research.errors import UsageError, UserError, one_line
+from cnn_research.experiment import from_dict, to_dict
 from cnn_research.markdown import markdown_table, number
 from cnn_research.tasks.task import Predictions
 from cnn_research.workdir import (
@@ -406,9 +407,9 @@ def change_log(groups: Sequence[Group]) -> Log:
     columns += ["epochs", "parameters", "runs", "wall_seconds", "data"]
     rows = []
     for group, values in zip(groups, measured, strict=True):
-        record, config = group.runs[0].record, group.runs[0].config
+        record, config = group.runs[0].record, _of_this_version(group.runs[0].config)
         row: list[str | float | None] = [group.runs[0].experiment]
-        row.append("; ".join(_changes(groups[0].runs[0].config, config)))
+        row.append("; ".join(_changes(_of_this_version(groups[0].runs[0].config), config)))
         for name in figures.values():
             row.append(_mean(values.get(name)))
             row += [_deviation(values.get(name))] if repeated else []
@@ -420,6 +421,17 @@ def change_log(groups: Sequence[Group]) -> Log:
         row += [_mean(values.get("wall_seconds")), (record.get("data") or {}).get("name")]
         rows.append(row)
     return Log(columns, rows)
+
+
+def _of_this_version(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config with the fields that came since, at their defaults; as it is if that fails.
+
+    Without it an option that one run's version did not have yet would read as a change.
+    """
+    try:
+        return to_dict(from_dict(config))
+    except (UserError, LookupError):
+        return config
 
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any], path: str = "") -> Iterator[str]:

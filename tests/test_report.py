@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import json
@@ -19,6 +20,7 @@ from sklearn import metrics
 from benchmarks import readme_tables
 from cnn_research import figures, report
 from cnn_research.errors import UserError
+from cnn_research.experiment import lookup, to_dict
 from cnn_research.tasks.class_predictions import ClassPredictions
 from cnn_research.writers import by_epoch
 
@@ -431,6 +433,18 @@ def test_log_has_a_row_per_config_in_the_order_given(tmp_path, capsys):
         *("10.5 s", "=cifar10"),
     ]
     assert [row[5] for row in rows[1:]] == ["+0.1150", "-0.2600"]
+
+
+def test_a_field_that_one_version_lacked_is_no_change(tmp_path):
+    config = to_dict(lookup("digits_cnn").experiment())
+    older = copy.deepcopy(config)
+    del older["evaluation"]["neighbours"], older["sampling"]
+    runs = [
+        make_run(tmp_path / "a", accuracy=0.5, **older),
+        make_run(tmp_path / "b", accuracy=0.5, **config | {"epochs": 99}),
+    ]
+    log = report.change_log(report.group_runs(map(report.read_run, runs)))
+    assert log.rows[1][1] == f"epochs {config['epochs']} -> 99"
 
 
 def test_log_as_csv_holds_the_numbers(tmp_path, capsys):
