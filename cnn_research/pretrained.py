@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -56,12 +57,14 @@ class Loaded:
 
     Attributes:
         source: where they came from.
+        sha256: of the file.
         loaded: paths of the leaves that have values of the file.
         fresh: paths of the leaves that kept theirs, as asked for.
         skipped: what of the file was not used, as asked for, by the paths that it would have.
     """
 
     source: str
+    sha256: str
     loaded: tuple[str, ...]
     fresh: tuple[str, ...]
     skipped: tuple[str, ...]
@@ -110,7 +113,8 @@ def load_pretrained(
             file, has another shape there, or the file has more, and no pattern of `fresh` says so.
         UsageError: a pattern of `fresh` matches nothing.
     """
-    weights = read_weights(_local_file(pretrained.source))
+    file = _local_file(pretrained.source)
+    weights = read_weights(file)
     ours = {
         leaf: np.asarray(value)
         for collection in _COLLECTIONS
@@ -156,7 +160,10 @@ def load_pretrained(
         if collection in variables:
             values = {leaf: found[leaf] for leaf in _flat(variables[collection])}
             collections[collection] = traverse_util.unflatten_dict(values, sep="/")
-    return collections, Loaded(pretrained.source, tuple(arrays), tuple(fresh), tuple(skipped))
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    return collections, Loaded(
+        pretrained.source, digest, tuple(arrays), tuple(fresh), tuple(skipped)
+    )
 
 
 def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from cnn_research.experiment import Result, registry, to_dict
 from cnn_research.feature_cache import one_view
 from cnn_research.interruption import Interruption
 from cnn_research.mesh import agreed, batch_sharded, check_divides, data_mesh, replicated
-from cnn_research.pretrained import load_pretrained
+from cnn_research.pretrained import Loaded, load_pretrained
 from cnn_research.progress import Progress
 from cnn_research.random import example_keys, fold_name, stream_key
 from cnn_research.state import TrainState, init_state
@@ -136,7 +136,7 @@ def _train(
             data={"name": dataset.name, **dataset.provenance},
             devices=[str(device) for device in mesh.devices.flat],
             parameters=parameters,
-            **({"pretrained": weights} if weights else {}),
+            **({"pretrained": dataclasses.asdict(weights)} if weights else {}),
         )
         folders.write_json(
             workdir / folders.BOUND,
@@ -265,11 +265,13 @@ def initial_state(
     return jax.jit(init, out_shardings=replicated(mesh))(stream_key(experiment.seed, "init"))
 
 
-def with_pretrained(experiment: Training, state: TrainState, mesh: Mesh) -> tuple[TrainState, str]:
-    """The initial state with weights of a file in it, and what became of them, in words."""
+def with_pretrained(
+    experiment: Training, state: TrainState, mesh: Mesh
+) -> tuple[TrainState, Loaded]:
+    """The initial state with weights of a file in it, and what became of them."""
     variables = {"params": state.params, **state.model_state}
     variables, loaded = load_pretrained(experiment.model, variables, experiment.pretrained)
-    return with_variables(state, variables, mesh), str(loaded)
+    return with_variables(state, variables, mesh), loaded
 
 
 def with_variables(state: TrainState, variables: Mapping[str, Any], mesh: Mesh) -> TrainState:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from safetensors.numpy import save_file
 
 from cnn_research import checkpoint
 from cnn_research import workdir as folders
@@ -22,6 +24,7 @@ from cnn_research.feature_cache import FromFeatures, before, cached_features, on
 from cnn_research.mesh import data_mesh
 from cnn_research.models import Airbench, ConvNet, ResNet9
 from cnn_research.optimizers import Optimizer
+from cnn_research.pretrained import Pretrained
 from cnn_research.runner import initial_state
 from cnn_research.tasks.classification import Classification
 from cnn_research.training import Evaluation, Training
@@ -86,6 +89,38 @@ def test_frozen_layers_move_neither_parameters_nor_statistics(tmp_path):
         "params/Dense_1/bias",
     } <= changed
     assert "ema/params/Conv_1/kernel" in changed
+
+
+def test_a_run_starts_from_the_weights_of_a_file_and_says_which(tmp_path):
+    """Averages included; a layer that is not asked of the file is as it was drawn."""
+    like = training(optimizer=Optimizer(ema_decay=0.9))
+    *_, trained = states(like, tmp_path / "first")
+    file = tmp_path / "weights.safetensors"
+    torch_names = {"kernel": "weight", "scale": "weight", "mean": "running_mean"}
+    arrays = {}
+    for path, array in trained.items():
+        kind, module, *_, leaf = path.split("/")
+        if kind in ("params", "batch_stats") and module != "Dense_1":
+            if leaf == "kernel":
+                array = array.transpose((3, 2, 0, 1) if array.ndim == 4 else (1, 0))
+            arrays[f"{module}.{torch_names.get(leaf, leaf)}"] = np.ascontiguousarray(array)
+    save_file(arrays, file)
+
+    frozen = dataclasses.replace(
+        like,
+        pretrained=Pretrained(str(file), fresh=("Dense_1",)),
+        transfer=Transfer(freeze=("Conv_*", "BatchNorm_*", "Dense_0")),
+    )
+    *_, second = states(frozen, tmp_path / "second")
+    taken = {path for path in trained if "Dense_1" not in path}
+    assert differing(trained, second) & taken == {p for p in taken if p.startswith("ema")}
+    for path in (path for path in taken if path.startswith("ema")):
+        np.testing.assert_allclose(
+            second[path], trained[path.removeprefix("ema/")], rtol=1e-5, err_msg=path
+        )
+    record = folders.read_json(tmp_path / "second" / "run.json")["pretrained"]
+    assert record["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert set(record["fresh"]) == {"Dense_1/kernel", "Dense_1/bias"}
 
 
 def test_frozen_batch_norm_uses_its_running_statistics_in_training(tmp_path):
