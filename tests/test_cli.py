@@ -12,6 +12,7 @@ import importlib
 import inspect
 import itertools
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -335,6 +336,20 @@ def test_list_as_a_command():
     )
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "digits_cnn" in ended.stdout
+
+
+def test_list_into_a_pipe_that_nobody_reads():
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run(
+        [sys.executable, "launch.py", "--list"],
+        cwd=ROOT,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_modes_name_functions_that_exist():

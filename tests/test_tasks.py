@@ -243,6 +243,18 @@ def test_a_head_that_the_data_lacks_or_with_one_class():
         MultiHead(label=("kind",)).check_data(one)
 
 
+def test_a_split_in_which_no_label_is_known():
+    data, _ = two_heads()
+    (name, split), *_ = data.splits.items()
+    unknown = {**split.labels, "brand": np.full(len(split), -1, np.int32)}
+    lacking = dataclasses.replace(
+        data, splits={**data.splits, name: dataclasses.replace(split, labels=unknown)}
+    )
+    with pytest.raises(UserError, match=f"no image of its {name} split has a known label 'brand'"):
+        MultiHead().check_data(lacking)
+    MultiHead(label=("kind",)).check_data(lacking)
+
+
 def test_several_heads_train_and_are_reported(tmp_path):
     training = Training(
         data=Synthetic(train=32, test=16, heads=("kind", "brand"), classes=(3, 4)),

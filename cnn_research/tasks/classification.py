@@ -50,7 +50,10 @@ class Classification(FittedTask):
             raise UsageError(f"task.label-smoothing is {self.label_smoothing}: must be 0 to 1")
 
     def check_data(self, dataset: Dataset) -> None:
-        """Raises `UserError` for a data set without this head, or with labels of one class."""
+        """Raises `UserError` for a data set without this head, or with labels of one class.
+
+        Or with a training or validation split in which none is known.
+        """
         if self.head not in dataset.class_names:
             raise UserError(
                 f"data set {dataset.name} has no labels '{self.head}'; it has "
@@ -61,6 +64,13 @@ class Classification(FittedTask):
                 f"data set {dataset.name}: all labels '{self.head}' are of one class; "
                 "a classifier needs at least two"
             )
+        for name in ("train", "validation"):
+            split = dataset.splits.get(name)
+            if split is not None and not np.any(split.labels[self.head] >= 0):
+                raise UserError(
+                    f"data set {dataset.name}: no image of its {name} split has a known label "
+                    f"'{self.head}', so that nothing can be measured: take another split or head"
+                )
 
     def outputs(self, dataset: Dataset) -> int:
         """One per class."""
