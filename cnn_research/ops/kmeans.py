@@ -1,0 +1,214 @@
+"""k-means, on all points or on mini-batches; document 000's clusters of colours.
+
+Deterministic by its key. Points may have weights: a colour that a thousand pixels have is one
+point of weight 1,000.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+BLOCK = 16_384
+"""How many points are compared with all centroids at once: the distances stay in the cache."""
+
+
+class KMeans(NamedTuple):
+    """What k-means came to.
+
+    Attributes:
+        centroids: float32 `[k, dimensions]`.
+        assignments: of each point, the nearest centroid's index, int32 `[points]`.
+        inertia: the weighted sum of squared distances to it, float32 `[]`.
+        iterations: how many assignments were made, int32 `[]`.
+    """
+
+    centroids: jax.Array
+    assignments: jax.Array
+    inertia: jax.Array
+    iterations: jax.Array
+
+
+def nearest(points: jax.Array, centroids: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Of each point, the nearest centroid's index, int32, and the squared distance, float32.
+
+    Args:
+        points: float32 `[points, dimensions]`.
+        centroids: float32 `[k, dimensions]`. The first of equally near ones counts.
+    """
+
+    def of_block(block):
+        products = jnp.matmul(block, centroids.T, precision="highest")
+        # The square of the point itself is the same for all centroids.
+        scores = (centroids**2).sum(-1) - 2 * products
+        index = jnp.argmin(scores, axis=-1).astype(jnp.int32)
+        return index, ((block - centroids[index]) ** 2).sum(-1)
+
+    count, dimensions = points.shape
+    if count <= BLOCK:
+        return of_block(points)
+    blocks = -(-count // BLOCK)
+    padded = jnp.pad(points, ((0, blocks * BLOCK - count), (0, 0)))
+    indices, squares = jax.lax.map(of_block, padded.reshape(blocks, BLOCK, dimensions))
+    return indices.reshape(-1)[:count], squares.reshape(-1)[:count]
+
+
+@functools.partial(jax.jit, static_argnames=("k", "starts", "max_iterations"))
+def kmeans(
+    points: jax.Array,
+    k: int,
+    key: jax.Array,
+    *,
+    weights: jax.Array | None = None,
+    start: jax.Array | None = None,
+    starts: int = 1,
+    max_iterations: int = 300,
+) -> KMeans:
+    """Lloyd's algorithm, until no assignment changes; the best of several starts.
+
+    Document 000, section 'Generacion de histogramas'. A cluster that is left empty goes on from a
+    point that is farthest from its centroid.
+
+    Args:
+        points: float32 `[points, dimensions]`.
+        k: how many clusters. Where there are fewer different points, some centroids coincide.
+        key: of the draws.
+        weights: float32 `[points]`, 0 or above; 1 each if None.
+        start: centroids to start from, float32 `[k, dimensions]`; k-means++ draws them if None.
+        starts: how many times to start; 1 where `start` is given.
+        max_iterations: where to stop at the latest.
+    """
+    weights = jnp.ones(len(points), jnp.float32) if weights is None else weights
+
+    def once(key):
+        centroids = kmeans_plus_plus(points, k, key, weights) if start is None else start
+        return _lloyd(points, weights, centroids, max_iterations)
+
+    if start is not None or starts == 1:
+        return once(key)
+    runs = jax.lax.map(once, jax.random.split(key, starts))
+    best = jnp.argmin(runs.inertia)
+    return jax.tree.map(lambda values: values[best], runs)
+
+
+def _lloyd(
+    points: jax.Array, weights: jax.Array, centroids: jax.Array, max_iterations: int
+) -> KMeans:
+    k = len(centroids)
+
+    def update(assignments, squares, centroids):
+        totals = jax.ops.segment_sum(points * weights[:, None], assignments, k)
+        counts = jax.ops.segment_sum(weights, assignments, k)
+        means = totals / jnp.maximum(counts, 1e-9)[:, None]
+        return _reseeded(points, squares * (weights > 0), means, counts == 0)
+
+    def going_on(carry):
+        *_, changed, iterations = carry
+        return changed & (iterations < max_iterations)
+
+    def step(carry):
+        centroids, assignments, squares, _, iterations = carry
+        centroids = update(assignments, squares, centroids)
+        found, squares = nearest(points, centroids)
+        return centroids, found, squares, jnp.any(found != assignments), iterations + 1
+
+    assignments, squares = nearest(points, centroids)
+    carry = centroids, assignments, squares, jnp.bool(True), jnp.int32(1)
+    centroids, assignments, squares, _, iterations = jax.lax.while_loop(going_on, step, carry)
+    return KMeans(centroids, assignments, (weights * squares).sum(), iterations)
+
+
+def _reseeded(
+    points: jax.Array, squares: jax.Array, centroids: jax.Array, empty: jax.Array
+) -> jax.Array:
+    """The centroids, those of empty clusters at points that are farthest from theirs."""
+
+    def moved():
+        _, far = jax.lax.top_k(squares, min(len(centroids), len(points)))
+        rank = jnp.clip(jnp.cumsum(empty) - 1, 0, len(far) - 1)
+        return jnp.where(empty[:, None], points[far[rank]], centroids)
+
+    return jax.lax.cond(jnp.any(empty), moved, lambda: centroids)
+
+
+def kmeans_plus_plus(points: jax.Array, k: int, key: jax.Array, weights: jax.Array) -> jax.Array:
+    """Points to start from, `[k, dimensions]`: each is drawn by its squared distance to the others.
+
+    D. Arthur and S. Vassilvitskii, "k-means++: the advantages of careful seeding", 2007.
+    """
+
+    def drawn(key, chances):
+        # Where all points are taken already, any is as good.
+        chances = jnp.where(chances.sum() > 0, chances, weights)
+        sums = jnp.cumsum(chances)
+        index = jnp.searchsorted(sums, jax.random.uniform(key) * sums[-1], side="right")
+        return points[jnp.minimum(index, len(points) - 1)]
+
+    def add(index, carry):
+        centroids, squares = carry
+        point = drawn(jax.random.fold_in(key, index), weights * squares)
+        squares = jnp.minimum(squares, ((points - point) ** 2).sum(-1))
+        return centroids.at[index].set(point), squares
+
+    first = drawn(jax.random.fold_in(key, 0), weights)
+    centroids = jnp.zeros((k, points.shape[1]), points.dtype).at[0].set(first)
+    centroids, _ = jax.lax.fori_loop(1, k, add, (centroids, ((points - first) ** 2).sum(-1)))
+    return centroids
+
+
+@functools.partial(jax.jit, static_argnames=("k", "batch_size", "steps"))
+def minibatch_kmeans(
+    points: jax.Array, k: int, key: jax.Array, *, batch_size: int = 4096, steps: int = 300
+) -> jax.Array:
+    """Centroids from random batches, float32 `[k, dimensions]`: near those of all points, sooner.
+
+    D. Sculley, "Web-scale k-means clustering", 2010: each centroid is the mean of all that was ever
+    assigned to it. One that goes without any while 100 points come for each goes on from the
+    point of the batch that is farthest from its centroid.
+
+    Args:
+        points: float32 `[points, dimensions]`.
+        k: how many clusters.
+        key: of the draws.
+        batch_size: points in a step.
+        steps: how many steps.
+    """
+
+    def batch(key):
+        return points[jax.random.randint(key, (batch_size,), 0, len(points))]
+
+    def step(index, carry):
+        centroids, counts, idle = carry
+        drawn = batch(jax.random.fold_in(key, index))
+        assignments, squares = nearest(drawn, centroids)
+        ones = jnp.ones(batch_size, jnp.float32)
+        new = jax.ops.segment_sum(ones, assignments, k)
+        totals = jax.ops.segment_sum(drawn, assignments, k)
+        counts = counts + new
+        centroids += (totals - new[:, None] * centroids) / jnp.maximum(counts, 1)[:, None]
+        idle = jnp.where(new > 0, 0, idle + 1)
+        lost = idle * batch_size > 100 * k
+        centroids = _reseeded(drawn, squares, centroids, lost)
+        return centroids, jnp.where(lost, 0, counts), jnp.where(lost, 0, idle)
+
+    first = batch(jax.random.fold_in(key, steps))
+    start = kmeans_plus_plus(first, k, jax.random.fold_in(key, steps + 1), jnp.ones(batch_size))
+    zeros = jnp.zeros(k)
+    centroids, _, _ = jax.lax.fori_loop(0, steps, step, (start, zeros, zeros))
+    return centroids
+
+
+def histogram(assignments: jax.Array, k: int) -> jax.Array:
+    """The share of each cluster, float32 `[batch, k]`; each row adds up to 1.
+
+    Args:
+        assignments: clusters of pixels, integers `[batch, ...]`, 0 to k - 1.
+        k: how many clusters.
+    """
+    flat = assignments.reshape(len(assignments), -1).astype(jnp.int32)
+    places = flat + k * jnp.arange(len(flat))[:, None]
+    counts = jnp.zeros(len(flat) * k, jnp.float32).at[places.reshape(-1)].add(1.0)
+    return counts.reshape(len(flat), k) / flat.shape[1]
