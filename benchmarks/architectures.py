@@ -91,7 +91,7 @@ def measured(name: str) -> dict[str, Any]:
     from cnn_research.mesh import data_mesh, replicated
     from cnn_research.models.architectures import architectures
     from cnn_research.optimizers import Optimizer
-    from cnn_research.runner import initial_state, make_steps
+    from cnn_research.runner import Arrays, initial_state, make_steps
     from cnn_research.training import Training
 
     found = architectures()[name]
@@ -113,7 +113,7 @@ def measured(name: str) -> dict[str, Any]:
     dataset, mesh = experiment.data.load(), data_mesh()
     train = dataset.splits["train"]
     optimizer = experiment.optimizer.build(STEPS)
-    arrays = {"images": train.images, "labels": dict(train.labels)}
+    arrays = Arrays(train.images, dict(train.labels))
     arrays, seed = jax.device_put((arrays, jnp.uint32(0)), replicated(mesh))
     with jax.set_mesh(mesh):
         state = initial_state(experiment, found.model, optimizer, dataset, mesh)

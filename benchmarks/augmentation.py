@@ -40,7 +40,7 @@ def main() -> int:
     from cnn_research.models import ConvNet
     from cnn_research.optimizers import Optimizer
     from cnn_research.random import example_keys, stream_key
-    from cnn_research.runner import initial_state, make_steps
+    from cnn_research.runner import Arrays, initial_state, make_steps
     from cnn_research.training import Training
 
     six = Augmentation(
@@ -91,7 +91,7 @@ def main() -> int:
 
     with jax.set_mesh(mesh):
         state = initial_state(experiment, model, optimizer, dataset, mesh)
-        arrays = {"images": train.images, "labels": dict(train.labels)}
+        arrays = Arrays(train.images, dict(train.labels))
         arrays = jax.device_put(arrays, replicated(mesh))
         seed = jax.device_put(jnp.uint32(0), replicated(mesh))
         images = jnp.asarray(train.images[:batch])

@@ -31,7 +31,7 @@ def main() -> int:
     from cnn_research.data.sources import Synthetic
     from cnn_research.experiment import lookup, run
     from cnn_research.mesh import data_mesh, replicated
-    from cnn_research.runner import initial_state, make_steps
+    from cnn_research.runner import Arrays, initial_state, make_steps
 
     experiment = lookup("fashion_mnist_cnn").experiment()
     experiment = dataclasses.replace(
@@ -54,7 +54,7 @@ def main() -> int:
         optimizer = experiment.optimizer.build(options.steps)
         with jax.set_mesh(mesh):
             state = initial_state(experiment, model, optimizer, dataset, mesh)
-            arrays = {"images": train.images, "labels": dict(train.labels)}
+            arrays = Arrays(train.images, dict(train.labels))
             arrays = jax.device_put(arrays, replicated(mesh))
             seed = jax.device_put(jnp.uint32(experiment.seed), replicated(mesh))
             step = make_steps(experiment, model, optimizer, len(train), mesh)

@@ -82,7 +82,7 @@ def runner_trainer(name: str) -> tuple[Callable[[Any, Any], tuple[Any, Any]], An
     from cnn_research.evaluate import bound
     from cnn_research.experiment import registry
     from cnn_research.mesh import data_mesh, replicated
-    from cnn_research.runner import initial_state, make_steps
+    from cnn_research.runner import Arrays, initial_state, make_steps
 
     case = CASES[name]
     experiment = registry()[name].experiment()
@@ -96,7 +96,7 @@ def runner_trainer(name: str) -> tuple[Callable[[Any, Any], tuple[Any, Any]], An
     train, experiment = dataset.splits["train"], bound(experiment, dataset)
     model = experiment.model
     optimizer = experiment.optimizer.build(1_000_000)
-    arrays = {"images": train.images, "labels": dict(train.labels)}
+    arrays = Arrays(train.images, dict(train.labels))
     arrays, seed = jax.device_put((arrays, jnp.uint32(0)), replicated(mesh))
     with jax.set_mesh(mesh):
         state = initial_state(experiment, model, optimizer, dataset, mesh)

@@ -19,7 +19,15 @@ from jax.sharding import Mesh
 
 from cnn_research import checkpoint, ops
 from cnn_research import workdir as folders
-from cnn_research.data.batches import balanced_indices, batch_indices, class_members, steps_at
+from cnn_research.data.batches import (
+    ClassMembers,
+    balanced_indices,
+    batch_indices,
+    class_members,
+    random_corners,
+    steps_at,
+    windows_of,
+)
 from cnn_research.data.dataset import Dataset
 from cnn_research.errors import UsageError, UserError
 from cnn_research.evaluate import (
@@ -43,10 +51,30 @@ from cnn_research.training import Training
 from cnn_research.transfer import frozen_statistics, stopped, with_frozen
 from cnn_research.writers import MetricsWriter
 
-Arrays = Mapping[str, Any]
-"""The training split on the device: `images` uint8 `[examples, height, width, channels]`, and
-`labels`, per head int32 or float32 `[examples]`; and `classes`, a `ClassMembers`, where classes are
-drawn equally often."""
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("images", "labels", "classes"),
+    meta_fields=("window",),
+)
+@dataclasses.dataclass(frozen=True)
+class Arrays:
+    """The training split on the device.
+
+    Attributes:
+        images: uint8 `[examples, height, width, channels]`; or cached features, float32
+            `[examples, views, *output]`.
+        labels: per head, int32 or float32 `[examples]`; or of each pixel, integers
+            `[examples, height, width]`.
+        classes: which examples each class has, where classes are drawn equally often.
+        window: height and width of what is cut from an image, and from its labels per pixel, each
+            time it is drawn; None takes it whole.
+    """
+
+    images: jax.Array
+    labels: Mapping[str, jax.Array]
+    classes: ClassMembers | None = None
+    window: tuple[int, int] | None = None
 
 
 @dataclasses.dataclass
@@ -98,8 +126,9 @@ def _train(
 ) -> Result:
     started = time.monotonic()
     first = jax.process_index() == 0
-    # As many as an epoch sees: with copies, each image several times.
-    examples = len(dataset.splits["train"]) * experiment.augmentation.copies
+    # As many as an epoch sees: with copies, or windows cut from it, each image several times.
+    per_image = experiment.augmentation.copies * dataset.windows
+    examples = len(dataset.splits["train"]) * per_image
     last_step = steps_at(experiment.epochs, experiment.batch_size, examples)
 
     # Init or restore.
@@ -159,10 +188,11 @@ def _train(
     model, splits = inputs(experiment, state, dataset, progress.say)
     evaluator = Evaluator(experiment, model, mesh)
     train, validation = splits["train"], splits.get("validation")
-    arrays: dict[str, Any] = {"images": train.images, "labels": dict(train.labels)}
-    if experiment.sampling == "balanced":
-        arrays["classes"] = class_members(train.labels[experiment.task.heads[0]])
-    arrays = jax.device_put(arrays, replicated(mesh))
+    balanced = experiment.sampling == "balanced"
+    classes = class_members(train.labels[experiment.task.heads[0]]) if balanced else None
+    arrays = jax.device_put(
+        Arrays(train.images, dict(train.labels), classes, dataset.window), replicated(mesh)
+    )
 
     @functools.cache
     def steps_in(phase: float):
@@ -400,30 +430,31 @@ def batch(
         float32 `[batch]`): one pair, or two where images are mixed.
     """
     size, augmentation = experiment.batch_size, experiment.augmentation
-    if experiment.sampling == "balanced":
-        indices, draws = balanced_indices(seed, step, size, arrays["classes"])
+    if arrays.classes is not None:
+        indices, draws = balanced_indices(seed, step, size, arrays.classes)
     else:
         indices, draws = batch_indices(seed, step, size, examples)
-    count = len(arrays["images"])
-    indices, copy = indices % count, indices // count
     keys = example_keys(stream_key(seed, "augmentation"), draws, indices)
+    count, window = len(arrays.images), arrays.window
+    copy = indices // count % augmentation.copies
 
     def taken(indices, keys):
-        return jax.lax.with_sharding_constraint(
-            (
-                arrays["images"][indices],
-                {head: labels[indices] for head, labels in arrays["labels"].items()},
-                keys,
-            ),
-            batch_sharded(mesh),
-        )
+        images, labels = arrays.images, arrays.labels
+        if window is None:
+            images, labels = jax.tree.map(lambda values: values[indices], (images, labels))
+        else:
+            corners = random_corners(keys, images.shape[1:3], window)
+            images, labels = jax.tree.map(
+                lambda values: windows_of(values, indices, corners, window), (images, labels)
+            )
+        return jax.lax.with_sharding_constraint((images, labels, keys), batch_sharded(mesh))
 
     def changed(keys, images):
         if experiment.transfer.cache_after:
             return one_view(keys, images)
         return augmentation(keys, images, copy)
 
-    images, labels, keys = taken(indices, keys)
+    images, labels, keys = taken(indices % count, keys)
     images, targets = changed(keys, images), [(labels, jnp.ones(size, jnp.float32))]
     if augmentation.mixes:
         others, other_labels, other_keys = taken(

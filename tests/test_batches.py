@@ -27,9 +27,12 @@ IMAGES = np.arange(9 * 4 * 4 * 3, dtype=np.uint8).reshape(9, 4, 4, 3)
 def made(steps: int = 1, batch_size: int = 9, **fields):
     """(images, targets) of the first steps, as the model would take them."""
     experiment = Training(data=Synthetic(), model=MLP(), batch_size=batch_size, **fields)
-    arrays = {"images": jnp.asarray(IMAGES), "labels": {"label": jnp.asarray(LABELS)}}
-    if experiment.sampling == "balanced":
-        arrays["classes"] = jax.tree.map(jnp.asarray, class_members(LABELS))
+    balanced = experiment.sampling == "balanced"
+    arrays = runner.Arrays(
+        images=jnp.asarray(IMAGES),
+        labels={"label": jnp.asarray(LABELS)},
+        classes=jax.tree.map(jnp.asarray, class_members(LABELS)) if balanced else None,
+    )
     examples = len(IMAGES) * experiment.augmentation.copies
     mesh = data_mesh()
     with jax.set_mesh(mesh):
@@ -148,7 +151,7 @@ def test_cached_features_are_mixed_as_images_are():
     )
     experiment.check()
     features = jax.random.normal(jax.random.key(0), (9, 1, 5))
-    arrays = {"images": features, "labels": {"label": jnp.arange(9)}}
+    arrays = runner.Arrays(features, {"label": jnp.arange(9)})
     mesh = data_mesh()
     with jax.set_mesh(mesh):
         images, targets = runner.batch(experiment, 9, mesh, arrays, 0, jnp.int32(0))
@@ -158,3 +161,52 @@ def test_cached_features_are_mixed_as_images_are():
         + (1 - share)[:, None] * features[second["label"], 0]
     )
     np.testing.assert_allclose(images, expected, rtol=1e-5, atol=1e-6)
+
+
+def windows(seed: int, steps: int = 2, examples: int = 8, window=(3, 5)):
+    """Images whose pixels say where they are, and their labels, as training cuts them."""
+    places = np.stack(
+        np.broadcast_arrays(np.arange(4)[:, None, None], np.arange(7)[:, None], np.arange(11)),
+        axis=-1,
+    )
+    arrays = runner.Arrays(
+        images=jnp.asarray(places, jnp.uint8),
+        labels={"pixel": jnp.asarray(places[..., 2], jnp.uint8), "one": jnp.arange(4)},
+        window=window,
+    )
+    experiment = Training(data=Synthetic(), model=MLP(), batch_size=4)
+    mesh = data_mesh()
+    with jax.set_mesh(mesh):
+        step = jax.jit(lambda at: runner.batch(experiment, examples, mesh, arrays, seed, at))
+        found = [step(jnp.int32(at)) for at in range(steps)]
+    images = np.concatenate([np.rint(np.asarray(images) * 255) for images, _ in found])
+    labels = [np.concatenate([np.asarray(t[0][0][head]) for _, t in found]) for head in
+              ("pixel", "one")]  # fmt: skip
+    return images.astype(int), *labels
+
+
+def test_windows_are_cut_from_an_image_and_from_its_labels_alike():
+    images, pixels, ones = windows(seed=0)
+    assert images.shape == (8, 3, 5, 3)
+    corners = images[:, 0, 0, 1:]
+    assert corners.min() >= 0 and (corners.max(axis=0) <= [7 - 3, 11 - 5]).all()
+    for image, pixel, one, (row, column) in zip(images, pixels, ones, corners, strict=True):
+        assert (image[..., 0] == one).all()
+        np.testing.assert_array_equal(image[..., 1], np.arange(row, row + 3)[:, None] + [0] * 5)
+        np.testing.assert_array_equal(image[..., 2], [list(range(column, column + 5))] * 3)
+        np.testing.assert_array_equal(pixel, image[..., 2])
+
+
+def test_an_epoch_of_windows_takes_as_many_of_each_image_each_elsewhere():
+    images, _, ones = windows(seed=1)
+    assert np.bincount(ones).tolist() == [2, 2, 2, 2]
+    assert len({tuple(window.ravel()) for window in images}) > 6
+    again, other = windows(seed=1)[0], windows(seed=2)[0]
+    np.testing.assert_array_equal(images, again)
+    assert not np.array_equal(images, other)
+
+
+def test_every_place_has_its_turn():
+    images, *_ = windows(seed=0, steps=100)
+    rows, columns = np.unique(images[:, 0, 0, 1]), np.unique(images[:, 0, 0, 2])
+    assert rows.tolist() == list(range(5)) and columns.tolist() == list(range(7))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnn_research.random import permuted, stream_key
+from cnn_research.random import fold_name, permuted, stream_key
 
 ClassMembers = Mapping[str, jax.Array]
 """Which examples each class has: `members`, int32 `[known]`, the examples with a label, class by
@@ -87,3 +87,53 @@ def balanced_indices(
 def steps_at(epochs: float, batch_size: int, examples: int) -> int:
     """The number of steps after which `epochs` epochs are complete."""
     return max(1, -(-round(epochs * examples) // batch_size))
+
+
+def random_corners(
+    keys: jax.Array, size: tuple[int, int], window: tuple[int, int]
+) -> tuple[jax.Array, jax.Array]:
+    """The first row and the first column of a random window in each image, int32 `[batch]` each.
+
+    Args:
+        keys: of each image, `[batch]`.
+        size: height and width of the images.
+        window: height and width of what is cut; no larger.
+    """
+
+    def corner(key):
+        return [
+            jax.random.randint(each, (), 0, whole - part + 1)
+            for each, whole, part in zip(jax.random.split(key), size, window, strict=True)
+        ]
+
+    rows, columns = jax.vmap(corner)(fold_name(keys, "window"))
+    return rows, columns
+
+
+def windows_of(
+    values: jax.Array,
+    indices: jax.Array,
+    corners: tuple[jax.Array, jax.Array],
+    window: tuple[int, int],
+) -> jax.Array:
+    """A window of each of the images `indices`, without the whole images being copied.
+
+    Args:
+        values: of all images, `[examples, height, width, ...]`; what is one per image,
+            `[examples]`, is taken as it is.
+        indices: which images, integers `[batch]`.
+        corners: of their windows, from `random_corners`.
+        window: height and width.
+
+    Returns:
+        `[batch, *window, ...]`, or `[batch]`.
+    """
+    if values.ndim == 1:
+        return values[indices]
+
+    def cut(index, row, column):
+        rest = values.shape[3:]
+        start = (index, row, column, *(0 for _ in rest))
+        return jax.lax.dynamic_slice(values, start, (1, *window, *rest))[0]
+
+    return jax.vmap(cut)(indices.astype(jnp.int32), *corners)

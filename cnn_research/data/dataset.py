@@ -30,7 +30,7 @@ class Split:
         images: uint8 `[examples, height, width, channels]`, often a read-only memory map.
         labels: per head, classes, int32 `[examples]`, `MISSING` (-1) where not known and, outside
             of `train`, `UNSEEN` (-2) where no class; or numbers, float32 `[examples]`, NaN where
-            not known.
+            not known; or a class of each pixel, uint8 `[examples, height, width]`.
         names: per example, where it came from (`train/Coat/17.jpg`), or None if it has no name.
     """
 
@@ -62,12 +62,16 @@ class Dataset:
             that it lacks has numbers for labels.
         provenance: JSON values: source, version, checksums, how it was split, exact duplicates
             found across splits. Written into every run's folder.
+        window: height and width of what a model is given, where the training images are larger:
+            each time one is drawn, a window is cut from it at random, and from its labels per
+            pixel. The images of the other splits are of this size. None gives a model whole images.
     """
 
     name: str
     splits: Mapping[str, Split]
     class_names: Mapping[str, tuple[str, ...]]
     provenance: Mapping[str, Any]
+    window: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         for split_name, split in self.splits.items():
@@ -99,6 +103,14 @@ class Dataset:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """`(height, width, channels)` of every image."""
-        shape = next(iter(self.splits.values())).images.shape
-        return (int(shape[1]), int(shape[2]), int(shape[3]))
+        """`(height, width, channels)` of every image that a model is given."""
+        _, height, width, channels = next(iter(self.splits.values())).images.shape
+        return (*(self.window or (height, width)), channels)
+
+    @property
+    def windows(self) -> int:
+        """How many windows have room in a training image, side by side; 1 without windows."""
+        if self.window is None:
+            return 1
+        _, height, width, _ = self.splits["train"].images.shape
+        return (height // self.window[0]) * (width // self.window[1])
