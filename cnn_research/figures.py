@@ -24,6 +24,7 @@ MOST_MISTAKES = 24
 MOST_CLASSES_WITH_COUNTS = 30
 CURVES_IN_A_ROW = 3
 CONFUSED_ROWS, CONFUSED_COLUMNS = 6, 3
+HISTOGRAMS = 24
 
 
 def curve_names(epochs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -435,6 +436,65 @@ def kinds_accuracy(accuracy: Mapping[str, Sequence[float]]) -> Figure:
     axes.set_xlabel("pooling")
     axes.set_ylabel("test accuracy")
     _plain(axes)
+    return figure
+
+
+def colour_cube(colours: Sequence[str], shares: np.ndarray) -> Figure:
+    """Clusters in the RGB cube: document 000's figure 5.
+
+    Args:
+        colours: of each cluster, as hex.
+        shares: of each, float `[clusters]`: the area of its point.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.6), dpi=144, layout="constrained")
+    points = np.array([[int(hexed[at : at + 2], 16) for at in (1, 3, 5)] for hexed in colours])
+    for place, azimuth in enumerate((35, 125), 1):
+        axes: Any = figure.add_subplot(1, 2, place, projection="3d")
+        areas = 12 + 120 * shares / shares.max()
+        axes.scatter(*points.T, c=list(colours), s=areas, edgecolors=GREY, linewidths=0.3, alpha=1)
+        axes.view_init(elev=22, azim=azimuth)
+        for name in "xyz":
+            axes.set(**{f"{name}lim": (0, 255), f"{name}ticks": (0, 128, 255)})
+        axes.set_xlabel("red")
+        axes.set_ylabel("green")
+        axes.set_zlabel("blue")
+        axes.tick_params(labelsize=7)
+    return figure
+
+
+def histograms(
+    images: np.ndarray, true: np.ndarray, estimated: np.ndarray, colours: Sequence[str]
+) -> Figure:
+    """Images with their histograms as strips of colour, as wide as their share.
+
+    They are equally spaced in how well the estimate fits, the best first.
+
+    Args:
+        images: uint8 `[examples, height, width, 3]`.
+        true: the share of each cluster, float `[examples, clusters]`.
+        estimated: the same, as estimated; shown in the lower strip.
+        colours: of each cluster, as hex.
+    """
+    from matplotlib.figure import Figure
+
+    overlap = np.minimum(true, estimated).sum(axis=1)
+    order = np.argsort(-overlap, kind="stable")
+    shown = order[np.linspace(0, len(order) - 1, min(HISTOGRAMS, len(order))).astype(int)]
+    columns = 3
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(3.6 * columns, 1.15 * rows), dpi=144, layout="constrained")
+    grid = figure.subplots(rows, 2 * columns, width_ratios=[1, 2.6] * columns, squeeze=False)
+    for axes in grid.ravel():
+        axes.set_axis_off()
+    for index, (picture, strips) in zip(shown, grid.reshape(-1, 2), strict=False):
+        _image(picture, images[index])
+        strips.set_title(f"overlap {overlap[index]:.0%}", fontsize=7.5, loc="left", pad=2)
+        for height, shares in ((1, true[index]), (0, estimated[index])):
+            ends = np.cumsum(shares)
+            strips.barh(height, shares, left=ends - shares, height=0.9, color=list(colours))
+        strips.set_xlim(0, 1)
     return figure
 
 

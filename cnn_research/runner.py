@@ -20,7 +20,6 @@ from jax.sharding import Mesh
 from cnn_research import checkpoint, ops
 from cnn_research import workdir as folders
 from cnn_research.data.batches import (
-    ClassMembers,
     balanced_indices,
     batch_indices,
     class_members,
@@ -71,9 +70,9 @@ class Arrays:
             time it is drawn; None takes it whole.
     """
 
-    images: jax.Array
-    labels: Mapping[str, jax.Array]
-    classes: ClassMembers | None = None
+    images: Any
+    labels: Mapping[str, Any]
+    classes: Mapping[str, Any] | None = None
     window: tuple[int, int] | None = None
 
 
@@ -611,7 +610,7 @@ def check_data(experiment: Training, dataset: Dataset) -> None:
                 f"--{name} has {len(values)} numbers, but images of data set {dataset.name} have "
                 f"{channels} channel{'s' * (channels > 1)}: give one number, or one for each"
             )
-    examples = len(dataset.splits["train"])
+    examples = len(dataset.splits["train"]) * dataset.windows
     if experiment.batch_size > examples:
         raise UsageError(
             f"--batch-size is {experiment.batch_size}, but data set {dataset.name} has only "

@@ -8,6 +8,7 @@ from cnn_research.data.sources import (
     FashionMnist,
     ImageFolder,
     ImageTable,
+    Photos,
     Products,
     Synthetic,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "FashionMnist",
     "ImageFolder",
     "ImageTable",
+    "Photos",
     "Products",
     "Split",
     "Synthetic",

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from cnn_research.data import cifar10
 from cnn_research.data.dataset import UNSEEN
-from cnn_research.data.images import BadImage, Plan, Record, decode, encode, resized
+from cnn_research.data.images import BadImage, Plan, Record, decode, encode, resized, turned
 from cnn_research.data.splits import Examples
 from cnn_research.errors import UserError
 
@@ -244,6 +244,13 @@ with tfds.core.registered.skip_registration():
     class Products(_Images):
         """Catalogue photographs at their own size, with their row of a table as text."""
 
+    class Photos(_Images):
+        """Photographs without labels, turned so as to lie or stand alike."""
+
+        def _pixels(self, path: Path) -> np.ndarray:
+            assert self.image_size is not None
+            return resized(turned(decode(path, None), self.image_size), self.image_size)
+
 
 def prepare_fashion_mnist(data_dir: Path, folder: Path | None) -> None:
     """Prepares Fashion-MNIST from the four official files below `folder`, or downloads them."""
@@ -364,7 +371,7 @@ def prepare_images(
 
     Images are stretched to `image_size`; without it they are of the size that the builder says.
     """
-    builders = (ImageFolder, ImageTable, Artworks, Products)
+    builders = (ImageFolder, ImageTable, Artworks, Products, Photos)
     builder_class = next(builder for builder in builders if builder.name == kind)
     home = data_dir / kind / config / str(builder_class.VERSION)
     if home.exists():  # of an older state of the files; moved first, so never half there

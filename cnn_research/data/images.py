@@ -126,6 +126,14 @@ def resized(pixels: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize(image_size[::-1], Image.Resampling.BILINEAR))
 
 
+def turned(pixels: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
+    """uint8 `[height, width, 3]`, by a quarter if it stands and `image_size` lies, or vice
+    versa."""
+    (height, width), (rows, columns) = pixels.shape[:2], image_size
+    across = (height - width) * (rows - columns) < 0
+    return np.ascontiguousarray(np.rot90(pixels)) if across else pixels
+
+
 def _to_rgb(image):  # type: ignore[no-untyped-def]
     from PIL import Image
 
@@ -234,6 +242,26 @@ def plan_folder(root: Path, shown: str, class_of: Callable[[str], str] = printab
         ],
         class_names={"label": classes},
         notes={"files_outside_class_folders": len(paths) - len(kept)},
+    )
+
+
+def plan_photos(root: Path, shown: str) -> Plan:
+    """The records of every image below `root`, by the endings of names that Pillow knows.
+
+    Raises:
+        UserError: there is none; names `shown`.
+    """
+    from PIL import Image
+
+    endings = Image.registered_extensions()
+    paths = [path for path, _ in files_below(root)]
+    kept = [path for path in paths if path.suffix.lower() in endings]
+    if not kept:
+        raise UserError(f"{shown} has no images in it")
+    return Plan(
+        records=[Record(path, printable(path.relative_to(root)), "train", {}) for path in kept],
+        class_names={},
+        notes={"other_files": len(paths) - len(kept)},
     )
 
 

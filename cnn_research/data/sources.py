@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -47,7 +48,6 @@ class Digits:
 
     def load(self) -> Dataset:
         """Images are uint8 `[examples, 8, 8, 1]`, scaled from 0..16 to 0..255."""
-        import sklearn
         from sklearn.datasets import load_digits
 
         digits = load_digits()
@@ -59,21 +59,7 @@ class Digits:
             given=np.full(len(digits.target), "train"),
         )
         sizes = {"validation": self.validation, "test": self.test}
-        indices, report = assign(examples, sizes, self.split_seed)
-        source = {"source": self.description, "version": f"scikit-learn {sklearn.__version__}"}
-        return Dataset(
-            name="digits",
-            splits={
-                name: Split(
-                    images=examples.images[chosen],
-                    labels={head: labels[chosen] for head, labels in examples.labels.items()},
-                    names=examples.names[chosen],
-                )
-                for name, chosen in indices.items()
-            },
-            class_names=examples.class_names,
-            provenance={**source, **report},
-        )
+        return _with_scikit_learn("digits", self, examples, sizes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -311,6 +297,56 @@ class Artworks(ImageFolder):
 
 
 @dataclasses.dataclass(frozen=True)
+class Photos(ImageFolder):
+    """Photographs without labels: every image in a folder or an archive.
+
+    Those that stand where `image_size` lies, or the other way round, are turned by a quarter, so
+    that none is squeezed for it.
+    """
+
+    path: str = ""
+    """A folder or archive, prepared on first use; empty for quarters of the two photographs that
+    ship with scikit-learn."""
+    image_size: tuple[int, int] = (321, 481)
+    """Height and width to which every image is stretched."""
+    test: float = 0.2
+    """Which fraction of train is held out for the test; 0 for none."""
+
+    @property
+    def description(self) -> str:
+        which = _stem(self.path) if self.path else "scikit-learn's photographs, in quarters"
+        return f"{which}, {self.image_size[0]}x{self.image_size[1]}x3"
+
+    def load(self) -> Dataset:
+        """Images are uint8 `[examples, *image_size, 3]`; no labels."""
+        if self.path:
+            path = existing(self.path)
+            return _load_images(
+                "photos",
+                self,
+                path,
+                content_of(path),
+                lambda folder: images.plan_photos(folder, images.printable(path)),
+            )
+        from sklearn.datasets import load_sample_images
+
+        bunch = load_sample_images()
+        names, quarters = [], []
+        for file, photograph in zip(bunch.filenames, bunch.images, strict=True):
+            height, width = photograph.shape[0] // 2, photograph.shape[1] // 2
+            for row, column in itertools.product(range(2), repeat=2):
+                part = photograph[row * height :, column * width :][:height, :width]
+                quarters.append(
+                    images.resized(images.turned(part, self.image_size), self.image_size)
+                )
+                names.append(f"{Path(file).name} {row},{column}")
+        examples = Examples(
+            np.stack(quarters), {}, {}, np.array(names), np.full(len(names), "train")
+        )
+        return _with_scikit_learn("sample_photographs", self, examples, _fractions(self))
+
+
+@dataclasses.dataclass(frozen=True)
 class ImageTable:
     """A CSV file with one image per row and columns of classes or numbers; prepared on first use.
 
@@ -452,6 +488,32 @@ class Products(ImageTable):
         table = tables.find_table(folder, shown) if folder.is_dir() else folder
         rows = tables.read_table(table, shown)
         return tables.plan_every_row(rows, shown, table.parent, self.image)
+
+
+def _with_scikit_learn(
+    name: str, source: Digits | Photos, examples: Examples, sizes: Mapping[str, float]
+) -> Dataset:
+    """What ships with scikit-learn, in splits."""
+    import sklearn
+
+    indices, report = assign(examples, sizes, source.split_seed)
+    return Dataset(
+        name=name,
+        splits={
+            split: Split(
+                images=examples.images[chosen],
+                labels={head: labels[chosen] for head, labels in examples.labels.items()},
+                names=examples.names[chosen],
+            )
+            for split, chosen in indices.items()
+        },
+        class_names=examples.class_names,
+        provenance={
+            "source": source.description,
+            "version": f"scikit-learn {sklearn.__version__}",
+            **report,
+        },
+    )
 
 
 def _load_images(

@@ -193,7 +193,8 @@ def _duplicates(
         for index in chosen:
             found[digests[index]].append((split, int(index)))
     # Two that are not known are equal, and NaN is not.
-    labels = np.nan_to_num(np.stack([*examples.labels.values()], axis=1, dtype=float), nan=-np.inf)
+    every = [np.zeros(len(examples.images)), *examples.labels.values()]  # there may be no labels
+    labels = np.nan_to_num(np.stack(every, axis=1, dtype=float), nan=-np.inf)
     conflicts = 0
     across: dict[str, dict[str, Any]] = {}
     for copies in found.values():

@@ -15,11 +15,13 @@ from cnn_research.models.mlp import MLP
 from cnn_research.models.mobilenet import MobileNetV1
 from cnn_research.models.resnet import ResNet
 from cnn_research.models.resnet9 import ResNet9
+from cnn_research.models.ss_cnn import SSCNN
 from cnn_research.models.vgg import VGG
 from cnn_research.models.wide_resnet import WideResNet
 
 __all__ = [
     "MLP",
+    "SSCNN",
     "VGG",
     "Airbench",
     "AlexNet",

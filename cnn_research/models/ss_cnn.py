@@ -1,0 +1,48 @@
+"""The self-supervised network of document 000."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from cnn_research import ops
+from cnn_research.models.architectures import register_model
+from cnn_research.models.layers import Conv, Dtype, check_size
+
+
+class SSCNN(nn.Module):
+    """Three convolutions, each followed by ReLU and a 2x2 pool, the first two also by LRN.
+
+    Document 000, section 'Implementacion del modelo SS-CNN', after Wang et al., "Color names
+    learning using convolutional neural networks", 2015. The document leaves open the pools (these
+    are those of its figure 3), the padding (1: maps shrink by strides and pools alone) and the
+    constants of the normalisation (AlexNet's).
+    """
+
+    features: tuple[int, ...] = (32, 96, 96)
+    """Filters of the convolutions, 3x3 each; the last one has stride 2."""
+    dtype: Dtype = "float32"
+    """What the layers compute in."""
+    num_classes: int = 128
+    """Units of the last layer; set from the data."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """Logits of the clusters, float32 `[batch, num_classes]`."""
+        check_size(self, images, 3 * 2 ** (len(self.features) - 1))
+        x = images.astype(self.dtype)
+        last = len(self.features)
+        for number, features in enumerate(self.features, 1):
+            strides = 2 if number == last else 1
+            x = Conv(features, (3, 3), strides, padding=1, dtype=self.dtype, name=f"conv{number}")(
+                x
+            )
+            x = ops.max_pool(nn.relu(x), 2)
+            if number < last:
+                x = ops.local_response_norm(x)
+        x = x.reshape(len(x), -1)
+        return nn.Dense(self.num_classes, dtype=self.dtype, name="fc")(x).astype(jnp.float32)
+
+
+register_model("ss_cnn", SSCNN(), image_shape=(37, 37, 3), source="document 000; Wang et al. 2015")

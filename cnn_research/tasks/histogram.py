@@ -1,0 +1,126 @@
+"""The share of each cluster of colours in an image: document 000's first phase."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from cnn_research.errors import UserError
+from cnn_research.tasks.histogram_predictions import HistogramPredictions
+from cnn_research.tasks.task import Answer, FittedTask, Predictions, Sums, Task
+
+if TYPE_CHECKING:
+    import jax
+
+    from cnn_research.data.dataset import Dataset
+
+SHOWN = 5
+"""How many clusters an answer has."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Histogram(Task):
+    """Cross-entropy against the histogram of an image's pixels by cluster.
+
+    E = -1/n sum_i sum_j p^_ij log p_ij of document 000, where p^ is the histogram, normalised to 1,
+    and p what the network says, a softmax over the clusters.
+    """
+
+    metrics: ClassVar = ("loss",)
+
+    head: str = "cluster"
+    """The labels with the cluster of each pixel."""
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        return (self.head,)
+
+    def check(self) -> None:
+        """Nothing can be wrong."""
+
+    def check_data(self, dataset: Dataset) -> None:
+        """Raises `UserError` for a data set without a class of each pixel."""
+        labels = dataset.splits["train"].labels.get(self.head)
+        if labels is None or labels.ndim != 3 or self.head not in dataset.class_names:
+            raise UserError(
+                f"data set {dataset.name} has no clusters of pixels '{self.head}': it needs "
+                "data=Clustered(source=...)"
+            )
+
+    def outputs(self, dataset: Dataset) -> int:
+        """One per cluster."""
+        return len(dataset.class_names[self.head])
+
+    def fitted(self, dataset: Dataset) -> FittedHistogram:
+        """The task that knows the histogram of all training pixels."""
+        labels = dataset.splits["train"].labels[self.head]
+        counts = np.bincount(labels.ravel(), minlength=self.outputs(dataset))
+        return FittedHistogram(head=self.head, mean=tuple((counts / counts.sum()).tolist()))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FittedHistogram(Histogram, FittedTask):
+    """A histogram task that knows its training split."""
+
+    mean: tuple[float, ...]
+    """The share of each cluster in all training pixels."""
+
+    def sums(self, outputs: jax.Array, labels: Mapping[str, jax.Array], weights: jax.Array) -> Sums:
+        """The cross-entropy.
+
+        Args:
+            outputs: logits of the clusters, float32 `[batch, clusters]`.
+            labels: per head, the cluster of each pixel, integers `[batch, height, width]`.
+            weights: float32 `[batch]`: 0 for padding, and for a mixed image the label's share.
+        """
+        import jax
+        import jax.numpy as jnp
+
+        from cnn_research.ops.kmeans import histogram
+
+        target = histogram(labels[self.head], outputs.shape[-1])
+        losses = -(target * jax.nn.log_softmax(outputs)).sum(axis=-1)
+        return {"loss": (jnp.sum(weights * losses), weights.sum())}
+
+    def averaged(self, views: Sequence[jax.Array]) -> jax.Array:
+        """The logarithm of the views' mean shares."""
+        import jax
+        import jax.numpy as jnp
+
+        return jnp.log(jnp.stack([jax.nn.softmax(view) for view in views]).mean(axis=0))
+
+    def predictions(
+        self, dataset: Dataset, split: str, outputs: np.ndarray, means: Mapping[str, float]
+    ) -> dict[str, Predictions]:
+        predicted = HistogramPredictions(
+            split=split,
+            colours=dataset.class_names[self.head],
+            shares=_softmax(outputs),
+            labels=dataset.splits[split].labels[self.head],
+            mean=np.array(self.mean),
+            loss=means["loss"],
+        )
+        return {self.head: predicted}
+
+    def answers(
+        self, outputs: np.ndarray, class_names: Mapping[str, tuple[str, ...]]
+    ) -> list[dict[str, Answer]]:
+        """The clusters with the largest shares."""
+        colours = class_names[self.head]
+        found = []
+        for shares in _softmax(outputs):
+            largest = np.argsort(-shares, kind="stable")[:SHOWN]
+            values = {colours[index]: round(float(shares[index]), 6) for index in largest}
+            text = ", ".join(f"{colour} {share:.0%}" for colour, share in values.items())
+            found.append({self.head: Answer(text, {"shares": values}, {"": next(iter(values))})})
+        return found
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    """float64, of float32 `[examples, clusters]`."""
+    wide = logits.astype(np.float64)
+    powers = np.exp(wide - wide.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
