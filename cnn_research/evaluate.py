@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,19 +13,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax import traverse_util
 from jax.sharding import Mesh
 
 from cnn_research import checkpoint
 from cnn_research import workdir as folders
 from cnn_research.data.dataset import Dataset, Split
 from cnn_research.errors import UserError
-from cnn_research.experiment import Result, flatten
+from cnn_research.experiment import Result, flatten, from_dict
 from cnn_research.feature_cache import FromFeatures, before, cached_features
 from cnn_research.mesh import batch_sharded, data_mesh, replicated
 from cnn_research.report import write_report
 from cnn_research.state import TrainState, init_state
 from cnn_research.tasks.task import FittedTask
 from cnn_research.training import Training
+from cnn_research.transfer import Transfer
+from cnn_research.weights import Weights
 from cnn_research.writers import MetricsWriter, by_epoch, read_metrics
 
 
@@ -177,6 +181,64 @@ def trained(experiment: Training, workdir: Path) -> tuple[Training, Dataset, Tra
     step = reported_step(experiment, workdir)
     state, _ = checkpoint.restore(workdir / folders.CHECKPOINTS, step, like)
     return experiment, dataset, state
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A trained network that can be asked, from its folder alone.
+
+    Attributes:
+        experiment: bound to the data that it was trained on.
+        state: the one that its report is about.
+        image_shape: `(height, width, channels)` of what the network takes.
+        class_names: per head of classes, the name of each class.
+    """
+
+    experiment: Training
+    state: TrainState
+    image_shape: tuple[int, int, int]
+    class_names: Mapping[str, tuple[str, ...]]
+
+
+def open_trained(workdir: Path) -> Trained:
+    """The trained network of a run's folder.
+
+    Raises:
+        UserError: the folder holds no run, or no good checkpoint.
+    """
+    check_run(workdir)
+    facts = folders.read_json(workdir / folders.BOUND)
+    if not facts:
+        raise UserError(
+            f"{workdir} has no {folders.BOUND} that can be read: run its training again, which "
+            "goes on where it ended"
+        )
+    experiment = from_dict(facts["experiment"])
+    height, width, channels = facts["image_shape"]
+    shape = (height, width, channels)
+    step = reported_step(experiment, workdir)
+    like = abstract_state(experiment, shape, data_mesh())
+    state, _ = checkpoint.restore(workdir / folders.CHECKPOINTS, step, like)
+    names = {head: tuple(names) for head, names in facts["class_names"].items()}
+    # Whole images are asked about, not cached features.
+    return Trained(dataclasses.replace(experiment, transfer=Transfer()), state, shape, names)
+
+
+def weights_of_run(workdir: Path) -> Weights:
+    """What a run's report is about, for another network to start from.
+
+    Raises:
+        UserError: the folder holds no run, or no good checkpoint.
+    """
+    found = open_trained(workdir)
+    checksums = workdir / folders.CHECKPOINTS / str(int(found.state.step)) / checkpoint.CHECKSUMS
+    arrays = {}
+    for collection in found.state.variables().values():
+        for leaf, value in traverse_util.flatten_dict(collection, sep="/").items():
+            module, _, weight = leaf.rpartition("/")
+            arrays[module.replace("/", "."), weight] = np.asarray(value)
+    # Keras' layout is flax's.
+    return Weights(arrays, "keras", hashlib.sha256(checksums.read_bytes()).hexdigest())
 
 
 def bound(experiment: Training, dataset: Dataset) -> Training:

@@ -20,19 +20,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from cnn_research import checkpoint
 from cnn_research import workdir as folders
 from cnn_research.data.dataset import Dataset
 from cnn_research.data.images import BadImage, decode, files_below, printable
 from cnn_research.errors import UsageError, UserError
-from cnn_research.evaluate import abstract_state, check_run, predict, reported_step, views_of
-from cnn_research.experiment import Result, from_dict
+from cnn_research.evaluate import Trained, open_trained, predict, views_of
+from cnn_research.experiment import Result
 from cnn_research.markdown import markdown_table
 from cnn_research.mesh import data_mesh, replicated
-from cnn_research.state import TrainState
 from cnn_research.tasks.task import Answer
 from cnn_research.training import Training
-from cnn_research.transfer import Transfer
 
 FOLDER = "predictions"
 ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -40,47 +37,6 @@ LONGEST_FEATURES = 2048
 """Features of more numbers than this are folded before they are compared."""
 SHOWN = 24
 """Images in the picture of predictions."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Trained:
-    """A trained network that can be asked, from its folder alone.
-
-    Attributes:
-        experiment: bound to the data that it was trained on.
-        state: the one that its report is about.
-        image_shape: `(height, width, channels)` of what the network takes.
-        class_names: per head of classes, the name of each class.
-    """
-
-    experiment: Training
-    state: TrainState
-    image_shape: tuple[int, int, int]
-    class_names: Mapping[str, tuple[str, ...]]
-
-
-def open_trained(workdir: Path) -> Trained:
-    """The trained network of a run's folder.
-
-    Raises:
-        UserError: the folder holds no run, or no good checkpoint.
-    """
-    check_run(workdir)
-    facts = folders.read_json(workdir / folders.BOUND)
-    if not facts:
-        raise UserError(
-            f"{workdir} has no {folders.BOUND} that can be read: run its training again, which "
-            "goes on where it ended"
-        )
-    experiment = from_dict(facts["experiment"])
-    height, width, channels = facts["image_shape"]
-    shape = (height, width, channels)
-    step = reported_step(experiment, workdir)
-    like = abstract_state(experiment, shape, data_mesh())
-    state, _ = checkpoint.restore(workdir / folders.CHECKPOINTS, step, like)
-    names = {head: tuple(names) for head, names in facts["class_names"].items()}
-    # Whole images are asked about, not cached features.
-    return Trained(dataclasses.replace(experiment, transfer=Transfer()), state, shape, names)
 
 
 def predict_images(experiment: Training, workdir: Path, source: str) -> Result:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -35,8 +34,8 @@ class Pretrained:
     """Weights that training starts from."""
 
     source: str = ""
-    """A .safetensors, .pth, .th, .h5, .keras or .npz file, or 'hub:OWNER/NAME[/FILE]'; '' for
-    none."""
+    """A .safetensors, .pth, .th, .h5, .keras or .npz file, 'hub:OWNER/NAME[/FILE]', or the folder
+    of a run; '' for none."""
     fresh: tuple[str, ...] = ()
     """Leaves that keep their initial values, such as a new head: patterns of paths, as 'fc',
     'layer4.*' or '*/bias'; what is below a match is meant too."""
@@ -57,7 +56,7 @@ class Loaded:
 
     Attributes:
         source: where they came from.
-        sha256: of the file.
+        sha256: of the file; of a run, that of its checkpoint's list of checksums.
         loaded: paths of the leaves that have values of the file.
         fresh: paths of the leaves that kept theirs, as asked for.
         skipped: what of the file was not used, as asked for, by the paths that it would have.
@@ -96,7 +95,10 @@ def matches(path: str, patterns: Sequence[str]) -> bool:
 
 
 def load_pretrained(
-    model: nn.Module, variables: Mapping[str, Any], pretrained: Pretrained
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    pretrained: Pretrained,
+    weights: Weights | None = None,
 ) -> tuple[dict[str, Any], Loaded]:
     """A model's variables with the values of a weight file.
 
@@ -104,6 +106,7 @@ def load_pretrained(
         model: whose variables these are.
         variables: initial values: 'params' and, with normalisation, 'batch_stats'; nested dicts.
         pretrained: the source, with what is to stay fresh.
+        weights: what the source holds, where it is no file; None reads the file.
 
     Returns:
         Variables of the same structure, shapes and dtypes, of NumPy arrays; and what was loaded.
@@ -113,8 +116,7 @@ def load_pretrained(
             file, has another shape there, or the file has more, and no pattern of `fresh` says so.
         UsageError: a pattern of `fresh` matches nothing.
     """
-    file = _local_file(pretrained.source)
-    weights = read_weights(file)
+    weights = weights or read_weights(_local_file(pretrained.source))
     ours = {
         leaf: np.asarray(value)
         for collection in _COLLECTIONS
@@ -160,9 +162,8 @@ def load_pretrained(
         if collection in variables:
             values = {leaf: found[leaf] for leaf in _flat(variables[collection])}
             collections[collection] = traverse_util.unflatten_dict(values, sep="/")
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
     return collections, Loaded(
-        pretrained.source, digest, tuple(arrays), tuple(fresh), tuple(skipped)
+        pretrained.source, weights.sha256, tuple(arrays), tuple(fresh), tuple(skipped)
     )
 
 

@@ -37,6 +37,7 @@ from cnn_research.evaluate import (
     report,
     reported_step,
     scaled,
+    weights_of_run,
 )
 from cnn_research.experiment import Result, registry, to_dict
 from cnn_research.feature_cache import one_view
@@ -297,9 +298,11 @@ def initial_state(
 def with_pretrained(
     experiment: Training, state: TrainState, mesh: Mesh
 ) -> tuple[TrainState, Loaded]:
-    """The initial state with weights of a file in it, and what became of them."""
+    """The initial state with weights of a file or of a run in it, and what became of them."""
     variables = {"params": state.params, **state.model_state}
-    variables, loaded = load_pretrained(experiment.model, variables, experiment.pretrained)
+    folder = Path(experiment.pretrained.source)
+    weights = weights_of_run(folder) if folder.is_dir() else None
+    variables, loaded = load_pretrained(experiment.model, variables, experiment.pretrained, weights)
     return with_variables(state, variables, mesh), loaded
 
 

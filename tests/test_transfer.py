@@ -17,7 +17,7 @@ from cnn_research import workdir as folders
 from cnn_research.data.augment import Augmentation
 from cnn_research.data.batches import batch_indices
 from cnn_research.data.sources import Synthetic
-from cnn_research.errors import UsageError
+from cnn_research.errors import UsageError, UserError
 from cnn_research.evaluate import abstract_state, bound, scaled, views_of
 from cnn_research.experiment import run
 from cnn_research.feature_cache import FromFeatures, before, cached_features, one_view
@@ -121,6 +121,25 @@ def test_a_run_starts_from_the_weights_of_a_file_and_says_which(tmp_path):
     record = folders.read_json(tmp_path / "second" / "run.json")["pretrained"]
     assert record["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
     assert set(record["fresh"]) == {"Dense_1/kernel", "Dense_1/bias"}
+
+
+def test_a_run_starts_from_another_run(tmp_path):
+    """From what that one's report is about, its averages."""
+    first = training(optimizer=Optimizer(ema_decay=0.9))
+    *_, trained = states(first, tmp_path / "first")
+    second = training(
+        model=first.model.clone(dense=(16,)),
+        data=dataclasses.replace(DATA, classes=(3,)),
+        pretrained=Pretrained(str(tmp_path / "first"), fresh=("Dense_1",)),
+        transfer=Transfer(freeze=("Conv_*", "BatchNorm_*", "Dense_0")),
+    )
+    *_, then = states(second, tmp_path / "second")
+    taken = [path for path in then if "Dense_1" not in path]
+    assert len(taken) > 8
+    for path in taken:
+        np.testing.assert_array_equal(then[path], trained[f"ema/{path}"], err_msg=path)
+    with pytest.raises(UserError, match="holds no run"):
+        run(dataclasses.replace(second, pretrained=Pretrained(str(tmp_path))), tmp_path / "third")
 
 
 def test_frozen_batch_norm_uses_its_running_statistics_in_training(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import zipfile
 from pathlib import Path
 from typing import Literal
@@ -30,10 +31,12 @@ class Weights:
             kernel, bias, scale, mean, var.
         layout: how kernels lie: PyTorch's `[out, in, height, width]` and `[out, in]`, or Keras'
             `[height, width, in, out]` and `[in, out]`, which are flax's.
+        sha256: of the file, or of what stands for it.
     """
 
     arrays: dict[tuple[str, str], np.ndarray]
     layout: Literal["torch", "keras"]
+    sha256: str = ""
 
 
 def read_weights(path: Path) -> Weights:
@@ -47,16 +50,9 @@ def read_weights(path: Path) -> Weights:
     with open(path, "rb") as file:
         start = file.read(16)
     try:
-        if start[8:9] == b"{":
-            from safetensors.numpy import load_file
-
-            return _of_torch(load_file(path))
-        if start.startswith(torch_file.OLD_FORMAT):
-            return _of_torch(torch_file.read_old(path))
-        if start.startswith(b"\x89HDF"):
-            return Weights(keras_file.read_h5(path), "keras")
-        if start.startswith(b"PK"):
-            return _of_zip(path)
+        if (weights := _read(path, start)) is not None:
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            return dataclasses.replace(weights, sha256=digest)
     except UserError:
         raise
     except Exception as error:  # each reader raises its own, for each way to be damaged
@@ -64,6 +60,21 @@ def read_weights(path: Path) -> Weights:
             f"{path} is damaged, or cut short: fetch it again ({one_line(error)[:200]})"
         ) from error
     raise UserError(f"{path} is no weight file that is known here: give a {_KINDS} file")
+
+
+def _read(path: Path, start: bytes) -> Weights | None:
+    """What a file that starts with `start` holds; None if it is of no known kind."""
+    if start[8:9] == b"{":
+        from safetensors.numpy import load_file
+
+        return _of_torch(load_file(path))
+    if start.startswith(torch_file.OLD_FORMAT):
+        return _of_torch(torch_file.read_old(path))
+    if start.startswith(b"\x89HDF"):
+        return Weights(keras_file.read_h5(path), "keras")
+    if start.startswith(b"PK"):
+        return _of_zip(path)
+    return None
 
 
 def _of_zip(path: Path) -> Weights:
