@@ -498,6 +498,51 @@ def histograms(
     return figure
 
 
+def image_rows(rows: Mapping[str, np.ndarray]) -> Figure:
+    """Rows of small images, each with its title before it.
+
+    Args:
+        rows: uint8 `[images, height, width, channels]` per title; may be empty.
+    """
+    from matplotlib.figure import Figure
+
+    columns = max([1, *map(len, rows.values())])
+    figure = Figure(figsize=(1.2 + 0.42 * columns, 0.46 * len(rows)), dpi=144, layout="constrained")
+    ratios = [1.2 / 0.42, *[1] * columns]
+    grid = figure.subplots(len(rows), columns + 1, squeeze=False, width_ratios=ratios)
+    for axes in grid.ravel():
+        axes.set_axis_off()
+    for (title, images), (first, *rest) in zip(rows.items(), grid, strict=True):
+        first.text(1, 0.5, title, ha="right", va="center", fontsize=7.5, transform=first.transAxes)
+        for axes, image in zip(rest, images, strict=False):
+            _image(axes, image)
+    return figure
+
+
+def rounds(accuracy: Mapping[str, Sequence[float]]) -> Figure:
+    """The accuracy of each round, a line per split.
+
+    Args:
+        accuracy: per split, of each round.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 3.2), dpi=144, layout="constrained")
+    axes = figure.subplots()
+    for (name, values), color in zip(accuracy.items(), SERIES):
+        axes.plot(range(len(values)), values, color=color, marker="o", markersize=4, label=name)
+        axes.annotate(
+            f"{values[-1]:.3f}", (len(values) - 1, values[-1]), xytext=(6, 0),
+            textcoords="offset points", va="center", fontsize=8, color=color,
+        )  # fmt: skip
+    axes.set_xticks(range(len(next(iter(accuracy.values())))))
+    axes.set_xlabel("rounds of purification before the training")
+    axes.set_ylabel("accuracy, mean of classes")
+    axes.legend(frameon=False)
+    _plain(axes)
+    return figure
+
+
 def _plain(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)

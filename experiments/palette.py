@@ -5,12 +5,31 @@ with scikit-learn serve.
 """
 
 from cnn_research.data.clusters import Clustered
-from cnn_research.data.sources import Photos
+from cnn_research.data.crops import Crops
+from cnn_research.data.sources import Photos, Products
 from cnn_research.experiment import register
 from cnn_research.models import SSCNN
 from cnn_research.optimizers import Optimizer
+from cnn_research.purification import Purification
+from cnn_research.tasks.classification import Classification
 from cnn_research.tasks.histogram import Histogram
 from cnn_research.training import Evaluation, Selection, Training
+
+SS_CNN = Training(
+    data=Clustered(source=Photos(), clusters=128, window=(37, 37)),
+    model=SSCNN(),
+    task=Histogram(),
+    optimizer=Optimizer(
+        name="sgd", learning_rate=0.1, nesterov=True, schedule="cosine", warmup=0.05
+    ),
+    mean=(0.5,),
+    std=(0.25,),
+    selection=Selection(metric="loss"),
+    evaluation=Evaluation(batch_size=520),
+    epochs=40,
+    batch_size=128,
+    evaluate_every=4,
+)
 
 
 @register(document="000", data="photographs")
@@ -19,18 +38,37 @@ def palette_ss_cnn() -> Training:
 
     python launch.py --experiment=palette_ss_cnn --data.source.path=photos.tar.xz
     """
-    return Training(
-        data=Clustered(source=Photos(), clusters=128, window=(37, 37)),
-        model=SSCNN(),
-        task=Histogram(),
-        optimizer=Optimizer(
-            name="sgd", learning_rate=0.1, nesterov=True, schedule="cosine", warmup=0.05
+    return SS_CNN
+
+
+@register(document="000", data="products")
+def colour_names() -> Purification:
+    """Phase 2: one of 11 names for the colour of a photograph, from a catalogue's noisy labels.
+
+    python launch.py --experiment=colour_names --ss-cnn.data.source.path=photos.tar.xz
+
+    The products are prepared once, with `python -m cnn_research.data prepare products`.
+    """
+    return Purification(
+        ss_cnn=SS_CNN,
+        naming=Training(
+            data=Crops(
+                # Navy blue is common, and not one of the 11 basic terms.
+                source=Products(
+                    label=("colour",),
+                    rows=("colour!=Navy Blue",),
+                    target=(),
+                    min_examples=390,
+                    test=0.0,
+                ),
+                test_list="experiments/colour_names_test.csv",
+            ),
+            model=SSCNN(),
+            task=Classification(head="colour", class_weights="balanced"),
+            optimizer=Optimizer(name="adam", learning_rate=1e-3, schedule="cosine"),
+            mean=SS_CNN.mean,
+            std=SS_CNN.std,
+            epochs=10,
+            batch_size=512,
         ),
-        mean=(0.5,),
-        std=(0.25,),
-        selection=Selection(metric="loss"),
-        evaluation=Evaluation(batch_size=520),
-        epochs=40,
-        batch_size=128,
-        evaluate_every=4,
     )

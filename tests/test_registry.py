@@ -214,7 +214,7 @@ LAYERS = (
     {"evaluate"},
     {"galleries", "predict"},
     {"runner"},
-    {"studies"},
+    {"studies", "purification"},
     {"cli"},
     {"experiments"},
     {"launch"},

@@ -11,6 +11,14 @@ from cnn_research.models.architectures import register_model
 from cnn_research.models.layers import Conv, Dtype, check_size
 
 
+class Flat(nn.Module):
+    """Maps as vectors: a layer of its own, so that its output has a name."""
+
+    def __call__(self, maps: jax.Array) -> jax.Array:
+        """`[batch, height * width * channels]`, of `[batch, height, width, channels]`."""
+        return maps.reshape(len(maps), -1)
+
+
 class SSCNN(nn.Module):
     """Three convolutions, each followed by ReLU and a 2x2 pool, the first two also by LRN.
 
@@ -41,7 +49,7 @@ class SSCNN(nn.Module):
             x = ops.max_pool(nn.relu(x), 2)
             if number < last:
                 x = ops.local_response_norm(x)
-        x = x.reshape(len(x), -1)
+        x = Flat(name="features")(x)
         return nn.Dense(self.num_classes, dtype=self.dtype, name="fc")(x).astype(jnp.float32)
 
 

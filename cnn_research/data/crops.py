@@ -1,0 +1,194 @@
+"""Labelled crops of photographs, by which document 000's second phase learns names of colours."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from cnn_research.data.dataset import MISSING, Dataset, Split
+from cnn_research.data.sources import Products, Synthetic
+from cnn_research.errors import UsageError, UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+"""Of the project: where `test_list` starts from."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Crops:
+    """Windows of another source's images, each with its image's label.
+
+    A training image gives a grid of windows, evenly spaced and overlapping where there is no more
+    room; an image of another split the one in its middle.
+    """
+
+    source: Any = Products(label=("colour",), target=(), rows=())
+    """Where the images come from."""
+    test_list: str = ""
+    """A CSV file whose column `id` names the images of the test split, as files without folder and
+    ending; those splits are then of this list. As seen from the project. Empty keeps the splits."""
+    window: tuple[int, int] = (37, 37)
+    """Height and width of a window."""
+    grid: tuple[int, int] = (3, 2)
+    """Rows and columns of windows in a training image."""
+    kept: str = ""
+    """A .npy file, bool `[training windows]`: those that are false count as not labelled. Empty
+    keeps all."""
+    flipped: float = 0.0
+    """The share of training images that are given a wrong label, on purpose."""
+    seed: int = 0
+    """Decides which, and what they are given."""
+
+    @property
+    def description(self) -> str:
+        """In a few words."""
+        return f"{self.source.description}, windows of {self.window[0]}x{self.window[1]}"
+
+    def test_sized(self) -> Crops:
+        """Noise of a few classes, with two windows of each training image."""
+        shape = (self.window[0] + 3, self.window[1] + 2, 3)
+        (head,) = self.source.label
+        noise = Synthetic(
+            train=32, validation=8, test=8, image_shape=shape, heads=(head,), classes=(3,)
+        )
+        return dataclasses.replace(self, source=noise, test_list="", grid=(2, 1), kept="")
+
+    def load(self) -> Dataset:
+        """Images are uint8 `[examples, *window, 3]`.
+
+        Raises:
+            UsageError: a window is larger than the images, or a field is out of range.
+            UserError: a name of the list is not there.
+        """
+        dataset = self.source.load()
+        height, width, _ = dataset.image_shape
+        if not (1 <= self.window[0] <= height and 1 <= self.window[1] <= width):
+            raise UsageError(
+                f"data.window is {self.window}, and the images of {dataset.name} are of "
+                f"{height}x{width}: take a smaller window, or larger images"
+            )
+        if min(self.grid) < 1 or not 0 <= self.flipped < 1:
+            raise UsageError(
+                f"data.grid is {self.grid} and data.flipped {self.flipped}: the grid has one row "
+                "and one column at least, and the share is from 0 to below 1"
+            )
+        splits = dict(dataset.splits)
+        if self.test_list:
+            splits = with_listed(splits, listed(ROOT / self.test_list))
+        rng = np.random.default_rng(self.seed)
+        train = splits["train"]
+        labels = {
+            head: self._flipped(values, len(dataset.class_names[head]), rng)
+            for head, values in train.labels.items()
+        }
+        splits["train"] = self._kept(in_grid(train, labels, self.window, self.grid))
+        for name in splits.keys() - {"train"}:
+            splits[name] = in_grid(splits[name], splits[name].labels, self.window, (1, 1))
+        return dataclasses.replace(dataset, splits=splits)
+
+    def _flipped(self, labels: np.ndarray, classes: int, rng: np.random.Generator) -> np.ndarray:
+        known = np.flatnonzero(labels >= 0)
+        wrong = rng.permutation(known)[: round(self.flipped * len(known))]
+        labels = np.array(labels)
+        labels[wrong] = (labels[wrong] + rng.integers(1, classes, len(wrong))) % classes
+        return labels
+
+    def _kept(self, train: Split) -> Split:
+        if not self.kept:
+            return train
+        try:
+            kept = np.load(self.kept)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.kept} cannot be read ({error})") from error
+        if kept.shape != (len(train),):
+            raise UserError(
+                f"{self.kept} is about {len(kept)} windows, and there are {len(train)}: it is of "
+                "other data"
+            )
+        labels = {head: np.where(kept, values, MISSING) for head, values in train.labels.items()}
+        return dataclasses.replace(train, labels=labels)
+
+
+def listed(file: Path) -> list[str]:
+    """The column `id` of a CSV file; lines that start with # are for people."""
+    try:
+        lines = [line for line in file.read_text().splitlines() if not line.startswith("#")]
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from error
+    return [row["id"] for row in csv.DictReader(lines)]
+
+
+def with_listed(splits: Mapping[str, Split], names: list[str]) -> dict[str, Split]:
+    """The splits with the images `names` as the test, and neither they nor copies anywhere else.
+
+    Raises:
+        UserError: there is no image of such a name.
+    """
+    places = {
+        PurePosixPath(str(name)).stem: (split, index)
+        for split, content in splits.items()
+        for index, name in enumerate(content.names if content.names is not None else ())
+    }
+    missing = [name for name in names if name not in places]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of the {len(names)} listed test images are not in the data, the first "
+            f"{missing[0]}: prepare all of it, or leave data.test-list empty"
+        )
+    found = [places[name] for name in names]
+    parts = [splits[split].take(np.array([index])) for split, index in found]
+    test = Split(
+        images=np.concatenate([part.images for part in parts]),
+        labels={
+            head: np.concatenate([part.labels[head] for part in parts]) for head in parts[0].labels
+        },
+        names=np.concatenate([part.names for part in parts if part.names is not None]),
+    )
+    taken = {_digest(image) for image in test.images}
+    others = {
+        name: content.take(
+            np.array([i for i, image in enumerate(content.images) if _digest(image) not in taken])
+        )
+        for name, content in splits.items()
+        if name != "test"
+    }
+    return {**others, "test": test}
+
+
+def in_grid(
+    split: Split, labels: Mapping[str, np.ndarray], window: tuple[int, int], grid: tuple[int, int]
+) -> Split:
+    """A grid of windows of each image, image by image, row by row; a grid of one is the middle.
+
+    Args:
+        split: images, uint8 `[examples, height, width, channels]`.
+        labels: of the images, per head `[examples]`.
+        window: height and width.
+        grid: rows and columns.
+    """
+    corners = [
+        np.rint(np.linspace(0, size - part, count) if count > 1 else [(size - part) / 2])
+        for size, part, count in zip(split.images.shape[1:3], window, grid, strict=True)
+    ]
+    places = [(int(row), int(column)) for row in corners[0] for column in corners[1]]
+    images = np.empty((len(split), len(places), *window, split.images.shape[3]), np.uint8)
+    for number, (row, column) in enumerate(places):
+        images[:, number] = split.images[:, row : row + window[0], column : column + window[1]]
+    names = split.names
+    if names is not None and len(places) > 1:
+        marks = np.tile([f" {row},{column}" for row, column in places], len(split))
+        names = np.char.add(np.repeat(names, len(places)), marks)
+    return Split(
+        images=images.reshape(-1, *images.shape[2:]),
+        labels={head: np.repeat(values, len(places)) for head, values in labels.items()},
+        names=names,
+    )
+
+
+def _digest(image: np.ndarray) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest()

@@ -1,0 +1,243 @@
+"""Document 000's second phase: names of colours from noisy labels, purified in rounds.
+
+Each training is a run of its own in a folder below; one that is complete is not run again. Nor is a
+round's purification, once what it keeps is written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+
+from cnn_research import workdir as folders
+from cnn_research.errors import UsageError
+from cnn_research.experiment import Experiment, Result
+from cnn_research.markdown import markdown_table
+from cnn_research.pretrained import Pretrained
+from cnn_research.training import Training
+from cnn_research.transfer import Transfer
+
+if TYPE_CHECKING:
+    from cnn_research.data.dataset import Dataset
+
+KEPT = "kept.npy"
+DISCARDED = "discarded.png"
+FEATURES = "features"
+"""The layer whose outputs are compared: what the third convolution comes to."""
+LAST = "fc"
+"""The layer that is trained on them, alone."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Purification(Experiment):
+    """A self-supervised network, a last layer on its features, and rounds of purification.
+
+    In each round the crops that a class's network knows best are its seeds, the mean of their
+    features its centre; of each class the crops farthest from its centre are discarded, and the
+    last layer is trained anew on the others.
+    """
+
+    modes: ClassVar = {"run": "cnn_research.purification:purify"}
+    resumable_fields: ClassVar = ("rounds",)
+
+    ss_cnn: Training
+    """The first phase."""
+    naming: Training
+    """The second: its data are `Crops`. It starts from the first phase's network, and trains a new
+    last layer alone."""
+    rounds: int = 5
+    """Rounds of purification, each with a training after it; 0 trains on all crops alone."""
+    seeds: float = 0.1
+    """The share of a class's correctly named crops that are its seeds: the surest ones."""
+    discard: float = 0.1
+    """The share of a class's crops that a round discards."""
+    seed: int = 0
+    """Of every training below."""
+
+    def check(self) -> None:
+        if self.rounds < 0 or not 0 < self.seeds <= 1 or not 0 < self.discard < 1:
+            raise UsageError(
+                "--rounds must be 0 or more, --seeds above 0 to 1, --discard between 0 and 1"
+            )
+        self.ss_cnn.check()
+        self.naming.check()
+
+    def test_sized(self) -> Self:
+        return dataclasses.replace(
+            self, ss_cnn=self.ss_cnn.test_sized(), naming=self.naming.test_sized(), rounds=1
+        )
+
+    def training(self, workdir: Path, number: int) -> Training:
+        """The training of a round; round 0 is on all crops."""
+        before = workdir / f"round_{number - 1}" / KEPT
+        return dataclasses.replace(
+            self.naming,
+            data=dataclasses.replace(self.naming.data, kept=str(before) if number else ""),
+            pretrained=Pretrained(str(workdir / "ss_cnn"), fresh=(LAST,)),
+            transfer=Transfer(cache_after=FEATURES),
+            seed=self.seed,
+        )
+
+
+def purify(experiment: Purification, workdir: Path) -> Result:
+    """Runs what is not done yet, and writes `report/` with the accuracy of each round.
+
+    Returns:
+        The figures of each round.
+    """
+    from cnn_research import runner
+
+    with folders.claimed(workdir):
+        folders.check_same(experiment, workdir, experiment.resumable_fields)
+        folders.describe(experiment, workdir)
+        stages = [("ss_cnn", dataclasses.replace(experiment.ss_cnn, seed=experiment.seed))]
+        stages += [
+            (f"round_{number}", experiment.training(workdir, number))
+            for number in range(experiment.rounds + 1)
+        ]
+        for number, (name, training) in enumerate(stages):
+            folder = workdir / name
+            if not (folder / folders.EVALUATION).exists():
+                print(f"{name}: training in {folder}.")
+                runner.train(training, folder)
+            # What the last round would discard, no training uses.
+            if 0 < number < len(stages) - 1 and not (folder / KEPT).exists():
+                kept = discard(experiment, training, folder)
+                print(f"{name}: {kept.sum():,} of {len(kept):,} crops are kept.")
+        return write(experiment, workdir)
+
+
+def discard(experiment: Purification, training: Training, folder: Path) -> np.ndarray:
+    """Decides which crops the next round keeps, and writes that and a picture of the others.
+
+    Returns:
+        bool `[training crops]`: true for those that are kept.
+    """
+    from cnn_research.evaluate import Evaluator, inputs, trained
+    from cnn_research.mesh import data_mesh
+
+    bound, dataset, state = trained(training, folder)
+    model, splits = inputs(bound, state, dataset)
+    outcome = Evaluator(bound, model, data_mesh())(state.variables(), splits["train"])
+    assert outcome is not None, "nothing stops it"
+    features = np.asarray(splits["train"].images[:, 0], np.float32)
+    (head,) = bound.task.heads
+    labels = dataset.splits["train"].labels[head]
+    distances = to_centres(features, outcome[1], labels, experiment.seeds)
+    kept = near(distances, labels, experiment.discard)
+    away = discarded_figure(dataset, head, labels, distances, (labels >= 0) & ~kept)
+    away.savefig(folder / DISCARDED)
+    partial = folder / f".{KEPT}.partial.npy"
+    np.save(partial, kept)
+    partial.rename(folder / KEPT)
+    return kept
+
+
+def to_centres(
+    features: np.ndarray, logits: np.ndarray, labels: np.ndarray, share: float
+) -> np.ndarray:
+    """How far each sample is from the centre of its class: the mean of the class's seeds.
+
+    Args:
+        features: float32 `[samples, dimensions]`.
+        logits: float32 `[samples, classes]`.
+        labels: int `[samples]`, below 0 where not known.
+        share: of a class's correctly named samples, the surest are its seeds; one at least.
+
+    Returns:
+        float32 `[samples]`; NaN where the label is not known, or no sample of its class is
+        correctly named, so that it has no centre.
+    """
+    named = logits.argmax(axis=1)
+    sure = logits.max(axis=1) - _logsumexp(logits)
+    distances = np.full(len(labels), np.nan, np.float32)
+    for label in range(logits.shape[1]):
+        members = np.flatnonzero(labels == label)
+        correct = members[named[members] == label]
+        if correct.size:
+            surest = correct[np.argsort(-sure[correct], kind="stable")]
+            seeds = surest[: max(1, round(share * len(correct)))]
+            centre = features[seeds].mean(axis=0)
+            distances[members] = np.linalg.norm(features[members] - centre, axis=1)
+    return distances
+
+
+def near(distances: np.ndarray, labels: np.ndarray, share: float) -> np.ndarray:
+    """Which samples stay: all labelled ones but, of each class, the farthest `share`.
+
+    Args:
+        distances: float `[samples]`, from `to_centres`; a class without a centre stays as it is.
+        labels: int `[samples]`, below 0 where not known.
+        share: 0 to 1.
+    """
+    kept = labels >= 0
+    for label in np.unique(labels[kept]):
+        members = np.flatnonzero((labels == label) & ~np.isnan(distances))
+        order = members[np.argsort(distances[members], kind="stable")]
+        kept[order[len(order) - round(share * len(order)) :]] = False
+    return kept
+
+
+def _logsumexp(logits: np.ndarray) -> np.ndarray:
+    most = logits.max(axis=1)
+    return most + np.log(np.exp(logits - most[:, None]).sum(axis=1))
+
+
+def discarded_figure(
+    dataset: Dataset, head: str, labels: np.ndarray, distances: np.ndarray, away: np.ndarray
+) -> Any:
+    """A row of discarded crops for each class, the farthest first."""
+    from cnn_research import figures
+
+    rows = {
+        name: np.flatnonzero(away & (labels == label))
+        for label, name in enumerate(dataset.class_names[head])
+    }
+    ordered = {
+        f"{name}: {len(found):,}": found[np.argsort(-distances[found], kind="stable")]
+        for name, found in rows.items()
+    }
+    images = dataset.splits["train"].images
+    return figures.image_rows({title: images[found[:20]] for title, found in ordered.items()})
+
+
+def write(experiment: Purification, workdir: Path) -> Result:
+    """Writes `report/report.md` and its figure, from what the stages have left."""
+    from cnn_research import figures
+
+    report = workdir / "report"
+    report.mkdir(exist_ok=True)
+    found: dict[str, Mapping[str, Any]] = {}
+    kept: list[int | None] = []
+    for number in range(experiment.rounds + 1):
+        name = f"round_{number}"
+        found[name] = folders.read_json(workdir / name / folders.EVALUATION)
+        before = workdir / f"round_{number - 1}" / KEPT
+        kept.append(int(np.load(before).sum()) if number else None)
+    names = [name for name in ("validation", "test") if name in found["round_0"]]
+    table = markdown_table(
+        ["round", "crops", *(f"{name} accuracy, mean of classes" for name in names)],
+        [
+            [str(number), "all" if crops is None else f"{crops:,}",
+             *(f"{values[name]['macro recall']:.4f}" for name in names)]
+            for number, (crops, values) in enumerate(zip(kept, found.values(), strict=True))
+        ],
+    )  # fmt: skip
+    curves = {name: [values[name]["macro recall"] for values in found.values()] for name in names}
+    figures.rounds(curves).savefig(report / "rounds.png")
+    pictures = "\n\n".join(_pictures(workdir, experiment.rounds))
+    (report / "report.md").write_text(
+        f"# {experiment.name or 'Purification'}\n\n{table}\n\n![Rounds](rounds.png)\n\n{pictures}\n"
+    )
+    print(f"\n{table}\n\nReport: {report / 'report.md'}")
+    return Result(workdir, 0, {name: dict(values) for name, values in found.items()})
+
+
+def _pictures(workdir: Path, rounds: int) -> Iterator[str]:
+    for number in range(rounds):
+        yield f"Discarded after round {number}, the farthest first:"
+        yield f"![Discarded](../round_{number}/{DISCARDED})"

@@ -1,0 +1,197 @@
+"""Crops with names, and rounds that discard what is named wrongly."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cnn_research.data import crops
+from cnn_research.data.clusters import Clustered
+from cnn_research.data.crops import Crops
+from cnn_research.data.dataset import Split
+from cnn_research.data.sources import ImageFolder, Synthetic
+from cnn_research.errors import UsageError, UserError
+from cnn_research.experiment import lookup, run
+from cnn_research.models import SSCNN
+from cnn_research.optimizers import Optimizer
+from cnn_research.purification import DISCARDED, KEPT, Purification, near, to_centres
+from cnn_research.tasks.classification import Classification
+from cnn_research.tasks.histogram import Histogram
+from cnn_research.training import Selection, Training
+
+NAMES = ("blue", "green", "red")
+COLOURS = np.array([[20, 30, 220], [30, 200, 40], [210, 30, 30]])
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """40 photographs of each colour, 20x16, with noise."""
+    rng = np.random.default_rng(0)
+    for name, colour in zip(NAMES, COLOURS, strict=True):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(40):
+            pixels = (colour + rng.normal(0, 25, (20, 16, 3))).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{name}{number}.png")
+    return tmp_path / "photos"
+
+
+def source(folder: Path) -> ImageFolder:
+    return ImageFolder(path=str(folder), image_size=(20, 16), validation=0.2, test=0.0)
+
+
+def test_windows_in_a_grid_and_in_the_middle():
+    values = np.arange(2 * 9 * 7 * 3).reshape(2, 9, 7, 3).astype(np.uint8)
+    split = Split(values, {"name": np.array([5, 6])}, np.array(["a", "b"]))
+    many = crops.in_grid(split, split.labels, (4, 3), (3, 2))
+    assert many.images.shape == (12, 4, 3, 3)
+    np.testing.assert_array_equal(many.images[0], values[0, :4, :3])
+    np.testing.assert_array_equal(many.images[3], values[0, 2:6, 4:7])  # 2.5 rounds to even
+    np.testing.assert_array_equal(many.images[11], values[1, 5:, 4:])
+    assert many.labels["name"].tolist() == [5] * 6 + [6] * 6
+    assert many.names.tolist()[:3] == ["a 0,0", "a 0,4", "a 2,0"]
+    one = crops.in_grid(split, split.labels, (5, 3), (1, 1))
+    np.testing.assert_array_equal(one.images[1], values[1, 2:7, 2:5])
+    assert one.names.tolist() == ["a", "b"]
+
+
+def test_listed_images_are_the_test_and_nowhere_else(folder, tmp_path):
+    Image.open(folder / "red" / "red7.png").save(folder / "red" / "copy.png")
+    listing = tmp_path / "test.csv"
+    listing.write_text("# of people\nid,colour\nred7,red\nblue3,blue\n")
+    data = Crops(source=source(folder), test_list=str(listing), window=(8, 8), grid=(2, 2)).load()
+    test = data.splits["test"]
+    assert [Path(str(name)).stem for name in test.names] == ["red7", "blue3"]
+    assert [data.class_names["label"][i] for i in test.labels["label"]] == ["red", "blue"]
+    others = [
+        Path(str(name).split(" ")[0]).stem
+        for split in ("train", "validation")
+        for name in data.splits[split].names
+    ]
+    assert not {"red7", "copy", "blue3"} & set(others) and len(set(others)) == 118
+    assert data.image_shape == (8, 8, 3)
+
+    listing.write_text("id\nred7\nmissing\n")
+    with pytest.raises(UserError, match=r"1 of the 2 listed test images .* the first missing"):
+        Crops(source=source(folder), test_list=str(listing), window=(8, 8)).load()
+    with pytest.raises(UserError, match="cannot be read"):
+        Crops(source=source(folder), test_list="no/such.csv", window=(8, 8)).load()
+
+
+def test_the_registered_test_set_is_balanced():
+    listing = crops.ROOT / lookup("colour_names").experiment().naming.data.test_list
+    names = crops.listed(listing)
+    rows = [line.split(",") for line in listing.read_text().splitlines() if line[0].isdigit()]
+    assert len(set(names)) == len(names) == 11 * 23
+    counts = {colour: sum(row[1] == colour for row in rows) for _, colour in rows}
+    assert set(counts.values()) == {23} and len(counts) == 11
+
+
+def test_flipped_labels_are_as_many_as_asked_and_always_wrong(folder):
+    clean = Crops(source=source(folder), window=(8, 8), grid=(2, 1))
+    before = clean.load().splits["train"].labels["label"]
+    flipped = dataclasses.replace(clean, flipped=0.25)
+    after = flipped.load().splits["train"].labels["label"]
+    assert (before != after).mean() == 0.25 and after.min() == 0 and after.max() == 2
+    np.testing.assert_array_equal(after[::2], after[1::2])
+    np.testing.assert_array_equal(after, flipped.load().splits["train"].labels["label"])
+    other = dataclasses.replace(flipped, seed=1).load().splits["train"].labels["label"]
+    assert not np.array_equal(after, other)
+    kept = flipped.load().splits["validation"].labels["label"]
+    np.testing.assert_array_equal(kept, clean.load().splits["validation"].labels["label"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"window": (37, 37)}, "data.window is"),
+        ({"grid": (0, 2)}, "data.grid is"),
+        ({"flipped": 1.0}, "data.flipped 1.0"),
+    ],
+)
+def test_crops_that_cannot_be(fields, words):
+    noise = Synthetic(image_shape=(20, 16, 3))
+    with pytest.raises(UsageError, match=words):
+        Crops(source=noise, **{"window": (8, 8), **fields}).load()
+
+
+def test_a_list_of_kept_windows_of_other_data(tmp_path):
+    np.save(tmp_path / "kept.npy", np.ones(5, bool))
+    noise = Synthetic(image_shape=(20, 16, 3))
+    with pytest.raises(UserError, match=r"about 5 windows, and there are 1536"):
+        Crops(source=noise, window=(8, 8), kept=str(tmp_path / "kept.npy")).load()
+
+
+def test_centres_are_the_means_of_the_surest_and_the_farthest_go():
+    features = np.array([[0.0], [1], [2], [9], [10], [11], [30], [5]], np.float32)
+    labels = np.array([0, 0, 0, 0, 1, 1, 1, -1])
+    logits = np.array([[9.0, 0], [8, 0], [1, 0], [0, 1], [0, 9], [0, 8], [0, 1], [1, 0]])
+    distances = to_centres(features, logits, labels, 0.67)
+    np.testing.assert_allclose(distances[:4], [0.5, 0.5, 1.5, 8.5])
+    np.testing.assert_allclose(distances[4:7], [0.5, 0.5, 19.5])
+    assert np.isnan(distances[7])
+    kept = near(distances, labels, 0.3)
+    assert kept.tolist() == [True] * 3 + [False] + [True] * 2 + [False] * 2
+    never = to_centres(features, logits[:, ::-1].copy(), labels, 0.5)
+    lost = near(never, labels, 0.75)
+    assert lost[labels == 0].sum() == 1  # of class 0 one crop is correctly named, and is a centre
+
+
+def small(folder: Path, **fields) -> Purification:
+    fields = {"epochs": 40, "batch_size": 60, "evaluate_every": 40, "mean": (0.5,), "std": (0.25,),
+              "model": SSCNN(features=(8, 8, 8))} | fields  # fmt: skip
+    adam = Optimizer(name="adam", learning_rate=1e-2)
+    return Purification(
+        ss_cnn=Training(
+            data=Clustered(source=source(folder), clusters=6, window=(12, 12)),
+            task=Histogram(),
+            optimizer=adam,
+            selection=Selection(metric="loss"),
+            **fields,
+        ),
+        naming=Training(
+            data=Crops(source=source(folder), window=(12, 12), grid=(2, 2), flipped=0.3),
+            task=Classification(head="label"),
+            optimizer=adam,
+            **fields,
+        ),
+        rounds=2,
+        discard=0.2,
+    )
+
+
+def test_rounds_discard_flipped_labels_and_a_restart_runs_nothing(folder, tmp_path, monkeypatch):
+    experiment = small(folder)
+    result = run(experiment, tmp_path / "run")
+    clean = dataclasses.replace(experiment.naming.data, flipped=0.0).load().splits["train"]
+    flipped = experiment.naming.data.load().splits["train"]
+    wrong = clean.labels["label"] != flipped.labels["label"]
+    shares = [wrong.mean()]
+    for number in range(2):
+        kept = np.load(tmp_path / "run" / f"round_{number}" / KEPT)
+        shares.append(wrong[kept].mean())
+        picture = Image.open(tmp_path / "run" / f"round_{number}" / DISCARDED)
+        assert min(picture.size) > 100
+    assert shares[0] == pytest.approx(0.3, abs=0.01)
+    assert shares[1] < 0.17 and shares[2] < 0.05
+    assert result.figures["round_2"]["validation"]["accuracy"] > 0.95
+    report = (tmp_path / "run" / "report" / "report.md").read_text()
+    assert report.count("![Discarded]") == 2 and "| 2 " in report
+
+    monkeypatch.setattr("cnn_research.runner.train", lambda *_: pytest.fail("trained again"))
+    again = run(experiment, tmp_path / "run")
+    assert again.figures == result.figures
+
+
+@pytest.mark.parametrize("fields", [{"rounds": -1}, {"seeds": 0.0}, {"discard": 1.0}])
+def test_rounds_that_cannot_be(folder, fields):
+    with pytest.raises(UsageError):
+        dataclasses.replace(small(folder), **fields).check()
