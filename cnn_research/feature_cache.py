@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ BATCH = 32
 class FromFeatures(nn.Module):
     """A model that takes the output of one of its layers in place of images.
 
+    Where the output is several arrays, their numbers are one vector.
+
     Its variables are the model's own. What comes before the layer is traced on images of NaN, so
     that a way round the layer would show; under jit nothing of it is computed.
     """
@@ -36,11 +39,13 @@ class FromFeatures(nn.Module):
         nn.share_scope(self, self.model)
 
     def __call__(self, features: jax.Array, train: bool = False) -> jax.Array:
-        """Logits of `features`, `[batch, *the layer's output]`."""
+        """Logits of `features`, `[batch, *the layer's output]`, or `[batch, numbers]`."""
 
         def intercept(call, args, kwargs, context):
             said = call(*args, **kwargs)
-            return features if _is_call(context) and _path(context) == self.layer else said
+            if _is_call(context) and _path(context) == self.layer:
+                return _parted(features, said)
+            return said
 
         with nn.intercept_methods(intercept):
             images = jnp.full((len(features), *self.image_shape), jnp.nan, jnp.float32)
@@ -81,7 +86,7 @@ def before(model: nn.Module, image_shape: tuple[int, int, int], layer: str) -> t
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (variables, found)
     )
     tail = FromFeatures(model, layer, image_shape)
-    logits = jax.jit(lambda v, x: tail.apply(v, x, train=False))(zeros, features)
+    logits = jax.jit(lambda v, x: tail.apply(v, x, train=False))(zeros, _joined(features))
     if not jnp.isfinite(logits).all():
         raise UsageError(
             f"--transfer.cache-after: '{layer}' is not the only way from an image to the answer: "
@@ -179,11 +184,29 @@ def _forward(
                 capture_intermediates=is_layer,
                 mutable=["intermediates"],
             )
-            (leaf,) = jax.tree.leaves(seen["intermediates"])
-            outputs.append(leaf.astype(jnp.float32))
+            outputs.append(_joined(seen["intermediates"]))
         return jnp.stack(outputs, axis=1)
 
     return forward
+
+
+def _joined(output: Any) -> jax.Array:
+    """A layer's output as one array, float32: as it is, or `[batch, numbers]` of several."""
+    leaves = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(output)]
+    if len(leaves) == 1:
+        return leaves[0]
+    return jnp.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
+
+
+def _parted(features: jax.Array, like: Any) -> Any:
+    """What `_joined` has made one array of, as it was: in the shapes of `like`."""
+    leaves, tree = jax.tree.flatten(like)
+    if len(leaves) == 1:
+        return tree.unflatten([features])
+    ends = np.cumsum([math.prod(leaf.shape[1:]) for leaf in leaves])[:-1]
+    parts = jnp.split(features, ends, axis=1)
+    shapes = [(len(features), *leaf.shape[1:]) for leaf in leaves]
+    return tree.unflatten([part.reshape(s) for part, s in zip(parts, shapes, strict=True)])
 
 
 def _compute(

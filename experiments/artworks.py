@@ -128,7 +128,7 @@ LINEAR = Training(
     # The paintings are of 256 pixels: no pixel is lost, and the map is of 8x8 instead of 7x7.
     data=Artworks(image_size=(256, 256), validation=0.1, test=0.2),
     # The weights at hand end before the last 1x1 convolution.
-    model=MobileNetV1(last="conv_dw_13", standardise=True, dropout=0.0),
+    model=MobileNetV1(last="conv_dw_13", pool="all", standardise=True, dropout=0.0),
     pretrained=Pretrained(
         source="mobilenet_v1.npz", fresh=("predictions", "pool_bn", "dense_1", "conv_pw_13*")
     ),
@@ -169,7 +169,7 @@ def artworks_finetuned() -> Training:
     return dataclasses.replace(
         LINEAR,
         transfer=Transfer(
-            cache_after="conv_dw_12_bn",
+            cache_after="conv_dw_12_out",
             unfreeze=(("conv_pw_12*", 3), ("conv_dw_13*", 3)),
             rates=(("conv_*", 0.1),),
         ),

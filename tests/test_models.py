@@ -233,20 +233,35 @@ def test_dropout_scales_survivors_as_document_003_says():
     np.testing.assert_array_equal(after, before)
 
 
-def test_global_pool_of_means_and_largest():
+def test_global_pool_after_other_means():
     x = jax.random.normal(jax.random.key(0), (2, 3, 4, 5))
-    both = GlobalPool("avg_max").apply({}, x)
-    np.testing.assert_allclose(both[:, :5], np.asarray(x).mean((1, 2)), rtol=1e-6, atol=1e-7)
-    np.testing.assert_array_equal(both[:, 5:], np.asarray(x).max((1, 2)))
-    np.testing.assert_array_equal(GlobalPool().apply({}, x), both[:, :5])
+    mean = np.asarray(x).mean((1, 2))
+    np.testing.assert_allclose(GlobalPool().apply({}, x), mean, rtol=1e-6, atol=1e-7)
+    others = [jnp.ones((2, 1)), jnp.zeros((2, 3))]
+    found = GlobalPool().apply({}, x, others)
+    np.testing.assert_allclose(found, np.concatenate([*others, mean], axis=1), rtol=1e-6, atol=1e-7)
 
 
-def test_mobilenet_may_end_early_and_pool_twice():
-    model = MobileNetV1(last="conv_dw_13", pool="avg_max", num_classes=50)
-    params = jax.eval_shape(model.init, jax.random.key(0), pixels(1, 32, 32, 3))["params"]
+def test_mobilenet_may_end_early_and_pool_every_map():
+    model = MobileNetV1(last="conv_dw_13", pool="all", num_classes=50)
+    images = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    params = variables["params"]
     assert "conv_dw_13" in params
     assert "conv_pw_13" not in params
-    assert params["predictions"]["kernel"].shape == (2048, 50)
+    width = 9920  # 2 x 32, 2 x 64, 4 x 128, 4 x 256, 12 x 512, 2 x 1,024
+    assert params["predictions"]["kernel"].shape == (width, 50)
+
+    _, seen = model.apply(
+        variables,
+        images,
+        capture_intermediates=lambda module, _: module.name in ("conv_pw_3_bn", "pool"),
+        mutable="intermediates",
+    )
+    (third,), (pooled,) = (seen["intermediates"][n]["__call__"] for n in ("conv_pw_3_bn", "pool"))
+    before = 32 + 32 + 64 + 64 + 128 + 128
+    expected = np.clip(np.asarray(third), 0, 6).mean((1, 2))
+    np.testing.assert_allclose(pooled[:, before : before + 128], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_lenet_frames_small_images():

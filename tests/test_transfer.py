@@ -16,13 +16,14 @@ from cnn_research import checkpoint
 from cnn_research import workdir as folders
 from cnn_research.data.augment import Augmentation
 from cnn_research.data.batches import batch_indices
+from cnn_research.data.dataset import Split
 from cnn_research.data.sources import Synthetic
 from cnn_research.errors import UsageError, UserError
 from cnn_research.evaluate import abstract_state, bound, scaled, views_of
 from cnn_research.experiment import run
 from cnn_research.feature_cache import FromFeatures, before, cached_features, one_view
 from cnn_research.mesh import data_mesh
-from cnn_research.models import Airbench, ConvNet, ResNet9
+from cnn_research.models import Airbench, ConvNet, MobileNetV1, ResNet9
 from cnn_research.optimizers import Optimizer
 from cnn_research.pretrained import Pretrained
 from cnn_research.runner import initial_state
@@ -154,6 +155,33 @@ def test_frozen_batch_norm_uses_its_running_statistics_in_training(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, state["batch_stats"], variables["batch_stats"])
     free, _ = quiet.apply(variables, images, train=True, mutable=["batch_stats"])
     assert np.abs(free - training_mode).max() > 1e-3
+
+
+def test_a_cached_layer_may_have_several_outputs():
+    """A map and the means of those before it: one vector on disk, and the same logits."""
+    model = MobileNetV1(width=0.25, pool="all", num_classes=3)
+    images = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
+    variables = jax.jit(model.init)(jax.random.key(1), images)
+    layer = "conv_dw_3_out"
+    patterns = before(model, (32, 32, 3), layer)
+    assert "conv_pw_2" in patterns and "conv_pw_3" not in patterns
+    split = Split(np.asarray(images * 50 + 100).clip(0, 255).astype(np.uint8), {})
+    found = cached_features(
+        model,
+        variables,
+        layer,
+        {"train": split},
+        lambda pixels: pixels / 255.0,
+        mirror=True,
+        frozen=lambda path: True,
+        say=lambda text: None,
+    )["train"].images
+    assert found.shape == (2, 2, 8 * 8 * 32 + 8 + 8 + 16 + 16 + 32 + 32)
+    tail = FromFeatures(model, layer, (32, 32, 3))
+    for view, pixels in enumerate((split.images, split.images[:, :, ::-1])):
+        expected = model.apply(variables, pixels / 255.0)
+        actual = tail.apply(variables, jnp.asarray(found[:, view]))
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_gradual_unfreezing_and_its_resume(tmp_path):

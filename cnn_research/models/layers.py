@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import jax
@@ -41,18 +41,14 @@ def activate(name: Activation) -> Callable[[jax.Array], jax.Array]:
 class GlobalPool(nn.Module):
     """Each channel's mean over the whole map; a module, so that its output has a name.
 
-    `[batch, height, width, channels]` becomes `[batch, channels]`, or twice as many channels for
-    `avg_max`: the means, then the largest values.
+    `[batch, height, width, channels]` becomes `[batch, channels]`, after the means of other maps
+    if there are any.
     """
 
-    kind: Literal["avg", "avg_max"] = "avg"
-
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, others: Sequence[jax.Array] = ()) -> jax.Array:
         mean = x.mean(axis=(1, 2))
-        if self.kind == "avg":
-            return mean
-        return jnp.concatenate([mean, x.max(axis=(1, 2))], axis=-1)
+        return jnp.concatenate([*others, mean], axis=-1) if others else mean
 
 
 class ImageTooSmall(UsageError):

@@ -18,6 +18,13 @@ _HALVING = (2, 4, 6, 12)
 """Blocks, counted from 1, that halve height and width."""
 
 
+class Passed(nn.Module):
+    """What goes from one convolution to the next, as a layer, so that it has a name."""
+
+    def __call__(self, x: jax.Array, means: list[jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
+        return x, means
+
+
 class MobileNetV1(nn.Module):
     """Howard et al., 'MobileNets: efficient convolutional neural networks for mobile vision
     applications' (2017).
@@ -29,8 +36,9 @@ class MobileNetV1(nn.Module):
     """Multiplies the filters of every layer."""
     last: Literal["conv_pw_13", "conv_dw_13"] = "conv_pw_13"
     """The last convolution: the paper's, or the one before it."""
-    pool: Literal["avg", "avg_max"] = "avg"
-    """What becomes of the last map: each channel's mean, or that and its largest value."""
+    pool: Literal["last", "all"] = "last"
+    """Which maps' means the last layer is given: of the last convolution, or of every one. What
+    lies lower tells of colours and textures, which a painter is known by."""
     standardise: bool = False
     """Standardise each pooled channel over the batch before the last layer, without learning a
     scale: a linear layer on frozen features is then well conditioned."""
@@ -70,15 +78,23 @@ class MobileNetV1(nn.Module):
         def filters(features: int) -> int:
             return int(self.width * features)
 
-        x = images.astype(self.dtype)
+        def step(x: jax.Array, means: list[jax.Array], *args: Any, **options: Any) -> Any:
+            """A convolution; with its means beside those of the maps before, if they are asked."""
+            x = convolution(x, *args, **options)
+            if self.pool == "last":
+                return x, means
+            return Passed(name=f"{args[1]}_out")(x, [*means, GlobalPool()(x)])
+
+        x, means = images.astype(self.dtype), []
         strides = 1 if self.small else 2
         # As in Keras: a pixel more on both sides where height or width is odd.
-        x = convolution(x, filters(32), "conv1", 3, strides=strides, padding="SAME")
+        x, means = step(x, means, filters(32), "conv1", 3, strides=strides, padding="SAME")
         for block, features in enumerate(_FEATURES, 1):
             halves = block in _HALVING and not (self.small and block == _HALVING[0])
             channels = x.shape[3]
-            x = convolution(
+            x, means = step(
                 x,
+                means,
                 channels,
                 f"conv_dw_{block}",
                 3,
@@ -88,8 +104,8 @@ class MobileNetV1(nn.Module):
             )
             if self.last == f"conv_dw_{block}":
                 break
-            x = convolution(x, filters(features), f"conv_pw_{block}", 1)
-        x = GlobalPool(self.pool, name="pool")(x)
+            x, means = step(x, means, filters(features), f"conv_pw_{block}", 1)
+        x = GlobalPool(name="pool")(x, means[:-1])
         if self.standardise:
             plain = BatchNorm(use_scale=False, use_bias=False, dtype=self.dtype, name="pool_bn")
             x = plain(x, use_running_average=not train)
