@@ -197,6 +197,29 @@ def architectures(results: Results) -> str:
     return markdown_table(header, rows)
 
 
+def studies(results: Results) -> str:
+    """Test accuracy of each kind of pooling, on images moved sideways by some pixels."""
+    shown = (0, 2, 4, 8)
+    rows = []
+    for name, result in results.items():
+        study = result.get("figures", {}).get("study")
+        if study is None:
+            continue
+        for kind, seeds in study["accuracy"].items():
+            cells = [
+                [
+                    statistics.fmean(values[study["shifts"].index(way)] for way in (-shift, shift))
+                    for values in seeds
+                ]
+                if shift in study["shifts"]
+                else []
+                for shift in shown
+            ]
+            rows.append((name, kind, str(len(seeds)), *map(mean_and_deviation, cells)))
+    moved = [f"moved by {shift}" for shift in shown if shift]
+    return markdown_table(("experiment", "pooling", "runs", "test accuracy", *moved), rows)
+
+
 TABLES: Mapping[str, Callable[[Results], str]] = {
     "accuracy": accuracy,
     "architectures": architectures,
@@ -206,6 +229,7 @@ TABLES: Mapping[str, Callable[[Results], str]] = {
     "regression": regression,
     "speed": speed,
     "robustness": robustness,
+    "studies": studies,
 }
 
 

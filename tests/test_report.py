@@ -599,3 +599,15 @@ def test_readme_with_a_wrong_marker_is_a_usage_error(tmp_path, capsys, text, sai
 @pytest.mark.skipif(not (readme_tables.ROOT / "README.md").exists(), reason="no README yet")
 def test_readme_of_this_project_is_up_to_date():
     assert readme_tables.main(["--check"]) == 0
+
+
+def test_studies_are_averaged_over_both_directions():
+    study = {"shifts": [-2, -1, 0, 1, 2], "accuracy": {"max": [[0.1, 0.2, 0.9, 0.4, 0.5]] * 2}}
+    still = {"shifts": [0], "accuracy": {"min": [[0.8]]}}
+    results = {"translation": {"figures": {"study": study}}, "types": {"figures": {"study": still}}}
+    header, _, *rows = table(readme_tables.studies(results))
+    assert header[3:] == ["test accuracy", "moved by 2", "moved by 4", "moved by 8"]
+    assert rows == [
+        ["translation", "max", "2", "0.9000 ± 0.0000", "0.3000 ± 0.0000", "", ""],
+        ["types", "min", "1", "0.8000", "", "", ""],
+    ]
