@@ -202,11 +202,12 @@ def _parted(features: jax.Array, like: Any) -> Any:
     """What `_joined` has made one array of, as it was: in the shapes of `like`."""
     leaves, tree = jax.tree.flatten(like)
     if len(leaves) == 1:
-        return tree.unflatten([features])
+        return jax.tree.unflatten(tree, [features])
     ends = np.cumsum([math.prod(leaf.shape[1:]) for leaf in leaves])[:-1]
     parts = jnp.split(features, ends, axis=1)
     shapes = [(len(features), *leaf.shape[1:]) for leaf in leaves]
-    return tree.unflatten([part.reshape(s) for part, s in zip(parts, shapes, strict=True)])
+    arrays = [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+    return jax.tree.unflatten(tree, arrays)
 
 
 def _compute(

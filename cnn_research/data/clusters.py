@@ -115,7 +115,7 @@ class Clustered:
         """The clusters' names, the cluster of each pixel per split, and how they were found."""
         content = hashlib.blake2b(digest_size=8)
         for split in dataset.splits.values():
-            content.update(np.ascontiguousarray(split.images))
+            content.update(split.images.tobytes())
         key = cache.key_of([content.hexdigest(), self.clusters, self.seed])
         folder = cache.data_dir() / "clusters" / key
         with cache.lock(folder):

@@ -85,7 +85,8 @@ class MobileNetV1(nn.Module):
                 return x, means
             return Passed(name=f"{args[1]}_out")(x, [*means, GlobalPool()(x)])
 
-        x, means = images.astype(self.dtype), []
+        x = images.astype(self.dtype)
+        means: list[jax.Array] = []
         strides = 1 if self.small else 2
         # As in Keras: a pixel more on both sides where height or width is odd.
         x, means = step(x, means, filters(32), "conv1", 3, strides=strides, padding="SAME")
