@@ -135,7 +135,7 @@ LINEAR = Training(
     transfer=Transfer(cache_after="pool"),
     # Logistic regression with a ridge penalty, by plain gradients.
     optimizer=Optimizer(
-        name="sgd", learning_rate=0.03, nesterov=True, weight_decay=1e-2, schedule="cosine"
+        name="sgd", learning_rate=0.01, nesterov=True, weight_decay=1e-2, schedule="cosine"
     ),
     augmentation=Augmentation(mirror=True),
     evaluation=Evaluation(mirror=True, neighbours=5),
