@@ -148,12 +148,13 @@ LINEAR = Training(
 
 @register(document="002", data="artworks", document_results=BEST)
 def artworks_linear() -> Training:
-    """A linear layer on what a frozen MobileNetV1 makes of paintings by 50 artists.
+    """A linear layer on the means of every map that a frozen MobileNetV1 makes of paintings.
 
     python launch.py --experiment=artworks_linear --pretrained.source=FILE
 
-    The frozen part is computed once, in four minutes; the training then takes seconds. 0.70 of the
-    test paintings, over five splits.
+    The frozen part is computed once, in four minutes; the training then takes half a minute. 0.78
+    of the test paintings, over five splits; the last map alone gives 0.70. The lower maps know of
+    colours and brushwork.
     """
     return LINEAR
 
