@@ -16,7 +16,7 @@ import dataclasses
 from cnn_research.data.augment import Augmentation
 from cnn_research.data.sources import Artworks
 from cnn_research.experiment import register
-from cnn_research.models import ConvNet, MobileNetV1, ResNet
+from cnn_research.models import ConvNet, MobileNetV1, ResNet9
 from cnn_research.optimizers import Optimizer, Penalty
 from cnn_research.pretrained import Pretrained
 from cnn_research.tasks.classification import Classification
@@ -99,7 +99,13 @@ def artworks_best() -> Training:
     """
     return Training(
         data=Artworks(image_size=(192, 192), validation=0.1, test=0.2),
-        model=ResNet(),
+        # As with MobileNetV1 below: brushwork is in the lower maps.
+        model=ResNet9(
+            features=(32, 64, 128, 256, 512),
+            pool=(True,) * 5,
+            residual=(False, False, True, True, True),
+            means="all",
+        ),
         task=Classification(label_smoothing=0.1),
         optimizer=Optimizer(
             name="adamw",

@@ -30,6 +30,7 @@ from cnn_research.models.inception_v3 import InceptionV3
 from cnn_research.models.layers import GlobalPool, ImageTooSmall
 from cnn_research.models.lenet import LeNet5
 from cnn_research.models.mobilenet import MobileNetV1
+from cnn_research.models.resnet9 import ResNet9
 
 MODELS = architectures()
 TRAINED = "batch_stats", "auxiliary"
@@ -262,6 +263,25 @@ def test_mobilenet_may_end_early_and_pool_every_map():
     before = 32 + 32 + 64 + 64 + 128 + 128
     expected = np.clip(np.asarray(third), 0, 6).mean((1, 2))
     np.testing.assert_allclose(pooled[:, before : before + 128], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_resnet9_may_give_the_means_of_every_stage():
+    images = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
+    model = ResNet9(features=(4, 8), pool=(False, True), residual=(False, True), means="all")
+    variables = jax.jit(model.init)(jax.random.key(1), images)
+    assert variables["params"]["Dense_0"]["kernel"].shape == (12, 10)
+    last = model.clone(means="last")
+    params = dict(variables["params"])
+    params["Dense_0"] = {**params["Dense_0"], "kernel": params["Dense_0"]["kernel"][4:]}
+    silent = jax.tree.map(lambda x: x, variables)
+    kernel = variables["params"]["Dense_0"]["kernel"].at[:4].set(0)
+    silent["params"]["Dense_0"]["kernel"] = kernel
+    np.testing.assert_allclose(
+        model.apply(silent, images),
+        last.apply({**variables, "params": params}, images),
+        rtol=1e-5,
+        atol=1e-6,
+    )
 
 
 def test_lenet_frames_small_images():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -25,6 +27,9 @@ class ResNet9(nn.Module):
     """Whether the stage halves height and width."""
     residual: tuple[bool, ...] = (False, False, True)
     """Whether two more convolutions follow in the stage, around which its input is added."""
+    means: Literal["last", "all"] = "last"
+    """Which stages' maps have their means given to the last layer. What lies lower tells of colours
+    and textures."""
     activation: Activation = "relu"
     """After each normalisation."""
     dtype: Dtype = "float32"
@@ -35,13 +40,14 @@ class ResNet9(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         check_size(self, images, 2 ** sum(self.pool))
-        x = images.astype(self.dtype)
+        x, means = images.astype(self.dtype), []
         for features, pool, residual in zip(self.features, self.pool, self.residual, strict=True):
             x = self._convolution(x, features, train, pool)
             if residual:
                 inner = self._convolution(x, features, train)
                 x = x + self._convolution(inner, features, train)
-        x = x.mean(axis=(1, 2))
+            means.append(x.mean(axis=(1, 2)))
+        x = means[-1] if self.means == "last" else jnp.concatenate(means, axis=-1)
         return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)
 
     def _convolution(
