@@ -453,7 +453,10 @@ def colour_cube(colours: Sequence[str], shares: np.ndarray) -> Figure:
     for place, azimuth in enumerate((35, 125), 1):
         axes: Any = figure.add_subplot(1, 2, place, projection="3d")
         areas = 12 + 120 * shares / shares.max()
-        axes.scatter(*points.T, c=list(colours), s=areas, edgecolors=GREY, linewidths=0.3, alpha=1)
+        axes.scatter(
+            *points.T, c=list(colours), s=areas, edgecolors=GREY, linewidths=0.3, depthshade=False
+        )
+        axes.set_box_aspect((1, 1, 1), zoom=0.82)  # else a label is cut off
         axes.view_init(elev=22, azim=azimuth)
         for name in "xyz":
             axes.set(**{f"{name}lim": (0, 255), f"{name}ticks": (0, 128, 255)})
