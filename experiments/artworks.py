@@ -180,15 +180,8 @@ def artworks_finetuned() -> Training:
             unfreeze=(("conv_pw_12*", 3), ("conv_dw_13*", 3)),
             rates=(("conv_*", 0.1),),
         ),
-        # Standardised features, mixup and stochastic gradients were no better on validation.
-        model=LINEAR.model.clone(standardise=False, dropout=0.2),
-        pretrained=dataclasses.replace(
-            LINEAR.pretrained, fresh=("predictions", "dense_1", "conv_pw_13*")
-        ),
+        model=LINEAR.model.clone(dropout=0.5),
         task=Classification(label_smoothing=0.1),
-        optimizer=Optimizer(
-            name="adamw", learning_rate=3e-3, weight_decay=0.1, schedule="cosine", warmup=0.05
-        ),
         selection=Selection(report="best"),
         epochs=20,
     )
