@@ -153,9 +153,11 @@ class Training(Experiment):
             raise UsageError("--evaluation.mirror needs --augmentation.mirror with cached features")
 
     def test_sized(self) -> Self:
+        size = tuple(min(side, 64) for side in self.augmentation.size)
         return dataclasses.replace(
             self,
             data=self.data.test_sized(),
+            augmentation=dataclasses.replace(self.augmentation, size=size),
             pretrained=Pretrained(),
             epochs=1,
             batch_size=16,

@@ -34,7 +34,7 @@ from cnn_research.models.resnet9 import ResNet9
 
 MODELS = architectures()
 TRAINED = "batch_stats", "auxiliary"
-SIZED = {"convnet"}
+SIZED = {"ss_cnn", "convnet"}
 """Whose linear layers have as many weights as the image has pixels."""
 
 
