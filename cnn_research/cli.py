@@ -62,10 +62,6 @@ def main(argv: Sequence[str]) -> None:
         logging.set_verbosity(logging.WARNING)
     try:
         launch(list(argv[1:]))
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever reads, as `| head`, has seen enough; Python must not flush into the pipe again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except UserError as error:
         fail(error)
     except KeyboardInterrupt:
@@ -84,7 +80,11 @@ def launch(words: list[str]) -> None:
         words: what absl left: overrides of fields, and perhaps `--help`.
     """
     if FLAGS.list:
-        print(listing())
+        try:
+            print(listing(), flush=True)
+        except BrokenPipeError:
+            # Whoever reads, as `| head`, has seen enough; Python must not flush again at the end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     workdir = Path(FLAGS.workdir) if FLAGS.workdir else None
     default = default_experiment(workdir)

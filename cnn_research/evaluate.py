@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from cnn_research import checkpoint
 from cnn_research import workdir as folders
 from cnn_research.data.dataset import Dataset, Split
-from cnn_research.errors import UserError
+from cnn_research.errors import UsageError, UserError
 from cnn_research.experiment import Result, flatten, from_dict
 from cnn_research.feature_cache import FromFeatures, before, cached_features
 from cnn_research.mesh import batch_sharded, data_mesh, replicated
@@ -253,6 +253,11 @@ def bound(experiment: Training, dataset: Dataset) -> Training:
     model = experiment.task.bind(experiment.model, dataset)
     transfer = experiment.transfer
     if transfer.cache_after:
+        if dataset.window:
+            raise UsageError(
+                "--transfer.cache-after computes features once, and of this data another window is "
+                "cut each time: leave it out"
+            )
         frozen = before(model, dataset.image_shape, transfer.cache_after)
         transfer = dataclasses.replace(transfer, freeze=(*transfer.freeze, *frozen))
     return dataclasses.replace(

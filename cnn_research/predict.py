@@ -22,7 +22,7 @@ from flax import linen as nn
 
 from cnn_research import workdir as folders
 from cnn_research.data.dataset import Dataset
-from cnn_research.data.images import BadImage, decode, files_below, printable
+from cnn_research.data.images import ENDINGS, BadImage, decode, files_below, printable
 from cnn_research.errors import UsageError, UserError
 from cnn_research.evaluate import Trained, open_trained, predict, views_of
 from cnn_research.experiment import Result
@@ -32,7 +32,6 @@ from cnn_research.tasks.task import Answer
 from cnn_research.training import Training
 
 FOLDER = "predictions"
-ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 LONGEST_FEATURES = 2048
 """Features of more numbers than this are folded before they are compared."""
 SHOWN = 24

@@ -19,6 +19,7 @@ from cnn_research.optimizers import Optimizer
 from cnn_research.tasks.histogram import Histogram
 from cnn_research.tasks.histogram_predictions import HistogramPredictions
 from cnn_research.training import Selection, Training
+from cnn_research.transfer import Transfer
 
 COLOURS = np.array([[250, 10, 10], [10, 240, 20], [20, 30, 250], [240, 240, 235]], np.uint8)
 
@@ -176,6 +177,19 @@ def test_a_network_learns_histograms_and_reports_them(tmp_path):
     assert saved["test"] == figures
 
     run(training, tmp_path / "run", "predict", str(tmp_path / "photos" / "deep" / "3.png"))
+
+
+def test_features_of_windows_cannot_be_cached(tmp_path):
+    training = Training(
+        data=dataclasses.replace(clustered(tmp_path), window=(15, 20)),
+        model=SSCNN(features=(8, 8, 8)),
+        task=Histogram(),
+        selection=Selection(metric="loss"),
+        transfer=Transfer(cache_after="features"),
+        batch_size=16,
+    )
+    with pytest.raises(UsageError, match="another window is cut each time"):
+        run(training, tmp_path / "run")
 
 
 def test_a_task_that_needs_clusters_says_so():

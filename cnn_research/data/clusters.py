@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from cnn_research.data import cache
-from cnn_research.data.dataset import Dataset, Split
+from cnn_research.data.dataset import Dataset, Split, check_window
 from cnn_research.data.sources import Photos, Synthetic
 from cnn_research.errors import UsageError
 
@@ -74,12 +74,8 @@ class Clustered:
             UsageError: images are smaller than a window, or there are too many clusters.
         """
         dataset = self.source.load()
-        height, width, channels = dataset.image_shape
-        if not (1 <= self.window[0] <= height and 1 <= self.window[1] <= width):
-            raise UsageError(
-                f"data.window is {self.window}, and the images of {dataset.name} are of "
-                f"{height}x{width}: take a smaller window, or larger images"
-            )
+        check_window(self.window, dataset)
+        channels = dataset.image_shape[2]
         if not 2 <= self.clusters <= 256 or channels != 3:
             raise UsageError(
                 f"data.clusters is {self.clusters}, and the images have {channels} channels: "

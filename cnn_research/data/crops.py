@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cnn_research.data.dataset import MISSING, Dataset, Split
+from cnn_research.data.dataset import MISSING, Dataset, Split, check_window
 from cnn_research.data.sources import Products, Synthetic
 from cnn_research.errors import UsageError, UserError
 
@@ -66,12 +66,7 @@ class Crops:
             UserError: a name of the list is not there.
         """
         dataset = self.source.load()
-        height, width, _ = dataset.image_shape
-        if not (1 <= self.window[0] <= height and 1 <= self.window[1] <= width):
-            raise UsageError(
-                f"data.window is {self.window}, and the images of {dataset.name} are of "
-                f"{height}x{width}: take a smaller window, or larger images"
-            )
+        check_window(self.window, dataset)
         if min(self.grid) < 1 or not 0 <= self.flipped < 1:
             raise UsageError(
                 f"data.grid is {self.grid} and data.flipped {self.flipped}: the grid has one row "

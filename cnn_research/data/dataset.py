@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cnn_research.errors import UserError
+from cnn_research.errors import UsageError, UserError
 
 MISSING = -1
 """The class of an example whose class is not known: it has no loss and is not counted. A number
@@ -114,3 +114,13 @@ class Dataset:
             return 1
         _, height, width, _ = self.splits["train"].images.shape
         return (height // self.window[0]) * (width // self.window[1])
+
+
+def check_window(window: tuple[int, int], dataset: Dataset) -> None:
+    """Raises `UsageError` for a window, height and width, that the images have no room for."""
+    height, width, _ = dataset.image_shape
+    if not (1 <= window[0] <= height and 1 <= window[1] <= width):
+        raise UsageError(
+            f"data.window is {window}, and the images of {dataset.name} are of {height}x{width}: "
+            "take a smaller window, or larger images"
+        )

@@ -24,6 +24,9 @@ from cnn_research.errors import UserError
 MAX_PIXELS = 50_000_000
 """Larger images are refused: a small file can unpack into all of the memory."""
 
+ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+"""The names of files that are taken for images, where any file might lie about."""
+
 SPLIT_FOLDERS = {
     "train": "train",
     "validation": "validation",
@@ -246,16 +249,13 @@ def plan_folder(root: Path, shown: str, class_of: Callable[[str], str] = printab
 
 
 def plan_photos(root: Path, shown: str) -> Plan:
-    """The records of every image below `root`, by the endings of names that Pillow knows.
+    """The records of every image below `root`, by the endings of names.
 
     Raises:
         UserError: there is none; names `shown`.
     """
-    from PIL import Image
-
-    endings = Image.registered_extensions()
     paths = [path for path, _ in files_below(root)]
-    kept = [path for path in paths if path.suffix.lower() in endings]
+    kept = [path for path in paths if path.suffix.lower() in ENDINGS]
     if not kept:
         raise UserError(f"{shown} has no images in it")
     return Plan(
