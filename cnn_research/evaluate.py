@@ -25,7 +25,7 @@ from cnn_research.feature_cache import FromFeatures, before, cached_features
 from cnn_research.mesh import batch_sharded, data_mesh, replicated
 from cnn_research.report import write_report
 from cnn_research.state import TrainState, init_state
-from cnn_research.tasks.task import FittedTask
+from cnn_research.tasks.task import PIXELS, FittedTask
 from cnn_research.training import Training
 from cnn_research.transfer import Transfer
 from cnn_research.weights import Weights
@@ -93,8 +93,10 @@ class Evaluator:
 
         def step(variables, images, labels, weights):
             views = views_of(images, experiment)
-            outputs = predict(model, variables, views, experiment.fitted_task)
-            return experiment.fitted_task.sums(outputs, labels, weights), outputs
+            task = experiment.fitted_task
+            outputs = predict(model, variables, views, task)
+            seen = {**labels, PIXELS: images} if task.sees_images else labels
+            return task.sums(outputs, seen, weights), outputs
 
         self._step = jax.jit(step, out_shardings=replicated(mesh))
 

@@ -25,6 +25,7 @@ MOST_CLASSES_WITH_COUNTS = 30
 CURVES_IN_A_ROW = 3
 CONFUSED_ROWS, CONFUSED_COLUMNS = 6, 3
 HISTOGRAMS = 24
+PALETTES = 24
 
 
 def curve_names(epochs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -498,6 +499,36 @@ def histograms(
             ends = np.cumsum(shares)
             strips.barh(height, shares, left=ends - shares, height=0.9, color=list(colours))
         strips.set_xlim(0, 1)
+    return figure
+
+
+def palettes(images: np.ndarray, rows: Mapping[str, Sequence[np.ndarray]]) -> Figure:
+    """Images, and below each its palettes as strips.
+
+    Args:
+        images: uint8 `[examples, height, width, 3]`; so many as there is room for are shown.
+        rows: per title, the palette of each image, uint8 `[colours, 3]`.
+    """
+    from matplotlib.figure import Figure
+
+    shown = min(PALETTES, len(images))
+    columns = min(6, shown)
+    lines = -(-shown // columns)
+    strips = len(rows)
+    figure = Figure(
+        figsize=(2 * columns, (1.6 + 0.3 * strips) * lines), dpi=144, layout="constrained"
+    )
+    heights = [5.0, *[1.0] * strips] * lines
+    grid = figure.subplots(len(heights), columns, height_ratios=heights, squeeze=False)
+    for axes in grid.ravel():
+        axes.set_axis_off()
+    for index in range(shown):
+        line, column = divmod(index, columns)
+        picture, *below = grid[line * (1 + strips) :, column][: 1 + strips]
+        _image(picture, images[index])
+        for axes, (title, of_images) in zip(below, rows.items(), strict=True):
+            axes.imshow(of_images[index][None], aspect="auto")
+            axes.set_title(title, fontsize=6, loc="left", pad=1)
     return figure
 
 

@@ -74,6 +74,7 @@ def predict_images(experiment: Training, workdir: Path, source: str) -> Result:
                     )
                     row: dict[str, Any] = {"file": printable(file)}
                     row |= {head: said.values for head, said in answer.items()}
+                    found.experiment.fitted_task.write_files(partial, file, answer)
                     if nearest is not None:
                         places = nearest(features, neighbours)
                         row["nearest"] = nearest.describe(places)

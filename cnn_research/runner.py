@@ -47,6 +47,7 @@ from cnn_research.pretrained import Loaded, load_pretrained
 from cnn_research.progress import Progress
 from cnn_research.random import example_keys, fold_name, stream_key
 from cnn_research.state import TrainState, init_state
+from cnn_research.tasks.task import PIXELS
 from cnn_research.training import Training
 from cnn_research.transfer import frozen_statistics, stopped, with_frozen
 from cnn_research.writers import MetricsWriter
@@ -464,6 +465,8 @@ def batch(
         )
         images, share = augmentation.mixed(keys, images, changed(other_keys, others))
         targets = [(labels, share), (other_labels, 1 - share)]
+    if experiment.task.sees_images:
+        targets = [({**labels, PIXELS: images}, share) for labels, share in targets]
     return images if experiment.transfer.cache_after else scaled(images, experiment), targets
 
 

@@ -4,16 +4,23 @@ The photographs are named with `--data.source.path=FOLDER_OR_ARCHIVE`; without, 
 with scikit-learn serve.
 """
 
+import dataclasses
+
+from cnn_research.data.augment import Augmentation
 from cnn_research.data.clusters import Clustered
 from cnn_research.data.crops import Crops
+from cnn_research.data.palettes import Palettes
 from cnn_research.data.sources import Photos, Products
 from cnn_research.experiment import register
-from cnn_research.models import SSCNN
+from cnn_research.models import SSCNN, PaletteNet
 from cnn_research.optimizers import Optimizer
+from cnn_research.pretrained import Pretrained
 from cnn_research.purification import Purification
 from cnn_research.tasks.classification import Classification
 from cnn_research.tasks.histogram import Histogram
+from cnn_research.tasks.palette import Palette
 from cnn_research.training import Evaluation, Selection, Training
+from cnn_research.transfer import Transfer
 
 SS_CNN = Training(
     data=Clustered(source=Photos(), clusters=128, window=(37, 37)),
@@ -22,8 +29,6 @@ SS_CNN = Training(
     optimizer=Optimizer(
         name="sgd", learning_rate=0.1, nesterov=True, schedule="cosine", warmup=0.05
     ),
-    mean=(0.5,),
-    std=(0.25,),
     selection=Selection(metric="loss"),
     evaluation=Evaluation(batch_size=520),
     epochs=40,
@@ -66,9 +71,54 @@ def colour_names() -> Purification:
             model=SSCNN(),
             task=Classification(head="colour", class_weights="balanced"),
             optimizer=Optimizer(name="adam", learning_rate=1e-3, schedule="cosine"),
-            mean=SS_CNN.mean,
-            std=SS_CNN.std,
             epochs=10,
             batch_size=512,
         ),
+    )
+
+
+PALETTE = Training(
+    data=Photos(image_size=(128, 128)),
+    model=PaletteNet(),
+    task=Palette(),
+    pretrained=Pretrained("runs/palette_ss_cnn", fresh=("head",)),
+    transfer=Transfer(freeze=("conv*", "fc")),
+    optimizer=Optimizer(name="adam", learning_rate=2e-3, schedule="cosine", clip_norm=5.0),
+    augmentation=Augmentation(mirror=True, brightness=0.3, contrast=0.3, saturation=0.5),
+    selection=Selection(metric="loss"),
+    evaluation=Evaluation(batch_size=50),
+    epochs=12,
+    batch_size=32,
+)
+
+
+@register(document="000", data="photographs")
+def palette() -> Training:
+    """Ten colours from an image in one forward pass, trained on the images' own pixels.
+
+    python launch.py --experiment=palette --data.path=FOLDER_OR_ARCHIVE
+
+    It starts from `palette_ss_cnn`'s run, in `runs/palette_ss_cnn` or where
+    `--pretrained.source=FOLDER` says.
+    """
+    return PALETTE
+
+
+@register(document="000", data="palettes")
+def palette_people() -> Training:
+    """The palette's head, trained further on palettes that people made.
+
+    python launch.py --experiment=palette_people --data.path=palettes.tar.xz
+
+    It starts from `palette`'s run, in `runs/palette` or where `--pretrained.source=FOLDER` says.
+    """
+    return dataclasses.replace(
+        PALETTE,
+        data=Palettes(),
+        task=Palette(target="people"),
+        pretrained=Pretrained("runs/palette"),
+        optimizer=Optimizer(name="adam", learning_rate=1e-4, schedule="cosine", clip_norm=5.0),
+        augmentation=Augmentation(mirror=True),
+        epochs=40,
+        batch_size=10,
     )

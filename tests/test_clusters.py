@@ -162,8 +162,6 @@ def test_a_network_learns_histograms_and_reports_them(tmp_path):
         epochs=60,
         batch_size=16,
         evaluate_every=60,
-        mean=(0.5,),
-        std=(0.25,),
     )
     result = run(training, tmp_path / "run")
     figures = result.figures["test"]

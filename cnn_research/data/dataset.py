@@ -21,6 +21,9 @@ UNSEEN = -2
 """The class of an example whose class is known but that no training example can have: a class that
 only the split `target` has. No prediction of it can be right, so it is counted as wrong."""
 
+PALETTE = "palette"
+"""What labels are called that are palettes: several colours for each image."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
@@ -30,7 +33,8 @@ class Split:
         images: uint8 `[examples, height, width, channels]`, often a read-only memory map.
         labels: per head, classes, int32 `[examples]`, `MISSING` (-1) where not known and, outside
             of `train`, `UNSEEN` (-2) where no class; or numbers, float32 `[examples]`, NaN where
-            not known; or a class of each pixel, uint8 `[examples, height, width]`.
+            not known; or a class of each pixel, uint8 `[examples, height, width]`; or palettes,
+            sRGB 0 to 1, float32 `[examples, most, 3]`, NaN where one has fewer colours.
         names: per example, where it came from (`train/Coat/17.jpg`), or None if it has no name.
     """
 

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from cnn_research.data import artworks, cache, images, tables
-from cnn_research.data.dataset import UNSEEN, Dataset, Split
+from cnn_research.data.dataset import PALETTE, UNSEEN, Dataset, Split
 from cnn_research.data.splits import Examples, assign
 from cnn_research.errors import UsageError, UserError
 
@@ -631,6 +631,8 @@ class Synthetic:
     """How many classes each head has."""
     numbers: tuple[str, ...] = ()
     """The name of each set of numbers, which are normally distributed."""
+    palette: int = 0
+    """The most colours that a person's palette of an image has; 0 for no palettes."""
     seed: int = 0
     """Decides every pixel and label."""
 
@@ -663,7 +665,8 @@ class Synthetic:
                     head: random.integers(0, classes, size, dtype=np.int32)
                     for head, classes in zip(self.heads, self.classes, strict=True)
                 }
-                | {head: random.standard_normal(size, np.float32) for head in self.numbers},
+                | {head: random.standard_normal(size, np.float32) for head in self.numbers}
+                | ({PALETTE: self._palettes(random, size)} if self.palette else {}),
                 names=np.array([f"{name}/{index}" for index in range(size)]),
             )
             for name, size in sizes.items()
@@ -681,3 +684,9 @@ class Synthetic:
             },
             provenance={"source": self.description, **dataclasses.asdict(self)},
         )
+
+    def _palettes(self, random: np.random.Generator, size: int) -> np.ndarray:
+        """Every second one lacks its last colour."""
+        palettes = random.random((size, self.palette, 3), np.float32)
+        palettes[::2, -1] = np.nan
+        return palettes

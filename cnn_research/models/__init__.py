@@ -13,6 +13,7 @@ from cnn_research.models.inception_v3 import InceptionV3
 from cnn_research.models.lenet import LeNet5
 from cnn_research.models.mlp import MLP
 from cnn_research.models.mobilenet import MobileNetV1
+from cnn_research.models.palette_net import PaletteNet
 from cnn_research.models.resnet import ResNet
 from cnn_research.models.resnet9 import ResNet9
 from cnn_research.models.ss_cnn import SSCNN
@@ -31,6 +32,7 @@ __all__ = [
     "InceptionV3",
     "LeNet5",
     "MobileNetV1",
+    "PaletteNet",
     "ResNet",
     "ResNet9",
     "WideResNet",

@@ -10,6 +10,9 @@ from cnn_research import ops
 from cnn_research.models.architectures import register_model
 from cnn_research.models.layers import Conv, Dtype, check_size
 
+MEAN, STD = 0.5, 0.25
+"""Of pixels, about."""
+
 
 class Flat(nn.Module):
     """Maps as vectors: a layer of its own, so that its output has a name."""
@@ -25,7 +28,8 @@ class SSCNN(nn.Module):
     Document 000, section 'Implementacion del modelo SS-CNN', after Wang et al., "Color names
     learning using convolutional neural networks", 2015. The document leaves open the pools (these
     are those of its figure 3), the padding (1: maps shrink by strides and pools alone) and the
-    constants of the normalisation (AlexNet's).
+    constants of the normalisation (AlexNet's). Images are 0 to 1, and are centred here: whoever
+    takes over the layers cannot centre them otherwise.
     """
 
     features: tuple[int, ...] = (32, 96, 96)
@@ -38,8 +42,16 @@ class SSCNN(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """Logits of the clusters, float32 `[batch, num_classes]`."""
+        x = Flat(name="features")(self.maps(images))
+        return nn.Dense(self.num_classes, dtype=self.dtype, name="fc")(x).astype(jnp.float32)
+
+    def maps(self, images: jax.Array) -> jax.Array:
+        """What the last pool comes to, `[batch, height / 16, width / 16, features[-1]]`.
+
+        For three convolutions; `images` are float32 `[batch, height, width, 3]`, 0 to 1.
+        """
         check_size(self, images, 3 * 2 ** (len(self.features) - 1))
-        x = images.astype(self.dtype)
+        x = ((images - MEAN) / STD).astype(self.dtype)
         last = len(self.features)
         for number, features in enumerate(self.features, 1):
             strides = 2 if number == last else 1
@@ -49,8 +61,7 @@ class SSCNN(nn.Module):
             x = ops.max_pool(nn.relu(x), 2)
             if number < last:
                 x = ops.local_response_norm(x)
-        x = Flat(name="features")(x)
-        return nn.Dense(self.num_classes, dtype=self.dtype, name="fc")(x).astype(jnp.float32)
+        return x
 
 
 register_model("ss_cnn", SSCNN(), image_shape=(37, 37, 3), source="document 000; Wang et al. 2015")

@@ -20,6 +20,11 @@ Sums = Mapping[str, tuple["jax.Array", "jax.Array"]]
 """Per metric (sum, count), float32 `[]` each: sums of parts add up, and divide at the end."""
 
 
+PIXELS = "/pixels"
+"""Among the labels of a task that sees images: these themselves, 0 to 255, as they are before the
+model's scaling. No head has a slash in its name."""
+
+
 class Predictions(Protocol):
     """What a model said about every example of a split, for one head, and what came of it."""
 
@@ -72,6 +77,8 @@ class Task(abc.ABC):
 
     metrics: ClassVar[tuple[str, ...]] = ()
     """The names of `means` that also are figures of an evaluation: a selection may go by them."""
+    sees_images: ClassVar[bool] = False
+    """Whether the loss is about the images themselves, which are then among the labels."""
 
     @property
     @abc.abstractmethod
@@ -114,7 +121,8 @@ class FittedTask(Task):
 
         Args:
             outputs: float32 `[batch, outputs]`, the model's.
-            labels: per head `[batch]`, as in `Split`: not all are known.
+            labels: per head `[batch]`, as in `Split`: not all are known. Images as `PIXELS`, where
+                the task sees them.
             weights: float32 `[batch]`: 0 for padding, and for a mixed image the share that the
                 label has in it.
         """
@@ -176,4 +184,13 @@ class FittedTask(Task):
         Args:
             outputs: float32 `[images, outputs]`, the model's.
             class_names: per head of classes, the name of each class.
+        """
+
+    def write_files(self, folder: Path, file: Path, answers: Mapping[str, Answer]) -> None:
+        """Writes what programs of its field read of one image's answers; nothing by default.
+
+        Args:
+            folder: where to; the names of files start with that of `file`.
+            file: the image's.
+            answers: for each head.
         """

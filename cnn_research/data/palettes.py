@@ -1,0 +1,117 @@
+"""Images with palettes that people made for them, in folds."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnn_research.data import images, tables
+from cnn_research.data.dataset import PALETTE, Dataset, Split
+from cnn_research.data.sources import Photos, Synthetic
+from cnn_research.errors import UsageError, UserError
+
+IMAGE, COLOURS = "image", "colours"
+"""Columns of the table: an image's file name, and its colours as hex with spaces between."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Palettes:
+    """Images and a table with a palette for each: `image` names the file, `colours` has it as hex.
+
+    The images are dealt into folds. One is the test; of the others a share is for validation. All
+    folds in turn make every image a test image once.
+    """
+
+    path: str = ""
+    """A folder or archive with the images and one .csv file, anywhere in it."""
+    image_size: tuple[int, int] = (128, 128)
+    """Height and width to which every image is stretched."""
+    folds: int = 5
+    """How many folds."""
+    fold: int = 0
+    """Which of them is the test."""
+    validation: float = 0.125
+    """Which fraction of the other folds is held out for validation; 0 for none."""
+    split_seed: int = 0
+    """Decides which image is in which fold."""
+
+    @property
+    def description(self) -> str:
+        """In a few words."""
+        stem = images.printable(Path(self.path).name).split(".")[0]
+        return f"images of {stem} with people's palettes, fold {self.fold + 1} of {self.folds}"
+
+    def test_sized(self) -> Synthetic:
+        """Noise with palettes of noise."""
+        return Synthetic(
+            train=16, validation=4, test=4, image_shape=(64, 64, 3), heads=(), classes=(), palette=6
+        )
+
+    def load(self) -> Dataset:
+        """Images are uint8 `[examples, *image_size, 3]`; the labels `palette` as in `Split`.
+
+        Raises:
+            UsageError: no path, or a fold that there is not.
+            UserError: an image without a row, or a row without colours.
+        """
+        if not self.path:
+            raise UsageError("--data.path is empty: name the folder or archive of the palettes")
+        if not (0 <= self.fold < self.folds and 0 <= self.validation < 1):
+            raise UsageError(
+                f"--data.fold is {self.fold} of {self.folds}, --data.validation "
+                f"{self.validation}: folds count from 0, and the share is from 0 to below 1"
+            )
+        dataset = Photos(self.path, self.image_size, validation=0.0, test=0.0).load()
+        everything = dataset.splits["train"]
+        assert everything.names is not None, "files have names"
+        if len(everything) < self.folds:
+            raise UsageError(
+                f"--data.folds is {self.folds}, and there are {len(everything)} images: ask for "
+                "fewer folds"
+            )
+        labels = self._labels([Path(str(name)).name for name in everything.names])
+        order = np.random.default_rng(self.split_seed).permutation(len(everything))
+        test = np.sort(order[self.fold :: self.folds])
+        others = order[~np.isin(order, test)]
+        held_out = round(self.validation * len(others))
+        chosen = {"train": np.sort(others[held_out:]), "test": test}
+        if held_out:
+            chosen["validation"] = np.sort(others[:held_out])
+        whole = Split(everything.images, {PALETTE: labels}, everything.names)
+        folds: dict[str, Any] = {"folds": self.folds, "fold": self.fold, "seed": self.split_seed}
+        return Dataset(
+            name="palettes",
+            splits={name: whole.take(indices) for name, indices in chosen.items()},
+            class_names={},
+            provenance={**dataset.provenance, "source": self.description, **folds},
+        )
+
+    def _labels(self, names: list[str]) -> np.ndarray:
+        """The palette of each image, as in `Split`."""
+        with images.opened(Path(self.path)) as folder:
+            shown = images.printable(self.path)
+            rows = tables.read_table(tables.find_table(folder, shown), shown)
+        for column in (IMAGE, COLOURS):
+            if column not in rows[0]:
+                raise UserError(
+                    f"{shown} has no column '{column}'; its columns are {', '.join(rows[0])}"
+                )
+        made = {Path(row[IMAGE]).name: row[COLOURS].split() for row in rows}
+        for name in names:
+            if name not in made:
+                raise UserError(f"{shown}: the table has no palette for {name}")
+            wrong = [code for code in made[name] if not re.fullmatch("#[0-9a-fA-F]{6}", code)]
+            if wrong or not made[name]:
+                raise UserError(
+                    f"{shown}: the colours of {name} are '{' '.join(made[name])}': they must be "
+                    "written as #rrggbb, with spaces between"
+                )
+        labels = np.full((len(names), max(len(made[name]) for name in names), 3), np.nan)
+        for row, name in enumerate(names):
+            colours = [list(bytes.fromhex(code[1:])) for code in made[name]]
+            labels[row, : len(colours)] = np.array(colours) / 255
+        return labels.astype(np.float32)

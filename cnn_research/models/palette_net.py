@@ -1,0 +1,138 @@
+"""Document 000's palette: a second head on the self-supervised network, for a whole image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from cnn_research.models.architectures import register_model
+from cnn_research.models.ss_cnn import SSCNN
+from cnn_research.ops.colours import srgb_to_lab
+
+PATCH = 2
+"""Rows and columns of the maps that are one crop of 37x37 to the network's last layer."""
+
+SCALE = 20.0
+"""Units of CIELAB in one unit of a layer."""
+
+
+class PaletteHead(nn.Module):
+    """Colours from a histogram, moved to where the image's pixels are.
+
+    A network says from the histogram where in CIELAB the colours are. Each reading then replaces
+    every colour by the mean of the pixels that are its own: those that are nearer to it than to
+    the others, by a softmax over squared distances whose width is learnt.
+    """
+
+    colours: int
+    hidden: tuple[int, ...]
+    readings: int
+
+    @nn.compact
+    def __call__(self, histogram: jax.Array, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The colours before and after the readings, CIELAB, float32 `[batch, colours, 3]` each.
+
+        Args:
+            histogram: float32 `[batch, clusters]`.
+            pixels: CIELAB, float32 `[batch, pixels, 3]`.
+        """
+        # Roots of shares: the rare ones tell apart as well as the common ones.
+        x = jnp.sqrt(histogram * histogram.shape[-1])
+        for features in self.hidden:
+            x = nn.relu(nn.Dense(features)(x))
+        x = nn.Dense(3 * self.colours, kernel_init=nn.initializers.normal(0.02), bias_init=_spread)(
+            x
+        )
+        first = colours = SCALE * x.reshape(-1, self.colours, 3)
+        widths = self.param("widths", nn.initializers.constant(3.0), (self.readings,))
+        for width in widths:
+            squares = ((pixels[:, :, None] - colours[:, None]) ** 2).sum(-1)
+            own = nn.softmax(-squares * jnp.exp(-width))
+            sums = jnp.einsum("bpc,bpd->bcd", own, pixels)
+            # One pixel's weight on where it was: a colour without pixels stays there.
+            colours = (sums + colours) / (own.sum(axis=1) + 1)[..., None]
+        return first, colours
+
+
+def _spread(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    """Colours to start from, all over CIELAB as photographs fill it."""
+    low, high = jnp.array([10.0, -15.0, -15.0]), jnp.array([90.0, 25.0, 35.0])
+    drawn = jax.random.uniform(key, (shape[0] // 3, 3), minval=low, maxval=high)
+    return drawn.reshape(shape).astype(dtype) / SCALE
+
+
+class PaletteNet(SSCNN):
+    """The self-supervised network over a whole image, and a head that says a palette.
+
+    Document 000 replaces the last layer by 10 colours of RGB and keeps the others as they are. It
+    names no target for them, and purifies with them, which needs classes: here the 11 names are
+    purified (`colour_names`), as in Prades (2017) and Wang et al. (2015), and the palette is a
+    second head on the same layers. What they say of every crop of the image, the estimated
+    histogram of its clusters, is averaged, and the head sees that and the pixels.
+    """
+
+    colours: int = 10
+    """Of a palette."""
+    hidden: tuple[int, ...] = (512, 512)
+    """Units of the head's hidden layers."""
+    readings: int = 2
+    """How often the head's colours are moved to the pixels that are nearest."""
+    first_weight: float = 0.3
+    """Of the colours before the readings in the objective."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """Colours in CIELAB, with the share of the image that each covers.
+
+        Args:
+            images: float32 `[batch, height, width, 3]`, 0 to 1; any size above that of a crop's
+                maps.
+            train: sees every second row and column of pixels.
+
+        Returns:
+            float32 `[batch, colours * 4]`: L*, a*, b* and the share of each colour in turn.
+        """
+        maps = self.maps(images)
+        rows, columns = maps.shape[1] - PATCH + 1, maps.shape[2] - PATCH + 1
+        crops = jnp.concatenate(
+            [
+                maps[:, row : row + rows, column : column + columns]
+                for row, column in np.ndindex(PATCH, PATCH)
+            ],
+            axis=-1,
+        )
+        logits = nn.Dense(self.num_classes, dtype=self.dtype, name="fc")(crops)
+        histogram = nn.softmax(logits.astype(jnp.float32)).mean(axis=(1, 2))
+        seen = images[:, ::2, ::2] if train else images
+        pixels = srgb_to_lab(seen.reshape(len(seen), -1, 3).astype(jnp.float32))
+        first, colours = PaletteHead(self.colours, self.hidden, self.readings, name="head")(
+            histogram, pixels
+        )
+        if self.first_weight:
+            self.sow("auxiliary", "first", (self.first_weight, with_shares(first, pixels)))
+        return with_shares(colours, pixels)
+
+
+def with_shares(colours: jax.Array, pixels: jax.Array) -> jax.Array:
+    """Colours, each with the share of the pixels that it is nearest to in CIELAB.
+
+    Args:
+        colours: CIELAB, `[batch, colours, 3]`.
+        pixels: CIELAB, `[batch, pixels, 3]`.
+
+    Returns:
+        float32 `[batch, colours * 4]`.
+    """
+    squares = ((pixels[:, :, None] - colours[:, None]) ** 2).sum(-1)
+    own = jax.nn.one_hot(jnp.argmin(squares, axis=-1), colours.shape[1])
+    shares = own.mean(axis=1)
+    return jnp.concatenate([colours, shares[..., None]], axis=-1).reshape(len(colours), -1)
+
+
+register_model(
+    "palette_net", PaletteNet(), image_shape=(128, 128, 3), source="document 000, a palette head"
+)

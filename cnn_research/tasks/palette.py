@@ -1,0 +1,175 @@
+"""A palette of colours for each image: document 000's last output."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+
+from cnn_research.data.dataset import PALETTE
+from cnn_research.errors import UsageError, UserError
+from cnn_research.tasks import palette_files
+from cnn_research.tasks.palette_predictions import PalettePredictions
+from cnn_research.tasks.task import PIXELS, Answer, FittedTask, Predictions, Sums, Task
+
+if TYPE_CHECKING:
+    import jax
+    from flax import linen as nn
+
+    from cnn_research.data.dataset import Dataset
+
+LOOKED_AT = 32
+"""About so many rows and columns of an image's pixels are compared with its palette."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Palette(Task):
+    """Colours in any order, compared with the image's own pixels or with palettes that people made.
+
+    The loss is a mean colour difference, CIEDE2000. Of pixels: from each to the nearest colour. Of
+    people's palettes: from each colour of either palette to the nearest of the other, the mean of
+    both directions (Q. Pan and S. Westland, "Comparative evaluation of color differences between
+    color palettes", 2018).
+    """
+
+    metrics: ClassVar = ("loss",)
+    sees_images: ClassVar = True
+
+    colours: int = 10
+    """Of a palette."""
+    target: Literal["pixels", "people"] = "pixels"
+    """What a palette is compared with."""
+    difference: Literal["ciede2000", "lab", "oklab", "rgb"] = "ciede2000"
+    """What training minimises: CIEDE2000, or the distance in a space of colours."""
+    matching: Literal["nearest", "transport"] = "nearest"
+    """How training compares with people's palettes: each colour with the nearest of the other
+    palette, or all with all, at the least cost of moving one palette to the other."""
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        return (PALETTE,)
+
+    def check(self) -> None:
+        """Raises `UsageError` for fields that do not go together."""
+        if self.colours < 1:
+            raise UsageError(f"--task.colours is {self.colours}: must be 1 or more")
+        if self.matching != "nearest" and self.target != "people":
+            raise UsageError(
+                "--task.matching=transport compares palettes: it needs --task.target=people"
+            )
+
+    def check_data(self, dataset: Dataset) -> None:
+        """Raises `UserError` for images without colours, or without people's palettes."""
+        if dataset.image_shape[2] != 3:
+            raise UserError(
+                f"data set {dataset.name} has images of {dataset.image_shape[2]} channels: "
+                "palettes are of images with 3"
+            )
+        labels = dataset.splits["train"].labels.get(PALETTE)
+        if self.target == "people" and (labels is None or labels.ndim != 3):
+            raise UserError(
+                f"data set {dataset.name} has no palettes that people made: it needs "
+                "data=Palettes(...), or --task.target=pixels"
+            )
+
+    def outputs(self, dataset: Dataset) -> int:
+        """L*, a*, b* and a share for each colour."""
+        return 4 * self.colours
+
+    def bind(self, model: nn.Module, dataset: Dataset) -> nn.Module:
+        """The model with as many colours."""
+        return model.clone(colours=self.colours)
+
+    def fitted(self, dataset: Dataset) -> FittedPalette:
+        """Itself: it has nothing to know of the data."""
+        return FittedPalette(**{f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
+
+
+@dataclasses.dataclass(frozen=True)
+class FittedPalette(Palette, FittedTask):
+    """A palette task that is bound to its data."""
+
+    @property
+    def own_objective(self) -> bool:
+        """Whether training minimises another difference than it reports."""
+        return self.difference != "ciede2000" or self.matching != "nearest"
+
+    def sums(self, outputs: jax.Array, labels: Mapping[str, jax.Array], weights: jax.Array) -> Sums:
+        """The mean colour difference, CIEDE2000.
+
+        Args:
+            outputs: as `colours_of` takes them.
+            labels: the images, uint8 or float `[batch, height, width, 3]`, 0 to 255, as `PIXELS`;
+                for people's palettes these as `palette`, sRGB 0 to 1, float32
+                `[batch, most, 3]`, NaN where a palette has fewer colours.
+            weights: float32 `[batch]`, 0 for padding.
+        """
+        return self._sums(outputs, labels, weights, "ciede2000", "nearest")
+
+    def objective(
+        self, outputs: jax.Array, labels: Mapping[str, jax.Array], weights: jax.Array
+    ) -> Sums:
+        return self._sums(outputs, labels, weights, self.difference, self.matching)
+
+    def _sums(
+        self,
+        outputs: jax.Array,
+        labels: Mapping[str, jax.Array],
+        weights: jax.Array,
+        difference: str,
+        matching: str,
+    ) -> Sums:
+        import jax.numpy as jnp
+
+        from cnn_research.ops import colours, palettes
+
+        palette = colours_of(outputs)
+        if self.target == "pixels":
+            images = labels[PIXELS]
+            step = max(1, min(images.shape[1:3]) // LOOKED_AT)
+            pixels = images[:, ::step, ::step].reshape(len(images), -1, 3) / 255
+            losses = palettes.to_nearest(colours.srgb_to_lab(pixels), palette, difference)
+        else:
+            people = labels[PALETTE]
+            known = ~jnp.isnan(people[..., 0])
+            theirs = colours.srgb_to_lab(jnp.where(known[..., None], people, 0.0))
+            compare = palettes.transported if matching == "transport" else palettes.between
+            losses = compare(palette, theirs, known, difference)
+        return {"loss": (jnp.sum(weights * losses), weights.sum())}
+
+    def averaged(self, views: Sequence[jax.Array]) -> jax.Array:
+        """The first view's: colours of other views may come in another order."""
+        return views[0]
+
+    def predictions(
+        self, dataset: Dataset, split: str, outputs: np.ndarray, means: Mapping[str, float]
+    ) -> dict[str, Predictions]:
+        predicted = PalettePredictions(
+            split=split,
+            palettes=[palette_files.palette_of(row) for row in outputs],
+            people=dataset.splits[split].labels.get(PALETTE) if self.target == "people" else None,
+            loss=means["loss"],
+        )
+        return {PALETTE: predicted}
+
+    def answers(
+        self, outputs: np.ndarray, class_names: Mapping[str, tuple[str, ...]]
+    ) -> list[dict[str, Answer]]:
+        """The colours, the one that covers most first, with their shares and names."""
+        return [{PALETTE: palette_files.answer(palette_files.palette_of(row))} for row in outputs]
+
+    def write_files(self, folder: Path, file: Path, answers: Mapping[str, Answer]) -> None:
+        """The image with its palette as a strip, and the palette for GIMP and as CSS."""
+        palette_files.write(folder, file, answers[PALETTE].values["colours"])
+
+
+def colours_of(outputs: jax.Array) -> jax.Array:
+    """The colours, CIELAB `[batch, colours, 3]`, of a palette network's outputs.
+
+    Args:
+        outputs: L*, a*, b* and the share of each colour, float32 `[batch, colours * 4]`.
+    """
+    return outputs.reshape(len(outputs), -1, 4)[..., :3]
