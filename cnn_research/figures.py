@@ -20,6 +20,12 @@ TRAINING: dict[str, Any] = {"color": "#0072B2", "marker": "o", "label": "trainin
 VALIDATION: dict[str, Any] = {"color": "#D55E00", "marker": "s", "label": "validation"}
 GREY = "#555555"
 
+TERMS = {
+    **{"black": "#111111", "blue": "#1f4ee0", "brown": "#7a4a21", "green": "#1f9e3a"},
+    **{"grey": "#8c8c8c", "gray": "#8c8c8c", "orange": "#ff8a1f", "pink": "#ff8fc2"},
+    **{"purple": "#7d2fb0", "red": "#d9182b", "white": "#f7f7f7", "yellow": "#f7dc1f"},
+}
+"""What the basic colour terms are painted in."""
 MOST_MISTAKES = 24
 MOST_CLASSES_WITH_COUNTS = 30
 CURVES_IN_A_ROW = 3
@@ -529,6 +535,43 @@ def palettes(images: np.ndarray, rows: Mapping[str, Sequence[np.ndarray]]) -> Fi
         for axes, (title, of_images) in zip(below, rows.items(), strict=True):
             axes.imshow(of_images[index][None], aspect="auto")
             axes.set_title(title, fontsize=6, loc="left", pad=1)
+    return figure
+
+
+def named_pixels(image: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Figure:
+    """An image beside a map of its colour names, painted in these colours.
+
+    Args:
+        image: uint8 `[height, width, 3]`.
+        labels: which name each place of a grid over the image has, int `[rows, columns]`.
+        names: basic colour terms, or others, which are painted in colours of their own.
+    """
+    from matplotlib import colormaps
+    from matplotlib.colors import to_rgb
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    other = colormaps["tab20"]
+    palette = np.array(
+        [
+            to_rgb(TERMS[name.lower()]) if name.lower() in TERMS else other(index % 20)[:3]
+            for index, name in enumerate(names)
+        ]
+    )
+    height, width = image.shape[:2]
+    figure = Figure(figsize=(9, 1 + 4 * min(2.0, height / width)), dpi=120, layout="constrained")
+    picture, painted = figure.subplots(1, 2)
+    for axes in (picture, painted):
+        axes.set_axis_off()
+    picture.imshow(image)
+    painted.imshow(palette[labels], interpolation="nearest", extent=(0, width, height, 0))
+    shares = np.bincount(labels.ravel(), minlength=len(names)) / labels.size
+    handles = [
+        Patch(facecolor=palette[i], edgecolor=GREY, label=f"{names[i]} {shares[i]:.0%}")
+        for i in np.argsort(-shares, kind="stable")
+        if shares[i] >= 0.005
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=6, frameon=False, fontsize=8)
     return figure
 
 

@@ -41,7 +41,10 @@ class Purification(Experiment):
     last layer is trained anew on the others.
     """
 
-    modes: ClassVar = {"run": "cnn_research.purification:purify"}
+    modes: ClassVar = {
+        "run": "cnn_research.purification:purify",
+        "predict": "cnn_research.naming:name_pixels",
+    }
     resumable_fields: ClassVar = ("rounds",)
 
     ss_cnn: Training

@@ -83,12 +83,12 @@ PALETTE = Training(
     task=Palette(),
     pretrained=Pretrained("runs/palette_ss_cnn", fresh=("head",)),
     transfer=Transfer(freeze=("conv*", "fc")),
-    optimizer=Optimizer(name="adam", learning_rate=2e-3, schedule="cosine", clip_norm=5.0),
+    optimizer=Optimizer(name="adam", learning_rate=1e-3, schedule="cosine", clip_norm=5.0),
     augmentation=Augmentation(mirror=True, brightness=0.3, contrast=0.3, saturation=0.5),
     selection=Selection(metric="loss"),
     evaluation=Evaluation(batch_size=50),
     epochs=12,
-    batch_size=32,
+    batch_size=16,
 )
 
 

@@ -72,11 +72,13 @@ def test_a_folder_without_images(tmp_path):
         Photos(path=str(tmp_path / "empty")).load()
 
 
-def test_embedded_photographs_need_no_files():
-    data = Photos(image_size=(30, 40)).load()
-    assert {name: len(split) for name, split in data.splits.items()} == {
-        **{"train": 5, "validation": 1, "test": 2}
-    }
+@pytest.mark.parametrize(
+    ("image_size", "sizes"), [((321, 481), (5, 1, 2)), ((100, 100), (33, 5, 10))]
+)
+def test_embedded_photographs_need_no_files(image_size, sizes):
+    data = Photos(image_size=image_size).load()
+    assert data.image_shape == (*image_size, 3)
+    assert tuple(len(data.splits[name]) for name in ("train", "validation", "test")) == sizes
 
 
 def clustered(tmp_path, **fields) -> Clustered:

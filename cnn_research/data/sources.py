@@ -305,8 +305,8 @@ class Photos(ImageFolder):
     """
 
     path: str = ""
-    """A folder or archive, prepared on first use; empty for quarters of the two photographs that
-    ship with scikit-learn."""
+    """A folder or archive, prepared on first use; empty for pieces of the two photographs that ship
+    with scikit-learn: as many as have room side by side, quarters at least."""
     image_size: tuple[int, int] = (321, 481)
     """Height and width to which every image is stretched."""
     test: float = 0.2
@@ -314,7 +314,7 @@ class Photos(ImageFolder):
 
     @property
     def description(self) -> str:
-        which = _stem(self.path) if self.path else "scikit-learn's photographs, in quarters"
+        which = _stem(self.path) if self.path else "scikit-learn's photographs, in pieces"
         return f"{which}, {self.image_size[0]}x{self.image_size[1]}x3"
 
     def load(self) -> Dataset:
@@ -331,18 +331,16 @@ class Photos(ImageFolder):
         from sklearn.datasets import load_sample_images
 
         bunch = load_sample_images()
-        names, quarters = [], []
+        names, pieces = [], []
         for file, photograph in zip(bunch.filenames, bunch.images, strict=True):
-            height, width = photograph.shape[0] // 2, photograph.shape[1] // 2
-            for row, column in itertools.product(range(2), repeat=2):
+            sides = photograph.shape[:2]
+            rows, columns = (max(2, a // b) for a, b in zip(sides, self.image_size, strict=True))
+            height, width = sides[0] // rows, sides[1] // columns
+            for row, column in itertools.product(range(rows), range(columns)):
                 part = photograph[row * height :, column * width :][:height, :width]
-                quarters.append(
-                    images.resized(images.turned(part, self.image_size), self.image_size)
-                )
+                pieces.append(images.resized(images.turned(part, self.image_size), self.image_size))
                 names.append(f"{Path(file).name} {row},{column}")
-        examples = Examples(
-            np.stack(quarters), {}, {}, np.array(names), np.full(len(names), "train")
-        )
+        examples = Examples(np.stack(pieces), {}, {}, np.array(names), np.full(len(names), "train"))
         return _with_scikit_learn("sample_photographs", self, examples, _fractions(self))
 
 

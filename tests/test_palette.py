@@ -1,0 +1,299 @@
+"""Document 000's palettes: differences, the network, people's palettes, and what is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from cnn_research.data.dataset import PALETTE
+from cnn_research.data.palettes import Palettes
+from cnn_research.data.sources import Photos, Synthetic
+from cnn_research.errors import UsageError, UserError
+from cnn_research.experiment import run
+from cnn_research.models import SSCNN, PaletteNet
+from cnn_research.ops import colours, palettes
+from cnn_research.optimizers import Optimizer
+from cnn_research.tasks.palette import Palette
+from cnn_research.tasks.palette_files import nearest_names, palette_of, with_strip
+from cnn_research.tasks.task import PIXELS
+from cnn_research.training import Evaluation, Selection, Training
+from cnn_research.transfer import Transfer
+
+SMALL = PaletteNet(features=(4, 8, 8), num_classes=8, hidden=(16,), colours=3)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
+
+
+def lab(*rgb):
+    return np.asarray(colours.srgb_to_lab(jnp.array(rgb, jnp.float32) / 255))
+
+
+RED, GREEN, BLUE, GREY = (250, 10, 10), (10, 240, 20), (20, 30, 250), (128, 128, 128)
+
+
+# Differences -------------------------------------------------------------------------------------
+
+
+def test_pixels_are_compared_with_their_nearest_colour():
+    random = np.random.default_rng(0)
+    pixels = lab(*random.integers(0, 256, (50, 3)))
+    palette = lab(*random.integers(0, 256, (7, 3)))
+    expected = []
+    for pixel in pixels:
+        nearest = palette[np.argmin(((palette - pixel) ** 2).sum(-1))]
+        expected.append(float(colours.ciede2000(jnp.array(pixel), jnp.array(nearest))))
+    found = palettes.to_nearest(pixels[None], palette[None])
+    np.testing.assert_allclose(found, [np.mean(expected)], rtol=1e-5)
+    euclid = [np.sqrt(((palette - pixel) ** 2).sum(-1)).min() for pixel in pixels]
+    np.testing.assert_allclose(
+        palettes.to_nearest(pixels[None], palette[None], "lab"), [np.mean(euclid)], rtol=1e-5
+    )
+
+
+def test_palettes_are_compared_in_both_directions_whatever_their_order():
+    first, second = lab(RED, GREEN, GREY), lab(BLUE, RED)
+    there = [0.0, min(_apart(GREEN, BLUE), _apart(GREEN, RED)),
+             min(_apart(GREY, BLUE), _apart(GREY, RED))]  # fmt: skip
+    back = [min(_apart(BLUE, RED), _apart(BLUE, GREEN), _apart(BLUE, GREY)), 0.0]
+    expected = (np.mean(there) + np.mean(back)) / 2
+    padded = np.concatenate([second, lab(GREEN)])  # not there: it must not count
+    known = np.array([True, True, False])
+    found = palettes.between(first[None, ::-1], padded[None], known[None])
+    np.testing.assert_allclose(found, [expected], atol=2e-3)
+
+
+def _apart(first, second):
+    return float(colours.ciede2000(*map(jnp.asarray, lab(first, second))))
+
+
+def test_transport_matches_every_colour_with_another():
+    first, second = lab(RED, GREEN), lab(GREEN, RED, BLUE)
+    known = np.array([[True, True, False]])
+    same = palettes.transported(first[None], second[None], known, "lab")
+    assert float(same[0]) < 0.1
+    # Nearest: all greens; transport has to move half of the palette to red.
+    greens = lab(GREEN, GREEN)
+    moved = palettes.transported(greens[None], second[None], known, "lab")
+    distance = np.linalg.norm(lab(GREEN)[0] - lab(RED)[0])
+    np.testing.assert_allclose(moved, [distance / 2], rtol=1e-2)
+
+
+@pytest.mark.parametrize("name", palettes.DIFFERENCES)
+def test_differences_can_be_learnt_from_where_colours_are_equal(name):
+    def loss(palette):
+        known = jnp.ones((1, 2), bool)
+        both = palettes.between(palette, lab(GREY, (0, 0, 0))[None], known, name)
+        moved = palettes.transported(palette, lab(GREY, (0, 0, 0))[None], known, name)
+        return (both + moved + palettes.to_nearest(palette, palette, name)).sum()
+
+    slope = jax.grad(loss)(jnp.asarray(lab(GREY, (0, 0, 0))[None]))
+    assert np.isfinite(slope).all()
+
+
+# The network -------------------------------------------------------------------------------------
+
+
+def test_a_crop_has_the_histogram_of_the_self_supervised_network():
+    images = np.random.default_rng(0).random((2, 37, 37, 3), np.float32)
+    variables = SMALL.init(jax.random.key(0), images)
+    _, state = SMALL.apply(variables, images, capture_intermediates=True, mutable=["intermediates"])
+    logits = state["intermediates"]["fc"]["__call__"][0]
+    ss_cnn = SSCNN(features=SMALL.features, num_classes=8)
+    params = {name: values for name, values in variables["params"].items() if name != "head"}
+    np.testing.assert_allclose(
+        logits[:, 0, 0], ss_cnn.apply({"params": params}, images), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("size", [(37, 37), (50, 130)])
+def test_colours_come_with_the_share_that_each_covers(size):
+    image = np.zeros((1, *size, 3), np.float32)
+    image[:, : size[0] // 2] = np.array(RED) / 255
+    variables = SMALL.init(jax.random.key(1), image)
+    rows = SMALL.apply(variables, image).reshape(3, 4)
+    np.testing.assert_allclose(rows[:, 3].sum(), 1, rtol=1e-5)
+    pixels = colours.srgb_to_lab(image.reshape(-1, 3))
+    nearest = ((pixels[:, None] - rows[None, :, :3]) ** 2).sum(-1).argmin(1)
+    np.testing.assert_allclose(rows[:, 3], np.bincount(nearest, minlength=3) / len(pixels))
+
+
+def test_an_image_of_one_colour_has_a_palette_of_that_colour():
+    image = np.broadcast_to(np.array(BLUE, np.float32) / 255, (1, 64, 64, 3))
+    variables = SMALL.init(jax.random.key(1), image)
+    palette = palette_of(np.asarray(SMALL.apply(variables, image)[0]))
+    assert len(palette.rgb) == 1 and palette.shares.sum() == pytest.approx(1)
+    assert np.abs(palette.rgb[0].astype(int) - BLUE).max() <= 1
+
+
+# Training ----------------------------------------------------------------------------------------
+
+
+def trained(task=None, data=None):
+    return Training(
+        data=data or Synthetic(train=16, validation=4, test=4, image_shape=(40, 40, 3), heads=(),
+                               classes=(), palette=4),
+        model=SMALL,
+        task=task or Palette(colours=3),
+        transfer=Transfer(freeze=("conv*", "fc")),
+        optimizer=Optimizer(name="adam", learning_rate=1e-2),
+        selection=Selection(metric="loss"),
+        evaluation=Evaluation(batch_size=4),
+        epochs=8,
+        batch_size=8,
+        evaluate_every=8,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        Palette(colours=3),
+        Palette(colours=3, target="people", matching="transport", difference="oklab"),
+    ],
+)
+def test_a_head_learns_and_the_rest_stays(tmp_path, task):
+    from cnn_research.evaluate import open_trained
+
+    result = run(trained(task), tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    losses = [row["loss"] for row in rows if row["split"] == "train"]
+    assert losses[-1] < losses[0] or len(losses) == 1
+    assert result.figures["test"]["count"] == 4 and result.figures["test"]["loss"] > 0
+    assert (tmp_path / "run" / "report" / "palettes.png").exists()
+    found = open_trained(tmp_path / "run")
+    assert found.experiment.model.colours == 3
+
+
+def test_the_loss_of_the_pixels_is_that_of_the_images_that_were_changed():
+    task = Palette(colours=1).fitted(Synthetic(heads=(), classes=()).load())
+    outputs = jnp.concatenate([lab(GREY)[0], jnp.ones(1)])[None]
+    grey = np.full((1, 8, 8, 3), 128, np.uint8)
+    total, count = task.sums(outputs, {PIXELS: jnp.asarray(grey)}, jnp.ones(1))["loss"]
+    assert count == 1 and total < 0.01
+    total, _ = task.sums(outputs, {PIXELS: jnp.asarray(grey) // 2}, jnp.ones(1))["loss"]
+    assert total > 10
+
+
+def test_what_cannot_be_trained_says_so(tmp_path):
+    with pytest.raises(UsageError, match=r"needs --task\.target=people"):
+        Palette(matching="transport").check()
+    with pytest.raises(UserError, match="no palettes that people made"):
+        Palette(target="people").check_data(Synthetic(heads=(), classes=()).load())
+    with pytest.raises(UserError, match="1 channels"):
+        grey = Synthetic(image_shape=(40, 40, 1), heads=(), classes=())
+        Palette().check_data(grey.load())
+    cached = dataclasses.replace(trained(), transfer=Transfer(cache_after="fc"))
+    with pytest.raises(UsageError, match="leaves no images"):
+        run(cached, tmp_path / "run")
+
+
+# People's palettes -------------------------------------------------------------------------------
+
+
+def folder_of_palettes(folder, count=11):
+    (folder / "images").mkdir(parents=True)
+    rows = ["image,source,colours"]
+    for number in range(count):
+        pixels = np.full((20, 30, 3), number, np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"{number}.png")
+        rows.append(f"{number}.png,made up,#0000{number:02x} #ffffff" + " #102030" * (number % 2))
+    (folder / "palettes.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def test_every_image_is_in_the_test_of_one_fold(tmp_path):
+    source = Palettes(str(folder_of_palettes(tmp_path / "made")), (40, 40), folds=3)
+    tested = []
+    for fold in range(3):
+        data = dataclasses.replace(source, fold=fold).load()
+        names = {name: set(map(str, split.names)) for name, split in data.splits.items()}
+        assert sum(map(len, names.values())) == 11 == len(set.union(*names.values()))
+        tested += sorted(names["test"])
+        split = data.splits["test"]
+        for image, palette in zip(split.images, split.labels[PALETTE], strict=True):
+            number = image[0, 0, 0]
+            assert palette.shape == (3, 3)
+            np.testing.assert_allclose(palette[0], [0, 0, number / 255], atol=1e-6)
+            assert np.isnan(palette[2]).all() == (number % 2 == 0)
+    assert len(tested) == 11 == len(set(tested))
+
+
+def test_tables_of_palettes_that_cannot_be_used(tmp_path):
+    folder = folder_of_palettes(tmp_path / "made")
+    with pytest.raises(UsageError, match="folds count from 0"):
+        Palettes(str(folder), fold=5).load()
+    with pytest.raises(UsageError, match=r"--data\.path is empty"):
+        Palettes().load()
+    table = folder / "palettes.csv"
+    text = table.read_text()
+    table.write_text(text.replace("#000003", "navy"))
+    with pytest.raises(UserError, match=r"3\.png are 'navy #ffffff #102030'"):
+        Palettes(str(folder)).load()
+    table.write_text(text.replace("4.png", "44.png"))
+    with pytest.raises(UserError, match=r"no palette for 4\.png"):
+        Palettes(str(folder)).load()
+    table.write_text(text.replace("colours", "colors"))
+    with pytest.raises(UserError, match="no column 'colours'"):
+        Palettes(str(folder)).load()
+
+
+# Use ---------------------------------------------------------------------------------------------
+
+
+def test_any_image_gets_a_palette_or_one_clear_line(tmp_path, capsys):
+    photos = Photos(image_size=(100, 100))
+    training = dataclasses.replace(trained(data=photos), epochs=1)
+    run(training, tmp_path / "run")
+    folder = tmp_path / "images"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    noise = Image.fromarray(random.integers(0, 256, (30, 20, 3), np.uint8))
+    noise.save(folder / "noise.jpg")
+    noise.convert("CMYK").save(folder / "cmyk.jpg")
+    noise.convert("L").save(folder / "grey.png")
+    noise.convert("RGBA").save(folder / "clear.png")
+    Image.fromarray(np.full((5, 5), 40000, np.uint16)).save(folder / "deep.png")
+    Image.new("RGB", (1, 1), RED).save(folder / "one.png")
+    noise.save(folder / "moving.gif", save_all=True, append_images=[noise.rotate(90)])
+    (folder / "broken.jpg").write_bytes(b"no image")
+    capsys.readouterr()
+    run(training, tmp_path / "run", "predict", str(folder))
+    said = capsys.readouterr().out
+    assert "left out" in said and "broken.jpg" in said
+    written = tmp_path / "run" / "predictions"
+    rows = [json.loads(line) for line in (written / "predictions.jsonl").open()]
+    assert len(rows) == 7
+    for row in rows:
+        found = row[PALETTE]["colours"]
+        shares = [colour["share"] for colour in found]
+        assert shares == sorted(shares, reverse=True) and sum(shares) == pytest.approx(1, abs=1e-3)
+        assert all(bytes.fromhex(c["hex"][1:]) == bytes(c["rgb"]) and c["name"] for c in found)
+    one = next(row[PALETTE]["colours"] for row in rows if row["file"].endswith("one.png"))
+    assert [colour["share"] for colour in one] == [1]
+    gimp = (written / "noise.jpg.gpl").read_text().splitlines()
+    assert gimp[0] == "GIMP Palette" and len(gimp) == 4 + 3
+    assert (written / "noise.jpg.css").read_text().count("--colour-") == 3
+    assert Image.open(written / "noise.jpg.palette.png").size[0] == 20
+    assert "#" in (written / "predictions.csv").read_text()
+
+
+def test_a_strip_stands_below_the_image():
+    image = np.zeros((100, 60, 3), np.uint8)
+    picture = with_strip(image, np.array([RED, GREEN], np.uint8))
+    assert picture.shape == (100 + 1 + 20, 60, 3)
+    assert (picture[-1, 0] == RED).all() and (picture[-1, -1] == GREEN).all()
+
+
+def test_colours_have_the_name_that_is_nearest():
+    assert nearest_names(np.array([[0, 0, 0], [255, 255, 255], [3, 67, 223]], np.uint8)) == [
+        *("black", "white", "blue"),
+    ]
