@@ -4,7 +4,7 @@ python -m benchmarks.architectures --output results/architectures.json
 
 The runner's own step on a batch of 8 images of the published size, with SGD and momentum, in
 float32. Each architecture is a process of its own, whose peak memory is that of the whole program,
-compilation included. Worth something on an idle machine only; takes about half an hour on two
+compilation included. Worth something on an idle machine only; takes a quarter of an hour on two
 cores.
 """
 

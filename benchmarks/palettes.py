@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.results import ROOT, Measurement, arguments, row
+from cnn_research.staged import SECOND
 
 COLOURS = 10
 LONGEST = 240
@@ -54,8 +55,9 @@ def main() -> int:
     )
     folder = ROOT / "runs" / "palette_benchmark"
     folder.mkdir(parents=True, exist_ok=True)
-    pixels = of_pixels(options.photos, options.run, folder)
-    people = of_people(options.palettes, options.run, folder)
+    head = options.run / SECOND
+    pixels = of_pixels(options.photos, head, folder)
+    people = of_people(options.palettes, head, folder)
     speed = palettes_per_second(options.photos, options.run)
     ratio = pixels["ratio to k-means in Lab"]
     others = {name: value for name, value in people["mean"].items() if name != OURS}

@@ -2,11 +2,11 @@
 
     python -m benchmarks.train_speed --output results/train_speed.json
 
-A step is forward, backward and the optimizer's update, in float32. For fashion_mnist_cnn and
-products_t3 our side is what users run: the registered experiment's model, task and optimizer in the
-runner's own step, which also draws its batch from the training split and scales it; PyTorch gets
-one ready batch. The other models exist here alone, and both sides train them on one fixed random
-batch.
+A step is forward, backward and the optimizer's update, in float32. For fashion_mnist_cnn,
+products_t3 and palette_ss_cnn our side is what users run: the registered experiment's model, task
+and optimizer in the runner's own step, which also draws its batch from the training split and
+scales it (and cuts palette_ss_cnn's crops and counts their histograms); PyTorch gets one ready
+batch. The other models exist here alone, and both sides train them on one fixed random batch.
 
 Every contender is a process of its own, so that thread pools and allocators do not disturb each
 other, and stays alive between turns. In a round each takes one turn of a few seconds while the
@@ -56,20 +56,25 @@ class Case:
     image: tuple[int, int, int]
     classes: tuple[int, ...]
     """Of each head."""
-    optimizer: Literal["adam", "momentum"]
+    optimizer: Literal["adam", "momentum", "nesterov"]
     learning_rate: float
     keep_memory: bool
+    shares: bool = False
+    """Whether the targets are shares of the classes instead of one of them."""
 
 
 CASES = {
     "fashion_mnist_cnn": Case(128, (28, 28, 1), (10,), "adam", 1e-3, keep_memory=False),
     "red1": Case(32, (244, 244, 3), (50,), "adam", 1e-4, keep_memory=True),
     "products_t3": Case(100, (224, 224, 3), (17, 42, 132), "adam", 1e-3, keep_memory=True),
+    "palette_ss_cnn": Case(
+        128, (37, 37, 3), (128,), "nesterov", 0.1, keep_memory=False, shares=True
+    ),
     "resnet18": Case(64, (32, 32, 3), (10,), "momentum", 0.01, keep_memory=True),
 }
 
 
-EXPERIMENTS = ("fashion_mnist_cnn", "products_t3")
+EXPERIMENTS = ("fashion_mnist_cnn", "products_t3", "palette_ss_cnn")
 """The cases that are registered experiments."""
 
 
@@ -86,21 +91,25 @@ def runner_trainer(name: str) -> tuple[Callable[[Any, Any], tuple[Any, Any]], An
 
     case = CASES[name]
     experiment = registry()[name].experiment()
-    data = Synthetic(
-        train=1024, image_shape=case.image, heads=experiment.task.heads, classes=case.classes
-    )
-    experiment = dataclasses.replace(experiment, data=data, batch_size=case.batch)
+    if case.shares:
+        dataset = clusters_of_noise(case)
+    else:
+        dataset = Synthetic(
+            train=1024, image_shape=case.image, heads=experiment.task.heads, classes=case.classes
+        ).load()
+    experiment = dataclasses.replace(experiment, batch_size=case.batch)
     if experiment.keep_memory != case.keep_memory:
         raise RuntimeError(f"{name} has keep_memory={experiment.keep_memory}: mend CASES")
-    dataset, mesh = data.load(), data_mesh()
+    mesh = data_mesh()
     train, experiment = dataset.splits["train"], bound(experiment, dataset)
     model = experiment.model
     optimizer = experiment.optimizer.build(1_000_000)
-    arrays = Arrays(train.images, dict(train.labels))
+    arrays = Arrays(train.images, dict(train.labels), window=dataset.window)
     arrays, seed = jax.device_put((arrays, jnp.uint32(0)), replicated(mesh))
     with jax.set_mesh(mesh):
         state = initial_state(experiment, model, optimizer, dataset, mesh)
-    steps = make_steps(experiment, model, optimizer, len(train), mesh)
+    examples = len(train) * dataset.windows
+    steps = make_steps(experiment, model, optimizer, examples, mesh)
 
     def step(state, arrays):
         with jax.set_mesh(mesh):
@@ -108,6 +117,26 @@ def runner_trainer(name: str) -> tuple[Callable[[Any, Any], tuple[Any, Any]], An
         return state, sum(metrics[loss] for loss in metrics if loss.split()[-1] == "loss")
 
     return step, state, arrays
+
+
+def clusters_of_noise(case: Case) -> Any:
+    """Photographs of noise, as large as real ones, with a random cluster for each pixel."""
+    import numpy as np
+
+    from cnn_research.data.dataset import Dataset, Split
+
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (16, 321, 481, 3), np.uint8)
+    (clusters,) = case.classes
+    labels = random.integers(0, clusters, images.shape[:3], np.uint8)
+    names = tuple(f"#{cluster:06x}" for cluster in range(clusters))
+    return Dataset(
+        name="noise",
+        splits={"train": Split(images, {"cluster": labels})},
+        class_names={"cluster": names},
+        provenance={},
+        window=case.image[:2],
+    )
 
 
 def jax_trainer(name: str) -> tuple[Callable[[Any, Any], tuple[Any, Any]], Any, Any]:
@@ -244,6 +273,15 @@ def torch_runner(name: str, mode: str) -> tuple[Callable[[int], float], int]:
         head = [nn.Linear(25_088, 128), nn.ReLU(), nn.Linear(128, sum(case.classes))]
         return nn.Sequential(*layers, nn.Flatten(), *head)
 
+    def palette_ss_cnn() -> nn.Module:
+        def block(inputs: int, features: int, stride: int) -> list[nn.Module]:
+            conv = nn.Conv2d(inputs, features, 3, stride, padding=1)
+            return [conv, nn.ReLU(), nn.MaxPool2d(2)]
+
+        norm = functools.partial(nn.LocalResponseNorm, 5, alpha=1e-4, beta=0.75, k=2.0)
+        layers = [*block(3, 32, 1), norm(), *block(32, 96, 1), norm(), *block(96, 96, 2)]
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(384, 128))
+
     class Block(nn.Module):
         def __init__(self, inputs: int, features: int, stride: int) -> None:
             super().__init__()
@@ -271,11 +309,14 @@ def torch_runner(name: str, mode: str) -> tuple[Callable[[int], float], int]:
         return nn.Sequential(*stem, *blocks, *pool, nn.Linear(512, 10))
 
     case = CASES[name]
-    makers = (fashion_mnist_cnn, red1, products_t3, resnet18)
+    makers = (fashion_mnist_cnn, red1, products_t3, palette_ss_cnn, resnet18)
     model = {maker.__name__: maker for maker in makers}[name]().train()
     height, width, channels = case.image
     images = torch.randn(case.batch, channels, height, width)
     labels = [torch.randint(classes, (case.batch,)) for classes in case.classes]
+    if case.shares:
+        labels = [torch.rand(case.batch, classes) for classes in case.classes]
+        labels = [shares / shares.sum(dim=1, keepdim=True) for shares in labels]
     if mode == "channels_last":
         model = model.to(memory_format=torch.channels_last)
         images = images.to(memory_format=torch.channels_last)
@@ -284,7 +325,11 @@ def torch_runner(name: str, mode: str) -> tuple[Callable[[int], float], int]:
         optimizer = torch.optim.Adam(model.parameters(), case.learning_rate, fused=True)
     else:
         optimizer = torch.optim.SGD(
-            model.parameters(), case.learning_rate, momentum=0.9, fused=True
+            model.parameters(),
+            case.learning_rate,
+            momentum=0.9,
+            nesterov=case.optimizer == "nesterov",
+            fused=True,
         )
     forward = torch.compile(model) if mode == "compile" else model
 

@@ -18,6 +18,7 @@ from cnn_research.errors import UsageError
 from cnn_research.experiment import Experiment, Result
 from cnn_research.markdown import markdown_table
 from cnn_research.pretrained import Pretrained
+from cnn_research.staged import train_once
 from cnn_research.training import Training
 from cnn_research.transfer import Transfer
 
@@ -92,8 +93,6 @@ def purify(experiment: Purification, workdir: Path) -> Result:
     Returns:
         The figures of each round.
     """
-    from cnn_research import runner
-
     with folders.claimed(workdir):
         folders.check_same(experiment, workdir, experiment.resumable_fields)
         folders.describe(experiment, workdir)
@@ -104,9 +103,7 @@ def purify(experiment: Purification, workdir: Path) -> Result:
         ]
         for number, (name, training) in enumerate(stages):
             folder = workdir / name
-            if not (folder / folders.EVALUATION).exists():
-                print(f"{name}: training in {folder}.")
-                runner.train(training, folder)
+            train_once(name, training, folder)
             # What the last round would discard, no training uses.
             if 0 < number < len(stages) - 1 and not (folder / KEPT).exists():
                 kept = discard(experiment, training, folder)

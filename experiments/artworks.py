@@ -171,7 +171,9 @@ def artworks_finetuned() -> Training:
 
     python launch.py --experiment=artworks_finetuned --pretrained.source=FILE
 
-    Ten epochs for the head alone, then the last two convolutions too, at a tenth of its rate.
+    Ten epochs for the head alone, then the last two convolutions too, at a tenth of its rate: 0.77
+    of the test paintings, over five splits, in ten minutes each. That is less than the linear layer
+    on all maps: what there is to learn of brushwork lies below what is fine-tuned here.
     """
     return dataclasses.replace(
         LINEAR,

@@ -16,6 +16,7 @@ from cnn_research.models import SSCNN, PaletteNet
 from cnn_research.optimizers import Optimizer
 from cnn_research.pretrained import Pretrained
 from cnn_research.purification import Purification
+from cnn_research.staged import Staged
 from cnn_research.tasks.classification import Classification
 from cnn_research.tasks.histogram import Histogram
 from cnn_research.tasks.palette import Palette
@@ -77,11 +78,10 @@ def colour_names() -> Purification:
     )
 
 
-PALETTE = Training(
+HEAD = Training(
     data=Photos(image_size=(128, 128)),
     model=PaletteNet(),
     task=Palette(),
-    pretrained=Pretrained("runs/palette_ss_cnn", fresh=("head",)),
     transfer=Transfer(freeze=("conv*", "fc")),
     optimizer=Optimizer(name="adam", learning_rate=1e-3, schedule="cosine", clip_norm=5.0),
     augmentation=Augmentation(mirror=True, brightness=0.3, contrast=0.3, saturation=0.5),
@@ -93,15 +93,16 @@ PALETTE = Training(
 
 
 @register(document="000", data="photographs")
-def palette() -> Training:
+def palette() -> Staged:
     """Ten colours from an image in one forward pass, trained on the images' own pixels.
 
-    python launch.py --experiment=palette --data.path=FOLDER_OR_ARCHIVE
+    python launch.py --experiment=palette --training.data.path=FOLDER_OR_ARCHIVE
 
-    It starts from `palette_ss_cnn`'s run, in `runs/palette_ss_cnn` or where
-    `--pretrained.source=FOLDER` says.
+    The self-supervised network is trained first, on `--pretraining.data.source.path`, or taken from
+    the run that `--training.pretrained.source` names (with `--training.pretrained.fresh head`). The
+    head can be trained on other images.
     """
-    return PALETTE
+    return Staged(pretraining=SS_CNN, training=HEAD, fresh=("head",))
 
 
 @register(document="000", data="palettes")
@@ -110,13 +111,14 @@ def palette_people() -> Training:
 
     python launch.py --experiment=palette_people --data.path=palettes.tar.xz
 
-    It starts from `palette`'s run, in `runs/palette` or where `--pretrained.source=FOLDER` says.
+    It starts from the run of `palette`, in `runs/palette` or where
+    `--pretrained.source=FOLDER/training` says.
     """
     return dataclasses.replace(
-        PALETTE,
+        HEAD,
         data=Palettes(),
         task=Palette(target="people"),
-        pretrained=Pretrained("runs/palette"),
+        pretrained=Pretrained("runs/palette/training"),
         optimizer=Optimizer(name="adam", learning_rate=1e-4, schedule="cosine", clip_norm=5.0),
         augmentation=Augmentation(mirror=True),
         epochs=40,

@@ -11,14 +11,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cnn_research.data.clusters import Clustered
 from cnn_research.data.dataset import PALETTE
 from cnn_research.data.palettes import Palettes
 from cnn_research.data.sources import Photos, Synthetic
 from cnn_research.errors import UsageError, UserError
+from cnn_research.evaluate import weights_of_run
 from cnn_research.experiment import run
 from cnn_research.models import SSCNN, PaletteNet
 from cnn_research.ops import colours, palettes
 from cnn_research.optimizers import Optimizer
+from cnn_research.pretrained import Pretrained
+from cnn_research.staged import Staged
+from cnn_research.tasks.histogram import Histogram
 from cnn_research.tasks.palette import Palette
 from cnn_research.tasks.palette_files import nearest_names, palette_of, with_strip
 from cnn_research.tasks.task import PIXELS
@@ -244,6 +249,43 @@ def test_tables_of_palettes_that_cannot_be_used(tmp_path):
     table.write_text(text.replace("colours", "colors"))
     with pytest.raises(UserError, match="no column 'colours'"):
         Palettes(str(folder)).load()
+
+
+# Two trainings -----------------------------------------------------------------------------------
+
+
+def test_the_second_training_starts_from_the_first_and_neither_runs_again(
+    tmp_path, monkeypatch, capsys
+):
+    noise = Synthetic(train=4, validation=2, test=2, image_shape=(40, 40, 3), heads=(), classes=())
+    first = Training(
+        data=Clustered(source=noise, clusters=8, window=(37, 37)),
+        model=SSCNN(features=SMALL.features),
+        task=Histogram(),
+        selection=Selection(metric="loss"),
+        epochs=1,
+        batch_size=4,
+    )
+    experiment = Staged(pretraining=first, training=trained(), fresh=("head",))
+    with pytest.raises(UserError, match="holds no training yet"):
+        run(experiment, tmp_path / "run", "evaluate")
+    result = run(experiment, tmp_path / "run")
+    start = weights_of_run(tmp_path / "run" / "pretraining").arrays
+    end = weights_of_run(tmp_path / "run" / "training").arrays
+    assert start.keys() < end.keys()
+    for leaf, values in start.items():
+        np.testing.assert_array_equal(end[leaf], values)
+    evaluated = run(experiment, tmp_path / "run", "evaluate")
+    assert evaluated.figures["test"] == pytest.approx(result.figures["test"], rel=1e-6)
+    Image.new("RGB", (9, 9), RED).save(tmp_path / "red.png")
+    run(experiment, tmp_path / "run", "predict", str(tmp_path / "red.png"))
+    assert (tmp_path / "run" / "training" / "predictions" / "red.png.gpl").exists()
+
+    monkeypatch.setattr("cnn_research.runner.train", lambda *_: pytest.fail("trained again"))
+    assert run(experiment, tmp_path / "run").figures == result.figures
+    named = dataclasses.replace(trained(), pretrained=Pretrained(str(tmp_path / "run/training")))
+    stages = dataclasses.replace(experiment, training=named).stages(tmp_path / "other")
+    assert list(stages) == ["training"] and stages["training"].pretrained == named.pretrained
 
 
 # Use ---------------------------------------------------------------------------------------------

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from cnn_research import naming
 from cnn_research.data import crops
 from cnn_research.data.clusters import Clustered
 from cnn_research.data.crops import Crops
@@ -146,7 +148,7 @@ def test_centres_are_the_means_of_the_surest_and_the_farthest_go():
 
 
 def small(folder: Path, **fields) -> Purification:
-    fields = {"epochs": 40, "batch_size": 60, "evaluate_every": 40, "mean": (0.5,), "std": (0.25,),
+    fields = {"epochs": 40, "batch_size": 60, "evaluate_every": 40,
               "model": SSCNN(features=(8, 8, 8))} | fields  # fmt: skip
     adam = Optimizer(name="adam", learning_rate=1e-2)
     return Purification(
@@ -189,6 +191,29 @@ def test_rounds_discard_flipped_labels_and_a_restart_runs_nothing(folder, tmp_pa
     monkeypatch.setattr("cnn_research.runner.train", lambda *_: pytest.fail("trained again"))
     again = run(experiment, tmp_path / "run")
     assert again.figures == result.figures
+
+    half = np.zeros((40, 60, 3), np.uint8) + np.uint8(COLOURS[2])
+    half[:, 30:] = COLOURS[0]
+    Image.fromarray(half).save(tmp_path / "half.png")
+    Image.new("RGB", (1, 1), tuple(COLOURS[1])).save(tmp_path / "one.png")
+    run(experiment, tmp_path / "run", "predict", str(tmp_path / "*.png"))
+    rows = [json.loads(line) for line in
+            (tmp_path / "run" / "predictions" / "predictions.jsonl").open()]  # fmt: skip
+    shares = {Path(row["file"]).name: row["shares"] for row in rows}
+    assert shares["one.png"]["green"] == 1
+    assert shares["half.png"]["red"] > 0.4 and shares["half.png"]["blue"] > 0.4
+    assert Image.open(tmp_path / "run" / "predictions" / "half.png.png").size[0] > 800
+
+
+def test_crops_stand_around_pixels():
+    image = np.arange(5 * 4 * 3, dtype=np.uint8).reshape(5, 4, 3)
+    crops, grid = naming.crops_around(image, (3, 3))
+    assert grid == (5, 4) and crops.shape == (20, 3, 3, 3)
+    np.testing.assert_array_equal(crops[:, 1, 1], image.reshape(-1, 3))
+    np.testing.assert_array_equal(crops[5], image[0:3, 0:3])
+    large, grid = naming.crops_around(np.zeros((200, 300, 3), np.uint8), (37, 37))
+    assert grid == (50, 75) and large.shape == (50 * 75, 37, 37, 3)
+    assert naming.small(np.zeros((1000, 10, 3), np.uint8), 240).shape == (240, 2, 3)
 
 
 @pytest.mark.parametrize("fields", [{"rounds": -1}, {"seeds": 0.0}, {"discard": 1.0}])

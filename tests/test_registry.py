@@ -142,7 +142,10 @@ def blank_pictures(monkeypatch):
     def blank(*unused):
         return Figure(figsize=(1, 1))
 
-    for name in ("confusion_matrix", "confusions", "mistakes", "training_curves"):
+    for name in (
+        *("confusion_matrix", "confusions", "mistakes", "training_curves"),
+        *("palettes", "histograms", "colour_cube"),
+    ):
         monkeypatch.setattr(f"cnn_research.figures.{name}", blank)
 
 
@@ -214,7 +217,9 @@ LAYERS = (
     {"evaluate"},
     {"galleries", "predict"},
     {"runner"},
+    {"staged"},
     {"studies", "purification"},
+    {"naming"},
     {"cli"},
     {"experiments"},
     {"launch"},
