@@ -17,7 +17,7 @@ from cnn_research.data.images import BadImage, decode, printable, resized
 from cnn_research.errors import UserError
 from cnn_research.evaluate import open_trained
 from cnn_research.experiment import Result
-from cnn_research.predict import FOLDER, forward_of, image_files
+from cnn_research.predict import FOLDER, forward_of, image_files, padded, stems
 from cnn_research.purification import Purification
 
 LONGEST = 240
@@ -35,8 +35,11 @@ def name_pixels(experiment: Purification, workdir: Path, source: str) -> Result:
     Raises:
         UserError: the rounds are not done, or there is no image.
     """
-    folders.check_same(experiment, workdir, ())
-    found = open_trained(workdir / f"round_{experiment.rounds}")
+    folders.check_same(experiment, workdir, experiment.resumable_fields)
+    last = workdir / f"round_{experiment.rounds}"
+    if not (last / folders.EVALUATION).exists():
+        raise UserError(f"{last} is not complete: run the experiment first, with --mode=run")
+    found = open_trained(last)
     batch_size = found.experiment.evaluation.batch_size
     (head,) = found.experiment.task.heads
     names = found.class_names[head]
@@ -46,14 +49,15 @@ def name_pixels(experiment: Purification, workdir: Path, source: str) -> Result:
         parts = []
         for start in range(0, len(crops), batch_size):
             part = crops[start : start + batch_size]
-            padded = np.concatenate([part, np.repeat(part[-1:], batch_size - len(part), axis=0)])
-            parts.append(np.asarray(forward(variables, padded)[0])[: len(part)].argmax(axis=1))
+            outputs, _ = forward(variables, padded(part, batch_size))
+            parts.append(np.asarray(outputs)[: len(part)].argmax(axis=1))
         return np.concatenate(parts)
 
     done = 0
     with folders.claimed(workdir), folders.whole_folder(workdir / FOLDER) as partial:
         with (partial / "predictions.jsonl").open("w", encoding="utf-8") as lines:
-            for file in image_files(source):
+            files = image_files(source)
+            for file, stem in zip(files, stems(files), strict=True):
                 try:
                     image = small(decode(file, None), LONGEST)
                 except BadImage as error:
@@ -65,7 +69,7 @@ def name_pixels(experiment: Purification, workdir: Path, source: str) -> Result:
                 row = {"file": printable(file), "shares": _rounded(names, shares)}
                 lines.write(json.dumps(row, ensure_ascii=False) + "\n")
                 picture = figures.named_pixels(image, labels, names)
-                picture.savefig(partial / f"{printable(file.name)}.png")
+                picture.savefig(partial / f"{stem}.png")
                 largest = ", ".join(f"{names[i]} {shares[i]:.0%}" for i in np.argsort(-shares)[:3])
                 print(f"{printable(file.name)}: {largest}")
                 done += 1

@@ -11,6 +11,7 @@ import dataclasses
 import glob
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,9 @@ def predict_images(experiment: Training, workdir: Path, source: str) -> Result:
         near: list[np.ndarray] = []
         with folders.whole_folder(workdir / FOLDER) as partial:
             with (partial / "predictions.jsonl").open("w", encoding="utf-8") as lines:
-                for file, image, outputs, features in said_of(files, found):
+                for (file, image, outputs, features), stem in zip(
+                    said_of(files, found), stems(files), strict=True
+                ):
                     if isinstance(image, BadImage):
                         print(f"left out: {image}")
                         continue
@@ -74,7 +77,10 @@ def predict_images(experiment: Training, workdir: Path, source: str) -> Result:
                     )
                     row: dict[str, Any] = {"file": printable(file)}
                     row |= {head: said.values for head, said in answer.items()}
-                    found.experiment.fitted_task.write_files(partial, file, answer)
+                    try:
+                        found.experiment.fitted_task.write_files(partial / stem, file, answer)
+                    except BadImage as error:
+                        print(f"without a picture: {error}")
                     if nearest is not None:
                         places = nearest(features, neighbours)
                         row["nearest"] = nearest.describe(places)
@@ -122,6 +128,16 @@ def image_files(source: str) -> list[Path]:
     return images
 
 
+def stems(files: Sequence[Path]) -> Iterator[str]:
+    """For each file a name of its own for what is written about it: its own, numbered if taken."""
+    taken: Counter[str] = Counter()
+    for file in files:
+        # Names are at most 255 bytes, and an ending follows.
+        name = printable(file.name).encode()[:200].decode("utf-8", "ignore")
+        taken[name] += 1
+        yield name if taken[name] == 1 else f"{name}-{taken[name]}"
+
+
 def said_of(
     files: Sequence[Path], found: Trained
 ) -> Iterator[tuple[Path, np.ndarray | BadImage, np.ndarray, np.ndarray]]:
@@ -148,12 +164,18 @@ def said_of(
         if good:
             # One size of batch, or the next power of two for few images: few compilations.
             rows = min(size, 1 << (len(good) - 1).bit_length())
-            padded = np.stack([*good, *([good[-1]] * (rows - len(good)))])
-            outputs, features = (np.asarray(x) for x in forward(variables, padded))
+            outputs, features = (
+                np.asarray(x) for x in forward(variables, padded(np.stack(good), rows))
+            )
         place = 0
         for file, decoded in zip(part, images, strict=True):
             yield file, decoded, outputs[place], features[place]
             place += not isinstance(decoded, BadImage)
+
+
+def padded(images: np.ndarray, size: int) -> np.ndarray:
+    """A batch of so many images, the last one repeated: one shape, one compilation."""
+    return np.concatenate([images, np.repeat(images[-1:], size - len(images), axis=0)])
 
 
 def forward_of(found: Trained) -> Any:
@@ -254,7 +276,10 @@ class Nearest:
         return "\n".join(str(self._label(head, place) or "unknown") for head in heads)
 
     def _label(self, head: str, place: int) -> Any:
-        value = self.dataset.splits["train"].labels[head][place]
+        labels = self.dataset.splits["train"].labels.get(head)
+        if labels is None or labels.ndim > 1:  # the image itself is the target, or many labels are
+            return None
+        value = labels[place]
         if head not in self.dataset.class_names:
             return None if math.isnan(value) else float(value)
         return self.dataset.class_names[head][value] if value >= 0 else None
@@ -267,8 +292,7 @@ class Nearest:
         parts = []
         for start in range(0, len(images), size):
             part = np.asarray(images[start : start + size])
-            padded = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
-            parts.append(np.asarray(forward(variables, padded)[1])[: len(part)])
+            parts.append(np.asarray(forward(variables, padded(part, size))[1])[: len(part)])
         partial = file.with_suffix(".partial")
         with partial.open("wb") as written:
             np.save(written, np.concatenate(parts))

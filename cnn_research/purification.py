@@ -84,6 +84,7 @@ class Purification(Experiment):
             pretrained=Pretrained(str(workdir / "ss_cnn"), fresh=(LAST,)),
             transfer=Transfer(cache_after=FEATURES),
             seed=self.seed,
+            name=f"{self.name}/round_{number}",
         )
 
 
@@ -96,7 +97,10 @@ def purify(experiment: Purification, workdir: Path) -> Result:
     with folders.claimed(workdir):
         folders.check_same(experiment, workdir, experiment.resumable_fields)
         folders.describe(experiment, workdir)
-        stages = [("ss_cnn", dataclasses.replace(experiment.ss_cnn, seed=experiment.seed))]
+        first = dataclasses.replace(
+            experiment.ss_cnn, seed=experiment.seed, name=f"{experiment.name}/ss_cnn"
+        )
+        stages = [("ss_cnn", first)]
         stages += [
             (f"round_{number}", experiment.training(workdir, number))
             for number in range(experiment.rounds + 1)

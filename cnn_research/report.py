@@ -272,10 +272,13 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
 
 
 def unseeded(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config as JSON values without what only chance depends on: the run's seed, the split's."""
+    """A config as JSON values without what only chance depends on: the run's seed, the split's,
+    and which fold is the test."""
     rest = {name: value for name, value in config.items() if name != "seed"}
     if isinstance(rest.get("data"), dict):
-        rest["data"] = {name: v for name, v in rest["data"].items() if name != "split_seed"}
+        rest["data"] = {
+            name: v for name, v in rest["data"].items() if name not in ("split_seed", "fold")
+        }
     return rest
 
 

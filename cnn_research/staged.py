@@ -54,14 +54,14 @@ class Staged(Experiment):
 
     def stages(self, workdir: Path) -> dict[str, Training]:
         """The trainings that are run, by their folder's name, in order."""
-        training = dataclasses.replace(self.training, seed=self.seed)
+        pretraining, training = (
+            dataclasses.replace(stage, seed=self.seed, name=f"{self.name}/{folder}")
+            for folder, stage in ((FIRST, self.pretraining), (SECOND, self.training))
+        )
         if training.pretrained.source:
             return {SECOND: training}
         start = Pretrained(str(workdir / FIRST), fresh=self.fresh)
-        return {
-            FIRST: dataclasses.replace(self.pretraining, seed=self.seed),
-            SECOND: dataclasses.replace(training, pretrained=start),
-        }
+        return {FIRST: pretraining, SECOND: dataclasses.replace(training, pretrained=start)}
 
 
 def train(experiment: Staged, workdir: Path) -> Result:
@@ -70,10 +70,17 @@ def train(experiment: Staged, workdir: Path) -> Result:
     Returns:
         What the training ends with.
     """
+    from cnn_research.evaluate import open_trained
+
     with folders.claimed(workdir):
         folders.check_same(experiment, workdir, ())
         folders.describe(experiment, workdir)
         for name, training in experiment.stages(workdir).items():
+            if (before := training.pretrained.source) and Path(before).is_dir():
+                # What is taken over has as many outputs as there; a new head has its own.
+                outputs = open_trained(Path(before)).experiment.model.num_classes
+                model = training.model.clone(num_classes=outputs)
+                training = dataclasses.replace(training, model=model)
             found = train_once(name, training, workdir / name)
     return found
 

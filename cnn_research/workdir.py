@@ -118,9 +118,10 @@ def check_same(experiment: Experiment, workdir: Path, may_differ: tuple[str, ...
     if names:
         shown = ", ".join(f"{n} is {old.get(n)!r} there and {new.get(n)!r} now" for n in names[:3])
         more = f", and {len(names) - 3} more" if len(names) > 3 else ""
+        free = f" (only {', '.join(may_differ)} may change)" if may_differ else ""
         raise UsageError(
             f"{workdir} holds a run of another config: {shown}{more}; name another --workdir, or "
-            f"give the same fields (only {', '.join(may_differ)} may change)"
+            f"give the same fields{free}"
         )
 
 

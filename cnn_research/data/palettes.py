@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from cnn_research.data import images, tables
 from cnn_research.data.dataset import PALETTE, Dataset, Split
-from cnn_research.data.sources import Photos, Synthetic
+from cnn_research.data.sources import Photos, Synthetic, existing
 from cnn_research.errors import UsageError, UserError
 
 IMAGE, COLOURS = "image", "colours"
@@ -60,10 +60,11 @@ class Palettes:
         """
         if not self.path:
             raise UsageError("--data.path is empty: name the folder or archive of the palettes")
-        if not (0 <= self.fold < self.folds and 0 <= self.validation < 1):
+        if not (0 <= self.fold < self.folds > 1 and 0 <= self.validation < 1):
             raise UsageError(
                 f"--data.fold is {self.fold} of {self.folds}, --data.validation "
-                f"{self.validation}: folds count from 0, and the share is from 0 to below 1"
+                f"{self.validation}: folds are two or more and count from 0, and the share is from "
+                "0 to below 1"
             )
         dataset = Photos(self.path, self.image_size, validation=0.0, test=0.0).load()
         everything = dataset.splits["train"]
@@ -77,22 +78,28 @@ class Palettes:
         order = np.random.default_rng(self.split_seed).permutation(len(everything))
         test = np.sort(order[self.fold :: self.folds])
         others = order[~np.isin(order, test)]
-        held_out = round(self.validation * len(others))
+        held_out = min(round(self.validation * len(others)), len(others) - 1)
         chosen = {"train": np.sort(others[held_out:]), "test": test}
         if held_out:
             chosen["validation"] = np.sort(others[:held_out])
         whole = Split(everything.images, {PALETTE: labels}, everything.names)
-        folds: dict[str, Any] = {"folds": self.folds, "fold": self.fold, "seed": self.split_seed}
         return Dataset(
             name="palettes",
             splits={name: whole.take(indices) for name, indices in chosen.items()},
             class_names={},
-            provenance={**dataset.provenance, "source": self.description, **folds},
+            provenance={
+                "source": self.description,
+                "path": dataset.provenance["path"],
+                "content": dataset.provenance["content"],
+                "palettes": hashlib.sha256(labels.tobytes()).hexdigest(),
+                "examples": {name: len(indices) for name, indices in chosen.items()},
+                "folds": {"folds": self.folds, "test": self.fold, "seed": self.split_seed},
+            },
         )
 
     def _labels(self, names: list[str]) -> np.ndarray:
         """The palette of each image, as in `Split`."""
-        with images.opened(Path(self.path)) as folder:
+        with images.opened(existing(self.path)) as folder:
             shown = images.printable(self.path)
             rows = tables.read_table(tables.find_table(folder, shown), shown)
         for column in (IMAGE, COLOURS):
@@ -100,7 +107,11 @@ class Palettes:
                 raise UserError(
                     f"{shown} has no column '{column}'; its columns are {', '.join(rows[0])}"
                 )
-        made = {Path(row[IMAGE]).name: row[COLOURS].split() for row in rows}
+        files = [images.printable(Path(row[IMAGE]).name) for row in rows]
+        made = {file: row[COLOURS].split() for file, row in zip(files, rows, strict=True)}
+        if len(made) < len(rows):
+            twice = next(file for file in files if files.count(file) > 1)
+            raise UserError(f"{shown}: the table has two rows for {twice}")
         for name in names:
             if name not in made:
                 raise UserError(f"{shown}: the table has no palette for {name}")

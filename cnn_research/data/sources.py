@@ -301,7 +301,7 @@ class Photos(ImageFolder):
     """Photographs without labels: every image in a folder or an archive.
 
     Those that stand where `image_size` lies, or the other way round, are turned by a quarter, so
-    that none is squeezed for it.
+    that none is squeezed for it. A file is in the same split at every size.
     """
 
     path: str = ""
@@ -330,6 +330,7 @@ class Photos(ImageFolder):
             )
         from sklearn.datasets import load_sample_images
 
+        sizes = _fractions(self)
         bunch = load_sample_images()
         names, pieces = [], []
         for file, photograph in zip(bunch.filenames, bunch.images, strict=True):
@@ -341,7 +342,7 @@ class Photos(ImageFolder):
                 pieces.append(images.resized(images.turned(part, self.image_size), self.image_size))
                 names.append(f"{Path(file).name} {row},{column}")
         examples = Examples(np.stack(pieces), {}, {}, np.array(names), np.full(len(names), "train"))
-        return _with_scikit_learn("sample_photographs", self, examples, _fractions(self))
+        return _with_scikit_learn("sample_photographs", self, examples, sizes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -544,6 +545,7 @@ def _load_images(
                 )  # fmt: skip
         with cache.scratch(folder.with_name("records")) as scratch:
             examples, metadata = builders.read(home, scratch)
+            examples = dataclasses.replace(examples, by_name=isinstance(source, Photos))
             indices, report = assign(examples, sizes, source.split_seed)
             provenance = {
                 "source": source.description,

@@ -29,6 +29,8 @@ class Examples:
         names: str `[examples]`, where each example came from.
         given: str `[examples]`, the split that the source itself puts it in; `train` where the
             source says nothing.
+        by_name: whether chance draws by names instead of pixels: then the same files are in the
+            same split at every size.
     """
 
     images: np.ndarray
@@ -36,6 +38,7 @@ class Examples:
     class_names: Mapping[str, tuple[str, ...]]
     names: np.ndarray
     given: np.ndarray
+    by_name: bool = False
 
 
 def assign(
@@ -46,9 +49,9 @@ def assign(
     A split that the source gives is kept as it is. `validation` and `test` are otherwise drawn
     from `train`: `sizes` has how many examples (int) or which fraction of `train` (float), 0 for
     none. Each class, where there are classes, is drawn from in proportion. Copies of one image
-    move together, and who is drawn depends on the pixels and the seed alone: the order of files
-    does not matter. `target` is only ever given; an image of it that another split has too is left
-    out of it, whatever the labels, so that what is measured there was not trained on.
+    move together, and who is drawn depends on the pixels (or names) and the seed alone: the order
+    of files does not matter. `target` is only ever given; an image of it that another split has too
+    is left out of it, whatever the labels, so that what is measured there was not trained on.
 
     Raises:
         UserError: there is nothing to train on, a class has too few images to be drawn from, or
@@ -153,7 +156,13 @@ def _draw(
         copies[digests[index]].append(int(index))
     key = str(seed).encode()
     groups: dict[int, list[list[int]]] = defaultdict(list)
-    for digest in sorted(copies, key=lambda d: hashlib.blake2b(d, key=key).digest()):
+
+    def drawn(digest: bytes) -> bytes:
+        name = min(str(examples.names[index]) for index in copies[digest])
+        what = name.encode() if examples.by_name else digest
+        return hashlib.blake2b(what, key=key).digest()
+
+    for digest in sorted(copies, key=drawn):
         groups[int(labels[copies[digest][0]])].append(copies[digest])
     for label, members in sorted(groups.items()):
         if label >= 0 and len(members) == 1:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from cnn_research.models.architectures import register_model
+from cnn_research.models.layers import check_size
 from cnn_research.models.ss_cnn import SSCNN
 from cnn_research.ops.colours import srgb_to_lab
 
@@ -42,11 +42,14 @@ class PaletteHead(nn.Module):
         """
         # Roots of shares: the rare ones tell apart as well as the common ones.
         x = jnp.sqrt(histogram * histogram.shape[-1])
-        for features in self.hidden:
-            x = nn.relu(nn.Dense(features)(x))
-        x = nn.Dense(3 * self.colours, kernel_init=nn.initializers.normal(0.02), bias_init=_spread)(
-            x
-        )
+        for number, features in enumerate(self.hidden, 1):
+            x = nn.relu(nn.Dense(features, name=f"hidden{number}")(x))
+        x = nn.Dense(
+            3 * self.colours,
+            kernel_init=nn.initializers.normal(0.02),
+            bias_init=_spread,
+            name="colours_dense",
+        )(x)
         first = colours = SCALE * x.reshape(-1, self.colours, 3)
         widths = self.param("widths", nn.initializers.constant(3.0), (self.readings,))
         for width in widths:
@@ -75,8 +78,10 @@ class PaletteNet(SSCNN):
     histogram of its clusters, is averaged, and the head sees that and the pixels.
     """
 
+    num_classes: int = 128
+    """Clusters of the network that was trained first; set from it."""
     colours: int = 10
-    """Of a palette."""
+    """Of a palette; set from the task."""
     hidden: tuple[int, ...] = (512, 512)
     """Units of the head's hidden layers."""
     readings: int = 2
@@ -89,13 +94,15 @@ class PaletteNet(SSCNN):
         """Colours in CIELAB, with the share of the image that each covers.
 
         Args:
-            images: float32 `[batch, height, width, 3]`, 0 to 1; any size above that of a crop's
-                maps.
+            images: float32 `[batch, height, width, 3]`, 0 to 1; of any size that has `PATCH` rows
+                and columns of maps, 28 pixels with three convolutions.
             train: sees every second row and column of pixels.
 
         Returns:
             float32 `[batch, colours * 4]`: L*, a*, b* and the share of each colour in turn.
         """
+        # Each pool halves what there is, and the last convolution too, rounding up.
+        check_size(self, images, (2 * PATCH - 1) * 2 ** len(self.features) + 4)
         maps = self.maps(images)
         rows, columns = maps.shape[1] - PATCH + 1, maps.shape[2] - PATCH + 1
         crops = jnp.concatenate(
@@ -131,8 +138,3 @@ def with_shares(colours: jax.Array, pixels: jax.Array) -> jax.Array:
     own = jax.nn.one_hot(jnp.argmin(squares, axis=-1), colours.shape[1])
     shares = own.mean(axis=1)
     return jnp.concatenate([colours, shares[..., None]], axis=-1).reshape(len(colours), -1)
-
-
-register_model(
-    "palette_net", PaletteNet(), image_shape=(128, 128, 3), source="document 000, a palette head"
-)

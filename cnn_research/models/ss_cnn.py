@@ -46,9 +46,10 @@ class SSCNN(nn.Module):
         return nn.Dense(self.num_classes, dtype=self.dtype, name="fc")(x).astype(jnp.float32)
 
     def maps(self, images: jax.Array) -> jax.Array:
-        """What the last pool comes to, `[batch, height / 16, width / 16, features[-1]]`.
+        """What the last pool comes to, `[batch, rows, columns, features[-1]]`.
 
-        For three convolutions; `images` are float32 `[batch, height, width, 3]`, 0 to 1.
+        With three convolutions a row is 16 pixels; `images` are float32
+        `[batch, height, width, 3]`, 0 to 1.
         """
         check_size(self, images, 3 * 2 ** (len(self.features) - 1))
         x = ((images - MEAN) / STD).astype(self.dtype)

@@ -28,12 +28,11 @@ def local_response_norm(
         An array of the shape and dtype of `x`.
     """
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    # A product with a band of ones: XLA sums windows of channels many times slower on a CPU.
-    distance = np.arange(x.shape[-1])[:, None] - np.arange(x.shape[-1])
-    band = ((-(size // 2) <= distance) & (distance <= (size - 1) // 2)).astype(wide.dtype)
-    total = jnp.matmul(wide**2, band, precision="highest")
+    around = [(0, 0)] * (x.ndim - 1) + [(size // 2, (size - 1) // 2)]
+    window, zero = (1,) * (x.ndim - 1) + (size,), np.zeros((), wide.dtype)
+    total = lax.reduce_window(wide**2, zero, lax.add, window, (1,) * x.ndim, around)
     divisor = k + alpha / size * total
-    if beta == 0.75:  # roots take a tenth of the time of a power
+    if beta == 0.75:  # roots take a tenth of a power's time on a CPU
         root = lax.rsqrt(divisor)
         return (wide * root * jnp.sqrt(root)).astype(x.dtype)
     return (wide * divisor**-beta).astype(x.dtype)

@@ -43,7 +43,7 @@ def to_nearest(pixels: jax.Array, palette: jax.Array, difference: str = "ciede20
     """The mean difference of pixels to their nearest colour, float32 `[batch]`.
 
     Nearest is in CIELAB, whatever the difference: so it has to be computed once for each pixel.
-    For CIEDE2000 that is at most what the nearest by CIEDE2000 itself would give.
+    For CIEDE2000 that is at least what the nearest by CIEDE2000 itself would give.
 
     Args:
         pixels: `[batch, pixels, 3]`.

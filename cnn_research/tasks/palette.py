@@ -80,7 +80,15 @@ class Palette(Task):
         return 4 * self.colours
 
     def bind(self, model: nn.Module, dataset: Dataset) -> nn.Module:
-        """The model with as many colours."""
+        """The model with as many colours.
+
+        Raises:
+            UsageError: it says no colours.
+        """
+        if not hasattr(model, "colours"):
+            raise UsageError(
+                f"{type(model).__name__} says no colours: this task needs a PaletteNet"
+            )
         return model.clone(colours=self.colours)
 
     def fitted(self, dataset: Dataset) -> FittedPalette:
@@ -161,9 +169,9 @@ class FittedPalette(Palette, FittedTask):
         """The colours, the one that covers most first, with their shares and names."""
         return [{PALETTE: palette_files.answer(palette_files.palette_of(row))} for row in outputs]
 
-    def write_files(self, folder: Path, file: Path, answers: Mapping[str, Answer]) -> None:
+    def write_files(self, base: Path, file: Path, answers: Mapping[str, Answer]) -> None:
         """The image with its palette as a strip, and the palette for GIMP and as CSS."""
-        palette_files.write(folder, file, answers[PALETTE].values["colours"])
+        palette_files.write(base, file, answers[PALETTE].values["colours"])
 
 
 def colours_of(outputs: jax.Array) -> jax.Array:

@@ -15,6 +15,8 @@ from cnn_research.tasks.task import Answer
 
 STRIP = 0.2
 """The height of the strip, as a share of the image's."""
+SHOWN = 3
+"""Colours that an answer has in words."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +66,9 @@ def answer(palette: PaletteColours) -> Answer:
     columns: dict[str, str | float] = {"": " ".join(palette.hex)}
     columns["shares"] = " ".join(f"{share:.4f}" for share in palette.shares)
     columns["names"] = ", ".join(names)
-    return Answer(" ".join(palette.hex), {"colours": colours}, columns)
+    largest = zip(names, palette.shares, strict=True)
+    text = ", ".join(f"{name} {share:.0%}" for name, share in [*largest][:SHOWN])
+    return Answer(text, {"colours": colours}, columns)
 
 
 def nearest_names(rgb: np.ndarray) -> list[str]:
@@ -105,21 +109,23 @@ def _nearest() -> Any:
     return nearest
 
 
-def write(folder: Path, file: Path, colours: Sequence[Mapping[str, Any]]) -> None:
-    """Writes `NAME.png`, the image with its strip, `NAME.gpl` for GIMP and `NAME.css`.
+def write(base: Path, file: Path, colours: Sequence[Mapping[str, Any]]) -> None:
+    """Writes `BASE.png`, the image with its strip, `BASE.gpl` for GIMP and `BASE.css`.
 
     Args:
-        folder: where to.
+        base: where to.
         file: the image's, which was read before.
         colours: as in the values of an answer.
+
+    Raises:
+        BadImage: the file is gone since.
     """
     from PIL import Image
 
-    base = folder / printable(file.name)
     rgb = np.array([colour["rgb"] for colour in colours], np.uint8)
     picture = Image.fromarray(with_strip(decode(file, None), rgb))
-    picture.save(f"{base}.palette.png", compress_level=1)
-    lines = ["GIMP Palette", f"Name: {base.name}", "Columns: 10", "#"]
+    picture.save(f"{base}.png", compress_level=1)
+    lines = ["GIMP Palette", f"Name: {printable(file.name)}", "Columns: 10", "#"]
     for colour in colours:
         red, green, blue = colour["rgb"]
         lines.append(f"{red:3} {green:3} {blue:3}\t{colour['name']}")
@@ -131,7 +137,12 @@ def write(folder: Path, file: Path, colours: Sequence[Mapping[str, Any]]) -> Non
 
 
 def with_strip(image: np.ndarray, rgb: np.ndarray) -> np.ndarray:
-    """The image, uint8 `[height, width, 3]`, and below it colours side by side, as on film."""
+    """The image, uint8 `[height, width, 3]`, and below it colours side by side, as on film.
+
+    An image that is narrower than its palette has white at its right.
+    """
+    missing = max(0, 4 * len(rgb) - image.shape[1])
+    image = np.pad(image, [(0, 0), (0, missing), (0, 0)], constant_values=255)
     height, width, _ = image.shape
     gap, strip = max(1, height // 60), max(4, round(STRIP * height))
     columns = np.arange(width) * len(rgb) // width

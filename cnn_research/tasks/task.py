@@ -186,11 +186,11 @@ class FittedTask(Task):
             class_names: per head of classes, the name of each class.
         """
 
-    def write_files(self, folder: Path, file: Path, answers: Mapping[str, Answer]) -> None:
+    def write_files(self, base: Path, file: Path, answers: Mapping[str, Answer]) -> None:
         """Writes what programs of its field read of one image's answers; nothing by default.
 
         Args:
-            folder: where to; the names of files start with that of `file`.
+            base: where to: what the paths of files are without their endings.
             file: the image's.
             answers: for each head.
         """
