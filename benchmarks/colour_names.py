@@ -70,7 +70,7 @@ def main() -> int:
             + ", ".join(f"{name} {value:.2f}" for name, value in voted.items()),
             ">= 0.60, above voting",
             f"{ours:.3f}",
-            ours >= max(0.60, best),
+            ours >= 0.60 and ours > best,
         )
     ]
     for share, seeds in accuracy.items():
@@ -96,7 +96,10 @@ def trained(share: float, seed: int, photos: Path, again: bool) -> list[float]:
     workdir = runs / f"flipped-{share:g}" / f"seed-{seed}"
     if again and not (workdir / "ss_cnn").exists():
         workdir.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(runs / "flipped-0" / f"seed-{seed}" / "ss_cnn", workdir / "ss_cnn")
+        partial = workdir / ".ss_cnn.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(runs / "flipped-0" / f"seed-{seed}" / "ss_cnn", partial)
+        partial.rename(workdir / "ss_cnn")
     command = [
         *("launch.py", "--experiment=colour_names", f"--workdir={workdir}", f"--seed={seed}"),
         *(f"--ss-cnn.data.source.path={photos}", f"--naming.data.flipped={share}"),

@@ -1,17 +1,24 @@
 """Palettes of held-out images: the networks' beside those of other methods.
 
-    python -m benchmarks.palettes --photos=PHOTOS --palettes=PALETTES --output results/palettes.json
+    python launch.py --experiment=palette --workdir=runs/palette \\
+        --pretraining.data.source.path=PHOTOS --training.data.path=IMAGES
+    python -m benchmarks.palettes --palettes=PALETTES --output results/palettes.json
 
-PHOTOS is the folder or archive that `palette_ss_cnn` was trained with: its test photographs, at 240
-pixels, are what colours are compared with, pixel by pixel. PALETTES are images with palettes that
-people made: each is asked of the run that did not see it, `runs/palette_people/fold-0` and so on,
-which are trained first where they are missing. `runs/palette_benchmark` gets contact sheets of all
-images with every method's palette. Needs `colorthief`.
+The test photographs of the run's first training, which neither of its trainings has seen, are what
+colours are compared with, pixel by pixel, at 240 pixels. PALETTES is the folder or archive of
+images with palettes that people made: each is asked of the run that did not see it,
+`runs/palette_people/fold-0` and so on, which are trained first where they are missing.
+`runs/palette_benchmark` gets contact sheets of all images with every method's palette. Needs
+`colorthief`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import importlib.util
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,7 +31,10 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.results import ROOT, Measurement, arguments, row
-from cnn_research.staged import SECOND
+from cnn_research import workdir as folders
+from cnn_research.errors import UserError
+from cnn_research.naming import small
+from cnn_research.staged import FIRST, SECOND
 
 COLOURS = 10
 LONGEST = 240
@@ -33,6 +43,8 @@ STARTS = 10
 DRAWS = 10
 """Palettes of random pixels for each image; their mean counts."""
 RESAMPLES = 10_000
+TIMES = 3
+"""That the speed is measured."""
 SHEET = 20
 """Images on a contact sheet."""
 OURS, BEST, RANDOM = "network", "k-means in Lab", "random pixels"
@@ -43,10 +55,11 @@ Method = Callable[[np.ndarray], Sequence[np.ndarray]]
 
 def main() -> int:
     parser = arguments(__doc__)
-    parser.add_argument("--photos", type=Path, required=True, help="folder or archive")
     parser.add_argument("--palettes", type=Path, required=True, help="folder or archive")
     parser.add_argument("--run", type=Path, default=ROOT / "runs/palette", help="of `palette`")
     options = parser.parse_args()
+    if importlib.util.find_spec("colorthief") is None:
+        parser.error("colorthief is missing: `pip install colorthief`")
     measurement = Measurement(
         "palettes",
         what="mean CIEDE2000 of palettes of ten colours: from the pixels of held-out photographs, "
@@ -55,13 +68,14 @@ def main() -> int:
     )
     folder = ROOT / "runs" / "palette_benchmark"
     folder.mkdir(parents=True, exist_ok=True)
-    head = options.run / SECOND
-    pixels = of_pixels(options.photos, head, folder)
-    people = of_people(options.palettes, head, folder)
-    speed = palettes_per_second(options.photos, options.run)
+    pixels = of_pixels(options.run, folder)
+    people = of_people(options.palettes, options.run / SECOND, folder)
+    speeds = palettes_per_second(options.run)
+    speed = statistics.median(speeds)
     ratio = pixels["ratio to k-means in Lab"]
-    others = {name: value for name, value in people["mean"].items() if name != OURS}
-    low, high = people["less than k-means in Lab"]["interval"]
+    nearest = min(people["less than"], key=lambda name: people["less than"][name]["interval"][0])
+    low, high = people["less than"][nearest]["interval"]
+    first = folders.read_json(options.run / FIRST / folders.EVALUATION)["test"]
     rows = [
         row(
             f"colour error of a palette, {pixels['images']} held-out photographs, CIEDE2000: "
@@ -75,8 +89,16 @@ def main() -> int:
             f"difference to palettes that people made, {people['images']} images, 5-fold, "
             f"CIEDE2000: network; {_listed(people['mean'])}",
             "below every other, 95 % of resamples",
-            f"{people['mean'][OURS]:.2f}; {low:.2f} to {high:.2f} below k-means in Lab",
-            people["mean"][OURS] < min(others.values()) and low > 0,
+            f"{people['mean'][OURS]:.2f}; {low:.2f} to {high:.2f} below {nearest}",
+            low > 0,
+        ),
+        row(
+            "SS-CNN, histograms of held-out crops: share of the gap closed from the mean "
+            f"histogram's cross-entropy, {first['loss of the mean histogram']:.3f}, to the "
+            f"entropy, {first['entropy']:.3f}",
+            ">= 0.9",
+            f"{first['gap closed']:.3f}",
+            first["gap closed"] >= 0.9,
         ),
         row(
             "palettes of 481x321 photographs a second, whole command, after its start",
@@ -85,7 +107,12 @@ def main() -> int:
             speed >= 20,
         ),
     ]
-    figures = {"pixels": pixels, "people": people, "palettes per second": speed}
+    figures = {
+        "pixels": pixels,
+        "people": people,
+        "palettes per second": speeds,
+        "histograms": first,
+    }
     return measurement.finish(rows, figures, options.output)
 
 
@@ -100,8 +127,9 @@ def network(run: Path) -> Method:
     """The palettes of a trained network, of the image at the size that it takes."""
     from cnn_research.data.images import resized
     from cnn_research.evaluate import open_trained
+    from cnn_research.ops.colours import lab_to_srgb
     from cnn_research.predict import forward_of
-    from cnn_research.tasks.palette_files import palette_of
+    from cnn_research.tasks.palette import colours_of
 
     found = open_trained(run)
     forward, variables = forward_of(found), found.state.variables()
@@ -109,7 +137,7 @@ def network(run: Path) -> Method:
 
     def said(image: np.ndarray) -> list[np.ndarray]:
         outputs, _ = forward(variables, resized(image, size)[None])
-        return [palette_of(np.asarray(outputs[0])).rgb]
+        return [_bytes(lab_to_srgb(colours_of(outputs)[0]))]
 
     return said
 
@@ -137,8 +165,9 @@ def others() -> dict[str, Method]:
     def thief(image: np.ndarray) -> list[np.ndarray]:
         file = io.BytesIO()
         Image.fromarray(image).save(file, "png")
-        found = colorthief.ColorThief(file).get_palette(color_count=COLOURS, quality=1)
-        return [np.array(found, np.uint8)]
+        # It mostly gives one colour less than it is asked for.
+        found = colorthief.ColorThief(file).get_palette(color_count=COLOURS + 1, quality=1)
+        return [np.array(found[:COLOURS], np.uint8)]
 
     def random(image: np.ndarray) -> list[np.ndarray]:
         rng = np.random.default_rng(0)
@@ -161,14 +190,25 @@ def _bytes(rgb: Any) -> np.ndarray:
 # The two comparisons -----------------------------------------------------------------------------
 
 
-def of_pixels(photos: Path, run: Path, folder: Path) -> dict[str, Any]:
-    """Every method's error on the photographs that no network has seen."""
-    from experiments.palette import SS_CNN
+def of_pixels(run: Path, folder: Path) -> dict[str, Any]:
+    """Every method's error on the photographs that no network has seen.
 
-    splits = dataclasses.replace(SS_CNN.data.source, path=str(photos)).load().splits
-    assert not set(splits["test"].names) & set(splits["train"].names), "held out"
-    images = [_at_most(image, LONGEST) for image in splits["test"].images]
-    methods = {OURS: network(run), **others()}
+    Raises:
+        UserError: one of them was trained on.
+    """
+    first, second = (folders.saved_config(run / stage) for stage in (FIRST, SECOND))
+    held_out = first.data.source.load().splits["test"]
+    trained_on = {
+        Path(str(name)).name
+        for data in (first.data.source, second.data)
+        for split in ("train", "validation")
+        for name in data.load().splits[split].names
+    }
+    seen = sorted({Path(str(name)).name for name in held_out.names} & trained_on)
+    if seen:
+        raise UserError(f"{len(seen)} test photographs were trained on, the first {seen[0]}")
+    images = [small(image, LONGEST) for image in held_out.images]
+    methods = {OURS: network(run / SECOND), **others()}
     palettes = {name: [method(image) for image in images] for name, method in methods.items()}
     errors = {
         name: [
@@ -189,23 +229,31 @@ def of_pixels(photos: Path, run: Path, folder: Path) -> dict[str, Any]:
 
 def of_people(palettes: Path, run: Path, folder: Path) -> dict[str, Any]:
     """Every method's difference to people's palettes, the network's from five folds."""
+    from cnn_research.data.images import ENDINGS, decode, files_below, opened, printable
+    from cnn_research.evaluate import weights_of_run
     from experiments.palette import palette_people
 
-    data = palette_people().data
+    data, start = palette_people().data, weights_of_run(run)
+    with opened(palettes) as unpacked:
+        files = [file for file, _ in files_below(unpacked) if file.suffix.lower() in ENDINGS]
+        whole = {printable(file.name): small(decode(file, None), LONGEST) for file in files}
     everyone: list[tuple[np.ndarray, np.ndarray]] = []
     made: dict[str, list[Sequence[np.ndarray]]] = {OURS: [], **{name: [] for name in others()}}
     for fold in range(data.folds):
         workdir = ROOT / "runs" / "palette_people" / f"fold-{fold}"
-        if not (workdir / "evaluation.json").exists():
-            command = [
-                *("launch.py", "--experiment=palette_people", f"--workdir={workdir}"),
-                *(f"--data.path={palettes}", f"--data.fold={fold}"),
-                f"--pretrained.source={run}",
-            ]
-            subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
+        # One that is complete is not trained again, one of another config is an error.
+        command = [
+            *("launch.py", "--experiment=palette_people", f"--workdir={workdir}"),
+            *(f"--data.path={palettes}", f"--data.fold={fold}", f"--pretrained.source={run}"),
+        ]
+        subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
+        began = folders.read_json(workdir / folders.RUN)["pretrained"]["sha256"]
+        if began != start.sha256:
+            raise UserError(f"{workdir} began from other weights than {run} has: delete it")
         test = dataclasses.replace(data, path=str(palettes), fold=fold).load().splits["test"]
         methods = {OURS: network(workdir), **others()}
-        for image, person in zip(test.images, test.labels["palette"], strict=True):
+        for name, person in zip(test.names, test.labels["palette"], strict=True):
+            image = whole[Path(str(name)).name]
             everyone.append((image, _bytes(person[~np.isnan(person[:, 0])])))
             for name, method in methods.items():
                 made[name].append(method(image))
@@ -221,15 +269,18 @@ def of_people(palettes: Path, run: Path, folder: Path) -> dict[str, Any]:
     shown = {OURS: made[OURS], "person": [[person] for _, person in everyone]}
     shown |= {name: made[name] for name in made if name != OURS}
     contact_sheets([image for image, _ in everyone], shown, folder, "people")
-    less = errors[BEST] - errors[OURS]
     rng = np.random.default_rng(0)
-    resampled = less[rng.integers(0, len(less), (RESAMPLES, len(less)))].mean(axis=1)
+    drawn = rng.integers(0, len(everyone), (RESAMPLES, len(everyone)))
+    less = {name: values - errors[OURS] for name, values in errors.items() if name != OURS}
     return {
         "images": len(everyone),
         "mean": {name: float(values.mean()) for name, values in errors.items()},
-        "less than k-means in Lab": {
-            "mean": float(less.mean()),
-            "interval": [float(edge) for edge in np.percentile(resampled, [2.5, 97.5])],
+        "less than": {
+            name: {
+                "mean": float(values.mean()),
+                "interval": np.percentile(values[drawn].mean(axis=1), [2.5, 97.5]).tolist(),
+            }
+            for name, values in less.items()
         },
         "of each image": {name: values.tolist() for name, values in errors.items()},
     }
@@ -254,6 +305,7 @@ def palette_error(palette: np.ndarray, person: np.ndarray) -> float:
     return float(palettes.between(first, second, jnp.ones((1, len(person)), bool))[0])
 
 
+@functools.cache
 def _pixel_error() -> Callable[[Any, Any], Any]:
     import jax
     import jax.numpy as jnp
@@ -272,14 +324,6 @@ def _pixel_error() -> Callable[[Any, Any], Any]:
 def _padded(palette: np.ndarray) -> np.ndarray:
     """With its first colour again where it has fewer than ten: one shape, one compilation."""
     return np.concatenate([palette, np.repeat(palette[:1], max(0, COLOURS - len(palette)), axis=0)])
-
-
-def _at_most(image: np.ndarray, longest: int) -> np.ndarray:
-    from cnn_research.data.images import resized
-
-    height, width = image.shape[:2]
-    scale = longest / max(height, width)
-    return resized(image, (round(height * scale), round(width * scale)))
 
 
 def contact_sheets(
@@ -312,25 +356,26 @@ def contact_sheets(
         figure.savefig(folder / f"{name}-{sheet}.png")
 
 
-def palettes_per_second(photos: Path, run: Path) -> float:
+def palettes_per_second(run: Path) -> list[float]:
     """Of the whole command, pictures and files written, beyond what it takes for one image."""
     from cnn_research.data.images import files_below, opened
 
-    with opened(photos) as folder, tempfile.TemporaryDirectory() as one:
+    photos = Path(folders.saved_config(run / FIRST).data.source.path)
+    with opened(photos) as folder, tempfile.TemporaryDirectory() as scratch:
         files = [file for file, _ in files_below(folder) if file.suffix.lower() == ".jpg"]
-        (Path(one) / files[0].name).write_bytes(files[0].read_bytes())
-        seconds = []
-        for source in (Path(one), folder):
-            command = [
-                *("launch.py", "--experiment=palette", f"--workdir={run}", "--mode=predict"),
-                f"--input={source}",
-            ]
+        copy = Path(scratch) / "run"
+        shutil.copytree(run, copy)
+
+        def seconds(source: Path) -> float:
+            command = ["launch.py", f"--workdir={copy}", "--mode=predict", f"--input={source}"]
             started = time.monotonic()
             subprocess.run(
                 [sys.executable, *command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL
             )
-            seconds.append(time.monotonic() - started)
-    return (len(files) - 1) / (seconds[1] - seconds[0])
+            return time.monotonic() - started
+
+        pairs = [(seconds(files[0]), seconds(folder)) for _ in range(TIMES)]
+    return [(len(files) - 1) / (many - one) for one, many in pairs]
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ within rounds. PyTorch runs eagerly, with channels last, and compiled; its best 
 
 Where steps are large, experiments keep memory that one step freed for the next
 (`Training.keep_memory`, `ops.keep_freed_memory`), and so does our side here: for red1 and
-resnet18, and for the two experiments as they say. PyTorch runs as it comes. It would
+resnet18, and for the experiments as they say. PyTorch runs as it comes. It would
 gain from the same setting: its best mode with it is timed as well, against ours again, and stored
 beside the comparison as `pytorch_with_kept_memory`.
 

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.colour_names import TERMS, named
+from benchmarks.palettes import palette_error, pixel_error
 from cnn_research.data.clusters import Clustered
 from cnn_research.data.dataset import PALETTE
 from cnn_research.data.palettes import Palettes
 from cnn_research.data.sources import Photos, Synthetic
 from cnn_research.errors import UsageError, UserError
-from cnn_research.evaluate import weights_of_run
+from cnn_research.evaluate import open_trained, weights_of_run
 from cnn_research.experiment import run
 from cnn_research.models import SSCNN, PaletteNet
 from cnn_research.ops import colours, palettes
@@ -166,12 +168,16 @@ def trained(task=None, data=None):
     ],
 )
 def test_a_head_learns_and_the_rest_stays(tmp_path, task):
-    from cnn_research.evaluate import open_trained
-
-    result = run(trained(task), tmp_path / "run")
+    few = dataclasses.replace(trained(task), epochs=0.5, evaluate_every=1)
+    result = run(few, tmp_path / "run")
+    before = weights_of_run(tmp_path / "run").arrays
+    result = run(dataclasses.replace(few, epochs=8), tmp_path / "run")
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
-    losses = [row["loss"] for row in rows if row["split"] == "train"]
-    assert losses[-1] < losses[0] or len(losses) == 1
+    losses = [row["loss"] for row in rows if row["split"] == "validation"]
+    assert losses[-1] < 0.98 * losses[0]
+    for (layer, weight), values in weights_of_run(tmp_path / "run").arrays.items():
+        same = np.array_equal(values, before[layer, weight])
+        assert same != layer.startswith("head"), (layer, weight)
     assert result.figures["test"]["count"] == 4 and result.figures["test"]["loss"] > 0
     assert (tmp_path / "run" / "report" / "palettes.png").exists()
     found = open_trained(tmp_path / "run")
@@ -196,6 +202,8 @@ def test_what_cannot_be_trained_says_so(tmp_path):
     with pytest.raises(UserError, match="1 channels"):
         grey = Synthetic(image_shape=(40, 40, 1), heads=(), classes=())
         Palette().check_data(grey.load())
+    with pytest.raises(UsageError, match="SSCNN says no colours"):
+        Palette().bind(SSCNN(), Synthetic().load())
     cached = dataclasses.replace(trained(), transfer=Transfer(cache_after="fc"))
     with pytest.raises(UsageError, match="leaves no images"):
         run(cached, tmp_path / "run")
@@ -234,7 +242,7 @@ def test_every_image_is_in_the_test_of_one_fold(tmp_path):
 
 def test_tables_of_palettes_that_cannot_be_used(tmp_path):
     folder = folder_of_palettes(tmp_path / "made")
-    with pytest.raises(UsageError, match="folds count from 0"):
+    with pytest.raises(UsageError, match="folds are two or more"):
         Palettes(str(folder), fold=5).load()
     with pytest.raises(UsageError, match=r"--data\.path is empty"):
         Palettes().load()
@@ -245,6 +253,9 @@ def test_tables_of_palettes_that_cannot_be_used(tmp_path):
         Palettes(str(folder)).load()
     table.write_text(text.replace("4.png", "44.png"))
     with pytest.raises(UserError, match=r"no palette for 4\.png"):
+        Palettes(str(folder)).load()
+    table.write_text(text + "3.png,again,#000000\n")
+    with pytest.raises(UserError, match=r"two rows for 3\.png"):
         Palettes(str(folder)).load()
     table.write_text(text.replace("colours", "colors"))
     with pytest.raises(UserError, match="no column 'colours'"):
@@ -307,13 +318,15 @@ def test_any_image_gets_a_palette_or_one_clear_line(tmp_path, capsys):
     Image.new("RGB", (1, 1), RED).save(folder / "one.png")
     noise.save(folder / "moving.gif", save_all=True, append_images=[noise.rotate(90)])
     (folder / "broken.jpg").write_bytes(b"no image")
+    (folder / "deep").mkdir()
+    noise.rotate(180).save(folder / "deep" / "noise.jpg")
     capsys.readouterr()
     run(training, tmp_path / "run", "predict", str(folder))
     said = capsys.readouterr().out
     assert "left out" in said and "broken.jpg" in said
     written = tmp_path / "run" / "predictions"
     rows = [json.loads(line) for line in (written / "predictions.jsonl").open()]
-    assert len(rows) == 7
+    assert len(rows) == 8 and (written / "noise.jpg-2.gpl").exists()
     for row in rows:
         found = row[PALETTE]["colours"]
         shares = [colour["share"] for colour in found]
@@ -324,12 +337,51 @@ def test_any_image_gets_a_palette_or_one_clear_line(tmp_path, capsys):
     gimp = (written / "noise.jpg.gpl").read_text().splitlines()
     assert gimp[0] == "GIMP Palette" and len(gimp) == 4 + 3
     assert (written / "noise.jpg.css").read_text().count("--colour-") == 3
-    assert Image.open(written / "noise.jpg.palette.png").size[0] == 20
+    assert Image.open(written / "noise.jpg.png").size[0] == 20
     assert "#" in (written / "predictions.csv").read_text()
+
+
+@pytest.mark.parametrize("size", [8, 27])
+def test_images_without_two_rows_of_maps_are_refused(size):
+    with pytest.raises(UsageError, match="28"):
+        SMALL.init(jax.random.key(0), np.zeros((1, size, 64, 3), np.float32))
+
+
+def test_neighbours_of_images_without_labels_have_no_label(tmp_path):
+    near = dataclasses.replace(trained(), evaluation=Evaluation(batch_size=4, neighbours=2))
+    run(dataclasses.replace(near, epochs=0.5), tmp_path / "run")
+    Image.new("RGB", (9, 9), RED).save(tmp_path / "red.png")
+    config = dataclasses.replace(near, epochs=0.5)
+    run(config, tmp_path / "run", "predict", str(tmp_path / "red.png"))
+    lines = (tmp_path / "run" / "predictions" / "predictions.jsonl").read_text()
+    assert len(json.loads(lines)["nearest"]) == 2
+
+
+def test_files_are_in_the_same_split_at_every_size(tmp_path):
+    random = np.random.default_rng(0)
+    for number in range(30):
+        pixels = random.integers(0, 256, (24, 32, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    large, small = (
+        Photos(str(tmp_path), size).load().splits for size in ((24, 32), (10, 10))
+    )  # fmt: skip
+    for name in ("train", "validation", "test"):
+        assert sorted(large[name].names) == sorted(small[name].names)
+
+
+def test_the_benchmarks_measure_what_they_say():
+    image = np.array([[RED, RED], [GREEN, BLUE]], np.uint8)
+    error = pixel_error(image, np.array([RED, GREEN], np.uint8))
+    assert error == pytest.approx(min(_apart(BLUE, RED), _apart(BLUE, GREEN)) / 4, abs=2e-3)
+    assert palette_error(np.array([RED], np.uint8), np.array([RED], np.uint8)) < 0.01
+    assert named(["# a comment", "pale blue\t#d0fefe", "dusk #4e5481", "Navy Blue #001146"]) == (
+        [TERMS.index("blue")], ["001146"],
+    )  # fmt: skip
 
 
 def test_a_strip_stands_below_the_image():
     image = np.zeros((100, 60, 3), np.uint8)
+    assert with_strip(image[:, :3], np.array([RED, GREEN], np.uint8)).shape[1] == 8
     picture = with_strip(image, np.array([RED, GREEN], np.uint8))
     assert picture.shape == (100 + 1 + 20, 60, 3)
     assert (picture[-1, 0] == RED).all() and (picture[-1, -1] == GREEN).all()

@@ -33,6 +33,8 @@ from cnn_research.experiment import (
     to_dict,
 )
 from cnn_research.mesh import data_mesh
+from cnn_research.purification import Purification
+from cnn_research.staged import Staged
 from cnn_research.training import Training
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -163,6 +165,17 @@ def test_experiment_trains_goes_on_and_evaluates(name, tmp_path, capsys, blank_p
         for metric in small.task.metrics:
             assert evaluated.figures[split][metric] == pytest.approx(figures[metric], rel=1e-6)
     assert (tmp_path / "report" / "report.md").exists()
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if isinstance(lookup(name).experiment(), Staged | Purification)]
+)
+def test_pipeline_runs_and_a_finished_one_trains_nothing(name, tmp_path, monkeypatch):
+    small = lookup(name).experiment().test_sized()
+    result = run(small, tmp_path)
+    assert result.figures
+    monkeypatch.setattr("cnn_research.runner.train", lambda *_: pytest.fail("trained again"))
+    assert run(folders.saved_config(tmp_path), tmp_path).figures == result.figures
 
 
 # Names and imports -------------------------------------------------------------------------------
