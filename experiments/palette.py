@@ -1,7 +1,7 @@
 """Document 000: from the colours of crops to the palette of an image.
 
-The photographs are named with `--data.source.path=FOLDER_OR_ARCHIVE`; without, the two that ship
-with scikit-learn serve.
+Photographs are named as each experiment's command says, a folder or an archive; without, pieces of
+the two that ship with scikit-learn serve, enough to try it and no more.
 """
 
 import dataclasses
@@ -96,11 +96,12 @@ HEAD = Training(
 def palette() -> Staged:
     """Ten colours from an image in one forward pass, trained on the images' own pixels.
 
-    python launch.py --experiment=palette --training.data.path=FOLDER_OR_ARCHIVE
+    python launch.py --experiment=palette --workdir=runs/palette
+        --pretraining.data.source.path=PHOTOS --training.data.path=IMAGES
 
-    The self-supervised network is trained first, on `--pretraining.data.source.path`, or taken from
-    the run that `--training.pretrained.source` names (with `--training.pretrained.fresh head`). The
-    head can be trained on other images.
+    The self-supervised network is trained first, or taken from the run that
+    `--training.pretrained.source` names (with `--training.pretrained.fresh head`). The head can be
+    trained on other images, and on more: thousands of paintings, for palettes of photographs.
     """
     return Staged(pretraining=SS_CNN, training=HEAD, fresh=("head",))
 
@@ -111,8 +112,8 @@ def palette_people() -> Training:
 
     python launch.py --experiment=palette_people --data.path=palettes.tar.xz
 
-    It starts from the run of `palette`, in `runs/palette` or where
-    `--pretrained.source=FOLDER/training` says.
+    It starts from the run of `palette` in `runs/palette`, which comes first, or from
+    `--pretrained.source=FOLDER/training`.
     """
     return dataclasses.replace(
         HEAD,
