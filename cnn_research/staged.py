@@ -91,6 +91,7 @@ def train_once(name: str, training: Training, folder: Path) -> Result:
 
     figures = folders.read_json(folder / folders.EVALUATION)
     if figures:
+        print(f"{name}: complete in {folder}.")
         step = figures["step"]
         return Result(folder, step, {k: v for k, v in figures.items() if k not in _NO_FIGURES})
     print(f"{name}: training in {folder}.")
