@@ -94,6 +94,13 @@ def test_transport_matches_every_colour_with_another():
     np.testing.assert_allclose(moved, [distance / 2], rtol=1e-2)
 
 
+def test_kmeans_finds_a_palette_for_each_image():
+    pixels = np.stack([np.tile(lab(RED, GREEN), (20, 1)), np.tile(lab(BLUE, GREY), (20, 1))])
+    found = np.asarray(palettes.found_by_kmeans(jnp.asarray(pixels), 2))
+    for image, colours_there in zip(found, ((RED, GREEN), (BLUE, GREY)), strict=True):
+        assert sorted(image.round(2).tolist()) == sorted(lab(*colours_there).round(2).tolist())
+
+
 @pytest.mark.parametrize("name", palettes.DIFFERENCES)
 def test_differences_can_be_learnt_from_where_colours_are_equal(name):
     def loss(palette):
@@ -165,6 +172,7 @@ def trained(task=None, data=None):
     [
         Palette(colours=3),
         Palette(colours=3, target="people", matching="transport", difference="oklab"),
+        Palette(colours=3, target="kmeans", difference="lab"),
     ],
 )
 def test_a_head_learns_and_the_rest_stays(tmp_path, task):
@@ -195,7 +203,7 @@ def test_the_loss_of_the_pixels_is_that_of_the_images_that_were_changed():
 
 
 def test_what_cannot_be_trained_says_so(tmp_path):
-    with pytest.raises(UsageError, match=r"needs --task\.target=people"):
+    with pytest.raises(UsageError, match=r"needs --task\.target=kmeans"):
         Palette(matching="transport").check()
     with pytest.raises(UserError, match="no palettes that people made"):
         Palette(target="people").check_data(Synthetic(heads=(), classes=()).load())

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from cnn_research.ops.colours import ciede2000, lab_to_srgb, srgb_to_oklab
+from cnn_research.ops.kmeans import kmeans
 
 _TINY = 1e-6
 FAR = 1e6
@@ -75,6 +76,22 @@ def between(
     there = jnp.where(known[:, None], apart, FAR).min(axis=2).mean(axis=1)
     back = (apart.min(axis=1) * known).sum(axis=1) / known.sum(axis=1)
     return (there + back) / 2
+
+
+def found_by_kmeans(pixels: jax.Array, colours: int, max_iterations: int = 20) -> jax.Array:
+    """The palettes that k-means finds in CIELAB, `[batch, colours, 3]`, as constants.
+
+    Args:
+        pixels: `[batch, pixels, 3]`.
+        colours: of a palette.
+        max_iterations: where k-means stops at the latest.
+    """
+
+    def one(pixels: jax.Array) -> jax.Array:
+        key = jax.random.key(0)
+        return kmeans(pixels, colours, key, max_iterations=max_iterations).centroids
+
+    return jax.lax.stop_gradient(jax.vmap(one)(jax.lax.stop_gradient(pixels)))
 
 
 def transported(

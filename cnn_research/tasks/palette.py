@@ -29,7 +29,7 @@ LOOKED_AT = 32
 class Palette(Task):
     """Colours in any order, compared with the image's own pixels or with palettes that people made.
 
-    The loss is a mean colour difference, CIEDE2000. Of pixels: from each to the nearest colour. Of
+    The loss is a mean colour difference, CIEDE2000: from each pixel to the nearest colour. Of
     people's palettes: from each colour of either palette to the nearest of the other, the mean of
     both directions (Q. Pan and S. Westland, "Comparative evaluation of color differences between
     color palettes", 2018).
@@ -40,13 +40,14 @@ class Palette(Task):
 
     colours: int = 10
     """Of a palette."""
-    target: Literal["pixels", "people"] = "pixels"
-    """What a palette is compared with."""
+    target: Literal["pixels", "kmeans", "people"] = "pixels"
+    """What training compares a palette with: the image's pixels, the palette that k-means in CIELAB
+    finds for them, or the one that a person made."""
     difference: Literal["ciede2000", "lab", "oklab", "rgb"] = "ciede2000"
     """What training minimises: CIEDE2000, or the distance in a space of colours."""
     matching: Literal["nearest", "transport"] = "nearest"
-    """How training compares with people's palettes: each colour with the nearest of the other
-    palette, or all with all, at the least cost of moving one palette to the other."""
+    """How training compares two palettes: each colour with the nearest of the other palette, or all
+    with all, at the least cost of moving one palette to the other."""
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -56,9 +57,10 @@ class Palette(Task):
         """Raises `UsageError` for fields that do not go together."""
         if self.colours < 1:
             raise UsageError(f"--task.colours is {self.colours}: must be 1 or more")
-        if self.matching != "nearest" and self.target != "people":
+        if self.matching != "nearest" and self.target == "pixels":
             raise UsageError(
-                "--task.matching=transport compares palettes: it needs --task.target=people"
+                "--task.matching=transport compares palettes: it needs --task.target=kmeans or "
+                "people"
             )
 
     def check_data(self, dataset: Dataset) -> None:
@@ -102,8 +104,9 @@ class FittedPalette(Palette, FittedTask):
 
     @property
     def own_objective(self) -> bool:
-        """Whether training minimises another difference than it reports."""
-        return self.difference != "ciede2000" or self.matching != "nearest"
+        """Whether training minimises something else than it reports."""
+        plain = self.difference == "ciede2000" and self.matching == "nearest"
+        return not plain or self.target == "kmeans"
 
     def sums(self, outputs: jax.Array, labels: Mapping[str, jax.Array], weights: jax.Array) -> Sums:
         """The mean colour difference, CIEDE2000.
@@ -115,18 +118,20 @@ class FittedPalette(Palette, FittedTask):
                 `[batch, most, 3]`, NaN where a palette has fewer colours.
             weights: float32 `[batch]`, 0 for padding.
         """
-        return self._sums(outputs, labels, weights, "ciede2000", "nearest")
+        reported = "people" if self.target == "people" else "pixels"
+        return self._sums(outputs, labels, weights, reported, "ciede2000", "nearest")
 
     def objective(
         self, outputs: jax.Array, labels: Mapping[str, jax.Array], weights: jax.Array
     ) -> Sums:
-        return self._sums(outputs, labels, weights, self.difference, self.matching)
+        return self._sums(outputs, labels, weights, self.target, self.difference, self.matching)
 
     def _sums(
         self,
         outputs: jax.Array,
         labels: Mapping[str, jax.Array],
         weights: jax.Array,
+        target: str,
         difference: str,
         matching: str,
     ) -> Sums:
@@ -135,15 +140,16 @@ class FittedPalette(Palette, FittedTask):
         from cnn_research.ops import colours, palettes
 
         palette = colours_of(outputs)
-        if self.target == "pixels":
-            images = labels[PIXELS]
-            step = max(1, min(images.shape[1:3]) // LOOKED_AT)
-            pixels = images[:, ::step, ::step].reshape(len(images), -1, 3) / 255
-            losses = palettes.to_nearest(colours.srgb_to_lab(pixels), palette, difference)
+        if target == "pixels":
+            losses = palettes.to_nearest(_looked_at(labels[PIXELS]), palette, difference)
         else:
-            people = labels[PALETTE]
-            known = ~jnp.isnan(people[..., 0])
-            theirs = colours.srgb_to_lab(jnp.where(known[..., None], people, 0.0))
+            if target == "people":
+                people = labels[PALETTE]
+                known = ~jnp.isnan(people[..., 0])
+                theirs = colours.srgb_to_lab(jnp.where(known[..., None], people, 0.0))
+            else:
+                theirs = palettes.found_by_kmeans(_looked_at(labels[PIXELS]), self.colours)
+                known = jnp.ones(theirs.shape[:2], bool)
             compare = palettes.transported if matching == "transport" else palettes.between
             losses = compare(palette, theirs, known, difference)
         return {"loss": (jnp.sum(weights * losses), weights.sum())}
@@ -172,6 +178,15 @@ class FittedPalette(Palette, FittedTask):
     def write_files(self, base: Path, file: Path, answers: Mapping[str, Answer]) -> None:
         """The image with its palette as a strip, and the palette for GIMP and as CSS."""
         palette_files.write(base, file, answers[PALETTE].values["colours"])
+
+
+def _looked_at(images: jax.Array) -> jax.Array:
+    """Some of the pixels of images, 0 to 255 `[batch, height, width, 3]`, as CIELAB
+    `[batch, pixels, 3]`."""
+    from cnn_research.ops.colours import srgb_to_lab
+
+    step = max(1, min(images.shape[1:3]) // LOOKED_AT)
+    return srgb_to_lab(images[:, ::step, ::step].reshape(len(images), -1, 3) / 255)
 
 
 def colours_of(outputs: jax.Array) -> jax.Array:

@@ -1,0 +1,67 @@
+"""What to train a palette on: short trainings of the head, each with another loss.
+
+    python -m benchmarks.palette_losses --run=runs/palette --output results/palette_losses.json
+
+RUN is a complete run of `palette`: every head starts anew on its self-supervised network, sees its
+training images for a few epochs, and is judged on its validation images, by the mean CIEDE2000 from
+a pixel to the nearest colour. The trainings stand in `runs/palette_losses`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from benchmarks.results import ROOT, Measurement, arguments, row
+from cnn_research import workdir as folders
+from cnn_research.experiment import run
+from cnn_research.pretrained import Pretrained
+from cnn_research.staged import FIRST, SECOND
+
+EPOCHS = 3.0
+LOSSES = {
+    "pixels to the nearest colour, CIEDE2000": ("pixels", "ciede2000", "nearest"),
+    "pixels to the nearest colour, CIELAB": ("pixels", "lab", "nearest"),
+    "pixels to the nearest colour, OKLab": ("pixels", "oklab", "nearest"),
+    "pixels to the nearest colour, RGB": ("pixels", "rgb", "nearest"),
+    "k-means' palette, nearest colours, CIEDE2000": ("kmeans", "ciede2000", "nearest"),
+    "k-means' palette, optimal transport, CIEDE2000": ("kmeans", "ciede2000", "transport"),
+}
+"""Target, difference and matching of the task."""
+
+
+def main() -> int:
+    parser = arguments(__doc__)
+    parser.add_argument("--run", type=Path, default=ROOT / "runs/palette", help="of `palette`")
+    options = parser.parse_args()
+    measurement = Measurement(
+        "palette_losses",
+        what=f"validation CIEDE2000 of palettes after {EPOCHS:g} epochs with each loss",
+        target="none: the document names no target",
+        seeds=[0],
+    )
+    head = folders.saved_config(options.run / SECOND)
+    head = dataclasses.replace(
+        head,
+        name="",
+        epochs=EPOCHS,
+        pretrained=Pretrained(str(options.run / FIRST), fresh=("head",)),
+    )
+    figures = {}
+    for name, (target, difference, matching) in LOSSES.items():
+        task = dataclasses.replace(
+            head.task, target=target, difference=difference, matching=matching
+        )
+        workdir = ROOT / "runs" / "palette_losses" / f"{target}-{difference}-{matching}"
+        result = run(dataclasses.replace(head, task=task), workdir)
+        figures[name] = result.figures["validation"]["loss"]
+    rows = [
+        row(f"palettes trained on {name}: validation CIEDE2000", "-", f"{found:.3f}", True)
+        for name, found in figures.items()
+    ]
+    return measurement.finish(rows, figures, options.output)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
