@@ -276,11 +276,11 @@ def torch_runner(name: str, mode: str) -> tuple[Callable[[int], float], int]:
     def palette_ss_cnn() -> nn.Module:
         def block(inputs: int, features: int, stride: int) -> list[nn.Module]:
             conv = nn.Conv2d(inputs, features, 3, stride, padding=1)
-            return [conv, nn.ReLU(), nn.MaxPool2d(2)]
+            return [conv, nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True)]
 
         norm = functools.partial(nn.LocalResponseNorm, 5, alpha=1e-4, beta=0.75, k=2.0)
         layers = [*block(3, 32, 1), norm(), *block(32, 96, 1), norm(), *block(96, 96, 2)]
-        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(384, 128))
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(864, 128))
 
     class Block(nn.Module):
         def __init__(self, inputs: int, features: int, stride: int) -> None:

@@ -13,7 +13,7 @@ from cnn_research.models.layers import check_size
 from cnn_research.models.ss_cnn import SSCNN
 from cnn_research.ops.colours import srgb_to_lab
 
-PATCH = 2
+PATCH = 3
 """Rows and columns of the maps that are one crop of 37x37 to the network's last layer."""
 
 SCALE = 20.0
@@ -95,14 +95,14 @@ class PaletteNet(SSCNN):
 
         Args:
             images: float32 `[batch, height, width, 3]`, 0 to 1; of any size that has `PATCH` rows
-                and columns of maps, 28 pixels with three convolutions.
+                and columns of maps, 33 pixels with three convolutions.
             train: sees every second row and column of pixels.
 
         Returns:
             float32 `[batch, colours * 4]`: L*, a*, b* and the share of each colour in turn.
         """
         # Each pool halves what there is, and the last convolution too, rounding up.
-        check_size(self, images, (2 * PATCH - 1) * 2 ** len(self.features) + 4)
+        check_size(self, images, (PATCH - 1) * 2 ** (len(self.features) + 1) + 1)
         maps = self.maps(images)
         rows, columns = maps.shape[1] - PATCH + 1, maps.shape[2] - PATCH + 1
         crops = jnp.concatenate(

@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from cnn_research import ops
 from cnn_research.models.architectures import register_model
-from cnn_research.models.layers import Conv, Dtype, check_size
+from cnn_research.models.layers import Conv, Dtype
 
 MEAN, STD = 0.5, 0.25
 """Of pixels, about."""
@@ -27,9 +27,10 @@ class SSCNN(nn.Module):
 
     Document 000, section 'Implementacion del modelo SS-CNN', after Wang et al., "Color names
     learning using convolutional neural networks", 2015. The document leaves open the pools (these
-    are those of its figure 3), the padding (1: maps shrink by strides and pools alone) and the
-    constants of the normalisation (AlexNet's). Images are 0 to 1, and are centred here: whoever
-    takes over the layers cannot centre them otherwise.
+    are those of its figure 3, and see every pixel, an odd row's last one alone), the padding (1:
+    maps shrink by strides and pools alone) and the constants of the normalisation (AlexNet's).
+    Images are 0 to 1, and are centred here: whoever takes over the layers cannot centre them
+    otherwise.
     """
 
     features: tuple[int, ...] = (32, 96, 96)
@@ -48,10 +49,9 @@ class SSCNN(nn.Module):
     def maps(self, images: jax.Array) -> jax.Array:
         """What the last pool comes to, `[batch, rows, columns, features[-1]]`.
 
-        With three convolutions a row is 16 pixels; `images` are float32
+        With three convolutions a row is 16 pixels, the last one fewer; `images` are float32
         `[batch, height, width, 3]`, 0 to 1.
         """
-        check_size(self, images, 3 * 2 ** (len(self.features) - 1))
         x = ((images - MEAN) / STD).astype(self.dtype)
         last = len(self.features)
         for number, features in enumerate(self.features, 1):
@@ -59,7 +59,7 @@ class SSCNN(nn.Module):
             x = Conv(features, (3, 3), strides, padding=1, dtype=self.dtype, name=f"conv{number}")(
                 x
             )
-            x = ops.max_pool(nn.relu(x), 2)
+            x = ops.max_pool(nn.relu(x), 2, padding="SAME")
             if number < last:
                 x = ops.local_response_norm(x)
         return x
