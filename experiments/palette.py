@@ -35,7 +35,7 @@ SS_CNN = Training(
     augmentation=Augmentation(mirror=True, flip=True),
     selection=Selection(metric="loss"),
     evaluation=Evaluation(batch_size=520, mirror=True),
-    epochs=60,
+    epochs=100,
     batch_size=128,
     evaluate_every=4,
 )

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 
-import jax
-import pytest
-from jax.experimental.compilation_cache import compilation_cache
+# Before jax is imported. Tests run little of what they compile: optimising it takes longer. What a
+# test starts in a process of its own inherits this.
+FLAGS = "--xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"{FLAGS} {os.environ.get('XLA_FLAGS', '')}".strip()
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)
