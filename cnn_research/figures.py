@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -261,7 +262,8 @@ def predictions(
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     titles = [
-        f"{_shortened(name, 22)}\n{answer}" for name, answer in zip(names, answers, strict=True)
+        "\n".join([_shortened(name, 22), *_wrapped(answer, 24)])
+        for name, answer in zip(names, answers, strict=True)
     ]
     lines = max(title.count("\n") + 1 for title in titles)
     columns = 1 + len(neighbours[0]) if neighbours else min(6, len(images))
@@ -385,6 +387,10 @@ def _digits(spread: float) -> int:
 def _rounded(number: float, digits: int) -> str:
     """A number with so many digits after the point at most, and no zeros at its end."""
     return np.format_float_positional(round(float(number), digits), trim="-")
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return [part for line in text.splitlines() for part in textwrap.wrap(line, width)]
 
 
 def _shortened(name: str, length: int) -> str:
