@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import operator
 import os
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from cnn_research.experiment import (
     lookup,
     registry,
     run,
+    with_fields,
 )
 
 FLAGS = flags.FLAGS
@@ -87,8 +89,8 @@ def launch(words: list[str]) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     workdir = Path(FLAGS.workdir) if FLAGS.workdir else None
-    default = default_experiment(workdir)
-    if default is None:
+    saved = saved_experiment(workdir)
+    if saved is None and FLAGS.experiment is None:
         if words and words[0] in _HELP:
             print(USAGE, end="")
             return
@@ -100,7 +102,10 @@ def launch(words: list[str]) -> None:
         raise UsageError(
             "say which experiment: --experiment=NAME (`python launch.py --list` shows all)"
         )
-    experiment = overridden(default, words)
+    if saved is not None:
+        experiment, said = overridden(saved, words), ""
+    else:
+        experiment, said = fitted(lookup(FLAGS.experiment).experiment(), words)
     if FLAGS.mode not in (None, *experiment.modes):
         raise UsageError(
             f"--mode is '{FLAGS.mode}'{did_you_mean(FLAGS.mode, list(experiment.modes))}; "
@@ -109,20 +114,21 @@ def launch(words: list[str]) -> None:
     experiment.check()
     if workdir is None:
         workdir = Path("runs") / f"{experiment.name}-{config_hash(experiment)}"
+    if said and FLAGS.mode in (None, "train"):
+        print(said, flush=True)
     run(experiment, workdir, FLAGS.mode, FLAGS.input)
 
 
-def default_experiment(workdir: Path | None) -> Experiment | None:
-    """The experiment before overrides: a finished run's own where a mode is named, but `train`."""
-    if FLAGS.mode not in (None, "train") and workdir is not None:
-        from cnn_research.workdir import saved_config
+def saved_experiment(workdir: Path | None) -> Experiment | None:
+    """The run's own experiment in `workdir`, where a mode is named, but `train`."""
+    if FLAGS.mode in (None, "train") or workdir is None:
+        return None
+    from cnn_research.workdir import saved_config
 
-        saved = saved_config(workdir)
-        if saved is not None:
-            if FLAGS.experiment not in (None, saved.name):
-                raise UsageError(f"{workdir} holds a run of {saved.name}, not {FLAGS.experiment}")
-            return saved
-    return lookup(FLAGS.experiment).experiment() if FLAGS.experiment else None
+    saved = saved_config(workdir)
+    if saved is not None and FLAGS.experiment not in (None, saved.name):
+        raise UsageError(f"{workdir} holds a run of {saved.name}, not {FLAGS.experiment}")
+    return saved
 
 
 def overridden(default: Experiment, words: list[str]) -> Experiment:
@@ -161,6 +167,46 @@ def overridden(default: Experiment, words: list[str]) -> Experiment:
         if not end.code:
             raise
         raise UsageError(f"{_first_sentence(said.getvalue())}; --help shows all fields") from None
+
+
+def fitted(default: Experiment, words: list[str]) -> tuple[Experiment, str]:
+    """The experiment as typed, with what its data suggest for the fields that are not named.
+
+    Returns:
+        It, and what was chosen and why, a line each; empty where its config says all.
+
+    Raises:
+        UsageError: as `overridden`, or the data do not suit the experiment.
+        UserError: there are no such data.
+    """
+    experiment = overridden(default, words)
+    suggest = registry()[default.name].choices
+    if suggest is None:
+        return experiment, ""
+    choices = suggest(experiment)
+    chosen = with_fields(default, {path: choice.value for path, choice in choices.items()})
+    experiment = overridden(chosen, words)
+    taken = {
+        _as_typed(path, choice.value): choice.reason
+        for path, choice in choices.items()
+        if operator.attrgetter(path)(experiment) == choice.value
+    }
+    width = max(map(len, taken), default=0)
+    lines = [f"  {typed:{width}}  {reason}" for typed, reason in taken.items()]
+    return experiment, "\n".join(["Chosen from the data, unless you say otherwise:", *lines])
+
+
+def _as_typed(path: str, value: Any) -> str:
+    """A field and its value as they would be typed; of a part that has fields itself, its kind."""
+    flag = "--" + path.replace("_", "-")
+    if dataclasses.is_dataclass(value):
+        return f"{flag[2:]}: {type(value).__name__}"
+    if isinstance(value, bool):
+        before, _, last = flag.rpartition(".")
+        return flag if value else f"{before}.no-{last}"
+    if isinstance(value, tuple):
+        return " ".join([flag, *map(str, value)])
+    return f"{flag}={value:g}" if isinstance(value, float) else f"{flag}={value}"
 
 
 def with_model(default: Experiment, words: list[str]) -> tuple[Experiment, list[str]]:

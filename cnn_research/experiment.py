@@ -88,6 +88,23 @@ def run(
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What an experiment chooses for one of its fields from its data, and why."""
+
+    value: Any
+    reason: str
+
+
+def with_fields(config: Any, values: Mapping[str, Any]) -> Any:
+    """The config with fields replaced, named by their paths (`optimizer.learning_rate`)."""
+    for path, value in values.items():
+        field, _, rest = path.partition(".")
+        value = with_fields(getattr(config, field), {rest: value}) if rest else value
+        config = dataclasses.replace(config, **{field: value})
+    return config
+
+
 # Configs as JSON ---------------------------------------------------------------------------------
 
 
@@ -180,6 +197,8 @@ class Entry:
         data: its data set, in a word or two.
         document_results: figures that the document gives, for reports to show beside ours.
         make: the decorated function.
+        choices: what the experiment's data suggest for its fields, by their paths; None where the
+            config says all.
     """
 
     name: str
@@ -187,6 +206,7 @@ class Entry:
     data: str
     document_results: Mapping[str, float]
     make: Callable[[], Experiment]
+    choices: Callable[[Any], Mapping[str, Choice]] | None = None
 
     def experiment(self) -> Experiment:
         """The experiment with its defaults."""
@@ -202,7 +222,11 @@ _REGISTRY: dict[str, Entry] = {}
 
 
 def register(
-    *, document: str = "-", data: str, document_results: Mapping[str, float] | None = None
+    *,
+    document: str = "-",
+    data: str,
+    document_results: Mapping[str, float] | None = None,
+    choices: Callable[[Any], Mapping[str, Choice]] | None = None,
 ) -> Callable[[Callable[[], Experiment]], Callable[[], Experiment]]:
     """Decorates a function that returns an `Experiment`; its name becomes the experiment's."""
 
@@ -210,7 +234,7 @@ def register(
         name = make.__name__
         if name in _REGISTRY:
             raise ValueError(f"two experiments are named {name}")
-        _REGISTRY[name] = Entry(name, document, data, document_results or {}, make)
+        _REGISTRY[name] = Entry(name, document, data, document_results or {}, make, choices)
         return make
 
     return decorate

@@ -215,6 +215,7 @@ LAYERS = (
     {"staged"},
     {"studies", "purification"},
     {"naming"},
+    {"own_images"},
     {"cli"},
     {"experiments"},
     {"launch"},

@@ -239,11 +239,12 @@ class ImageFolder:
         path = existing(self.path)
 
         def plan(folder: Path) -> images.Plan:
-            return self._plan(folder, images.printable(path))
+            return self.plan(folder, images.printable(path))
 
         return _load_images("image_folder", self, path, content_of(path), plan)
 
-    def _plan(self, folder: Path, shown: str) -> images.Plan:
+    def plan(self, folder: Path, shown: str) -> images.Plan:
+        """What is in `folder`, which errors call `shown`; no image is opened."""
         return images.plan_folder(folder, shown)
 
 
@@ -290,9 +291,9 @@ class Artworks(ImageFolder):
 
     def plan_to_prepare(self, folder: Path, shown: str) -> images.Plan:
         """Every painting below `folder`."""
-        return self._plan(folder, shown)
+        return self.plan(folder, shown)
 
-    def _plan(self, folder: Path, shown: str) -> images.Plan:
+    def plan(self, folder: Path, shown: str) -> images.Plan:
         return artworks.plan(folder, shown)
 
 
@@ -412,8 +413,7 @@ class ImageTable:
         shown = images.printable(path)
 
         def plan(folder: Path) -> images.Plan:
-            table = tables.find_table(folder, shown) if folder.is_dir() else folder
-            return self._plan(tables.read_table(table, shown), shown, table.parent)
+            return self.plan(folder, shown)
 
         if path.is_dir() or path.suffix.lower() == ".csv":
             table = tables.find_table(path, shown) if path.is_dir() else path
@@ -422,6 +422,12 @@ class ImageTable:
             files = [path]
         content = [_status(file) for file in files]
         return _load_images("image_table", self, path, cache.key_of(content), plan)
+
+    def plan(self, folder: Path, shown: str) -> images.Plan:
+        """What the table at, or below, `folder` names, which errors call `shown`; no image is
+        opened."""
+        table = tables.find_table(folder, shown) if folder.is_dir() else folder
+        return self._plan(tables.read_table(table, shown), shown, table.parent)
 
     def _plan(self, rows: Sequence[Mapping[str, str]], shown: str, folder: Path) -> images.Plan:
         """The records of a table's rows; `folder` is where the images' names start from."""

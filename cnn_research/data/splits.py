@@ -48,14 +48,14 @@ def assign(
 
     A split that the source gives is kept as it is. `validation` and `test` are otherwise drawn
     from `train`: `sizes` has how many examples (int) or which fraction of `train` (float), 0 for
-    none. Each class, where there are classes, is drawn from in proportion. Copies of one image
-    move together, and who is drawn depends on the pixels (or names) and the seed alone: the order
-    of files does not matter. `target` is only ever given; an image of it that another split has too
-    is left out of it, whatever the labels, so that what is measured there was not trained on.
+    none. Each class, where there are classes, is drawn from in proportion, and never all of it.
+    Copies of one image move together, and who is drawn depends on the pixels (or names) and the
+    seed alone: the order of files does not matter. `target` is only ever given; an image of it that
+    another split has too is left out of it, whatever the labels, so that what is measured there was
+    not trained on.
 
     Raises:
-        UserError: there is nothing to train on, a class has too few images to be drawn from, or
-            every image of `target` is elsewhere too.
+        UserError: there is nothing to train on, or every image of `target` is elsewhere too.
         UsageError: more is to be drawn than there is.
     """
     digests = [hashlib.blake2b(image, digest_size=16).digest() for image in examples.images]
@@ -164,13 +164,10 @@ def _draw(
 
     for digest in sorted(copies, key=drawn):
         groups[int(labels[copies[digest][0]])].append(copies[digest])
-    for label, members in sorted(groups.items()):
-        if label >= 0 and len(members) == 1:
-            raise UserError(
-                f"class '{examples.class_names[head][label]}' of '{head}' has a single image "
-                f"({examples.names[members[0][0]]}), which cannot be both in train and in another "
-                "split: add images or leave the class out"
-            )
+    alone = [label for label, members in groups.items() if label >= 0 and len(members) == 1]
+    if alone:
+        names = ", ".join(examples.class_names[head][label] for label in sorted(alone))
+        logging.warning("a single image, which is trained on and never evaluated: %s", names)
     quotas = _apportion({c: sum(map(len, m)) for c, m in sorted(groups.items())}, count)
     chosen: list[int] = []
     for label, quota in quotas.items():

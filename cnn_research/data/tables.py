@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import itertools
 import math
 import operator
 import re
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from cnn_research.data.dataset import MISSING, UNSEEN
-from cnn_research.data.images import SPLIT_FOLDERS, Plan, Record, files_below, printable
+from cnn_research.data.images import ENDINGS, SPLIT_FOLDERS, Plan, Record, files_below, printable
 from cnn_research.errors import UsageError, UserError
 
 MAX_NUMBER = float(np.finfo(np.float32).max)
@@ -90,6 +91,22 @@ def read_table(table: Path, shown: str) -> list[Row]:
     if not read:
         raise UserError(f"{shown} has no rows: it needs a header and one row per image")
     return [{column: row[column] or "" for column in row if column is not None} for row in read]
+
+
+def image_column(rows: Sequence[Row], folder: Path) -> str | None:
+    """The column, or pattern of a column, whose cells name files from `folder` on.
+
+    The names may lack a folder next to the table, or their ending. The first few rows decide.
+    """
+    few = rows[:20]
+    folders = ["", *(f"{path.name}/" for path in sorted(folder.iterdir()) if path.is_dir())]
+    for column in rows[0]:
+        cells = [row[column] for row in few if row[column]]
+        for before, ending in itertools.product(folders, ("", *ENDINGS)):
+            files = (folder / f"{before}{cell}{ending}" for cell in cells)
+            if cells and all(map(Path.is_file, files)):
+                return f"{before}{{{column}}}{ending}" if before or ending else column
+    return None
 
 
 def plan_every_row(rows: Sequence[Row], shown: str, folder: Path, image: str) -> Plan:
