@@ -8,6 +8,7 @@ flags.DEFINE_string("experiment", None, "Name of a registered experiment.")
 flags.DEFINE_string("workdir", None, "Folder of the run; runs/NAME-HASH where none is given.")
 flags.DEFINE_string("mode", None, "What to do; where none is given, the first that it has.")
 flags.DEFINE_string("input", None, "For --mode=predict: a file, a folder, or a pattern of files.")
+flags.DEFINE_bool("dry_run", False, "Say what a run will take, and stop before its first step.")
 flags.DEFINE_bool("list", False, "List every experiment.")
 
 if __name__ == "__main__":

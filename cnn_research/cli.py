@@ -36,13 +36,14 @@ usage: python launch.py --experiment=NAME [--workdir=FOLDER] [--mode=MODE] [--FI
   --experiment=NAME --help   every field of that experiment: type, default, what it does
   --experiment=NAME          run it; the same command goes on where it was stopped
   --workdir=FOLDER           the folder of the run (default: runs/NAME-HASH, a hash of the fields)
+  --dry-run                  say what it would take: time, memory, steps; and stop there
   --mode=train|evaluate      evaluate makes the report again, from the workdir alone
   --mode=predict --input=IMAGES   what the run says about a file, a folder or 'a/pattern/*.jpg'
   --FIELD=VALUE              override a field by its path: --optimizer.learning-rate=3e-4 --seed=1
   --model=NAME               another network, whose fields follow: `python -m cnn_research.models`
 """
 
-LAUNCHER_FLAGS = ("experiment", "workdir", "mode", "input", "list")
+LAUNCHER_FLAGS = ("experiment", "workdir", "mode", "input", "dry-run", "list")
 
 _HELP = ("--help", "-h", "-help", "-?")
 
@@ -50,8 +51,10 @@ _HELP = ("--help", "-h", "-help", "-?")
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """absl takes its own flags; the rest are the experiment's fields. For `app.run`."""
     try:
-        # absl's own --help knows nothing of the experiment's fields: `main` answers instead.
-        rest = FLAGS([word for word in argv if word not in _HELP], known_only=True)
+        # absl's own --help knows nothing of the experiment's fields: `main` answers instead. And it
+        # takes no flag with a dash in its name.
+        words = ["--dry_run" if word == "--dry-run" else word for word in argv]
+        rest = FLAGS([word for word in words if word not in _HELP], known_only=True)
     except flags.Error as error:
         fail(UsageError(f"{one_line(error)}; `python launch.py --help` says how"))
     return rest + [word for word in argv if word in _HELP][:1]
@@ -106,9 +109,12 @@ def launch(words: list[str]) -> None:
         experiment, said = overridden(saved, words), ""
     else:
         experiment, said = fitted(lookup(FLAGS.experiment).experiment(), words)
-    if FLAGS.mode not in (None, *experiment.modes):
+    if FLAGS.dry_run and FLAGS.mode not in (None, "train", "run"):
+        raise UsageError(f"--dry-run is about training: leave --mode={FLAGS.mode} out")
+    mode = "dry-run" if FLAGS.dry_run else FLAGS.mode
+    if mode not in (None, *experiment.modes):
         raise UsageError(
-            f"--mode is '{FLAGS.mode}'{did_you_mean(FLAGS.mode, list(experiment.modes))}; "
+            f"--mode is '{mode}'{did_you_mean(mode, list(experiment.modes))}; "
             f"{experiment.name} has {', '.join(experiment.modes)}"
         )
     experiment.check()
@@ -116,7 +122,7 @@ def launch(words: list[str]) -> None:
         workdir = Path("runs") / f"{experiment.name}-{config_hash(experiment)}"
     if said and FLAGS.mode in (None, "train"):
         print(said, flush=True)
-    run(experiment, workdir, FLAGS.mode, FLAGS.input)
+    run(experiment, workdir, mode, FLAGS.input)
 
 
 def saved_experiment(workdir: Path | None) -> Experiment | None:

@@ -84,12 +84,16 @@ def predict(
 
 
 class Evaluator:
-    """Evaluates a model on splits; one compilation serves all of them."""
+    """Evaluates a model on splits; one compilation serves all of them.
+
+    Attributes:
+        batch_size: images in a forward pass, over all devices.
+    """
 
     def __init__(self, experiment: Training, model: nn.Module, mesh: Mesh):
         self._mesh = mesh
         # Every device gets as many images; what is too much is masked, not counted.
-        self._batch = -(-experiment.evaluation.batch_size // mesh.size) * mesh.size
+        self.batch_size = -(-experiment.evaluation.batch_size // mesh.size) * mesh.size
 
         def step(variables, images, labels, weights):
             views = views_of(images, experiment)
@@ -116,7 +120,7 @@ class Evaluator:
         """
         fetched, pending = [], None
         with jax.set_mesh(self._mesh):
-            for start in range(0, len(split), self._batch):
+            for start in range(0, len(split), self.batch_size):
                 if stop():
                     return None
                 before, pending = pending, self._step(variables, *self._padded(split, start))
@@ -134,7 +138,7 @@ class Evaluator:
         return sums, np.concatenate([outputs for _, outputs in fetched])[: len(split)]
 
     def _padded(self, split: Split, start: int) -> tuple[jax.Array, Any, jax.Array]:
-        indices = np.arange(start, start + self._batch)
+        indices = np.arange(start, start + self.batch_size)
         weights = (indices < len(split)).astype(np.float32)
         indices = np.minimum(indices, len(split) - 1)
         labels = {head: values[indices] for head, values in split.labels.items()}

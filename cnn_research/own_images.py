@@ -167,12 +167,14 @@ def image_size(seen: Survey, longer: int) -> tuple[int, int]:
 
 
 def network(size: tuple[int, int]) -> dict[str, Any]:
-    """The fields of a `ResNet9` whose last maps have about 8 pixels a side, or 4."""
-    halvings = max(1, round(math.log2(min(size) / 8)))
-    stages = halvings + 1
-    small = max(size) <= SMALL
+    """The fields of a `ResNet9` whose last maps have 4 to 8 pixels a side.
+
+    On small images its first stage keeps all pixels.
+    """
+    halvings = max(1, round(math.log2(min(size) / 6)))
+    pool = (*(False,) * (max(size) <= SMALL), *(True,) * halvings)
     return {
-        "features": tuple(min(FIRST_FEATURES << stage, MOST_FEATURES) for stage in range(stages)),
-        "pool": (not small, *(True,) * halvings),
-        "residual": (*(False,) * halvings, True),
+        "features": tuple(min(FIRST_FEATURES << i, MOST_FEATURES) for i in range(len(pool))),
+        "pool": pool,
+        "residual": (*(False,) * (len(pool) - 1), True),
     }

@@ -18,7 +18,7 @@ from cnn_research.errors import UsageError
 from cnn_research.experiment import Experiment, Result
 from cnn_research.markdown import markdown_table
 from cnn_research.pretrained import Pretrained
-from cnn_research.staged import train_once
+from cnn_research.staged import dry_run_of, train_once
 from cnn_research.training import Training
 from cnn_research.transfer import Transfer
 
@@ -44,6 +44,7 @@ class Purification(Experiment):
 
     modes: ClassVar = {
         "run": "cnn_research.purification:purify",
+        "dry-run": "cnn_research.purification:dry_run",
         "predict": "cnn_research.naming:name_pixels",
     }
     resumable_fields: ClassVar = ("rounds",)
@@ -113,6 +114,14 @@ def purify(experiment: Purification, workdir: Path) -> Result:
                 kept = discard(experiment, training, folder)
                 print(f"{name}: {kept.sum():,} of {len(kept):,} crops are kept.")
         return write(experiment, workdir)
+
+
+def dry_run(experiment: Purification, workdir: Path) -> Result:
+    """Says what the first phase will take, as `runner.dry_run` does; the rounds take less."""
+    first = dataclasses.replace(experiment.ss_cnn, seed=experiment.seed)
+    found = dry_run_of("ss_cnn", first, workdir / "ss_cnn")
+    print(f"{experiment.rounds + 1} trainings of the last layer on its features follow.")
+    return found
 
 
 def discard(experiment: Purification, training: Training, folder: Path) -> np.ndarray:

@@ -29,6 +29,7 @@ from cnn_research.data.batches import (
 )
 from cnn_research.data.dataset import Dataset
 from cnn_research.errors import UsageError, UserError
+from cnn_research.estimate import estimate
 from cnn_research.evaluate import (
     Evaluator,
     abstract_state,
@@ -92,8 +93,22 @@ class Decisions:
     """That the run has taken, over all its continuations."""
 
 
-def train(experiment: Training, workdir: Path) -> Result:
+def dry_run(experiment: Training, workdir: Path) -> Result:
+    """Says what a training will take, and stops before its first step; writes nothing.
+
+    Raises:
+        UsageError, UserError: those of `train` before its first step.
+    """
+    return train(experiment, workdir, dry=True)
+
+
+def train(experiment: Training, workdir: Path, *, dry: bool = False) -> Result:
     """Trains in a folder, going on from its newest good checkpoint if it has one.
+
+    Args:
+        experiment: what is trained.
+        workdir: where.
+        dry: stop before the first step, and write nothing.
 
     Raises:
         UsageError: the folder holds another experiment, or the config does not fit the data.
@@ -106,7 +121,7 @@ def train(experiment: Training, workdir: Path) -> Result:
     # One process of several cannot stop alone: the others would wait for it.
     interruptible = jax.process_count() == 1
     with (
-        folders.claimed(workdir, enabled=first),
+        folders.claimed(workdir, enabled=first and not dry),
         Interruption(enabled=interruptible) as interruption,
     ):
         folders.check_same(experiment, workdir, experiment.resumable_fields)
@@ -115,7 +130,7 @@ def train(experiment: Training, workdir: Path) -> Result:
         mesh = data_mesh()
         check_divides(mesh, experiment.batch_size)
         with jax.set_mesh(mesh):
-            return _train(experiment, workdir, dataset, mesh, interruption)
+            return _train(experiment, workdir, dataset, mesh, interruption, dry)
 
 
 def _train(
@@ -124,6 +139,7 @@ def _train(
     dataset: Dataset,
     mesh: Mesh,
     interruption: Interruption,
+    dry: bool,
 ) -> Result:
     started = time.monotonic()
     first = jax.process_index() == 0
@@ -137,7 +153,7 @@ def _train(
     transfer = experiment.transfer
     step_of = functools.partial(steps_at, batch_size=experiment.batch_size, examples=examples)
     saved = workdir / folders.CHECKPOINTS
-    restored = agreed(checkpoint.newest(saved, repair=True) if first else None)
+    restored = agreed(checkpoint.newest(saved, repair=not dry) if first else None)
     decisions, weights = Decisions(), None
     if restored is None:
         optimizer = transfer.optimizer(experiment.optimizer, last_step, step_of)
@@ -156,7 +172,7 @@ def _train(
         decisions = Decisions(**values)
     before = decisions.seconds
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    if first:
+    if first and not dry:
         entry = registry().get(experiment.name)
         folders.describe(
             described,
@@ -200,6 +216,21 @@ def _train(
         optimizer = transfer.optimizer(experiment.optimizer, last_step, step_of, phase)
         return make_steps(experiment, model, optimizer, examples, mesh, phase)
 
+    seed = jax.device_put(jnp.uint32(experiment.seed), replicated(mesh))
+    step, patience = int(state.step), experiment.selection.patience
+    due_after = functools.partial(
+        next_evaluation, experiment, examples=examples, last_step=last_step
+    )
+    if step < last_step and not (patience and decisions.stale >= patience):
+        phase, _ = transfer.phase_at(step, step_of, last_step)
+        expected = estimate(
+            experiment, dataset.image_shape, splits, evaluator, state, steps_in(phase),
+            (arrays, seed), last_step - step, evaluations_after(step, due_after, last_step),
+        )  # fmt: skip
+        progress.say(str(expected))
+    if dry:
+        return Result(workdir, step, {})
+
     best = (experiment.selection.metric, experiment.selection.metric == "accuracy")
     with (
         MetricsWriter(
@@ -212,9 +243,7 @@ def _train(
             saved, keep=experiment.keep_checkpoints, best=best if validation else None
         ) as checkpoints,
     ):
-        seed = jax.device_put(jnp.uint32(experiment.seed), replicated(mesh))
         window = Window(experiment, examples, last_step, writer, progress)
-        step = int(state.step)
 
         def save(metrics: Mapping[str, float] | None) -> None:
             decisions.seconds = before + time.monotonic() - started
@@ -223,7 +252,7 @@ def _train(
         # The loop. Each pass evaluates if that is due, or else trains up to where it will be due.
         # In this order: what a stopped evaluation would have decided is decided on the next start.
         while True:
-            due = next_evaluation(experiment, decisions.evaluated, examples, last_step)
+            due = due_after(decisions.evaluated)
             if step >= due and step > decisions.evaluated:
                 figures = None
                 if validation is not None:
@@ -240,7 +269,6 @@ def _train(
                 decisions.evaluated = step
                 window.say_epoch(step, figures)
                 save(figures)
-            patience = experiment.selection.patience
             if patience and decisions.stale >= patience:
                 progress.say(f"Stopped early: {decisions.stale} evaluations without a better one.")
                 break
@@ -251,7 +279,7 @@ def _train(
                 save(None)
                 checkpoints.wait()
                 raise interruption.error(f"step {step:,} is saved in {workdir}")
-            due = next_evaluation(experiment, decisions.evaluated, examples, last_step)
+            due = due_after(decisions.evaluated)
             while step < due and not interruption:
                 phase, until = transfer.phase_at(step, step_of, due)
                 count = min(ops.current_formulation().steps_per_dispatch, until - step)
@@ -595,6 +623,14 @@ def next_evaluation(experiment: Training, after: int, examples: int, last_step: 
         if number and due > after:
             return min(due, last_step)
     return last_step
+
+
+def evaluations_after(step: int, due_after: Callable[[int], int], last_step: int) -> int:
+    """How many evaluations are to come after a step; `due_after` says when the next one is."""
+    count = 0
+    while step < last_step:
+        step, count = due_after(step), count + 1
+    return count
 
 
 def decide(experiment: Training, decisions: Decisions, figures: Mapping[str, float]) -> None:

@@ -30,6 +30,7 @@ class Staged(Experiment):
 
     modes: ClassVar = {
         "train": "cnn_research.staged:train",
+        "dry-run": "cnn_research.staged:dry_run",
         "evaluate": "cnn_research.staged:evaluate",
         "predict": "cnn_research.staged:predict",
     }
@@ -83,6 +84,24 @@ def train(experiment: Staged, workdir: Path) -> Result:
                 training = dataclasses.replace(training, model=model)
             found = train_once(name, training, workdir / name)
     return found
+
+
+def dry_run(experiment: Staged, workdir: Path) -> Result:
+    """Says what each training will take, as `runner.dry_run` does."""
+    for name, training in experiment.stages(workdir).items():
+        found = dry_run_of(name, training, workdir / name)
+    return found
+
+
+def dry_run_of(name: str, training: Training, folder: Path) -> Result:
+    """Says what a training will take; what it will start from need not be there yet."""
+    from cnn_research import runner
+
+    print(f"{name}:")
+    start = Path(training.pretrained.source)
+    if training.pretrained.source and not start.exists():
+        training = dataclasses.replace(training, pretrained=Pretrained())
+    return runner.dry_run(training, folder)
 
 
 def train_once(name: str, training: Training, folder: Path) -> Result:

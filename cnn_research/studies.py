@@ -28,7 +28,10 @@ RESULTS = "results.json"
 class PoolingStudy(Experiment):
     """One training for each kind of pooling and seed, and their accuracy on shifted images."""
 
-    modes: ClassVar = {"run": "cnn_research.studies:compare"}
+    modes: ClassVar = {
+        "run": "cnn_research.studies:compare",
+        "dry-run": "cnn_research.studies:dry_run",
+    }
     resumable_fields: ClassVar = ("seeds",)
 
     training: Training
@@ -78,6 +81,15 @@ def compare(study: PoolingStudy, workdir: Path) -> Result:
                 runner.train(training, folder)
             accuracy[kind].append(accuracies(training, folder, shifts))
         return write(study, workdir, list(shifts), accuracy)
+
+
+def dry_run(study: PoolingStudy, workdir: Path) -> Result:
+    """Says what the first of the trainings will take, as `runner.dry_run` does."""
+    from cnn_research import runner
+
+    kind, seed, training = next(study.trainings())
+    print(f"The first of {len(study.pooling) * study.seeds} trainings:")
+    return runner.dry_run(training, workdir / f"{kind}-seed{seed}")
 
 
 def accuracies(training: Training, folder: Path, shifts: Sequence[int]) -> list[float]:

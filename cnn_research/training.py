@@ -56,6 +56,7 @@ class Training(Experiment):
 
     modes: ClassVar = {
         "train": "cnn_research.runner:train",
+        "dry-run": "cnn_research.runner:dry_run",
         "evaluate": "cnn_research.evaluate:evaluate",
         "predict": "cnn_research.predict:predict_images",
     }

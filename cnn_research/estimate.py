@@ -1,0 +1,164 @@
+"""What a training will take, before its first step: tried on a copy of its state."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from cnn_research import ops
+from cnn_research.data.dataset import Split
+from cnn_research.evaluate import Evaluator
+from cnn_research.mesh import agreed
+from cnn_research.models.flops import cost
+from cnn_research.progress import duration
+from cnn_research.state import TrainState
+from cnn_research.training import Training
+
+TRIED_SECONDS = 0.5
+"""Steps are tried for so long."""
+TRIED_SHARE = 0.05
+"""At most this share of a training's steps is tried; one at least."""
+REPORT_SECONDS = 4.0
+"""Drawing the report and loading what draws it, of a few hundred examples."""
+REPORT_BYTES = 150e6
+"""What that takes in memory."""
+SAVED_BYTES_A_SECOND = 300e6
+"""How fast a checkpoint is written; with a start of 0.1 s."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What a training is expected to take from here on.
+
+    Attributes:
+        flops: floating-point operations of one image's forward pass.
+        step_seconds: of a train step.
+        evaluation_seconds: of all evaluations.
+        seconds: in all, if nothing stops it early.
+        memory: bytes at the peak: of the process on a CPU, otherwise of its fullest device.
+        where: whose memory that is.
+    """
+
+    flops: int
+    step_seconds: float
+    evaluation_seconds: float
+    seconds: float
+    memory: float
+    where: str
+
+    def __str__(self) -> str:
+        return (
+            f"Expected: {duration(self.seconds)}, with {1000 * self.step_seconds:,.1f} ms a step "
+            f"and {duration(self.evaluation_seconds)} of evaluation; "
+            f"{self.memory / 1e9:.1f} GB of {self.where}; {with_prefix(self.flops)}FLOP an image."
+        )
+
+
+def estimate(
+    experiment: Training,
+    image_shape: tuple[int, int, int],
+    splits: Mapping[str, Split],
+    evaluator: Evaluator,
+    state: TrainState,
+    train: Callable[..., tuple[TrainState, Any]],
+    arguments: tuple[Any, ...],
+    steps: int,
+    evaluations: int,
+) -> Estimate:
+    """Tries a few steps and a batch of an evaluation, which compiles both, and reckons from there.
+
+    Args:
+        experiment: bound to its data.
+        image_shape: `(height, width, channels)` of what the network takes.
+        splits: what is trained and evaluated on.
+        evaluator: of the model.
+        state: from which training goes on; not changed.
+        train: the jitted `(state, *arguments, count) -> (state, metrics)`, the state donated.
+        arguments: between the state and the count.
+        steps: that are left, one at least.
+        evaluations: on the validation split, that are left.
+    """
+    count = min(steps, ops.current_formulation().steps_per_dispatch)
+    tried = jax.tree.map(jnp.copy, state)
+    needed = train.lower(tried, *arguments, count).compile().memory_analysis()  # type: ignore[attr-defined]
+    free = available_memory()
+    if jax.default_backend() == "cpu" and needed and needed.temp_size_in_bytes > free:
+        logging.warning(
+            "a step needs %.1f GB of memory, and %.1f GB are free: take a smaller --batch-size",
+            needed.temp_size_in_bytes / 1e9,
+            free / 1e9,
+        )
+
+    def seconds_of(dispatches: int) -> float:
+        nonlocal tried
+        started = time.monotonic()
+        for _ in range(dispatches):
+            tried, metrics = train(tried, *arguments, count)
+        jax.block_until_ready(metrics)
+        return (time.monotonic() - started) / (dispatches * count)
+
+    seconds_of(1)  # the first may wait for what is set up once
+    step_seconds = seconds_of(1)
+    more = min(TRIED_SECONDS / step_seconds, TRIED_SHARE * steps) / count
+    if dispatches := agreed(int(more)):
+        step_seconds = seconds_of(dispatches)
+    del tried
+
+    evaluation = 0.0
+    evaluated = {name: len(split) for name, split in splits.items() if name != "train"}
+    if evaluated:
+        part = splits[next(iter(evaluated))]
+        part = part.take(np.arange(min(len(part), evaluator.batch_size)))
+        evaluator(state.variables(), part)  # compiles
+        started = time.monotonic()
+        evaluator(state.variables(), part)
+        batch = time.monotonic() - started
+        examples = evaluations * evaluated.get("validation", 0) + sum(evaluated.values())
+        evaluation = batch * max(evaluations, examples / evaluator.batch_size)
+    saved = 0.1 + sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / SAVED_BYTES_A_SECOND
+    memory, where = peak_memory()
+    return Estimate(
+        flops=cost(experiment.model, image_shape).flops,
+        step_seconds=step_seconds,
+        evaluation_seconds=evaluation,
+        seconds=steps * step_seconds + evaluation + evaluations * saved + REPORT_SECONDS,
+        memory=memory,
+        where=where,
+    )
+
+
+def with_prefix(number: float) -> str:
+    """A number in three digits and the prefix of its unit: 1,234,000 -> `1.23 M`."""
+    power = min(int(math.log10(max(number, 1))) // 3, 4)
+    return f"{number / 1000**power:.3g} {('', 'k', 'M', 'G', 'T')[power]}"
+
+
+def peak_memory() -> tuple[float, str]:
+    """The most memory that was in use so far, in bytes, and whose it was."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    used = [float(each.get("peak_bytes_in_use") or 0) for each in stats]
+    if all(used):
+        return max(used), f"the memory of a {jax.default_backend()}"
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peak + REPORT_BYTES, "memory"
+
+
+def available_memory() -> float:
+    """Bytes of the machine's memory that are free, or could be; infinite where nobody says."""
+    try:
+        with open("/proc/meminfo") as file:
+            lines = dict(line.split(":") for line in file)
+        return float(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return float("inf")

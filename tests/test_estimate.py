@@ -1,0 +1,73 @@
+"""What is said before a run: that it does not change the run, and what the doctor finds."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from cnn_research import doctor, estimate, runner
+from cnn_research.estimate import with_prefix
+from cnn_research.evaluate import open_trained
+from cnn_research.experiment import lookup, run
+
+
+def test_trying_steps_changes_nothing(tmp_path, monkeypatch):
+    experiment = dataclasses.replace(lookup("digits_mlp").experiment(), epochs=1)
+    run(experiment, tmp_path / "tried")
+    called = []
+    monkeypatch.setattr(runner, "estimate", lambda *args: called.append(args) or "")
+    run(experiment, tmp_path / "untried")
+    assert called
+    states = [open_trained(tmp_path / name).state for name in ("tried", "untried")]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def test_steps_and_evaluations_left():
+    def due_after(step):
+        return min(step + 10, 35)
+
+    assert runner.evaluations_after(0, due_after, 35) == 4
+    assert runner.evaluations_after(30, due_after, 35) == 1
+    assert runner.evaluations_after(35, due_after, 35) == 0
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0 "), (999, "999 "), (1234, "1.23 k"), (5.6e9, "5.6 G"), (7e15, "7e+03 T")],
+)
+def test_prefixes(number, text):
+    assert with_prefix(number) == text
+
+
+def test_memory_is_that_of_this_process():
+    peak, where = estimate.peak_memory()
+    assert where == "memory" and peak > 1e8 + estimate.REPORT_BYTES
+    block = np.ones(round(peak), np.uint8)
+    assert estimate.peak_memory()[0] > block.nbytes
+    assert 1e8 < estimate.available_memory() < math.inf
+
+
+def test_doctor(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    assert doctor.main() == 0
+    said = capsys.readouterr().out
+    assert f"{len(jax.devices())} cpu" in said and "no data yet" in said
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: ["flax >= 999", "nowhere >= 1"])
+    monkeypatch.setattr(doctor, "LEAST_MEMORY", math.inf)
+    assert doctor.main() == 1
+    said = capsys.readouterr().out
+    assert "flax>=999 is needed" in said and "nowhere>=1 is needed, and none is installed" in said
+    assert "take small batches" in said
+
+
+def test_doctor_is_a_command():
+    ended = subprocess.run(
+        [sys.executable, "-m", "cnn_research.doctor"], capture_output=True, text=True
+    )
+    assert ended.returncode == 0 and "Experiments can run." in ended.stdout

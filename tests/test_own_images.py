@@ -1,0 +1,161 @@
+"""Folders and tables as people have them: from one command to a trained network."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+from absl.testing import flagsaver
+from PIL import Image
+
+import launch  # noqa: F401 (defines the flags)
+from cnn_research import cli
+from cnn_research import workdir as folders
+from cnn_research.data.survey import Survey
+from cnn_research.errors import UserError
+from cnn_research.experiment import lookup
+from cnn_research.own_images import image_size, network
+from cnn_research.tasks.classification import Classification
+from cnn_research.tasks.multi_head import MultiHead
+from cnn_research.tasks.regression import Regression
+
+
+@pytest.fixture(autouse=True)
+def data_dir(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
+
+
+def picture(seed, size=(40, 30), mode="RGB"):
+    """Width and height as in Pillow."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def fitted(name, *words):
+    return cli.fitted(lookup(name).experiment(), list(words))
+
+
+def make_folder(root, counts, **options):
+    for label, count in counts.items():
+        (root / label).mkdir(parents=True)
+        for number in range(count):
+            picture(hash((label, number)) % 2**32, **options).save(root / label / f"{number}.png")
+    return root
+
+
+def test_small_images_keep_their_size_and_what_is_named_counts(tmp_path):
+    root = make_folder(tmp_path / "pets", {"cat": 60, "dog": 10})
+    experiment, said = fitted("image_folder", f"--data.path={root}")
+    assert experiment.data.image_size == (30, 40)
+    assert experiment.task.class_weights == "balanced"
+    assert "classes have from 10 to 60 images" in said
+    assert experiment.augmentation.mirror and experiment.augmentation.shift == 3
+    assert experiment.selection.report == "best" and experiment.epochs == 60
+    words = ("--data.image-size", "16", "16", "--augmentation.no-mirror", "--epochs=2")
+    experiment, said = fitted("image_folder", f"--data.path={root}", *words)
+    assert experiment.data.image_size == (16, 16) and not experiment.augmentation.mirror
+    assert "--data.image-size" not in said and "--epochs" not in said
+    assert "--batch-size" in said
+
+
+def test_characters_are_not_mirrored_and_few_images_are_not_weighed(tmp_path):
+    root = make_folder(tmp_path / "letters", {"b": 3, "d": 4})
+    experiment, said = fitted("image_folder", f"--data.path={root}")
+    assert not experiment.augmentation.mirror and not experiment.evaluation.mirror
+    assert "characters: no mirror" in said
+    assert experiment.task.class_weights == "equal"
+    assert experiment.batch_size <= 5
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "longer", "expected"),
+    [
+        (480, 640, 128, (96, 128)),
+        (640, 480, 96, (96, 72)),
+        (100, 3000, 128, (16, 128)),
+        (28, 28, 28, (28, 28)),
+        (5, 9, 9, (8, 9)),
+        (53, 60, 60, (53, 60)),
+    ],
+)
+def test_image_sizes(height, width, longer, expected):
+    seen = Survey(splits={}, classes={}, height=height, width=width)
+    assert image_size(seen, longer) == expected
+
+
+def test_networks_end_with_maps_of_a_few_pixels():
+    for side in (8, 16, 28, 32, 48, 64, 96, 128):
+        pools = sum(network((side, side))["pool"])
+        assert 4 <= side // 2**pools <= 8, side
+
+
+def test_a_table_names_its_images_and_heads(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    rows = []
+    for number in range(30):
+        picture(number).save(tmp_path / "pictures" / f"{number}.jpg")
+        kind, colour = ("shoe", "hat")[number % 2], ("red", "blue", "grey")[number % 3]
+        rows.append({"id": number, "kind": kind, "colour": colour, "price": number / 7})
+    table = tmp_path / "shop.csv"
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    path = f"--data.path={table}"
+    experiment, _ = fitted("image_table", path, "--data.label=kind")
+    assert experiment.data.image == "pictures/{id}.jpg"
+    assert isinstance(experiment.task, Classification) and experiment.task.head == "kind"
+    experiment, _ = fitted("image_table", path, "--data.label", "kind", "colour")
+    assert isinstance(experiment.task, MultiHead) and experiment.task.heads == ("kind", "colour")
+    experiment, _ = fitted("image_table", path, "--data.number=price")
+    assert isinstance(experiment.task, Regression) and experiment.selection.metric == "MAE"
+    assert experiment.data.label == ()
+    with pytest.raises(UserError, match="no column 'label'; its columns are id, kind"):
+        fitted("image_table", path)
+
+
+def test_an_archive_is_surveyed_once(tmp_path, monkeypatch):
+    import shutil
+
+    from cnn_research.data import survey
+
+    make_folder(tmp_path / "pets", {"cat": 6, "dog": 6})
+    archive = shutil.make_archive(str(tmp_path / "pets"), "gztar", tmp_path / "pets")
+    first, _ = fitted("image_folder", f"--data.path={archive}")
+    monkeypatch.setattr(survey, "_survey", None)
+    assert fitted("image_folder", f"--data.path={archive}")[0] == first
+
+
+def test_a_folder_as_it_comes(tmp_path, capsys):
+    """Formats, modes, damaged files, a single image, an odd name: one command, no question."""
+    root = tmp_path / "stuff"
+    make_folder(root, {"apple": 12, "pear": 12})
+    (root / "Über birne").mkdir()
+    picture(1, mode="L").save(root / "Über birne" / "grey.tiff")
+    for number, (mode, ending) in enumerate(
+        [("RGBA", "png"), ("P", "gif"), ("CMYK", "jpg"), ("L", "bmp"), ("RGB", "webp")]
+    ):
+        picture(number, (33 + number, 50), mode).save(root / "apple" / f"odd{number}.{ending}")
+    (root / "pear" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    (root / "pear" / "notes.txt").write_text("not an image")
+    workdir = tmp_path / "run"
+    words = [f"--data.path={root}", f"--workdir={workdir}", "--experiment=image_folder"]
+    with flagsaver.flagsaver():
+        cli.main(cli.parse_flags(["launch.py", *words, "--epochs=1"]))
+    said = capsys.readouterr().out
+    assert "Chosen from the data" in said and "pear" in said
+    figures = folders.read_json(workdir / folders.EVALUATION)
+    assert set(figures) >= {"validation", "test"}
+    run = folders.read_json(workdir / folders.RUN)
+    assert len(run["data"]["skipped"]) == 2
+
+
+def test_a_dry_run_leaves_nothing(tmp_path, capsys):
+    root = make_folder(tmp_path / "pets", {"cat": 20, "dog": 20})
+    words = [f"--data.path={root}", "--experiment=image_folder", f"--workdir={tmp_path / 'run'}"]
+    with flagsaver.flagsaver():
+        cli.main(cli.parse_flags(["launch.py", *words, "--dry-run"]))
+    said = capsys.readouterr()
+    assert "Expected: " in said.err and "GB of memory" in said.err and "FLOP an image" in said.err
+    assert not (tmp_path / "run").exists()
