@@ -23,6 +23,7 @@ from cnn_research.errors import UsageError, UserError
 from cnn_research.experiment import Result, flatten, from_dict
 from cnn_research.feature_cache import FromFeatures, before, cached_features
 from cnn_research.mesh import batch_sharded, data_mesh, replicated
+from cnn_research.ops.views import cut
 from cnn_research.report import write_report
 from cnn_research.state import TrainState, init_state
 from cnn_research.tasks.task import PIXELS, FittedTask
@@ -59,9 +60,9 @@ def views_of(inputs: jax.Array, experiment: Training) -> list[jax.Array]:
         pads = [(0, 0), (how.shift, how.shift), (how.shift, how.shift), (0, 0)]
         # The border is repeated: what a black pixel is here depends on the normalisation.
         wide = jnp.pad(images, pads, mode="edge")
-        views += [wide[:, at : at + height, at : at + width] for at in (0, 2 * how.shift)]
+        views += [cut(wide, (at, at), (height, width)) for at in (0, 2 * how.shift)]
     if how.mirror:
-        views += [view[:, :, ::-1] for view in views]
+        views += [jnp.flip(view, axis=2) for view in views]
     return views
 
 

@@ -201,7 +201,7 @@ LAYERS = (
     {"models", "data"},
     {"figures", "markdown"},
     {"tasks"},
-    {"optimizers", "weights"},
+    {"optimizers", "weights", "exported"},
     {"pretrained"},
     {"transfer"},
     {"feature_cache", "features"},

@@ -68,7 +68,7 @@ class AlexNet(nn.Module):
         x = convolution(10, x, 256, size=3, padding=1)
         x = ops.max_pool(x, 3, 2)
         x = AdaptivePool(self._pooled, name="avgpool")(x)
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)
         for index in (1, 4):
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
             x = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, name=f"classifier.{index}")(x))

@@ -10,6 +10,7 @@ from flax import linen as nn
 
 from cnn_research.models.architectures import register_model
 from cnn_research.models.layers import BatchNorm, Conv, Dtype, GlobalPool
+from cnn_research.ops.views import cut
 
 _INIT = nn.initializers.he_normal()
 _Conv = functools.partial(Conv, kernel_size=(3, 3), padding=1, use_bias=False, kernel_init=_INIT)
@@ -29,7 +30,7 @@ class CifarBlock(nn.Module):
         y = _Conv(self.features, dtype=self.dtype, name="conv2")(nn.relu(y))
         y = BatchNorm(dtype=self.dtype, name="bn2")(y, use_running_average=not train)
         # The paper's option A: every other pixel, and zeros for the channels that are new.
-        x = x[:, :: self.strides, :: self.strides]
+        x = cut(x, (0, 0), y.shape[1:3], (self.strides, self.strides))
         new = self.features - x.shape[3]
         x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (new // 2, new - new // 2)))
         return nn.relu(x + y)

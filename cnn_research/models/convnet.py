@@ -66,7 +66,7 @@ class ConvNet(nn.Module):
             x = activate(self.activation)(x)
             if pool and self.pooling != "stride":
                 x = POOLS[self.pooling](x, 2)
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)
         for units in self.dense:
             x = nn.Dense(units, dtype=self.dtype)(x)
             x = activate(self.dense_activation)(x)

@@ -103,7 +103,7 @@ class AuxiliaryHead(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         x = ops.adaptive_avg_pool(x, 4)
         x = ConvNorm(128, norm=self.norm, dtype=self.dtype, name="conv")(x, train)
-        x = nn.Dense(1024, dtype=self.dtype, name="fc1")(x.reshape(len(x), -1))
+        x = nn.Dense(1024, dtype=self.dtype, name="fc1")(x.reshape(x.shape[0], -1))
         x = nn.Dropout(_AUXILIARY_DROPOUT, deterministic=not train)(nn.relu(x))
         return nn.Dense(self.num_classes, dtype=self.dtype, name="fc2")(x).astype(jnp.float32)
 

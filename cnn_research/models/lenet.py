@@ -43,7 +43,7 @@ class LeNet5(nn.Module):
         x = ops.avg_pool(x, 2)
         x = act(Conv(16, (5, 5), padding=0, dtype=self.dtype, name="conv2")(x))
         x = ops.avg_pool(x, 2)
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)
         x = act(nn.Dense(120, dtype=self.dtype, name="fc1")(x))
         x = act(nn.Dense(84, dtype=self.dtype, name="fc2")(x))
         return nn.Dense(self.num_classes, dtype=self.dtype, name="fc3")(x).astype(jnp.float32)

@@ -25,7 +25,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        x = images.reshape(len(images), -1).astype(self.dtype)
+        x = images.reshape(images.shape[0], -1).astype(self.dtype)
         for units in self.dense:
             x = activate(self.activation)(nn.Dense(units, dtype=self.dtype)(x))
             x = nn.Dropout(self.dropout, deterministic=not train)(x)

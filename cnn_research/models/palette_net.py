@@ -12,6 +12,7 @@ from flax import linen as nn
 from cnn_research.models.layers import check_size
 from cnn_research.models.ss_cnn import SSCNN
 from cnn_research.ops.colours import srgb_to_lab
+from cnn_research.ops.views import cut
 
 PATCH = 3
 """Rows and columns of the maps that are one crop of 37x37 to the network's last layer."""
@@ -107,7 +108,7 @@ class PaletteNet(SSCNN):
         rows, columns = maps.shape[1] - PATCH + 1, maps.shape[2] - PATCH + 1
         crops = jnp.concatenate(
             [
-                maps[:, row : row + rows, column : column + columns]
+                cut(maps, (row, column), (rows, columns))
                 for row, column in np.ndindex(PATCH, PATCH)
             ],
             axis=-1,
@@ -115,7 +116,7 @@ class PaletteNet(SSCNN):
         logits = nn.Dense(self.num_classes, dtype=self.dtype, name="fc")(crops)
         histogram = nn.softmax(logits.astype(jnp.float32)).mean(axis=(1, 2))
         seen = images[:, ::2, ::2] if train else images
-        pixels = srgb_to_lab(seen.reshape(len(seen), -1, 3).astype(jnp.float32))
+        pixels = srgb_to_lab(seen.reshape(seen.shape[0], -1, 3).astype(jnp.float32))
         first, colours = PaletteHead(self.colours, self.hidden, self.readings, name="head")(
             histogram, pixels
         )
@@ -137,4 +138,4 @@ def with_shares(colours: jax.Array, pixels: jax.Array) -> jax.Array:
     squares = ((pixels[:, :, None] - colours[:, None]) ** 2).sum(-1)
     own = jax.nn.one_hot(jnp.argmin(squares, axis=-1), colours.shape[1])
     shares = own.mean(axis=1)
-    return jnp.concatenate([colours, shares[..., None]], axis=-1).reshape(len(colours), -1)
+    return jnp.concatenate([colours, shares[..., None]], axis=-1).reshape(colours.shape[0], -1)

@@ -19,7 +19,7 @@ class Flat(nn.Module):
 
     def __call__(self, maps: jax.Array) -> jax.Array:
         """`[batch, height * width * channels]`, of `[batch, height, width, channels]`."""
-        return maps.reshape(len(maps), -1)
+        return maps.reshape(maps.shape[0], -1)
 
 
 class SSCNN(nn.Module):

@@ -85,7 +85,7 @@ class VGG(nn.Module):
             x = nn.relu(x)
         x = ops.max_pool(x, 2)
         x = AdaptivePool(self._pooled, name="avgpool")(x)
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)
         for name in _LINEAR[:2]:
             x = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, name=name)(x))
             x = nn.Dropout(self.dropout, deterministic=not train)(x)

@@ -23,6 +23,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from cnn_research.ops import platform
+from cnn_research.ops.views import views
 
 DATA_AXIS = "data"
 """The mesh axis over which a batch is sharded."""
@@ -150,25 +151,15 @@ def _views(
     x: jax.Array, kernel_size: Sequence[int], strides: Sequence[int], pads: _Pads
 ) -> list[jax.Array]:
     """For each place in the kernel, row by row, the pixels under it: the output's size each."""
-    out_height, out_width = _output_size(x, kernel_size, strides, pads)
     if any(map(any, pads)):
         x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    rows, columns = strides
-    return [
-        x[
-            :,
-            i : i + (out_height - 1) * rows + 1 : rows,
-            j : j + (out_width - 1) * columns + 1 : columns,
-        ]
-        for i in range(kernel_size[0])
-        for j in range(kernel_size[1])
-    ]
+    return views(x, kernel_size, strides)
 
 
 def _patches(x: jax.Array, kernel_size: Sequence[int], strides: Sequence[int], pads: _Pads):
     """`[batch, out_height, out_width, kernel_height * kernel_width * channels]`."""
-    views = _views(x, kernel_size, strides, pads)
-    return views[0] if len(views) == 1 else jnp.concatenate(views, axis=-1)
+    parts = _views(x, kernel_size, strides, pads)
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
 
 
 def _product(x, kernel, strides, pads, precision):
@@ -216,9 +207,9 @@ def _depthwise(x, kernel, strides, pads):
 
 def _sum_of_shifts(x, kernel, strides, pads):
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    views = _views(x.astype(wide), kernel.shape[:2], strides, pads)
-    rows = kernel.astype(wide).reshape(len(views), -1)
-    return sum(view * row for view, row in zip(views, rows, strict=True)).astype(x.dtype)
+    parts = _views(x.astype(wide), kernel.shape[:2], strides, pads)
+    rows = kernel.astype(wide).reshape(len(parts), -1)
+    return sum(part * row for part, row in zip(parts, rows, strict=True)).astype(x.dtype)
 
 
 def _depthwise_forward(x, kernel, strides, pads):
@@ -231,8 +222,8 @@ def _depthwise_backward(strides, pads, residuals, gradient):
         gradient
     )
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    views = _views(x.astype(wide), kernel.shape[:2], strides, pads)
-    folded = [_folded(view * gradient.astype(wide)) for view in views]
+    parts = _views(x.astype(wide), kernel.shape[:2], strides, pads)
+    folded = [_folded(part * gradient.astype(wide)) for part in parts]
     # A reduction on its own is vectorised; one that computes its products as it goes is not.
     sums = [part.sum((0, 1, 2)) for part in jax.lax.optimization_barrier(folded)]
     return x_gradient, jnp.stack(sums).reshape(kernel.shape).astype(kernel.dtype)

@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 
 from cnn_research.ops import platform
+from cnn_research.ops.views import cut, views
 
 Padding = Literal["VALID", "SAME"] | Sequence[tuple[int, int]]
 _Pads = tuple[tuple[int, int], tuple[int, int]]
@@ -130,7 +131,7 @@ def _pair(name: str, value: int | Sequence[int]) -> _Pair:
 def _sum_pool(x: jax.Array, window: _Pair, strides: _Pair, pads: _Pads) -> jax.Array:
     if window == strides and not any(map(any, pads)):
         height, width = (size // step for size, step in zip(x.shape[1:3], window, strict=True))
-        x = x[:, : height * window[0], : width * window[1]]
+        x = cut(x, (0, 0), (height * window[0], width * window[1]))
         blocks = x.reshape(x.shape[0], height, window[0], width, window[1], x.shape[3])
         return blocks.sum((2, 4))
     zero = np.zeros((), x.dtype)
@@ -163,27 +164,10 @@ def _never_wins(kind: str, dtype: jnp.dtype) -> np.ndarray:
     return np.asarray(limits.min if kind == "max" else limits.max, dtype)
 
 
-def _views(x: jax.Array, window: _Pair, strides: _Pair) -> list[jax.Array]:
-    """For each place in the window, in row-major order, what every window has there."""
-    height, width = (
-        (size - length) // step
-        for size, length, step in zip(x.shape[1:3], window, strides, strict=True)
-    )
-    return [
-        x[
-            :,
-            i : i + height * strides[0] + 1 : strides[0],
-            j : j + width * strides[1] + 1 : strides[1],
-        ]
-        for i in range(window[0])
-        for j in range(window[1])
-    ]
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _pool_of_views(kind: str, window: _Pair, strides: _Pair, x: jax.Array) -> jax.Array:
     pick = jnp.maximum if kind == "max" else jnp.minimum
-    return functools.reduce(pick, _views(x, window, strides))
+    return functools.reduce(pick, views(x, window, strides))
 
 
 def _forward(kind, window, strides, x):
@@ -195,10 +179,10 @@ def _backward(kind, window, strides, residuals, gradient):
     x, pooled = residuals
     if window == strides and x.shape[3] % _VECTOR:
         return (_spread_within_blocks(gradient, x, pooled, window),)
-    views = _views(x, window, strides)
-    winner = jnp.full(pooled.shape, len(views) - 1, jnp.int32)
-    for place in range(len(views) - 2, -1, -1):
-        winner = jnp.where(views[place] == pooled, place, winner)
+    parts = views(x, window, strides)
+    winner = jnp.full(pooled.shape, len(parts) - 1, jnp.int32)
+    for place in range(len(parts) - 2, -1, -1):
+        winner = jnp.where(parts[place] == pooled, place, winner)
     return (_spread(gradient, winner, window, strides, x.shape),)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from cnn_research.data.dataset import MISSING
 from cnn_research.errors import UsageError, UserError
 from cnn_research.tasks.class_predictions import ClassPredictions
+from cnn_research.tasks.shares import softmax
 from cnn_research.tasks.task import Answer, FittedTask, Predictions, Sums
 
 if TYPE_CHECKING:
@@ -153,10 +154,8 @@ class Classification(FittedTask):
         self, outputs: np.ndarray, class_names: Mapping[str, tuple[str, ...]]
     ) -> list[dict[str, Answer]]:
         names = class_names[self.head]
-        below_largest = outputs.astype(np.float64) - outputs.max(axis=1, keepdims=True)
-        shares = np.exp(below_largest) / np.exp(below_largest).sum(axis=1, keepdims=True)
         answers = []
-        for share in shares:
+        for share in softmax(outputs):
             best = np.argsort(-share, kind="stable")[:TOP]
             first = names[best[0]]
             probability = round(float(share[best[0]]), 4)

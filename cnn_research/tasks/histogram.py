@@ -10,6 +10,7 @@ import numpy as np
 
 from cnn_research.errors import UserError
 from cnn_research.tasks.histogram_predictions import HistogramPredictions
+from cnn_research.tasks.shares import softmax
 from cnn_research.tasks.task import Answer, FittedTask, Predictions, Sums, Task
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class FittedHistogram(Histogram, FittedTask):
         predicted = HistogramPredictions(
             split=split,
             colours=dataset.class_names[self.head],
-            shares=_softmax(outputs),
+            shares=softmax(outputs),
             labels=dataset.splits[split].labels[self.head],
             mean=np.array(self.mean),
             loss=means["loss"],
@@ -111,16 +112,9 @@ class FittedHistogram(Histogram, FittedTask):
         """The clusters with the largest shares."""
         colours = class_names[self.head]
         found = []
-        for shares in _softmax(outputs):
+        for shares in softmax(outputs):
             largest = np.argsort(-shares, kind="stable")[:SHOWN]
             values = {colours[index]: round(float(shares[index]), 6) for index in largest}
             text = ", ".join(f"{colour} {share:.0%}" for colour, share in values.items())
             found.append({self.head: Answer(text, {"shares": values}, {"": next(iter(values))})})
         return found
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    """float64, of float32 `[examples, clusters]`."""
-    wide = logits.astype(np.float64)
-    powers = np.exp(wide - wide.max(axis=-1, keepdims=True))
-    return powers / powers.sum(axis=-1, keepdims=True)

@@ -1,0 +1,186 @@
+"""A network that `--mode=export` has written, asked with JAX and NumPy alone.
+
+    network = open_export(Path("runs/a/export"))
+    network.answers(network(images))
+
+The folder is enough: neither flax nor the run's classes are imported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnn_research.errors import UserError
+from cnn_research.tasks.shares import softmax
+
+FORMAT = 1
+"""Of the folder; another one is not read."""
+MODEL = "model.jaxexport"
+FACTS = "export.json"
+SUMS = "SHA256SUMS"
+DIGITS = {"classes": 4, "shares": 6, "number": 6, "palette": 4}
+"""Per kind of head, the digits after the point of its answers, as in predictions."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Exported:
+    """An exported network; call it with images.
+
+    Attributes:
+        folder: where it lies.
+        facts: the values of its export.json.
+        program: what JAX has read of it.
+    """
+
+    folder: Path
+    facts: Mapping[str, Any]
+    program: Any
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """`(height, width, channels)` of its images."""
+        _, height, width, channels = self.facts["input"]["shape"]
+        return height, width, channels
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """The outputs for images; compiled once for each size of batch.
+
+        Args:
+            images: uint8 `[batch, height, width, channels]`, one image or more.
+
+        Returns:
+            float32 `[batch, outputs]`.
+
+        Raises:
+            ValueError: the images are of another shape or dtype.
+        """
+        if images.dtype != np.uint8 or images.shape[1:] != self.image_shape or not images.size:
+            raise ValueError(
+                f"the network takes uint8 images [batch, {self.image_shape}], not {images.dtype} "
+                f"{images.shape}"
+            )
+        return np.asarray(self._call(images))
+
+    @functools.cached_property
+    def _call(self) -> Any:
+        import jax
+
+        return jax.jit(self.program.call)
+
+    def answers(self, outputs: np.ndarray) -> list[dict[str, list[dict[str, Any]]]]:
+        """What the network says about each image, for each head.
+
+        Args:
+            outputs: float32 `[images, outputs]`, from a call.
+
+        Returns:
+            Per head of classes `[{"label": name, "probability": share}, ...]`, all of them, the
+            most probable first; of a palette the labels are colours, `#rrggbb`, and the
+            probabilities the shares that they cover; of numbers `[{"value": number}]`.
+        """
+        return [
+            {head["name"]: _answer(head, row[head["start"] : head["stop"]]) for head in self.heads}
+            for row in outputs
+        ]
+
+    @property
+    def heads(self) -> list[dict[str, Any]]:
+        """How to read the outputs, head by head."""
+        return self.facts["heads"]
+
+
+def _answer(head: Mapping[str, Any], outputs: np.ndarray) -> list[dict[str, Any]]:
+    """One head's answer for one image; `outputs` are its own, float32 `[outputs]`."""
+    digits = DIGITS[head["kind"]]
+    if head["kind"] == "number":
+        return [{"value": round(float(outputs[0]) * head["std"] + head["mean"], digits)}]
+    if head["kind"] == "palette":
+        from cnn_research.tasks.palette_files import palette_of
+
+        palette = palette_of(outputs)
+        labels, shares = palette.hex, palette.shares
+    else:
+        labels, shares = head["classes"], softmax(outputs)
+    order = np.argsort(-shares, kind="stable")
+    return [{"label": labels[i], "probability": round(float(shares[i]), digits)} for i in order]
+
+
+def open_export(folder: Path) -> Exported:
+    """The exported network of a folder, every file of it checked.
+
+    Raises:
+        UserError: the folder holds no export, a damaged one, or one of another format.
+    """
+    check(folder)
+    facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    if facts.get("format") != FORMAT:
+        raise UserError(
+            f"{folder} is an export of format {facts.get('format')}, and this version reads "
+            f"{FORMAT}: export the run again, with --mode=export"
+        )
+    try:
+        import jax.export
+
+        program = jax.export.deserialize(bytearray((folder / MODEL).read_bytes()))
+    except ImportError as error:
+        raise UserError(
+            f"{error.name} is missing, by which exports are read: pip install jax flatbuffers"
+        ) from None
+    return Exported(folder, facts, program)
+
+
+def check(folder: Path) -> None:
+    """Compares every file with the list of checksums.
+
+    Raises:
+        UserError: there is no list, or a file is missing or differs.
+    """
+    try:
+        sums = dict(_listed((folder / SUMS).read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"{folder} holds no export (no {SUMS}): write one with --mode=export --workdir=RUN"
+        ) from None
+    except ValueError:
+        raise UserError(f"{folder / SUMS} is damaged: export the run again") from None
+    for name in sorted({MODEL, FACTS} - sums.keys()):
+        raise UserError(f"{folder / SUMS} does not list {name}: export the run again")
+    for name, expected in sums.items():
+        file = folder / name
+        if not file.is_file():
+            raise UserError(f"{file} is missing: copy or export the folder again")
+        if _sha256(file) != expected:
+            raise UserError(
+                f"{file} is damaged (its checksum differs from {SUMS}): copy or export the folder "
+                "again"
+            )
+
+
+def write_sums(folder: Path) -> None:
+    """Writes the list of checksums of every file in a folder, as `sha256sum` does."""
+    files = sorted(file for file in folder.iterdir() if file.name != SUMS)
+    lines = [f"{_sha256(file)}  {file.name}\n" for file in files]
+    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
+
+
+def _listed(text: str) -> Iterator[tuple[str, str]]:
+    """(name, sum) of each line; the names are of files in the folder itself."""
+    for line in text.splitlines():
+        digest, name = line.split(maxsplit=1)
+        name = name.removeprefix("*")  # of binary files, where sha256sum tells them apart
+        if Path(name).name != name:
+            raise ValueError(name)
+        yield name, digest
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
