@@ -125,18 +125,19 @@ def _listed(means: Mapping[str, float]) -> str:
 
 def network(run: Path) -> Method:
     """The palettes of a trained network, of the image at the size that it takes."""
+    import jax
+
     from cnn_research.data.images import resized
-    from cnn_research.evaluate import open_trained
+    from cnn_research.evaluate import forward_of, open_trained
     from cnn_research.ops.colours import lab_to_srgb
-    from cnn_research.predict import forward_of
     from cnn_research.tasks.palette import colours_of
 
     found = open_trained(run)
-    forward, variables = forward_of(found), found.state.variables()
+    forward = jax.jit(forward_of(found))
     size = found.image_shape[:2]
 
     def said(image: np.ndarray) -> list[np.ndarray]:
-        outputs, _ = forward(variables, resized(image, size)[None])
+        outputs = forward(resized(image, size)[None])
         return [_bytes(lab_to_srgb(colours_of(outputs)[0]))]
 
     return said

@@ -38,6 +38,7 @@ usage: python launch.py --experiment=NAME [--workdir=FOLDER] [--mode=MODE] [--FI
   --workdir=FOLDER           the folder of the run (default: runs/NAME-HASH, a hash of the fields)
   --dry-run                  say what it would take: time, memory, steps; and stop there
   --mode=train|evaluate      evaluate makes the report again, from the workdir alone
+  --mode=export              the network as files that need JAX alone, from the workdir alone
   --mode=predict --input=IMAGES   what the run says about a file, a folder or 'a/pattern/*.jpg'
   --FIELD=VALUE              override a field by its path: --optimizer.learning-rate=3e-4 --seed=1
   --model=NAME               another network, whose fields follow: `python -m cnn_research.models`

@@ -16,7 +16,7 @@ from flax import linen as nn
 from flax import traverse_util
 from jax.sharding import Mesh
 
-from cnn_research import checkpoint
+from cnn_research import checkpoint, ops
 from cnn_research import workdir as folders
 from cnn_research.data.dataset import Dataset, Split
 from cnn_research.errors import UsageError, UserError
@@ -82,6 +82,37 @@ def predict(
     """
     outputs: list[Any] = [model.apply(variables, view, train=False) for view in views]
     return outputs[0] if len(outputs) == 1 else task.averaged(outputs)
+
+
+def forward_of(found: Trained) -> Callable[[jax.Array], jax.Array]:
+    """What a trained network makes of images, and of their views, as one function to be jitted.
+
+    Predictions and exports are both made by it, so that they are the same, bit for bit.
+
+    Returns:
+        `images -> outputs`: uint8 `[batch, height, width, channels]` -> float32
+        `[batch, outputs]`, with the parameters inside.
+    """
+    experiment = found.experiment
+    variables = jax.tree.map(np.asarray, found.state.variables())
+
+    def under(formulation: ops.Formulation) -> Callable[..., jax.Array]:
+        def outputs(variables: Any, images: jax.Array) -> jax.Array:
+            with ops.use_formulation(formulation):
+                views = views_of(images, experiment)
+                return predict(experiment.model, variables, views, experiment.fitted_task)
+
+        return outputs
+
+    def forward(images: jax.Array) -> jax.Array:
+        # Without the barrier XLA would compute with constants beforehand, and round otherwise than
+        # an evaluation, to which parameters are arguments.
+        held = jax.lax.optimization_barrier(variables)
+        return jax.lax.platform_dependent(
+            held, images, cpu=under(ops.default_formulation("cpu")), default=under(ops.PLAIN)
+        )
+
+    return forward
 
 
 class Evaluator:

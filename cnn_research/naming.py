@@ -9,16 +9,17 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from cnn_research import figures
 from cnn_research import workdir as folders
 from cnn_research.data.images import BadImage, decode, printable, resized
 from cnn_research.errors import UserError
-from cnn_research.evaluate import open_trained
+from cnn_research.evaluate import forward_of, open_trained
 from cnn_research.experiment import Result
-from cnn_research.predict import FOLDER, forward_of, image_files, padded, stems
-from cnn_research.purification import Purification
+from cnn_research.predict import FOLDER, image_files, padded, stems
+from cnn_research.purification import Purification, last_round
 
 LONGEST = 240
 """Sides of images that are longer are reduced to so many pixels first."""
@@ -35,22 +36,18 @@ def name_pixels(experiment: Purification, workdir: Path, source: str) -> Result:
     Raises:
         UserError: the rounds are not done, or there is no image.
     """
-    folders.check_same(experiment, workdir, experiment.resumable_fields)
-    last = workdir / f"round_{experiment.rounds}"
-    if not (last / folders.EVALUATION).exists():
-        raise UserError(f"{last} is not complete: run the experiment first, with --mode=run")
-    found = open_trained(last)
+    found = open_trained(last_round(experiment, workdir))
     batch_size = found.experiment.evaluation.batch_size
     (head,) = found.experiment.task.heads
     names = found.class_names[head]
-    forward, variables = forward_of(found), found.state.variables()
+    forward = jax.jit(forward_of(found))
 
     def named(crops: np.ndarray) -> np.ndarray:
         parts = []
         for start in range(0, len(crops), batch_size):
             part = crops[start : start + batch_size]
-            outputs, _ = forward(variables, padded(part, batch_size))
-            parts.append(np.asarray(outputs)[: len(part)].argmax(axis=1))
+            outputs = np.asarray(forward(padded(part, batch_size)))
+            parts.append(outputs[: len(part)].argmax(axis=1))
         return np.concatenate(parts)
 
     done = 0

@@ -23,9 +23,9 @@ from flax import linen as nn
 
 from cnn_research import workdir as folders
 from cnn_research.data.dataset import Dataset
-from cnn_research.data.images import ENDINGS, BadImage, decode, files_below, printable
+from cnn_research.data.images import ENDINGS, BadImage, decode, files_below, grey, printable
 from cnn_research.errors import UsageError, UserError
-from cnn_research.evaluate import Trained, open_trained, predict, views_of
+from cnn_research.evaluate import Trained, forward_of, open_trained, predict, views_of
 from cnn_research.experiment import Result
 from cnn_research.markdown import markdown_table
 from cnn_research.mesh import data_mesh, replicated
@@ -60,15 +60,14 @@ def predict_images(experiment: Training, workdir: Path, source: str) -> Result:
     neighbours = experiment.evaluation.neighbours
     with folders.claimed(workdir):
         nearest = Nearest(found, workdir) if neighbours else None
+        said = said_of(files, found, nearest.features_of if nearest else None)
         answers: list[dict[str, Answer]] = []
         rows: list[dict[str, Any]] = []
         shown: list[np.ndarray] = []
         near: list[np.ndarray] = []
         with folders.whole_folder(workdir / FOLDER) as partial:
             with (partial / "predictions.jsonl").open("w", encoding="utf-8") as lines:
-                for (file, image, outputs, features), stem in zip(
-                    said_of(files, found), stems(files), strict=True
-                ):
+                for (file, image, outputs, features), stem in zip(said, stems(files), strict=True):
                     if isinstance(image, BadImage):
                         print(f"left out: {image}")
                         continue
@@ -76,7 +75,7 @@ def predict_images(experiment: Training, workdir: Path, source: str) -> Result:
                         outputs[None], found.class_names
                     )
                     row: dict[str, Any] = {"file": printable(file)}
-                    row |= {head: said.values for head, said in answer.items()}
+                    row |= {head: each.values for head, each in answer.items()}
                     try:
                         found.experiment.fitted_task.write_files(partial / stem, file, answer)
                     except BadImage as error:
@@ -139,16 +138,20 @@ def stems(files: Sequence[Path]) -> Iterator[str]:
 
 
 def said_of(
-    files: Sequence[Path], found: Trained
+    files: Sequence[Path], found: Trained, features_of: Any
 ) -> Iterator[tuple[Path, np.ndarray | BadImage, np.ndarray, np.ndarray]]:
     """Per file: the image as the network takes it, its outputs, and its features.
 
     A file that is no image comes with the reason in place of the image.
+
+    Args:
+        files: of images.
+        found: the network.
+        features_of: from `features_of`; None leaves features out, and gives the outputs again.
     """
-    forward = forward_of(found)
+    forward = jax.jit(forward_of(found))
     size = found.experiment.evaluation.batch_size
     height, width, channels = found.image_shape
-    variables = found.state.variables()
     for start in range(0, len(files), size):
         part = files[start : start + size]
         images: list[np.ndarray | BadImage] = []
@@ -158,15 +161,15 @@ def said_of(
             except BadImage as error:
                 images.append(error)
                 continue
-            images.append(image if channels == 3 else _grey(image))
+            images.append(image if channels == 3 else grey(image))
         good = [image for image in images if not isinstance(image, BadImage)]
         outputs = features = np.zeros((len(part), 1), np.float32)
         if good:
             # One size of batch, or the next power of two for few images: few compilations.
-            rows = min(size, 1 << (len(good) - 1).bit_length())
-            outputs, features = (
-                np.asarray(x) for x in forward(variables, padded(np.stack(good), rows))
-            )
+            batch = padded(np.stack(good), min(size, 1 << (len(good) - 1).bit_length()))
+            outputs = features = np.asarray(forward(batch))
+            if features_of is not None:
+                features = np.asarray(features_of(found.state.variables(), batch))
         place = 0
         for file, decoded in zip(part, images, strict=True):
             yield file, decoded, outputs[place], features[place]
@@ -178,15 +181,15 @@ def padded(images: np.ndarray, size: int) -> np.ndarray:
     return np.concatenate([images, np.repeat(images[-1:], size - len(images), axis=0)])
 
 
-def forward_of(found: Trained) -> Any:
-    """The jitted `(variables, uint8 images) -> (outputs, features)`, of the image and its views.
+def features_of(found: Trained) -> Any:
+    """The jitted `(variables, uint8 images) -> features` of the images as they are.
 
-    Outputs are float32 `[batch, outputs]`; features, of unit length and float32 `[batch, at most
-    2,048]`, are what the network's last linear layer is given of the image itself.
+    Features, of unit length and float32 `[batch, at most 2,048]`, are what the network's last
+    linear layer is given.
     """
     experiment = found.experiment
 
-    def forward(variables, images):
+    def features(variables, images):
         seen = []
 
         def intercept(call, args, kwargs, context):
@@ -194,15 +197,12 @@ def forward_of(found: Trained) -> Any:
                 seen.append(args[0])
             return call(*args, **kwargs)
 
-        views = views_of(images, experiment)
+        views = views_of(images, experiment)[:1]
         with nn.intercept_methods(intercept):
-            outputs = predict(experiment.model, variables, views[:1], experiment.fitted_task)
-        features = folded(seen[-1] if seen else outputs)
-        if len(views) > 1:
             outputs = predict(experiment.model, variables, views, experiment.fitted_task)
-        return outputs, features
+        return folded(seen[-1] if seen else outputs)
 
-    return jax.jit(forward, out_shardings=replicated(data_mesh()))
+    return jax.jit(features, out_shardings=replicated(data_mesh()))
 
 
 def folded(features: jax.Array) -> jax.Array:
@@ -246,6 +246,7 @@ class Nearest:
     def __init__(self, found: Trained, workdir: Path):
         self.dataset: Dataset = found.experiment.data.load()
         self._found = found
+        self.features_of = features_of(found)
         file = workdir / f"training_features-{int(found.state.step)}.npy"
         if not file.exists():
             self._compute(file)
@@ -287,21 +288,17 @@ class Nearest:
     def _compute(self, file: Path) -> None:
         images = self.dataset.splits["train"].images
         print(f"Computing the features of {len(images):,} training images, once.")
-        forward, variables = forward_of(self._found), self._found.state.variables()
+        variables = self._found.state.variables()
         size = min(self._found.experiment.evaluation.batch_size, len(images))
         parts = []
         for start in range(0, len(images), size):
             part = np.asarray(images[start : start + size])
-            parts.append(np.asarray(forward(variables, padded(part, size))[1])[: len(part)])
+            features = self.features_of(variables, padded(part, size))
+            parts.append(np.asarray(features)[: len(part)])
         partial = file.with_suffix(".partial")
         with partial.open("wb") as written:
             np.save(written, np.concatenate(parts))
         partial.rename(file)
-
-
-def _grey(image: np.ndarray) -> np.ndarray:
-    """RGB uint8 `[height, width, 3]` as `[height, width, 1]`, by the luma of ITU-R BT.601."""
-    return np.round(image @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)[..., None]
 
 
 def _write_table(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from cnn_research import workdir as folders
-from cnn_research.errors import UsageError
+from cnn_research.errors import UsageError, UserError
 from cnn_research.experiment import Experiment, Result
 from cnn_research.markdown import markdown_table
 from cnn_research.pretrained import Pretrained
@@ -46,6 +46,7 @@ class Purification(Experiment):
         "run": "cnn_research.purification:purify",
         "dry-run": "cnn_research.purification:dry_run",
         "predict": "cnn_research.naming:name_pixels",
+        "export": "cnn_research.purification:export",
     }
     resumable_fields: ClassVar = ("rounds",)
 
@@ -122,6 +123,29 @@ def dry_run(experiment: Purification, workdir: Path) -> Result:
     found = dry_run_of("ss_cnn", first, workdir / "ss_cnn")
     print(f"{experiment.rounds + 1} trainings of the last layer on its features follow.")
     return found
+
+
+def last_round(experiment: Purification, workdir: Path) -> Path:
+    """The folder of the last round's training.
+
+    Raises:
+        UserError: it is not complete.
+    """
+    folders.check_same(experiment, workdir, experiment.resumable_fields)
+    last = workdir / f"round_{experiment.rounds}"
+    if not (last / folders.EVALUATION).exists():
+        raise UserError(f"{last} is not complete: run the experiment first, with --mode=run")
+    return last
+
+
+def export(experiment: Purification, workdir: Path) -> Result:
+    """Exports the last round's network, of one crop, as `export.export` does."""
+    from cnn_research.export import FOLDER, export_to
+
+    last = last_round(experiment, workdir)
+    saved = folders.saved_config(last)
+    assert isinstance(saved, Training), "a round is a training"
+    return export_to(saved, last, workdir / FOLDER)
 
 
 def discard(experiment: Purification, training: Training, folder: Path) -> np.ndarray:

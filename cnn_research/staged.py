@@ -33,6 +33,7 @@ class Staged(Experiment):
         "dry-run": "cnn_research.staged:dry_run",
         "evaluate": "cnn_research.staged:evaluate",
         "predict": "cnn_research.staged:predict",
+        "export": "cnn_research.staged:export",
     }
 
     pretraining: Training
@@ -133,6 +134,13 @@ def predict(experiment: Staged, workdir: Path, source: str) -> Result:
     from cnn_research.predict import predict_images
 
     return predict_images(_second(experiment, workdir), workdir / SECOND, source)
+
+
+def export(experiment: Staged, workdir: Path) -> Result:
+    """Exports the training's network, as `export.export` does."""
+    from cnn_research.export import FOLDER, export_to
+
+    return export_to(_second(experiment, workdir), workdir / SECOND, workdir / FOLDER)
 
 
 def _second(experiment: Staged, workdir: Path) -> Training:

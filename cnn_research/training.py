@@ -59,6 +59,7 @@ class Training(Experiment):
         "dry-run": "cnn_research.runner:dry_run",
         "evaluate": "cnn_research.evaluate:evaluate",
         "predict": "cnn_research.predict:predict_images",
+        "export": "cnn_research.export:export",
     }
     resumable_fields: ClassVar = ("epochs", "log_every", "keep_checkpoints", "keep_memory")
 

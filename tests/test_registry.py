@@ -211,7 +211,7 @@ LAYERS = (
     {"report"},
     {"evaluate"},
     {"estimate"},
-    {"galleries", "predict"},
+    {"galleries", "predict", "export"},
     {"runner"},
     {"staged"},
     {"studies", "purification"},

@@ -107,10 +107,7 @@ class PaletteNet(SSCNN):
         maps = self.maps(images)
         rows, columns = maps.shape[1] - PATCH + 1, maps.shape[2] - PATCH + 1
         crops = jnp.concatenate(
-            [
-                cut(maps, (row, column), (rows, columns))
-                for row, column in np.ndindex(PATCH, PATCH)
-            ],
+            [cut(maps, (row, column), (rows, columns)) for row, column in np.ndindex(PATCH, PATCH)],
             axis=-1,
         )
         logits = nn.Dense(self.num_classes, dtype=self.dtype, name="fc")(crops)

@@ -37,7 +37,7 @@ class Formulation:
 
 
 PLAIN = Formulation()
-"""XLA's own operations throughout: for export, forward mode, and as the reference in tests."""
+"""XLA's own operations throughout: for ONNX, forward mode, and as the reference in tests."""
 
 # A loop inside the compiled program (lax.scan) runs its convolutions about six times slower than
 # a Python loop over compiled steps on XLA:CPU; on an accelerator the loop saves a dispatch a step.
@@ -56,9 +56,13 @@ _BY_PLATFORM = {
 _override = jax.make_user_context(default_value=None)
 
 
-def default_formulation() -> Formulation:
-    """The formulation for JAX's default backend; :data:`PLAIN` on a platform not known here."""
-    return _BY_PLATFORM.get(jax.default_backend(), PLAIN)
+def default_formulation(platform: str = "") -> Formulation:
+    """A platform's formulation; :data:`PLAIN` for one not known here.
+
+    Args:
+        platform: `"cpu"`, `"gpu"`, `"tpu"`; JAX's default backend where none is given.
+    """
+    return _BY_PLATFORM.get(platform or jax.default_backend(), PLAIN)
 
 
 def current_formulation() -> Formulation:

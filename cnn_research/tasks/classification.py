@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -167,6 +167,11 @@ class Classification(FittedTask):
             )
             answers.append({self.head: answer})
         return answers
+
+    def described(self, class_names: Mapping[str, tuple[str, ...]]) -> list[dict[str, Any]]:
+        names = list(class_names[self.head])
+        head = {"name": self.head, "kind": "classes", "start": 0, "stop": len(names)}
+        return [{**head, "classes": names}]
 
     def _seen(
         self, labels: Mapping[str, jax.Array], weights: jax.Array

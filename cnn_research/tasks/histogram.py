@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -118,3 +118,8 @@ class FittedHistogram(Histogram, FittedTask):
             text = ", ".join(f"{colour} {share:.0%}" for colour, share in values.items())
             found.append({self.head: Answer(text, {"shares": values}, {"": next(iter(values))})})
         return found
+
+    def described(self, class_names: Mapping[str, tuple[str, ...]]) -> list[dict[str, Any]]:
+        names = list(class_names[self.head])
+        head = {"name": self.head, "kind": "shares", "start": 0, "stop": len(names)}
+        return [{**head, "classes": names}]

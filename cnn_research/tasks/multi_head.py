@@ -194,3 +194,11 @@ class FittedMultiHead(MultiHead, FittedTask):
         return [
             dict(item for answer in image for item in answer.items()) for image in zip(*by_head)
         ]
+
+    def described(self, class_names: Mapping[str, tuple[str, ...]]) -> list[dict[str, Any]]:
+        heads, start = [], 0
+        for part in self.parts:
+            (head,) = part.described(class_names)
+            heads.append({**head, "start": start, "stop": start + head["stop"]})
+            start = heads[-1]["stop"]
+        return heads

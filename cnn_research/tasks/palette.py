@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -174,6 +174,9 @@ class FittedPalette(Palette, FittedTask):
     ) -> list[dict[str, Answer]]:
         """The colours, the one that covers most first, with their shares and names."""
         return [{PALETTE: palette_files.answer(palette_files.palette_of(row))} for row in outputs]
+
+    def described(self, class_names: Mapping[str, tuple[str, ...]]) -> list[dict[str, Any]]:
+        return [{"name": PALETTE, "kind": "palette", "start": 0, "stop": 4 * self.colours}]
 
     def write_files(self, base: Path, file: Path, answers: Mapping[str, Answer]) -> None:
         """The image with its palette as a strip, and the palette for GIMP and as CSS."""

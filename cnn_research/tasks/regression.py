@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -126,6 +126,10 @@ class FittedRegression(Regression, FittedTask):
             {self.head: Answer(f"{x:.5g}", {"number": round(x, 6)}, {"": round(x, 6)})}
             for x in numbers.tolist()
         ]
+
+    def described(self, class_names: Mapping[str, tuple[str, ...]]) -> list[dict[str, Any]]:
+        head = {"name": self.head, "kind": "number", "start": 0, "stop": 1}
+        return [{**head, "mean": self.mean, "std": self.deviation}]
 
 
 def _deviation(numbers: np.ndarray) -> float:

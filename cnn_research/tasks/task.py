@@ -186,6 +186,18 @@ class FittedTask(Task):
             class_names: per head of classes, the name of each class.
         """
 
+    @abc.abstractmethod
+    def described(self, class_names: Mapping[str, tuple[str, ...]]) -> list[dict[str, Any]]:
+        """How outputs are read by who has an export alone: JSON values for each head.
+
+        Args:
+            class_names: per head of classes, the name of each class.
+
+        Returns:
+            The head's `name`, its `kind`, and where in the outputs it is, from `start` to before
+            `stop`; with its `classes`, or with `mean` and `std` of its numbers.
+        """
+
     def write_files(self, base: Path, file: Path, answers: Mapping[str, Answer]) -> None:
         """Writes what programs of its field read of one image's answers; nothing by default.
 

@@ -1,0 +1,197 @@
+"""`--mode=export`: a folder that needs JAX alone, and says what `--mode=predict` says."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+from cnn_research.data.images import decode, grey
+from cnn_research.data.sources import Digits, Synthetic
+from cnn_research.errors import UserError
+from cnn_research.evaluate import Trained, abstract_state, bound, forward_of, open_trained
+from cnn_research.experiment import lookup, registry, run
+from cnn_research.export import PLATFORMS, card, program
+from cnn_research.exported import open_export
+from cnn_research.mesh import data_mesh
+from cnn_research.models import MLP, ConvNet
+from cnn_research.tasks.multi_head import MultiHead
+from cnn_research.tasks.regression import Regression
+from cnn_research.training import Evaluation, Training
+
+DIGITS = Training(
+    data=Digits(),
+    model=ConvNet(features=(4,), padding=(1,), dense=(16,), batch_norm=True),
+    epochs=1,
+    batch_size=64,
+    evaluation=Evaluation(batch_size=8, mirror=True, shift=1),
+)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """A trained run with its export, and a folder with five of its test images."""
+    workdir = tmp_path_factory.mktemp("digits")
+    run(DIGITS, workdir / "run")
+    run(DIGITS, workdir / "run", "export")
+    (workdir / "images").mkdir()
+    for index, image in enumerate(Digits().load().splits["test"].images[:5]):
+        Image.fromarray(image[..., 0]).save(workdir / "images" / f"{index}.png")
+    return workdir
+
+
+@pytest.mark.parametrize("batch", [1, 3, 7])
+def test_outputs_are_those_of_the_run_bit_for_bit(digits, batch):
+    images = Digits().load().splits["test"].images[:batch]
+    expected = jax.jit(forward_of(open_trained(digits / "run")))(images)
+    outputs = open_export(digits / "run" / "export")(images)
+    assert outputs.dtype == np.float32 and outputs.shape == (batch, 10)
+    np.testing.assert_array_equal(outputs, expected)
+
+
+def test_answers_are_the_predictions(digits):
+    run(DIGITS, digits / "run", "predict", str(digits / "images"))
+    lines = (digits / "run" / "predictions" / "predictions.jsonl").read_text().splitlines()
+    network = open_export(digits / "run" / "export")
+    for row in map(json.loads, lines):
+        image = grey(decode(Path(row["file"]), network.image_shape[:2]))
+        (answer,) = network.answers(network(image[None]))
+        said = {each["label"]: each["probability"] for each in answer["label"]}
+        assert list(said)[0] == row["label"]["class"]
+        assert dict(list(said.items())[:5]) == row["label"]["top"]
+        assert len(said) == 10
+
+
+def test_jax_alone_reads_it(digits):
+    """What the model card shows, in a process that cannot import flax or this project."""
+    folder = digits / "run" / "export"
+    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    code = code.replace('"IMAGE"', repr(str(digits / "images" / "2.png")))
+    (folder.parent / "ask.py").write_text(
+        "import sys\nfor name in ('flax', 'cnn_research'): sys.modules[name] = None\n" + code
+    )
+    ended = subprocess.run(
+        [sys.executable, "../ask.py"], cwd=folder, capture_output=True, text=True, check=True
+    )
+    network = open_export(folder)
+    image = grey(decode(digits / "images" / "2.png", (8, 8)))[None]
+    assert ended.stdout.split() == [
+        "label",
+        network.answers(network(image))[0]["label"][0]["label"],
+    ]
+
+
+def test_what_the_folder_says(digits):
+    folder = digits / "run" / "export"
+    facts = open_export(folder).facts
+    assert facts["input"]["shape"] == ["batch", 8, 8, 1]
+    evaluation = json.loads((digits / "run" / "evaluation.json").read_text())
+    assert facts["figures"]["test"] == evaluation["test"] and facts["step"] == evaluation["step"]
+    assert (folder / "labels.txt").read_text().split() == [str(digit) for digit in range(10)]
+    assert (folder / "config.json").read_text() == (digits / "run" / "config.json").read_text()
+    params = open_trained(digits / "run").state.params
+    saved = load_file(folder / "model.safetensors")
+    np.testing.assert_array_equal(saved["params/conv1/kernel"], params["conv1"]["kernel"])
+    for line in (folder / "SHA256SUMS").read_text().splitlines():
+        digest, name = line.split("  ")
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+    accuracy = f"{evaluation['test']['accuracy']:.4f}"
+    assert accuracy in (folder / "README.md").read_text()
+
+
+def test_what_cannot_be_opened(digits, tmp_path):
+    with pytest.raises(UserError, match="holds no export"):
+        open_export(digits / "run")
+    copy = Path(shutil.copytree(digits / "run" / "export", tmp_path / "copy"))
+    model = copy / "model.jaxexport"
+    content = bytearray(model.read_bytes())
+    content[len(content) // 2] ^= 1
+    model.write_bytes(content)
+    with pytest.raises(UserError, match=r"model\.jaxexport is damaged"):
+        open_export(copy)
+    model.unlink()
+    with pytest.raises(UserError, match=r"model\.jaxexport is missing"):
+        open_export(copy)
+    (copy / "SHA256SUMS").write_text(f"{'0' * 64}  ../run.json\n")
+    with pytest.raises(UserError, match="SHA256SUMS is damaged"):
+        open_export(copy)
+    with pytest.raises(ValueError, match="takes uint8 images"):
+        open_export(digits / "run" / "export")(np.zeros((1, 9, 8, 1), np.uint8))
+    with pytest.raises(UserError, match="holds no run"):
+        run(DIGITS, tmp_path / "nothing", "export")
+
+
+def test_every_head_and_numbers(tmp_path):
+    heads = Synthetic(
+        train=24, test=8, heads=("kind", "brand"), classes=(3, 4), image_shape=(8, 8, 3)
+    )
+    several = dataclasses.replace(
+        DIGITS, data=heads, task=MultiHead(), evaluation=Evaluation(batch_size=8), batch_size=8
+    )
+    run(several, tmp_path / "heads")
+    run(several, tmp_path / "heads", "export")
+    network = open_export(tmp_path / "heads" / "export")
+    assert [(head["name"], head["start"], head["stop"]) for head in network.heads] == [
+        ("kind", 0, 3),
+        ("brand", 3, 7),
+    ]
+    images = heads.load().splits["test"].images[:2]
+    answers = network.answers(network(images))
+    assert [len(answers[0][name]) for name in ("kind", "brand")] == [3, 4]
+    assert len((tmp_path / "heads" / "export" / "labels_brand.txt").read_text().split()) == 4
+
+    numbers = Training(
+        data=Synthetic(train=24, test=8, numbers=("x",), image_shape=(8, 8, 1)),
+        model=MLP(dense=(8,)),
+        task=Regression(head="x"),
+        epochs=1,
+        batch_size=8,
+        selection=dataclasses.replace(Training.selection, metric="MAE"),
+    )
+    run(numbers, tmp_path / "numbers")
+    run(numbers, tmp_path / "numbers", "export")
+    network = open_export(tmp_path / "numbers" / "export")
+    Image.fromarray(images[0, ..., 0]).save(tmp_path / "one.png")
+    run(numbers, tmp_path / "numbers", "predict", str(tmp_path / "one.png"))
+    row = json.loads((tmp_path / "numbers" / "predictions" / "predictions.jsonl").read_text())
+    (answer,) = network.answers(network(images[:1, ..., :1]))
+    assert answer == {"x": [{"value": row["x"]["number"]}]}
+
+
+# The registry ------------------------------------------------------------------------------------
+
+TRAININGS = {
+    name: entry.experiment()
+    for name, entry in registry().items()
+    if isinstance(entry.experiment(), Training)
+}
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_every_training_exports_for_any_batch(name):
+    small = lookup(name).experiment().test_sized()
+    dataset = small.data.load()
+    experiment = bound(small, dataset)
+    like = abstract_state(experiment, dataset.image_shape, data_mesh())
+    state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
+    names = {head: tuple(names) for head, names in dataset.class_names.items()}
+    found = Trained(experiment, state, dataset.image_shape, names)
+    exported = program(found)
+    assert exported.platforms == PLATFORMS
+    (outputs,) = exported.out_avals
+    heads = experiment.fitted_task.described(names)
+    assert str(outputs.shape[0]) == "batch" and outputs.shape[1] == heads[-1]["stop"]
+    assert outputs.dtype == np.float32
+    facts = {"heads": heads, "experiment": name, "step": 0, "commit": "", "figures": {}}
+    image = {"shape": ["batch", *dataset.image_shape], "channels": "RGB", "resize": ""}
+    assert name in card({**facts, "input": image}, {}, onnx=False)
