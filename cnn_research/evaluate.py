@@ -84,10 +84,16 @@ def predict(
     return outputs[0] if len(outputs) == 1 else task.averaged(outputs)
 
 
-def forward_of(found: Trained) -> Callable[[jax.Array], jax.Array]:
+def forward_of(
+    found: Trained, formulation: ops.Formulation | None = None
+) -> Callable[[jax.Array], jax.Array]:
     """What a trained network makes of images, and of their views, as one function to be jitted.
 
     Predictions and exports are both made by it, so that they are the same, bit for bit.
+
+    Args:
+        found: the network.
+        formulation: how operations are written down; None: as is best on each platform.
 
     Returns:
         `images -> outputs`: uint8 `[batch, height, width, channels]` -> float32
@@ -105,6 +111,8 @@ def forward_of(found: Trained) -> Callable[[jax.Array], jax.Array]:
         return outputs
 
     def forward(images: jax.Array) -> jax.Array:
+        if formulation is not None:
+            return under(formulation)(variables, images)
         # Without the barrier XLA would compute with constants beforehand, and round otherwise than
         # an evaluation, to which parameters are arguments.
         held = jax.lax.optimization_barrier(variables)

@@ -6,8 +6,11 @@ so does anyone with JAX alone, as its README.md says.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-from collections.abc import Mapping
+import io
+import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,8 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 RESIZE = "bilinear, antialiased, stretched"
 """How images of another size become the network's (`data.images.decode`)."""
 ONNX = "model.onnx"
-OPSET = 17
+FOR_ONNX = ops.Formulation(gather_pool_gradient=True)
+"""A pool of XLA's own becomes one over four dimensions, which ONNX Runtime does not have."""
 
 
 def export(experiment: Training, workdir: Path) -> Result:
@@ -243,18 +247,25 @@ def _write_onnx(found: Trained, folder: Path) -> str:
 
 
 def write_onnx(found: Trained, file: Path) -> None:
-    """The network as ONNX, in XLA's own operations; jax2onnx must be installed."""
-    import jax2onnx
+    """The network as ONNX, for any number of images; jax2onnx must be installed."""
+    with _silence():
+        import jax2onnx
 
-    forward = forward_of(found)
+        jax2onnx.to_onnx(
+            forward_of(found, FOR_ONNX),
+            [jax.ShapeDtypeStruct(("B", *found.image_shape), jnp.uint8)],
+            return_mode="file",
+            output_path=str(file),
+        )
 
-    def plain(images: jax.Array) -> jax.Array:
-        with ops.use_formulation(ops.PLAIN):
-            return forward(images)
 
-    jax2onnx.to_onnx(
-        plain,
-        [jax.ShapeDtypeStruct(("B", *found.image_shape), jnp.uint8)],
-        return_mode="file",
-        output_path=str(file),
-    )
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """The converter tells of every layer, and of every part of JAX that it does not find."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
