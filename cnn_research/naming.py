@@ -14,11 +14,11 @@ import numpy as np
 
 from cnn_research import figures
 from cnn_research import workdir as folders
-from cnn_research.data.images import BadImage, decode, printable, resized
+from cnn_research.data.images import BadImage, decode, padded, printable, resized
 from cnn_research.errors import UserError
 from cnn_research.evaluate import forward_of, open_trained
 from cnn_research.experiment import Result
-from cnn_research.predict import FOLDER, image_files, padded, stems
+from cnn_research.predict import FOLDER, image_files, stems
 from cnn_research.purification import Purification, last_round
 
 LONGEST = 240

@@ -23,7 +23,15 @@ from flax import linen as nn
 
 from cnn_research import workdir as folders
 from cnn_research.data.dataset import Dataset
-from cnn_research.data.images import ENDINGS, BadImage, decode, files_below, grey, printable
+from cnn_research.data.images import (
+    ENDINGS,
+    BadImage,
+    decode,
+    files_below,
+    grey,
+    padded,
+    printable,
+)
 from cnn_research.errors import UsageError, UserError
 from cnn_research.evaluate import Trained, forward_of, open_trained, predict, views_of
 from cnn_research.experiment import Result
@@ -174,11 +182,6 @@ def said_of(
         for file, decoded in zip(part, images, strict=True):
             yield file, decoded, outputs[place], features[place]
             place += not isinstance(decoded, BadImage)
-
-
-def padded(images: np.ndarray, size: int) -> np.ndarray:
-    """A batch of so many images, the last one repeated: one shape, one compilation."""
-    return np.concatenate([images, np.repeat(images[-1:], size - len(images), axis=0)])
 
 
 def features_of(found: Trained) -> Any:

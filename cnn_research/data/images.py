@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -84,39 +84,53 @@ def printable(name: str | os.PathLike[str]) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
-def decode(path: Path, image_size: tuple[int, int] | None) -> np.ndarray:
-    """The image in the file `path` as uint8 `[height, width, 3]`, stretched to `image_size`.
+def decode(
+    file: Path | BinaryIO, image_size: tuple[int, int] | None, shown: str = ""
+) -> np.ndarray:
+    """The image in a file as uint8 `[height, width, 3]`, stretched to `image_size`.
 
     None leaves it at its own size.
 
     Rotated as EXIF says, transparency put on white, 16 bits reduced to 8, CMYK and palettes
     turned into RGB; of an animation the first frame.
-    """
-    from PIL import Image, ImageOps
 
+    Args:
+        file: its path, or its opened content.
+        image_size: height and width.
+        shown: what errors call it, if not by its path.
+
+    Raises:
+        BadImage: it is not an image, is damaged, has too many pixels, or is not there.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    shown = shown or printable(file if isinstance(file, Path) else "the image")
     try:
-        with Image.open(path) as file:
-            if file.width * file.height > MAX_PIXELS:
+        with Image.open(file) as found:
+            if found.format == "EPS":
+                raise BadImage(f"{shown} is PostScript, a program, which is not run")
+            if found.width * found.height > MAX_PIXELS:
                 raise BadImage(
-                    f"{printable(path)} has {file.width}x{file.height} pixels, more than "
+                    f"{shown} has {found.width}x{found.height} pixels, more than "
                     f"{MAX_PIXELS // 1_000_000} million: make it smaller"
                 )
             if image_size:
                 # A large JPEG is decoded at the nearest size above twice the wanted one.
-                file.draft("RGB", (2 * max(image_size), 2 * max(image_size)))
-            file.load()
-            image = _to_rgb(ImageOps.exif_transpose(file))
+                found.draft("RGB", (2 * max(image_size), 2 * max(image_size)))
+            found.load()
+            image = _to_rgb(ImageOps.exif_transpose(found))
     except Image.DecompressionBombError as error:
         raise BadImage(
-            f"{printable(path)} has more than {MAX_PIXELS // 1_000_000} million pixels: make it "
-            "smaller"
+            f"{shown} has more than {MAX_PIXELS // 1_000_000} million pixels: make it smaller"
         ) from error
     except FileNotFoundError as error:
-        raise BadImage(f"{printable(path)} does not exist") from error
+        raise BadImage(f"{shown} does not exist") from error
     except BadImage:
         raise
+    except UnidentifiedImageError as error:
+        raise BadImage(f"{shown} is not an image or is damaged") from error
     except Exception as error:  # Pillow's plugins raise a dozen different ones
-        raise BadImage(f"{printable(path)} is not an image or is damaged ({error})") from error
+        raise BadImage(f"{shown} is not an image or is damaged ({error})") from error
     return resized(np.asarray(image), image_size) if image_size else np.asarray(image)
 
 
@@ -155,6 +169,16 @@ def _to_rgb(image):  # type: ignore[no-untyped-def]
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")
+
+
+def grey(pixels: np.ndarray) -> np.ndarray:
+    """RGB uint8 `[height, width, 3]` as `[height, width, 1]`, by the luma of ITU-R BT.601."""
+    return np.round(pixels @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)[..., None]
+
+
+def padded(images: np.ndarray, size: int) -> np.ndarray:
+    """A batch of so many images, the last one repeated: one shape, one compilation."""
+    return np.concatenate([images, np.repeat(images[-1:], size - len(images), axis=0)])
 
 
 def encode(pixels: np.ndarray) -> bytes:
