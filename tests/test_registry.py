@@ -211,7 +211,7 @@ LAYERS = (
     {"report"},
     {"evaluate"},
     {"estimate"},
-    {"galleries", "predict", "export"},
+    {"galleries", "predict", "export", "serve"},
     {"runner"},
     {"staged"},
     {"studies", "purification"},

@@ -143,11 +143,6 @@ def resized(pixels: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize(image_size[::-1], Image.Resampling.BILINEAR))
 
 
-def grey(pixels: np.ndarray) -> np.ndarray:
-    """uint8 `[height, width, 3]` as `[height, width, 1]`, by the luma of ITU-R BT.601."""
-    return np.round(pixels @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)[..., None]
-
-
 def turned(pixels: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
     """uint8 `[height, width, 3]`, by a quarter if it stands and `image_size` lies, or vice
     versa."""

@@ -1,0 +1,176 @@
+"""What a client may ask of the server in bytes, seconds and number, and how it is told no."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any
+
+import h11
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+RETRY = {"Retry-After": "1"}
+LINGER = 1.0
+"""Seconds in which a client that is still sending may read why it is refused: a connection that is
+closed before all was received is reset, and its answer lost."""
+PATIENCE = 1.5
+"""Connections are cut after so many times the time of a request, which has been answered before."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What is refused above.
+
+    Attributes:
+        megabytes: of a request's body.
+        requests: at the same time.
+        seconds: from a request's first line to the end of its answer.
+    """
+
+    megabytes: float = 16
+    requests: int = 64
+    seconds: float = 30
+
+
+def refusal(status: int, why: str, headers: Mapping[str, str] | None = None) -> Response:
+    """`{"error": why}` in one line."""
+    return Response(_line(why), status, headers, "application/json")
+
+
+class Guard:
+    """Holds an ASGI application's requests to the limits; `/health` is always answered."""
+
+    def __init__(self, app: App, limits: Limits):
+        self._app, self._limits = app, limits
+        self._running = 0
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = _Exchange(scope, receive, send, self._limits)
+        app: App = self._app
+        if exchange.too_long:
+            app = refusal(413, exchange.too_long)
+        elif scope["path"] != "/health" and self._running >= self._limits.requests:
+            app = refusal(503, "too many requests at once: try again in a second", RETRY)
+        self._running += app is self._app
+        try:
+            async with asyncio.timeout(self._limits.seconds) as clock:
+                await app(scope, exchange.receive, exchange.send)
+        except TimeoutError:
+            if not clock.expired() or exchange.answering:
+                raise
+            late = f"within {self._limits.seconds:g} s"
+            if exchange.received:
+                answer = refusal(503, f"not answered {late}: try again later", RETRY)
+            else:
+                answer = refusal(408, f"not all received {late}: send a smaller image, or faster")
+            await answer(scope, exchange.receive, exchange.send)
+        finally:
+            self._running -= app is self._app
+        await exchange.finish()
+
+
+class _Exchange:
+    """A request whose body is counted, and whose answer does not get lost if it comes early."""
+
+    def __init__(
+        self, scope: Mapping[str, Any], receive: Receive, send: Send, limits: Limits
+    ) -> None:
+        headers = dict(scope["headers"])
+        self._receive, self._send = receive, send
+        self._left = self._limit = int(limits.megabytes * 1e6)
+        self._held = False
+        claimed = int(headers.get(b"content-length", 0))
+        why = f"the body is larger than {limits.megabytes:g} MB: send a smaller image"
+        self.too_long = why if claimed > self._limit else ""
+        self._why = why
+        self.received = not claimed and b"transfer-encoding" not in headers
+        self.answering = False
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self.received = True
+            return message
+        self._left -= len(message["body"])
+        self.received = not message["more_body"]
+        if self._left < 0 and not self.answering:
+            raise HTTPException(413, self._why)
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.answering = True
+            if not self.received:
+                message["headers"] = [*message["headers"], (b"connection", b"close")]
+        elif not message.get("more_body") and not self.received:
+            message["more_body"] = self._held = True
+        await self._send(message)
+
+    async def finish(self) -> None:
+        """Ends an answer that came before all was received."""
+        if not self._held:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER):
+                while not self.received:
+                    await self.receive()
+        await self._send({"type": "http.response.body", "body": b""})
+
+
+class Connection(H11Protocol):
+    """uvicorn's HTTP/1.1, which also ends connections on which nothing comes to an end."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch(before=None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._clock.cancel()
+        super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(400, "this is not HTTP/1.1, or damaged: send POST /predict with an image")
+
+    def _watch(self, before: object) -> None:
+        idle = self.cycle is None or self.cycle.response_complete
+        now = (self.cycle, idle)
+        if now != before:
+            # What is under way at two looks has had more time than a request is given.
+            wait = PATIENCE * self.timeout_keep_alive
+            self._clock = self.loop.call_later(wait, self._watch, now)
+        elif idle:
+            self._refuse(408, "no whole request was received: send one without pauses")
+        else:
+            self.transport.abort()
+
+    def _refuse(self, status: int, why: str) -> None:
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.abort()
+            return
+        body = _line(why)
+        headers = [
+            ("content-type", "application/json"),
+            ("content-length", str(len(body))),
+            ("connection", "close"),
+        ]
+        answer = h11.Response(status_code=status, headers=headers)
+        for event in (answer, h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event))
+        self.transport.close()
+
+
+def _line(why: str) -> bytes:
+    return json.dumps({"error": why}).encode() + b"\n"
