@@ -24,6 +24,7 @@ from cnn_research.experiment import Result, flatten, from_dict
 from cnn_research.feature_cache import FromFeatures, before, cached_features
 from cnn_research.mesh import batch_sharded, data_mesh, replicated
 from cnn_research.ops.views import cut
+from cnn_research.pages import MARKDOWN
 from cnn_research.report import write_report
 from cnn_research.state import TrainState, init_state
 from cnn_research.tasks.task import PIXELS, FittedTask
@@ -450,7 +451,7 @@ def show_in_tensorboard(
     """Mirrors a report: its pictures, its page, and the run's row among the hyperparameters."""
     for picture in sorted(page.parent.glob("*.png")):
         writer.picture(f"report/{picture.stem}", picture, step)
-    writer.text("report", page.read_text(), step)
+    writer.text("report", page.with_name(MARKDOWN).read_text(encoding="utf-8"), step)
     results = {
         f"{split}/{name}": values[name]
         for split, values in figures.items()

@@ -15,8 +15,9 @@ import numpy as np
 
 from cnn_research import workdir as folders
 from cnn_research.errors import UsageError, UserError
-from cnn_research.experiment import Experiment, Result
+from cnn_research.experiment import Experiment, Result, to_dict
 from cnn_research.markdown import markdown_table
+from cnn_research.pages import write_page
 from cnn_research.pretrained import Pretrained
 from cnn_research.staged import dry_run_of, train_once
 from cnn_research.training import Training
@@ -243,7 +244,7 @@ def discarded_figure(
 
 
 def write(experiment: Purification, workdir: Path) -> Result:
-    """Writes `report/report.md` and its figure, from what the stages have left."""
+    """Writes `report/`, a page and its figure, from what the stages have left."""
     from cnn_research import figures
 
     report = workdir / "report"
@@ -266,15 +267,18 @@ def write(experiment: Purification, workdir: Path) -> Result:
     )  # fmt: skip
     curves = {name: [values[name]["macro recall"] for values in found.values()] for name in names}
     figures.rounds(curves).savefig(report / "rounds.png")
-    pictures = "\n\n".join(_pictures(workdir, experiment.rounds))
-    (report / "report.md").write_text(
-        f"# {experiment.name or 'Purification'}\n\n{table}\n\n![Rounds](rounds.png)\n\n{pictures}\n"
-    )
-    print(f"\n{table}\n\nReport: {report / 'report.md'}")
+    parts = [
+        f"# {experiment.name or 'Purification'}",
+        table,
+        "![Accuracy by round](rounds.png)",
+        *_pictures(experiment.rounds),
+    ]
+    page = write_page(report, parts, to_dict(experiment))
+    print(f"\n{table}\n\nReport: {page}")
     return Result(workdir, 0, {name: dict(values) for name, values in found.items()})
 
 
-def _pictures(workdir: Path, rounds: int) -> Iterator[str]:
+def _pictures(rounds: int) -> Iterator[str]:
     for number in range(rounds):
         yield f"Discarded after round {number}, the farthest first:"
-        yield f"![Discarded](../round_{number}/{DISCARDED})"
+        yield f"![Discarded crops of each class](../round_{number}/{DISCARDED})"

@@ -20,6 +20,7 @@ import numpy as np
 from cnn_research.errors import UsageError, UserError, one_line
 from cnn_research.experiment import from_dict, to_dict
 from cnn_research.markdown import markdown_table, number
+from cnn_research.pages import write_page
 from cnn_research.tasks.task import Predictions
 from cnn_research.workdir import (
     CONFIG,
@@ -58,7 +59,7 @@ def write_report(
     history: Sequence[Mapping[str, Any]],
     params: Mapping[str, Any],
 ) -> Path:
-    """Writes `report/report.md` with its figures; the folder is complete, or it is not there.
+    """Writes `report/` with its page and figures; the folder is complete, or it is not there.
 
     What was run is read from the workdir's config.json and run.json, and left out where those
     say nothing.
@@ -76,13 +77,13 @@ def write_report(
         params: nested dicts of arrays, or of anything with a shape.
 
     Returns:
-        The path of report.md.
+        The path of report.html; beside it is report.md.
 
     Raises:
         UserError: a head has no labels, or images and predictions differ in number.
     """
-    run = read_json(workdir / RUN)
-    parts = [f"# {title}", "\n".join(_what_was_run(read_json(workdir / CONFIG), run))]
+    run, config = read_json(workdir / RUN), read_json(workdir / CONFIG)
+    parts = [f"# {title}", "\n".join(_what_was_run(config, run))]
     folder = workdir / REPORT_FOLDER
     with whole_folder(folder) as partial:
         for number_, (split, heads) in enumerate(predictions.items()):
@@ -91,8 +92,8 @@ def write_report(
         if history:
             parts += _training(partial, history)
         parts += ["## Parameters", parameters_table(params)]
-        (partial / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    return folder / "report.md"
+        page = write_page(partial, parts, config)
+    return folder / page.name
 
 
 def _what_was_run(config: Mapping[str, Any], run: Mapping[str, Any]) -> Iterator[str]:
@@ -162,16 +163,17 @@ def _training(folder: Path, history: Sequence[Mapping[str, Any]]) -> Iterator[st
 
     epochs = by_epoch(history)
     figures.training_curves(epochs).savefig(folder / "curves.png")
+    names = figures.curve_names(epochs)
     yield "## Training"
     yield (
         "Training figures are means over the examples of an epoch, while the network was learning "
         "(with dropout and augmentation, where it has them); validation figures were taken at the "
         "epoch's end."
     )
-    yield "![Training curves](curves.png)"
+    yield f"![Curves of {', '.join(names)} by epoch](curves.png)"
     columns = [
         (split, name)
-        for name in figures.curve_names(epochs)
+        for name in names
         for split in ("train", "validation")
         if any(name in epoch[split] for epoch in epochs)
     ]

@@ -15,9 +15,10 @@ import numpy as np
 from cnn_research import workdir as folders
 from cnn_research.data.dataset import Split
 from cnn_research.errors import UsageError
-from cnn_research.experiment import Experiment, Result
+from cnn_research.experiment import Experiment, Result, to_dict
 from cnn_research.figures import kinds_accuracy, shifted_accuracy
 from cnn_research.markdown import markdown_table
+from cnn_research.pages import write_page
 from cnn_research.report import mean_and_deviation
 from cnn_research.training import Training
 
@@ -127,7 +128,7 @@ def shifted(images: np.ndarray, shift: int) -> np.ndarray:
 def write(
     study: PoolingStudy, workdir: Path, shifts: list[int], accuracy: Mapping[str, list[list[float]]]
 ) -> Result:
-    """Writes `report/report.md`, its figure and results.json.
+    """Writes `report/`, a page and its figure, and results.json.
 
     Args:
         study: what was run.
@@ -153,11 +154,14 @@ def write(
     figure.savefig(report / "accuracy.png")
     seeds = f"{study.seeds} training{'s' * (study.seeds > 1)} of each kind"
     table = markdown_table(header, rows)
-    (report / "report.md").write_text(
-        f"# {study.name or 'Pooling'}\n\n{seeds}; mean ± standard deviation.\n\n{table}\n\n"
-        "![accuracy](accuracy.png)\n"
-    )
+    parts = [
+        f"# {study.name or 'Pooling'}",
+        f"{seeds}; mean ± standard deviation.",
+        table,
+        "![Accuracy of each kind of pooling](accuracy.png)",
+    ]
+    page = write_page(report, parts, to_dict(study))
     folders.write_json(workdir / RESULTS, {"shifts": shifts, "accuracy": dict(accuracy)})
-    print(f"\n{table}\n\nReport: {report / 'report.md'}")
+    print(f"\n{table}\n\nReport: {page}")
     figures = {kind: {"accuracy": float(values[still])} for kind, values in means.items()}
     return Result(workdir, 0, figures)

@@ -164,7 +164,7 @@ def test_experiment_trains_goes_on_and_evaluates(name, tmp_path, capsys, blank_p
     for split, figures in trained.figures.items():
         for metric in small.task.metrics:
             assert evaluated.figures[split][metric] == pytest.approx(figures[metric], rel=1e-6)
-    assert (tmp_path / "report" / "report.md").exists()
+    assert {"report.md", "report.html"} <= {file.name for file in (tmp_path / "report").iterdir()}
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ LAYERS = (
     {"experiment", "random"},
     {"ops"},
     {"models", "data"},
-    {"figures", "markdown"},
+    {"figures", "markdown", "pages"},
     {"tasks"},
     {"optimizers", "weights", "exported"},
     {"pretrained"},

@@ -204,14 +204,15 @@ def test_report_says_what_was_run_and_what_came_out(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"name": "coats"}))
     made = made_up_predictions()
     path = write(tmp_path, {"label": made}, np.zeros((60, 8, 8, 1), np.uint8))
-    page = path.read_text()
-    assert path == tmp_path / "report" / "report.md"
+    page = path.with_suffix(".md").read_text()
+    assert path == tmp_path / "report" / "report.html"
     assert sorted(file.name for file in path.parent.iterdir()) == [
         "classification_report.txt",
         "confusion_matrix.png",
         "confusions.png",
         "curves.png",
         "mistakes.png",
+        "report.html",
         "report.md",
     ]
     text = made.text()
@@ -248,7 +249,7 @@ def test_several_heads_have_files_of_their_own(tmp_path):
     path = write(tmp_path, heads)
     names = {file.name for file in path.parent.iterdir()}
     assert {"confusion_matrix_material.png", "classification_report_brand.txt"} <= names
-    assert "### brand, test split" in path.read_text()
+    assert "### brand, test split" in path.with_suffix(".md").read_text()
 
 
 def test_report_that_fails_leaves_the_earlier_one_whole(tmp_path):

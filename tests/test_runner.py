@@ -74,7 +74,7 @@ def no_pictures():
     def page(workdir, **unused):
         (workdir / "report").mkdir(exist_ok=True)
         (workdir / "report" / "report.md").write_text("left out")
-        return workdir / "report" / "report.md"
+        return workdir / "report" / "report.html"
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "write_report", page)

@@ -12,7 +12,8 @@ import numpy as np
 
 from cnn_research import workdir as folders
 from cnn_research.data.images import decode
-from cnn_research.experiment import Experiment, flatten
+from cnn_research.experiment import Experiment, flatten, to_dict
+from cnn_research.pages import MARKDOWN, write_page
 from cnn_research.writers import MetricsWriter
 
 if TYPE_CHECKING:
@@ -47,15 +48,14 @@ class Page:
         """Adds a picture as `name.png`, with its caption below."""
         figure.savefig(self.folder / f"{name}.png")
         self.pictures.append(name)
-        self.parts.append(f"![{name}]({name}.png)\n\n{caption}")
+        self.parts.append(f"![{name.replace('_', ' ')}]({name}.png)\n\n{caption}")
 
 
 @contextlib.contextmanager
 def new_page(experiment: Experiment, workdir: Path, title: str, **facts: Any) -> Iterator[Page]:
     """The page of a gallery's folder, to be filled; it replaces an earlier one when it is whole.
 
-    Writes `report/report.md` with its pictures, config.json and run.json, and shows the same in
-    TensorBoard.
+    Writes `report/` with its pictures, config.json and run.json, and shows the same in TensorBoard.
 
     Args:
         experiment: what is drawn.
@@ -69,14 +69,13 @@ def new_page(experiment: Experiment, workdir: Path, title: str, **facts: Any) ->
         with folders.whole_folder(workdir / REPORT_FOLDER) as partial:
             page = Page(partial, [f"# {title}"])
             yield page
-            markdown = "\n\n".join(page.parts) + "\n"
-            (partial / "report.md").write_text(markdown, encoding="utf-8")
+            written = write_page(partial, page.parts, to_dict(experiment))
         folders.describe(experiment, workdir, **facts)
-        report = workdir / REPORT_FOLDER / "report.md"
+        report = workdir / REPORT_FOLDER / written.name
         with MetricsWriter(workdir, restored_step=None) as writer:
             for name in page.pictures:
                 writer.picture(name, report.with_name(f"{name}.png"), 0)
-            writer.text("report", markdown, 0)
+            writer.text("report", report.with_name(MARKDOWN).read_text(encoding="utf-8"), 0)
         print(f"{len(page.pictures)} pictures: {report}")
         print(f"Look at them: tensorboard --logdir {workdir.parent}")
 

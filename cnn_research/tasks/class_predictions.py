@@ -89,7 +89,7 @@ class ClassPredictions:
         matrix = self.confusion_counts()
         name = f"confusion_matrix{suffix}.png"
         figures.confusion_matrix(matrix, self.class_names).savefig(folder / name)
-        yield f"![Confusion matrix]({name})"
+        yield f"![Confusion matrix: true classes down, predicted ones across]({name})"
         pairs = _most_confused(matrix)
         if pairs:
             yield "The pairs confused most often:"
@@ -112,7 +112,7 @@ class ClassPredictions:
             figures.confusions(images, self.labels, predicted, pairs, self.class_names).savefig(
                 folder / name
             )
-            yield f"![Confused pairs]({name})"
+            yield f"![Images of the confused pairs, beside those of the predicted class]({name})"
         name = f"mistakes{suffix}.png"
         figures.mistakes(
             images,
@@ -122,7 +122,7 @@ class ClassPredictions:
             (*self.class_names, UNSEEN_NAME),
         ).savefig(folder / name)
         yield "The mistakes made with most confidence, with the probability of the wrong class:"
-        yield f"![Mistakes]({name})"
+        yield f"![Images of the surest mistakes, with answer and true class]({name})"
 
     def known(self) -> tuple[np.ndarray, np.ndarray]:
         """Labels and predicted classes, int `[known]` each, of the examples with a label."""

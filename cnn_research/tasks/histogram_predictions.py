@@ -82,9 +82,9 @@ class HistogramPredictions:
             "common."
         )
         yield f"The {len(self.colours)} clusters, as large as their share of the training pixels:"
-        yield f"![Clusters]({name})"
+        yield f"![Clusters in the cube of colours]({name})"
         if images is not None:
             name = f"histograms{suffix}.png"
             figures.histograms(images, self.true, self.shares, self.colours).savefig(folder / name)
             yield "Images, their histograms, and below what was estimated, from good to bad:"
-            yield f"![Histograms]({name})"
+            yield f"![Images with true and estimated histograms]({name})"

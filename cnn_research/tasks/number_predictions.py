@@ -82,7 +82,7 @@ class NumberPredictions:
             name = f"mistakes{suffix}.png"
             figures.number_mistakes(images, self.numbers, self.predicted).savefig(folder / name)
             yield "The estimates that are farthest off:"
-            yield f"![Mistakes]({name})"
+            yield f"![Images whose estimates are farthest off]({name})"
 
     def known(self) -> tuple[np.ndarray, np.ndarray]:
         """True and estimated numbers, float64 `[known]` each, of the examples with a number."""

@@ -67,4 +67,4 @@ class PalettePredictions:
         if images is not None:
             name = f"palettes{suffix}.png"
             figures.palettes(images, rows).savefig(folder / name)
-            yield f"![Palettes]({name})"
+            yield f"![Images with their palettes]({name})"
