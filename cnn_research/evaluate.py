@@ -18,13 +18,14 @@ from jax.sharding import Mesh
 
 from cnn_research import checkpoint, ops
 from cnn_research import workdir as folders
+from cnn_research.dashboard import Points, chosen, show_report
 from cnn_research.data.dataset import Dataset, Split
 from cnn_research.errors import UsageError, UserError
-from cnn_research.experiment import Result, flatten, from_dict
+from cnn_research.experiment import Result, from_dict
 from cnn_research.feature_cache import FromFeatures, before, cached_features
+from cnn_research.features import last_features
 from cnn_research.mesh import batch_sharded, data_mesh, replicated
 from cnn_research.ops.views import cut
-from cnn_research.pages import MARKDOWN
 from cnn_research.report import write_report
 from cnn_research.state import TrainState, init_state
 from cnn_research.tasks.task import PIXELS, FittedTask
@@ -143,7 +144,11 @@ class Evaluator:
             seen = {**labels, PIXELS: images} if task.sees_images else labels
             return task.sums(outputs, seen, weights), outputs
 
+        def features(variables, images):
+            return last_features(model, variables, views_of(images, experiment)[0])[1]
+
         self._step = jax.jit(step, out_shardings=replicated(mesh))
+        self._features = jax.jit(features, out_shardings=replicated(mesh))
 
     def __call__(
         self,
@@ -177,6 +182,15 @@ class Evaluator:
             for name in fetched[0][0]
         }
         return sums, np.concatenate([outputs for _, outputs in fetched])[: len(split)]
+
+    def features(self, variables: Mapping[str, Any], split: Split) -> np.ndarray:
+        """Every example's features, as of `last_features`; the arguments are those of a call."""
+        with jax.set_mesh(self._mesh):
+            parts = [
+                np.asarray(self._features(variables, self._padded(split, start)[0]))
+                for start in range(0, len(split), self.batch_size)
+            ]
+        return np.concatenate(parts)[: len(split)]
 
     def _padded(self, split: Split, start: int) -> tuple[jax.Array, Any, jax.Array]:
         indices = np.arange(start, start + self.batch_size)
@@ -401,11 +415,20 @@ def report(
     evaluated = [name for name in ("validation", "test", "target") if name in splits]
     if not evaluated:
         return Result(workdir, step, {})
-    figures, predictions = {}, {}
+    figures, predictions, said = {}, {}, {}
     for name in evaluated:
         sums, outputs = evaluator(state.variables(), splits[name]) or ({}, np.empty(0))
+        said[name] = outputs
         predictions[name] = task.predictions(dataset, name, outputs, task.means(sums))
         figures[name] = task.figures(predictions[name])
+    # Figures on data that the run chose by are shown where there are no others.
+    shown = [name for name in evaluated if name != "validation"] or evaluated
+    places = chosen(splits[shown[0]])
+    points = Points(
+        dataset.splits[shown[0]].take(places),
+        evaluator.features(state.variables(), splits[shown[0]].take(places)),
+        task.answers(said[shown[0]][places], dataset.class_names),
+    )
     if jax.process_index() != 0:
         return Result(workdir, step, figures)
     history = read_metrics(workdir)
@@ -413,8 +436,6 @@ def report(
         workdir / folders.EVALUATION,
         {"step": step, "training": while_training(history, step), **figures},
     )
-    # Figures on data that the run chose by are shown where there are no others.
-    shown = [name for name in evaluated if name != "validation"] or evaluated
     page = write_report(
         workdir,
         title=experiment.name or "Training",
@@ -424,7 +445,17 @@ def report(
         history=history,
         params=state.params,
     )
-    show_in_tensorboard(writer, workdir, experiment, page, figures, step)
+    show_report(
+        writer,
+        workdir,
+        experiment,
+        dataset,
+        page,
+        figures,
+        {name: predictions[name] for name in shown},
+        points,
+        step,
+    )
     for name in shown:
         print(f"Result on the {name} split, step {step:,}:")
         print(task.text(predictions[name]))
@@ -438,23 +469,3 @@ def while_training(history: Sequence[Mapping[str, Any]], step: int) -> dict[str,
     epochs = by_epoch([row for row in history if row["step"] <= step])
     means = epochs[-1]["train"] if epochs else {}
     return {name: means[name] for name in means if name.split()[-1] in ("loss", "accuracy", "MAE")}
-
-
-def show_in_tensorboard(
-    writer: MetricsWriter,
-    workdir: Path,
-    experiment: Training,
-    page: Path,
-    figures: Mapping[str, Mapping[str, float]],
-    step: int,
-) -> None:
-    """Mirrors a report: its pictures, its page, and the run's row among the hyperparameters."""
-    for picture in sorted(page.parent.glob("*.png")):
-        writer.picture(f"report/{picture.stem}", picture, step)
-    writer.text("report", page.with_name(MARKDOWN).read_text(encoding="utf-8"), step)
-    results = {
-        f"{split}/{name}": values[name]
-        for split, values in figures.items()
-        for name in experiment.task.metrics
-    }
-    writer.hparams(flatten(folders.saved_config(workdir) or experiment), results)

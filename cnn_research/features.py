@@ -14,6 +14,8 @@ from flax import linen as nn
 
 BATCH = 32
 """Images in one forward pass of the search for those that excite most."""
+LONGEST_FEATURES = 2048
+"""Features of more numbers than this are folded."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +107,56 @@ def maps(
     with _seen(keep):
         outputs = model.apply(variables, images, train=False)
     return outputs, [found[path] for path in paths]  # type: ignore[return-value]
+
+
+def last_features(
+    model: nn.Module, variables: Mapping[str, Any], images: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The model's outputs, and what its last linear layer is given.
+
+    Args:
+        model: the network.
+        variables: its parameters and statistics.
+        images: `[batch, height, width, channels]` as the model sees them.
+
+    Returns:
+        float32 `[batch, outputs]`, and features of unit length, float32 `[batch, at most 2,048]`;
+        those of a network without a linear layer are its outputs.
+    """
+    seen = []
+
+    def intercept(call, args, kwargs, context):
+        if context.method_name == "__call__" and isinstance(context.module, nn.Dense):
+            seen.append(args[0])
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(intercept):
+        outputs: Any = model.apply(variables, images, train=False)
+    return outputs, folded(seen[-1] if seen else outputs)
+
+
+def folded(features: jax.Array) -> jax.Array:
+    """Features of unit length, at most 2,048 of them.
+
+    More are added up in groups drawn once, with signs drawn once: a count sketch (Charikar, Chen
+    and Farach-Colton 2002), which keeps inner products but for noise.
+
+    Args:
+        features: float `[batch, ...]`.
+
+    Returns:
+        float32 `[batch, min(size, 2048)]`.
+    """
+    flat = features.reshape(len(features), -1).astype(jnp.float32)
+    size = flat.shape[1]
+    if size > LONGEST_FEATURES:
+        random = np.random.default_rng(0)
+        order = random.permutation(size)
+        signs = random.choice(np.array([-1.0, 1.0], np.float32), size)
+        rows = -(-size // LONGEST_FEATURES)
+        mixed = jnp.pad(flat[:, order] * signs, ((0, 0), (0, rows * LONGEST_FEATURES - size)))
+        flat = mixed.reshape(len(flat), rows, LONGEST_FEATURES).sum(axis=1)
+    return flat / jnp.maximum(jnp.linalg.norm(flat, axis=1, keepdims=True), 1e-12)
 
 
 def most_exciting(

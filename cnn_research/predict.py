@@ -10,16 +10,13 @@ import csv
 import dataclasses
 import glob
 import json
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
 from cnn_research import workdir as folders
 from cnn_research.data.dataset import Dataset
@@ -33,16 +30,15 @@ from cnn_research.data.images import (
     printable,
 )
 from cnn_research.errors import UsageError, UserError
-from cnn_research.evaluate import Trained, forward_of, open_trained, predict, views_of
+from cnn_research.evaluate import Trained, forward_of, open_trained, views_of
 from cnn_research.experiment import Result
+from cnn_research.features import last_features
 from cnn_research.markdown import markdown_table
 from cnn_research.mesh import data_mesh, replicated
 from cnn_research.tasks.task import Answer
 from cnn_research.training import Training
 
 FOLDER = "predictions"
-LONGEST_FEATURES = 2048
-"""Features of more numbers than this are folded before they are compared."""
 SHOWN = 24
 """Images in the picture of predictions."""
 
@@ -187,49 +183,14 @@ def said_of(
 def features_of(found: Trained) -> Any:
     """The jitted `(variables, uint8 images) -> features` of the images as they are.
 
-    Features, of unit length and float32 `[batch, at most 2,048]`, are what the network's last
-    linear layer is given.
+    They are those of `last_features`.
     """
-    experiment = found.experiment
 
     def features(variables, images):
-        seen = []
-
-        def intercept(call, args, kwargs, context):
-            if context.method_name == "__call__" and isinstance(context.module, nn.Dense):
-                seen.append(args[0])
-            return call(*args, **kwargs)
-
-        views = views_of(images, experiment)[:1]
-        with nn.intercept_methods(intercept):
-            outputs = predict(experiment.model, variables, views, experiment.fitted_task)
-        return folded(seen[-1] if seen else outputs)
+        view = views_of(images, found.experiment)[0]
+        return last_features(found.experiment.model, variables, view)[1]
 
     return jax.jit(features, out_shardings=replicated(data_mesh()))
-
-
-def folded(features: jax.Array) -> jax.Array:
-    """Features of unit length, at most 2,048 of them.
-
-    More are added up in groups drawn once, with signs drawn once: a count sketch (Charikar, Chen
-    and Farach-Colton 2002), which keeps inner products but for noise.
-
-    Args:
-        features: float `[batch, ...]`.
-
-    Returns:
-        float32 `[batch, min(size, 2048)]`.
-    """
-    flat = features.reshape(len(features), -1).astype(jnp.float32)
-    size = flat.shape[1]
-    if size > LONGEST_FEATURES:
-        random = np.random.default_rng(0)
-        order = random.permutation(size)
-        signs = random.choice(np.array([-1.0, 1.0], np.float32), size)
-        rows = -(-size // LONGEST_FEATURES)
-        mixed = jnp.pad(flat[:, order] * signs, ((0, 0), (0, rows * LONGEST_FEATURES - size)))
-        flat = mixed.reshape(len(flat), rows, LONGEST_FEATURES).sum(axis=1)
-    return flat / jnp.maximum(jnp.linalg.norm(flat, axis=1, keepdims=True), 1e-12)
 
 
 class Nearest:
@@ -280,13 +241,7 @@ class Nearest:
         return "\n".join(str(self._label(head, place) or "unknown") for head in heads)
 
     def _label(self, head: str, place: int) -> Any:
-        labels = self.dataset.splits["train"].labels.get(head)
-        if labels is None or labels.ndim > 1:  # the image itself is the target, or many labels are
-            return None
-        value = labels[place]
-        if head not in self.dataset.class_names:
-            return None if math.isnan(value) else float(value)
-        return self.dataset.class_names[head][value] if value >= 0 else None
+        return self.dataset.label(self.dataset.splits["train"], head, place)
 
     def _compute(self, file: Path) -> None:
         images = self.dataset.splits["train"].images

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FOLDER = "events"
+REPORT = "report"
+"""The sub-run of what a report shows; replaced when it is written again."""
+AT_EVALUATIONS = ("validation", "parameters")
+"""The sub-runs of what is written at evaluations."""
 
 # JSON has no such numbers; as strings they stay what they are, and `float(...)` reads them.
 NOT_FINITE = ("NaN", "Infinity", "-Infinity")
@@ -35,6 +40,7 @@ class MetricsWriter:
     `events/` is a mirror for TensorBoard. Each split is a sub-run (`events/train`,
     `events/validation`) with the same tags, because TensorBoard draws one chart for each tag and
     one line for each sub-run: training and validation loss share a chart.
+    `events/parameters` has their histograms, `events/report` what the report shows.
     """
 
     def __init__(
@@ -63,29 +69,25 @@ class MetricsWriter:
         if not enabled:
             return
         workdir.mkdir(parents=True, exist_ok=True)
-        last_step = -1 if restored_step is None else restored_step
+        self._last_step = -1 if restored_step is None else restored_step
+        self._last_evaluated = self._last_step if evaluated_step is None else evaluated_step
         path = workdir / METRICS_FILE
         if path.exists():
-            last_evaluated = last_step if evaluated_step is None else evaluated_step
             kept = [
                 row
                 for row in read_metrics(workdir)
-                if row["step"]
-                <= (last_evaluated if row.get("split") == "validation" else last_step)
+                if row["step"] <= self._last_kept(row.get("split"))
             ]
             replacement = path.with_suffix(".tmp")
             replacement.write_text("".join(map(_line, kept)), encoding="utf-8")
             os.replace(replacement, path)
         self._rows = path.open("a", encoding="utf-8")
         self._events = workdir / EVENTS_FOLDER
-        self._purge_step = last_step + 1
         # Now rather than at the first write to each: if this run is killed before it writes
         # there, the steps that it took back stay hidden all the same.
         for folder in sorted(self._events.glob("*")):
-            if folder.is_dir() and folder.name != "hparams":
+            if folder.is_dir() and folder.name != REPORT:
                 self._writer(folder.name)
-        if self._events.is_dir():
-            self._writer("")
 
     def write(self, step: int, split: str, values: Mapping[str, float], **extra: Any) -> None:
         """Appends one row, and its `values` as scalars of the split's sub-run.
@@ -104,18 +106,78 @@ class MetricsWriter:
         for name, value in numbers.items():
             self._writer(split).add_scalar(name, value, step)
 
+    def histogram(self, tag: str, values: np.ndarray, step: int) -> None:
+        """Shows how numbers of any shape are distributed, under Histograms and Distributions."""
+        if self._rows is not None:
+            finite = values[np.isfinite(values)]
+            if finite.size:
+                # TensorBoard draws 30 bins whatever it is given.
+                self._writer("parameters").add_histogram(tag, finite, step, bins=30)  # type: ignore
+
+    def images(self, tag: str, images: np.ndarray, step: int) -> None:
+        """Shows training images side by side, under Images: uint8 `[images, height, width, 3]`."""
+        if self._rows is not None:
+            self._writer("train").add_images(tag, images, step, dataformats="NHWC")
+
     def picture(self, tag: str, file: Path, step: int) -> None:
-        """Shows a picture file in TensorBoard, under Images."""
+        """Shows a report's picture file in TensorBoard, under Images."""
         if self._rows is not None:
             from PIL import Image
 
             pixels = np.asarray(Image.open(file).convert("RGB"))
-            self._writer("").add_image(tag, pixels, step, dataformats="HWC")
+            self._writer(REPORT).add_image(tag, pixels, step, dataformats="HWC")
 
     def text(self, tag: str, markdown: str, step: int) -> None:
         """Shows Markdown in TensorBoard, under Text."""
         if self._rows is not None:
-            self._writer("").add_text(tag, markdown, step)
+            self._writer(REPORT).add_text(tag, markdown, step)
+
+    def precision_recall(
+        self, tag: str, members: np.ndarray, probabilities: np.ndarray, step: int
+    ) -> None:
+        """Shows precision against recall in TensorBoard, under PR Curves.
+
+        Args:
+            tag: what it is called.
+            members: whether each example is of the class, bool `[examples]`.
+            probabilities: that the model gives the class, float `[examples]`.
+            step: that it is about.
+        """
+        if self._rows is not None:
+            self._writer(REPORT).add_pr_curve(tag, members, probabilities, step)
+
+    def points(
+        self,
+        tag: str,
+        vectors: np.ndarray,
+        rows: Sequence[Mapping[str, str]],
+        images: np.ndarray,
+        step: int,
+    ) -> None:
+        """Shows images as points in space, in TensorBoard's projector.
+
+        Args:
+            tag: what they are called.
+            vectors: float `[images, dimensions]`.
+            rows: what is known of each image, under names for columns.
+            images: squares, uint8 `[images, side, side, 3]`.
+            step: that they are about.
+        """
+        if self._rows is None:
+            return
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        # A tab or a line end in a name would end its cell.
+        cells = [[" ".join(row.get(name, "").split()) for name in columns] for row in rows]
+        # tensorboardX computes with what it finds in memory below the last row of pictures.
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._writer(REPORT).add_embedding(
+                np.round(vectors.astype(np.float64), 4),
+                metadata=cells,
+                metadata_header=columns,
+                label_img=images.transpose(0, 3, 1, 2) / 255,
+                global_step=step,
+                tag=tag,
+            )
 
     def hparams(self, flat_config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Adds the run to TensorBoard's table of hyperparameters: once, at the end of a run.
@@ -132,7 +194,7 @@ class MetricsWriter:
             for path, value in flat_config.items()
         }
         numbers = {name: float(value) for name, value in metrics.items()}
-        self._writer("").add_hparams(plain, numbers, name="hparams")
+        self._writer(REPORT).add_hparams(plain, numbers, name="hparams")
 
     def flush(self) -> None:
         """Hands all events so far to the disk; the rows already are."""
@@ -160,18 +222,25 @@ class MetricsWriter:
         self.close()
 
     def _writer(self, sub_run: str) -> SummaryWriter:
-        """The sub-run's writer, made at its first use; "" is the run's own, for all but scalars."""
+        """The sub-run's writer, made at its first use."""
         if sub_run not in self._writers:
             from tensorboardX import SummaryWriter
 
+            if sub_run == REPORT:
+                shutil.rmtree(self._events / REPORT, ignore_errors=True)
             self._writers[sub_run] = SummaryWriter(
                 logdir=str(self._events / sub_run),
-                purge_step=self._purge_step,
+                # A TensorBoard that has read an earlier report forgets it.
+                purge_step=0 if sub_run == REPORT else self._last_kept(sub_run) + 1,
                 flush_secs=10,
                 # File names count whole seconds: a run restarted within one would overwrite.
                 filename_suffix=f".{time.time_ns()}",
             )
         return self._writers[sub_run]
+
+    def _last_kept(self, sub_run: str | None) -> int:
+        """The last step of which what the sub-run has still counts."""
+        return self._last_evaluated if sub_run in AT_EVALUATIONS else self._last_step
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:

@@ -213,7 +213,7 @@ def test_features_of_a_run(trained, tmp_path):
     assert "Conv_0: 2 of 16 units" in text
     assert "Searched: 40 of the split's 300 images" in text
     assert "at the output of BatchNorm_1, 4x4x32" in text
-    events = EventAccumulator(str(tmp_path / "features" / "events"))
+    events = EventAccumulator(str(tmp_path / "features" / "events" / "report"))
     events.Reload()
     assert sorted(events.Tags()["images"]) == names
 

@@ -167,7 +167,7 @@ def test_events_hold_the_pictures(photograph, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run(PoolingPyramid(image=str(photograph), size=(8, 8), rounds=1), tmp_path / "run")
-    events = EventAccumulator(str(tmp_path / "run" / "events"))
+    events = EventAccumulator(str(tmp_path / "run" / "events" / "report"))
     events.Reload()
     assert events.Tags()["images"] == ["pyramid_image"]
 

@@ -17,6 +17,7 @@ from cnn_research import predict
 from cnn_research.data.sources import Digits, Synthetic
 from cnn_research.errors import UsageError, UserError
 from cnn_research.experiment import run
+from cnn_research.features import LONGEST_FEATURES, folded
 from cnn_research.models import MLP, ConvNet
 from cnn_research.tasks.multi_head import MultiHead
 from cnn_research.tasks.regression import Regression
@@ -142,12 +143,12 @@ def test_folding_keeps_what_is_near():
     random = np.random.default_rng(0)
     features = random.normal(size=(3, 20_000)).astype(np.float32)
     features[1] = features[0] + 0.1 * features[1]
-    folded = np.asarray(predict.folded(features))
-    assert folded.shape == (3, predict.LONGEST_FEATURES)
-    exact = features / np.linalg.norm(features, axis=1, keepdims=True)
-    np.testing.assert_allclose(folded @ folded.T, exact @ exact.T, atol=0.06)
-    short = np.asarray(predict.folded(features[:, :100]))
+    short = np.asarray(folded(features[:, :100]))
     np.testing.assert_allclose(np.linalg.norm(short, axis=1), 1, rtol=1e-5)
+    mixed = np.asarray(folded(features))
+    assert mixed.shape == (3, LONGEST_FEATURES)
+    exact = features / np.linalg.norm(features, axis=1, keepdims=True)
+    np.testing.assert_allclose(mixed @ mixed.T, exact @ exact.T, atol=0.06)
 
 
 def test_what_predict_refuses(digits, tmp_path):

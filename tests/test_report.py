@@ -15,12 +15,15 @@ from typing import Any
 import numpy as np
 import openpyxl
 import pytest
+from PIL import Image
 from sklearn import metrics
 
 from benchmarks import readme_tables
 from cnn_research import figures, report
 from cnn_research.errors import UserError
 from cnn_research.experiment import lookup, to_dict
+from cnn_research.markdown import markdown_table
+from cnn_research.pages import write_page
 from cnn_research.tasks.class_predictions import ClassPredictions
 from cnn_research.writers import by_epoch
 
@@ -242,6 +245,27 @@ def test_report_says_what_was_run_and_what_came_out(tmp_path):
 
 def rows_of(rows: list[list[str]], first_cell: str) -> list[str]:
     return next(row for row in rows if row and row[0] == first_cell)
+
+
+def test_the_page_takes_what_the_data_calls_its_classes_for_text(tmp_path):
+    strange = "<script>alert(1)</script> *a* [b](c) ![d](../../../etc/hostname.png) `e|f`"
+    parts = ["# Title", markdown_table(["class", "times"], [[strange, "7"]]), f"![{strange}](no)"]
+    page = write_page(tmp_path, parts, {"seed": 3}).read_text()
+    assert "<script" not in page and "<em" not in page and "<img" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; *a* [b](c)" in page
+    assert '<td class="number">7</td>' in page and '<th class="number">times</th>' in page
+    assert "&quot;seed&quot;: 3" in page
+
+
+def test_large_pictures_are_made_smaller(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    page = write_page(tmp_path, ["# Title", "![Noise](noise.png)"], {})
+    assert '<img alt="Noise" width="267" height="267" src="data:image/webp;base64,' in (
+        page.read_text()
+    )
+    assert page.stat().st_size < (tmp_path / "noise.png").stat().st_size
+    assert "Config" not in page.read_text()
 
 
 def test_several_heads_have_files_of_their_own(tmp_path):

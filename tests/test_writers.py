@@ -122,6 +122,10 @@ def test_other_processes_write_nothing(tmp_path):
         writer.text("note", "text", 1)
         writer.picture("figure", tmp_path / "absent.png", 1)
         writer.hparams({"a": 1}, {"test/accuracy": 1.0})
+        writer.histogram("kernel", np.zeros(3), 1)
+        writer.images("images", np.zeros((1, 4, 4, 3), np.uint8), 1)
+        writer.precision_recall("bag", np.zeros(3, bool), np.zeros(3), 1)
+        writer.points("features", np.zeros((1, 2)), [{}], np.zeros((1, 4, 4, 3), np.uint8), 1)
         writer.flush()
     after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert after == before
@@ -133,12 +137,12 @@ def test_picture_text_and_hparams_reach_tensorboard(tmp_path):
         writer.picture("curves", tmp_path / "curves.png", 4)
         writer.text("report", "**bold**", 4)
         writer.hparams({"optimizer.name": "adam", "layers": (1, 2)}, {"test/accuracy": 0.5})
-    run = events(tmp_path, "")
+    run = events(tmp_path, "report")
     (image,) = run.Images("curves")
     assert (image.step, image.width, image.height) == (4, 100, 50)
     (text,) = run.Tensors("report/text_summary")
     assert text.tensor_proto.string_val == [b"**bold**"]
-    hparams = events(tmp_path, "hparams")
+    hparams = events(tmp_path, "report/hparams")
     assert hparams.Scalars("test/accuracy")[0].value == 0.5
     start = HParamsPluginData.FromString(
         hparams.PluginTagToContent("hparams")["_hparams_/session_start_info"]

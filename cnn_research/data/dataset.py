@@ -105,6 +105,17 @@ class Dataset:
                         f"{allowed}; {wrong.size} such labels: correct the labels"
                     )
 
+    def label(self, split: Split, head: str, place: int) -> str | float | None:
+        """What an example of one of the splits is called; None where it is not known, and for
+        labels that are not one class or one number."""
+        labels = split.labels.get(head)
+        if labels is None or labels.ndim > 1:  # the image itself is the target, or many labels are
+            return None
+        value = labels[place]
+        if head not in self.class_names:
+            return None if np.isnan(value) else float(value)
+        return self.class_names[head][value] if value >= 0 else None
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """`(height, width, channels)` of every image that a model is given."""

@@ -118,11 +118,21 @@ class ClassPredictions:
             images,
             np.where(self.labels == UNSEEN, len(self.class_names), self.labels),
             predicted,
-            _probability_of_predicted(self.logits),
+            _probabilities(self.logits).max(axis=1),
             (*self.class_names, UNSEEN_NAME),
         ).savefig(folder / name)
         yield "The mistakes made with most confidence, with the probability of the wrong class:"
         yield f"![Images of the surest mistakes, with answer and true class]({name})"
+
+    def common_classes(self, most: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        """Of the classes with most labels: name, which examples are of it, and its probability;
+        bool and float64 `[known]`."""
+        known = self.labels != MISSING
+        labels, shares = self.labels[known], _probabilities(self.logits[known])
+        counts = np.bincount(labels[labels >= 0], minlength=len(self.class_names))
+        for index in np.sort(np.argsort(-counts, kind="stable")[:most]):
+            if counts[index]:
+                yield self.class_names[index], labels == index, shares[:, index]
 
     def known(self) -> tuple[np.ndarray, np.ndarray]:
         """Labels and predicted classes, int `[known]` each, of the examples with a label."""
@@ -174,7 +184,7 @@ def _most_confused(matrix: np.ndarray) -> list[tuple[int, int]]:
     ]
 
 
-def _probability_of_predicted(logits: np.ndarray) -> np.ndarray:
-    """The largest softmax probability of each row, float64 `[examples]`."""
-    below_largest = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    return 1 / np.exp(below_largest).sum(axis=1)
+def _probabilities(logits: np.ndarray) -> np.ndarray:
+    """The softmax of each row, float64 `[examples, classes]`."""
+    shares = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return shares / shares.sum(axis=1, keepdims=True)
