@@ -40,11 +40,12 @@ usage: python launch.py --experiment=NAME [--workdir=FOLDER] [--mode=MODE] [--FI
   --mode=train|evaluate      evaluate makes the report again, from the workdir alone
   --mode=export              the network as files that need JAX alone, from the workdir alone
   --mode=predict --input=IMAGES   what the run says about a file, a folder or 'a/pattern/*.jpg'
+  --profile                  trace a few train steps into WORKDIR/profile/
   --FIELD=VALUE              override a field by its path: --optimizer.learning-rate=3e-4 --seed=1
   --model=NAME               another network, whose fields follow: `python -m cnn_research.models`
 """
 
-LAUNCHER_FLAGS = ("experiment", "workdir", "mode", "input", "dry-run", "list")
+LAUNCHER_FLAGS = ("experiment", "workdir", "mode", "input", "dry-run", "profile", "list")
 
 _HELP = ("--help", "-h", "-help", "-?")
 
@@ -123,7 +124,7 @@ def launch(words: list[str]) -> None:
         workdir = Path("runs") / f"{experiment.name}-{config_hash(experiment)}"
     if said and FLAGS.mode in (None, "train"):
         print(said, flush=True)
-    run(experiment, workdir, mode, FLAGS.input)
+    run(experiment, workdir, mode, FLAGS.input, profile=FLAGS.profile)
 
 
 def saved_experiment(workdir: Path | None) -> Experiment | None:

@@ -37,10 +37,12 @@ class Experiment:
         modes: per mode, `module:function`, called as `function(experiment, workdir)`, with what
             it is asked about as a third argument for `predict`. A string, so that reading a config
             does not import what runs it. The first is what is done where none is named.
+        profiled: the modes whose function takes `profile=True`, and then traces train steps.
         resumable_fields: the fields that may differ between a run and its continuation.
     """
 
     modes: ClassVar[Mapping[str, str]] = {}
+    profiled: ClassVar[tuple[str, ...]] = ()
     resumable_fields: ClassVar[tuple[str, ...]] = ()
 
     name: Annotated[str, tyro.conf.Suppress] = ""
@@ -59,6 +61,8 @@ def run(
     workdir: str | Path,
     mode: str | None = None,
     source: str | None = None,
+    *,
+    profile: bool = False,
 ) -> Result:
     """Runs an experiment in a folder; the command line and notebooks call the same function.
 
@@ -68,9 +72,11 @@ def run(
         mode: one of the experiment's; None for the first.
         source: for the mode `predict`, the image, folder or pattern of files that it is asked
             about: `--input` on the command line.
+        profile: trace a few train steps; changes nothing of the run.
 
     Raises:
-        UsageError: the mode is none of this kind's, or the fields contradict each other.
+        UsageError: the mode is none of this kind's, has no train steps to trace, or the fields
+            contradict each other.
         UserError: the run failed for a reason that its user can mend.
     """
     mode = mode or next(iter(experiment.modes))
@@ -80,11 +86,17 @@ def run(
         )
     if (mode == "predict") != (source is not None):
         raise UsageError("--mode=predict and --input=IMAGES are given together: either needs both")
+    if profile and mode not in experiment.profiled:
+        raise UsageError(
+            f"--profile traces the steps of one training, and mode '{mode}' of this experiment is "
+            "none: leave it out"
+        )
     experiment.check()
     module, function = experiment.modes[mode].split(":")
     arguments = () if source is None else (source,)
+    options = {"profile": True} if profile else {}
     return getattr(importlib.import_module(module), function)(
-        experiment, Path(workdir).absolute(), *arguments
+        experiment, Path(workdir).absolute(), *arguments, **options
     )
 
 

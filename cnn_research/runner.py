@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 
 from cnn_research import checkpoint, ops
 from cnn_research import workdir as folders
+from cnn_research.dashboard import Histograms, show_training_images
 from cnn_research.data.batches import (
     balanced_indices,
     batch_indices,
@@ -45,6 +46,7 @@ from cnn_research.feature_cache import one_view
 from cnn_research.interruption import Interruption
 from cnn_research.mesh import agreed, batch_sharded, check_divides, data_mesh, replicated
 from cnn_research.pretrained import Loaded, load_pretrained
+from cnn_research.profiling import Trace
 from cnn_research.progress import Progress
 from cnn_research.random import example_keys, fold_name, stream_key
 from cnn_research.state import TrainState, init_state
@@ -102,13 +104,16 @@ def dry_run(experiment: Training, workdir: Path) -> Result:
     return train(experiment, workdir, dry=True)
 
 
-def train(experiment: Training, workdir: Path, *, dry: bool = False) -> Result:
+def train(
+    experiment: Training, workdir: Path, *, dry: bool = False, profile: bool = False
+) -> Result:
     """Trains in a folder, going on from its newest good checkpoint if it has one.
 
     Args:
         experiment: what is trained.
         workdir: where.
         dry: stop before the first step, and write nothing.
+        profile: trace a few steps into `profile/`.
 
     Raises:
         UsageError: the folder holds another experiment, or the config does not fit the data.
@@ -130,7 +135,7 @@ def train(experiment: Training, workdir: Path, *, dry: bool = False) -> Result:
         mesh = data_mesh()
         check_divides(mesh, experiment.batch_size)
         with jax.set_mesh(mesh):
-            return _train(experiment, workdir, dataset, mesh, interruption, dry)
+            return _train(experiment, workdir, dataset, mesh, interruption, dry, profile)
 
 
 def _train(
@@ -140,6 +145,7 @@ def _train(
     mesh: Mesh,
     interruption: Interruption,
     dry: bool,
+    profile: bool,
 ) -> Result:
     started = time.monotonic()
     first = jax.process_index() == 0
@@ -242,8 +248,13 @@ def _train(
         checkpoint.Checkpoints(
             saved, keep=experiment.keep_checkpoints, best=best if validation else None
         ) as checkpoints,
+        Trace(workdir, step, enabled=profile and first) as trace,
     ):
         window = Window(experiment, examples, last_step, writer, progress)
+        window = Window(experiment, examples, last_step, writer, progress)
+        histograms = Histograms(writer, state.params if step == decisions.evaluated else None)
+        if step == 0 and not transfer.cache_after:
+            show_training_images(writer, first_images(experiment, examples, mesh, arrays, seed))
 
         def save(metrics: Mapping[str, float] | None) -> None:
             decisions.seconds = before + time.monotonic() - started
@@ -266,6 +277,7 @@ def _train(
                         raise not_finite("validation loss", figures["loss"], step)
                     writer.write(step, "validation", figures, epoch=window.epoch(step))
                     decide(experiment, decisions, figures)
+                histograms.write(step, state.params)
                 decisions.evaluated = step
                 window.say_epoch(step, figures)
                 save(figures)
@@ -283,7 +295,7 @@ def _train(
             while step < due and not interruption:
                 phase, until = transfer.phase_at(step, step_of, due)
                 count = min(ops.current_formulation().steps_per_dispatch, until - step)
-                state, metrics = steps_in(phase)(state, arrays, seed, count)
+                state, metrics = trace(steps_in(phase))(state, arrays, seed, count)
                 step += count
                 window.add(step, metrics)
             window.flush(step)
@@ -496,6 +508,21 @@ def batch(
     if experiment.task.sees_images:
         targets = [({**labels, PIXELS: images}, share) for labels, share in targets]
     return images if experiment.transfer.cache_after else scaled(images, experiment), targets
+
+
+def first_images(
+    experiment: Training, examples: int, mesh: Mesh, arrays: Arrays, seed: jax.Array
+) -> np.ndarray:
+    """What the first step trains on, uint8 `[batch, height, width, channels]`; the arguments are
+    those of `train_step`."""
+
+    @functools.partial(jax.jit, out_shardings=replicated(mesh))
+    def images(arrays, seed):
+        seen, _ = batch(experiment, examples, mesh, arrays, seed, jnp.int32(0))
+        pixels = seen * jnp.array(experiment.std) + jnp.array(experiment.mean)
+        return jnp.clip(jnp.rint(255 * pixels), 0, 255).astype(jnp.uint8)
+
+    return np.asarray(images(arrays, seed))
 
 
 def _kept(frozen: Callable[[str], bool] | None, old: Any, new: Any) -> Any:

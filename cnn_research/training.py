@@ -61,6 +61,7 @@ class Training(Experiment):
         "predict": "cnn_research.predict:predict_images",
         "export": "cnn_research.export:export",
     }
+    profiled: ClassVar = ("train",)
     resumable_fields: ClassVar = ("epochs", "log_every", "keep_checkpoints", "keep_memory")
 
     data: Any

@@ -6,6 +6,7 @@ Runs are of a tiny network on noise, and their reports are left out: others test
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import os
 import shutil
@@ -323,6 +324,27 @@ def test_a_full_disk_ends_in_one_line_and_keeps_the_checkpoint_before(tmp_path, 
     finally:
         # Lazily: threads of the save that failed may still hold a file.
         subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+# Profiles ----------------------------------------------------------------------------------------
+
+
+def test_a_profiled_run_is_the_same_run_and_leaves_a_trace(alone, tmp_path, capsys):
+    run(TINY, tmp_path, profile=True)
+    assert_same_run(tmp_path, alone)
+    (file,) = (tmp_path / "profile").rglob("perfetto_trace.json.gz")
+    *_, profile, advice = capsys.readouterr().out.splitlines()
+    assert profile == f"Profile: {file}" and "https://ui.perfetto.dev" in advice
+    with gzip.open(file) as trace:
+        events = json.load(trace)["traceEvents"]
+    steps = [int(event["args"]["step_num"]) for event in events if event.get("name") == "train"]
+    assert sorted(steps) == [3, 4, 5, 6, 7]  # the first three warm up
+    assert any(event.get("args", {}).get("hlo_module") == "jit_steps" for event in events)
+
+    run(TINY, tmp_path, profile=True)
+    assert "no step was left" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="--profile traces the steps of one training"):
+        run(TINY, tmp_path, "evaluate", profile=True)
 
 
 # Numbers that are not finite ---------------------------------------------------------------------
