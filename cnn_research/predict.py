@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from cnn_research import workdir as folders
 from cnn_research.data.dataset import Dataset
@@ -64,7 +65,13 @@ def predict_images(experiment: Training, workdir: Path, source: str) -> Result:
     neighbours = experiment.evaluation.neighbours
     with folders.claimed(workdir):
         nearest = Nearest(found, workdir) if neighbours else None
-        said = said_of(files, found, nearest.features_of if nearest else None)
+        said = tqdm(
+            said_of(files, found, nearest.features_of if nearest else None),
+            "predicting",
+            total=len(files),
+            unit=" images",
+            disable=None,  # where nobody looks
+        )
         answers: list[dict[str, Answer]] = []
         rows: list[dict[str, Any]] = []
         shown: list[np.ndarray] = []
@@ -73,7 +80,7 @@ def predict_images(experiment: Training, workdir: Path, source: str) -> Result:
             with (partial / "predictions.jsonl").open("w", encoding="utf-8") as lines:
                 for (file, image, outputs, features), stem in zip(said, stems(files), strict=True):
                     if isinstance(image, BadImage):
-                        print(f"left out: {image}")
+                        said.write(f"left out: {image}")
                         continue
                     (answer,) = found.experiment.fitted_task.answers(
                         outputs[None], found.class_names
@@ -83,7 +90,7 @@ def predict_images(experiment: Training, workdir: Path, source: str) -> Result:
                     try:
                         found.experiment.fitted_task.write_files(partial / stem, file, answer)
                     except BadImage as error:
-                        print(f"without a picture: {error}")
+                        said.write(f"without a picture: {error}")
                     if nearest is not None:
                         places = nearest(features, neighbours)
                         row["nearest"] = nearest.describe(places)
@@ -99,7 +106,7 @@ def predict_images(experiment: Training, workdir: Path, source: str) -> Result:
             _write_picture(partial / "predictions.png", shown, rows, answers, nearest, near)
     heads = list(answers[0])
     cells = [
-        [Path(row["file"]).name, *(answer[head].text for head in heads)]
+        [Path(row["file"]).name, *(_with_others(answer[head]) for head in heads)]
         for row, answer in zip(rows, answers, strict=True)
     ]
     print(markdown_table(["image", *heads], cells[:SHOWN]))
@@ -107,6 +114,10 @@ def predict_images(experiment: Training, workdir: Path, source: str) -> Result:
         print(f"... and {len(cells) - SHOWN:,} more")
     print(f"{len(rows):,} images: {workdir / FOLDER / 'predictions.jsonl'}, .csv and .png")
     return Result(workdir, int(found.state.step), {})
+
+
+def _with_others(answer: Answer) -> str:
+    return f"{answer.text}, {answer.others}" if answer.others else answer.text
 
 
 def image_files(source: str) -> list[Path]:

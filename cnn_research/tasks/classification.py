@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 TOP = 5
 """Classes that an answer names."""
+OTHERS = 3
+"""Of them on the terminal."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +166,7 @@ class Classification(FittedTask):
                 text=f"{first} {probability:.0%}",
                 values={"class": first, "probability": probability, "top": top},
                 columns={"": first, "probability": probability},
+                others=", ".join(f"{name} {each:.0%}" for name, each in [*top.items()][1:OTHERS]),
             )
             answers.append({self.head: answer})
         return answers

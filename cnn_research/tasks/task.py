@@ -64,11 +64,13 @@ class Answer:
         text: for people, in a few words.
         values: for programs: JSON values.
         columns: the same for a table, by what follows the head's name; "" is the answer itself.
+        others: for people, what else it may be, in a few words; empty where there is nothing.
     """
 
     text: str
     values: Mapping[str, Any]
     columns: Mapping[str, str | float]
+    others: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
