@@ -21,10 +21,10 @@ from cnn_research.data.sources import Digits, Synthetic
 from cnn_research.errors import UserError
 from cnn_research.evaluate import Trained, abstract_state, bound, forward_of, open_trained
 from cnn_research.experiment import lookup, registry, run
-from cnn_research.export import PLATFORMS, card, program
+from cnn_research.export import PLATFORMS, card, onnx_difference, program
 from cnn_research.exported import open_export
 from cnn_research.mesh import data_mesh
-from cnn_research.models import MLP, ConvNet
+from cnn_research.models import MLP, ConvNet, ResNet9
 from cnn_research.tasks.multi_head import MultiHead
 from cnn_research.tasks.regression import Regression
 from cnn_research.training import Evaluation, Training
@@ -168,6 +168,21 @@ def test_every_head_and_numbers(tmp_path):
     row = json.loads((tmp_path / "numbers" / "predictions" / "predictions.jsonl").read_text())
     (answer,) = network.answers(network(images[:1, ..., :1]))
     assert answer == {"x": [{"value": row["x"]["number"]}]}
+
+
+def test_onnx_runtime_says_the_same(tmp_path):
+    """A network with shortcuts and with pools; `export` keeps no file that says otherwise."""
+    for extra in ("jax2onnx", "onnxruntime"):
+        pytest.importorskip(extra, reason="the extra `onnx` is not installed")
+    photos = Synthetic(train=16, test=8, image_shape=(16, 16, 3))
+    training = dataclasses.replace(
+        DIGITS, data=photos, model=ResNet9(features=(8, 8, 8)), batch_size=8
+    )
+    run(training, tmp_path)
+    run(training, tmp_path, "export")
+    open_export(tmp_path / "export")
+    found = open_trained(tmp_path)
+    assert onnx_difference(found, tmp_path / "export" / "model.onnx", batch=3) < 1e-4
 
 
 # The registry ------------------------------------------------------------------------------------

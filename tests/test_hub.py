@@ -45,7 +45,10 @@ class Hub(http.server.BaseHTTPRequestHandler):
                     content = base64.b64decode(line["value"]["content"])
                     self.files[line["value"]["path"]] = content
             return self.answer(
-                {"commitUrl": f"https://huggingface.co/commit/{COMMIT}", "commitOid": COMMIT}
+                {
+                    "commitUrl": f"https://huggingface.co/owner/net/commit/{COMMIT}",
+                    "commitOid": COMMIT,
+                }
             )
         return self.answer({})  # what it thinks of the model card
 
