@@ -1,0 +1,158 @@
+"""Exports in a fresh environment with JAX, flatbuffers and NumPy alone: logits and time to answer.
+
+    python -m benchmarks.export --output results/export.json
+
+Trains digits_cnn as it is and two networks for a few steps, exports them, and asks the exports in
+an environment that has neither flax nor this project, in batches of 1, 7 and 64. What they answer
+is compared, bit by bit, with what `--mode=predict` computes here. The time is from the start of a
+process until it has the first answer: the median of some.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.results import ROOT, Measurement, arguments, row
+
+BATCHES = (1, 7, 64)
+ALLOWED = 3.0
+"""Seconds from the start of a process to its first answer."""
+NEEDED = ("jax", "jaxlib", "flatbuffers", "numpy", "ml_dtypes", "opt_einsum", "scipy")
+"""All that is installed: JAX with what it needs, and flatbuffers."""
+
+ASK = """\
+import sys
+import numpy as np
+import jax
+from jax import export
+
+with open(sys.argv[1], "rb") as file:
+    network = jax.jit(export.deserialize(bytearray(file.read())).call)
+np.save(sys.argv[3], np.asarray(network(np.load(sys.argv[2]))))
+print(*sorted({name.split(".")[0] for name in sys.modules}))
+"""
+
+
+def trained(folder: Path) -> dict[str, Path]:
+    """The runs, by name: each trained and exported below `folder`."""
+    from cnn_research.data.sources import Synthetic
+    from cnn_research.experiment import lookup, run
+    from cnn_research.models.architectures import architectures
+    from cnn_research.training import Training
+
+    few: dict[str, Any] = {"epochs": 1, "batch_size": 32}
+    digits = lookup("digits_cnn").experiment()
+    photos = Synthetic(train=128, test=32, classes=(10,), image_shape=(32, 32, 3))
+    clothes = Synthetic(train=128, test=32, classes=(10,), image_shape=(28, 28, 1))
+    models = {name: found.model for name, found in architectures().items()}
+    experiments = {
+        "digits_cnn": digits,
+        "fashion_mnist_cnn, 4 steps": dataclasses.replace(
+            lookup("fashion_mnist_cnn").experiment(), data=clothes, **few
+        ),
+        "resnet18_small, 4 steps": Training(data=photos, model=models["resnet18_small"], **few),
+    }
+    for name, experiment in experiments.items():
+        run(experiment, folder / name)
+        run(experiment, folder / name, "export")
+    return {name: folder / name for name in experiments}
+
+
+def fresh_environment(folder: Path) -> Path:
+    """The Python of a new environment with JAX alone, at the versions of constraints.txt."""
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    exact = [line for line in lines if re.split("==", line)[0] in NEEDED]
+    python = folder / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "-q", *exact], check=True)
+    return python
+
+
+def ask(python: Path, run: Path, rounds: int, folder: Path) -> dict[str, Any]:
+    """Whether the export's logits are the run's, by batch size; and the seconds to its answer."""
+    import jax
+
+    from cnn_research.evaluate import forward_of, open_trained
+
+    found = open_trained(run)
+    forward = jax.jit(forward_of(found))
+    random = np.random.default_rng(0)
+    equal, seconds, modules = {}, [], ""
+    for batch in BATCHES:
+        images = random.integers(0, 256, (batch, *found.image_shape), np.uint8)
+        np.save(folder / "images.npy", images)
+        words = [run / "export" / "model.jaxexport", folder / "images.npy", folder / "logits.npy"]
+        # The first fills the disk's cache, and the folder of compiled modules.
+        for _ in range(1 + rounds if batch == 1 else 1):
+            started = time.perf_counter()
+            ended = subprocess.run(
+                [python, "-c", ASK, *words], capture_output=True, text=True, check=True, cwd=folder
+            )
+            seconds.append(time.perf_counter() - started)
+        modules = ended.stdout
+        logits = np.load(folder / "logits.npy")
+        equal[batch] = np.array_equal(logits, np.asarray(forward(images)))
+    strange = {"flax", "cnn_research", "optax", "orbax"} & set(modules.split())
+    if strange:
+        raise RuntimeError(f"the fresh environment has {strange}")
+    times = seconds[1 : 1 + rounds]
+    return {
+        "equal": equal,
+        "seconds": [round(value, 3) for value in times],
+        "median_seconds": round(statistics.median(times), 3),
+        "bytes": (run / "export" / "model.jaxexport").stat().st_size,
+    }
+
+
+def main() -> int:
+    parser = arguments(__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    measurement = Measurement(
+        "export",
+        what="exports in an environment with JAX alone",
+        target=f"bit-equal logits in batches of {BATCHES}; first answer in under {ALLOWED} s",
+    )
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        python = fresh_environment(folder / "environment")
+        figures = {
+            run: ask(python, path, options.rounds, folder)
+            for run, path in trained(folder / "runs").items()
+        }
+    print(json.dumps(figures))
+    rows = []
+    for run, found in figures.items():
+        same = [str(batch) for batch, equal in found["equal"].items() if equal]
+        rows.append(
+            row(
+                f"logits of the export of {run}, JAX alone, in batches of 1, 7 and 64",
+                "those of --mode=predict, bit for bit",
+                f"the same in batches of {', '.join(same)}" if same else "other ones",
+                len(same) == len(BATCHES),
+            )
+        )
+        rows.append(
+            row(
+                f"start of a process to the first answer of {run}",
+                f"under {ALLOWED:.0f} s",
+                f"{found['median_seconds']:.1f} s",
+                found["median_seconds"] < ALLOWED,
+            )
+        )
+    return measurement.finish(rows, figures, options.output)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
