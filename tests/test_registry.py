@@ -211,7 +211,7 @@ LAYERS = (
     {"report", "dashboard"},
     {"evaluate"},
     {"estimate"},
-    {"galleries", "predict", "export", "serve"},
+    {"galleries", "predict", "export", "hub", "serve"},
     {"runner"},
     {"staged"},
     {"studies", "purification"},
