@@ -84,7 +84,10 @@ def program(found: Trained) -> jax.export.Exported:
     images = jax.ShapeDtypeStruct((batch, *found.image_shape), jnp.uint8)
     try:
         return jax.export.export(jax.jit(forward_of(found)), platforms=PLATFORMS)(images)
-    except (TypeError, ValueError, NotImplementedError) as error:  # each for its kind of operation
+    except (  # each for its kind of operation
+        *(TypeError, ValueError, NotImplementedError),
+        jax.errors.InconclusiveDimensionOperation,
+    ) as error:
         raise UserError(
             f"{type(found.experiment.model).__name__} cannot be exported for any number of images: "
             f"{one_line(error)[:200]}"

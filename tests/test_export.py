@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -25,11 +26,13 @@ from cnn_research.export import PLATFORMS, card, onnx_difference, program
 from cnn_research.exported import open_export
 from cnn_research.mesh import data_mesh
 from cnn_research.models import MLP, ConvNet, ResNet9
+from cnn_research.state import TrainState
 from cnn_research.tasks.multi_head import MultiHead
 from cnn_research.tasks.regression import Regression
 from cnn_research.training import Evaluation, Training
 from cnn_research.transfer import Transfer
 
+ROOT = Path(__file__).resolve().parent.parent
 DIGITS = Training(
     data=Digits(),
     model=ConvNet(features=(4,), padding=(1,), dense=(16,), batch_norm=True),
@@ -86,10 +89,21 @@ def test_jax_alone_reads_it(digits):
     )
     network = open_export(folder)
     image = grey(decode(digits / "images" / "2.png", (8, 8)))[None]
+    assert not {"flax", "optax", "tyro"} & imported_by_opening(folder)
     assert ended.stdout.split() == [
         "label",
         network.answers(network(image))[0]["label"][0]["label"],
     ]
+
+
+def imported_by_opening(folder: Path) -> set[str]:
+    code = (
+        "import sys; from pathlib import Path; from cnn_research.exported import open_export; "
+        "open_export(Path(sys.argv[1])); print(*sys.modules)"
+    )
+    words = [sys.executable, "-c", code, str(folder)]
+    ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    return {name.split(".")[0] for name in ended.stdout.split()}
 
 
 def test_what_the_folder_says(digits):
@@ -168,6 +182,21 @@ def test_every_head_and_numbers(tmp_path):
     row = json.loads((tmp_path / "numbers" / "predictions" / "predictions.jsonl").read_text())
     (answer,) = network.answers(network(images[:1, ..., :1]))
     assert answer == {"x": [{"value": row["x"]["number"]}]}
+
+
+class FixedBatch(nn.Module):
+    """Wants to know how many images there are."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        return images.reshape(len(images), -1)
+
+
+def test_a_network_that_needs_the_number_of_images():
+    state = TrainState(0, {}, {}, {}, {})
+    found = Trained(Training(data=None, model=FixedBatch()), state, (2, 2, 1), {})
+    with pytest.raises(UserError, match="FixedBatch cannot be exported for any number of images"):
+        program(found)
 
 
 def test_onnx_runtime_says_the_same(tmp_path):

@@ -32,6 +32,7 @@ from cnn_research.experiment import (
     run,
     to_dict,
 )
+from cnn_research.exported import open_export
 from cnn_research.mesh import data_mesh
 from cnn_research.purification import Purification
 from cnn_research.staged import Staged
@@ -176,6 +177,8 @@ def test_pipeline_runs_and_a_finished_one_trains_nothing(name, tmp_path, monkeyp
     assert result.figures
     monkeypatch.setattr("cnn_research.runner.train", lambda *_: pytest.fail("trained again"))
     assert run(folders.saved_config(tmp_path), tmp_path).figures == result.figures
+    run(folders.saved_config(tmp_path), tmp_path, "export")
+    assert open_export(tmp_path / "export").facts["step"] > 0
 
 
 # Names and imports -------------------------------------------------------------------------------
