@@ -39,8 +39,8 @@ class Purification(Experiment):
     """A self-supervised network, a last layer on its features, and rounds of purification.
 
     In each round the crops that a class's network knows best are its seeds, the mean of their
-    features its centre; of each class the crops farthest from its centre are discarded, and the
-    last layer is trained anew on the others.
+    features its centre; of each class the crops farthest from its centre, by how near they are to
+    another, are discarded, and the last layer is trained anew on the others.
     """
 
     modes: ClassVar = {
@@ -56,7 +56,7 @@ class Purification(Experiment):
     naming: Training
     """The second: its data are `Crops`. It starts from the first phase's network, and trains a new
     last layer alone."""
-    rounds: int = 5
+    rounds: int = 3
     """Rounds of purification, each with a training after it; 0 trains on all crops alone."""
     seeds: float = 0.1
     """The share of a class's correctly named crops that are its seeds: the surest ones."""
@@ -166,8 +166,9 @@ def discard(experiment: Purification, training: Training, folder: Path) -> np.nd
     (head,) = bound.task.heads
     labels = dataset.splits["train"].labels[head]
     distances = to_centres(features, outcome[1], labels, experiment.seeds)
-    kept = near(distances, labels, experiment.discard)
-    away = discarded_figure(dataset, head, labels, distances, (labels >= 0) & ~kept)
+    ratios = to_own(distances, labels)
+    kept = near(ratios, labels, experiment.discard)
+    away = discarded_figure(dataset, head, labels, ratios, (labels >= 0) & ~kept)
     away.savefig(folder / DISCARDED)
     partial = folder / f".{KEPT}.partial.npy"
     np.save(partial, kept)
@@ -178,7 +179,7 @@ def discard(experiment: Purification, training: Training, folder: Path) -> np.nd
 def to_centres(
     features: np.ndarray, logits: np.ndarray, labels: np.ndarray, share: float
 ) -> np.ndarray:
-    """How far each sample is from the centre of its class: the mean of the class's seeds.
+    """How far each sample is from the centre of each class: the mean of the class's seeds.
 
     Args:
         features: float32 `[samples, dimensions]`.
@@ -187,35 +188,58 @@ def to_centres(
         share: of a class's correctly named samples, the surest are its seeds; one at least.
 
     Returns:
-        float32 `[samples]`; NaN where the label is not known, or no sample of its class is
-        correctly named, so that it has no centre.
+        float32 `[samples, classes]`; NaN for a class of which no sample is correctly named, so
+        that it has no centre.
     """
     named = logits.argmax(axis=1)
     sure = logits.max(axis=1) - _logsumexp(logits)
-    distances = np.full(len(labels), np.nan, np.float32)
+    distances = np.full(logits.shape, np.nan, np.float32)
     for label in range(logits.shape[1]):
-        members = np.flatnonzero(labels == label)
-        correct = members[named[members] == label]
+        correct = np.flatnonzero((labels == label) & (named == label))
         if correct.size:
             surest = correct[np.argsort(-sure[correct], kind="stable")]
             seeds = surest[: max(1, round(share * len(correct)))]
             centre = features[seeds].mean(axis=0)
-            distances[members] = np.linalg.norm(features[members] - centre, axis=1)
+            distances[:, label] = np.linalg.norm(features - centre, axis=1)
     return distances
 
 
-def near(distances: np.ndarray, labels: np.ndarray, share: float) -> np.ndarray:
+def to_own(distances: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """How far each sample is from the centre of its class, by how far from the nearest other.
+
+    The document discards what is "too far" from its centre. Far is not wrong: a light blue is as
+    far from the centre of blue as many a wrong label. But a blue that is called red is also near
+    to the centre of blue.
+
+    Args:
+        distances: float `[samples, classes]`, from `to_centres`.
+        labels: int `[samples]`, below 0 where not known.
+
+    Returns:
+        float32 `[samples]`; NaN where the label is not known, or a class has no centre, or no
+        other class has one.
+    """
+    rows = np.arange(len(labels))
+    own = distances[rows, np.maximum(labels, 0)]
+    others = np.where(np.isnan(distances), np.inf, distances)
+    others[rows, np.maximum(labels, 0)] = np.inf
+    nearest = others.min(axis=1)
+    usable = (labels >= 0) & np.isfinite(nearest)
+    return np.where(usable, own / np.maximum(nearest, 1e-12), np.nan).astype(np.float32)
+
+
+def near(ratios: np.ndarray, labels: np.ndarray, share: float) -> np.ndarray:
     """Which samples stay: all labelled ones but, of each class, the farthest `share`.
 
     Args:
-        distances: float `[samples]`, from `to_centres`; a class without a centre stays as it is.
+        ratios: float `[samples]`, from `to_own`; a class without a centre stays as it is.
         labels: int `[samples]`, below 0 where not known.
         share: 0 to 1.
     """
     kept = labels >= 0
     for label in np.unique(labels[kept]):
-        members = np.flatnonzero((labels == label) & ~np.isnan(distances))
-        order = members[np.argsort(distances[members], kind="stable")]
+        members = np.flatnonzero((labels == label) & ~np.isnan(ratios))
+        order = members[np.argsort(ratios[members], kind="stable")]
         kept[order[len(order) - round(share * len(order)) :]] = False
     return kept
 
@@ -226,7 +250,7 @@ def _logsumexp(logits: np.ndarray) -> np.ndarray:
 
 
 def discarded_figure(
-    dataset: Dataset, head: str, labels: np.ndarray, distances: np.ndarray, away: np.ndarray
+    dataset: Dataset, head: str, labels: np.ndarray, ratios: np.ndarray, away: np.ndarray
 ) -> Any:
     """A row of discarded crops for each class, the farthest first."""
     from cnn_research import figures
@@ -236,7 +260,7 @@ def discarded_figure(
         for label, name in enumerate(dataset.class_names[head])
     }
     ordered = {
-        f"{name}: {len(found):,}": found[np.argsort(-distances[found], kind="stable")]
+        f"{name}: {len(found):,}": found[np.argsort(-ratios[found], kind="stable")]
         for name, found in rows.items()
     }
     images = dataset.splits["train"].images

@@ -72,6 +72,7 @@ def colour_names() -> Purification:
                     test=0.0,
                 ),
                 test_list="experiments/colour_names_test.csv",
+                validation_list="experiments/colour_names_validation.csv",
             ),
             model=SSCNN(),
             task=Classification(head="colour", class_weights="balanced"),

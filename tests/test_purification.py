@@ -20,7 +20,7 @@ from cnn_research.errors import UsageError, UserError
 from cnn_research.experiment import lookup, run
 from cnn_research.models import SSCNN
 from cnn_research.optimizers import Optimizer
-from cnn_research.purification import DISCARDED, KEPT, Purification, near, to_centres
+from cnn_research.purification import DISCARDED, KEPT, Purification, near, to_centres, to_own
 from cnn_research.tasks.classification import Classification
 from cnn_research.tasks.histogram import Histogram
 from cnn_research.training import Selection, Training
@@ -88,13 +88,18 @@ def test_listed_images_are_the_test_and_nowhere_else(folder, tmp_path):
         Crops(source=source(folder), test_list="no/such.csv", window=(8, 8)).load()
 
 
-def test_the_registered_test_set_is_balanced():
-    listing = crops.ROOT / lookup("colour_names").experiment().naming.data.test_list
-    names = crops.listed(listing)
-    rows = [line.split(",") for line in listing.read_text().splitlines() if line[0].isdigit()]
-    assert len(set(names)) == len(names) == 11 * 23
-    counts = {colour: sum(row[1] == colour for row in rows) for _, colour in rows}
-    assert set(counts.values()) == {23} and len(counts) == 11
+def test_the_registered_lists_are_balanced():
+    data = lookup("colour_names").experiment().naming.data
+    seen = set()
+    for file, each in ((data.test_list, 23), (data.validation_list, 12)):
+        listing = crops.ROOT / file
+        names = crops.listed(listing)
+        rows = [line.split(",") for line in listing.read_text().splitlines() if line[0].isdigit()]
+        assert len(set(names)) == len(names) == 11 * each
+        counts = {colour: sum(row[1] == colour for row in rows) for _, colour in rows}
+        assert set(counts.values()) == {each} and len(counts) == 11
+        assert not seen & set(names)
+        seen |= set(names)
 
 
 def test_flipped_labels_are_as_many_as_asked_and_always_wrong(folder):
@@ -137,14 +142,16 @@ def test_centres_are_the_means_of_the_surest_and_the_farthest_go():
     labels = np.array([0, 0, 0, 0, 1, 1, 1, -1])
     logits = np.array([[9.0, 0], [8, 0], [1, 0], [0, 1], [0, 9], [0, 8], [0, 1], [1, 0]])
     distances = to_centres(features, logits, labels, 0.67)
-    np.testing.assert_allclose(distances[:4], [0.5, 0.5, 1.5, 8.5])
-    np.testing.assert_allclose(distances[4:7], [0.5, 0.5, 19.5])
-    assert np.isnan(distances[7])
-    kept = near(distances, labels, 0.3)
+    np.testing.assert_allclose(distances[:4, 0], [0.5, 0.5, 1.5, 8.5])
+    np.testing.assert_allclose(distances[4:, 1], [0.5, 0.5, 19.5, 5.5])
+    ratios = to_own(distances, labels)
+    np.testing.assert_allclose(ratios[[0, 3, 6]], [0.5 / 10.5, 8.5 / 1.5, 19.5 / 29.5])
+    assert np.isnan(ratios[7])
+    kept = near(ratios, labels, 0.3)
     assert kept.tolist() == [True] * 3 + [False] + [True] * 2 + [False] * 2
-    never = to_centres(features, logits[:, ::-1].copy(), labels, 0.5)
-    lost = near(never, labels, 0.75)
-    assert lost[labels == 0].sum() == 1  # of class 0 one crop is correctly named, and is a centre
+    never = to_centres(features, np.where([True, False], -1.0, logits), labels, 0.5)
+    assert np.isnan(never[:, 0]).all(), "no sample of class 0 is correctly named"
+    assert near(to_own(never, labels), labels, 0.75)[labels >= 0].all(), "nothing to compare with"
 
 
 def small(folder: Path, **fields) -> Purification:

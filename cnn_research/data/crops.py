@@ -31,7 +31,9 @@ class Crops:
     """Where the images come from."""
     test_list: str = ""
     """A CSV file whose column `id` names the images of the test split, as files without folder and
-    ending; those splits are then of this list. As seen from the project. Empty keeps the splits."""
+    ending, which are then nowhere else. As seen from the project. Empty keeps the splits."""
+    validation_list: str = ""
+    """The same for the validation split."""
     window: tuple[int, int] = (37, 37)
     """Height and width of a window."""
     grid: tuple[int, int] = (3, 2)
@@ -56,7 +58,9 @@ class Crops:
         noise = Synthetic(
             train=32, validation=8, test=8, image_shape=shape, heads=(head,), classes=(3,)
         )
-        return dataclasses.replace(self, source=noise, test_list="", grid=(2, 1), kept="")
+        return dataclasses.replace(
+            self, source=noise, test_list="", validation_list="", grid=(2, 1), kept=""
+        )
 
     def load(self) -> Dataset:
         """Images are uint8 `[examples, *window, 3]`.
@@ -73,8 +77,9 @@ class Crops:
                 "and one column at least, and the share is from 0 to below 1"
             )
         splits = dict(dataset.splits)
-        if self.test_list:
-            splits = with_listed(splits, listed(ROOT / self.test_list))
+        for name, listing in (("test", self.test_list), ("validation", self.validation_list)):
+            if listing:
+                splits = with_listed(splits, name, listed(ROOT / listing))
         rng = np.random.default_rng(self.seed)
         train = splits["train"]
         labels = {
@@ -118,8 +123,9 @@ def listed(file: Path) -> list[str]:
     return [row["id"] for row in csv.DictReader(lines)]
 
 
-def with_listed(splits: Mapping[str, Split], names: list[str]) -> dict[str, Split]:
-    """The splits with the images `names` as the test, and neither they nor copies anywhere else.
+def with_listed(splits: Mapping[str, Split], name: str, names: list[str]) -> dict[str, Split]:
+    """The splits with the images `names` as the one called `name`, and neither they nor copies
+    anywhere else.
 
     Raises:
         UserError: there is no image of such a name.
@@ -132,27 +138,27 @@ def with_listed(splits: Mapping[str, Split], names: list[str]) -> dict[str, Spli
     missing = [name for name in names if name not in places]
     if missing:
         raise UserError(
-            f"{len(missing)} of the {len(names)} listed test images are not in the data, the first "
-            f"{missing[0]}: prepare all of it, or leave data.test-list empty"
+            f"{len(missing)} of the {len(names)} listed {name} images are not in the data, the "
+            f"first {missing[0]}: prepare all of it, or leave data.{name}-list empty"
         )
     found = [places[name] for name in names]
     parts = [splits[split].take(np.array([index])) for split, index in found]
-    test = Split(
+    chosen = Split(
         images=np.concatenate([part.images for part in parts]),
         labels={
             head: np.concatenate([part.labels[head] for part in parts]) for head in parts[0].labels
         },
         names=np.concatenate([part.names for part in parts if part.names is not None]),
     )
-    taken = {_digest(image) for image in test.images}
+    taken = {_digest(image) for image in chosen.images}
     others = {
-        name: content.take(
+        other: content.take(
             np.array([i for i, image in enumerate(content.images) if _digest(image) not in taken])
         )
-        for name, content in splits.items()
-        if name != "test"
+        for other, content in splits.items()
+        if other != name
     }
-    return {**others, "test": test}
+    return {**others, name: chosen}
 
 
 def in_grid(
