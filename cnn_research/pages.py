@@ -115,7 +115,7 @@ def _picture(token: Token, folder: Path) -> str:
     with Image.open(file) as picture:
         width, height = picture.size
         if max(picture.size) <= LONGEST_SIDE:
-            how = {"quality": 90} if len(data) > LARGE else {"lossless": True}
+            how = {"quality": 85} if len(data) > LARGE else {"lossless": True}
             smaller = io.BytesIO()
             picture.convert("RGB").save(smaller, "WEBP", **how)
             kind, data = "webp", smaller.getvalue()

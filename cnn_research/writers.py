@@ -233,6 +233,8 @@ class MetricsWriter:
                 # A TensorBoard that has read an earlier report forgets it.
                 purge_step=0 if sub_run == REPORT else self._last_kept(sub_run) + 1,
                 flush_secs=10,
+                # A full disk ends the thread that empties the queue: a full one would wait for it.
+                max_queue=1000,
                 # File names count whole seconds: a run restarted within one would overwrite.
                 filename_suffix=f".{time.time_ns()}",
             )
