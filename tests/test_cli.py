@@ -300,14 +300,15 @@ def test_a_damaged_config_is_named(command, tmp_path):
 
 def test_a_run_without_a_workdir_goes_to_a_folder_of_its_config(command, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(cli, "run", lambda *arguments, **options: asked.append(arguments))
+    monkeypatch.setattr(cli, "run", lambda _, workdir, *rest, **how: asked.append((workdir, how)))
     monkeypatch.chdir(tmp_path)
     command(*TINY)
     command(*TINY, "--seed=1")
-    command(*TINY)
-    first, other, again = (str(workdir) for _, workdir, *_ in asked)
+    command(*TINY, "--profile")
+    first, other, again = (str(workdir) for workdir, _ in asked)
     assert first == again != other
     assert first.startswith("runs/digits_mlp-")
+    assert [how["profile"] for _, how in asked] == [False, False, True]
 
 
 # As a user runs it -------------------------------------------------------------------------------
