@@ -123,10 +123,16 @@ def palette_people() -> Training:
     return dataclasses.replace(
         HEAD,
         data=Palettes(),
+        model=PaletteNet(retouch=16),
         task=Palette(target="people"),
-        pretrained=Pretrained("runs/palette/training"),
-        optimizer=Optimizer(name="adam", learning_rate=1e-4, schedule="cosine", clip_norm=5.0),
+        # 100 images: of the network, only what moves its colours is trained.
+        pretrained=Pretrained("runs/palette/training", fresh=("head/retouch",)),
+        transfer=Transfer(
+            freeze=("conv*", "fc", "head/hidden*", "head/colours_dense", "head/widths")
+        ),
+        optimizer=Optimizer(name="adam", learning_rate=3e-3, schedule="cosine", clip_norm=5.0),
         augmentation=Augmentation(mirror=True),
-        epochs=40,
+        epochs=60,
         batch_size=10,
+        evaluate_every=10,
     )

@@ -26,12 +26,14 @@ class PaletteHead(nn.Module):
 
     A network says from the histogram where in CIELAB the colours are. Each reading then replaces
     every colour by the mean of the pixels that are its own: those that are nearer to it than to
-    the others, by a softmax over squared distances whose width is learnt.
+    the others, by a softmax over squared distances whose width is learnt. At last each colour may
+    be retouched: people choose other colours than the means of pixels.
     """
 
     colours: int
     hidden: tuple[int, ...]
     readings: int
+    retouch: int
 
     @nn.compact
     def __call__(self, histogram: jax.Array, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -59,7 +61,32 @@ class PaletteHead(nn.Module):
             sums = jnp.einsum("bpc,bpd->bcd", own, pixels)
             # One pixel's weight on where it was: a colour without pixels stays there.
             colours = (sums + colours) / (own.sum(axis=1) + 1)[..., None]
+        if self.retouch:
+            colours = Retouch(self.retouch, name="retouch")(colours, own.mean(axis=1))
         return first, colours
+
+
+class Retouch(nn.Module):
+    """Moves each colour by what it is, alone and among the others; at first not at all."""
+
+    hidden: int
+
+    @nn.compact
+    def __call__(self, colours: jax.Array, shares: jax.Array) -> jax.Array:
+        """The new colours, CIELAB, float32 `[batch, colours, 3]`.
+
+        Args:
+            colours: CIELAB, float32 `[batch, colours, 3]`.
+            shares: of the image that each covers, float32 `[batch, colours]`.
+        """
+        weights = shares[..., None]
+        middle = (colours * weights).sum(1, keepdims=True) / weights.sum(1, keepdims=True)
+        chroma = jnp.sqrt((colours[..., 1:] ** 2).sum(-1, keepdims=True) + 1e-6)
+        seen = jnp.concatenate([colours, colours - middle, chroma], axis=-1) / SCALE
+        x = jnp.concatenate([seen, jnp.log(weights + 0.01)], axis=-1)
+        x = nn.tanh(nn.Dense(self.hidden, name="hidden")(x))
+        moved = nn.Dense(3, kernel_init=nn.initializers.zeros, name="moved")(x)
+        return colours + SCALE * moved
 
 
 def _spread(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
@@ -86,7 +113,9 @@ class PaletteNet(SSCNN):
     hidden: tuple[int, ...] = (512, 512)
     """Units of the head's hidden layers."""
     readings: int = 2
-    """How often the head's colours are moved to the pixels that are nearest."""
+    """How often the head's colours are moved to the pixels that are nearest; once at least."""
+    retouch: int = 0
+    """Hidden units of a small network that then moves each colour; 0 leaves them."""
     first_weight: float = 0.3
     """Of the colours before the readings in the objective."""
 
@@ -114,9 +143,9 @@ class PaletteNet(SSCNN):
         histogram = nn.softmax(logits.astype(jnp.float32)).mean(axis=(1, 2))
         seen = images[:, ::2, ::2] if train else images
         pixels = srgb_to_lab(seen.reshape(seen.shape[0], -1, 3).astype(jnp.float32))
-        first, colours = PaletteHead(self.colours, self.hidden, self.readings, name="head")(
-            histogram, pixels
-        )
+        first, colours = PaletteHead(
+            self.colours, self.hidden, self.readings, self.retouch, name="head"
+        )(histogram, pixels)
         if self.first_weight:
             self.sow("auxiliary", "first", (self.first_weight, with_shares(first, pixels)))
         return with_shares(colours, pixels)
