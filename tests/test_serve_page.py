@@ -91,9 +91,11 @@ def test_files_are_chosen_by_keyboard(server, page, tmp_path):
     for number, file in enumerate(files):
         Path(file).write_bytes(encoded(noise((9, 9, 3), number)))
     page.goto(f"http://127.0.0.1:{server.port}/")
+    page.wait_for_function("document.title === 'linear: ask it'")
     page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "files"
     with page.expect_file_chooser() as chooser:
-        page.keyboard.press("Enter")
+        page.keyboard.press("Space")
     chooser.value.set_files(files)
     page.locator("#answers > li:not([aria-busy])").nth(1).wait_for()
     assert page.locator("figcaption").all_inner_texts() == ["1.png", "0.png"]
