@@ -37,7 +37,7 @@ from PIL import Image
 from benchmarks.results import ROOT, Measurement, arguments, row
 from cnn_research.exported import FACTS, FORMAT, MODEL, write_sums
 
-NETWORKS = {"resnet20_cifar": 1000, "resnet18": 200}
+NETWORKS = {"resnet18_small": 1000, "resnet18": 100}
 """How many requests each server gets."""
 CLIENTS = 8
 ROUNDS = 5
@@ -129,6 +129,11 @@ class Server:
         """Its memory in bytes."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return 1024 * int(re.search(r"VmRSS:\s+(\d+)", status)[1])  # type: ignore[index]
+
+    def cpu_seconds(self) -> float:
+        """What its process has had of the processors."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def get(self, path: str) -> Any:
         return exchange(self.port, request(method="GET", path=path))[1]
@@ -306,6 +311,7 @@ def throughput(name: str, requests: int, scratch: Path) -> dict[str, Any]:
     asked = [request(encoded(noise(shape, seed))) for seed in range(CLIENTS)]
     wrong: list[str] = []
     rates: dict[str, list[float]] = {"batches": [], "one by one": []}
+    costs: dict[str, list[float]] = {"batches": [], "one by one": []}
     with Server(export) as batches, Server(export, "--max-batch=1") as alone:
         servers = {"batches": batches, "one by one": alone}
         expected = [first_label(exchange(alone.port, sent)) for sent in asked]
@@ -321,13 +327,18 @@ def throughput(name: str, requests: int, scratch: Path) -> dict[str, Any]:
         # The first round is not counted.
         for number, (kind, server) in itertools.product(range(ROUNDS + 1), servers.items()):
             count = requests // ROUNDS
+            before = server.cpu_seconds()
             seconds = from_clients(job(server.port, i % CLIENTS) for i in range(count))
             if number:
                 rates[kind].append(count / seconds)
+                costs[kind].append(1000 * (server.cpu_seconds() - before) / count)
         health = batches.get("/health")
     ratios = [a / b for a, b in zip(rates["batches"], rates["one by one"])]
     return {
         "images_a_second": {kind: [round(x, 1) for x in found] for kind, found in rates.items()},
+        "cpu_milliseconds_an_image": {
+            kind: [round(x, 2) for x in found] for kind, found in costs.items()
+        },
         "times_as_many": round(statistics.median(ratios), 2),
         "images_in_a_batch": round(health["images"] / health["batches"], 2),
         "requests": requests,
@@ -402,7 +413,12 @@ def main() -> int:
             " and ".join(
                 f"{statistics.median(rates):.0f}" for rates in found["images_a_second"].values()
             )
-            + f", {found['times_as_many']:.2f} times as many; {len(found['wrong'])} wrong",
+            + f", {found['times_as_many']:.2f} times as many; "
+            + " and ".join(
+                f"{statistics.median(costs):.1f}"
+                for costs in found["cpu_milliseconds_an_image"].values()
+            )
+            + f" ms of processor an image; {len(found['wrong'])} wrong",
             not found["wrong"] and found["times_as_many"] > 1,
         )
         for name, found in speeds.items()

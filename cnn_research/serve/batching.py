@@ -42,6 +42,11 @@ def compiled(network: Exported, largest: int) -> Callable[[Sequence[np.ndarray]]
 class Batcher:
     """Gathers images for one forward pass at a time, while the one before is under way.
 
+    Args:
+        ask: from `compiled`.
+        largest: how many images it takes.
+        wait: seconds that the first image of a batch waits for others.
+
     Attributes:
         images: how many were answered.
         batches: in how many forward passes.
@@ -50,11 +55,6 @@ class Batcher:
     def __init__(
         self, ask: Callable[[Sequence[np.ndarray]], list[Answer]], largest: int, wait: float
     ):
-        """Args:
-        ask: from `compiled`.
-        largest: how many images it takes.
-        wait: seconds that the first image of a batch waits for others.
-        """
         self.images = self.batches = 0
         self._ask, self._largest, self._wait = ask, largest, wait
         self._waiting: asyncio.Queue[tuple[np.ndarray, asyncio.Future[Answer]]] = asyncio.Queue()

@@ -69,8 +69,10 @@ class Guard:
             async with asyncio.timeout(self._limits.seconds) as clock:
                 await app(scope, exchange.receive, exchange.send)
         except TimeoutError:
-            if not clock.expired() or exchange.answering:
+            if not clock.expired():
                 raise
+            if exchange.answering:  # to one who does not read: the connection will be cut
+                return
             late = f"within {self._limits.seconds:g} s"
             if exchange.received:
                 answer = refusal(503, f"not answered {late}: try again later", RETRY)
