@@ -37,10 +37,10 @@ from PIL import Image
 from benchmarks.results import ROOT, Measurement, arguments, row
 from cnn_research.exported import FACTS, FORMAT, MODEL, write_sums
 
-NETWORKS = {"resnet18_small": 1000, "resnet18": 100}
+NETWORKS = {"resnet20_cifar": 1000, "resnet18_small": 400, "resnet18": 100}
 """How many requests each server gets."""
 CLIENTS = 8
-ROUNDS = 5
+ROUNDS = 10
 HOSTILE = 200
 SEED = 0
 
@@ -411,7 +411,7 @@ def main() -> int:
             f"{found['requests']:,} requests each",
             "no wrong answer; more with batches",
             " and ".join(
-                f"{statistics.median(rates):.0f}" for rates in found["images_a_second"].values()
+                f"{statistics.median(rates):.1f}" for rates in found["images_a_second"].values()
             )
             + f", {found['times_as_many']:.2f} times as many; "
             + " and ".join(

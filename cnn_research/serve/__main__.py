@@ -31,7 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--max-batch", type=int, default=16, help="most images answered in one forward pass"
     )
     parser.add_argument(
-        "--max-wait", type=float, default=3, help="milliseconds that an image waits for others"
+        "--max-wait",
+        type=float,
+        default=3,
+        help="milliseconds that an image waits for others on their way",
     )
     parser.add_argument(
         "--max-megabytes", type=float, default=16, help="larger requests are refused"

@@ -115,7 +115,7 @@ def application(
         ask: from `compiled`, for `max_batch` images.
         limits: of requests.
         max_batch: images in one forward pass.
-        wait: seconds that an image waits for others to be answered with.
+        wait: seconds that an image waits for others that are coming, to be answered with them.
     """
     batcher = Batcher(ask, max_batch, wait)
     threads = ThreadPoolExecutor(len(os.sched_getaffinity(0)), "decode")
@@ -150,12 +150,13 @@ def application(
         WebP, TIFF or what else Pillow reads.
         """
         loop = asyncio.get_running_loop()
-        uploads = await received(request)
-        decoding = (
-            loop.run_in_executor(threads, decoded, content, name, network.image_shape)
-            for name, content in uploads
-        )
-        images = await asyncio.gather(*decoding)
+        with batcher.coming():
+            uploads = await received(request)
+            decoding = (
+                loop.run_in_executor(threads, decoded, content, name, network.image_shape)
+                for name, content in uploads
+            )
+            images = await asyncio.gather(*decoding)
         answers = await asyncio.gather(*(batcher.ask(image) for image in images))
         predictions = []
         for (name, _), answer in zip(uploads, answers, strict=True):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -45,7 +46,7 @@ class Batcher:
     Args:
         ask: from `compiled`.
         largest: how many images it takes.
-        wait: seconds that the first image of a batch waits for others.
+        wait: seconds that the first image of a batch waits for others that are coming.
 
     Attributes:
         images: how many were answered.
@@ -57,7 +58,17 @@ class Batcher:
     ):
         self.images = self.batches = 0
         self._ask, self._largest, self._wait = ask, largest, wait
+        self._coming = 0
         self._waiting: asyncio.Queue[tuple[np.ndarray, asyncio.Future[Answer]]] = asyncio.Queue()
+
+    @contextlib.contextmanager
+    def coming(self) -> Iterator[None]:
+        """While images are being received and decoded, which are worth waiting for."""
+        self._coming += 1
+        try:
+            yield
+        finally:
+            self._coming -= 1
 
     async def ask(self, image: np.ndarray) -> Answer:
         """The answer for one image, uint8 `[height, width, channels]`."""
@@ -71,7 +82,7 @@ class Batcher:
         with ThreadPoolExecutor(1, "forward") as thread:
             while True:
                 batch = [await self._waiting.get()]
-                if self._waiting.qsize() < self._largest - 1:
+                if self._coming and self._waiting.qsize() < self._largest - 1:
                     await asyncio.sleep(self._wait)
                 while len(batch) < self._largest and not self._waiting.empty():
                     batch.append(self._waiting.get_nowait())
