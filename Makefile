@@ -1,4 +1,4 @@
-.PHONY: env train test lint tables
+.PHONY: env train test lint tables docs
 
 env: .venv/bin/python
 .venv/bin/python: setup.cfg constraints.txt
@@ -18,3 +18,7 @@ lint: env
 
 tables: env
 	.venv/bin/python -m benchmarks.readme_tables
+
+docs: env
+	.venv/bin/pip install -q -c constraints.txt -e ".[docs]"
+	.venv/bin/python -m sphinx -W -b html docs docs/_build/html

@@ -1,13 +1,14 @@
-"""The tables of README.md, from results/*.json: `python -m benchmarks.readme_tables [--check]`.
+"""The tables of README.md and docs/, from results/*.json: `python -m benchmarks.readme_tables`.
 
-README.md says where a table goes with `<!-- table: accuracy -->` and `<!-- end -->`; what is
-between them is replaced. A number in the README is thus one that a results file holds, with the
-command, commit and machine that it came from.
+A page says where a table goes with `<!-- table: accuracy -->` and `<!-- end -->`; what is between
+them is replaced. A number on a page is thus one that a results file holds, with the command, commit
+and machine that it came from. `--check` writes nothing, and ends with 1 if a page is out of date.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import re
 import statistics
@@ -28,10 +29,139 @@ from cnn_research.report import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGES = ("README.md", "README.es.md", "docs/documents.md", "docs/results.md")
+"""Those with tables."""
+COLOURS = ("palettes", "palette_losses", "colour_names")
+"""Results files of document 000."""
+NOTHING = "*Not measured yet.*"
 TABLE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Results = Mapping[str, Mapping[str, Any]]
 """The contents of each results file, by its name without `.json`."""
+
+ACCURACIES = {"accuracy": "test accuracy", "validation accuracy": "validation accuracy"}
+"""Figures of the first table: as results files name them, and as documents' results do."""
+HEADLINES: Mapping[str, Sequence[tuple[str, str]]] = {
+    "004": (
+        ("fashion_mnist_cnn", "accuracy"),
+        ("fashion_mnist_mlp", "accuracy"),
+        ("fashion_mnist_best", "accuracy"),
+    ),
+    "003": (
+        ("products_t3", "accuracy"),
+        ("products_best", "accuracy"),
+        ("cifar10_exercise", "accuracy"),
+        ("cifar10_best", "accuracy"),
+    ),
+    "002": (
+        ("artworks_red1", "validation accuracy"),
+        ("artworks_red2", "validation accuracy"),
+        ("artworks_red3", "validation accuracy"),
+        ("artworks_best", "validation accuracy"),
+        ("artworks_linear", "validation accuracy"),
+    ),
+    "001": (("filters", ""), ("pooling_pyramid", ""), ("features", "")),
+    "000": (("palette", ""), ("colour_names", "")),
+}
+"""Per document the experiments of the first table, and the figure that stands for each; those
+without one are pictures, or have a measurement of their own."""
+ENGLISH = {
+    "header": "document|experiment|figure|document's|here",
+    "004": "Fashion-MNIST, with and without convolution",
+    "003": "layers, a training log, CIFAR-10",
+    "002": "who painted it? 50 artists",
+    "001": "convolution, from signals to pretrained networks",
+    "000": "a palette of ten colours from an image",
+}
+SPANISH = {
+    "header": "documento|experimento|cifra|del documento|aquí",
+    "004": "Fashion-MNIST, con y sin convolución",
+    "003": "capas, un registro de entrenamientos, CIFAR-10",
+    "002": "¿quién lo pintó? 50 artistas",
+    "001": "la convolución, de las señales a las redes preentrenadas",
+    "000": "una paleta de diez colores a partir de una imagen",
+    "test accuracy": "exactitud en test",
+    "validation accuracy": "exactitud en validación",
+    "pictures": "imágenes",
+    "colour error, times k-means'": "error de color, respecto a k-medias",
+    "balanced accuracy of 11 names": "exactitud equilibrada, 11 nombres",
+}
+
+
+def documents(results: Results, words: Mapping[str, str] = ENGLISH) -> str:
+    """Per document what stands for its experiments, beside the document's own figure.
+
+    Args:
+        results: an experiment without any has no row, unless it makes pictures.
+        words: the header, the documents' subjects, and other names for those of figures.
+    """
+    rows = []
+    for document, experiments in HEADLINES.items():
+        title = f"{document}: {words[document]}"
+        for name, figure in experiments:
+            if figure:
+                found = _headline(results.get(name, {}), figure)
+            elif document == "001":
+                found = ("pictures", "", "")
+            else:
+                found = _of_colours(name, results)
+            if found is not None:
+                what, theirs, ours = found
+                rows.append((title, f"`{name}`", words.get(what, what), theirs, ours))
+                title = ""
+    return markdown_table(words["header"].split("|"), rows)
+
+
+def _headline(result: Mapping[str, Any], figure: str) -> tuple[str, str, str] | None:
+    """The figure's name, the document's and ours; None where there are no results."""
+    values = result.get("figures", {}).get(figure, {}).get("values")
+    if not values:
+        return None
+    return ACCURACIES[figure], _said(result, ACCURACIES[figure]), mean_and_deviation(values)
+
+
+def _said(result: Mapping[str, Any], figure: str) -> str:
+    """The document's figure with the digits that it has there."""
+    theirs = result["document_results"].get(figure)
+    return "" if theirs is None else f"{theirs:g}"
+
+
+def _of_colours(name: str, results: Results) -> tuple[str, str, str] | None:
+    """Of document 000, which has no figures of its own."""
+    if name == "palette" and "palettes" in results:
+        ratio = results["palettes"]["figures"]["pixels"]["ratio to k-means in Lab"]
+        return "colour error, times k-means'", "", f"{ratio:.3f}"
+    if name == "colour_names" and name in results:
+        rounds = results[name]["figures"]["test accuracy of each round"]["0.0"]
+        last = [values[-1] for values in rounds]
+        return "balanced accuracy of 11 names", "", mean_and_deviation(last)
+    return None
+
+
+def of_document(document: str, results: Results) -> str:
+    """The accuracies of each experiment that implements a document, beside the document's."""
+    rows = []
+    for name, result in results.items():
+        # The exercise's changes have a table of their own.
+        if result.get("document") != document or name.startswith("cifar10_exercise_"):
+            continue
+        for figure, called in ACCURACIES.items():
+            values = result["figures"].get(figure, {}).get("values", [])
+            theirs = _said(result, called)
+            if values and (theirs or figure == "accuracy"):
+                ours = mean_and_deviation(values)
+                rows.append((f"`{name}`", called, str(len(values)), theirs, ours))
+    return markdown_table(("experiment", "figure", "runs", "document", "here"), rows)
+
+
+def colours(results: Results) -> str:
+    """What was measured of document 000's palettes and names of colours."""
+    return robustness({name: results[name] for name in COLOURS if name in results})
+
+
+def promises(results: Results) -> str:
+    """What was asked for and measured of everything but colours."""
+    return robustness({name: r for name, r in results.items() if name not in COLOURS})
 
 
 def accuracy(results: Results) -> str:
@@ -228,13 +358,17 @@ TABLES: Mapping[str, Callable[[Results], str]] = {
     "products_log": products_log,
     "regression": regression,
     "speed": speed,
-    "robustness": robustness,
+    "robustness": promises,
     "studies": studies,
+    "documents": documents,
+    "documentos": functools.partial(documents, words=SPANISH),
+    "colours": colours,
+    **{f"document_{name}": functools.partial(of_document, name) for name in ("002", "003", "004")},
 }
 
 
-def with_tables(readme: str, results: Results) -> str:
-    """The README with its tables made anew.
+def with_tables(page: str, text: str, results: Results) -> str:
+    """The text of a page with its tables made anew.
 
     Raises:
         UsageError: it names a table that there is not, or does not end one.
@@ -243,35 +377,40 @@ def with_tables(readme: str, results: Results) -> str:
     def table(match: re.Match[str]) -> str:
         start, name, end = match.groups()
         if name not in TABLES:
-            raise UsageError(f"README.md: no table is named '{name}'; there is {', '.join(TABLES)}")
-        return f"{start}{TABLES[name](results)}\n{end}"
+            raise UsageError(f"{page}: no table is named '{name}'; there is {', '.join(TABLES)}")
+        made = TABLES[name](results)
+        return f"{start}{made if len(made.splitlines()) > 2 else NOTHING}\n{end}"
 
-    if readme.count("<!-- table:") != readme.count("<!-- end -->"):
-        raise UsageError("README.md: not every '<!-- table: NAME -->' has its '<!-- end -->'")
-    return TABLE.sub(table, readme)
+    if text.count("<!-- table:") != text.count("<!-- end -->"):
+        raise UsageError(f"{page}: not every '<!-- table: NAME -->' has its '<!-- end -->'")
+    return TABLE.sub(table, text)
 
 
 def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
-    """The command; returns its exit code: 1 if `--check` finds the README out of date."""
+    """The command; returns its exit code: 1 if `--check` finds a page out of date."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.readme_tables")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if out of date")
     check = parser.parse_args(arguments).check
-    path = root / "README.md"
+    pages = {page: root / page for page in PAGES if (root / page).exists()}
     try:
-        old = path.read_text(encoding="utf-8")
         results = {
             file.stem: json.loads(file.read_text(encoding="utf-8"))
             for file in sorted((root / "results").glob("*.json"))
         }
-        new = with_tables(old, results)
+        old = {page: file.read_text(encoding="utf-8") for page, file in pages.items()}
+        new = {page: with_tables(page, text, results) for page, text in old.items()}
     except UserError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return error.exit_code
-    if check and new != old:
-        print("README.md is out of date: run `python -m benchmarks.readme_tables`", file=sys.stderr)
+    stale = [page for page in pages if new[page] != old[page]]
+    if check and stale:
+        print(
+            f"out of date: {', '.join(stale)}; run `python -m benchmarks.readme_tables`",
+            file=sys.stderr,
+        )
         return 1
-    if new != old:
-        path.write_text(new, encoding="utf-8")
+    for page in stale:
+        pages[page].write_text(new[page], encoding="utf-8")
     return 0
 
 

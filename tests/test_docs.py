@@ -1,0 +1,215 @@
+"""The pages: their links and commands are there, and what they promise works as it stands."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import os
+import re
+import runpy
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from absl.testing import flagsaver
+from PIL import Image
+
+import launch  # noqa: F401 (defines the flags)
+from cnn_research import cli
+from cnn_research.experiment import lookup, registry
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [
+    *(ROOT / name for name in ("README.md", "README.es.md", "CONTRIBUTING.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
+PROGRAMS = {"pip", "ruff", "mypy", "tensorboard", "curl", "taskset", "."}
+"""What commands begin with that are not this project's."""
+
+
+def blocks(page: Path) -> list[str]:
+    """The contents of a page's bash blocks."""
+    return re.findall(r"^```bash\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.M)
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """Every command of a page, as words, without the environment's folder."""
+    for line in "".join(blocks(page)).replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        for last, part in itertools.groupby(words, lambda word: word == "&&"):
+            if not last:
+                yield [word.removeprefix(".venv/bin/") for word in part]
+
+
+def ids(file: Path) -> str:
+    return file.name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_links_lead_somewhere(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.M)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" not in target and not target.startswith("#"):
+            assert (page.parent / target.partition("#")[0]).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_commands_are_there(page):
+    modes = {mode for entry in registry().values() for mode in entry.experiment().modes}
+    for words in commands(page):
+        if words[:2] in (["python", "-m"], ["python3", "-m"]):
+            assert importlib.util.find_spec(words[2]), words
+        elif "launch.py" in words:
+            check_launch(words[words.index("launch.py") + 1 :], modes)
+        elif words[0] == "python":
+            assert (ROOT / words[1]).exists(), words
+        else:
+            assert words[0] in PROGRAMS, words
+
+
+def check_launch(words: list[str], modes: set[str]) -> None:
+    """Names, modes and fields exist, and values are of their types; no data is looked at."""
+    flags, fields = {}, []
+    for word in words:
+        name, _, value = word.partition("=")
+        if name.removeprefix("--") in cli.LAUNCHER_FLAGS:
+            flags[name.removeprefix("--")] = value
+        elif word != "--help":
+            fields.append(word)
+    assert flags.get("mode") in (None, *modes), words
+    # Of a run's folder nobody knows here what it holds: fields are as most trainings have them.
+    experiment = lookup(flags.get("experiment", "image_folder")).experiment()
+    cli.overridden(experiment, fields).check()
+
+
+def test_the_spanish_readme_has_the_same_commands():
+    assert blocks(ROOT / "README.es.md") == blocks(ROOT / "README.md")
+
+
+def test_citation_has_what_the_format_asks_for():
+    found = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= found.keys()
+    version = re.search(r"^version = (.+)$", (ROOT / "setup.cfg").read_text(), re.M)
+    assert found["version"] == version.group(1)
+    assert found["license"] == "Apache-2.0"
+
+
+def test_pictures_are_small():
+    pictures = [*(ROOT / "docs" / "pictures").iterdir()]
+    assert {picture.suffix for picture in pictures} == {".png"}
+    assert all(picture.stat().st_size < 100_000 for picture in pictures)
+
+
+# The page about one's own images -----------------------------------------------------------------
+
+QUICK = {
+    "--experiment=image_folder": ["--epochs=1"],
+    "--experiment=image_table": ["--epochs=1"],
+    "--experiment=features": ["--search=16", "--units=2", "--layers=2"],
+}
+"""What is added to the page's commands so that they take seconds."""
+
+
+@pytest.fixture
+def fruit(tmp_path, monkeypatch):
+    """A folder with what the page says is in it: `fruit/`, `fruit.csv` and `new_images/`."""
+    random = np.random.default_rng(0)
+    rows = ["image,kind"]
+    (tmp_path / "new_images").mkdir()
+    for name, colour in (("apple", 60), ("pear", 160)):
+        (tmp_path / "fruit" / name).mkdir(parents=True)
+        for number in range(24):
+            pixels = random.integers(colour, colour + 60, (20, 24, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "fruit" / name / f"{number}.png")
+            rows.append(f"fruit/{name}/{number}.png,{name}")
+        Image.fromarray(pixels).save(tmp_path / "new_images" / f"{len(name) - 4}.png")
+    (tmp_path / "fruit.csv").write_text("\n".join(rows) + "\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
+    return tmp_path
+
+
+def test_own_images_page_works_as_it_stands(fruit):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    server, answer = None, ""
+    try:
+        for words in commands(ROOT / "docs" / "own_images.md"):
+            words = [word.replace("8000", port) for word in words]
+            if words[:2] == ["python", "launch.py"]:
+                quick = [extra for word in words for extra in QUICK.get(word, [])]
+                with flagsaver.flagsaver():
+                    cli.main(cli.parse_flags([*words[1:], *quick]))
+            elif words[2:3] == ["cnn_research.serve"]:
+                pytest.importorskip("fastapi", reason="serving needs the extra [serve]")
+                server = subprocess.Popen(
+                    [sys.executable, *words[1:]], env={**os.environ, "PYTHONPATH": str(ROOT)}
+                )
+                wait_for(int(port), server)
+            elif words[0] == "python":
+                with pytest.raises(SystemExit) as end:
+                    runpy.run_module(words[2], run_name="__main__")
+                assert not end.value.code
+            elif words[0] == "curl" and shutil.which("curl"):
+                ended = subprocess.run(words, capture_output=True, text=True, check=True)
+                answer = ended.stdout
+    finally:
+        if server is not None:
+            server.terminate()
+            server.wait(30)
+    assert answer == "" or json.loads(answer)["predictions"][0]["file"] == "1.png"
+    for made in (
+        *("report/report.md", "predictions/predictions.csv", "export/SHA256SUMS"),
+        *("../fruit_features/report/report.md", "../kinds/report/report.md"),
+    ):
+        assert (fruit / "runs" / "fruit" / made).exists(), made
+
+
+def wait_for(port: int, server: subprocess.Popen) -> None:
+    """Until the server takes connections."""
+    until = time.monotonic() + 120
+    while time.monotonic() < until and server.poll() is None:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return
+        except OSError:
+            time.sleep(0.2)
+    pytest.fail("the server does not answer")
+
+
+# Notebooks ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=ids)
+def test_notebooks_are_committed_without_outputs(notebook):
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=ids)
+def test_notebooks_run(notebook, tmp_path):
+    nbclient = pytest.importorskip("nbclient", reason="running notebooks needs nbclient")
+    pytest.importorskip("ipykernel", reason="running notebooks needs ipykernel")
+    import nbformat
+
+    content = nbformat.read(notebook, as_version=4)
+    where = {"metadata": {"path": str(tmp_path)}}
+    done = nbclient.NotebookClient(content, timeout=300, resources=where).execute()
+    pictures = [
+        output
+        for cell in done.cells
+        for output in cell.get("outputs", [])
+        if "image/png" in output.get("data", {})
+    ]
+    assert len(pictures) >= 6
