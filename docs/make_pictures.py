@@ -73,7 +73,9 @@ def beside(pictures: list[Image.Image]) -> Image.Image:
 def save(name: str, picture: Image.Image) -> None:
     """Writes docs/pictures/NAME.png in few colours."""
     file = PICTURES / f"{name}.png"
-    picture.quantize(COLOURS, dither=Image.Dither.NONE).save(file, optimize=True)
+    # The default, median cut, would give rare colours up: those of the lines.
+    few = picture.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE)
+    few.save(file, optimize=True)
     print(f"{file.name}: {picture.width}x{picture.height}, {file.stat().st_size / 1000:.0f} kB")
 
 
