@@ -37,8 +37,8 @@ class Pretrained:
     """A .safetensors, .pth, .th, .h5, .keras or .npz file, 'hub:OWNER/NAME[/FILE]', or the folder
     of a run; '' for none."""
     fresh: tuple[str, ...] = ()
-    """Leaves that keep their initial values, such as a new head: patterns of paths, as 'fc',
-    'layer4.*' or '*/bias'; what is below a match is meant too."""
+    """Leaves that keep their initial values, such as a new head: patterns of paths, as `fc`,
+    `layer4.*` or `*/bias`; what is below a match is meant too."""
     channels: Literal["rgb", "bgr"] = "rgb"
     """The order of colours that the weights expect; the first kernel is turned round for bgr."""
 
@@ -81,9 +81,9 @@ def matches(path: str, patterns: Sequence[str]) -> bool:
     """Whether a pattern fits the path of a leaf, or of a module above it.
 
     Args:
-        path: as 'layer1.0/conv1/kernel'.
-        patterns: with * and ? as in file names; * stands for slashes too. A dot and a slash are
-            the same: 'layer1', 'layer1.0', 'layer1/0/conv1' and '*/kernel' all fit that path.
+        path: as `layer1.0/conv1/kernel`.
+        patterns: with `*` and `?` as in file names; `*` stands for slashes too. A dot and a slash
+            are the same: `layer1`, `layer1.0`, `layer1/0/conv1` and `*/kernel` all fit that path.
     """
     parts = path.replace(".", "/").split("/")
     above = ["/".join(parts[:length]) for length in range(1, len(parts) + 1)]
