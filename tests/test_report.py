@@ -608,6 +608,45 @@ def test_readme_has_the_changes_to_the_exercise_in_a_table_of_their_own(tmp_path
     assert [row[0] for row in rows[2:]] == ["cifar10_exercise"]
 
 
+def test_the_table_of_documents_has_what_was_measured_in_two_languages(tmp_path):
+    (tmp_path / "results").mkdir()
+    measured = {
+        "fashion_mnist_cnn": {
+            "document": "004",
+            "document_results": {"test accuracy": 0.8978},
+            "figures": {"accuracy": {"values": [0.88, 0.92]}},
+        },
+        "palettes": {"figures": {"pixels": {"ratio to k-means in Lab": 1.05}}, "rows": []},
+        "colour_names": {
+            "figures": {"test accuracy of each round": {"0.0": [[0.5, 0.6], [0.5, 0.7]]}}
+        },
+    }
+    for name, result in measured.items():
+        (tmp_path / "results" / f"{name}.json").write_text(json.dumps(result))
+    for page, name in (("README.md", "documents"), ("README.es.md", "documentos")):
+        (tmp_path / page).write_text(f"<!-- table: {name} -->\n<!-- end -->\n")
+    assert readme_tables.main(["--check"], tmp_path) == 1
+    assert readme_tables.main([], tmp_path) == 0
+    english, spanish = (table((tmp_path / p).read_text()) for p in ("README.md", "README.es.md"))
+    assert ["`fashion_mnist_cnn`", "test accuracy", "0.8978", "0.9000 ± 0.0283"] in (
+        [row[1:] for row in english]
+    )
+    assert ["`palette`", "colour error, times k-means'", "", "1.050"] in [r[1:] for r in english]
+    assert ["`colour_names`", "exactitud equilibrada, 11 nombres", "", "0.6500 ± 0.0707"] in (
+        [row[1:] for row in spanish]
+    )
+    named = [row[1] for row in english if row[1].startswith("`")]
+    assert named == [row[1] for row in spanish if row[1].startswith("`")]
+    assert "`features`" in named and "`fashion_mnist_mlp`" not in named
+
+
+def test_a_table_without_results_says_so(tmp_path):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "results.md").write_text("<!-- table: painters -->\n<!-- end -->\n")
+    assert readme_tables.main([], tmp_path) == 0
+    assert "Not measured yet" in (tmp_path / "docs" / "results.md").read_text()
+
+
 @pytest.mark.parametrize(
     "text, said",
     [
