@@ -56,7 +56,7 @@ class Case:
     image: tuple[int, int, int]
     classes: tuple[int, ...]
     """Of each head."""
-    optimizer: Literal["adam", "momentum", "nesterov"]
+    optimizer: Literal["adam", "momentum"]
     learning_rate: float
     keep_memory: bool
     shares: bool = False
@@ -67,9 +67,7 @@ CASES = {
     "fashion_mnist_cnn": Case(128, (28, 28, 1), (10,), "adam", 1e-3, keep_memory=False),
     "red1": Case(32, (244, 244, 3), (50,), "adam", 1e-4, keep_memory=True),
     "products_t3": Case(100, (224, 224, 3), (17, 42, 132), "adam", 1e-3, keep_memory=True),
-    "palette_ss_cnn": Case(
-        128, (37, 37, 3), (128,), "nesterov", 0.1, keep_memory=False, shares=True
-    ),
+    "palette_ss_cnn": Case(128, (37, 37, 3), (128,), "adam", 1e-2, keep_memory=False, shares=True),
     "resnet18": Case(64, (32, 32, 3), (10,), "momentum", 0.01, keep_memory=True),
 }
 
@@ -328,7 +326,6 @@ def torch_runner(name: str, mode: str) -> tuple[Callable[[int], float], int]:
             model.parameters(),
             case.learning_rate,
             momentum=0.9,
-            nesterov=case.optimizer == "nesterov",
             fused=True,
         )
     forward = torch.compile(model) if mode == "compile" else model
