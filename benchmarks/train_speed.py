@@ -67,7 +67,7 @@ CASES = {
     "fashion_mnist_cnn": Case(128, (28, 28, 1), (10,), "adam", 1e-3, keep_memory=False),
     "red1": Case(32, (244, 244, 3), (50,), "adam", 1e-4, keep_memory=True),
     "products_t3": Case(100, (224, 224, 3), (17, 42, 132), "adam", 1e-3, keep_memory=True),
-    "palette_ss_cnn": Case(128, (37, 37, 3), (128,), "adam", 1e-2, keep_memory=False, shares=True),
+    "palette_ss_cnn": Case(128, (37, 37, 3), (128,), "adam", 1e-2, keep_memory=True, shares=True),
     "resnet18": Case(64, (32, 32, 3), (10,), "momentum", 0.01, keep_memory=True),
 }
 
