@@ -153,6 +153,7 @@ def test_a_signal_in_an_evaluation_stops_it_and_it_is_made_again(alone, tmp_path
             return original(evaluator, split, start)
 
         patch.setattr(evaluate.Evaluator, "_padded", padded)
+        patch.setattr(runner, "estimate", lambda *arguments: "")  # it evaluates a batch, too
         many = tiny(evaluation=dataclasses.replace(TINY.evaluation, batch_size=4))
         with pytest.raises(Interrupted, match="step 3 is saved"):
             run(many, tmp_path)
