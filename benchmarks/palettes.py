@@ -2,6 +2,8 @@
 
     python launch.py --experiment=palette --workdir=runs/palette \\
         --pretraining.data.source.path=PHOTOS --training.data.path=IMAGES
+    python launch.py --experiment=palette_covering --workdir=runs/palette_covering \\
+        --data.path=IMAGES
     python -m benchmarks.palettes --palettes=PALETTES --output results/palettes.json
 
 The test photographs of the run's first training, which neither of its trainings has seen, are what
@@ -57,6 +59,9 @@ def main() -> int:
     parser = arguments(__doc__)
     parser.add_argument("--palettes", type=Path, required=True, help="folder or archive")
     parser.add_argument("--run", type=Path, default=ROOT / "runs/palette", help="of `palette`")
+    parser.add_argument(
+        "--covering", type=Path, default=ROOT / "runs/palette_covering", help="of it"
+    )
     options = parser.parse_args()
     if importlib.util.find_spec("colorthief") is None:
         parser.error("colorthief is missing: `pip install colorthief`")
@@ -69,7 +74,7 @@ def main() -> int:
     folder = ROOT / "runs" / "palette_benchmark"
     folder.mkdir(parents=True, exist_ok=True)
     pixels = of_pixels(options.run, folder)
-    people = of_people(options.palettes, options.run / SECOND, folder)
+    people = of_people(options.palettes, options.covering, folder)
     speeds = palettes_per_second(options.run)
     speed = statistics.median(speeds)
     ratio = pixels["ratio to k-means in Lab"]

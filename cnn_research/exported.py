@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from cnn_research.errors import UserError
+from cnn_research.errors import UserError, one_line
 from cnn_research.tasks.shares import softmax
 
 FORMAT = 1
@@ -26,6 +26,8 @@ FORMAT = 1
 MODEL = "model.jaxexport"
 FACTS = "export.json"
 SUMS = "SHA256SUMS"
+CALLS = {"shape_assertion"}
+"""What the program may call outside itself: JAX's check that there is an image at all."""
 DIGITS = {"classes": 4, "shares": 6, "number": 6, "palette": 4}
 """Per kind of head, the digits after the point of its answers, as in predictions."""
 
@@ -116,8 +118,12 @@ def _answer(head: Mapping[str, Any], outputs: np.ndarray) -> list[dict[str, Any]
 def open_export(folder: Path) -> Exported:
     """The exported network of a folder, every file of it checked.
 
+    The program of a stranger can compute, and nothing else: one that calls what lies outside it,
+    such as a function of this process by its address, is not opened.
+
     Raises:
-        UserError: the folder holds no export, a damaged one, or one of another format.
+        UserError: the folder holds no export, a damaged one, one of another format, or one that
+            calls more than `CALLS`.
     """
     check(folder)
     facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
@@ -134,7 +140,34 @@ def open_export(folder: Path) -> Exported:
         raise UserError(
             f"{error.name} is missing, by which exports are read: pip install jax flatbuffers"
         ) from None
+    except Exception as error:  # of whichever layer of JAX finds it unreadable
+        raise UserError(
+            f"{folder / MODEL} cannot be read by JAX {jax.__version__}: {one_line(error)[:200]}; "
+            "export the run again"
+        ) from None
+    if outside := _calls(program) - CALLS:
+        raise UserError(
+            f"{folder / MODEL} calls {', '.join(sorted(outside))} outside itself, which no network "
+            "needs: do not use it unless you know who wrote it"
+        )
     return Exported(folder, facts, program)
+
+
+def _calls(program: Any) -> set[str]:
+    """The targets of every custom call in a program."""
+    from jax.interpreters import mlir
+    from jaxlib.mlir import ir
+
+    found = set()
+
+    def note(operation: Any) -> Any:
+        if operation.name.endswith("custom_call"):
+            found.add(ir.StringAttr(operation.attributes["call_target_name"]).value)
+        return ir.WalkResult.ADVANCE
+
+    with mlir.make_ir_context():
+        program.mlir_module(serialized=False).operation.walk(note)
+    return found
 
 
 def check(folder: Path) -> None:

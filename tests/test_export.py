@@ -23,7 +23,7 @@ from cnn_research.errors import UserError
 from cnn_research.evaluate import Trained, abstract_state, bound, forward_of, open_trained
 from cnn_research.experiment import lookup, registry, run
 from cnn_research.export import PLATFORMS, card, onnx_difference, program
-from cnn_research.exported import open_export
+from cnn_research.exported import open_export, write_sums
 from cnn_research.mesh import data_mesh
 from cnn_research.models import MLP, ConvNet, ResNet9
 from cnn_research.state import TrainState
@@ -145,6 +145,27 @@ def test_what_cannot_be_opened(digits, tmp_path):
         open_export(digits / "run" / "export")(np.zeros((1, 9, 8, 1), np.uint8))
     with pytest.raises(UserError, match="holds no run"):
         run(DIGITS, tmp_path / "nothing", "export")
+
+
+def test_a_program_that_calls_out_of_itself_is_not_opened(digits, tmp_path):
+    """A custom call of a Python function, as a stranger would write it."""
+    copy = Path(shutil.copytree(digits / "run" / "export", tmp_path / "copy"))
+
+    def forward(images):
+        call = jax.ffi.ffi_call("xla_ffi_python_cpu_callback", images, has_side_effect=True)
+        return call(images, index=np.uint64(1234))
+
+    unchecked = [jax.export.DisabledSafetyCheck.custom_call("xla_ffi_python_cpu_callback")]
+    shape = jax.ShapeDtypeStruct((1, 8, 8, 1), np.uint8)
+    written = jax.export.export(jax.jit(forward), disabled_checks=unchecked)(shape)
+    (copy / "model.jaxexport").write_bytes(written.serialize())
+    write_sums(copy)
+    with pytest.raises(UserError, match="calls xla_ffi_python_cpu_callback outside itself"):
+        open_export(copy)
+    (copy / "model.jaxexport").write_bytes(b"none of JAX's")
+    write_sums(copy)
+    with pytest.raises(UserError, match="cannot be read by JAX"):
+        open_export(copy)
 
 
 def test_every_head_and_numbers(tmp_path):

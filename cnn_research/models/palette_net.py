@@ -26,8 +26,9 @@ class PaletteHead(nn.Module):
 
     A network says from the histogram where in CIELAB the colours are. Each reading then replaces
     every colour by the mean of the pixels that are its own: those that are nearer to it than to
-    the others, by a softmax over squared distances whose width is learnt. At last each colour may
-    be retouched: people choose other colours than the means of pixels.
+    the others, by a softmax over squared distances whose width is learnt. How much more those count
+    that are far from it is learnt too. At last each colour may be retouched: people choose other
+    colours than the means of pixels.
     """
 
     colours: int
@@ -55,12 +56,15 @@ class PaletteHead(nn.Module):
         )(x)
         first = colours = SCALE * x.reshape(-1, self.colours, 3)
         widths = self.param("widths", nn.initializers.constant(3.0), (self.readings,))
-        for width in widths:
+        reaches = self.param("reaches", nn.initializers.zeros, (self.readings,))
+        for width, reach in zip(widths, reaches):
             squares = ((pixels[:, :, None] - colours[:, None]) ** 2).sum(-1)
             own = nn.softmax(-squares * jnp.exp(-width))
-            sums = jnp.einsum("bpc,bpd->bcd", own, pixels)
+            # With p / 2 - 1 it is a step to the least mean of distances to the power p.
+            weights = own * (squares / 100 + 0.01) ** reach
+            sums = jnp.einsum("bpc,bpd->bcd", weights, pixels)
             # One pixel's weight on where it was: a colour without pixels stays there.
-            colours = (sums + colours) / (own.sum(axis=1) + 1)[..., None]
+            colours = (sums + colours) / (weights.sum(axis=1) + 1)[..., None]
         if self.retouch:
             colours = Retouch(self.retouch, name="retouch")(colours, own.mean(axis=1))
         return first, colours
@@ -112,7 +116,7 @@ class PaletteNet(SSCNN):
     """Of a palette; set from the task."""
     hidden: tuple[int, ...] = (512, 512)
     """Units of the head's hidden layers."""
-    readings: int = 2
+    readings: int = 6
     """How often the head's colours are moved to the pixels that are nearest; once at least."""
     retouch: int = 0
     """Hidden units of a small network that then moves each colour; 0 leaves them."""

@@ -40,7 +40,9 @@ DIFFERENCES: Mapping[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 """`[...]` of colours `[..., 3]`; black to white is 100 with all but `rgb`, where it is 173."""
 
 
-def to_nearest(pixels: jax.Array, palette: jax.Array, difference: str = "ciede2000") -> jax.Array:
+def to_nearest(
+    pixels: jax.Array, palette: jax.Array, difference: str = "ciede2000", power: float = 1.0
+) -> jax.Array:
     """The mean difference of pixels to their nearest colour, float32 `[batch]`.
 
     Nearest is in CIELAB, whatever the difference: so it has to be computed once for each pixel.
@@ -50,11 +52,15 @@ def to_nearest(pixels: jax.Array, palette: jax.Array, difference: str = "ciede20
         pixels: `[batch, pixels, 3]`.
         palette: `[batch, colours, 3]`.
         difference: a name in `DIFFERENCES`.
+        power: of the mean, 1 or more: above 1, pixels that are far from every colour count more.
     """
     squares = ((pixels[:, :, None] - palette[:, None]) ** 2).sum(-1)
     index = jnp.argmin(jax.lax.stop_gradient(squares), axis=-1)
     own = jnp.take_along_axis(palette, index[..., None], axis=1)
-    return DIFFERENCES[difference](pixels, own).mean(axis=-1)
+    apart = DIFFERENCES[difference](pixels, own)
+    if power == 1:
+        return apart.mean(axis=-1)
+    return ((apart**power).mean(axis=-1) + _TINY) ** (1 / power)
 
 
 def between(

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from cnn_research.data.images import padded
 from cnn_research.exported import Exported
 
 Answer = dict[str, list[dict[str, Any]]] | None
@@ -18,19 +17,18 @@ Answer = dict[str, list[dict[str, Any]]] | None
 
 
 def batch_sizes(largest: int) -> list[int]:
-    """Powers of two up to the one that `largest` images fit into: few compilations."""
-    return [1 << power for power in range((largest - 1).bit_length() + 1)]
+    """Powers of two up to `largest`: few compilations."""
+    return [1 << power for power in range(largest.bit_length())]
 
 
 def compiled(network: Exported, largest: int) -> Callable[[Sequence[np.ndarray]], list[Answer]]:
-    """A function that answers for at most `largest` images and compiles nothing any more.
+    """A function that answers for batches of each of the sizes, and compiles nothing any more.
 
     It takes uint8 images `[height, width, channels]`, and gives an answer for each.
     """
 
     def ask(images: Sequence[np.ndarray]) -> list[Answer]:
-        size = batch_sizes(len(images))[-1]
-        outputs = network(padded(np.stack(images), size))[: len(images)]
+        outputs = network(np.stack(images))
         finite = np.isfinite(outputs).all(axis=1)
         said = iter(network.answers(outputs[finite]))
         return [next(said) if good else None for good in finite]
@@ -45,7 +43,7 @@ class Batcher:
 
     Args:
         ask: from `compiled`.
-        largest: how many images it takes.
+        largest: how many images it takes at most.
         wait: seconds that the first image of a batch waits for others that are coming.
 
     Attributes:
@@ -80,15 +78,20 @@ class Batcher:
         """Answers until it is cancelled."""
         loop = asyncio.get_running_loop()
         with ThreadPoolExecutor(1, "forward") as thread:
+            waiting: list[tuple[np.ndarray, asyncio.Future[Answer]]] = []
             while True:
-                batch = [await self._waiting.get()]
-                if self._coming and self._waiting.qsize() < self._largest - 1:
+                if not waiting:
+                    waiting.append(await self._waiting.get())
+                if self._coming and len(waiting) + self._waiting.qsize() < self._largest:
                     await asyncio.sleep(self._wait)
-                while len(batch) < self._largest and not self._waiting.empty():
-                    batch.append(self._waiting.get_nowait())
+                while not self._waiting.empty():
+                    waiting.append(self._waiting.get_nowait())
                 # Whoever has gone away since, or run out of time, is not worth a forward pass.
-                batch = [(image, answer) for image, answer in batch if not answer.done()]
-                if batch:
+                waiting = [(image, answer) for image, answer in waiting if not answer.done()]
+                if waiting:
+                    # The largest size that is full: nothing is computed for images that are none.
+                    count = batch_sizes(min(len(waiting), self._largest))[-1]
+                    batch, waiting = waiting[:count], waiting[count:]
                     images = [image for image, _ in batch]
                     found = await loop.run_in_executor(thread, self._attempt, images)
                     self._tell(batch, found)

@@ -45,6 +45,9 @@ class Palette(Task):
     finds for them, or the one that a person made."""
     difference: Literal["ciede2000", "lab", "oklab", "rgb"] = "ciede2000"
     """What training minimises: CIEDE2000, or the distance in a space of colours."""
+    power: float = 1.0
+    """Of the mean difference to the pixels that training minimises: above 1, it looks for the few
+    that are far from every colour, as people do, who choose accents."""
     matching: Literal["nearest", "transport"] = "nearest"
     """How training compares two palettes: each colour with the nearest of the other palette, or all
     with all, at the least cost of moving one palette to the other."""
@@ -57,6 +60,10 @@ class Palette(Task):
         """Raises `UsageError` for fields that do not go together."""
         if self.colours < 1:
             raise UsageError(f"--task.colours is {self.colours}: must be 1 or more")
+        if self.power < 1:
+            raise UsageError(f"--task.power is {self.power:g}: must be 1 or more")
+        if self.power != 1 and self.target != "pixels":
+            raise UsageError("--task.power is of differences to pixels: it needs target=pixels")
         if self.matching != "nearest" and self.target == "pixels":
             raise UsageError(
                 "--task.matching=transport compares palettes: it needs --task.target=kmeans or "
@@ -105,7 +112,7 @@ class FittedPalette(Palette, FittedTask):
     @property
     def own_objective(self) -> bool:
         """Whether training minimises something else than it reports."""
-        plain = self.difference == "ciede2000" and self.matching == "nearest"
+        plain = self.difference == "ciede2000" and self.matching == "nearest" and self.power == 1
         return not plain or self.target == "kmeans"
 
     def sums(self, outputs: jax.Array, labels: Mapping[str, jax.Array], weights: jax.Array) -> Sums:
@@ -119,12 +126,13 @@ class FittedPalette(Palette, FittedTask):
             weights: float32 `[batch]`, 0 for padding.
         """
         reported = "people" if self.target == "people" else "pixels"
-        return self._sums(outputs, labels, weights, reported, "ciede2000", "nearest")
+        return self._sums(outputs, labels, weights, reported, "ciede2000", 1.0, "nearest")
 
     def objective(
         self, outputs: jax.Array, labels: Mapping[str, jax.Array], weights: jax.Array
     ) -> Sums:
-        return self._sums(outputs, labels, weights, self.target, self.difference, self.matching)
+        how = (self.target, self.difference, self.power, self.matching)
+        return self._sums(outputs, labels, weights, *how)
 
     def _sums(
         self,
@@ -133,6 +141,7 @@ class FittedPalette(Palette, FittedTask):
         weights: jax.Array,
         target: str,
         difference: str,
+        power: float,
         matching: str,
     ) -> Sums:
         import jax.numpy as jnp
@@ -141,7 +150,7 @@ class FittedPalette(Palette, FittedTask):
 
         palette = colours_of(outputs)
         if target == "pixels":
-            losses = palettes.to_nearest(_looked_at(labels[PIXELS]), palette, difference)
+            losses = palettes.to_nearest(_looked_at(labels[PIXELS]), palette, difference, power)
         else:
             if target == "people":
                 people = labels[PALETTE]
