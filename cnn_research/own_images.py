@@ -127,7 +127,7 @@ def _of_size(
         yield f"model.{field}", Choice(value, f"for {size[0]}x{size[1]} pixels")
     reason = f"{train:,} training images: about ten minutes on two cores, or {MOST_EPOCHS} epochs"
     yield "epochs", Choice(float(epochs), reason)
-    batch_size = next((b for b in (128, 64, 32, 16, 8, 4, 2) if train * epochs >= 1500 * b), 1)
+    batch_size = next((b for b in (128, 64, 32, 16) if train * epochs >= 1500 * b), 8)
     yield "batch_size", Choice(min(batch_size, train), "1,500 steps or more, where it can be")
     if validation:
         yield "selection.report", Choice("best", "there are validation images to choose by")

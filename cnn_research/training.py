@@ -165,7 +165,7 @@ class Training(Experiment):
             augmentation=dataclasses.replace(self.augmentation, size=size),
             pretrained=Pretrained(),
             epochs=1,
-            batch_size=16,
-            evaluation=dataclasses.replace(self.evaluation, batch_size=16),
+            batch_size=8,
+            evaluation=dataclasses.replace(self.evaluation, batch_size=8),
             log_every=1,
         )

@@ -21,6 +21,7 @@ from cnn_research.errors import UsageError, UserError
 from cnn_research.evaluate import open_trained, weights_of_run
 from cnn_research.experiment import run
 from cnn_research.models import SSCNN, PaletteNet
+from cnn_research.models.palette_net import PaletteHead
 from cnn_research.ops import colours, palettes
 from cnn_research.optimizers import Optimizer
 from cnn_research.pretrained import Pretrained
@@ -64,6 +65,8 @@ def test_pixels_are_compared_with_their_nearest_colour():
     np.testing.assert_allclose(
         palettes.to_nearest(pixels[None], palette[None], "lab"), [np.mean(euclid)], rtol=1e-5
     )
+    fourth = palettes.to_nearest(pixels[None], palette[None], "lab", 4.0)
+    np.testing.assert_allclose(fourth, [np.mean(np.power(euclid, 4)) ** 0.25], rtol=1e-5)
 
 
 def test_palettes_are_compared_in_both_directions_whatever_their_order():
@@ -107,7 +110,8 @@ def test_differences_can_be_learnt_from_where_colours_are_equal(name):
         known = jnp.ones((1, 2), bool)
         both = palettes.between(palette, lab(GREY, (0, 0, 0))[None], known, name)
         moved = palettes.transported(palette, lab(GREY, (0, 0, 0))[None], known, name)
-        return (both + moved + palettes.to_nearest(palette, palette, name)).sum()
+        near = [palettes.to_nearest(palette, palette, name, power) for power in (1.0, 4.0)]
+        return (both + moved + sum(near)).sum()
 
     slope = jax.grad(loss)(jnp.asarray(lab(GREY, (0, 0, 0))[None]))
     assert np.isfinite(slope).all()
@@ -138,6 +142,17 @@ def test_colours_come_with_the_share_that_each_covers(size):
     pixels = colours.srgb_to_lab(image.reshape(-1, 3))
     nearest = ((pixels[:, None] - rows[None, :, :3]) ** 2).sum(-1).argmin(1)
     np.testing.assert_allclose(rows[:, 3], np.bincount(nearest, minlength=3) / len(pixels))
+
+
+def test_a_reading_that_reaches_finds_the_middle_of_the_far_ones():
+    """The least mean of squared distances is at the mean; of cubes it is nearer to the far one."""
+    pixels = jnp.array([[[50.0, 0, 0]] * 9 + [[50.0, 30.0, 0]]])
+    head = PaletteHead(colours=1, hidden=(), readings=40, retouch=0)
+    params = head.init(jax.random.key(0), jnp.ones((1, 4)), pixels)["params"]
+    for power, least in ((2, 3.0), (3, 7.5)):
+        params["reaches"] = jnp.full(40, power / 2 - 1)
+        _, colours = head.apply({"params": params}, jnp.ones((1, 4)), pixels)
+        np.testing.assert_allclose(colours[0, 0], [50, least, 0], atol=0.1)
 
 
 def test_an_image_of_one_colour_has_a_palette_of_that_colour():

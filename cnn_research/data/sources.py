@@ -232,7 +232,7 @@ class ImageFolder:
 
     def test_sized(self) -> Synthetic:
         """Noise of that shape, or smaller."""
-        return Synthetic(train=64, validation=16, test=16, image_shape=_small(self.image_size))
+        return Synthetic(train=32, validation=8, test=8, image_shape=_small(self.image_size))
 
     def load(self) -> Dataset:
         """Images are uint8 `[examples, *image_size, 3]`, memory maps; one head, `label`."""
@@ -397,10 +397,10 @@ class ImageTable:
     def test_sized(self) -> Synthetic:
         """Noise of that shape, or smaller, with the same heads."""
         return Synthetic(
-            train=64,
-            validation=16,
-            test=16,
-            target=16 if self.target else 0,
+            train=32,
+            validation=8,
+            test=8,
+            target=8 if self.target else 0,
             image_shape=_small(self.image_size),
             heads=self.label,
             classes=(10,) * len(self.label),
