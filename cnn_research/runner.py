@@ -251,7 +251,6 @@ def _train(
         Trace(workdir, step, enabled=profile and first) as trace,
     ):
         window = Window(experiment, examples, last_step, writer, progress)
-        window = Window(experiment, examples, last_step, writer, progress)
         histograms = Histograms(writer, state.params if step == decisions.evaluated else None)
         if step == 0 and not transfer.cache_after:
             show_training_images(writer, first_images(experiment, examples, mesh, arrays, seed))
