@@ -158,7 +158,7 @@ class Training(Experiment):
             raise UsageError("--evaluation.mirror needs --augmentation.mirror with cached features")
 
     def test_sized(self) -> Self:
-        size = tuple(min(side, 64) for side in self.augmentation.size)
+        size = tuple(min(side, 32) for side in self.augmentation.size)
         return dataclasses.replace(
             self,
             data=self.data.test_sized(),
