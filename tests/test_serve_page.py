@@ -90,6 +90,8 @@ def test_files_are_chosen_by_keyboard(server, page, tmp_path):
     files = [tmp_path / f"{number}.png" for number in range(2)]
     for number, file in enumerate(files):
         Path(file).write_bytes(encoded(noise((9, 9, 3), number)))
+    # Only who listens is told of choosers, and it takes a while until the browser knows.
+    page.on("filechooser", lambda chooser: None)
     page.goto(f"http://127.0.0.1:{server.port}/")
     page.wait_for_function("document.title === 'linear: ask it'")
     page.keyboard.press("Tab")
