@@ -196,13 +196,14 @@ def restore(folder: Path, step: int, like: TrainState) -> tuple[TrainState, dict
     """The state and the host's values of one checkpoint.
 
     Args:
-        folder: absolute.
-        step: of a good checkpoint.
+        folder: of checkpoints.
+        step: of a good one.
         like: a state of the same shapes, as arrays or as `jax.ShapeDtypeStruct` with shardings.
 
     Raises:
         UserError: the checkpoint does not fit the model.
     """
+    folder = folder.absolute()  # as Orbax insists
     path = folder / str(step)
     with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(create=False)) as m:
         try:

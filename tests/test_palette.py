@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -190,10 +191,12 @@ def trained(task=None, data=None):
         Palette(colours=3, target="kmeans", difference="lab"),
     ],
 )
-def test_a_head_learns_and_the_rest_stays(tmp_path, task):
+def test_a_head_learns_and_the_rest_stays(tmp_path, monkeypatch, task):
     few = dataclasses.replace(trained(task), epochs=0.5, log_every=1)
     result = run(few, tmp_path / "run")
-    before = weights_of_run(tmp_path / "run").arrays
+    # As configs name it: relative to where one is.
+    monkeypatch.chdir(tmp_path)
+    before = weights_of_run(Path("run")).arrays
     result = run(dataclasses.replace(few, epochs=8), tmp_path / "run")
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
     losses = [row.get("objective", row["loss"]) for row in rows if row["split"] == "train"]
