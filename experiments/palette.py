@@ -124,15 +124,17 @@ def palette_covering() -> Training:
 
     python launch.py --experiment=palette_covering --data.path=IMAGES
 
-    People choose accents, which cover little: so the fourth power of distances is what counts. It
-    starts from the run of `palette` in `runs/palette`, which comes first, or from
-    `--pretrained.source=FOLDER/training`.
+    People choose accents, which cover little: so the fourth power of distances is what counts, and
+    the head sees the pixels, because an estimated histogram loses what is rare. It starts from the
+    run of `palette` in `runs/palette`, which comes first, or from
+    `--pretrained.source=FOLDER/training`. Ten minutes on two cores.
     """
     return dataclasses.replace(
         HEAD,
         task=Palette(difference="lab", power=4.0),
-        pretrained=Pretrained("runs/palette/training"),
-        epochs=4,
+        model=PaletteNet(accents=64),
+        pretrained=Pretrained("runs/palette/training", fresh=("head/pixels", "head/accents")),
+        epochs=5,
     )
 
 
@@ -148,7 +150,7 @@ def palette_people() -> Training:
     return dataclasses.replace(
         HEAD,
         data=Palettes(),
-        model=PaletteNet(retouch=16),
+        model=PaletteNet(accents=64, retouch=16),
         task=Palette(target="people"),
         # 100 images: of the network, only what moves its colours is trained.
         pretrained=Pretrained("runs/palette_covering", fresh=("head/retouch",)),
@@ -157,6 +159,8 @@ def palette_people() -> Training:
                 "conv*",
                 "fc",
                 "head/hidden*",
+                "head/pixels",
+                "head/accents",
                 "head/colours_dense",
                 "head/widths",
                 "head/reaches",

@@ -24,16 +24,18 @@ SCALE = 20.0
 class PaletteHead(nn.Module):
     """Colours from a histogram, moved to where the image's pixels are.
 
-    A network says from the histogram where in CIELAB the colours are. Each reading then replaces
-    every colour by the mean of the pixels that are its own: those that are nearer to it than to
-    the others, by a softmax over squared distances whose width is learnt. How much more those count
-    that are far from it is learnt too. At last each colour may be retouched: people choose other
-    colours than the means of pixels.
+    A network says from the histogram where in CIELAB the colours are; what the pixels themselves
+    say of it, by their mean and by the most of each unit, keeps what is rare. Each reading then
+    replaces every colour by the mean of the pixels that are its own: those that are nearer to it
+    than to the others, by a softmax over squared distances whose width is learnt. How much more
+    those count that are far from it is learnt too. At last each colour may be retouched: people
+    choose other colours than the means of pixels.
     """
 
     colours: int
     hidden: tuple[int, ...]
     readings: int
+    accents: int
     retouch: int
 
     @nn.compact
@@ -47,7 +49,13 @@ class PaletteHead(nn.Module):
         # Roots of shares: the rare ones tell apart as well as the common ones.
         x = jnp.sqrt(histogram * histogram.shape[-1])
         for number, features in enumerate(self.hidden, 1):
-            x = nn.relu(nn.Dense(features, name=f"hidden{number}")(x))
+            x = nn.Dense(features, name=f"hidden{number}")(x)
+            if number == 1 and self.accents:
+                units = nn.relu(nn.Dense(self.accents, name="pixels")(pixels / SCALE))
+                seen = jnp.concatenate([units.max(axis=1), units.mean(axis=1)], axis=-1)
+                # At first nothing, so that a head which was trained without goes on as it is.
+                x += nn.Dense(features, kernel_init=nn.initializers.zeros, name="accents")(seen)
+            x = nn.relu(x)
         x = nn.Dense(
             3 * self.colours,
             kernel_init=nn.initializers.normal(0.02),
@@ -118,6 +126,8 @@ class PaletteNet(SSCNN):
     """Units of the head's hidden layers."""
     readings: int = 6
     """How often the head's colours are moved to the pixels that are nearest; once at least."""
+    accents: int = 0
+    """Units by which the head sees the pixels, beside their histogram; 0 leaves them out."""
     retouch: int = 0
     """Hidden units of a small network that then moves each colour; 0 leaves them."""
     first_weight: float = 0.3
@@ -148,7 +158,7 @@ class PaletteNet(SSCNN):
         seen = images[:, ::2, ::2] if train else images
         pixels = srgb_to_lab(seen.reshape(seen.shape[0], -1, 3).astype(jnp.float32))
         first, colours = PaletteHead(
-            self.colours, self.hidden, self.readings, self.retouch, name="head"
+            self.colours, self.hidden, self.readings, self.accents, self.retouch, name="head"
         )(histogram, pixels)
         if self.first_weight:
             self.sow("auxiliary", "first", (self.first_weight, with_shares(first, pixels)))
