@@ -113,7 +113,7 @@ def palette() -> Staged:
     `--training.pretrained.source` names (with `--training.pretrained.fresh head`). The head can be
     trained on other images, and on more: thousands of paintings, for palettes of photographs.
     So trained, in 45 minutes and 20 more on two cores, its palettes of held-out photographs are
-    1.065 times as far from the pixels as those of k-means with ten starts.
+    1.02 times as far from the pixels as those of k-means with ten starts.
     """
     return Staged(pretraining=SS_CNN, training=HEAD, fresh=("head",))
 
@@ -145,7 +145,8 @@ def palette_people() -> Training:
     python launch.py --experiment=palette_people --data.path=palettes.tar.xz
 
     It starts from the run of `palette_covering` in `runs/palette_covering`, which comes first, or
-    from `--pretrained.source=FOLDER`. A minute on two cores.
+    from `--pretrained.source=FOLDER`. A minute on two cores. Over five folds its palettes differ
+    from people's by 11.2 CIEDE2000 in the mean, those of k-means in CIELAB by 11.9.
     """
     return dataclasses.replace(
         HEAD,
