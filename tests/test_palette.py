@@ -223,6 +223,10 @@ def test_the_loss_of_the_pixels_is_that_of_the_images_that_were_changed():
 def test_what_cannot_be_trained_says_so(tmp_path):
     with pytest.raises(UsageError, match=r"needs --task\.target=kmeans"):
         Palette(matching="transport").check()
+    with pytest.raises(UsageError, match="must be 1 or more"):
+        Palette(power=0.5).check()
+    with pytest.raises(UsageError, match=r"needs --task\.target=pixels"):
+        Palette(power=2.0, target="people").check()
     with pytest.raises(UserError, match="no palettes that people made"):
         Palette(target="people").check_data(Synthetic(heads=(), classes=()).load())
     with pytest.raises(UserError, match="1 channels"):

@@ -63,7 +63,9 @@ class Palette(Task):
         if self.power < 1:
             raise UsageError(f"--task.power is {self.power:g}: must be 1 or more")
         if self.power != 1 and self.target != "pixels":
-            raise UsageError("--task.power is of differences to pixels: it needs target=pixels")
+            raise UsageError(
+                "--task.power is of differences to pixels: it needs --task.target=pixels"
+            )
         if self.matching != "nearest" and self.target == "pixels":
             raise UsageError(
                 "--task.matching=transport compares palettes: it needs --task.target=kmeans or "
