@@ -124,7 +124,10 @@ def launch(words: list[str]) -> None:
         workdir = Path("runs") / f"{experiment.name}-{config_hash(experiment)}"
     if said and FLAGS.mode in (None, "train"):
         print(said, flush=True)
-    run(experiment, workdir, mode, FLAGS.input, profile=FLAGS.profile)
+    from cnn_research.mesh import joined
+
+    with joined():
+        run(experiment, workdir, mode, FLAGS.input, profile=FLAGS.profile)
 
 
 def saved_experiment(workdir: Path | None) -> Experiment | None:

@@ -74,6 +74,7 @@ def estimate(
     arguments: tuple[Any, ...],
     steps: int,
     evaluations: int,
+    check: Callable[[], None],
 ) -> Estimate:
     """Tries a few steps and a batch of an evaluation, which compiles both, and reckons from there.
 
@@ -87,10 +88,12 @@ def estimate(
         arguments: between the state and the count.
         steps: that are left, one at least.
         evaluations: on the validation split, that are left.
+        check: called now and then; what it raises ends this.
     """
     count = min(steps, ops.current_formulation().steps_per_dispatch)
     tried = jax.tree.map(jnp.copy, state)
     needed = train.lower(tried, *arguments, count).compile().memory_analysis()  # type: ignore[attr-defined]
+    check()
     free = available_memory()
     if jax.default_backend() == "cpu" and needed and needed.temp_size_in_bytes > free:
         logging.warning(
@@ -101,6 +104,7 @@ def estimate(
 
     def seconds_of(dispatches: int) -> float:
         nonlocal tried
+        check()
         started = time.monotonic()
         for _ in range(dispatches):
             tried, metrics = train(tried, *arguments, count)
@@ -120,6 +124,7 @@ def estimate(
         part = splits[next(iter(evaluated))]
         part = part.take(np.arange(min(len(part), evaluator.batch_size)))
         evaluator(state.variables(), part)  # compiles
+        check()
         started = time.monotonic()
         evaluator(state.variables(), part)
         batch = time.monotonic() - started

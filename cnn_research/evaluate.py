@@ -212,14 +212,15 @@ def evaluate(experiment: Training, workdir: Path) -> Result:
         UserError: the folder holds no run, or no good checkpoint.
     """
     check_run(workdir)
-    with folders.claimed(workdir):
+    first = jax.process_index() == 0
+    with folders.claimed(workdir, enabled=first):
         # Other data, or the same split otherwise, may be what the model was trained on.
         folders.check_same(experiment, workdir, ("evaluation", "selection.report"))
         experiment, dataset, state = trained(experiment, workdir)
         model, splits = inputs(experiment, state, dataset)
         evaluator = Evaluator(experiment, model, data_mesh())
         last = max((row["step"] for row in read_metrics(workdir)), default=0)
-        with MetricsWriter(workdir, restored_step=last) as writer:
+        with MetricsWriter(workdir, restored_step=last, enabled=first) as writer:
             return report(experiment, workdir, dataset, splits, state, evaluator, writer)
 
 

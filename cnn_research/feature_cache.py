@@ -17,6 +17,7 @@ from cnn_research.data import cache
 from cnn_research.data.dataset import Split
 from cnn_research.errors import UsageError
 from cnn_research.experiment import did_you_mean
+from cnn_research.interruption import poll
 
 BATCH = 32
 """Images in one forward pass of the backbone."""
@@ -221,6 +222,7 @@ def _compute(
     partial = file.with_suffix(".partial")
     stored = None
     for start in range(0, len(where), BATCH):
+        poll()
         part = where[start : start + BATCH]
         images = np.stack([splits[split].images[index] for split, index in part])
         padded = np.concatenate([images, np.repeat(images[-1:], BATCH - len(part), axis=0)])

@@ -44,7 +44,14 @@ from cnn_research.evaluate import (
 from cnn_research.experiment import Result, registry, to_dict
 from cnn_research.feature_cache import one_view
 from cnn_research.interruption import Interruption
-from cnn_research.mesh import agreed, batch_sharded, check_divides, data_mesh, replicated
+from cnn_research.mesh import (
+    agreed,
+    batch_sharded,
+    check_divides,
+    data_mesh,
+    largest,
+    replicated,
+)
 from cnn_research.pretrained import Loaded, load_pretrained
 from cnn_research.profiling import Trace
 from cnn_research.progress import Progress
@@ -123,14 +130,13 @@ def train(
     if experiment.keep_memory:
         ops.keep_freed_memory()  # before the next line starts JAX's threads
     first = jax.process_index() == 0
-    # One process of several cannot stop alone: the others would wait for it.
-    interruptible = jax.process_count() == 1
     with (
         folders.claimed(workdir, enabled=first and not dry),
-        Interruption(enabled=interruptible) as interruption,
+        Interruption(largest if jax.process_count() > 1 else None) as interruption,
     ):
         folders.check_same(experiment, workdir, experiment.resumable_fields)
-        dataset = experiment.data.load()
+        with interruption.preparation():
+            dataset = experiment.data.load()
         check_data(experiment, dataset)
         mesh = data_mesh()
         check_divides(mesh, experiment.batch_size)
@@ -208,7 +214,8 @@ def _train(
         progress.say(f"Going on from the checkpoint of step {restored:,}{complete}.")
     if weights is not None:
         progress.say(f"Pretrained: {weights}.")
-    model, splits = inputs(experiment, state, dataset, progress.say)
+    with interruption.preparation():
+        model, splits = inputs(experiment, state, dataset, progress.say)
     evaluator = Evaluator(experiment, model, mesh)
     train, validation = splits["train"], splits.get("validation")
     balanced = experiment.sampling == "balanced"
@@ -232,6 +239,7 @@ def _train(
         expected = estimate(
             experiment, dataset.image_shape, splits, evaluator, state, steps_in(phase),
             (arrays, seed), last_step - step, evaluations_after(step, due_after, last_step),
+            interruption.check,
         )  # fmt: skip
         progress.say(str(expected))
     if dry:

@@ -199,6 +199,7 @@ def test_no_launcher_flag_is_named_like_a_field():
 
 LAYERS = (
     {"errors"},
+    {"interruption"},
     {"experiment", "random"},
     {"ops"},
     {"models", "data"},
@@ -209,7 +210,7 @@ LAYERS = (
     {"transfer"},
     {"feature_cache", "features"},
     {"training"},
-    {"state", "mesh", "interruption", "progress", "profiling"},
+    {"state", "mesh", "progress", "profiling"},
     {"checkpoint", "workdir", "writers"},
     {"report", "dashboard"},
     {"evaluate"},

@@ -34,6 +34,7 @@ from cnn_research.data.dataset import UNSEEN
 from cnn_research.data.images import BadImage, Plan, Record, decode, encode, resized, turned
 from cnn_research.data.splits import Examples
 from cnn_research.errors import UserError
+from cnn_research.interruption import poll
 
 CHUNK = 1024
 POOL_CHUNK = 256
@@ -199,6 +200,7 @@ with tfds.core.registered.skip_registration():
             progress = tqdm(total=len(records), desc=f"preparing {split}", disable=None)
             with ThreadPoolExecutor() as pool:  # Pillow decodes and resizes outside of the lock
                 for start in range(0, len(records), POOL_CHUNK):
+                    poll()
                     chunk = records[start : start + POOL_CHUNK]
                     for offset, (record, image) in enumerate(
                         zip(chunk, pool.map(self._encoded, chunk), strict=True)
@@ -486,6 +488,7 @@ def _records(
     chosen = range(len(records)) if indices is None else indices
     with tqdm(total=len(chosen), desc=f"reading {split}", disable=None) as progress:
         for start in range(0, len(chosen), CHUNK):
+            poll()
             part = list(chosen[start : start + CHUNK])
             yield from zip(part, records.__getitems__(part), strict=True)
             progress.update(len(part))

@@ -17,6 +17,7 @@ from absl import logging
 from cnn_research.data.dataset import Dataset, Split
 from cnn_research.data.splits import Examples
 from cnn_research.errors import UserError
+from cnn_research.interruption import poll
 
 FORMAT = 1
 """Raised when what is written changes, so that older folders are built again."""
@@ -113,6 +114,7 @@ def write(
                 shape=(len(chosen), *examples.images.shape[1:]),
             )
             for start in range(0, len(chosen), CHUNK):
+                poll()
                 part = slice(start, start + CHUNK)
                 images[part] = examples.images[chosen[part]]
             images.flush()

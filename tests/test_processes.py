@@ -1,0 +1,128 @@
+"""Several processes as one program: as `srun` starts them, and stopped together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.results import last_checkpoint, rows_of
+from cnn_research import interruption
+from cnn_research.data.sources import Digits
+from cnn_research.errors import Interrupted
+from cnn_research.evaluate import Evaluator
+from cnn_research.experiment import lookup, run
+from cnn_research.interruption import Interruption
+
+ROOT = Path(__file__).resolve().parent.parent
+LIMIT = 150
+"""Seconds; processes on a busy machine take long to begin."""
+
+
+def started(words, said, tasks=2, devices=2):
+    """The processes of `launch.py`, in the environment that `srun --ntasks=2` gives to each."""
+    children = []
+    for rank in range(tasks):
+        step = {
+            "SLURM_JOB_ID": str(os.getpid()),  # of which JAX makes the coordinator's port
+            "SLURM_STEP_NODELIST": "127.0.0.1",
+            "SLURM_STEP_NUM_NODES": "1",
+            "SLURM_STEP_NUM_TASKS": str(tasks),
+            "SLURM_NTASKS": str(tasks),
+            "SLURM_PROCID": str(rank),
+            "SLURM_LOCALID": str(rank),
+            "JAX_NUM_CPU_DEVICES": str(devices),
+        }
+        with said.with_suffix(f".{rank}").open("wb") as out:
+            command = [sys.executable, "launch.py", *words]
+            environment = {**os.environ, **step}
+            children.append(
+                subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=out)
+            )
+    return children
+
+
+def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path):
+    workdir, said = tmp_path / "run", tmp_path / "said"
+    words = ["--experiment=digits_mlp", "--model.dense", "8", "--batch-size=64", "--epochs=4000"]
+    children = started([*words, f"--workdir={workdir}"], said)
+    try:
+        end = time.monotonic() + LIMIT
+        while b"epoch 1/" not in said.with_suffix(".0").read_bytes() and time.monotonic() < end:
+            assert all(child.poll() is None for child in children)
+            time.sleep(0.1)
+        children[1].send_signal(signal.SIGTERM)
+        assert [child.wait(LIMIT) for child in children] == [75, 75]
+    finally:
+        for child in children:
+            child.kill()
+    last = {said.with_suffix(f".{rank}").read_text().splitlines()[-1] for rank in (0, 1)}
+    experiment, state, step = last_checkpoint(workdir)
+    assert last == {
+        f"error: stopped by SIGTERM: step {step:,} is saved in {workdir}; "
+        "the same command goes on from there"
+    }
+    # On one device here, what four of two processes have saved; every row is there once.
+    assert int(state.step) == step >= 19
+    assert all(np.isfinite(leaf).all() for leaf in state.params["Dense_0"].values())
+    assert sum(row["count"] for row in rows_of(workdir, "train")) == step * experiment.batch_size
+
+
+# Agreement ---------------------------------------------------------------------------------------
+
+
+def test_all_processes_stop_where_the_first_to_know_stops():
+    """Each answers what came of the question before, so that nobody waits for an answer."""
+    others = [0, 0, signal.SIGUSR1, signal.SIGUSR1]
+    asked = Interruption(lambda value: max(value, others.pop(0)))
+    assert [bool(asked) for _ in range(4)] == [False, False, False, True]
+    assert bool(asked) and not others, "what is agreed on is not asked again"
+    assert asked.error("saved").exit_code == 75
+
+
+def test_a_check_waits_for_the_others():
+    asked = Interruption(lambda value: max(value, signal.SIGINT))
+    with pytest.raises(Interrupted, match="stopped by SIGINT: training had not begun") as stopped:
+        asked.check()
+    assert stopped.value.exit_code == 130
+
+
+def test_a_process_that_stops_alone_in_its_preparation_tells_the_others():
+    told = []
+
+    def largest(value):
+        told.append(value)
+        return value
+
+    with pytest.raises(Interrupted, match="stopped by SIGUSR1"):  # noqa: SIM117
+        with Interruption(largest) as asked, asked.preparation():
+            interruption.poll()
+            signal.raise_signal(signal.SIGUSR1)
+            interruption.poll()
+            raise AssertionError("poll raises")
+    assert told[0] == signal.SIGUSR1
+    interruption.poll()  # of no run: nothing to stop
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"), [(Digits, "load"), (Evaluator, "__call__")], ids=["data", "estimate"]
+)
+def test_a_signal_before_the_first_step_ends_the_run(kind, method, tmp_path, monkeypatch):
+    """While data is prepared, and while a batch of an evaluation is tried."""
+    original = getattr(kind, method)
+
+    def asked(*arguments, **options):
+        signal.raise_signal(signal.SIGTERM)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(kind, method, asked)
+    with pytest.raises(Interrupted, match="training had not begun") as stopped:
+        run(lookup("digits_mlp").experiment().test_sized(), tmp_path)
+    assert stopped.value.exit_code == 75
+    assert not (tmp_path / "metrics.jsonl").exists()
