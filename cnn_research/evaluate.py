@@ -24,7 +24,7 @@ from cnn_research.errors import UsageError, UserError
 from cnn_research.experiment import Result, from_dict
 from cnn_research.feature_cache import FromFeatures, before, cached_features
 from cnn_research.features import last_features
-from cnn_research.mesh import batch_sharded, data_mesh, replicated
+from cnn_research.mesh import batch_sharded, data_mesh, replicated, state_shardings
 from cnn_research.ops.views import cut
 from cnn_research.report import write_report
 from cnn_research.state import TrainState, init_state
@@ -388,8 +388,10 @@ def abstract_state(
         ),
         jax.random.key(0),
     )
-    on = replicated(mesh)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on), shapes)
+    where = state_shardings(mesh, shapes, sharded=experiment.shard_parameters)
+    return jax.tree.map(
+        lambda x, on: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on), shapes, where
+    )
 
 
 def report(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,6 +17,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cnn_research.errors import Interrupted, UsageError, UserError, one_line
+
+LEAST_SHARDED = 2**14
+"""Numbers in an array, below which dividing it among devices gains nothing."""
 
 SILENCE_SECONDS = 30
 """A process that has not been heard of for so long is gone, and the others end, too."""
@@ -63,13 +68,34 @@ def batch_sharded(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P("data"))
 
 
-def check_divides(mesh: Mesh, batch_size: int) -> None:
-    """Raises `UsageError` for a batch that cannot be split evenly over the devices."""
+def state_shardings(mesh: Mesh, state: Any, *, sharded: bool) -> Any:
+    """Where each array of a state is.
+
+    Args:
+        mesh: of the devices.
+        state: a tree of arrays, or of anything with a shape.
+        sharded: divide what has `LEAST_SHARDED` numbers or more among the devices, along the
+            largest axis that their number divides; all else, every device holds.
+    """
+
+    def of(leaf: Any) -> NamedSharding:
+        axes = [axis for axis, size in enumerate(leaf.shape) if size % mesh.size == 0]
+        if not (sharded and axes) or math.prod(leaf.shape) < LEAST_SHARDED:
+            return replicated(mesh)
+        divided = max(axes, key=lambda axis: leaf.shape[axis])
+        return NamedSharding(mesh, P(*[None] * divided, "data"))
+
+    return jax.tree.map(of, state)
+
+
+def check_divides(mesh: Mesh, batch_size: int, parts: int) -> None:
+    """Raises `UsageError` for a batch whose parts cannot be split evenly over the devices."""
     devices = mesh.size
-    if batch_size % devices:
+    if batch_size % (devices * parts):
+        each = f" in each of {parts} parts" * (parts > 1)
         raise UsageError(
-            f"--batch-size is {batch_size}, which {devices} devices cannot share evenly: "
-            f"take a multiple of {devices}"
+            f"--batch-size is {batch_size}, which {devices} devices cannot share evenly{each}: "
+            f"take a multiple of {devices * parts}"
         )
 
 

@@ -51,6 +51,7 @@ from cnn_research.mesh import (
     data_mesh,
     largest,
     replicated,
+    state_shardings,
 )
 from cnn_research.pretrained import Loaded, load_pretrained
 from cnn_research.profiling import Trace
@@ -139,7 +140,7 @@ def train(
             dataset = experiment.data.load()
         check_data(experiment, dataset)
         mesh = data_mesh()
-        check_divides(mesh, experiment.batch_size)
+        check_divides(mesh, experiment.batch_size, experiment.accumulate)
         with jax.set_mesh(mesh):
             return _train(experiment, workdir, dataset, mesh, interruption, dry, profile)
 
@@ -175,9 +176,9 @@ def _train(
         if count := getattr(experiment.model, "init_images", 0):
             images = scaled(jnp.asarray(dataset.splits["train"].images[:count]), experiment)
             params = experiment.model.with_images(state.params, images)
-            state = with_variables(state, {"params": params, **state.model_state}, mesh)
+            state = with_variables(state, {"params": params, **state.model_state})
         if experiment.pretrained.source:
-            state, weights = with_pretrained(experiment, state, mesh)
+            state, weights = with_pretrained(experiment, state)
     else:
         like = abstract_state(experiment, dataset.image_shape, mesh)
         state, values = checkpoint.restore(saved, restored, like)
@@ -224,11 +225,14 @@ def _train(
         Arrays(train.images, dict(train.labels), classes, dataset.window), replicated(mesh)
     )
 
+    where = shardings_of(state)
+
     @functools.cache
     def steps_in(phase: float):
         optimizer = transfer.optimizer(experiment.optimizer, last_step, step_of, phase)
-        return make_steps(experiment, model, optimizer, examples, mesh, phase)
+        return make_steps(experiment, model, optimizer, examples, mesh, phase, where)
 
+    whole = functools.partial(jax.device_put, device=replicated(mesh))
     seed = jax.device_put(jnp.uint32(experiment.seed), replicated(mesh))
     step, patience = int(state.step), experiment.selection.patience
     due_after = functools.partial(
@@ -259,7 +263,8 @@ def _train(
         Trace(workdir, step, enabled=profile and first) as trace,
     ):
         window = Window(experiment, examples, last_step, writer, progress)
-        histograms = Histograms(writer, state.params if step == decisions.evaluated else None)
+        known = step == decisions.evaluated
+        histograms = Histograms(writer, whole(state.params) if known else None)
         if step == 0 and not transfer.cache_after:
             show_training_images(writer, first_images(experiment, examples, mesh, arrays, seed))
 
@@ -284,7 +289,7 @@ def _train(
                         raise not_finite("validation loss", figures["loss"], step)
                     writer.write(step, "validation", figures, epoch=window.epoch(step))
                     decide(experiment, decisions, figures)
-                histograms.write(step, state.params)
+                histograms.write(step, whole(state.params))
                 decisions.evaluated = step
                 window.say_epoch(step, figures)
                 save(figures)
@@ -340,27 +345,34 @@ def initial_state(
         image_shape=dataset.image_shape,
         ema=bool(experiment.optimizer.ema_decay),
     )
-    return jax.jit(init, out_shardings=replicated(mesh))(stream_key(experiment.seed, "init"))
+    key = stream_key(experiment.seed, "init")
+    shapes = jax.eval_shape(init, key)
+    where = state_shardings(mesh, shapes, sharded=experiment.shard_parameters)
+    return jax.jit(init, out_shardings=where)(key)
 
 
-def with_pretrained(
-    experiment: Training, state: TrainState, mesh: Mesh
-) -> tuple[TrainState, Loaded]:
+def with_pretrained(experiment: Training, state: TrainState) -> tuple[TrainState, Loaded]:
     """The initial state with weights of a file or of a run in it, and what became of them."""
     variables = {"params": state.params, **state.model_state}
     folder = Path(experiment.pretrained.source)
     weights = weights_of_run(folder) if folder.is_dir() else None
     variables, loaded = load_pretrained(experiment.model, variables, experiment.pretrained, weights)
-    return with_variables(state, variables, mesh), loaded
+    return with_variables(state, variables), loaded
 
 
-def with_variables(state: TrainState, variables: Mapping[str, Any], mesh: Mesh) -> TrainState:
+def with_variables(state: TrainState, variables: Mapping[str, Any]) -> TrainState:
     """A state before the first step that starts from these variables, averages included."""
     # Averages are copies, because donated buffers must not be shared.
     ema = jax.tree.map(np.array, dict(variables)) if state.ema else {}
     rest = {name: value for name, value in variables.items() if name != "params"}
+    where = shardings_of(state)
     state = dataclasses.replace(state, params=variables["params"], model_state=rest, ema=ema)
-    return jax.device_put(state, replicated(mesh))
+    return jax.device_put(state, where)
+
+
+def shardings_of(state: TrainState) -> Any:
+    """Where each of its arrays is."""
+    return jax.tree.map(lambda leaf: leaf.sharding, state)
 
 
 def make_steps(
@@ -370,16 +382,21 @@ def make_steps(
     examples: int,
     mesh: Mesh,
     phase: float = 0.0,
+    where: Any = None,
 ) -> Callable[[TrainState, Arrays, jax.Array, int], tuple[TrainState, dict[str, jax.Array]]]:
     """The jitted `(state, arrays, seed, count) -> (state, metrics)`, which does `count` steps.
 
-    The state's buffers are donated. Metrics are (sum, count), float32 `[count, 2]` each.
+    The state's buffers are donated. Metrics are (sum, count), float32 `[count, 2]` each. `where`
+    has the shardings of the state's arrays; None: every device holds all of them.
     """
     frozen = experiment.transfer.frozen(phase)
     step = functools.partial(train_step, experiment, model, optimizer, examples, mesh, frozen)
 
     @functools.partial(
-        jax.jit, static_argnames="count", donate_argnums=0, out_shardings=replicated(mesh)
+        jax.jit,
+        static_argnames="count",
+        donate_argnums=0,
+        out_shardings=(where or replicated(mesh), replicated(mesh)),
     )
     def steps(state, arrays, seed, count):
         if count == 1:
@@ -419,39 +436,77 @@ def train_step(
     """
     images, targets = batch(experiment, examples, mesh, arrays, seed, state.step)
     dropout = jax.random.fold_in(stream_key(seed, "dropout"), state.step)
+    task, parts = experiment.fitted_task, experiment.accumulate
 
-    def summed(function, outputs):
+    def summed(function, outputs, targets):
         """(sum, count) of each metric or term, over all targets."""
         each = [function(outputs, labels, share) for labels, share in targets]
-        return jax.tree.map(lambda *parts: sum(parts), *each)
+        return jax.tree.map(lambda *terms: sum(terms), *each)
 
-    def objective(params):
-        params = stopped(frozen, params)
+    def apply(params, model_state, images, dropout):
         with frozen_statistics(frozen):
-            logits, model_state = model.apply(
-                {"params": params, **state.model_state},
+            return model.apply(
+                {"params": params, **model_state},
                 images,
                 train=True,
-                mutable=[*state.model_state, "auxiliary"],
+                mutable=[*model_state, "auxiliary"],
                 rngs={"dropout": dropout},
             )
+
+    def objective(params, model_state, images, targets, dropout, counts=None):
+        """Of the batch; or a part's share in it, where `counts` has the batch's of all terms."""
+        params = stopped(frozen, params)
+        logits, model_state = apply(params, model_state, images, dropout)
         # What a model's auxiliary heads say in training: (weight, logits) each.
         auxiliary = jax.tree.leaves(model_state.pop("auxiliary", {}), is_leaf=_is_head)
-        penalty = experiment.penalty(params) if experiment.penalty else jnp.float32(0)
+        penalty = experiment.penalty(params) / parts if experiment.penalty else jnp.float32(0)
         value = penalty
         for weight, said in [(1.0, logits), *auxiliary]:
-            terms = summed(experiment.fitted_task.objective, said)
-            value += weight * experiment.fitted_task.total(
-                {name: total / jnp.maximum(count, 1e-6) for name, (total, count) in terms.items()}
+            terms = summed(task.objective, said, targets)
+            value += weight * task.total(
+                {
+                    name: total / jnp.maximum(counts[name] if counts else count, 1e-6)
+                    for name, (total, count) in terms.items()
+                }
             )
-        sums = dict(summed(experiment.fitted_task.sums, logits))
+        sums = dict(summed(task.sums, logits, targets))
         if experiment.penalty:
-            sums["penalty"] = (penalty, jnp.float32(1))
-        if experiment.penalty or experiment.fitted_task.own_objective or auxiliary:
-            sums["objective"] = (value, jnp.float32(1))
+            sums["penalty"] = (penalty, jnp.float32(1 / parts))
+        if experiment.penalty or task.own_objective or auxiliary:
+            sums["objective"] = (value, jnp.float32(1 / parts))
         return value, (sums, model_state)
 
-    gradients, (sums, model_state) = jax.grad(objective, has_aux=True)(state.params)
+    # Where devices keep shares of the parameters, these are gathered here, once a step.
+    params = jax.lax.with_sharding_constraint(state.params, replicated(mesh))
+    gradient = jax.grad(objective, has_aux=True)
+    if parts == 1:
+        gradients, (sums, model_state) = gradient(
+            params, state.model_state, images, targets, dropout
+        )
+    else:
+        # What a term counts is known from the labels alone.
+        logits, _ = jax.eval_shape(apply, params, state.model_state, images, dropout)
+        terms = summed(task.objective, jnp.zeros(logits.shape, logits.dtype), targets)
+        counts = {name: count for name, (_, count) in terms.items()}
+
+        def add_part(carry, part):
+            total, model_state = carry
+            more, (sums, model_state) = gradient(params, model_state, *part, counts)
+            return (jax.tree.map(jnp.add, total, more), model_state), sums
+
+        # Every part has as many of each device's images.
+        images, targets = jax.tree.map(
+            lambda values: values.reshape(-1, parts, *values.shape[1:]).swapaxes(0, 1),
+            (images, targets),
+        )
+        (gradients, model_state), sums = jax.lax.scan(
+            add_part,
+            (jax.tree.map(jnp.zeros_like, params), state.model_state),
+            (images, targets, jax.random.split(dropout, parts)),
+            # Where loops are slow, steps are not dispatched in one, either.
+            unroll=ops.current_formulation().steps_per_dispatch == 1,
+        )
+        sums = jax.tree.map(lambda values: values.sum(axis=0), sums)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = averaged(experiment.optimizer.ema_decay, state, {"params": params, **model_state})

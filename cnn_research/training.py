@@ -62,7 +62,13 @@ class Training(Experiment):
         "export": "cnn_research.export:export",
     }
     profiled: ClassVar = ("train",)
-    resumable_fields: ClassVar = ("epochs", "log_every", "keep_checkpoints", "keep_memory")
+    resumable_fields: ClassVar = (
+        "epochs",
+        "log_every",
+        "keep_checkpoints",
+        "keep_memory",
+        "shard_parameters",
+    )
 
     data: Any
     """The data set."""
@@ -91,6 +97,12 @@ class Training(Experiment):
     """How often each training example is seen."""
     batch_size: int = 128
     """Training examples in a step, over all devices."""
+    accumulate: int = 1
+    """Go through a batch in so many parts, one after the other, for the memory of one part. Batch
+    norm sees each part by itself, and keeps a running statistic of each."""
+    shard_parameters: bool = False
+    """Each device keeps its share of every large parameter, of its moments and averages, and the
+    others' only while a step needs them (FSDP)."""
     seed: int = 0
     """Of initial parameters, batch order, augmentation and dropout."""
     selection: Selection = Selection()
@@ -117,6 +129,7 @@ class Training(Experiment):
         for name, value in (
             ("epochs", self.epochs),
             ("batch-size", self.batch_size),
+            ("accumulate", self.accumulate),
             ("evaluate-every", self.evaluate_every),
             ("log-every", self.log_every),
             *(("std", value) for value in self.std),
@@ -130,6 +143,11 @@ class Training(Experiment):
             raise UsageError(
                 f"--keep-checkpoints is {self.keep_checkpoints}: must be at least 2, since the "
                 "newest may be cut short when the machine stops"
+            )
+        if self.batch_size % self.accumulate:
+            raise UsageError(
+                f"--accumulate is {self.accumulate}, which does not divide --batch-size="
+                f"{self.batch_size}: take a divisor"
             )
         if self.selection.metric not in self.task.metrics:
             raise UsageError(
@@ -166,6 +184,7 @@ class Training(Experiment):
             pretrained=Pretrained(),
             epochs=1,
             batch_size=8,
+            accumulate=1,
             evaluation=dataclasses.replace(self.evaluation, batch_size=8),
             log_every=1,
         )
