@@ -10,6 +10,7 @@ flags.DEFINE_string("mode", None, "What to do; where none is given, the first th
 flags.DEFINE_string("input", None, "For --mode=predict: a file, a folder, or a pattern of files.")
 flags.DEFINE_bool("dry_run", False, "Say what a run will take, and stop before its first step.")
 flags.DEFINE_bool("profile", False, "Trace a few train steps into WORKDIR/profile/.")
+flags.DEFINE_integer("replicas", None, "Train so many seeds at once, in a folder each.")
 flags.DEFINE_bool("list", False, "List every experiment.")
 
 if __name__ == "__main__":

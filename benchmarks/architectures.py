@@ -114,21 +114,21 @@ def measured(name: str) -> dict[str, Any]:
     train = dataset.splits["train"]
     optimizer = experiment.optimizer.build(STEPS)
     arrays = Arrays(train.images, dict(train.labels))
-    arrays, seed = jax.device_put((arrays, jnp.uint32(0)), replicated(mesh))
+    arrays, seeds = jax.device_put((arrays, (jnp.uint32(0),)), replicated(mesh))
     with jax.set_mesh(mesh):
-        state = initial_state(experiment, found.model, optimizer, dataset, mesh)
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        states = (initial_state(experiment, found.model, optimizer, dataset, mesh),)
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(states[0].params))
         steps = make_steps(experiment, found.model, optimizer, len(train), mesh)
         started = time.perf_counter()
-        step = steps.lower(state, arrays, seed, 1).compile()
+        step = steps.lower(states, arrays, seeds, 1).compile()
         compile_seconds = time.perf_counter() - started
-        state, _ = jax.block_until_ready(step(state, arrays, seed))
+        states, _ = jax.block_until_ready(step(states, arrays, seeds))
         seconds, losses = [], []
         for _ in range(STEPS):
             started = time.perf_counter()
-            state, metrics = jax.block_until_ready(step(state, arrays, seed))
+            states, metrics = jax.block_until_ready(step(states, arrays, seeds))
             seconds.append(time.perf_counter() - started)
-            losses.append(float(metrics["loss"][0, 0] / metrics["loss"][0, 1]))
+            losses.append(float(metrics["loss"][0, 0, 0] / metrics["loss"][0, 0, 1]))
     if not all(map(math.isfinite, losses)):
         raise RuntimeError(f"{name} lost its way: losses {losses}")
     return {

@@ -90,10 +90,10 @@ def main() -> int:
     alone: dict[str, list[float]] = {name: [] for name in augmentations if name != PLAIN}
 
     with jax.set_mesh(mesh):
-        state = initial_state(experiment, model, optimizer, dataset, mesh)
+        states = (initial_state(experiment, model, optimizer, dataset, mesh),)
         arrays = Arrays(train.images, dict(train.labels))
         arrays = jax.device_put(arrays, replicated(mesh))
-        seed = jax.device_put(jnp.uint32(0), replicated(mesh))
+        seeds = jax.device_put((jnp.uint32(0),), replicated(mesh))
         images = jnp.asarray(train.images[:batch])
         epochs = jnp.zeros(batch, jnp.uint32)
         keys = example_keys(stream_key(0, "augmentation"), epochs, jnp.arange(batch))
@@ -113,8 +113,8 @@ def main() -> int:
                 # All train one state in turns: what it holds takes no time.
                 started = time.perf_counter()
                 for _ in range(options.steps):
-                    state, _ = steps[name](state, arrays, seed, 1)
-                jax.block_until_ready(state)
+                    states, _ = steps[name](states, arrays, seeds, 1)
+                jax.block_until_ready(states)
                 seconds = time.perf_counter() - started
                 if turn:  # the first is for compiling
                     times[name].append(1e3 * seconds / options.steps)

@@ -53,17 +53,17 @@ def main() -> int:
         model = experiment.task.bind(experiment.model, dataset)
         optimizer = experiment.optimizer.build(options.steps)
         with jax.set_mesh(mesh):
-            state = initial_state(experiment, model, optimizer, dataset, mesh)
+            states = (initial_state(experiment, model, optimizer, dataset, mesh),)
             arrays = Arrays(train.images, dict(train.labels))
             arrays = jax.device_put(arrays, replicated(mesh))
-            seed = jax.device_put(jnp.uint32(experiment.seed), replicated(mesh))
+            seeds = jax.device_put((jnp.uint32(experiment.seed),), replicated(mesh))
             step = make_steps(experiment, model, optimizer, len(train), mesh)
-            state, _ = step(state, arrays, seed, 1)
-            jax.block_until_ready(state)
+            states, _ = step(states, arrays, seeds, 1)
+            jax.block_until_ready(states)
             started = time.perf_counter()
             for _ in range(options.steps - 1):
-                state, _ = step(state, arrays, seed, 1)
-            jax.block_until_ready(state)
+                states, _ = step(states, arrays, seeds, 1)
+            jax.block_until_ready(states)
             seconds = time.perf_counter() - started
         return experiment.batch_size * (options.steps - 1) / seconds
 

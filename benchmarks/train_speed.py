@@ -103,18 +103,18 @@ def runner_trainer(name: str) -> tuple[Callable[[Any, Any], tuple[Any, Any]], An
     model = experiment.model
     optimizer = experiment.optimizer.build(1_000_000)
     arrays = Arrays(train.images, dict(train.labels), window=dataset.window)
-    arrays, seed = jax.device_put((arrays, jnp.uint32(0)), replicated(mesh))
+    arrays, seeds = jax.device_put((arrays, (jnp.uint32(0),)), replicated(mesh))
     with jax.set_mesh(mesh):
-        state = initial_state(experiment, model, optimizer, dataset, mesh)
+        states = (initial_state(experiment, model, optimizer, dataset, mesh),)
     examples = len(train) * dataset.windows
     steps = make_steps(experiment, model, optimizer, examples, mesh)
 
-    def step(state, arrays):
+    def step(states, arrays):
         with jax.set_mesh(mesh):
-            state, metrics = steps(state, arrays, seed, 1)
-        return state, sum(metrics[loss] for loss in metrics if loss.split()[-1] == "loss")
+            states, metrics = steps(states, arrays, seeds, 1)
+        return states, sum(metrics[loss] for loss in metrics if loss.split()[-1] == "loss")
 
-    return step, state, arrays
+    return step, states, arrays
 
 
 def clusters_of_noise(case: Case) -> Any:
@@ -220,7 +220,7 @@ def jax_runner(name: str) -> tuple[Callable[[int], float], int]:
 
     if name in EXPERIMENTS:
         step, state, batch = runner_trainer(name)
-        params = state.params
+        params = state[0].params
     else:
         step, state, batch = jax_trainer(name)
         params = state[0]
@@ -232,7 +232,7 @@ def jax_runner(name: str) -> tuple[Callable[[int], float], int]:
             state, loss = step(state, batch)
         jax.block_until_ready(state)
         # The runner's metrics are (sum, count) pairs.
-        return float(loss) if loss.ndim == 0 else float(loss[-1, 0] / loss[-1, 1])
+        return float(loss) if loss.ndim == 0 else float(loss[-1, 0, 0] / loss[-1, 0, 1])
 
     return run, parameters
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import shutil
 import threading
@@ -151,16 +152,35 @@ class Checkpoints:
             self._manager.close()
 
 
-def newest(folder: Path, *, repair: bool = False) -> int | None:
+def newest_of_all(folders: Sequence[Path], *, repair: bool = False) -> int | None:
+    """The newest step with a good checkpoint in each of the folders, or None.
+
+    Args:
+        folders: of runs that are trained at once; one was perhaps saved and another not.
+        repair: as in `newest`; later checkpoints do not count, either.
+    """
+    latest: float = math.inf
+    while True:
+        found = [newest(folder, repair=repair, latest=latest) for folder in folders]
+        steps = [-1 if step is None else step for step in found]
+        if min(steps) == max(steps):
+            return found[0]
+        latest = min(steps)
+
+
+def newest(folder: Path, *, repair: bool = False, latest: float = math.inf) -> int | None:
     """The step of the newest good checkpoint, or None; a damaged one is named and passed over.
 
     Args:
         folder: of the run's checkpoints.
         repair: set what does not count aside, so that its step can be saved again: for the
             process that writes to the folder, before it opens it.
+        latest: the last step that counts.
     """
     for step in sorted(steps_in(folder), reverse=True):
         fault = damage(folder / str(step))
+        if step > latest:
+            fault = "the runs that it was trained with have none of this step"
         if fault is None:
             return step
         logging.warning("Checkpoint %s is passed over: %s.", folder / str(step), fault)

@@ -41,11 +41,21 @@ usage: python launch.py --experiment=NAME [--workdir=FOLDER] [--mode=MODE] [--FI
   --mode=export              the network as files that need JAX alone, from the workdir alone
   --mode=predict --input=IMAGES   what the run says about a file, a folder or 'a/pattern/*.jpg'
   --profile                  trace a few train steps into WORKDIR/profile/
+  --replicas=N               N seeds at once, from --seed on, in WORKDIR/seed-0, ...; mean and std
   --FIELD=VALUE              override a field by its path: --optimizer.learning-rate=3e-4 --seed=1
   --model=NAME               another network, whose fields follow: `python -m cnn_research.models`
 """
 
-LAUNCHER_FLAGS = ("experiment", "workdir", "mode", "input", "dry-run", "profile", "list")
+LAUNCHER_FLAGS = (
+    "experiment",
+    "workdir",
+    "mode",
+    "input",
+    "dry-run",
+    "profile",
+    "replicas",
+    "list",
+)
 
 _HELP = ("--help", "-h", "-help", "-?")
 
@@ -121,13 +131,21 @@ def launch(words: list[str]) -> None:
         )
     experiment.check()
     if workdir is None:
-        workdir = Path("runs") / f"{experiment.name}-{config_hash(experiment)}"
+        replicas = f"-replicas{FLAGS.replicas}" if FLAGS.replicas else ""
+        workdir = Path("runs") / f"{experiment.name}-{config_hash(experiment)}{replicas}"
     if said and FLAGS.mode in (None, "train"):
         print(said, flush=True)
     from cnn_research.mesh import joined
 
     with joined():
-        run(experiment, workdir, mode, FLAGS.input, profile=FLAGS.profile)
+        run(
+            experiment,
+            workdir,
+            mode,
+            FLAGS.input,
+            profile=FLAGS.profile,
+            replicas=FLAGS.replicas,
+        )
 
 
 def saved_experiment(workdir: Path | None) -> Experiment | None:

@@ -7,7 +7,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -69,8 +69,8 @@ def estimate(
     image_shape: tuple[int, int, int],
     splits: Mapping[str, Split],
     evaluator: Evaluator,
-    state: TrainState,
-    train: Callable[..., tuple[TrainState, Any]],
+    states: Sequence[TrainState],
+    train: Callable[..., tuple[Any, Any]],
     arguments: tuple[Any, ...],
     steps: int,
     evaluations: int,
@@ -83,15 +83,15 @@ def estimate(
         image_shape: `(height, width, channels)` of what the network takes.
         splits: what is trained and evaluated on.
         evaluator: of the model.
-        state: from which training goes on; not changed.
-        train: the jitted `(state, *arguments, count) -> (state, metrics)`, the state donated.
-        arguments: between the state and the count.
+        states: from which training goes on, of all that are trained at once; not changed.
+        train: the jitted `(states, *arguments, count) -> (states, metrics)`, the states donated.
+        arguments: between the states and the count.
         steps: that are left, one at least.
         evaluations: on the validation split, that are left.
         check: called now and then; what it raises ends this.
     """
     count = min(steps, ops.current_formulation().steps_per_dispatch)
-    tried = jax.tree.map(jnp.copy, state)
+    tried = jax.tree.map(jnp.copy, states)
     needed = train.lower(tried, *arguments, count).compile().memory_analysis()  # type: ignore[attr-defined]
     check()
     free = available_memory()
@@ -123,20 +123,24 @@ def estimate(
     if evaluated:
         part = splits[next(iter(evaluated))]
         part = part.take(np.arange(min(len(part), evaluator.batch_size)))
-        evaluator(state.variables(), part)  # compiles
+        evaluator(states[0].variables(), part)  # compiles
         check()
         started = time.monotonic()
-        evaluator(state.variables(), part)
+        evaluator(states[0].variables(), part)
         batch = time.monotonic() - started
         examples = evaluations * evaluated.get("validation", 0) + sum(evaluated.values())
-        evaluation = batch * max(evaluations, examples / evaluator.batch_size)
-    saved = 0.1 + sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / SAVED_BYTES_A_SECOND
+        batches = max(evaluations, examples / evaluator.batch_size)
+        evaluation = len(states) * batch * batches
+    saved = 0.1 + sum(leaf.nbytes for leaf in jax.tree.leaves(states)) / SAVED_BYTES_A_SECOND
     memory, where = peak_memory()
     return Estimate(
         flops=cost(experiment.model, image_shape).flops,
         step_seconds=step_seconds,
         evaluation_seconds=evaluation,
-        seconds=steps * step_seconds + evaluation + evaluations * saved + REPORT_SECONDS,
+        seconds=steps * step_seconds
+        + evaluation
+        + evaluations * saved
+        + len(states) * REPORT_SECONDS,
         memory=memory,
         where=where,
     )

@@ -38,11 +38,14 @@ class Experiment:
             it is asked about as a third argument for `predict`. A string, so that reading a config
             does not import what runs it. The first is what is done where none is named.
         profiled: the modes whose function takes `profile=True`, and then traces train steps.
+        replicated: per mode that several seeds at once can be run in, `module:function`, called
+            as `function(experiment, workdir, replicas)`.
         resumable_fields: the fields that may differ between a run and its continuation.
     """
 
     modes: ClassVar[Mapping[str, str]] = {}
     profiled: ClassVar[tuple[str, ...]] = ()
+    replicated: ClassVar[Mapping[str, str]] = {}
     resumable_fields: ClassVar[tuple[str, ...]] = ()
 
     name: Annotated[str, tyro.conf.Suppress] = ""
@@ -63,6 +66,7 @@ def run(
     source: str | None = None,
     *,
     profile: bool = False,
+    replicas: int | None = None,
 ) -> Result:
     """Runs an experiment in a folder; the command line and notebooks call the same function.
 
@@ -73,6 +77,7 @@ def run(
         source: for the mode `predict`, the image, folder or pattern of files that it is asked
             about: `--input` on the command line.
         profile: trace a few train steps; changes nothing of the run.
+        replicas: train so many seeds at once, in a folder below `workdir` each; None for one run.
 
     Raises:
         UsageError: the mode is none of this kind's, has no train steps to trace, or the fields
@@ -91,9 +96,15 @@ def run(
             f"--profile traces the steps of one training, and mode '{mode}' of this experiment is "
             "none: leave it out"
         )
+    if replicas is not None and (replicas < 1 or mode not in experiment.replicated):
+        raise UsageError(
+            f"--replicas={replicas}: give a number above 0, and of a training; mode '{mode}' of "
+            f"this experiment {'is one' if mode in experiment.replicated else 'is none'}"
+        )
     experiment.check()
-    module, function = experiment.modes[mode].split(":")
-    arguments = () if source is None else (source,)
+    modes = experiment.modes if replicas is None else experiment.replicated
+    module, function = modes[mode].split(":")
+    arguments = tuple(given for given in (source, replicas) if given is not None)
     options = {"profile": True} if profile else {}
     return getattr(importlib.import_module(module), function)(
         experiment, Path(workdir).absolute(), *arguments, **options

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from cnn_research import checkpoint, ops
 from cnn_research import workdir as folders
@@ -103,6 +105,26 @@ class Decisions:
     """That the run has taken, over all its continuations."""
 
 
+@dataclasses.dataclass
+class Run:
+    """What is trained in one folder.
+
+    Attributes:
+        experiment: as it was asked for.
+        workdir: its folder.
+        decisions: made so far.
+    """
+
+    experiment: Training
+    workdir: Path
+    decisions: Decisions = dataclasses.field(default_factory=Decisions)
+
+    @property
+    def saved(self) -> Path:
+        """The folder of its checkpoints."""
+        return self.workdir / folders.CHECKPOINTS
+
+
 def dry_run(experiment: Training, workdir: Path) -> Result:
     """Says what a training will take, and stops before its first step; writes nothing.
 
@@ -128,84 +150,88 @@ def train(
         UserError: the run failed: data not prepared, a loss that is not finite, a full disk.
         Interrupted: a signal asked the run to stop; it was saved.
     """
+    (result,) = train_together([Run(experiment, workdir)], workdir, dry=dry, profile=profile)
+    return result
+
+
+def train_together(
+    runs: Sequence[Run], workdir: Path, *, dry: bool = False, profile: bool = False
+) -> list[Result]:
+    """Trains in several folders at once, in one program; the arguments are those of `train`.
+
+    Args:
+        runs: what is trained; they differ in seed and folder.
+        workdir: of all of them together.
+        dry: see there.
+        profile: see there.
+    """
+    experiment = runs[0].experiment
     if experiment.keep_memory:
         ops.keep_freed_memory()  # before the next line starts JAX's threads
     first = jax.process_index() == 0
-    with (
-        folders.claimed(workdir, enabled=first and not dry),
-        Interruption(largest if jax.process_count() > 1 else None) as interruption,
-    ):
-        folders.check_same(experiment, workdir, experiment.resumable_fields)
+    with contextlib.ExitStack() as stack:
+        for run in runs:
+            stack.enter_context(folders.claimed(run.workdir, enabled=first and not dry))
+        several = jax.process_count() > 1
+        interruption = stack.enter_context(Interruption(largest if several else None))
+        for run in runs:
+            folders.check_same(run.experiment, run.workdir, experiment.resumable_fields)
         with interruption.preparation():
             dataset = experiment.data.load()
         check_data(experiment, dataset)
         mesh = data_mesh()
         check_divides(mesh, experiment.batch_size, experiment.accumulate)
         with jax.set_mesh(mesh):
-            return _train(experiment, workdir, dataset, mesh, interruption, dry, profile)
+            return _train(runs, workdir, dataset, mesh, interruption, dry, profile)
 
 
 def _train(
-    experiment: Training,
+    runs: Sequence[Run],
     workdir: Path,
     dataset: Dataset,
     mesh: Mesh,
     interruption: Interruption,
     dry: bool,
     profile: bool,
-) -> Result:
+) -> list[Result]:
     started = time.monotonic()
     first = jax.process_index() == 0
+    # They differ in their seeds alone, of which nothing before the train step knows.
+    experiment = bound(runs[0].experiment, dataset)
     # As many as an epoch sees: with copies, or windows cut from it, each image several times.
     per_image = experiment.augmentation.copies * dataset.windows
     examples = len(dataset.splits["train"]) * per_image
     last_step = steps_at(experiment.epochs, experiment.batch_size, examples)
 
     # Init or restore.
-    described, experiment = experiment, bound(experiment, dataset)
     transfer = experiment.transfer
     step_of = functools.partial(steps_at, batch_size=experiment.batch_size, examples=examples)
-    saved = workdir / folders.CHECKPOINTS
-    restored = agreed(checkpoint.newest(saved, repair=not dry) if first else None)
-    decisions, weights = Decisions(), None
+    saved = [run.saved for run in runs]
+    restored = agreed(checkpoint.newest_of_all(saved, repair=not dry) if first else None)
+    weights: Loaded | None = None
+    states: tuple[TrainState, ...] = ()
     if restored is None:
         optimizer = transfer.optimizer(experiment.optimizer, last_step, step_of)
-        state = initial_state(experiment, experiment.model, optimizer, dataset, mesh)
-        described.transfer.check_layers(state.params)
-        transfer.check_learns(state.params)
-        if count := getattr(experiment.model, "init_images", 0):
-            images = scaled(jnp.asarray(dataset.splits["train"].images[:count]), experiment)
-            params = experiment.model.with_images(state.params, images)
-            state = with_variables(state, {"params": params, **state.model_state})
-        if experiment.pretrained.source:
-            state, weights = with_pretrained(experiment, state)
+        for run in runs:
+            seeded = dataclasses.replace(experiment, seed=run.experiment.seed)
+            state, weights = first_state(seeded, optimizer, dataset, mesh)
+            states += (state,)
+        runs[0].experiment.transfer.check_layers(states[0].params)
+        transfer.check_learns(states[0].params)
     else:
         like = abstract_state(experiment, dataset.image_shape, mesh)
-        state, values = checkpoint.restore(saved, restored, like)
-        decisions = Decisions(**values)
-    before = decisions.seconds
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        for run in runs:
+            state, values = checkpoint.restore(run.saved, restored, like)
+            run.decisions = Decisions(**values)
+            states += (state,)
+    before = runs[0].decisions.seconds
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(states[0].params))
     if first and not dry:
-        entry = registry().get(experiment.name)
-        folders.describe(
-            described,
-            workdir,
-            document=entry.document if entry else "-",
-            document_results=dict(entry.document_results) if entry else {},
-            data={"name": dataset.name, **dataset.provenance},
-            devices=[str(device) for device in mesh.devices.flat],
-            parameters=parameters,
-            **({"pretrained": dataclasses.asdict(weights)} if weights else {}),
-        )
-        folders.write_json(
-            workdir / folders.BOUND,
-            {
-                "experiment": to_dict(experiment),
-                "image_shape": dataset.image_shape,
-                "class_names": dataset.class_names,
-            },
-        )
-    progress = Progress(last_step, experiment.batch_size, experiment.epochs, enabled=first)
+        for run in runs:
+            describe(run, experiment, dataset, mesh, parameters, weights)
+    progress = Progress(
+        last_step, experiment.batch_size * len(runs), experiment.epochs, enabled=first
+    )
     progress.say(
         f"{parameters:,} parameters, {examples:,} training images, {last_step:,} steps on "
         f"{mesh.size} {jax.default_backend()} device{'s' * (mesh.size > 1)}; workdir {workdir}"
@@ -216,7 +242,7 @@ def _train(
     if weights is not None:
         progress.say(f"Pretrained: {weights}.")
     with interruption.preparation():
-        model, splits = inputs(experiment, state, dataset, progress.say)
+        model, splits = inputs(experiment, states[0], dataset, progress.say)
     evaluator = Evaluator(experiment, model, mesh)
     train, validation = splits["train"], splits.get("validation")
     balanced = experiment.sampling == "balanced"
@@ -224,8 +250,7 @@ def _train(
     arrays = jax.device_put(
         Arrays(train.images, dict(train.labels), classes, dataset.window), replicated(mesh)
     )
-
-    where = shardings_of(state)
+    where = shardings_of(states)
 
     @functools.cache
     def steps_in(phase: float):
@@ -233,64 +258,92 @@ def _train(
         return make_steps(experiment, model, optimizer, examples, mesh, phase, where)
 
     whole = functools.partial(jax.device_put, device=replicated(mesh))
-    seed = jax.device_put(jnp.uint32(experiment.seed), replicated(mesh))
-    step, patience = int(state.step), experiment.selection.patience
+    seeds = whole(tuple(jnp.uint32(run.experiment.seed) for run in runs))
+    # Of all at once: they are evaluated at the same steps, and only one alone stops early.
+    decisions = runs[0].decisions
+    step, patience = int(states[0].step), experiment.selection.patience
     due_after = functools.partial(
         next_evaluation, experiment, examples=examples, last_step=last_step
     )
     if step < last_step and not (patience and decisions.stale >= patience):
         phase, _ = transfer.phase_at(step, step_of, last_step)
         expected = estimate(
-            experiment, dataset.image_shape, splits, evaluator, state, steps_in(phase),
-            (arrays, seed), last_step - step, evaluations_after(step, due_after, last_step),
+            experiment, dataset.image_shape, splits, evaluator, states, steps_in(phase),
+            (arrays, seeds), last_step - step, evaluations_after(step, due_after, last_step),
             interruption.check,
         )  # fmt: skip
         progress.say(str(expected))
     if dry:
-        return Result(workdir, step, {})
+        return [Result(run.workdir, step, {}) for run in runs]
 
     best = (experiment.selection.metric, experiment.selection.metric == "accuracy")
-    with (
-        MetricsWriter(
-            workdir,
-            restored_step=restored,
-            evaluated_step=decisions.evaluated,
-            enabled=first,
-        ) as writer,
-        checkpoint.Checkpoints(
-            saved, keep=experiment.keep_checkpoints, best=best if validation else None
-        ) as checkpoints,
-        Trace(workdir, step, enabled=profile and first) as trace,
-    ):
-        window = Window(experiment, examples, last_step, writer, progress)
+    with contextlib.ExitStack() as stack:
+        writers = [
+            stack.enter_context(
+                MetricsWriter(
+                    run.workdir,
+                    restored_step=restored,
+                    evaluated_step=run.decisions.evaluated,
+                    enabled=first,
+                )
+            )
+            for run in runs
+        ]
+        checkpoints = [
+            stack.enter_context(
+                checkpoint.Checkpoints(
+                    run.saved, keep=experiment.keep_checkpoints, best=best if validation else None
+                )
+            )
+            for run in runs
+        ]
+        trace = stack.enter_context(Trace(workdir, step, enabled=profile and first))
+        window = Window(experiment, examples, last_step, writers, progress)
         known = step == decisions.evaluated
-        histograms = Histograms(writer, whole(state.params) if known else None)
+        histograms = [
+            Histograms(writer, whole(state.params) if known else None)
+            for writer, state in zip(writers, states, strict=True)
+        ]
         if step == 0 and not transfer.cache_after:
-            show_training_images(writer, first_images(experiment, examples, mesh, arrays, seed))
+            for writer, seed in zip(writers, seeds, strict=True):
+                seen = first_images(experiment, examples, mesh, arrays, seed)
+                show_training_images(writer, seen)
 
-        def save(metrics: Mapping[str, float] | None) -> None:
-            decisions.seconds = before + time.monotonic() - started
-            checkpoints.save(state, dataclasses.asdict(decisions), metrics)
+        def save(figures: Sequence[Mapping[str, float] | None]) -> None:
+            seconds = before + (time.monotonic() - started) / len(runs)
+            for run, kept, state, metrics in zip(runs, checkpoints, states, figures, strict=True):
+                run.decisions.seconds = seconds
+                kept.save(state, dataclasses.asdict(run.decisions), metrics)
+
+        def saved_and_stopped() -> UserError:
+            save([None] * len(runs))
+            for kept in checkpoints:
+                kept.wait()
+            return interruption.error(f"step {step:,} is saved in {workdir}")
 
         # The loop. Each pass evaluates if that is due, or else trains up to where it will be due.
         # In this order: what a stopped evaluation would have decided is decided on the next start.
         while True:
             due = due_after(decisions.evaluated)
             if step >= due and step > decisions.evaluated:
-                figures = None
+                figures: list[dict[str, float] | None] = [None] * len(runs)
                 if validation is not None:
-                    outcome = evaluator(state.variables(), validation, stop=lambda: interruption)
-                    if outcome is None:
-                        save(None)
-                        checkpoints.wait()
-                        raise interruption.error(f"step {step:,} is saved in {workdir}")
-                    figures = experiment.fitted_task.means(outcome[0])
-                    if not math.isfinite(figures["loss"]):
-                        raise not_finite("validation loss", figures["loss"], step)
-                    writer.write(step, "validation", figures, epoch=window.epoch(step))
-                    decide(experiment, decisions, figures)
-                histograms.write(step, whole(state.params))
-                decisions.evaluated = step
+                    for place, state in enumerate(states):
+                        outcome = evaluator(
+                            state.variables(), validation, stop=lambda: interruption
+                        )
+                        if outcome is None:
+                            raise saved_and_stopped()
+                        means = experiment.fitted_task.means(outcome[0])
+                        if not math.isfinite(means["loss"]):
+                            raise not_finite("validation loss", means["loss"], step)
+                        figures[place] = means
+                for place, run in enumerate(runs):
+                    if measured := figures[place]:
+                        writers[place].write(step, "validation", measured, epoch=window.epoch(step))
+                        decide(experiment, run.decisions, measured)
+                    histograms[place].write(step, whole(states[place].params))
+                    run.decisions.evaluated = step
                 window.say_epoch(step, figures)
                 save(figures)
             if patience and decisions.stale >= patience:
@@ -300,34 +353,83 @@ def _train(
                 break
             if interruption:
                 window.flush(step)
-                save(None)
-                checkpoints.wait()
-                raise interruption.error(f"step {step:,} is saved in {workdir}")
+                raise saved_and_stopped()
             due = due_after(decisions.evaluated)
             while step < due and not interruption:
                 phase, until = transfer.phase_at(step, step_of, due)
                 count = min(ops.current_formulation().steps_per_dispatch, until - step)
-                state, metrics = trace(steps_in(phase))(state, arrays, seed, count)
+                states, metrics = trace(steps_in(phase))(states, arrays, seeds, count)
                 step += count
                 window.add(step, metrics)
             window.flush(step)
 
-        checkpoints.wait()
-        if experiment.selection.report == "best":
-            chosen = agreed(reported_step(experiment, workdir) if first else None)
-            assert chosen is not None, "reported_step raises where there is none"
-            like = abstract_state(experiment, dataset.image_shape, mesh)
-            state, _ = checkpoint.restore(saved, chosen, like)
-        if first:
-            seconds = round(before + time.monotonic() - started, 1)
-            facts = folders.read_json(workdir / folders.RUN)
-            folders.write_json(
-                workdir / folders.RUN, facts | {"steps": step, "wall_seconds": seconds}
+        results = []
+        for run, kept, state, writer in zip(runs, checkpoints, states, writers, strict=True):
+            kept.wait()
+            if experiment.selection.report == "best":
+                chosen = agreed(reported_step(experiment, run.workdir) if first else None)
+                assert chosen is not None, "reported_step raises where there is none"
+                like = abstract_state(experiment, dataset.image_shape, mesh)
+                state, _ = checkpoint.restore(run.saved, chosen, like)
+            if first:
+                seconds = round(before + (time.monotonic() - started) / len(runs), 1)
+                facts = folders.read_json(run.workdir / folders.RUN)
+                folders.write_json(
+                    run.workdir / folders.RUN, facts | {"steps": step, "wall_seconds": seconds}
+                )
+            results.append(
+                report(experiment, run.workdir, dataset, splits, state, evaluator, writer)
             )
-        return report(experiment, workdir, dataset, splits, state, evaluator, writer)
+        return results
+
+
+def describe(
+    run: Run,
+    experiment: Training,
+    dataset: Dataset,
+    mesh: Mesh,
+    parameters: int,
+    weights: Loaded | None,
+) -> None:
+    """Writes down what a run is, in its folder; `experiment` is bound to the data."""
+    entry = registry().get(experiment.name)
+    folders.describe(
+        run.experiment,
+        run.workdir,
+        document=entry.document if entry else "-",
+        document_results=dict(entry.document_results) if entry else {},
+        data={"name": dataset.name, **dataset.provenance},
+        devices=[str(device) for device in mesh.devices.flat],
+        parameters=parameters,
+        **({"pretrained": dataclasses.asdict(weights)} if weights else {}),
+    )
+    seeded = dataclasses.replace(experiment, seed=run.experiment.seed)
+    folders.write_json(
+        run.workdir / folders.BOUND,
+        {
+            "experiment": to_dict(seeded),
+            "image_shape": dataset.image_shape,
+            "class_names": dataset.class_names,
+        },
+    )
 
 
 # The train step ----------------------------------------------------------------------------------
+
+
+def first_state(
+    experiment: Training,
+    optimizer: optax.GradientTransformation,
+    dataset: Dataset,
+    mesh: Mesh,
+) -> tuple[TrainState, Loaded | None]:
+    """The state that training starts from, and what it has of pretrained weights."""
+    state = initial_state(experiment, experiment.model, optimizer, dataset, mesh)
+    if count := getattr(experiment.model, "init_images", 0):
+        images = scaled(jnp.asarray(dataset.splits["train"].images[:count]), experiment)
+        params = experiment.model.with_images(state.params, images)
+        state = with_variables(state, {"params": params, **state.model_state})
+    return with_pretrained(experiment, state) if experiment.pretrained.source else (state, None)
 
 
 def initial_state(
@@ -370,7 +472,7 @@ def with_variables(state: TrainState, variables: Mapping[str, Any]) -> TrainStat
     return jax.device_put(state, where)
 
 
-def shardings_of(state: TrainState) -> Any:
+def shardings_of(state: Any) -> Any:
     """Where each of its arrays is."""
     return jax.tree.map(lambda leaf: leaf.sharding, state)
 
@@ -383,14 +485,40 @@ def make_steps(
     mesh: Mesh,
     phase: float = 0.0,
     where: Any = None,
-) -> Callable[[TrainState, Arrays, jax.Array, int], tuple[TrainState, dict[str, jax.Array]]]:
-    """The jitted `(state, arrays, seed, count) -> (state, metrics)`, which does `count` steps.
+) -> Callable[
+    [tuple[TrainState, ...], Arrays, tuple[jax.Array, ...], int],
+    tuple[tuple[TrainState, ...], dict[str, jax.Array]],
+]:
+    """The jitted `(states, arrays, seeds, count) -> (states, metrics)`, which does `count` steps.
 
-    The state's buffers are donated. Metrics are (sum, count), float32 `[count, 2]` each. `where`
-    has the shardings of the state's arrays; None: every device holds all of them.
+    One state with its seed, or several that are trained at once. Their buffers are donated.
+    Metrics are (sum, count), float32 `[count, states, 2]` each. `where` has the shardings of the
+    states' arrays; None: every device holds all of them.
     """
     frozen = experiment.transfer.frozen(phase)
-    step = functools.partial(train_step, experiment, model, optimizer, examples, mesh, frozen)
+    step = functools.partial(train_step, experiment, model, optimizer, examples)
+
+    def in_turn(states, arrays, seeds):
+        """A step of each state, with every batch divided among all devices."""
+        each = [
+            step(mesh, frozen, state, arrays, seed)
+            for state, seed in zip(states, seeds, strict=True)
+        ]
+        return tuple(state for state, _ in each), _stacked([metrics for _, metrics in each])
+
+    def at_once(states, arrays, seeds):
+        """A step of states along a leading axis, which is divided among the devices."""
+        every = jax.vmap(functools.partial(step, None, frozen), in_axes=(0, None, 0))
+        data = P("data")
+        return jax.shard_map(
+            every, mesh=mesh, in_specs=(data, P(), data), out_specs=data, check_vma=False
+        )(states, arrays, seeds)
+
+    def repeated(step, states, arrays, seeds, count):
+        if count == 1:
+            states, metrics = step(states, arrays, seeds)
+            return states, {name: value[None] for name, value in metrics.items()}
+        return jax.lax.scan(lambda states, _: step(states, arrays, seeds), states, None, count)
 
     @functools.partial(
         jax.jit,
@@ -398,13 +526,24 @@ def make_steps(
         donate_argnums=0,
         out_shardings=(where or replicated(mesh), replicated(mesh)),
     )
-    def steps(state, arrays, seed, count):
-        if count == 1:
-            state, metrics = step(state, arrays, seed)
-            return state, {name: value[None] for name, value in metrics.items()}
-        return jax.lax.scan(lambda state, _: step(state, arrays, seed), state, None, count)
+    def steps(states, arrays, seeds, count):
+        how = ops.current_formulation()
+        if len(states) == 1 or len(states) % mesh.size or not how.vmapped_replicas:
+            return repeated(in_turn, states, arrays, seeds, count)
+        # Not measured under vmap.
+        with ops.use_formulation(dataclasses.replace(how, sliced_weight_gradient=False)):
+            after, metrics = repeated(at_once, _stacked(states), arrays, _stacked(seeds), count)
+        return tuple(_one_of(after, place) for place in range(len(states))), metrics
 
     return steps
+
+
+def _stacked(trees: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _one_of(stacked: Any, place: int) -> Any:
+    return jax.tree.map(lambda leaves: leaves[place], stacked)
 
 
 def train_step(
@@ -412,7 +551,7 @@ def train_step(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     examples: int,
-    mesh: Mesh,
+    mesh: Mesh | None,
     frozen: Callable[[str], bool] | None,
     state: TrainState,
     arrays: Arrays,
@@ -425,7 +564,7 @@ def train_step(
         model: bound to the data's classes.
         optimizer: of `experiment`, for its number of steps.
         examples: that an epoch sees.
-        mesh: the batch is split over its axis `data`.
+        mesh: the batch is split over its axis `data`; None: one device has all of it.
         frozen: whether a layer keeps its parameters and statistics, by its path; None: none does.
         state: before the step.
         arrays: the training split.
@@ -477,7 +616,9 @@ def train_step(
         return value, (sums, model_state)
 
     # Where devices keep shares of the parameters, these are gathered here, once a step.
-    params = jax.lax.with_sharding_constraint(state.params, replicated(mesh))
+    params = state.params
+    if mesh is not None:
+        params = jax.lax.with_sharding_constraint(params, replicated(mesh))
     gradient = jax.grad(objective, has_aux=True)
     if parts == 1:
         gradients, (sums, model_state) = gradient(
@@ -523,7 +664,7 @@ def train_step(
 def batch(
     experiment: Training,
     examples: int,
-    mesh: Mesh,
+    mesh: Mesh | None,
     arrays: Arrays,
     seed: jax.Array,
     step: jax.Array,
@@ -552,7 +693,10 @@ def batch(
             images, labels = jax.tree.map(
                 lambda values: windows_of(values, indices, corners, window), (images, labels)
             )
-        return jax.lax.with_sharding_constraint((images, labels, keys), batch_sharded(mesh))
+        found = (images, labels, keys)
+        if mesh is None:
+            return found
+        return jax.lax.with_sharding_constraint(found, batch_sharded(mesh))
 
     def changed(keys, images):
         if experiment.transfer.cache_after:
@@ -610,7 +754,8 @@ def averaged(decay: float, state: TrainState, new: Mapping[str, Any]) -> Any:
 class Window:
     """Collects the metrics of steps, one dispatch behind, so that the device never waits for them.
 
-    Raises `UserError` from any method once a metric is not finite.
+    Of one run or several; on the terminal stand the means over all of them. Raises `UserError`
+    from any method once a metric is not finite.
     """
 
     def __init__(
@@ -618,13 +763,13 @@ class Window:
         experiment: Training,
         examples: int,
         last_step: int,
-        writer: MetricsWriter,
+        writers: Sequence[MetricsWriter],
         progress: Progress,
     ):
         self._experiment = experiment
         self._epoch_steps = examples / experiment.batch_size
         self._rate = experiment.optimizer.learning_rate_at(last_step)
-        self._writer, self._progress = writer, progress
+        self._writers, self._progress = writers, progress
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self._row: dict[str, np.ndarray] = {}
         self._epoch: dict[str, np.ndarray] = {}
@@ -641,16 +786,20 @@ class Window:
             self._fetch(*before)
 
     def flush(self, step: int) -> None:
-        """Fetches what is pending, and writes the row up to `step`."""
+        """Fetches what is pending, and writes the rows up to `step`."""
         if self._pending is not None:
             self._fetch(*self._pending)
             self._pending = None
         self._write(step)
         self._fetched_at = None
 
-    def say_epoch(self, step: int, validation: Mapping[str, float] | None) -> None:
-        """Says what the steps since the last evaluation came to."""
-        self._progress.evaluated(step, self.epoch(step), self._means(self._epoch), validation)
+    def say_epoch(self, step: int, validation: Sequence[Mapping[str, float] | None]) -> None:
+        """Says what the steps since the last evaluation came to; `validation` is of each run."""
+        training = self._means({name: pairs.sum(axis=0) for name, pairs in self._epoch.items()})
+        known = [figures for figures in validation if figures]
+        names = known[0] if known else {}
+        means = {name: float(np.mean([figures[name] for figures in known])) for name in names}
+        self._progress.evaluated(step, self.epoch(step), training, means or None)
         self._epoch = {}
 
     def _fetch(self, step: int, metrics: dict[str, jax.Array]) -> None:
@@ -662,12 +811,13 @@ class Window:
             self._progress.trained(count, now - self._fetched_at)
         self._fetched_at = now
         for name, pairs in values.items():
-            wrong = np.flatnonzero(~np.isfinite(pairs[:, 0]))
+            wrong = np.argwhere(~np.isfinite(pairs[..., 0]))
             if wrong.size:
-                raise not_finite(name, pairs[wrong[0], 0], step - count + 1 + int(wrong[0]))
+                at, run = wrong[0]
+                raise not_finite(name, pairs[at, run, 0], step - count + 1 + int(at))
             self._row[name] = self._row.get(name, 0) + pairs.sum(axis=0)
             self._epoch[name] = self._epoch.get(name, 0) + pairs.sum(axis=0)
-        newest = self._means({name: pairs[-1] for name, pairs in values.items()})
+        newest = self._means({name: pairs[-1].sum(axis=0) for name, pairs in values.items()})
         self._progress.step(step, newest["loss"])
         if step // self._experiment.log_every > (step - count) // self._experiment.log_every:
             self._write(step)
@@ -675,18 +825,21 @@ class Window:
     def _write(self, step: int) -> None:
         if not self._row:
             return
-        self._writer.write(
-            step,
-            "train",
-            {
-                **self._means(self._row),
-                "images_per_second": self._progress.images_per_second,
-                "learning_rate": float(self._rate(step - 1)),
-            },
-            epoch=self.epoch(step),
-            # Of examples; a head may know fewer of their labels.
-            count=round(max(count for _, count in self._row.values())),
-        )
+        speed, rate = self._progress.images_per_second, float(self._rate(step - 1))
+        for place, writer in enumerate(self._writers):
+            row = {name: pairs[place] for name, pairs in self._row.items()}
+            writer.write(
+                step,
+                "train",
+                {
+                    **self._means(row),
+                    "images_per_second": speed / len(self._writers),
+                    "learning_rate": rate,
+                },
+                epoch=self.epoch(step),
+                # Of examples; a head may know fewer of their labels.
+                count=round(max(count for _, count in row.values())),
+            )
         self._row = {}
 
     def _means(self, sums: Mapping[str, np.ndarray]) -> dict[str, float]:

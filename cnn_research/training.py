@@ -62,6 +62,10 @@ class Training(Experiment):
         "export": "cnn_research.export:export",
     }
     profiled: ClassVar = ("train",)
+    replicated: ClassVar = {
+        "train": "cnn_research.replicas:train",
+        "dry-run": "cnn_research.replicas:dry_run",
+    }
     resumable_fields: ClassVar = (
         "epochs",
         "log_every",

@@ -32,3 +32,18 @@ def compiled_once(tmp_path_factory):
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def no_pictures():
+    """Reports without matplotlib, which would take most of the time."""
+    from cnn_research import evaluate
+
+    def page(workdir, **unused):
+        (workdir / "report").mkdir(exist_ok=True)
+        (workdir / "report" / "report.md").write_text("left out")
+        return workdir / "report" / "report.html"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "write_report", page)
+        yield

@@ -53,12 +53,12 @@ def stepped(experiment, labels, steps=3):
     mesh = data_mesh()
     optimizer = experiment.optimizer.build(10)
     with jax.set_mesh(mesh):
-        state = runner.initial_state(experiment, experiment.model, optimizer, dataset, mesh)
+        states = (runner.initial_state(experiment, experiment.model, optimizer, dataset, mesh),)
         step = runner.make_steps(experiment, experiment.model, optimizer, 40, mesh)
         arrays = runner.Arrays(jnp.asarray(dataset.splits["train"].images), {"label": labels})
         for _ in range(steps):
-            state, metrics = step(state, arrays, jnp.uint32(0), 1)
-    return state, metrics
+            states, metrics = step(states, arrays, (jnp.uint32(0),), 1)
+    return states[0], metrics
 
 
 # Parts of a batch --------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ shares = []
 original = runner.make_steps
 
 def make_steps(*arguments):
-    where = arguments[-1]
+    (where,) = arguments[-1]
     shares.append({
         str(jax.tree_util.keystr(path)): repr(sharding.spec).replace('PartitionSpec', 'P')
         for path, sharding in jax.tree_util.tree_leaves_with_path(where)

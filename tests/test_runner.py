@@ -41,6 +41,7 @@ from cnn_research.state import TrainState
 from cnn_research.training import Selection, Training
 from cnn_research.writers import read_metrics
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
 ROOT = Path(__file__).resolve().parent.parent
 
 # 40 examples in batches of 16: an epoch is 2.5 steps, so batches run across epochs. Evaluations
@@ -66,20 +67,6 @@ def tiny(**changes):
 def rated(**changes):
     """TINY with another optimizer, of a constant rate."""
     return tiny(optimizer=Optimizer(**changes))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_pictures():
-    """Reports without matplotlib, which would take most of the time."""
-
-    def page(workdir, **unused):
-        (workdir / "report").mkdir(exist_ok=True)
-        (workdir / "report" / "report.md").write_text("left out")
-        return workdir / "report" / "report.html"
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "write_report", page)
-        yield
 
 
 @pytest.fixture(scope="module")
