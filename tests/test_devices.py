@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import scaling as benchmark
 from benchmarks.results import last_checkpoint, rows_of
-from cnn_research import ops, runner
+from cnn_research import ops, runner, scaling
 from cnn_research.data.sources import Synthetic
 from cnn_research.errors import UsageError
 from cnn_research.evaluate import bound
@@ -184,3 +185,33 @@ def test_what_is_divided_follows_from_shapes_alone():
         "small": whole,
     }
     assert {each.spec for each in state_shardings(mesh, arrays, sharded=False).values()} == {whole}
+
+
+# What devices send -------------------------------------------------------------------------------
+
+
+def test_bytes_of_collectives_are_read_from_a_program():
+    program = """
+  %a = (f32[3,4]{1,0}, bf16[5]{0}) all-reduce(%x, %y), replica_groups={{0,1}}, to_apply=%sum
+  %b = f32[] all-reduce-start(%z), channel_id=2
+  %c = f32[8,2]{1,0} all-gather(%a), dimensions={0}, metadata={op_name="jit(f)/all-reduce"}
+  ROOT %d = f32[8,2]{1,0} add(%b, %c)
+"""
+    assert scaling.collective_bytes(program) == {"all-reduce": 48 + 10 + 4, "all-gather": 64}
+
+
+def test_a_ring_sends_as_much_in_two_halves():
+    assert scaling.all_reduce_bytes(100, 1) == 0
+    assert scaling.all_reduce_bytes(100, 4) == 150
+    assert scaling.sent_bytes(25, 4) == scaling.sent_bytes(25, 4, sharded=True) == 150
+    one, many = (
+        scaling.step(scaling.Network(10**6, 0, 10**9, 1000), n, 8, scaling.Machine())
+        for n in (1, 64)
+    )
+    assert one.compute == many.compute == pytest.approx(8 * 3e9 / 100e12)
+    assert one.sending == 0 < many.sending and many.least <= many.most
+
+
+def test_compiled_steps_send_what_the_model_says():
+    for way, figures in benchmark.on_virtual_devices("lenet5").items():
+        assert benchmark.compared(figures) < benchmark.TOLERANCE, (way, figures)

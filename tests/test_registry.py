@@ -217,7 +217,7 @@ LAYERS = (
     {"estimate"},
     {"galleries", "predict", "export", "hub", "serve"},
     {"runner"},
-    {"staged", "replicas"},
+    {"staged", "replicas", "scaling"},
     {"studies", "purification"},
     {"naming"},
     {"own_images", "doctor"},
