@@ -34,7 +34,7 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
-PROGRAMS = {"pip", "ruff", "mypy", "tensorboard", "curl", "taskset", "."}
+PROGRAMS = {"pip", "ruff", "mypy", "tensorboard", "curl", "taskset", "sbatch", "."}
 """What commands begin with that are not this project's."""
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks.preemption import started, wait_for
 from benchmarks.results import last_checkpoint, rows_of
 from cnn_research import interruption
 from cnn_research.data.sources import Digits
@@ -20,32 +17,8 @@ from cnn_research.evaluate import Evaluator
 from cnn_research.experiment import lookup, run
 from cnn_research.interruption import Interruption
 
-ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 150
 """Seconds; processes on a busy machine take long to begin."""
-
-
-def started(words, said, tasks=2, devices=2):
-    """The processes of `launch.py`, in the environment that `srun --ntasks=2` gives to each."""
-    children = []
-    for rank in range(tasks):
-        step = {
-            "SLURM_JOB_ID": str(os.getpid()),  # of which JAX makes the coordinator's port
-            "SLURM_STEP_NODELIST": "127.0.0.1",
-            "SLURM_STEP_NUM_NODES": "1",
-            "SLURM_STEP_NUM_TASKS": str(tasks),
-            "SLURM_NTASKS": str(tasks),
-            "SLURM_PROCID": str(rank),
-            "SLURM_LOCALID": str(rank),
-            "JAX_NUM_CPU_DEVICES": str(devices),
-        }
-        with said.with_suffix(f".{rank}").open("wb") as out:
-            command = [sys.executable, "launch.py", *words]
-            environment = {**os.environ, **step}
-            children.append(
-                subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=out)
-            )
-    return children
 
 
 def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path):
@@ -53,16 +26,13 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path):
     words = ["--experiment=digits_mlp", "--model.dense", "8", "--batch-size=64", "--epochs=4000"]
     children = started([*words, f"--workdir={workdir}"], said)
     try:
-        end = time.monotonic() + LIMIT
-        while b"epoch 1/" not in said.with_suffix(".0").read_bytes() and time.monotonic() < end:
-            assert all(child.poll() is None for child in children)
-            time.sleep(0.1)
+        wait_for(b"epoch 1/", said, children)
         children[1].send_signal(signal.SIGTERM)
         assert [child.wait(LIMIT) for child in children] == [75, 75]
     finally:
         for child in children:
             child.kill()
-    last = {said.with_suffix(f".{rank}").read_text().splitlines()[-1] for rank in (0, 1)}
+    last = {Path(f"{said}.{rank}").read_text().splitlines()[-1] for rank in (0, 1)}
     experiment, state, step = last_checkpoint(workdir)
     assert last == {
         f"error: stopped by SIGTERM: step {step:,} is saved in {workdir}; "
