@@ -7,6 +7,7 @@ import functools
 import math
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -43,8 +44,12 @@ def joined() -> Iterator[None]:
         raise  # all processes are stopped together
     except UserError as error:
         _end(error, error.exit_code)
-    except jax.errors.JaxRuntimeError as error:
-        _end(UserError(f"another process of this run has ended, or the network: {error}"), 1)
+    except (OSError, jax.errors.JaxRuntimeError) as error:
+        failed = f"this process, or one that it waits for, has failed ({error})"
+        _end(UserError(f"{failed}: the same command goes on from the newest checkpoint"), 1)
+    except Exception:
+        traceback.print_exc()
+        os._exit(1)
 
 
 def _end(error: UserError, code: int) -> None:
