@@ -305,9 +305,9 @@ def _train(
             for writer, state in zip(writers, states, strict=True)
         ]
         if step == 0 and not transfer.cache_after:
-            for writer, seed in zip(writers, seeds, strict=True):
-                seen = first_images(experiment, examples, mesh, arrays, seed)
-                show_training_images(writer, seen)
+            seen = first_images(experiment, examples, mesh, arrays, seeds)
+            for writer, images in zip(writers, seen, strict=True):
+                show_training_images(writer, images)
 
         def save(figures: Sequence[Mapping[str, float] | None]) -> None:
             seconds = before + (time.monotonic() - started) / len(runs)
@@ -717,10 +717,14 @@ def batch(
 
 
 def first_images(
-    experiment: Training, examples: int, mesh: Mesh, arrays: Arrays, seed: jax.Array
-) -> np.ndarray:
-    """What the first step trains on, uint8 `[batch, height, width, channels]`; the arguments are
-    those of `train_step`."""
+    experiment: Training,
+    examples: int,
+    mesh: Mesh,
+    arrays: Arrays,
+    seeds: Sequence[jax.Array],
+) -> list[np.ndarray]:
+    """What the first step trains on with each seed, uint8 `[batch, height, width, channels]`; the
+    other arguments are those of `train_step`."""
 
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def images(arrays, seed):
@@ -728,7 +732,7 @@ def first_images(
         pixels = seen * jnp.array(experiment.std) + jnp.array(experiment.mean)
         return jnp.clip(jnp.rint(255 * pixels), 0, 255).astype(jnp.uint8)
 
-    return np.asarray(images(arrays, seed))
+    return [np.asarray(images(arrays, seed)) for seed in seeds]
 
 
 def _kept(frozen: Callable[[str], bool] | None, old: Any, new: Any) -> Any:
