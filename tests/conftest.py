@@ -13,6 +13,8 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
+from tests.slurm import slurm  # noqa: E402, F401 (a fixture)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once(tmp_path_factory):
