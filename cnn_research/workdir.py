@@ -26,6 +26,8 @@ BOUND = "bound.json"
 """What training has taken from its data, so that the network can be asked without it."""
 EVALUATION = "evaluation.json"
 CHECKPOINTS = "checkpoints"
+SOURCE_RECORD = "source.json"
+"""Beside a copy of the packages: of which commit they are, and what differs from it."""
 
 PACKAGES = (
     "jax",
@@ -73,6 +75,18 @@ def claimed(workdir: Path, *, enabled: bool = True) -> Iterator[None]:
         lock.write(f"process {os.getpid()} on {platform.node()}\n")
         lock.flush()
         yield
+
+
+def is_claimed(workdir: Path) -> bool:
+    """Whether a process of this machine holds the folder."""
+    try:
+        with (workdir / ".lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def saved_config(workdir: Path) -> Experiment | None:
@@ -135,7 +149,7 @@ def describe(experiment: Experiment, workdir: Path, **facts: Any) -> None:
     """
     write_text(workdir / CONFIG, canonical_json(experiment))
     before = read_json(workdir / RUN)
-    commit, difference = _source()
+    commit, difference = source_facts()
     if difference:
         write_text(workdir / "source.diff", difference)
     write_json(
@@ -204,9 +218,11 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 @functools.cache
-def _source() -> tuple[str, str]:
+def source_facts() -> tuple[str, str]:
     """The commit that runs, and what differs from it; empty where there is no git."""
     root = Path(__file__).resolve().parent.parent
+    if record := read_json(root / SOURCE_RECORD):
+        return record["commit"], record["difference"]
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(root), *words]

@@ -253,7 +253,24 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: another line is no row; names it.
     """
-    path = workdir / METRICS_FILE
+    return [
+        {name: _restored(value) for name, value in row.items()}
+        for row in read_rows(workdir / METRICS_FILE, "step")
+    ]
+
+
+def read_rows(path: Path, key: str) -> list[dict[str, Any]]:
+    """The JSON objects of a file's lines, oldest first; empty if there is none yet.
+
+    A last line cut short (its process was killed, or is writing it now) is left out.
+
+    Args:
+        path: the file.
+        key: what every row has, a whole number.
+
+    Raises:
+        UserError: a line but the last is no such row; names it.
+    """
     if not path.exists():
         return []
     lines = path.read_bytes().splitlines()
@@ -261,15 +278,15 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-            int(row["step"])
+            int(row[key])
         except (ValueError, TypeError, KeyError):
             if number == len(lines):
                 break
             raise UserError(
-                f"{path}, line {number}: not a row of metrics ({line[:40]!r}); "
+                f"{path}, line {number}: not a row of {path.stem} ({line[:40]!r}); "
                 "remove that line to go on without it"
             ) from None
-        rows.append({name: _restored(value) for name, value in row.items()})
+        rows.append(row)
     return rows
 
 

@@ -222,6 +222,7 @@ LAYERS = (
     {"naming"},
     {"own_images", "doctor"},
     {"cli"},
+    {"sweep"},
     {"experiments"},
     {"launch"},
 )

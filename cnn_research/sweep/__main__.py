@@ -1,0 +1,338 @@
+"""`python -m cnn_research.sweep`: many runs of one question, here or on SLURM."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from cnn_research.errors import UsageError, UserError, one_line
+from cnn_research.workdir import claimed
+
+EPILOG = """\
+Other words are overrides of every run, as launch.py takes them: --epochs=3 --batch-size=64.
+The same command again runs what is missing or failed, and nothing else.
+
+  python -m cnn_research.sweep status FOLDER    how far a sweep is
+"""
+
+SLURM_ONLY = ("partition", "time", "cpus", "gpus", "memory", "parallel")
+MINUTES = 60
+PARALLEL = 16
+REFRESH_SECONDS = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if words[:1] == ["status"]:
+            return _status(words[1:])
+        return _sweep(words)
+    except UserError as error:
+        sys.stdout.flush()
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("error: stopped before a run began; nothing was changed", file=sys.stderr)
+        return 130
+    except OSError as error:
+        if error.errno is None:
+            raise
+        print(f"error: {error.strerror} ({error.filename}); runs go on again", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m cnn_research.sweep",
+        description="Many runs of one question: grids, lists, seeds, or a search.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    what = parser.add_argument_group("what is run")
+    what.add_argument(
+        "--experiment", action="append", default=[], metavar="NAME", help="again for another"
+    )
+    what.add_argument(
+        "--grid",
+        action="append",
+        default=[],
+        metavar="FIELD=A,B",
+        help="values of a field; every combination of all grids is run",
+    )
+    what.add_argument(
+        "--variant",
+        action="append",
+        default=[],
+        metavar="WORDS",
+        help="overrides that go together; again for another",
+    )
+    what.add_argument(
+        "--seeds", type=int, default=0, metavar="N", help="run it all with seeds 0 to N-1"
+    )
+    what.add_argument(
+        "--search",
+        action="append",
+        default=[],
+        metavar="FIELD=LOW..HIGH",
+        help="a field that Optuna chooses: '1e-4..1e-2 log', 16..64, or adam,sgd",
+    )
+    what.add_argument(
+        "--trials", type=int, default=0, metavar="N", help="how many runs a search comes to"
+    )
+    what.add_argument(
+        "--file",
+        type=Path,
+        metavar="FILE.toml",
+        help="all of that from a file: experiments/sweeps/",
+    )
+    where = parser.add_argument_group("where")
+    where.add_argument(
+        "--workdir", type=Path, metavar="FOLDER", help="of the sweep (default: runs/NAME-HASH)"
+    )
+    where.add_argument("--cluster", choices=("local", "slurm"), default="local")
+    where.add_argument(
+        "--workers", type=int, metavar="N", help="here: processes side by side (default: 1)"
+    )
+    where.add_argument("--partition", metavar="NAME", help="on SLURM: of the cluster")
+    where.add_argument(
+        "--time",
+        type=int,
+        metavar="MINUTES",
+        help=f"after which a run saves, and queues again (default: {MINUTES})",
+    )
+    where.add_argument("--cpus", type=int, metavar="N", help="of each run")
+    where.add_argument("--gpus", type=int, metavar="N", help="of each run")
+    where.add_argument("--memory", type=float, metavar="GB", help="of each run")
+    where.add_argument(
+        "--parallel",
+        type=int,
+        metavar="N",
+        help=f"at most so many runs at a time (default: {PARALLEL})",
+    )
+    return parser
+
+
+def _sweep(arguments: Sequence[str]) -> int:
+    options, words = _parser().parse_known_args(arguments)
+    on_slurm = options.cluster == "slurm"
+    given = [name for name in SLURM_ONLY if getattr(options, name) is not None]
+    if given and not on_slurm:
+        raise UsageError(f"--{given[0]} is for SLURM: add --cluster=slurm, or leave it out")
+    if on_slurm and options.workers is not None:
+        raise UsageError("--workers is for this machine; on SLURM it is --parallel")
+    for name in ("workers", "time", "cpus", "parallel"):
+        if (getattr(options, name) or 1) < 1:
+            raise UsageError(f"--{name} is {getattr(options, name)}: must be 1 or more")
+
+    from cnn_research.sweep import definition, slurm
+
+    sweep = _definition(options, words)
+    sweep.check()
+    if on_slurm:
+        if sweep.search:
+            raise UsageError(
+                "a search decides by the runs before, so it needs a process that stays: leave "
+                "--cluster=slurm out, in a job of its own or on any machine"
+            )
+        slurm.check()
+    folder = options.workdir or Path("runs") / sweep.title
+    definition.check_same(sweep, folder)
+    runs = sweep.runs(folder)
+    with claimed(folder):
+        definition.check_same(sweep, folder)
+        if sweep.search:
+            return _search(sweep, folder, options.workers or 1)
+        definition.write(sweep, runs, folder)
+        if on_slurm:
+            resources = slurm.Resources(
+                partition=options.partition,
+                minutes=options.time or MINUTES,
+                cpus=options.cpus,
+                gpus=options.gpus,
+                memory=options.memory,
+                parallel=options.parallel or PARALLEL,
+            )
+            return _submit(runs, folder, resources)
+        return _run_here(runs, folder, options.workers or 1)
+
+
+def _definition(options: argparse.Namespace, words: Sequence[str]):
+    """The sweep that is typed, or the one of a file."""
+    from cnn_research.sweep import definition
+
+    if options.file is None:
+        return definition.Sweep(
+            experiments=tuple(options.experiment),
+            words=tuple(words),
+            grid={
+                path: tuple(values.split(",")) for path, values in map(_assignment, options.grid)
+            },
+            variants=tuple(options.variant),
+            seeds=options.seeds,
+            search=dict(map(_assignment, options.search)),
+            trials=options.trials,
+        )
+    typed = ("experiment", "grid", "variant", "seeds", "search", "trials")
+    if also := [name for name in typed if getattr(options, name)]:
+        raise UsageError(f"--{also[0]} is what --file says: give one of the two")
+    sweep = definition.from_toml(options.file)
+    return dataclasses.replace(sweep, words=(*sweep.words, *words))
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    path, equals, value = text.partition("=")
+    if not (path and equals and value):
+        raise UsageError(f"'{text}' is no FIELD=VALUES, such as optimizer.learning-rate=1e-3,3e-4")
+    return path.removeprefix("--"), value
+
+
+# Three ways to run -------------------------------------------------------------------------------
+
+
+def _run_here(runs: Sequence, folder: Path, workers: int) -> int:
+    from cnn_research.sweep import local, states
+
+    left = _left(runs, folder)
+    said = _Said(len(runs), len(runs) - len(left))
+    if left:
+        from cnn_research.sweep.source import copied
+
+        _announce(runs, left, folder)
+        workers = min(workers, len(left))
+        stopped = local.run_locally(local.Listed(left), workers, copied(folder), said)
+        if stopped:
+            raise stopped.error(f"{said.finished} of {len(runs)} runs are over in {folder}")
+    return _conclude(states.all_states(folder, [run.workdir for run in runs]), folder)
+
+
+def _search(sweep, folder: Path, workers: int) -> int:
+    from cnn_research.sweep import definition, local, search, states
+    from cnn_research.sweep.source import copied
+
+    feed = search.Search(sweep, folder)
+    definition.write(sweep, (), folder)
+    said = _Said(sweep.trials, feed.finished)
+    if feed.finished < sweep.trials:
+        print(f"{feed.finished} of {sweep.trials} trials are over; the others run in {folder}")
+        stopped = local.run_locally(feed, workers, copied(folder), said)
+        if stopped:
+            raise stopped.error(f"{said.finished} of {sweep.trials} trials are over in {folder}")
+    print(feed.best(), flush=True)
+    return _conclude(states.all_states(folder, definition.trial_folders(folder)), folder)
+
+
+def _submit(runs: Sequence, folder: Path, resources) -> int:
+    from cnn_research.sweep import slurm
+    from cnn_research.sweep.source import copied
+
+    left = _left(runs, folder)
+    _announce(runs, left, folder)
+    if left:
+        number = slurm.submit(left, folder, copied(folder), resources)
+        at_once = min(len(left), resources.parallel)
+        print(f"Submitted as job {number}: {len(left)} runs, {at_once} at a time.")
+    print(f"Look at it: python -m cnn_research.sweep status {folder}")
+    return 0
+
+
+def _left(runs: Sequence, folder: Path) -> list:
+    """The runs that are neither complete nor on their way."""
+    from cnn_research.sweep import states
+
+    queue = states.jobs_in_queue() or {}
+    jobs = states.read_json(folder / states.JOBS)
+    return [
+        run
+        for run in runs
+        if states.read(run.workdir).state not in states.ENDED and jobs.get(run.name) not in queue
+    ]
+
+
+def _announce(runs: Sequence, left: Sequence, folder: Path) -> None:
+    before = len(runs) - len(left)
+    print(
+        f"{len(runs)} runs in {folder}: "
+        + (f"{before} complete or on their way, " if before else "")
+        + f"{len(left)} to run",
+        flush=True,
+    )
+
+
+class _Said:
+    """A line on the terminal for each run that is over."""
+
+    def __init__(self, total: int, finished: int):
+        self.finished, self._total = finished, total
+
+    def __call__(self, run, state) -> None:
+        from cnn_research.progress import duration
+
+        self.finished += state.state != "stopped"
+        message = f"  {state.message}" if state.state == "failed" else ""
+        print(
+            f"[{self.finished}/{self._total}] {state.state}  {run.name}  "
+            f"{duration(state.seconds)}{message}",
+            flush=True,
+        )
+
+
+def _conclude(found, folder: Path) -> int:
+    """Says what the runs came to."""
+    from cnn_research.report import as_markdown, group_runs, read_run
+    from cnn_research.sweep import states
+
+    complete = [workdir for workdir, state in found.items() if state.state == "complete"]
+    groups = group_runs(
+        run
+        for workdir in complete
+        if (workdir / "config.json").exists() and (run := read_run(workdir)) is not None
+    )
+    if groups:
+        print(f"\n{as_markdown(groups)}\n")
+    print(f"{states.counts(found.values())}; tensorboard --logdir {folder}", flush=True)
+    failed = {w.name: s.message for w, s in found.items() if s.state == "failed"}
+    for name, message in failed.items():
+        print(f"failed: {name}: {message}", file=sys.stderr)
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(found)} runs failed; the same command runs those alone"
+        )
+    return 0
+
+
+# The table ---------------------------------------------------------------------------------------
+
+
+def _status(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m cnn_research.sweep status",
+        description="How far the runs of a sweep are; on a terminal, until all are over.",
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    folder = parser.parse_args(arguments).folder
+
+    from cnn_research.sweep import definition, states
+
+    live = sys.stdout.isatty()
+    while True:
+        known, names = definition.read(folder)
+        workdirs: Iterable[Path] = [folder.absolute() / definition.RUNS / name for name in names]
+        if known["search"]:
+            workdirs = definition.trial_folders(folder)
+        found = states.all_states(folder, list(workdirs))
+        going = any(state.state in ("running", "queued") for state in found.values())
+        clear = "\x1b[H\x1b[2J" if live else ""
+        print(clear + states.table(found), flush=True)
+        if not (live and going):
+            return 0
+        time.sleep(REFRESH_SECONDS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,283 @@
+"""What a sweep is, and the runs that it comes to."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cnn_research.errors import UsageError, UserError
+from cnn_research.experiment import (
+    Experiment,
+    canonical_json,
+    config_hash,
+    did_you_mean,
+    flatten,
+    lookup,
+)
+from cnn_research.workdir import CONFIG, read_json, write_json
+from cnn_research.writers import read_rows
+
+SWEEP = "sweep.json"
+RUNS = "runs"
+TRIALS = "trials.jsonl"
+"""Of a search: what was tried, and what came of it."""
+LONGEST_NAME = 100
+"""Characters of a run's name before its hash."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """What is varied. Values are texts, as they are typed on a command line."""
+
+    experiments: tuple[str, ...]
+    """Names of registered experiments; each is run with all that follows."""
+    words: tuple[str, ...] = ()
+    """Overrides of every run, as `launch.py` takes them."""
+    grid: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    """Values by the path of their field; every combination is run."""
+    variants: tuple[str, ...] = ()
+    """Overrides that go together, a line each as it would be typed; each is run."""
+    seeds: int = 0
+    """Run all of it with seeds 0, 1, ...; 0 leaves the experiment's own."""
+    search: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Values to choose from, by the path of their field: `1e-4..1e-2 log`, `16..64`, `adam,sgd`."""
+    trials: int = 0
+    """How many runs a search comes to."""
+
+    def check(self) -> None:
+        """Raises `UsageError` for fields that contradict each other."""
+        if not self.experiments:
+            raise UsageError("say what to run: --experiment=NAME, or --file=FILE.toml")
+        if self.seeds < 0 or self.trials < 0:
+            raise UsageError("--seeds and --trials must be 0 or more")
+        if bool(self.search) != bool(self.trials):
+            raise UsageError("--search and --trials are given together: either needs both")
+        if self.search and (self.grid or self.variants or self.seeds or len(self.experiments) > 1):
+            raise UsageError(
+                "--search is about one experiment, and chooses itself what is run: leave --grid, "
+                "--variant and --seeds out"
+            )
+
+    @property
+    def title(self) -> str:
+        """For a folder: what is run, and a hash of all that decides it."""
+        known = dataclasses.asdict(self) | {"trials": 0}
+        text = json.dumps(known, sort_keys=True)
+        return f"{self.experiments[0]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+    def runs(self, folder: Path) -> list[Run]:
+        """All runs, in order; none for a search, whose runs follow from each other.
+
+        Args:
+            folder: of the sweep.
+
+        Raises:
+            UsageError: a config that its experiment refuses, or two runs of the same.
+            UserError: data that an experiment is fitted to are not there.
+        """
+        found: dict[Path, Run] = {}
+        if self.search:
+            return []
+        for name in self.experiments:
+            default = lookup(name).experiment()
+            for words in self._overrides(default):
+                run = planned(default, [*self.words, *words], folder, words)
+                if run.workdir in found:
+                    raise UsageError(
+                        "two runs of the sweep are the same: "
+                        f"{shlex.join(found[run.workdir].words)} and {shlex.join(run.words)}; "
+                        "leave one out"
+                    )
+                found[run.workdir] = run
+        return list(found.values())
+
+    def _overrides(self, default: Experiment) -> Iterator[list[str]]:
+        """What each run of an experiment is given, beside what all are."""
+        axes = [
+            [override(default, path, value) for value in values]
+            for path, values in self.grid.items()
+        ]
+        variants = [shlex.split(line) for line in self.variants] or [[]]
+        seeds = [[f"--seed={seed}"] for seed in range(self.seeds)] or [[]]
+        for parts in itertools.product(variants, *axes, seeds):
+            yield [word for part in parts for word in part]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run of a sweep.
+
+    Attributes:
+        experiment: the name of what is run.
+        words: overrides, as `launch.py` takes them.
+        workdir: its folder, absolute.
+        config: the experiment with all its fields, as canonical JSON.
+    """
+
+    experiment: str
+    words: tuple[str, ...]
+    workdir: Path
+    config: str
+
+    @property
+    def name(self) -> str:
+        return self.workdir.name
+
+    @property
+    def command(self) -> list[str]:
+        """What runs the same alone."""
+        experiment = f"--experiment={self.experiment}"
+        return ["launch.py", experiment, *self.words, f"--workdir={self.workdir}"]
+
+
+def planned(
+    default: Experiment, words: Sequence[str], folder: Path, naming: Sequence[str], name: str = ""
+) -> Run:
+    """The run of an experiment with overrides; its config is checked, its data are not looked at.
+
+    Args:
+        default: the experiment before.
+        words: overrides.
+        folder: of the sweep.
+        naming: the words that tell this run from the others.
+        name: what the run is called before its hash; "" for its experiment and `naming`.
+
+    Raises:
+        UsageError: the words are not the experiment's, or contradict each other.
+    """
+    from cnn_research.cli import fitted
+
+    experiment, _ = fitted(default, list(words))
+    experiment.check()
+    if not name:
+        parts = (word.removeprefix("--").rpartition(".")[2] for word in naming)
+        if any("=" not in word for word in naming):
+            parts = (word.removeprefix("--") for word in naming)
+        name = re.sub(r"[^\w.=+-]+", "_", "-".join([default.name, *parts]))[:LONGEST_NAME]
+    workdir = folder.absolute() / RUNS / f"{name}-{config_hash(experiment)}"
+    return Run(default.name, tuple(words), workdir, canonical_json(experiment))
+
+
+def override(default: Experiment, path: str, value: str) -> list[str]:
+    """A field's value as words of the command line: flags have none, tuples have several."""
+    field = path.removeprefix("--").replace("-", "_")
+    flag = f"--{path.removeprefix('--')}"
+    if isinstance(flatten(default).get(field), bool) and value.lower() in ("true", "false"):
+        before, dot, last = flag.removeprefix("--").rpartition(".")
+        return [flag if value.lower() == "true" else f"--{before}{dot}no-{last}"]
+    values = shlex.split(value)
+    return [f"{flag}={value}"] if len(values) == 1 else [flag, *values]
+
+
+# As files ----------------------------------------------------------------------------------------
+
+
+def from_toml(file: Path) -> Sweep:
+    """The sweep that a file describes.
+
+    Its keys are the fields of `Sweep`; values of `grid` may be numbers, texts, truths and lists.
+
+    Raises:
+        UsageError: there is no such file, it is no TOML, or it has a key of another name or type.
+    """
+    try:
+        values = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file} cannot be read ({error}): name another --file") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{file} is not TOML: {error}") from None
+    names = [field.name for field in dataclasses.fields(Sweep)]
+    for name in values:
+        if name not in names:
+            raise UsageError(
+                f"{file} has '{name}'{did_you_mean(name, names)}; a sweep has {', '.join(names)}"
+            )
+
+    def table(name: str) -> dict[str, Any]:
+        return _of(dict, values.get(name, {}), name)
+
+    def texts(name: str) -> tuple[str, ...]:
+        return tuple(_of(str, each, name) for each in _of(list, values.get(name, []), name))
+
+    try:
+        return Sweep(
+            experiments=texts("experiments"),
+            words=texts("words"),
+            grid={
+                path: tuple(map(as_typed, _of(list, v, path))) for path, v in table("grid").items()
+            },
+            variants=texts("variants"),
+            seeds=_of(int, values.get("seeds", 0), "seeds"),
+            search={path: _of(str, v, path) for path, v in table("search").items()},
+            trials=_of(int, values.get("trials", 0), "trials"),
+        )
+    except TypeError as error:
+        raise UsageError(f"{file}: {error}") from None
+
+
+def _of(kind: type, value: Any, name: str) -> Any:
+    if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
+        words = {list: "a list", dict: "a table", str: "a text", int: "a whole number"}
+        raise TypeError(f"'{name}' is {value!r}, and should be {words[kind]}")
+    return value
+
+
+def as_typed(value: Any) -> str:
+    """A value of a TOML file as it would be typed; the parts of a list stand side by side."""
+    return " ".join(map(as_typed, value)) if isinstance(value, list) else str(value)
+
+
+def write(sweep: Sweep, runs: Sequence[Run], folder: Path) -> None:
+    """Writes sweep.json: the sweep, and its runs as far as they are known."""
+    listed = [
+        {"name": run.name, "experiment": run.experiment, "words": list(run.words)} for run in runs
+    ]
+    write_json(folder / SWEEP, {"sweep": dataclasses.asdict(sweep), "runs": listed})
+
+
+def read(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """The fields of the sweep in a folder, as JSON has them, and the names of its runs.
+
+    Raises:
+        UsageError: the folder holds no sweep.
+    """
+    values = read_json(folder / SWEEP)
+    try:
+        return values["sweep"], [run["name"] for run in values["runs"]]
+    except (KeyError, TypeError):
+        raise UsageError(f"{folder} holds no sweep: it has no {SWEEP} that can be read") from None
+
+
+def trial_folders(folder: Path) -> list[Path]:
+    """The folders of a search's runs so far."""
+    rows = read_rows(folder / TRIALS, "number")
+    return [folder.absolute() / RUNS / row["name"] for row in rows if "name" in row]
+
+
+def check_same(sweep: Sweep, folder: Path) -> None:
+    """Raises an error if the folder holds another sweep; a search may go on for more trials."""
+    if not (folder / SWEEP).exists():
+        if (folder / CONFIG).exists():
+            raise UsageError(f"{folder} holds a run, not a sweep: name another --workdir")
+        return
+    try:
+        old, _ = read(folder)
+    except UsageError:
+        raise UserError(
+            f"{folder / SWEEP} is damaged: restore it, or name another --workdir"
+        ) from None
+    new = json.loads(json.dumps(dataclasses.asdict(sweep)))
+    different = [name for name in new if old.get(name) != new[name] and name != "trials"]
+    if different:
+        shown = ", ".join(f"{n} is {old.get(n)!r} there and {new[n]!r} now" for n in different)
+        raise UsageError(
+            f"{folder} holds another sweep: {shown}; name another --workdir, or give the same"
+        )

@@ -1,0 +1,179 @@
+"""Runs on this machine: a few warm processes, each of which serves many runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Protocol
+
+from cnn_research.interruption import Interruption
+from cnn_research.sweep import states
+from cnn_research.sweep.definition import Run
+from cnn_research.sweep.source import search_path
+from cnn_research.sweep.states import State
+
+POLL_SECONDS = 0.5
+"""Between looks at signals and at what running runs have measured."""
+
+
+class Feed(Protocol):
+    """Where runs come from, and what becomes of them."""
+
+    def next(self) -> Run | None:
+        """The next run; None where there is none to begin now."""
+
+    def hopeless(self, run: Run) -> bool:
+        """Whether a run that goes on should be stopped."""
+
+    def over(self, run: Run, state: State, *, gave_up: bool) -> State:
+        """Takes note of how a run ended; the state that counts.
+
+        Args:
+            run: what was run.
+            state: that it left.
+            gave_up: whether it was stopped because it was hopeless.
+        """
+
+
+class Listed:
+    """Runs that are known beforehand."""
+
+    def __init__(self, runs: Iterable[Run]):
+        self._left = list(reversed(list(runs)))
+
+    def next(self) -> Run | None:
+        return self._left.pop() if self._left else None
+
+    def hopeless(self, run: Run) -> bool:
+        return False
+
+    def over(self, run: Run, state: State, *, gave_up: bool) -> State:
+        return state
+
+
+def run_locally(
+    feed: Feed, workers: int, source: Path, say: Callable[[Run, State], None]
+) -> Interruption:
+    """Runs all that a feed has, however single runs end.
+
+    Args:
+        feed: where runs come from; asked in this process alone.
+        workers: processes side by side.
+        source: the copy of the source that they import.
+        say: told of each run that is over.
+
+    Returns:
+        Whether, and by what, it was stopped; then runs have saved, and go on the next time.
+    """
+    pool = [_Worker(source, alone=workers == 1) for _ in range(workers)]
+    try:
+        with Interruption() as interruption:
+            told = False
+            while True:
+                for worker in pool:
+                    if worker.run is None and not interruption and (run := feed.next()):
+                        worker.give(run)
+                busy = [worker for worker in pool if worker.run is not None]
+                if not busy:
+                    return interruption
+                for worker in _heard(busy):
+                    run, state = worker.result(stopping=bool(interruption))
+                    say(run, feed.over(run, state, gave_up=worker.gave_up))
+                for worker in busy:
+                    if worker.run is None or worker.gave_up:
+                        continue
+                    if interruption and not told:
+                        worker.stop()
+                    elif not interruption and feed.hopeless(worker.run):
+                        worker.gave_up = True
+                        worker.stop()
+                told = bool(interruption)
+    finally:
+        for worker in pool:
+            worker.close()
+
+
+def _heard(busy: list[_Worker]) -> list[_Worker]:
+    """The workers that have something to say, or are gone; waits a little for one."""
+    with selectors.DefaultSelector() as selector:
+        for worker in busy:
+            selector.register(worker.output, selectors.EVENT_READ, worker)
+        return [key.data for key, _ in selector.select(POLL_SECONDS)]
+
+
+class _Worker:
+    """A process that serves runs; another takes its place when it is gone."""
+
+    def __init__(self, source: Path, *, alone: bool):
+        self.run: Run | None = None
+        self.gave_up = False
+        self._process: subprocess.Popen[str] | None = None
+        self._environment = os.environ | {"PYTHONPATH": search_path(source)}
+        if not alone:
+            # Each would take most of a GPU's memory when it starts.
+            self._environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+    @property
+    def output(self):
+        assert self._process is not None and self._process.stdout is not None
+        return self._process.stdout
+
+    def give(self, run: Run) -> None:
+        """Starts a run."""
+        if self._process is None or self._process.poll() is not None:
+            self._process = subprocess.Popen(
+                # -P: the folder that one is in may hold the source that is being edited.
+                [sys.executable, "-P", "-m", "cnn_research.sweep.worker"],
+                env=self._environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                # A Ctrl-C is for the sweep, which tells its workers.
+                start_new_session=True,
+            )
+        assert self._process.stdin is not None
+        self.run, self.gave_up = run, False
+        values = dataclasses.asdict(run) | {"workdir": str(run.workdir)}
+        self._process.stdin.write(json.dumps(values) + "\n")
+        self._process.stdin.flush()
+
+    def stop(self) -> None:
+        """Asks the run to save and end."""
+        assert self._process is not None
+        self._process.terminate()
+
+    def result(self, *, stopping: bool) -> tuple[Run, State]:
+        """The run that is over, and how it ended; also where its process is gone.
+
+        Args:
+            stopping: whether the process was asked to end, so that its end is no failure.
+        """
+        assert self.run is not None and self._process is not None
+        run, self.run = self.run, None
+        if self.output.readline():
+            return run, states.read(run.workdir)
+        code = self._process.wait()
+        before = states.read(run.workdir)
+        if before.state != "running":
+            before = states.begun(run.workdir)
+        if stopping or self.gave_up:
+            return run, states.ended(run.workdir, before, "stopped", "stopped", 75)
+        how = f"with {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+        hint = " (out of memory?)" if code == -signal.SIGKILL else ""
+        message = f"its process ended {how}{hint}; see {run.workdir / states.LOG}"
+        return run, states.ended(run.workdir, before, "failed", message, code)
+
+    def close(self) -> None:
+        """Ends the process, once its run has saved."""
+        if self._process is not None:
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+            self._process.wait()
+            self.output.close()

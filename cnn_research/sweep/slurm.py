@@ -1,0 +1,143 @@
+"""Runs on SLURM: one job array, through submitit."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import os
+import shlex
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cnn_research.errors import UserError, one_line
+from cnn_research.sweep import states
+from cnn_research.sweep.definition import Run
+from cnn_research.sweep.source import search_path
+from cnn_research.workdir import read_json, write_json
+
+SIGNAL = "USR1"
+"""What SLURM sends before it ends a job; runs save at it."""
+LOGS = "slurm"
+"""In the sweep's folder: what jobs say before and after their runs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Resources:
+    """What each run is given."""
+
+    partition: str | None
+    minutes: int
+    """After so long a run saves, and queues again."""
+    cpus: int | None
+    gpus: int | None
+    memory: float | None
+    """In GB."""
+    parallel: int
+    """At most so many runs at a time."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What a job does; submitit keeps it in a file, and calls it on the node."""
+
+    run: Run
+
+    def __call__(self) -> None:
+        from cnn_research.sweep.worker import execute
+
+        state = execute(self.run)
+        # A job that somebody has cancelled runs no more, and must not be queued again.
+        if state.state == "stopped" and (states.jobs_in_queue() or {}).get(_number()) == "RUNNING":
+            # submitit answers with `checkpoint`, queues the job again, and ends the process.
+            signal.raise_signal(getattr(signal, f"SIG{SIGNAL}"))
+        sys.exit(state.exit_code)
+
+    def checkpoint(self) -> object:
+        """What is run when the job has been queued again: the same, which goes on."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def _number() -> str | None:
+    """Of the job that this process is in, as `squeue` has it."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    task = os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID")
+
+
+def check() -> None:
+    """Raises `UserError` where there is no SLURM, or no submitit."""
+    if shutil.which("sbatch") is None:
+        raise UserError(
+            "SLURM is not on this machine (there is no sbatch): run this where it is, or leave "
+            "--cluster=slurm out to run here"
+        )
+    os.environ["SUBMITIT_PREEMPT_SIGNAL"] = SIGNAL  # read when submitit is imported
+    try:
+        import submitit  # noqa: F401
+    except ImportError:
+        raise UserError(
+            "SLURM needs submitit, which is not installed: pip install 'cnn-research[slurm]'"
+        ) from None
+
+
+def submit(runs: Sequence[Run], folder: Path, source: Path, resources: Resources) -> str:
+    """Submits runs as one job array; returns at once.
+
+    Args:
+        runs: one at least.
+        folder: of the sweep.
+        source: the copy of the source that jobs import.
+        resources: of each run.
+
+    Returns:
+        The number of the job.
+
+    Raises:
+        UserError: SLURM refuses; in its own words.
+    """
+    import submitit
+    from submitit.core.utils import FailedJobError
+
+    executor = submitit.SlurmExecutor(folder.absolute() / LOGS, max_num_timeout=1000)
+    given = {
+        "partition": resources.partition,
+        "cpus_per_task": resources.cpus,
+        "gpus_per_node": resources.gpus,
+        "mem": None if resources.memory is None else f"{round(1024 * resources.memory)}M",
+    }
+    executor.update_parameters(
+        job_name=folder.name,
+        time=resources.minutes,
+        array_parallelism=resources.parallel,
+        stderr_to_stdout=True,
+        setup=[
+            f"export PYTHONPATH={shlex.quote(search_path(source))}",
+            # The folder that jobs start in may hold the source that is being edited.
+            "export PYTHONSAFEPATH=1",
+            f"export SUBMITIT_PREEMPT_SIGNAL={SIGNAL}",
+        ],
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    for run in runs:
+        run.workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        # It prints what SLURM says, and puts it into its error, too.
+        with contextlib.redirect_stderr(io.StringIO()):
+            jobs = executor.submit_array([Job(run) for run in runs])
+    except FailedJobError as error:
+        raise UserError(f"SLURM refuses the sweep: {_words(error)}") from None
+    numbers = {run.name: job.job_id for run, job in zip(runs, jobs, strict=True)}
+    write_json(folder / states.JOBS, read_json(folder / states.JOBS) | numbers)
+    return jobs[0].job_id.partition("_")[0]
+
+
+def _words(error: Exception) -> str:
+    """What sbatch said, without what it was called with."""
+    said = [line for line in str(error).splitlines() if "error:" in line]
+    return "; ".join(line.partition("error:")[2].strip() for line in said) or one_line(error)

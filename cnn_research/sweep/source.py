@@ -1,0 +1,49 @@
+"""The source that a sweep's runs are of: a copy, so that editing a file changes no queued run."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+import cnn_research
+from cnn_research.workdir import SOURCE_RECORD, source_facts, whole_folder, write_json
+
+PACKAGES = ("cnn_research", "experiments")
+
+
+def copied(folder: Path) -> Path:
+    """Copies the packages' files below a sweep's folder, unless the same are there already.
+
+    Returns:
+        The folder to import from, named after a hash of its files.
+    """
+    root = Path(cnn_research.__file__).resolve().parent.parent
+    files = sorted(
+        file
+        for package in PACKAGES
+        for file in (root / package).rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    )
+    total = hashlib.sha256()
+    for file in files:
+        contents = file.read_bytes()
+        total.update(f"{file.relative_to(root)} {len(contents)}\n".encode() + contents)
+    copy = folder.absolute() / "source" / total.hexdigest()[:8]
+    if not copy.exists():
+        with whole_folder(copy) as partial:
+            for file in files:
+                there = partial / file.relative_to(root)
+                there.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, there)
+            # The copy is in no git checkout; runs say of which commit they are all the same.
+            commit, difference = source_facts()
+            write_json(partial / SOURCE_RECORD, {"commit": commit, "difference": difference})
+    return copy
+
+
+def search_path(copy: Path) -> str:
+    """What `PYTHONPATH` must be for a process to import the copy, and from nowhere before it."""
+    rest = os.environ.get("PYTHONPATH")
+    return f"{copy}{os.pathsep}{rest}" if rest else str(copy)

@@ -1,0 +1,165 @@
+"""How far the runs of a sweep are: from files that each have one writer, and SLURM's queue."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cnn_research.errors import UserError
+from cnn_research.markdown import markdown_table, number
+from cnn_research.progress import duration
+from cnn_research.workdir import is_claimed, read_json, write_json
+from cnn_research.writers import read_metrics
+
+STATE = "sweep_run.json"
+"""In a run's folder; written by whoever runs it, and by nobody else until that process is gone."""
+LOG = "log.txt"
+JOBS = "jobs.json"
+"""In the sweep's folder: the SLURM job that each run was last submitted as."""
+
+STATES = ("complete", "pruned", "running", "queued", "waiting", "stopped", "failed")
+ENDED = ("complete", "pruned")
+"""The states of runs that are not run again."""
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """How far a run is."""
+
+    state: str
+    """One of `STATES`."""
+    attempt: int = 0
+    """How often it was begun."""
+    since: float = 0.0
+    """When it was last begun, in seconds since 1970."""
+    seconds: float = 0.0
+    """That its last attempt took."""
+    message: str = ""
+    """Why it stopped or failed, in one line."""
+    exit_code: int | None = None
+    """That `launch.py` would have ended with, or the process did."""
+
+
+def read(workdir: Path) -> State:
+    """What a run's folder says of it."""
+    values = read_json(workdir / STATE)
+    return State(**values) if values else State("waiting")
+
+
+def write(workdir: Path, state: State) -> None:
+    """Takes note of a run's state in its folder."""
+    write_json(workdir / STATE, dataclasses.asdict(state))
+
+
+def begun(workdir: Path) -> State:
+    """The state of a run that begins now; written."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    state = State("running", read(workdir).attempt + 1, time.time())
+    write(workdir, state)
+    return state
+
+
+def ended(
+    workdir: Path, before: State, state: str, message: str = "", exit_code: int | None = 0
+) -> State:
+    """The state of a run that ends now; written."""
+    seconds = round(time.time() - before.since, 3)
+    after = dataclasses.replace(
+        before, state=state, seconds=seconds, message=message, exit_code=exit_code
+    )
+    write(workdir, after)
+    return after
+
+
+def all_states(folder: Path, workdirs: Sequence[Path]) -> dict[Path, State]:
+    """The states of a sweep's runs, by their folders.
+
+    What a file says is `running` is so only while the process that wrote it is there: on this
+    machine it holds the sweep's folder, on SLURM its job is in the queue.
+    """
+    jobs = read_json(folder / JOBS)
+    queue = jobs_in_queue() if jobs else {}
+    here = is_claimed(folder)
+    return {
+        workdir: _now(read(workdir), jobs.get(workdir.name), queue, here) for workdir in workdirs
+    }
+
+
+def _now(state: State, job: str | None, queue: Mapping[str, str] | None, here: bool) -> State:
+    if state.state in ENDED or (queue is None and job):
+        return state
+    if job and queue and job in queue:
+        if queue[job] == "COMPLETING" and state.state == "failed":
+            return state
+        running = queue[job] == "RUNNING" and state.state == "running"
+        return state if running else dataclasses.replace(state, state="queued")
+    if state.state == "running" and not here:
+        if not job:
+            return dataclasses.replace(state, state="stopped", message="its process is gone")
+        message = f"job {job} ended without a word: killed, or out of memory or time"
+        return dataclasses.replace(state, state="failed", message=message)
+    if state.state == "waiting" and job and not here:
+        message = f"job {job} is gone from the queue, and has not begun"
+        return dataclasses.replace(state, state="failed", message=message)
+    return state
+
+
+def jobs_in_queue() -> dict[str, str] | None:
+    """The state of each of one's jobs that is not over, by its number; None if nobody can say."""
+    if shutil.which("squeue") is None:
+        return None
+    command = ["squeue", "--me", "--noheader", "--array", "--format=%i %T"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return dict(line.split() for line in said.stdout.splitlines())
+
+
+# The table ---------------------------------------------------------------------------------------
+
+
+def table(states: Mapping[Path, State]) -> str:
+    """How many runs are in each state, and a row for each run, as Markdown."""
+    rows = [_row(workdir, state) for workdir, state in states.items()]
+    header = ("run", "state", "epoch", "step", "validation", "time", "")
+    return f"{counts(states.values())}\n\n{markdown_table(header, rows)}"
+
+
+def counts(states: Any) -> str:
+    """`12 runs: 11 complete, 1 failed`."""
+    found = Counter(state.state for state in states)
+    parts = ", ".join(f"{found[state]} {state}" for state in STATES if found[state])
+    total = found.total()
+    return f"{total} run{'s' * (total != 1)}: {parts}" if total else "no runs yet"
+
+
+def _row(workdir: Path, state: State) -> Sequence[str]:
+    try:
+        rows = read_metrics(workdir)
+    except UserError:
+        rows = []  # the run itself will say so
+    last = rows[-1] if rows else {}
+    validation = [row for row in rows if row.get("split") == "validation"][-1:]
+    figures = [
+        f"{name} {number(row[name])}"
+        for row in validation
+        for name in ("accuracy", "loss", "MAE")
+        if name in row
+    ][:1]
+    seconds = time.time() - state.since if state.state == "running" else state.seconds
+    return (
+        workdir.name,
+        state.state,
+        f"{last['epoch']:.1f}" if "epoch" in last else "",
+        f"{last['step']:,}" if last else "",
+        "".join(figures),
+        duration(seconds) if state.attempt else "",
+        state.message if state.state in ("failed", "stopped") else "",
+    )

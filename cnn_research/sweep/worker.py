@@ -1,0 +1,106 @@
+"""The process that serves many runs: `python -m cnn_research.sweep.worker`, for `local` alone.
+
+A line of standard input is a run; a line of standard output says that it is over, however it
+ended. When standard input ends, so does the process, after its run has saved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from absl import logging
+
+from cnn_research.errors import Interrupted, UserError, one_line
+from cnn_research.experiment import from_dict, run
+from cnn_research.sweep import states
+from cnn_research.sweep.definition import Run
+from cnn_research.sweep.states import State
+
+
+def execute(planned: Run) -> State:
+    """Runs it in this process, its output to its log, and takes note of how it ended."""
+    before = states.begun(planned.workdir)
+    # What run.json will say: the command that repeats the run.
+    sys.argv = planned.command
+    # Orbax tells every step of every save.
+    logging.set_verbosity(logging.WARNING)
+    with output_to(planned.workdir / states.LOG):
+        try:
+            run(from_dict(json.loads(planned.config)), planned.workdir)
+        except Interrupted as error:
+            print(one_line(error), file=sys.stderr)
+            return states.ended(
+                planned.workdir, before, "stopped", one_line(error), error.exit_code
+            )
+        except UserError as error:
+            print(f"error: {one_line(error)}", file=sys.stderr)
+            return states.ended(planned.workdir, before, "failed", one_line(error), error.exit_code)
+        except Exception as error:
+            traceback.print_exc()
+            message = f"{type(error).__name__}: {one_line(error)}"
+            return states.ended(planned.workdir, before, "failed", message, 1)
+        return states.ended(planned.workdir, before, "complete")
+
+
+@contextlib.contextmanager
+def output_to(file: Path) -> Iterator[None]:
+    """Appends to a file whatever this process writes, libraries and all."""
+    kept = {number: os.dup(number) for number in (1, 2)}
+    with file.open("ab") as log:
+        for number in kept:
+            os.dup2(log.fileno(), number)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, copy in kept.items():
+            os.dup2(copy, number)
+            os.close(copy)
+
+
+def main() -> None:
+    """Serves runs until there are no more."""
+    runs: queue.Queue[dict | None] = queue.Queue()
+    busy = threading.Event()
+
+    def stop(number: int, frame: object) -> None:
+        # While it trains the run has its own handler, which saves.
+        if busy.is_set():
+            raise Interrupted("stopped where nothing had to be saved", 75)
+
+    def read() -> None:
+        for line in sys.stdin:
+            runs.put(json.loads(line))
+        # Whoever gave the runs is gone.
+        runs.put(None)
+        if busy.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, stop)
+    threading.Thread(target=read, daemon=True).start()
+    while (values := runs.get()) is not None:
+        busy.set()
+        execute(
+            Run(
+                values["experiment"],
+                tuple(values["words"]),
+                Path(values["workdir"]),
+                values["config"],
+            )
+        )
+        busy.clear()
+        print("over", flush=True)
+
+
+if __name__ == "__main__":
+    main()
