@@ -127,8 +127,8 @@ def _sweep(arguments: Sequence[str]) -> int:
     if on_slurm and options.workers is not None:
         raise UsageError("--workers is for this machine; on SLURM it is --parallel")
     for name in ("workers", "time", "cpus", "parallel"):
-        if (getattr(options, name) or 1) < 1:
-            raise UsageError(f"--{name} is {getattr(options, name)}: must be 1 or more")
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise UsageError(f"--{name} is {value}: must be 1 or more")
 
     from cnn_research.sweep import definition, slurm
 
@@ -141,13 +141,13 @@ def _sweep(arguments: Sequence[str]) -> int:
                 "--cluster=slurm out, in a job of its own or on any machine"
             )
         slurm.check()
-    folder = options.workdir or Path("runs") / sweep.title
+    name = options.file.stem if options.file else sweep.experiments[0]
+    folder = options.workdir or Path("runs") / f"{name}-{sweep.hash}"
     definition.check_same(sweep, folder)
+    if sweep.search:
+        return _search(sweep, folder, options.workers or 1)
     runs = sweep.runs(folder)
     with claimed(folder):
-        definition.check_same(sweep, folder)
-        if sweep.search:
-            return _search(sweep, folder, options.workers or 1)
         definition.write(sweep, runs, folder)
         if on_slurm:
             resources = slurm.Resources(
@@ -216,15 +216,18 @@ def _search(sweep, folder: Path, workers: int) -> int:
     from cnn_research.sweep.source import copied
 
     feed = search.Search(sweep, folder)
-    definition.write(sweep, (), folder)
-    said = _Said(sweep.trials, feed.finished)
-    if feed.finished < sweep.trials:
-        print(f"{feed.finished} of {sweep.trials} trials are over; the others run in {folder}")
-        stopped = local.run_locally(feed, workers, copied(folder), said)
-        if stopped:
-            raise stopped.error(f"{said.finished} of {sweep.trials} trials are over in {folder}")
-    print(feed.best(), flush=True)
-    return _conclude(states.all_states(folder, definition.trial_folders(folder)), folder)
+    with claimed(folder):
+        feed.go_on()
+        definition.write(sweep, (), folder)
+        said = _Said(sweep.trials, feed.finished)
+        if feed.finished < sweep.trials:
+            print(f"{feed.finished} of {sweep.trials} trials are over; the others run in {folder}")
+            stopped = local.run_locally(feed, workers, copied(folder), said)
+            if stopped:
+                over = f"{said.finished} of {sweep.trials} trials are over in {folder}"
+                raise stopped.error(over)
+        print(feed.best(), flush=True)
+        return _conclude(states.all_states(folder, definition.trial_folders(folder)), folder)
 
 
 def _submit(runs: Sequence, folder: Path, resources) -> int:

@@ -67,11 +67,10 @@ class Sweep:
             )
 
     @property
-    def title(self) -> str:
-        """For a folder: what is run, and a hash of all that decides it."""
-        known = dataclasses.asdict(self) | {"trials": 0}
-        text = json.dumps(known, sort_keys=True)
-        return f"{self.experiments[0]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    def hash(self) -> str:
+        """Eight hexadecimal digits that identify it; a search may go on for more trials."""
+        text = json.dumps(dataclasses.asdict(self) | {"trials": 0}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def runs(self, folder: Path) -> list[Run]:
         """All runs, in order; none for a search, whose runs follow from each other.
@@ -83,20 +82,20 @@ class Sweep:
             UsageError: a config that its experiment refuses, or two runs of the same.
             UserError: data that an experiment is fitted to are not there.
         """
-        found: dict[Path, Run] = {}
+        found: dict[str, Run] = {}
         if self.search:
             return []
         for name in self.experiments:
             default = lookup(name).experiment()
             for words in self._overrides(default):
                 run = planned(default, [*self.words, *words], folder, words)
-                if run.workdir in found:
+                if run.config in found:
                     raise UsageError(
                         "two runs of the sweep are the same: "
-                        f"{shlex.join(found[run.workdir].words)} and {shlex.join(run.words)}; "
+                        f"{shlex.join(found[run.config].words)} and {shlex.join(run.words)}; "
                         "leave one out"
                     )
-                found[run.workdir] = run
+                found[run.config] = run
         return list(found.values())
 
     def _overrides(self, default: Experiment) -> Iterator[list[str]]:
@@ -158,12 +157,16 @@ def planned(
     experiment, _ = fitted(default, list(words))
     experiment.check()
     if not name:
-        parts = (word.removeprefix("--").rpartition(".")[2] for word in naming)
-        if any("=" not in word for word in naming):
-            parts = (word.removeprefix("--") for word in naming)
+        parts = [_last_part(word) if word.startswith("--") else word for word in naming]
         name = re.sub(r"[^\w.=+-]+", "_", "-".join([default.name, *parts]))[:LONGEST_NAME]
     workdir = folder.absolute() / RUNS / f"{name}-{config_hash(experiment)}"
     return Run(default.name, tuple(words), workdir, canonical_json(experiment))
+
+
+def _last_part(word: str) -> str:
+    """A flag by the last part of its path: `learning-rate=1e-3`."""
+    path, equals, value = word.partition("=")
+    return f"{path.removeprefix('--').rpartition('.')[2]}{equals}{value}"
 
 
 def override(default: Experiment, path: str, value: str) -> list[str]:

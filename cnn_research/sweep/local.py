@@ -19,6 +19,8 @@ from cnn_research.sweep.definition import Run
 from cnn_research.sweep.source import search_path
 from cnn_research.sweep.states import State
 
+# -P: the folder that one is in may hold the source that is being edited.
+WORKER = (sys.executable, "-P", "-m", "cnn_research.sweep.worker")
 POLL_SECONDS = 0.5
 """Between looks at signals and at what running runs have measured."""
 
@@ -129,8 +131,7 @@ class _Worker:
         """Starts a run."""
         if self._process is None or self._process.poll() is not None:
             self._process = subprocess.Popen(
-                # -P: the folder that one is in may hold the source that is being edited.
-                [sys.executable, "-P", "-m", "cnn_research.sweep.worker"],
+                WORKER,
                 env=self._environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

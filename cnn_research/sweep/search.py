@@ -89,11 +89,11 @@ class Search:
     """
 
     def __init__(self, sweep: Sweep, folder: Path):
-        """Checks the ends of all ranges, and reads what was tried before.
+        """Checks the ends of all ranges; reads and writes nothing.
 
         Raises:
             UsageError: no training, or values that its experiment refuses.
-            UserError: Optuna is not installed, or the file of trials is damaged.
+            UserError: Optuna is not installed.
         """
         self._sweep, self._folder = sweep, folder
         self._default = lookup(sweep.experiments[0]).experiment()
@@ -125,8 +125,41 @@ class Search:
         self._trials: dict[Path, Any] = {}
         self._number: dict[Path, int] = {}
         self._seen: dict[Path, tuple[int, list[float]]] = {}
-        folder.mkdir(parents=True, exist_ok=True)
-        self._unfinished = self._read_past()
+        self._unfinished: list[tuple[int, dict[str, Any]]] = []
+        self._begun = 0
+
+    def go_on(self) -> None:
+        """Tells Optuna what was tried before; trials that are not over, or failed, come first.
+
+        For the process that holds the folder.
+
+        Raises:
+            UserError: the file of trials is damaged; a last line cut short is left out, and said.
+        """
+        file = self._folder / TRIALS
+        rows = read_rows(file, "number")
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        if file.exists() and file.read_text() != text:
+            print(f"{file}: its last line was cut short, and is left out", file=sys.stderr)
+            temporary = file.with_suffix(".tmp")
+            temporary.write_text(text)
+            os.replace(temporary, file)
+        begun = {row["number"]: row["params"] for row in rows if "params" in row}
+        over = {row["number"]: row for row in rows if row.get("state", "FAIL") != "FAIL"}
+        self._begun = len(begun)
+        for number, row in over.items():
+            self._study.add_trial(
+                self._optuna.trial.create_trial(
+                    state=self._optuna.trial.TrialState[row["state"]],
+                    params=begun[number],
+                    distributions=self._distributions,
+                    value=row["value"] if row["state"] == "COMPLETE" else None,
+                    intermediate_values={
+                        index + 1: value for index, value in enumerate(row["validation"])
+                    },
+                )
+            )
+        self._unfinished = [(n, params) for n, params in begun.items() if n not in over]
 
     # What a feed of runs does.
 
@@ -226,35 +259,6 @@ class Search:
         if self._selection.report == "last":
             return values[-1]
         return max(values) if self._selection.metric == "accuracy" else min(values)
-
-    # The file of trials.
-
-    def _read_past(self) -> list[tuple[int, dict[str, Any]]]:
-        """Tells Optuna what was tried; returns the trials that are not over."""
-        file = self._folder / TRIALS
-        rows = read_rows(file, "number")
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        if file.exists() and file.read_text() != text:
-            print(f"{file}: its last line was cut short, and is left out", file=sys.stderr)
-            temporary = file.with_suffix(".tmp")
-            temporary.write_text(text)
-            os.replace(temporary, file)
-        begun = {row["number"]: row["params"] for row in rows if "params" in row}
-        over = {row["number"]: row for row in rows if row.get("state", "FAIL") != "FAIL"}
-        self._begun = len(begun)
-        for number, row in over.items():
-            self._study.add_trial(
-                self._optuna.trial.create_trial(
-                    state=self._optuna.trial.TrialState[row["state"]],
-                    params=begun[number],
-                    distributions=self._distributions,
-                    value=row["value"] if row["state"] == "COMPLETE" else None,
-                    intermediate_values={
-                        index + 1: value for index, value in enumerate(row["validation"])
-                    },
-                )
-            )
-        return [(number, params) for number, params in begun.items() if number not in over]
 
     def _append(self, row: Mapping[str, Any]) -> None:
         with (self._folder / TRIALS).open("a") as file:
