@@ -77,7 +77,8 @@ def check() -> None:
             "SLURM is not on this machine (there is no sbatch): run this where it is, or leave "
             "--cluster=slurm out to run here"
         )
-    os.environ["SUBMITIT_PREEMPT_SIGNAL"] = SIGNAL  # read when submitit is imported
+    # Read when submitit is imported, which otherwise closes the handlers of other logs.
+    os.environ |= {"SUBMITIT_PREEMPT_SIGNAL": SIGNAL, "SUBMITIT_LOG_LEVEL": "NOCONFIG"}
     try:
         import submitit  # noqa: F401
     except ImportError:
@@ -120,7 +121,7 @@ def submit(runs: Sequence[Run], folder: Path, source: Path, resources: Resources
             f"export PYTHONPATH={shlex.quote(search_path(source))}",
             # The folder that jobs start in may hold the source that is being edited.
             "export PYTHONSAFEPATH=1",
-            f"export SUBMITIT_PREEMPT_SIGNAL={SIGNAL}",
+            f"export SUBMITIT_PREEMPT_SIGNAL={SIGNAL} SUBMITIT_LOG_LEVEL=INFO",
         ],
         **{name: value for name, value in given.items() if value is not None},
     )
