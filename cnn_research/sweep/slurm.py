@@ -63,11 +63,11 @@ class Job:
         return DelayedSubmission(self)
 
 
-def _number() -> str | None:
+def _number() -> str:
     """Of the job that this process is in, as `squeue` has it."""
-    array = os.environ.get("SLURM_ARRAY_JOB_ID")
-    task = os.environ.get("SLURM_ARRAY_TASK_ID")
-    return f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID")
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
+        return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ.get("SLURM_JOB_ID", "")
 
 
 def check() -> None:
