@@ -7,7 +7,6 @@ import os
 import shutil
 from pathlib import Path
 
-import cnn_research
 from cnn_research.workdir import SOURCE_RECORD, source_facts, whole_folder, write_json
 
 PACKAGES = ("cnn_research", "experiments")
@@ -19,7 +18,7 @@ def copied(folder: Path) -> Path:
     Returns:
         The folder to import from, named after a hash of its files.
     """
-    root = Path(cnn_research.__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     files = sorted(
         file
         for package in PACKAGES
