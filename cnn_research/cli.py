@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import io
 import operator
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import tyro
 from absl import flags, logging
 
-from cnn_research.errors import Interrupted, UsageError, UserError, one_line
+from cnn_research.errors import Interrupted, UsageError, UserError, no_more_output, one_line
 from cnn_research.experiment import (
     Experiment,
     config_hash,
@@ -100,8 +99,7 @@ def launch(words: list[str]) -> None:
         try:
             print(listing(), flush=True)
         except BrokenPipeError:
-            # Whoever reads, as `| head`, has seen enough; Python must not flush again at the end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            no_more_output()
         return
     workdir = Path(FLAGS.workdir) if FLAGS.workdir else None
     saved = saved_experiment(workdir)

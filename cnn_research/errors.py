@@ -1,5 +1,8 @@
 """Errors that are meant for the person at the terminal."""
 
+import os
+import sys
+
 
 class UserError(Exception):
     """What is wrong, where, and what to do, in one line; the launcher prints it without traceback.
@@ -27,3 +30,9 @@ class Interrupted(UserError):
 def one_line(error: Exception) -> str:
     """The error's text as one line, as every user error is printed."""
     return " ".join(str(error).split())
+
+
+def no_more_output() -> None:
+    """After a `BrokenPipeError`: whoever reads, as `| head`, has seen enough, and Python must not
+    flush again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

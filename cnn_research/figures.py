@@ -53,17 +53,79 @@ def training_curves(epochs: Sequence[Mapping[str, Any]]) -> Figure:
     Returns:
         A figure with one panel for each metric; its title names the best validation value.
     """
+    names = curve_names(epochs)
+    figure, grid = _panels(len(names))
+    for axes, name in zip(grid, names, strict=True):
+        _curves(axes, epochs, name)
+    return figure
+
+
+def _panels(count: int, below: float = 0) -> tuple[Figure, Sequence[Axes]]:
+    """A figure with so many panels, and inches for a legend below them."""
     from matplotlib.figure import Figure
 
-    names = curve_names(epochs)
-    columns = min(CURVES_IN_A_ROW, len(names))
-    rows = -(-len(names) // columns)
-    figure = Figure(figsize=(4.8 * columns, 3.6 * rows), dpi=144, layout="constrained")
+    columns = min(CURVES_IN_A_ROW, count)
+    rows = -(-count // columns)
+    size = (4.8 * columns, 3.6 * rows + below)
+    figure = Figure(figsize=size, dpi=144, layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes, name in zip(grid, names, strict=False):
-        _curves(axes, epochs, name)
-    for axes in grid[len(names) :]:
+    for axes in grid[count:]:
         axes.remove()
+    return figure, grid[:count]
+
+
+def compared_curves(groups: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Figure:
+    """What the runs of several configs had in each epoch: a panel per metric, a line per config.
+
+    Args:
+        groups: of each config its runs, each as `writers.by_epoch` gives them.
+
+    Returns:
+        A figure with the means over runs, shaded from the lowest to the highest; validation where
+        a metric has it, otherwise training. Configs after the first `len(COMPARED)` are grey.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    every = [epoch for runs in groups.values() for epochs in runs for epoch in epochs]
+    names = curve_names(every)
+    figure, grid = _panels(len(names), 0.2 + 0.2 * min(len(groups), len(COMPARED) + 1))
+    handles = []
+    for axes, name in zip(grid, names, strict=True):
+        split = "validation" if any(name in epoch["validation"] for epoch in every) else "train"
+        lines = []
+        for place, (group, runs) in enumerate(groups.items()):
+            values: dict[int, list[float]] = {}
+            for epoch in (epoch for epochs in runs for epoch in epochs):
+                if name in epoch[split]:
+                    values.setdefault(epoch["epoch"], []).append(epoch[split][name])
+            color = COMPARED[place] if place < len(COMPARED) else "#BBBBBB"
+            style: dict[str, Any] = {"color": color, "zorder": 3 if place < len(COMPARED) else 2}
+            means = [sum(found) / len(found) for found in values.values()]
+            dot = "o" if len(values) == 1 else ""
+            label = _shortened(group, 70) if place < len(COMPARED) else "others"
+            lines += axes.plot(list(values), means, **style, marker=dot, linewidth=1.8, label=label)
+            lowest, highest = map(min, values.values()), map(max, values.values())
+            axes.fill_between(
+                list(values), list(lowest), list(highest), **style, alpha=0.2, linewidth=0
+            )
+        axes.set_title(
+            f"{name[0].upper()}{name[1:]}".replace("_", " ")
+            + (" in validation" if split == "validation" else " in training"),
+            loc="left",
+            fontsize=11,
+            fontweight="bold",
+        )
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        _plain(axes)
+        handles = lines
+    figure.legend(
+        handles=handles[: len(COMPARED) + 1],
+        loc="outside lower left",
+        frameon=False,
+        fontsize=9,
+        ncols=1 if max(map(len, groups)) > 40 else 3,
+    )
     return figure
 
 
@@ -400,6 +462,8 @@ def _shortened(name: str, length: int) -> str:
 # Okabe and Ito's colours again, for lines that a legend names.
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 MARKERS = ("o", "s", "^", "D")
+COMPARED = (*SERIES, "#56B4E9", "#E69F00", "#111111", "#8C510A")
+"""Okabe and Ito's other colours; brown stands for their yellow, which is pale on white."""
 
 
 def shifted_accuracy(

@@ -11,21 +11,23 @@ import math
 import os
 import statistics
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cnn_research.errors import UsageError, UserError, one_line
+from cnn_research.errors import UsageError, UserError, no_more_output, one_line
 from cnn_research.experiment import from_dict, to_dict
 from cnn_research.markdown import markdown_table, number
-from cnn_research.pages import write_page
+from cnn_research.pages import as_html, write_page
 from cnn_research.tasks.task import Predictions
 from cnn_research.workdir import (
     CONFIG,
     EVALUATION,
     RUN,
+    SWEEP,
     read_json,
     whole_folder,
     write_json,
@@ -41,7 +43,8 @@ UNCOMPARED = ("step", "correct", "count", "wall_seconds")
 MOST_ACCURACIES = 2
 """Where runs have more accuracies, tables compare those alone."""
 
-OUTPUTS = (".md", ".csv", ".xlsx", ".json")
+OUTPUTS = (".md", ".csv", ".xlsx", ".html", ".json")
+HIGHER_IS_BETTER = ("accuracy", "precision", "recall", "f1")
 WIDEST_COLUMN = 60
 """Characters; longer texts in a spreadsheet take several lines."""
 
@@ -251,6 +254,25 @@ def read_run(folder: Path) -> Run | None:
     return Run(folder, config, read_json(folder / RUN), figures) if figures else None
 
 
+def run_folders(folder: Path) -> list[Path]:
+    """The folder of a run, or those of the runs in it, as a sweep or replicas leave them.
+
+    A sweep's runs are in the order that it says.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if (folder / CONFIG).exists():
+        return [folder]
+    below = (f"*/{CONFIG}", f"runs/*/{CONFIG}")
+    found = sorted(file.parent for pattern in below for file in folder.glob(pattern))
+    listed = [run["name"] for run in read_json(folder / SWEEP).get("runs", ())]
+    found.sort(key=lambda run: listed.index(run.name) if run.name in listed else len(listed))
+    if not found:
+        raise UsageError(f"{folder} is not a run's folder, and holds none: it has no {CONFIG}")
+    return found
+
+
 def group_runs(runs: Iterable[Run]) -> list[Group]:
     """Runs by experiment and by config without its seeds, each group by rising seed.
 
@@ -377,7 +399,8 @@ class Log:
     """What was changed and what came of it: a row for each config, the first one's at the top.
 
     Attributes:
-        columns: their names; a figure's deviation stands in the next column, `FIGURE std`.
+        columns: their names; where configs were run with several seeds, a figure's deviation and
+            best value stand in the next columns, `FIGURE std` and `FIGURE best`.
         rows: texts and numbers, None for what is not known.
     """
 
@@ -406,7 +429,7 @@ def change_log(groups: Sequence[Group]) -> Log:
     columns = ["experiment", "change"]
     given = {name for group in groups for name in group.document}
     for title, name in figures.items():
-        columns += [title, *([f"{title} std"] if repeated else [])]
+        columns += [title, *([f"{title} std", f"{title} best"] if repeated else [])]
         columns += [f"document: {name}"] if name in given else []
     columns += ["gain"] if gained else []
     columns += ["epochs", "parameters", "runs", "wall_seconds", "data"]
@@ -417,7 +440,8 @@ def change_log(groups: Sequence[Group]) -> Log:
         row.append("; ".join(_changes(_of_this_version(groups[0].runs[0].config), config)))
         for name in figures.values():
             row.append(_mean(values.get(name)))
-            row += [_deviation(values.get(name))] if repeated else []
+            if repeated:
+                row += [_deviation(values.get(name)), _best(name, values.get(name))]
             row += [group.document.get(name)] if name in given else []
         if gained:
             ours, first = _mean(values.get(gained)), _mean(measured[0].get(gained))
@@ -459,12 +483,12 @@ def _value(value: Any) -> str:
 
 
 def log_as_markdown(log: Log) -> str:
-    """The log as a table; figures with their deviations, times in minutes."""
+    """The log as a table; figures with their deviations and best, times in minutes."""
     rows = [dict(zip(log.columns, row, strict=True)) for row in log.rows]
-    shown = [name for name in log.columns if not name.endswith(" std")]
+    shown = [name for name in log.columns if not name.endswith((" std", " best"))]
 
     def cell(row: Mapping[str, Any], name: str) -> str:
-        value, deviation = row[name], row.get(f"{name} std")
+        value, deviation, best = row[name], row.get(f"{name} std"), row.get(f"{name} best")
         if value is None or isinstance(value, str):
             return value or ""
         if name == "wall_seconds":
@@ -473,7 +497,9 @@ def log_as_markdown(log: Log) -> str:
             return f"{value:,}"
         if name == "gain":
             return f"{value:+.4f}"
-        return number(value) if deviation is None else f"{value:.4f} ± {deviation:.4f}"
+        if deviation is None:
+            return number(value)
+        return f"{value:.4f} ± {deviation:.4f} (best {number(best)})"
 
     header = ["time of a run" if name == "wall_seconds" else name for name in shown]
     return markdown_table(header, [[cell(row, name) for name in shown] for row in rows])
@@ -520,6 +546,33 @@ def write_log_as_xlsx(log: Log, file: Path) -> None:
     os.replace(temporary, file)
 
 
+def log_as_html(log: Log, groups: Sequence[Group]) -> str:
+    """One page without other files: the log, and what each config's runs had in each epoch.
+
+    Args:
+        log: of the groups.
+        groups: in the log's order.
+    """
+    from cnn_research import figures
+
+    names = dict.fromkeys(group.runs[0].experiment for group in groups)
+    parts = [f"# {', '.join(names)}", log_as_markdown(log)]
+    curves = {
+        group.name: [epochs for run in group.runs if (epochs := by_epoch(read_metrics(run.folder)))]
+        for group in groups
+    }
+    curves = {name: runs for name, runs in curves.items() if runs}
+    with tempfile.TemporaryDirectory() as folder:
+        if curves:
+            figures.compared_curves(curves).savefig(Path(folder, "curves.png"))
+            parts += ["## Curves", f"![Curves of {len(curves)} configs by epoch](curves.png)"]
+            parts.append(
+                "Validation figures where there are any, otherwise training's. A line is the mean "
+                "of a config's runs, and the shade around it goes from the lowest to the highest."
+            )
+        return as_html("\n\n".join(parts) + "\n", Path(folder))
+
+
 # The command -------------------------------------------------------------------------------------
 
 
@@ -529,7 +582,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m cnn_research.report",
         description="Mean and standard deviation over the seeds of runs, one row per config.",
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder")
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="the folder of a run, or of several: of a sweep, of replicas",
+    )
     parser.add_argument(
         "--format", choices=("markdown", "csv"), default="markdown", help="what is printed"
     )
@@ -537,9 +596,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--output",
         type=Path,
         metavar="FILE",
-        help="also write FILE.md, FILE.csv or FILE.xlsx: the log of what each config changes "
-        "against the first run's, and its results; or FILE.json: the figures of runs of one config "
-        "with all that it takes to repeat them",
+        help="also write FILE.md, FILE.csv, FILE.xlsx or, with curves, FILE.html: the log of what "
+        "each config changes against the first run's, and its results; or FILE.json: the figures "
+        "of runs of one config with all that it takes to repeat them",
     )
     options = parser.parse_args(arguments)
     try:
@@ -547,6 +606,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:
+        no_more_output()
     except OSError as error:
         print(f"error: {error.strerror} ({error.filename}): name another file", file=sys.stderr)
         return 1
@@ -557,10 +618,17 @@ def _compare(folders: Sequence[Path], table_format: str, output: Path | None) ->
     if output is not None and output.suffix not in OUTPUTS:
         raise UsageError(f"--output is {output}: its name must end in {', '.join(OUTPUTS)}")
     # One folder given twice would pass for two runs.
-    read = {folder.resolve(): (folder, read_run(folder)) for folder in folders}.values()
+    found = {run.resolve(): run for folder in folders for run in run_folders(folder)}.values()
+    read = [(folder, read_run(folder)) for folder in found]
     groups = group_runs(run for _, run in read if run is not None)
+    if output is not None:
+        order = [folder for folder, _ in read]
+        _write(output, sorted(groups, key=lambda g: min(order.index(r.folder) for r in g.runs)))
     if groups:
-        print((as_csv(groups) if table_format == "csv" else as_markdown(groups)).rstrip("\n"))
+        print(
+            (as_csv(groups) if table_format == "csv" else as_markdown(groups)).rstrip("\n"),
+            flush=True,
+        )
     for folder, run in read:
         if run is None:
             step = max((row["step"] for row in read_metrics(folder)), default=0)
@@ -572,9 +640,6 @@ def _compare(folders: Sequence[Path], table_format: str, output: Path | None) ->
                 "their spread is not one over seeds",
                 file=sys.stderr,
             )
-    if output is not None:
-        order = [folder for folder, _ in read]
-        _write(output, sorted(groups, key=lambda g: min(order.index(r.folder) for r in g.runs)))
 
 
 def _write(output: Path, groups: Sequence[Group]) -> None:
@@ -584,13 +649,15 @@ def _write(output: Path, groups: Sequence[Group]) -> None:
     if output.suffix == ".json" and len(groups) != 1:
         raise UsageError(
             f"--output {output} takes finished runs of one config, not of {len(groups)}: "
-            "give those runs only, or write the log of them all as .md, .csv or .xlsx"
+            "give those runs only, or write the log of them all as .md, .csv, .xlsx or .html"
         )
     output.parent.mkdir(parents=True, exist_ok=True)
     if output.suffix == ".json":
         write_json(output, results(groups[0], output.stem))
     elif output.suffix == ".xlsx":
         write_log_as_xlsx(change_log(groups), output)
+    elif output.suffix == ".html":
+        write_text(output, log_as_html(change_log(groups), groups))
     else:
         as_text = log_as_csv if output.suffix == ".csv" else log_as_markdown
         write_text(output, as_text(change_log(groups)).rstrip("\n") + "\n")
@@ -612,6 +679,13 @@ def _mean(values: Sequence[float] | None) -> float | None:
 
 def _deviation(values: Sequence[float] | None) -> float | None:
     return statistics.stdev(values) if values and len(values) > 1 else None
+
+
+def _best(name: str, values: Sequence[float] | None) -> float | None:
+    """Of several values; whether the highest or the lowest is in the figure's name."""
+    if not values or len(values) < 2:
+        return None
+    return max(values) if any(word in name for word in HIGHER_IS_BETTER) else min(values)
 
 
 def duration(seconds: float) -> str:

@@ -26,6 +26,8 @@ BOUND = "bound.json"
 """What training has taken from its data, so that the network can be asked without it."""
 EVALUATION = "evaluation.json"
 CHECKPOINTS = "checkpoints"
+SWEEP = "sweep.json"
+"""Of a folder of several runs: what varies, and the runs in order."""
 SOURCE_RECORD = "source.json"
 """Beside a copy of the packages: of which commit they are, and what differs from it."""
 

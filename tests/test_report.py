@@ -454,8 +454,8 @@ def test_log_has_a_row_per_config_in_the_order_given(tmp_path, capsys):
     ]
     assert [row[1] or None for row in rows] == CHANGES
     assert rows[0][2:] == [
-        *("0.9900 ± 0.0000", "0.5100 ± 0.0141", "0.8978", "+0.0000", "10", "122,570", "2"),
-        *("10.5 s", "=cifar10"),
+        *("0.9900 ± 0.0000 (best 0.9900)", "0.5100 ± 0.0141 (best 0.5200)", "0.8978"),
+        *("+0.0000", "10", "122,570", "2", "10.5 s", "=cifar10"),
     ]
     assert [row[5] for row in rows[1:]] == ["+0.1150", "-0.2600"]
 
@@ -480,7 +480,56 @@ def test_log_as_csv_holds_the_numbers(tmp_path, capsys):
     assert float(first["test accuracy std"]) == pytest.approx(0.02 / math.sqrt(2))
     assert float(second["gain"]) == pytest.approx(0.115)
     assert (second["change"], third["change"]) == (CHANGES[1], CHANGES[2])
-    assert third["test accuracy std"] == ""
+    assert float(first["test accuracy best"]) == 0.52
+    assert third["test accuracy std"] == third["test accuracy best"] == ""
+
+
+def test_the_best_of_a_loss_is_the_lowest(tmp_path):
+    runs = [make_run(tmp_path / str(n), seed=n, accuracy=0.5) for n in range(2)]
+    for number, run in enumerate(runs):
+        (run / "evaluation.json").write_text(json.dumps({"test": {"loss": 2.0 + number}}))
+    log = report.change_log(report.group_runs(map(report.read_run, runs)))
+    assert dict(zip(log.columns, log.rows[0], strict=True))["loss best"] == 2.0
+
+
+def test_a_sweeps_folder_stands_for_its_runs_in_its_order(tmp_path, capsys):
+    (tmp_path / "runs").mkdir()
+    for number, name in enumerate(("b", "a", "c")):
+        make_run(tmp_path / "runs" / name, accuracy=0.5 + number / 8, width=number)
+    listed = [{"name": name} for name in ("b", "a", "c")]
+    (tmp_path / "sweep.json").write_text(json.dumps({"runs": listed}))
+    assert report.run_folders(tmp_path) == [tmp_path / "runs" / name for name in ("b", "a", "c")]
+    path = tmp_path / "log.csv"
+    assert report.main([str(tmp_path), f"--output={path}"]) == 0
+    changes = [row["change"] for row in csv.DictReader(io.StringIO(path.read_text()))]
+    assert changes == ["", "width 0 -> 1", "width 0 -> 2"]
+    (tmp_path / "empty").mkdir()
+    assert report.main([str(tmp_path / "empty")]) == 2
+    assert "holds none: it has no config.json" in capsys.readouterr().err
+
+
+def test_log_as_html_has_the_table_and_a_line_per_config_in_one_file(tmp_path, monkeypatch):
+    runs = [
+        make_run(tmp_path / f"{width}-{seed}", seed=seed, accuracy=0.5, width=width)
+        for width in (1, 2)
+        for seed in (0, 1)
+    ]
+    for number, run in enumerate(runs):
+        row = {"step": 10, "epoch": 1.0, "split": "validation", "accuracy": number / 4}
+        rows = [row, {**row, "step": 20, "epoch": 2.0, "accuracy": 1.0}]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    drawn, original = [], figures.compared_curves
+    monkeypatch.setattr(
+        figures, "compared_curves", lambda groups: drawn.append(original(groups)) or drawn[0]
+    )
+    path = tmp_path / "log.html"
+    assert report.main([*map(str, runs), f"--output={path}"]) == 0
+    page = path.read_text()
+    assert "width 1 -&gt; 2" in page and page.count("data:image") == 1
+    _, accuracy = drawn[0].axes
+    # Means over seeds: (0 + 0.25) / 2 and (0.5 + 0.75) / 2 in the first epoch.
+    assert [list(line.get_ydata()) for line in accuracy.lines] == [[0.125, 1.0], [0.625, 1.0]]
+    assert accuracy.get_title(loc="left") == "Accuracy in validation"
 
 
 def test_log_as_xlsx_opens_as_a_sheet_of_numbers(tmp_path, capsys):
@@ -523,7 +572,7 @@ def test_log_of_several_heads_has_columns_for_each_and_one_of_losses_has_them_to
 @pytest.mark.parametrize(
     "name, accuracy, said, code",
     [
-        ("log.ods", 0.5, "must end in .md, .csv, .xlsx, .json", 2),
+        ("log.ods", 0.5, "must end in .md, .csv, .xlsx, .html, .json", 2),
         ("log.xlsx", None, "no run is finished", 2),
         ("file/log.xlsx", 0.5, "name another file", 1),
     ],

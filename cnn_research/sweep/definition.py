@@ -22,10 +22,9 @@ from cnn_research.experiment import (
     flatten,
     lookup,
 )
-from cnn_research.workdir import CONFIG, read_json, write_json
+from cnn_research.workdir import CONFIG, SWEEP, read_json, write_json
 from cnn_research.writers import read_rows
 
-SWEEP = "sweep.json"
 RUNS = "runs"
 TRIALS = "trials.jsonl"
 """Of a search: what was tried, and what came of it."""

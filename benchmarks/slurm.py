@@ -1,0 +1,303 @@
+"""Runs sweeps, preempted runs and runs of several nodes on a real SLURM, started for it here.
+
+    python -m benchmarks.slurm --output results/slurm.json
+
+Two nodes on this machine, as `tests/slurm.py` starts them, by root, where `slurm-wlm` and `munge`
+are installed. An array of 12 runs, one of which fails on purpose; a run that is preempted by a
+signal, by a job of a higher priority and by its time limit; a run of two nodes with two devices
+each, of which one process is killed. About ten minutes on two free cores.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results import ROOT, Measurement, arguments, digest, last_checkpoint, row
+from benchmarks.two_processes import BATCH, STEPS, TOLERANCE, TRAINING_EXAMPLES, compared
+from cnn_research.sweep import definition, states
+from tests.slurm import PROGRAMS, Slurm, running_slurm
+
+RUNS, BAD = 12, "1e30"
+LIMIT = 900
+"""Seconds after which something that does not happen is given up."""
+ALL_GONE = 60
+"""Seconds within which the others end when one process is killed."""
+PREEMPTED = (
+    *("--experiment=digits_cnn", "--batch-size=16", "--log-every=10"),
+    *("--model.features", "128", "256"),
+)
+TIME = 3
+"""Minutes that SLURM gives it; the signal comes a minute and a half before, or up to a minute
+earlier."""
+RULES = {
+    "sgd": ("sgd", "--optimizer.learning-rate=0.05", "--optimizer.momentum=0.9"),
+    "adam": ("adam", "--optimizer.learning-rate=1e-3"),
+}
+
+
+def until(happened: Callable[[], Any], what: str) -> Any:
+    """What a call answers, as soon as that is true.
+
+    Raises:
+        RuntimeError: it takes too long.
+    """
+    end = time.monotonic() + LIMIT
+    while not (answer := happened()):
+        if time.monotonic() > end:
+            raise RuntimeError(f"{what}: not within {LIMIT} seconds")
+        time.sleep(0.1)
+    return answer
+
+
+def said_by(*command: str) -> str:
+    """Runs a command of the project; what it says."""
+    words = [sys.executable, *command]
+    ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    return ended.stdout
+
+
+def swept(folder: Path, *words: str) -> str:
+    """Submits a sweep; what the command says."""
+    shared = (f"--workdir={folder}", "--cluster=slurm", "--cpus=1")
+    return said_by("-m", "cnn_research.sweep", *words, *shared)
+
+
+# An array ----------------------------------------------------------------------------------------
+
+
+def array(cluster: Slurm, folder: Path) -> dict[str, Any]:
+    """A sweep of which one run fails: what came of it, and of the same command again."""
+    rates = ",".join([*(f"{number}e-3" for number in range(1, RUNS)), BAD])
+    words = ("--experiment=digits_mlp", f"--grid=optimizer.learning-rate={rates}", "--epochs=1")
+    began = time.monotonic()
+    first = swept(folder, *words, "--time=10", "--parallel=2")
+    submitted = time.monotonic() - began
+    until(lambda: not cluster.waiting(), "the array is over")
+    runs = [folder / definition.RUNS / name for name in definition.read(folder)[1]]
+    before = states.all_states(folder, runs)
+    again = swept(folder, *words, "--time=10", "--parallel=2")
+    until(lambda: not cluster.waiting(), "the array is over")
+    after = states.all_states(folder, runs)
+    return {
+        "seconds of the submission": submitted,
+        "said": [_last(first, "Submitted"), _last(again, "Submitted")],
+        "attempts": {path.name: state.attempt for path, state in after.items()},
+        "results": sum((path / "evaluation.json").exists() for path in runs),
+        "failed": {p.name: s.message for p, s in before.items() if s.state == "failed"},
+        "table": said_by("-m", "cnn_research.sweep", "status", str(folder)),
+    }
+
+
+def _last(text: str, begin: str) -> str:
+    return [line for line in text.splitlines() if line.startswith(begin)][-1]
+
+
+# Preemption --------------------------------------------------------------------------------------
+
+
+def preempted(cluster: Slurm, folder: Path, epochs: int) -> tuple[Path, dict[str, list[int]]]:
+    """A run that is preempted in three ways.
+
+    Returns:
+        Its workdir, and the steps at which it saved, by what stopped it.
+
+    Raises:
+        RuntimeError: the run ended before; more epochs give it time.
+    """
+    words = (*PREEMPTED, f"--epochs={epochs}", "--partition=main", f"--time={TIME}")
+    swept(folder, *words)
+    (name,) = definition.read(folder)[1]
+    workdir = folder / definition.RUNS / name
+    job = states.read_json(folder / states.JOBS)[name]
+    log = workdir / states.LOG
+    stops: dict[str, list[int]] = {}
+
+    def saved() -> list[int]:
+        text = log.read_text() if log.exists() else ""
+        found = re.findall(r"^stopped by \w+: step ([\d,]+) is saved", text, re.MULTILINE)
+        return [int(step.replace(",", "")) for step in found]
+
+    def trains(attempt: int) -> bool:
+        text = log.read_text() if log.exists() else ""
+        # A line of an epoch after the last stop.
+        if states.read(workdir).state == "complete":
+            raise RuntimeError("the run ended before it was preempted three times: more --epochs")
+        return states.read(workdir).attempt >= attempt and bool(
+            re.search(r"^epoch", text.rpartition("stopped by ")[2], re.MULTILINE)
+        )
+
+    until(lambda: trains(1), "the run trains")
+    cluster.command("scancel", "--signal=USR1", job)
+    until(lambda: len(saved()) == 1, "it saves at a signal")
+    stops["signal"] = saved()
+    until(lambda: trains(2), "it goes on")
+    cluster.command(
+        *("sbatch", "--partition=urgent", "--nodes=2", "--ntasks=2", "--exclusive"),
+        *("--output=/dev/null", "--wrap=srun sleep 2"),
+    )
+    until(lambda: len(saved()) == 2, "it saves for a job of a higher priority")
+    stops["job of a higher priority"] = saved()[1:]
+    until(lambda: not cluster.waiting(), "the run is over")
+    stops["time limit"] = saved()[2:]
+    return workdir, stops
+
+
+# Two nodes ---------------------------------------------------------------------------------------
+
+
+def on_two_nodes(cluster: Slurm, words: Sequence[str], said: Path) -> subprocess.Popen:
+    """`srun` of the launcher on two nodes, one process with two devices on each."""
+    devices = {"JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu"}
+    with said.open("ab") as out:
+        return subprocess.Popen(
+            [
+                *("srun", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--partition=main"),
+                *(sys.executable, "launch.py", *words),
+            ],
+            cwd=ROOT,
+            env=os.environ | cluster.environment | devices,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+        )
+
+
+def together(cluster: Slurm, folder: Path, rule: str) -> dict[str, float]:
+    """50 steps on two nodes and in one process: how far they are apart."""
+    name, *options = RULES[rule]
+    words = [
+        *("--experiment=digits_cnn", f"--optimizer.name={name}", *options, "--log-every=1"),
+        *(f"--epochs={STEPS * BATCH / TRAINING_EXAMPLES}", f"--batch-size={BATCH}"),
+    ]
+    one, two = folder / f"{rule}-one", folder / f"{rule}-two"
+    said_by("launch.py", *words, f"--workdir={one}")
+    said = folder / f"{rule}.txt"
+    if code := on_two_nodes(cluster, [*words, f"--workdir={two}"], said).wait(LIMIT):
+        raise RuntimeError(f"srun ended with {code}: {said.read_text()[-2000:]}")
+    return compared(one, two)
+
+
+def ranks(workdir: Path) -> dict[str, int]:
+    """The processes of a run, by their rank."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            environment = (process / "environ").read_bytes().split(b"\0")
+            if b"launch.py" in words and f"--workdir={workdir}".encode() in words:
+                rank = [e for e in environment if e.startswith(b"SLURM_PROCID=")]
+                found |= {each.partition(b"=")[2].decode(): int(process.name) for each in rank}
+    return found
+
+
+def killed(cluster: Slurm, folder: Path) -> dict[str, Any]:
+    """One of two processes is killed: when all are gone, and how it goes on."""
+    workdir, said = folder / "killed", folder / "killed.txt"
+    words = ["--experiment=digits_cnn", "--epochs=8", "--batch-size=64", f"--workdir={workdir}"]
+    srun = on_two_nodes(cluster, words, said)
+    until(lambda: "epoch 2/" in said.read_text(), "the run trains")
+    processes = ranks(workdir)
+    began = time.monotonic()
+    os.kill(processes["1"], signal.SIGKILL)
+    until(lambda: not ranks(workdir), "all processes are gone")
+    seconds = time.monotonic() - began
+    code = srun.wait(LIMIT)
+    again = on_two_nodes(cluster, words, said).wait(LIMIT)
+    text = said.read_text()
+    return {
+        "seconds until all are gone": seconds,
+        "exit code": code,
+        "exit code of the next": again,
+        "went on": bool(re.search(r"^Going on from the checkpoint", text, re.MULTILINE)),
+        "step": last_checkpoint(workdir)[2],
+    }
+
+
+def main() -> int:
+    parser = arguments(__doc__)
+    parser.add_argument("--epochs", type=int, default=250, help="of the run that is preempted")
+    chosen = parser.parse_args()
+    if missing := [name for name in (*PROGRAMS, "srun") if shutil.which(name) is None]:
+        parser.error(f"{missing[0]} is not installed: apt-get install slurm-wlm munge")
+    measurement = Measurement(
+        "slurm",
+        what="runs on a SLURM of two nodes on this machine",
+        target="what fails, is preempted or killed costs nothing else",
+        seeds=[0],
+    )
+    with tempfile.TemporaryDirectory() as scratch, running_slurm() as cluster:
+        os.environ |= cluster.environment
+        folder = Path(scratch)
+        sweep = array(cluster, folder / "array")
+        print(sweep["table"], flush=True)
+        workdir, stops = preempted(cluster, folder / "preempted", chosen.epochs)
+        print(stops, flush=True)
+        alone = folder / "alone"
+        said_by("launch.py", *PREEMPTED, f"--epochs={chosen.epochs}", f"--workdir={alone}")
+        same = digest(last_checkpoint(workdir)[1]) == digest(last_checkpoint(alone)[1])
+        apart = {rule: together(cluster, folder, rule) for rule in RULES}
+        print(apart, flush=True)
+        ended = killed(cluster, folder)
+    attempts = sweep.pop("attempts")
+    twice = [name for name, attempt in attempts.items() if attempt == 2]
+    rows = [
+        row(
+            f"array of {RUNS} runs, one failing on purpose",
+            f"{RUNS - 1} results, 1 named failure",
+            f"{sweep['results']} results; failed: {', '.join(sweep['failed']) or 'none'}",
+            sweep["results"] == RUNS - 1 and len(sweep["failed"]) == 1,
+        ),
+        row(
+            "the same command again",
+            "runs 1",
+            f"runs {len(twice)}",
+            twice == list(sweep["failed"]) and set(attempts.values()) == {1, 2},
+        ),
+        row(
+            "parameters of a run preempted by a signal, a job of a higher priority and its time "
+            "limit, against one left alone",
+            "the same, bit for bit",
+            f"{'the same' if same else 'others'}, after "
+            + ", ".join(f"{len(steps)} x {way}" for way, steps in stops.items()),
+            same and all(stops.values()),
+        ),
+        *(
+            row(
+                f"2 nodes of 1 process and 2 devices under srun, {STEPS} steps of {rule}, against "
+                f"1 process: {'parameters' if rule == 'sgd' else 'loss'}",
+                f"within {TOLERANCE[rule]:g}{', relative' * (rule == 'adam')}",
+                f"{found['parameters' if rule == 'sgd' else 'loss']:.1e}",
+                found["parameters" if rule == "sgd" else "loss"] <= TOLERANCE[rule],
+            )
+            for rule, found in apart.items()
+        ),
+        row(
+            "a process of one node killed with SIGKILL: until all are gone",
+            f"within {ALL_GONE} s",
+            f"{ended['seconds until all are gone']:.0f} s",
+            ended["seconds until all are gone"] <= ALL_GONE,
+        ),
+        row(
+            "and started again",
+            "goes on to its end",
+            f"exit code {ended['exit code of the next']}, step {ended['step']}",
+            ended["went on"] and ended["exit code of the next"] == 0,
+        ),
+    ]
+    figures = {"array": sweep, "stopped at": stops, "apart": apart, "killed": ended}
+    return measurement.finish(rows, figures, chosen.output)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
