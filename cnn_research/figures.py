@@ -68,7 +68,7 @@ def _panels(count: int, below: float = 0) -> tuple[Figure, Sequence[Axes]]:
     rows = -(-count // columns)
     size = (4.8 * columns, 3.6 * rows + below)
     figure = Figure(figsize=size, dpi=144, layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    grid = [*figure.subplots(rows, columns, squeeze=False).ravel()]
     for axes in grid[count:]:
         axes.remove()
     return figure, grid[:count]
