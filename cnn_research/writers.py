@@ -183,18 +183,27 @@ class MetricsWriter:
         """Adds the run to TensorBoard's table of hyperparameters: once, at the end of a run.
 
         Args:
-            flat_config: values by path (`optimizer.learning_rate`). TensorBoard takes the columns
-                from the first run that it reads, so runs of one experiment pass the same keys.
+            flat_config: values by path (`optimizer.learning_rate`).
             metrics: the results, under tags that `write` does not use (`test/accuracy`).
         """
         if self._rows is None:
             return
+        from tensorboardX.summary import hparams
+
         plain = {
             path: value if isinstance(value, bool | int | float | str) else str(value)
             for path, value in flat_config.items()
         }
         numbers = {name: float(value) for name, value in metrics.items()}
-        self._writer(REPORT).add_hparams(plain, numbers, name="hparams")
+        # Its first part says which columns there are; without it TensorBoard finds them itself, and
+        # shows those first in which runs differ.
+        _, *summaries = hparams(plain, numbers)
+        self._writer(REPORT)  # which clears an earlier report's, these too
+        writer = self._writer(f"{REPORT}/hparams")
+        for summary in summaries:
+            writer.file_writer.add_summary(summary)
+        for name, value in numbers.items():
+            writer.add_scalar(name, value)
 
     def flush(self) -> None:
         """Hands all events so far to the disk; the rows already are."""

@@ -144,8 +144,11 @@ def test_picture_text_and_hparams_reach_tensorboard(tmp_path):
     assert text.tensor_proto.string_val == [b"**bold**"]
     hparams = events(tmp_path, "report/hparams")
     assert hparams.Scalars("test/accuracy")[0].value == 0.5
+    content = hparams.PluginTagToContent("hparams")
+    # With columns that a run gives TensorBoard would not show those first that differ.
+    assert "_hparams_/experiment" not in content
     start = HParamsPluginData.FromString(
-        hparams.PluginTagToContent("hparams")["_hparams_/session_start_info"]
+        content["_hparams_/session_start_info"]
     ).session_start_info.hparams
     assert start["optimizer.name"].string_value == "adam"
     assert start["layers"].string_value == "(1, 2)"
