@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.preemption import started, wait_for
-from benchmarks.results import last_checkpoint, rows_of
+from benchmarks.results import ROOT, last_checkpoint, rows_of
 from cnn_research import interruption
 from cnn_research.data.sources import Digits
 from cnn_research.errors import Interrupted
@@ -19,6 +23,50 @@ from cnn_research.interruption import Interruption
 
 LIMIT = 150
 """Seconds; processes on a busy machine take long to begin."""
+
+
+def started(words: Sequence[str], said: Path) -> list[subprocess.Popen]:
+    """Two processes of `launch.py`, in the environment that `srun --ntasks=2` gives to each.
+
+    Args:
+        words: of the command line.
+        said: what process RANK says is appended to this name with `.RANK`.
+    """
+    job = str(time.time_ns() // 10**6)  # of which JAX makes the coordinator's port
+    children = []
+    for rank in range(2):
+        step = {
+            "SLURM_JOB_ID": job,
+            "SLURM_STEP_NODELIST": "127.0.0.1",
+            "SLURM_STEP_NUM_NODES": "1",
+            "SLURM_STEP_NUM_TASKS": "2",
+            "SLURM_NTASKS": "2",
+            "SLURM_PROCID": str(rank),
+            "SLURM_LOCALID": str(rank),
+            "JAX_NUM_CPU_DEVICES": "2",
+            "JAX_PLATFORMS": "cpu",
+        }
+        with Path(f"{said}.{rank}").open("ab") as out:
+            command = [sys.executable, "launch.py", *words]
+            children.append(
+                subprocess.Popen(
+                    command, cwd=ROOT, env={**os.environ, **step}, stdout=out, stderr=out
+                )
+            )
+    return children
+
+
+def wait_for(word: bytes, said: Path, children: Sequence[subprocess.Popen]) -> None:
+    """Returns when the first process has said a word.
+
+    Raises:
+        RuntimeError: a process ended first, or it takes too long.
+    """
+    end = time.monotonic() + LIMIT
+    while word not in Path(f"{said}.0").read_bytes():
+        if any(child.poll() is not None for child in children) or time.monotonic() > end:
+            raise RuntimeError(f"{word.decode()!r} was not said: see {said}.0")
+        time.sleep(0.05)
 
 
 def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path):
