@@ -22,7 +22,7 @@ from cnn_research.tasks.multi_head import MultiHead
 from cnn_research.tasks.regression import Regression
 from cnn_research.training import Training
 
-BUDGET = 9e13
+BUDGET = 6.5e13
 """Floating-point operations of a training: about ten minutes on two cores."""
 FEWEST_EPOCHS, ENOUGH_EPOCHS, MOST_EPOCHS = 6, 15, 60
 SMALL = 48
