@@ -24,7 +24,7 @@ from cnn_research.training import Training
 
 BUDGET = 6.5e13
 """Floating-point operations of a training: about ten minutes on two cores."""
-FEWEST_EPOCHS, ENOUGH_EPOCHS, MOST_EPOCHS = 6, 15, 60
+FEWEST_EPOCHS, ENOUGH_EPOCHS, MOST_EPOCHS = 4, 15, 60
 SMALL = 48
 """Images whose sides are no longer are trained on at their own size."""
 SHORTEST = 8
