@@ -15,6 +15,7 @@ from pathlib import Path
 
 from cnn_research.data import cache
 from cnn_research.estimate import available_memory
+from cnn_research.workdir import cores
 
 LEAST_MEMORY, LEAST_DISK = 2e9, 5e9
 """Bytes that most experiments need."""
@@ -79,8 +80,7 @@ def devices() -> Iterator[Finding]:
         yield BROKEN, "devices", f"JAX does not compute ({str(error).splitlines()[0]})"
         return
     kinds = ", ".join(sorted({device.device_kind for device in found}))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    text = f"{len(found)} {jax.default_backend()} ({kinds}); {cores} processor cores"
+    text = f"{len(found)} {jax.default_backend()} ({kinds}); {cores()} processor cores"
     yield (FINE, "devices", text) if right else (BROKEN, "devices", f"{text}: wrong results")
     if jax.default_backend() == "cpu" and shutil.which("nvidia-smi"):
         yield (

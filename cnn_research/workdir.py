@@ -173,7 +173,14 @@ def describe(experiment: Experiment, workdir: Path, **facts: Any) -> None:
 
 def machine() -> dict[str, Any]:
     """The processor's name and how many cores this process may use."""
-    return {"cpu": _cpu_name(), "cores": len(os.sched_getaffinity(0)), "system": platform.system()}
+    return {"cpu": _cpu_name(), "cores": cores(), "system": platform.system()}
+
+
+def cores() -> int:
+    """How many processor cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # on a Mac
 
 
 def versions() -> dict[str, str]:

@@ -362,3 +362,10 @@ def test_modes_name_functions_that_exist():
 
 def test_flags_are_as_the_usage_says():
     assert {name.replace("-", "_") for name in cli.LAUNCHER_FLAGS} <= set(flags.FLAGS)
+
+
+def test_cores_are_known_where_no_process_is_bound_to_some(monkeypatch):
+    """As on a Mac."""
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert folders.machine()["cores"] == 8

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
-import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
@@ -26,6 +25,7 @@ from cnn_research.exported import Exported
 from cnn_research.serve.batching import Answer, Batcher
 from cnn_research.serve.limits import App, Guard, Limits, refusal
 from cnn_research.tasks.classification import TOP
+from cnn_research.workdir import cores
 
 MOST_IMAGES = 32
 """In one request."""
@@ -118,7 +118,7 @@ def application(
         wait: seconds that an image waits for others that are coming, to be answered with them.
     """
     batcher = Batcher(ask, max_batch, wait)
-    threads = ThreadPoolExecutor(len(os.sched_getaffinity(0)), "decode")
+    threads = ThreadPoolExecutor(cores(), "decode")
     # A palette is whole; of classes, and of the many colours of a histogram, the first are told.
     most = {h["name"]: None if h["kind"] == "palette" else TOP for h in network.heads}
     page = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
