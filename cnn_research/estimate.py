@@ -28,9 +28,10 @@ TRIED_SECONDS = 0.5
 """Steps are tried for so long."""
 TRIED_SHARE = 0.05
 """At most this share of a training's steps is tried; one at least."""
-REPORT_SECONDS = 4.0
-"""Drawing the report and loading what draws it, of a few hundred examples."""
-REPORT_BYTES = 150e6
+REPORT_WORKS = 1600
+"""Loading what writes and draws, and drawing the report of a few hundred examples, in
+`seconds_of_python`; half as much again for each further head."""
+REPORT_BYTES = 320e6
 """What that takes in memory."""
 SAVED_BYTES_A_SECOND = 300e6
 """How fast a checkpoint is written; with a start of 0.1 s."""
@@ -131,19 +132,27 @@ def estimate(
         examples = evaluations * evaluated.get("validation", 0) + sum(evaluated.values())
         batches = max(evaluations, examples / evaluator.batch_size)
         evaluation = len(states) * batch * batches
+    reports = REPORT_WORKS * seconds_of_python() * (1 + len(experiment.fitted_task.heads)) / 2
     saved = 0.1 + sum(leaf.nbytes for leaf in jax.tree.leaves(states)) / SAVED_BYTES_A_SECOND
     memory, where = peak_memory()
     return Estimate(
         flops=cost(experiment.model, image_shape).flops,
         step_seconds=step_seconds,
         evaluation_seconds=evaluation,
-        seconds=steps * step_seconds
-        + evaluation
-        + evaluations * saved
-        + len(states) * REPORT_SECONDS,
+        seconds=steps * step_seconds + evaluation + evaluations * saved + len(states) * reports,
         memory=memory,
         where=where,
     )
+
+
+def seconds_of_python() -> float:
+    """Seconds of a small fixed piece of work, by which to reckon what one core takes for others."""
+    fastest = math.inf
+    for _ in range(20):
+        started = time.perf_counter()
+        sum(range(300_000))
+        fastest = min(fastest, time.perf_counter() - started)
+    return fastest
 
 
 def with_prefix(number: float) -> str:
