@@ -123,8 +123,11 @@ def estimate(
     evaluated = {name: len(split) for name, split in splits.items() if name != "train"}
     if evaluated:
         part = splits[next(iter(evaluated))]
+        # Two batches, which are in memory together, and for the time of one.
+        evaluator(
+            states[0].variables(), part.take(np.arange(min(len(part), evaluator.batch_size + 1)))
+        )
         part = part.take(np.arange(min(len(part), evaluator.batch_size)))
-        evaluator(states[0].variables(), part)  # compiles
         check()
         started = time.monotonic()
         evaluator(states[0].variables(), part)
@@ -135,6 +138,9 @@ def estimate(
     reports = REPORT_WORKS * seconds_of_python() * (1 + len(experiment.fitted_task.heads)) / 2
     saved = 0.1 + sum(leaf.nbytes for leaf in jax.tree.leaves(states)) / SAVED_BYTES_A_SECOND
     memory, where = peak_memory()
+    if where == "memory":
+        # What is read from files as it is needed, and has not been yet.
+        memory += sum(s.images.nbytes for s in splits.values() if isinstance(s.images, np.memmap))
     return Estimate(
         flops=cost(experiment.model, image_shape).flops,
         step_seconds=step_seconds,

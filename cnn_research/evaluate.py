@@ -165,7 +165,7 @@ class Evaluator:
             stop: asked between batches; once it is true the evaluation is given up: None.
         """
         fetched, pending = [], None
-        with jax.set_mesh(self._mesh):
+        with ops.large_blocks_returned(), jax.set_mesh(self._mesh):
             for start in range(0, len(split), self.batch_size):
                 if stop():
                     return None
@@ -173,7 +173,7 @@ class Evaluator:
                 # One batch behind: the devices never wait, and no queue grows before them.
                 if before is not None:
                     fetched.append(jax.device_get(before))
-        fetched.append(jax.device_get(pending))
+            fetched.append(jax.device_get(pending))
         sums = {
             name: (
                 float(sum(float(batch[name][0]) for batch, _ in fetched)),
@@ -185,7 +185,7 @@ class Evaluator:
 
     def features(self, variables: Mapping[str, Any], split: Split) -> np.ndarray:
         """Every example's features, as of `last_features`; the arguments are those of a call."""
-        with jax.set_mesh(self._mesh):
+        with ops.large_blocks_returned(), jax.set_mesh(self._mesh):
             parts = [
                 np.asarray(self._features(variables, self._padded(split, start)[0]))
                 for start in range(0, len(split), self.batch_size)

@@ -52,7 +52,7 @@ def red(
         penalty=penalty,
         optimizer=Optimizer(name="adam", learning_rate=1e-3),
         augmentation=CHANGES,
-        evaluation=Evaluation(batch_size=128, neighbours=5),
+        evaluation=Evaluation(batch_size=64, neighbours=5),
         epochs=20,
         batch_size=32,
         keep_memory=True,

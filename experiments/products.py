@@ -53,6 +53,7 @@ def row(
         ),
         task=MultiHead(label=("material", "type", "brand")),
         optimizer=Optimizer(name="adam", learning_rate=learning_rate),
+        evaluation=Evaluation(batch_size=100),
         epochs=epochs,
         batch_size=batch_size,
         keep_memory=True,

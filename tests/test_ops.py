@@ -473,9 +473,12 @@ MEMORY = """
         libc.free(block)
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-    if sys.argv[1] == "keep":
+    if sys.argv[1] != "default":
         assert ops.keep_freed_memory()
     faults_of_a_large_block()
+    if sys.argv[1] == "return":
+        with ops.large_blocks_returned():
+            print(faults_of_a_large_block(), end=" ")
     print(faults_of_a_large_block())
 """
 
@@ -484,17 +487,17 @@ MEMORY = """
     not (sys.platform == "linux" and platform.libc_ver()[0] == "glibc"),
     reason="a setting of glibc's",
 )
-def test_freed_memory_is_kept():
+def test_freed_memory_is_kept_and_large_blocks_are_returned_where_it_is_said():
     faults = {
-        mode: int(
-            subprocess.run(
-                [sys.executable, "-c", textwrap.dedent(MEMORY), mode],
-                capture_output=True,
-                text=True,
-                check=True,
-                timeout=120,
-            ).stdout
-        )
-        for mode in ("default", "keep")
+        mode: subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(MEMORY), mode],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
+        ).stdout
+        for mode in ("default", "keep", "return")
     }
-    assert faults["keep"] * 10 < faults["default"]
+    (default,), (keep,) = (map(int, faults[mode].split()) for mode in ("default", "keep"))
+    returned, after = map(int, faults["return"].split())
+    assert keep * 10 < default and after * 10 < default < returned * 2

@@ -9,6 +9,7 @@ from cnn_research.ops.platform import (
     current_formulation,
     default_formulation,
     keep_freed_memory,
+    large_blocks_returned,
     use_formulation,
 )
 from cnn_research.ops.pooling import adaptive_avg_pool, avg_pool, max_pool, min_pool
@@ -24,6 +25,7 @@ __all__ = [
     "filter_image",
     "filter_signal",
     "keep_freed_memory",
+    "large_blocks_returned",
     "local_response_norm",
     "max_pool",
     "min_pool",

@@ -81,7 +81,12 @@ def use_formulation(formulation: Formulation) -> Iterator[Formulation]:
 
 
 # From glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
+_LARGE = 2**25
+"""Bytes; glibc takes no higher threshold."""
+_MAPPED = 65_536
+"""glibc's own limit of blocks that the kernel gives directly."""
+_keeps_freed_memory = False
 
 
 def keep_freed_memory() -> bool:
@@ -94,11 +99,36 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether the C library took the setting; only glibc knows it.
     """
+    global _keeps_freed_memory
     if sys.platform != "linux":
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
     # One arena: only the main one can grow to any size without mapping.
-    settings = ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1))
-    return all([mallopt(name, value) == 1 for name, value in settings])
+    settings = (
+        (_M_ARENA_MAX, 1),
+        (_M_MMAP_MAX, 0),
+        (_M_MMAP_THRESHOLD, _LARGE),
+        (_M_TRIM_THRESHOLD, -1),
+    )
+    _keeps_freed_memory = all([mallopt(name, value) == 1 for name, value in settings])
+    return _keeps_freed_memory
+
+
+@contextmanager
+def large_blocks_returned() -> Iterator[None]:
+    """Where freed memory is kept, hand large blocks that are taken in here back to the kernel.
+
+    Between the blocks of a train step, which are the same each time, those of an evaluation would
+    leave gaps that fit neither: the process would grow with every batch.
+    """
+    if not _keeps_freed_memory:
+        yield
+        return
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(_M_MMAP_MAX, _MAPPED)
+    try:
+        yield
+    finally:
+        mallopt(_M_MMAP_MAX, 0)
