@@ -475,10 +475,11 @@ MEMORY = """
 
     if sys.argv[1] != "default":
         assert ops.keep_freed_memory()
-    faults_of_a_large_block()
     if sys.argv[1] == "return":
         with ops.large_blocks_returned():
+            faults_of_a_large_block()
             print(faults_of_a_large_block(), end=" ")
+    faults_of_a_large_block()
     print(faults_of_a_large_block())
 """
 
