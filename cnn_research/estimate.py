@@ -28,13 +28,17 @@ TRIED_SECONDS = 0.5
 """Steps are tried for so long."""
 TRIED_SHARE = 0.05
 """At most this share of a training's steps is tried; one at least."""
-REPORT_WORKS = 1600
+REPORT_WORKS = 1250
 """Loading what writes and draws, and drawing the report of a few hundred examples, in
-`seconds_of_python`; half as much again for each further head."""
+`seconds_of_python`."""
+HEAD_WORKS = 800
+"""What each further head adds to that."""
+SAVE_WORKS = 20
+"""Starting to write a checkpoint, in `seconds_of_python`."""
 REPORT_BYTES = 320e6
 """What that takes in memory."""
 SAVED_BYTES_A_SECOND = 300e6
-"""How fast a checkpoint is written; with a start of 0.1 s."""
+"""How fast a checkpoint is written then."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,8 +139,10 @@ def estimate(
         examples = evaluations * evaluated.get("validation", 0) + sum(evaluated.values())
         batches = max(evaluations, examples / evaluator.batch_size)
         evaluation = len(states) * batch * batches
-    reports = REPORT_WORKS * seconds_of_python() * (1 + len(experiment.fitted_task.heads)) / 2
-    saved = 0.1 + sum(leaf.nbytes for leaf in jax.tree.leaves(states)) / SAVED_BYTES_A_SECOND
+    work = seconds_of_python()
+    reports = work * (REPORT_WORKS + HEAD_WORKS * (len(experiment.fitted_task.heads) - 1))
+    written = sum(leaf.nbytes for leaf in jax.tree.leaves(states)) / SAVED_BYTES_A_SECOND
+    saved = SAVE_WORKS * work + written
     memory, where = peak_memory()
     if where == "memory":
         # What is read from files as it is needed, and has not been yet.
