@@ -701,7 +701,9 @@ def batch(
     def changed(keys, images):
         if experiment.transfer.cache_after:
             return one_view(keys, images)
-        return augmentation(keys, images, copy)
+        if not (augmentation.changes or augmentation.size):
+            return images
+        return ops.apart(lambda: augmentation(keys, images, copy), step)
 
     images, labels, keys = taken(indices % count, keys)
     images, targets = changed(keys, images), [(labels, jnp.ones(size, jnp.float32))]

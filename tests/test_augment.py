@@ -16,6 +16,7 @@ import pytest
 import scipy.ndimage
 from PIL import Image, ImageEnhance, ImageOps
 
+from cnn_research import ops
 from cnn_research.data.augment import Augmentation
 from cnn_research.data.rand_augment import OPERATIONS, RandAugment
 from cnn_research.errors import UsageError
@@ -594,3 +595,18 @@ def test_with_both_each_image_gets_one_of_them():
 def test_fields_out_of_range(fields, part):
     with pytest.raises(UsageError, match=part):
         Augmentation(**fields).check()
+
+
+def test_changes_are_computed_apart_where_that_is_faster():
+    """Fused into the first layer, a warp would be computed anew for each of its shifted slices."""
+    images = jnp.arange(2 * 8 * 8 * 3, dtype=jnp.uint8).reshape(2, 8, 8, 3)
+
+    def changed(images, step):
+        return ops.apart(lambda: images[:, ::-1] // 2, step)
+
+    step = jnp.int32(0)
+    for formulation in (ops.PLAIN, ops.default_formulation("cpu")):
+        with ops.use_formulation(formulation):
+            compiled = jax.jit(changed).lower(images, step).compile()
+        assert ("conditional" in compiled.as_text()) == formulation.changes_apart
+        np.testing.assert_array_equal(compiled(images, step), np.asarray(images)[:, ::-1] // 2)

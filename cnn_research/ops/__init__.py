@@ -2,6 +2,7 @@
 
 from cnn_research.ops.convolution import conv_general_dilated
 from cnn_research.ops.filters import filter_image, filter_signal
+from cnn_research.ops.in_turn import apart
 from cnn_research.ops.normalisation import local_response_norm
 from cnn_research.ops.platform import (
     PLAIN,
@@ -18,6 +19,7 @@ __all__ = [
     "PLAIN",
     "Formulation",
     "adaptive_avg_pool",
+    "apart",
     "avg_pool",
     "conv_general_dilated",
     "current_formulation",

@@ -20,7 +20,7 @@ import jax
 class Formulation:
     """How to write down an operation for one kind of device.
 
-    The derivative rules of all but the last are reverse-mode only (`jax.grad`, `jax.vjp`). For
+    The derivative rules of the first four are reverse-mode only (`jax.grad`, `jax.vjp`). For
     `jax.jvp`, `jax.hessian` and other uses of forward mode, trace under :data:`PLAIN`.
     """
 
@@ -32,6 +32,8 @@ class Formulation:
     """Compute a depthwise convolution as shifted images times numbers, added up."""
     gather_pool_gradient: bool = False
     """Compute the gradient of a max or min pool without XLA's select-and-scatter."""
+    changes_apart: bool = False
+    """Compute the changes to training images in full before the first layer reads them."""
     steps_per_dispatch: int = 1
     """How many train steps to put into one compiled loop."""
     vmapped_replicas: bool = False
@@ -50,6 +52,7 @@ _BY_PLATFORM = {
         few_channels_as_product=True,
         depthwise_as_shifts=True,
         gather_pool_gradient=True,
+        changes_apart=True,
         steps_per_dispatch=1,
     ),
     "gpu": Formulation(steps_per_dispatch=32, vmapped_replicas=True),
