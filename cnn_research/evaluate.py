@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from flax import linen as nn
 from flax import traverse_util
 from jax.sharding import Mesh
@@ -230,13 +231,28 @@ def check_run(workdir: Path) -> None:
         raise UserError(f"{workdir} holds no run: train one there first, with --mode=train")
 
 
+def check_same_data(workdir: Path, dataset: Dataset) -> None:
+    """Raises `UsageError` if the run in a folder was trained on other examples or classes."""
+    before = folders.read_json(workdir / folders.RUN).get("data", {}).get("content")
+    names = folders.read_json(workdir / folders.BOUND).get("class_names")
+    now = dataset.provenance.get("content")
+    renamed = names is not None and names != {h: list(n) for h, n in dataset.class_names.items()}
+    if renamed or (before and now and before != now):
+        raise UsageError(
+            f"{workdir} holds a run on other data: images, labels or classes of {dataset.name} "
+            "have changed since it was trained; put them back, or name another --workdir"
+        )
+
+
 def trained(experiment: Training, workdir: Path) -> tuple[Training, Dataset, TrainState]:
     """What a run has come to: the experiment bound to its data, the data, the reported state.
 
     Raises:
+        UsageError: the data has changed since.
         UserError: there is no good checkpoint, or the data is not there.
     """
     dataset = experiment.data.load()
+    check_same_data(workdir, dataset)
     experiment.task.check_data(dataset)
     experiment = bound(experiment, dataset)
     like = abstract_state(experiment, dataset.image_shape, data_mesh())
@@ -417,6 +433,7 @@ def report(
     step, task = int(state.step), experiment.fitted_task
     evaluated = [name for name in ("validation", "test", "target") if name in splits]
     if not evaluated:
+        logging.warning("nothing to evaluate on, so there is no report: all images are trained on")
         return Result(workdir, step, {})
     figures, predictions, said = {}, {}, {}
     for name in evaluated:

@@ -37,6 +37,7 @@ from cnn_research.evaluate import (
     Evaluator,
     abstract_state,
     bound,
+    check_same_data,
     inputs,
     report,
     reported_step,
@@ -221,6 +222,7 @@ def _train(
     else:
         like = abstract_state(experiment, dataset.image_shape, mesh)
         for run in runs:
+            check_same_data(run.workdir, dataset)
             state, values = checkpoint.restore(run.saved, restored, like)
             run.decisions = Decisions(**values)
             states += (state,)

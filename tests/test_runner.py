@@ -22,6 +22,7 @@ import numpy as np
 import optax
 import pytest
 from absl.testing import flagsaver
+from PIL import Image
 
 import launch  # noqa: F401 (defines the flags)
 from benchmarks import evaluation_exactness
@@ -30,7 +31,7 @@ from cnn_research import checkpoint, cli, evaluate, ops, runner
 from cnn_research import workdir as folders
 from cnn_research.data.augment import Augmentation
 from cnn_research.data.batches import batch_indices, steps_at
-from cnn_research.data.sources import Synthetic
+from cnn_research.data.sources import ImageFolder, Synthetic
 from cnn_research.errors import Interrupted, UsageError, UserError
 from cnn_research.experiment import lookup, run
 from cnn_research.mesh import data_mesh
@@ -191,6 +192,31 @@ def test_a_longer_run_goes_on_from_a_finished_one(tmp_path):
 
 
 CHILD = ("--experiment=digits_mlp", "--epochs=5000", "--evaluate-every=1", "--model.dense", "8")
+
+
+@pytest.mark.parametrize("how", ["an image more", "another class"])
+def test_a_run_does_not_go_on_with_other_images(how, tmp_path):
+    def add(name, count, value):
+        (tmp_path / "pets" / name).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            pixels = np.full((8, 8, 3), value + number, np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pets" / name / f"{number}.png")
+
+    add("cat", 8, 0)
+    add("dog", 8, 100)
+    data = ImageFolder(str(tmp_path / "pets"), image_size=(8, 8), validation=0.25, test=0.25)
+    pets = tiny(data=data, epochs=1, batch_size=4, augmentation=Augmentation())
+    run(pets, tmp_path / "run")
+    if how == "an image more":
+        add("dog", 9, 100)
+    else:
+        (tmp_path / "pets" / "dog").rename(tmp_path / "pets" / "horse")
+    for again in (
+        lambda: run(pets, tmp_path / "run"),
+        lambda: run(pets, tmp_path / "run", "evaluate"),
+    ):
+        with pytest.raises(UsageError, match="have changed since it was trained"):
+            again()
 
 
 def test_signals_end_the_program_with_their_exit_codes(tmp_path):
