@@ -56,7 +56,8 @@ def choices(experiment: Training) -> dict[str, Choice]:
     train = seen.splits["train"]
     drawn = {name: round(getattr(data, name) * train) for name in ("validation", "test")}
     train -= sum(count for name, count in drawn.items() if name not in seen.splits)
-    validation = bool(drawn["validation"] or "validation" in seen.splits)
+    # One image says little, and it may turn out to be damaged.
+    validation = seen.splits.get("validation", drawn["validation"]) >= 2
     return {
         **found,
         **dict(_of_task(data, seen)),
@@ -87,6 +88,13 @@ def _of_table(data: ImageTable) -> Iterator[tuple[str, Choice]]:
 def _of_task(data: object, seen: Survey) -> Iterator[tuple[str, Choice]]:
     numbers = data.number if isinstance(data, ImageTable) else ()
     heads = tuple(seen.classes)
+    if len(numbers) > 1 or (numbers and heads):
+        named = [f"--data.label={head}" for head in heads]
+        named += [f"--data.number={head}" for head in numbers]
+        raise UsageError(
+            f"{' and '.join(named)}: one run learns one column of numbers or columns of classes; "
+            "take one of them (a bare --data.label for no classes)"
+        )
     if numbers and not heads:
         yield "task", Choice(Regression(head=numbers[0]), "a column of numbers")
         yield "selection.metric", Choice("MAE", "of numbers there is no accuracy")
@@ -120,21 +128,25 @@ def _of_size(
         epochs = round(BUDGET / (3 * cost(model, (*size, 3)).flops * train))
         if epochs >= ENOUGH_EPOCHS:
             break
+    length = f"about ten minutes on two cores, or {MOST_EPOCHS} epochs"
+    if epochs < FEWEST_EPOCHS:
+        length = f"{FEWEST_EPOCHS} epochs at least, though more than ten minutes on two cores"
     epochs = min(max(epochs, FEWEST_EPOCHS), MOST_EPOCHS)
     reason = f"the images have {seen.height}x{seen.width} pixels, by the median"
     yield "data.image_size", Choice(size, reason)
     for field, value in fields.items():
         yield f"model.{field}", Choice(value, f"for {size[0]}x{size[1]} pixels")
-    reason = f"{train:,} training images: about ten minutes on two cores, or {MOST_EPOCHS} epochs"
-    yield "epochs", Choice(float(epochs), reason)
+    yield "epochs", Choice(float(epochs), f"{train:,} training images: {length}")
     batch_size = next((b for b in (128, 64, 32, 16) if train * epochs >= 1500 * b), 8)
-    yield "batch_size", Choice(min(batch_size, train), "1,500 steps or more, where it can be")
+    # Of a few images some may turn out to be damaged: half of them still fill a batch.
+    batch_size = min(batch_size, max(1, train // 2))
+    yield "batch_size", Choice(batch_size, "1,500 steps or more, where it can be")
     if validation:
         yield "selection.report", Choice("best", "there are validation images to choose by")
         patience = max(5, epochs // 3)
         yield "selection.patience", Choice(patience, "epochs without a better one, then it stops")
     else:
-        yield "selection.report", Choice("last", "there are no validation images to choose by")
+        yield "selection.report", Choice("last", "fewer than 2 validation images to choose by")
 
 
 def _of_images(seen: Survey) -> Iterator[tuple[str, Choice]]:

@@ -33,8 +33,9 @@ def image_folder() -> Training:
     python launch.py --experiment=image_folder --data.path=FOLDER
 
     Image size, network, augmentation, class weights, epochs and early stopping are chosen from the
-    data, so that it takes about ten minutes on two cores at most, and said; each can be named
-    instead. Reports the epoch with the best validation accuracy.
+    data, so that it takes about ten minutes on two cores at most (longer for very large sets: four
+    epochs at least), and said; each can be named instead. Reports the epoch with the best
+    validation accuracy.
     """
     return residual_network(ImageFolder(path=""))
 
@@ -45,7 +46,7 @@ def image_table() -> Training:
 
     python launch.py --experiment=image_table --data.path=FILE.csv --data.label=COLUMN
 
-    Several columns make a head each; `--data.number=COLUMN` is estimated instead of classified.
+    Several columns of classes make a head each; `--data.number=COLUMN` is estimated instead.
     What is not named is chosen from the data, as for `image_folder`.
     """
     return residual_network(ImageTable(path=""))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from cnn_research.data import (
     MISSING,
@@ -409,6 +409,66 @@ def test_huge_image_is_refused_before_it_is_decoded(tmp_path):
         ImageFolder(str(root)).load()
 
 
+@pytest.mark.parametrize("ending", ["ico", "icns"])
+def test_icons_are_refused_before_they_are_decoded(tmp_path, ending, monkeypatch):
+    noise(1, (64, 64)).save(tmp_path / f"icon.{ending}")
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", None)
+    with pytest.raises(images.BadImage, match=rf"icon.{ending} is not an image or is damaged$"):
+        images.decode(tmp_path / f"icon.{ending}", None)
+
+
+def test_a_split_of_bad_images_only_is_named(tmp_path):
+    make_folder(tmp_path / "fruit" / "train", {"a": 3, "b": 3})
+    for label in "ab":
+        (tmp_path / "fruit" / "test" / label).mkdir(parents=True)
+        Image.new("F", (9, 9)).save(tmp_path / "fruit" / "test" / label / "x.tiff")
+    source = ImageFolder(str(tmp_path / "fruit"), validation=0.0, on_bad_image="skip")
+    with pytest.raises(UserError, match=r"none of the 2 images of the split 'test' .*x.tiff"):
+        source.load()
+
+
+@pytest.mark.parametrize(
+    "names", [("Training", "Testing"), ("training_set", "test_set"), ("train", "dev"),
+              ("train", "eval")],
+)  # fmt: skip
+def test_common_names_of_splits(tmp_path, names):
+    for seed, name in enumerate(names):
+        make_folder(tmp_path / name, {"a": 1, "b": 1}, seed)
+    plan = images.plan_folder(tmp_path, "fruit")
+    assert plan.class_names == {"label": ("a", "b")}
+    assert len({record.split for record in plan.records}) == 2
+
+
+def test_splits_with_unknown_names_are_no_classes(tmp_path):
+    for seed, name in enumerate(("fit", "holdout")):
+        make_folder(tmp_path / name, {"a": 1, "b": 1}, seed)
+    with pytest.raises(UserError, match="each of fit, holdout, which look like splits"):
+        images.plan_folder(tmp_path, "fruit")
+    make_folder(tmp_path / "fit", {"c": 1})
+    assert images.plan_folder(tmp_path, "fruit").class_names == {"label": ("fit", "holdout")}
+
+
+def test_a_folder_without_images_is_no_class(tmp_path):
+    make_folder(tmp_path, {"a": 2, "b": 2})
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "0.txt").write_text("0 0.5 0.5 1 1")
+    plan = images.plan_folder(tmp_path, "fruit")
+    assert plan.class_names == {"label": ("a", "b")} and len(plan.records) == 4
+    assert plan.notes["folders_without_images"] == 1
+    shutil.rmtree(tmp_path / "b")
+    with pytest.raises(UserError, match="one class only, 'a'"):
+        images.plan_folder(tmp_path, "fruit")
+
+
+def test_classes_of_files_without_endings(tmp_path):
+    make_folder(tmp_path, {"a": 2, "b": 2})
+    for file in tmp_path.rglob("*.png"):
+        file.rename(file.with_suffix(""))
+    plan = images.plan_folder(tmp_path, "fruit")
+    assert plan.class_names == {"label": ("a", "b")}
+    assert plan.notes["folders_without_images"] == 0
+
+
 def test_names_that_are_not_utf8(tmp_path):
     root = make_folder(tmp_path / "fruit", {"a": 4, "b": 4})
     os.rename(root / "a", os.fsencode(root) + b"/caf\xe9")
@@ -458,6 +518,29 @@ def test_archive_that_is_damaged(tmp_path, kind):
     archive.write_bytes(whole[kind])
     with pytest.raises(UserError, match=r"fruit.tar.xz is neither a folder nor a whole .tar"):
         ImageFolder(str(archive)).load()
+
+
+@pytest.mark.parametrize(("at", "value"), [(8, 1), (10, 99)])  # the flag and the method
+def test_zip_that_is_encrypted_or_packed_oddly(tmp_path, at, value):
+    archive = tmp_path / "fruit.zip"
+    with zipfile.ZipFile(archive, "w") as out:
+        out.writestr("a/x.png", b"content")
+    content = bytearray(archive.read_bytes())
+    for start, shift in ((0, -2), (content.index(b"PK\x01\x02"), 0)):
+        content[start + at + shift] = value
+    archive.write_bytes(content)
+    with pytest.raises(UserError, match=r"fruit.zip is neither a folder nor a whole .tar"):
+        ImageFolder(str(archive)).load()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("shop.csv", "a table, not a folder: use --exp"), ("shop.tsv", "rename it to .csv")],
+)
+def test_a_table_in_place_of_a_folder(tmp_path, name, message):
+    (tmp_path / name).write_text("image,label\n")
+    with pytest.raises(UsageError, match=message):
+        ImageFolder(str(tmp_path / name)).load()
 
 
 def test_path_that_is_empty():
@@ -575,6 +658,34 @@ def test_table_with_semicolons_and_a_byte_order_mark(tmp_path):
     table.write_text("\ufeff" + table.read_text().replace(",", ";"), encoding="utf-8")
     dataset = ImageTable(str(table), image="images/{id}.png", label=("kind",)).load()
     assert dataset.class_names == {"kind": ("shirt", "shoe")}
+
+
+def test_cells_that_are_too_long(tmp_path):
+    table = tmp_path / "shop.csv"
+    table.write_text(f"image,label\n{'x' * 200_000},a\n")
+    with pytest.raises(
+        UserError, match=r"shop.csv cannot be read as a table after line 1 .*larger"
+    ):
+        tables.read_table(table, "shop.csv")
+    assert tables.image_column([{"text": "x" * 5_000}], tmp_path) is None
+
+
+def test_column_of_images_of_which_some_are_absent(tmp_path):
+    table = make_table(tmp_path / "shop", clothes(4))
+    rows = tables.read_table(table, "shop")
+    (table.parent / "images" / "0.png").unlink()
+    assert tables.image_column(rows, table.parent) == "images/{id}.png"
+    (table.parent / "images" / "1.png").unlink()
+    assert tables.image_column(rows, table.parent) is None
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252"])
+def test_table_of_a_spreadsheet(tmp_path, encoding):
+    table = tmp_path / "shop.csv"
+    table.write_bytes("image ; año\r\nx.png;niño €\r\n".encode(encoding))
+    assert tables.read_table(table, "shop") == [{"image": "x.png", "año": "niño €"}]
+    table.write_bytes(b"image\n\xf1\x81\n")  # the second byte means nothing in cp1252
+    assert tables.read_table(table, "shop") == [{"image": "ñ\\x81"}]
 
 
 # Source and target

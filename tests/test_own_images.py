@@ -11,10 +11,10 @@ from absl.testing import flagsaver
 from PIL import Image
 
 import launch  # noqa: F401 (defines the flags)
-from cnn_research import cli
+from cnn_research import cli, own_images
 from cnn_research import workdir as folders
 from cnn_research.data.survey import Survey
-from cnn_research.errors import UserError
+from cnn_research.errors import UsageError, UserError
 from cnn_research.experiment import lookup
 from cnn_research.own_images import image_size, network
 from cnn_research.tasks.classification import Classification
@@ -66,7 +66,16 @@ def test_characters_are_not_mirrored_and_few_images_are_not_weighed(tmp_path):
     assert not experiment.augmentation.mirror and not experiment.evaluation.mirror
     assert "characters: no mirror" in said
     assert experiment.task.class_weights == "equal"
-    assert experiment.batch_size <= 5
+    assert experiment.batch_size <= 2, "half of them may turn out to be damaged"
+    assert experiment.selection.report == "last", "a single validation image"
+
+
+def test_very_large_sets_are_said_to_take_longer(tmp_path, monkeypatch):
+    root = make_folder(tmp_path / "pets", {"cat": 5, "dog": 5})
+    assert "about ten minutes" in fitted("image_folder", f"--data.path={root}")[1]
+    monkeypatch.setattr(own_images, "BUDGET", 1.0)
+    experiment, said = fitted("image_folder", f"--data.path={root}")
+    assert experiment.epochs == 4 and "4 epochs at least, though more than ten minutes" in said
 
 
 @pytest.mark.parametrize(
@@ -112,6 +121,10 @@ def test_a_table_names_its_images_and_heads(tmp_path):
     experiment, _ = fitted("image_table", path, "--data.number=price")
     assert isinstance(experiment.task, Regression) and experiment.selection.metric == "MAE"
     assert experiment.data.label == ()
+    for words in (("--data.number", "price", "id"), ("--data.label=kind", "--data.number=price")):
+        with pytest.raises(UsageError, match="one column of numbers or columns of classes"):
+            fitted("image_table", path, *words)
+    assert fitted("image_table", path, "--data.label", "--data.number=price")[0].data.label == ()
     with pytest.raises(UserError, match="no column 'label'; its columns are id, kind"):
         fitted("image_table", path)
 

@@ -198,6 +198,7 @@ with tfds.core.registered.skip_registration():
             self, split: str, records: Sequence[Record]
         ) -> Iterator[tuple[int, dict[str, Any]]]:
             progress = tqdm(total=len(records), desc=f"preparing {split}", disable=None)
+            skipped = len(self.skipped)
             with ThreadPoolExecutor() as pool:  # Pillow decodes and resizes outside of the lock
                 for start in range(0, len(records), POOL_CHUNK):
                     poll()
@@ -213,6 +214,12 @@ with tfds.core.registered.skip_registration():
                             yield start + offset, self._example(record, image)
                     progress.update(len(chunk))
             progress.close()
+            bad = self.skipped[skipped:]
+            if len(bad) == len(records):  # TFDS would only say that nothing came
+                raise UserError(
+                    f"none of the {len(bad):,} images of the split '{split}' can be used; the "
+                    f"first: {bad[0]}: replace them, or leave the split out"
+                )
             self.info.metadata.update(
                 fingerprint=self.fingerprint,
                 heads=[*self.plan.class_names, *self.plan.numbers],
@@ -395,6 +402,8 @@ def prepare_images(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, on odd but readable files
         prepare(builder, data_dir)
+    if left_out := plan.notes.get("folders_without_images"):
+        logging.warning("left out %d folders in which no file is named as an image", left_out)
     if builder.skipped:
         logging.warning("left out %d bad images: %s, ...", len(builder.skipped), builder.skipped[0])
 

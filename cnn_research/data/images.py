@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from cnn_research.data.dataset import UNSEEN
-from cnn_research.errors import UserError
+from cnn_research.errors import UsageError, UserError
 
 MAX_PIXELS = 50_000_000
 """Larger images are refused: a small file can unpack into all of the memory."""
@@ -27,12 +27,16 @@ MAX_PIXELS = 50_000_000
 ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 """The names of files that are taken for images, where any file might lie about."""
 
+RARE_ENDINGS = (
+    *(".jfif", ".jpe", ".apng", ".avif", ".heic", ".heif", ".jp2", ".j2k", ".jxl"),
+    *(".tga", ".dib", ".pbm", ".pnm", ".pcx", ".dds", ".psd", ".ico"),
+)
+"""Further names of images: a folder with such files is not one of annotations."""
+
 SPLIT_FOLDERS = {
-    "train": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "test": "test",
+    **dict.fromkeys(("train", "training", "training_set"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev", "eval"), "validation"),
+    **dict.fromkeys(("test", "testing", "test_set"), "test"),
     "target": "target",
 }
 """The names of folders, and of values in a column `split`, that mean a split."""
@@ -106,7 +110,7 @@ def decode(
 
     shown = shown or printable(file if isinstance(file, Path) else "the image")
     try:
-        with Image.open(file) as found:
+        with open_image(file) as found:
             if found.format == "EPS":
                 raise BadImage(f"{shown} is PostScript, a program, which is not run")
             if found.width * found.height > MAX_PIXELS:
@@ -132,6 +136,17 @@ def decode(
     except Exception as error:  # Pillow's plugins raise a dozen different ones
         raise BadImage(f"{shown} is not an image or is damaged ({error})") from error
     return resized(np.asarray(image), image_size) if image_size else np.asarray(image)
+
+
+def open_image(file: Path | BinaryIO):  # type: ignore[no-untyped-def]
+    """Pillow's image of a file, of which only the header has been read.
+
+    Icons are not opened: their images are decoded at once, before their size can be looked at.
+    """
+    from PIL import Image
+
+    Image.init()
+    return Image.open(file, formats=[name for name in Image.ID if name not in ("ICO", "ICNS")])
 
 
 def resized(pixels: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
@@ -191,6 +206,11 @@ def opened(path: Path) -> Iterator[Path]:
     if path.is_dir() or path.suffix.lower() == ".csv":
         yield path
         return
+    if path.suffix.lower() in (".tsv", ".txt"):
+        raise UsageError(
+            f"{printable(path)} is no archive: if it is a table, rename it to .csv (commas, "
+            "semicolons and tabs are understood)"
+        )
     with tempfile.TemporaryDirectory(prefix="cnn_research_") as folder:
         try:
             if zipfile.is_zipfile(path):
@@ -201,7 +221,7 @@ def opened(path: Path) -> Iterator[Path]:
                     archive.extractall(folder, filter="data")
         except (
             *(tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error),
-            *(EOFError, OSError, ValueError),
+            *(EOFError, OSError, ValueError, RuntimeError),  # the last: encrypted, or packed oddly
         ) as error:
             raise UserError(
                 f"{printable(path)} is neither a folder nor a whole .tar, .tar.gz, .tar.xz or "
@@ -231,11 +251,16 @@ def plan_folder(root: Path, shown: str, class_of: Callable[[str], str] = printab
     """The records of `<split>/<class>/*` or `<class>/*` in `root`; errors name it `shown`.
 
     A single folder around everything is looked through. Classes that only the split `target` has
-    are `UNSEEN`. `class_of` makes a class of a folder's name.
+    are `UNSEEN`. `class_of` makes a class of a folder's name. Where files are named as images, a
+    folder without any, as of annotations, is no class.
 
     Raises:
-        UserError: no folders of images, one class only, or folders of splits and others together.
+        UsageError: a table instead of a folder.
+        UserError: no folders of images, one class only, or folders of splits and others together,
+            or of splits that are not named as such.
     """
+    if root.is_file():
+        raise UsageError(f"{shown} is a table, not a folder: use --experiment=image_table")
     paths = [path.relative_to(root) for path, _ in files_below(root)]
     while (wrapper := _wrapper(paths)) is not None:
         root = root / wrapper
@@ -260,6 +285,12 @@ def plan_folder(root: Path, shown: str, class_of: Callable[[str], str] = printab
         (path, splits[path.parts[0]] if has_splits else "train", class_of(path.parts[depth]))
         for path in kept
     ]
+    all_names = {name for _, _, name in found}
+    with_images = {name for path, _, name in found if _is_named_as_image(path)} or all_names
+    found = [item for item in found if item[2] in with_images]
+    if not has_splits:
+        files = [path for path, _, _ in found]
+        _check_for_unknown_splits([*filter(_is_named_as_image, files)] or files, shown)
     classes = class_names((name for _, split, name in found if split != "target"), shown)
     index = {name: at for at, name in enumerate(classes)}
     return Plan(
@@ -268,8 +299,31 @@ def plan_folder(root: Path, shown: str, class_of: Callable[[str], str] = printab
             for path, split, name in found
         ],
         class_names={"label": classes},
-        notes={"files_outside_class_folders": len(paths) - len(kept)},
+        notes={
+            "files_outside_class_folders": len(paths) - len(kept),
+            "folders_without_images": len(all_names - with_images),
+        },
     )
+
+
+def _is_named_as_image(path: Path) -> bool:
+    return path.suffix.lower() in (*ENDINGS, *RARE_ENDINGS)
+
+
+def _check_for_unknown_splits(paths: Sequence[Path], shown: str) -> None:
+    """An error where the folders at the top all have the same folders in them, two or more."""
+    below: dict[str, set[str]] = {}
+    for path in paths:
+        if len(path.parts) < 3:
+            return
+        below.setdefault(path.parts[0], set()).add(path.parts[1])
+    first, *others = below.values()
+    if others and len(first) > 1 and all(inner == first for inner in others):
+        raise UserError(
+            f"{shown} has the same folders in each of {printable(', '.join(sorted(below)))}, which "
+            "look like splits with names that are not known: rename them to train, validation and "
+            "test; or, if they are classes, move their images out of the inner folders"
+        )
 
 
 def plan_photos(root: Path, shown: str) -> Plan:

@@ -84,12 +84,10 @@ def _survey(plan: images.Plan, shown: str) -> Survey:
 def _median_size(files: Sequence[Path], shown: str) -> tuple[int, int]:
     """Median height and width of some of the files, evenly spread; those that are no images are
     passed over."""
-    from PIL import Image
-
     sizes = []
     for file in files[:: max(1, len(files) // SAMPLE)]:
         try:
-            with Image.open(file) as image:
+            with images.open_image(file) as image:
                 size = image.size
                 on_its_side = image.getexif().get(EXIF_ORIENTATION, 1) >= ON_ITS_SIDE
         except Exception:  # Pillow's plugins raise a dozen different ones

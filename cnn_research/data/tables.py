@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import itertools
 import math
 import operator
@@ -84,29 +85,66 @@ def find_table(folder: Path, shown: str) -> Path:
 
 def read_table(table: Path, shown: str) -> list[Row]:
     """The rows of a CSV file; a cell that is absent is empty. Errors name the file `shown`."""
-    with open(table, encoding="utf-8-sig", errors="backslashreplace", newline="") as file:
-        header = file.readline()
-        file.seek(0)
-        read = list(csv.DictReader(file, delimiter=max(",;\t", key=header.count)))
+    text = _text(table.read_bytes())
+    header = text.partition("\n")[0]
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
+    try:
+        reader.fieldnames = [column.strip() for column in reader.fieldnames or ()]
+        read = list(reader)
+    except csv.Error as error:
+        raise UserError(
+            f"{shown} cannot be read as a table after line {reader.line_num} ({error}): look there "
+            "and above for a quotation mark that is not closed"
+        ) from error
     if not read:
         raise UserError(f"{shown} has no rows: it needs a header and one row per image")
     return [{column: row[column] or "" for column in row if column is not None} for row in read]
 
 
+def _text(content: bytes) -> str:
+    """UTF-8, or else what spreadsheets in western Europe and America save."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("cp1252", "backslashreplace")
+
+
 def image_column(rows: Sequence[Row], folder: Path) -> str | None:
     """The column, or pattern of a column, whose cells name files from `folder` on.
 
-    The names may lack a folder next to the table, or their ending. The first few rows decide.
+    The names may lack a folder next to the table, or their ending. The first few rows decide: more
+    than half of their files must be there, and the column with the most is taken.
     """
     few = rows[:20]
+    best, most = None, 0.5
     folders = ["", *(f"{path.name}/" for path in sorted(folder.iterdir()) if path.is_dir())]
     for column in rows[0]:
         cells = [row[column] for row in few if row[column]]
         for before, ending in itertools.product(folders, ("", *ENDINGS)):
-            files = (folder / f"{before}{cell}{ending}" for cell in cells)
-            if cells and all(map(Path.is_file, files)):
-                return f"{before}{{{column}}}{ending}" if before or ending else column
-    return None
+            share = _share_of_files([folder / f"{before}{cell}{ending}" for cell in cells])
+            if share > most:
+                best = f"{before}{{{column}}}{ending}" if before or ending else column
+                most = share
+            if share == 1:
+                return best
+    return best
+
+
+def _share_of_files(paths: Sequence[Path]) -> float:
+    """Which part of the paths are files; 0 as soon as it cannot be more than half."""
+    absent = 0
+    for path in paths:
+        absent += not _is_file(path)
+        if 2 * absent >= len(paths):
+            return 0
+    return 1 - absent / len(paths) if paths else 0
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a cell of text may be too long for a name, or have a NUL
+        return False
 
 
 def plan_every_row(rows: Sequence[Row], shown: str, folder: Path, image: str) -> Plan:
