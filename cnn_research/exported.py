@@ -123,15 +123,22 @@ def open_export(folder: Path) -> Exported:
 
     Raises:
         UserError: the folder holds no export, a damaged one, one of another format, or one that
-            calls more than `CALLS`.
+            calls more than `CALLS`, or whose `FACTS` are not those of a network.
     """
     check(folder)
-    facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    try:
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        raise UserError(f"{folder / FACTS} is not JSON: export the run again") from None
+    if not isinstance(facts, dict):
+        raise UserError(f"{folder / FACTS} is not a JSON object: export the run again")
     if facts.get("format") != FORMAT:
         raise UserError(
             f"{folder} is an export of format {facts.get('format')}, and this version reads "
             f"{FORMAT}: export the run again, with --mode=export"
         )
+    if wrong := next(_wrong(facts), None):
+        raise UserError(f"{folder / FACTS} {wrong}: export the run again")
     try:
         import jax.export
 
@@ -150,7 +157,53 @@ def open_export(folder: Path) -> Exported:
             f"{folder / MODEL} calls {', '.join(sorted(outside))} outside itself, which no network "
             "needs: do not use it unless you know who wrote it"
         )
+    shapes = [[aval.shape[1:] for aval in avals] for avals in (program.in_avals, program.out_avals)]
+    if shapes != [[tuple(facts["input"]["shape"][1:])], [(facts["outputs"],)]]:
+        raise UserError(
+            f"{folder / FACTS} tells other shapes of images or outputs than {MODEL} has: export "
+            "the run again"
+        )
     return Exported(folder, facts, program)
+
+
+def _wrong(facts: Mapping[str, Any]) -> Iterator[str]:
+    """What the values of export.json lack for the network to be asked; nothing if all is well."""
+    for name, kind in (("experiment", str), ("step", int), ("outputs", int)):
+        if not isinstance(facts.get(name), kind):
+            yield f"has no good `{name}`"
+    image = facts.get("input")
+    shape = image.get("shape") if isinstance(image, dict) else None
+    if not (
+        isinstance(shape, list) and len(shape) == 4 and all(isinstance(s, int) for s in shape[1:])
+    ):
+        yield "has no `input` with a `shape` of batch, height, width and channels"
+    heads = facts.get("heads")
+    if not (isinstance(heads, list) and heads and all(isinstance(head, dict) for head in heads)):
+        yield "has no list of `heads`"
+        return
+    for head in heads:
+        if not isinstance(head.get("name"), str):
+            yield "has a head without a `name`"
+        elif head.get("kind") not in list(DIGITS):  # a list, as what a stranger wrote may not hash
+            yield f"has a head of a kind that is none of {', '.join(DIGITS)}"
+        elif not _is_readable(head, facts["outputs"]):
+            yield f"does not say how the outputs of its {head['kind']} head are read"
+
+
+def _is_readable(head: Mapping[str, Any], outputs: int) -> bool:
+    """Whether a head of a known kind has what `_answer` needs."""
+    start, stop, classes = head.get("start"), head.get("stop"), head.get("classes")
+    if not (isinstance(start, int) and isinstance(stop, int) and 0 <= start < stop <= outputs):
+        return False
+    if head["kind"] == "number":
+        return all(isinstance(head.get(name), int | float) for name in ("mean", "std"))
+    if head["kind"] == "palette":
+        return (stop - start) % 4 == 0
+    return (
+        isinstance(classes, list)
+        and len(classes) == stop - start
+        and all(isinstance(name, str) for name in classes)
+    )
 
 
 def _calls(program: Any) -> set[str]:

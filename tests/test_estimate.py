@@ -64,6 +64,66 @@ def test_doctor(monkeypatch, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "flax>=999 is needed" in said and "nowhere>=1 is needed, and none is installed" in said
     assert "take small batches" in said
+    monkeypatch.setattr(estimate, "available_memory", lambda: math.inf)
+    doctor.main()
+    assert "inf GB" not in capsys.readouterr().out
+
+
+def test_doctor_names_extras_that_are_absent(monkeypatch):
+    texts = ["jax >= 0.1", 'nowhere >= 1; extra == "onnx"', 'jax >= 999; extra == "search"']
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: texts)
+    ((how, what, found),) = doctor.extras()
+    assert (how, what) == (doctor.WARNING, "extras")
+    assert found.endswith("pip install -c constraints.txt -e '.[onnx,search]'")
+
+
+def test_doctor_in_a_checkout_that_is_not_installed(monkeypatch):
+    """What setup.cfg lists is what the metadata of an installed one lists."""
+    version, listed = doctor.metadata.version, doctor.metadata.requires("cnn-research")
+
+    def absent(name):
+        if name == "cnn-research":
+            raise doctor.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(doctor.metadata, "version", absent)
+    monkeypatch.setattr(doctor.metadata, "requires", absent)
+    assert doctor.unmet(doctor.requirements()) == []
+    for extra in doctor.EXTRAS:
+        assert doctor.unmet(doctor.requirements(), extra) == doctor.unmet(listed, extra)
+    first, *_ = doctor.packages()
+    assert first[0] == doctor.WARNING and "pip install -c constraints.txt -e ." in first[2]
+
+
+def test_doctor_says_how_jax_fails(monkeypatch):
+    def broken():
+        raise RuntimeError("")
+
+    monkeypatch.setattr(jax, "devices", broken)
+    assert list(doctor.devices()) == [
+        (doctor.BROKEN, "devices", "JAX does not compute (RuntimeError)")
+    ]
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_doctor_where_nothing_is_installed(listed):
+    """Where packages are listed and do not import, and where there are none, `packaging` too."""
+    hidden = ["jax", "flax", "orbax", "numpy", "absl", *([] if listed else ["packaging"])]
+    code = f"""
+import runpy, sys
+from importlib import metadata
+sys.modules.update(dict.fromkeys({hidden}))
+def absent(name):
+    raise metadata.PackageNotFoundError(name)
+if not {listed}:
+    metadata.version = metadata.requires = absent
+runpy.run_module("cnn_research.doctor", run_name="__main__")
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 1 and not ended.stderr
+    assert "Experiments cannot run yet." in ended.stdout
+    assert "FAULT" in ended.stdout and "pip install -c constraints.txt -e ." in ended.stdout
+    assert not listed or all(f"{name} does not import" in ended.stdout for name in hidden)
 
 
 def test_doctor_is_a_command():

@@ -26,7 +26,7 @@ from benchmarks.serve import (
     write_export,
 )
 from cnn_research.data.images import decode
-from cnn_research.exported import MODEL, open_export
+from cnn_research.exported import FACTS, MODEL, open_export, write_sums
 from cnn_research.serve import __main__ as command
 from cnn_research.serve.batching import compiled
 
@@ -169,6 +169,20 @@ def test_pages_need_nothing_from_elsewhere(server):
     assert json.loads(found["/model"])["heads"] == list(HEADS)
 
 
+def test_names_of_a_stranger_are_no_html(export, tmp_path):
+    copy = shutil.copytree(export, tmp_path / "stranger")
+    facts = json.loads((copy / FACTS).read_text())
+    (copy / FACTS).write_text(json.dumps(facts | {"experiment": "</title><script>x()</script>"}))
+    write_sums(copy)
+    with Server(copy) as running:
+        connection = http.client.HTTPConnection("127.0.0.1", running.port)
+        connection.request("GET", "/docs")
+        page = connection.getresponse().read().decode()
+        connection.close()
+        assert "<script>x()" not in page and "&lt;script&gt;x()" in page
+        assert running.end(signal.SIGTERM) == 0
+
+
 def test_outputs_that_are_no_numbers_are_said_to_be_none(tmp_path):
     def broken(images):
         return forward(images) * np.float32("nan")
@@ -188,12 +202,21 @@ def damaged(export, tmp_path):
     return copy
 
 
+def without_heads(export, tmp_path):
+    copy = shutil.copytree(export, tmp_path / "without")
+    facts = json.loads((copy / FACTS).read_text())
+    (copy / FACTS).write_text(json.dumps(facts | {"heads": None}))
+    write_sums(copy)
+    return copy
+
+
 @pytest.mark.parametrize(
     ("kind", "said", "code"),
     [
         ("taken", "cannot answer on port", 1),
         ("no export", "holds no export", 1),
         ("damaged", "is damaged", 1),
+        ("no heads", "has no list of `heads`", 1),
         ("no host", "is no address", 2),
         ("no batch", "--max-batch must be above 0", 2),
     ],
@@ -206,6 +229,7 @@ def test_what_cannot_be_served_is_said_in_a_line(
         "taken": [str(export), f"--port={server.port}"],
         "no export": [str(tmp_path), "--port=0"],
         "damaged": [str(damaged(export, tmp_path)), "--port=0"],
+        "no heads": [str(without_heads(export, tmp_path)), "--port=0"],
         "no host": [str(export), "--host=no.such.host.invalid"],
         "no batch": [str(export), "--max-batch=0"],
     }[kind]

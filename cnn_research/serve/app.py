@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import html
 import io
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -132,7 +133,8 @@ def application(
 
     app = FastAPIOffline(
         redoc_url=None,
-        title=str(network.facts["experiment"]),
+        # It goes as it is into the page of /docs, and a stranger may have written it.
+        title=html.escape(str(network.facts["experiment"])),
         description="What an exported network says about images.",
         version=str(network.facts["step"]),
         lifespan=lifespan,
