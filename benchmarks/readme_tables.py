@@ -29,7 +29,10 @@ from cnn_research.report import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "README.es.md", "docs/documents.md", "docs/results.md")
+PAGES = (
+    *("README.md", "README.es.md"),
+    *("docs/augmentation.md", "docs/documents.md", "docs/results.md"),
+)
 """Those with tables."""
 COLOURS = ("palettes", "palette_losses", "colour_names")
 """Results files of document 000."""
@@ -328,6 +331,23 @@ def architectures(results: Results) -> str:
     return markdown_table(header, rows)
 
 
+def augmentation(results: Results) -> str:
+    """What each change of the images adds to a train step, from augmentation.json."""
+    figures = results.get("augmentation", {}).get("figures")
+    if not figures:
+        return ""
+    rows = [
+        (
+            name,
+            f"{added:.1f}",
+            f"{figures['share_of_the_plain_step'][name]:.1%}",
+            f"{figures['milliseconds_alone'][name]:.1f}",
+        )
+        for name, added in figures["milliseconds_added"].items()
+    ]
+    return markdown_table(("change", "ms added", "of the step", "ms alone"), rows)
+
+
 def studies(results: Results) -> str:
     """Test accuracy of each kind of pooling, on images moved sideways by some pixels."""
     shown = (0, 2, 4, 8)
@@ -354,6 +374,7 @@ def studies(results: Results) -> str:
 TABLES: Mapping[str, Callable[[Results], str]] = {
     "accuracy": accuracy,
     "architectures": architectures,
+    "augmentation": augmentation,
     "cifar10_changes": cifar10_changes,
     "painters": painters,
     "products_log": products_log,
