@@ -76,6 +76,9 @@ def main(argv: Sequence[str]) -> None:
     if not FLAGS["verbosity"].present:
         # Orbax tells every step of every save; --verbosity=0 shows it.
         logging.set_verbosity(logging.WARNING)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A folder's name may be no text, and what is said of it must not end a run.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         launch(list(argv[1:]))
     except UserError as error:
@@ -112,6 +115,10 @@ def launch(words: list[str]) -> None:
             near = did_you_mean(name, list(LAUNCHER_FLAGS))
             if near:
                 raise UsageError(f"there is no flag --{name}{near}")
+        if FLAGS.mode not in (None, "train", "run"):
+            if workdir is None:
+                raise UsageError(f"--mode={FLAGS.mode} needs --workdir=FOLDER, the folder of a run")
+            raise UserError(f"{workdir} holds no run (it has no config.json): check --workdir")
         raise UsageError(
             "say which experiment: --experiment=NAME (`python launch.py --list` shows all)"
         )

@@ -28,6 +28,7 @@ from cnn_research.errors import UserError, one_line
 from cnn_research.evaluate import Trained, forward_of, open_trained
 from cnn_research.experiment import Result
 from cnn_research.markdown import markdown_table, number
+from cnn_research.tasks.task import file_suffixes
 from cnn_research.training import Training
 
 FOLDER = "export"
@@ -129,11 +130,11 @@ def _flat(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 def _write_labels(folder: Path, heads: list[dict[str, Any]]) -> None:
     """`labels.txt`, a class a line; of several heads `labels_HEAD.txt`."""
+    endings = file_suffixes([head["name"] for head in heads])
     for head in heads:
         if "classes" in head:
-            suffix = f"_{head['name']}" if len(heads) > 1 else ""
             lines = "".join(f"{name}\n" for name in head["classes"])
-            (folder / f"labels{suffix}.txt").write_text(lines, encoding="utf-8")
+            (folder / f"labels{endings[head['name']]}.txt").write_text(lines, encoding="utf-8")
 
 
 # The model card ----------------------------------------------------------------------------------

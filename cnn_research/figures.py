@@ -14,6 +14,7 @@ from cnn_research.data.dataset import MISSING
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
 
 # Two of Okabe and Ito's colours, which people with any colour vision tell apart; the markers
 # differ as well, for print without colour.
@@ -33,6 +34,8 @@ CURVES_IN_A_ROW = 3
 CONFUSED_ROWS, CONFUSED_COLUMNS = 6, 3
 HISTOGRAMS = 24
 PALETTES = 24
+AS_IT_IS: dict[str, Any] = {"parse_math": False}
+"""For texts from data: between two dollar signs matplotlib would read a formula, or fail to."""
 
 
 def curve_names(epochs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -114,18 +117,20 @@ def compared_curves(groups: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]])
             loc="left",
             fontsize=11,
             fontweight="bold",
+            **AS_IT_IS,
         )
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         _plain(axes)
         handles = lines
-    figure.legend(
+    legend = figure.legend(
         handles=handles[: len(COMPARED) + 1],
         loc="outside lower left",
         frameon=False,
         fontsize=9,
         ncols=1 if max(map(len, groups)) > 40 else 3,
     )
+    _as_it_is(legend)
     return figure
 
 
@@ -148,7 +153,8 @@ def _curves(axes: Axes, epochs: Sequence[Mapping[str, Any]], name: str) -> None:
             epoch, value = choose(finite, key=lambda point: point[1])
             title += f"\n{word} in validation: {value:.4f}, epoch {epoch}"
     heading, _, best = title.partition("\n")
-    axes.set_title(heading, loc="left", fontsize=11, fontweight="bold", pad=20 if best else 6)
+    pad = 20 if best else 6
+    axes.set_title(heading, loc="left", fontsize=11, fontweight="bold", pad=pad, **AS_IT_IS)
     if best:
         axes.text(0, 1.025, best, transform=axes.transAxes, fontsize=9, color=GREY)
     axes.set_xlabel("epoch")
@@ -196,8 +202,8 @@ def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
         slant = {"rotation": 90}
     elif max(map(len, names)) <= 3:
         slant = {}
-    axes.set_xticks(ticks, names, fontsize=font, **slant)
-    axes.set_yticks(ticks, names, fontsize=font)
+    axes.set_xticks(ticks, names, fontsize=font, **slant, **AS_IT_IS)
+    axes.set_yticks(ticks, names, fontsize=font, **AS_IT_IS)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     # Lines between the cells, drawn as a grid of minor ticks.
@@ -298,7 +304,7 @@ def confusions(
             _shortened(class_names[predicted], 34),
         )
         for half, chosen, title in zip(row.subfigures(1, 2), (left, right), titles, strict=True):
-            half.suptitle(title, fontsize=9)
+            half.suptitle(title, fontsize=9, **AS_IT_IS)
             for axes, place in zip(half.subplots(1, CONFUSED_COLUMNS), range(len(images))):
                 axes.set_axis_off()
                 if place < len(chosen):
@@ -341,10 +347,10 @@ def predictions(
     for place, (image, title) in enumerate(zip(images, titles, strict=True)):
         axes = grid[place, 0] if neighbours else grid.ravel()[place]
         _image(axes, image)
-        axes.set_title(title, fontsize=7.5, linespacing=1.3, fontweight="bold")
+        axes.set_title(title, fontsize=7.5, linespacing=1.3, fontweight="bold", **AS_IT_IS)
         for column, (near, said) in enumerate(neighbours[place] if neighbours else (), start=1):
             _image(grid[place, column], near)
-            grid[place, column].set_title(said, fontsize=7, linespacing=1.3, color=GREY)
+            grid[place, column].set_title(said, fontsize=7, linespacing=1.3, color=GREY, **AS_IT_IS)
     return figure
 
 
@@ -379,8 +385,9 @@ def estimates(true: np.ndarray, predicted: np.ndarray, name: str, training_mean:
         training_mean, color="#D55E00", linestyle="--", linewidth=1.2, label="training mean"
     )
     axes.set(xlim=limits, ylim=limits, aspect="equal")
-    axes.set_xlabel(f"true {name}" + (" (points spread sideways)" if whole else ""))
-    axes.set_ylabel(f"estimated {name}")
+    spread = " (points spread sideways)" if whole else ""
+    axes.set_xlabel(f"true {name}{spread}", **AS_IT_IS)
+    axes.set_ylabel(f"estimated {name}", **AS_IT_IS)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(7, integer=whole))
     axes.ticklabel_format(useOffset=False)
@@ -429,7 +436,7 @@ def _gallery(images: np.ndarray, chosen: np.ndarray, titles: Sequence[str]) -> F
         axes.set_axis_off()
     for axes, index, title in zip(grid, chosen, titles, strict=False):
         _image(axes, images[index])
-        axes.set_title(title, fontsize=7.5, linespacing=1.3)
+        axes.set_title(title, fontsize=7.5, linespacing=1.3, **AS_IT_IS)
     return figure
 
 
@@ -641,7 +648,8 @@ def named_pixels(image: np.ndarray, labels: np.ndarray, names: Sequence[str]) ->
         for i in np.argsort(-shares, kind="stable")
         if shares[i] >= 0.005
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=6, frameon=False, fontsize=8)
+    below: dict[str, Any] = {"loc": "outside lower center", "ncols": 6}
+    _as_it_is(figure.legend(handles=handles, **below, frameon=False, fontsize=8))
     return figure
 
 
@@ -660,7 +668,8 @@ def image_rows(rows: Mapping[str, np.ndarray]) -> Figure:
     for axes in grid.ravel():
         axes.set_axis_off()
     for (title, images), (first, *rest) in zip(rows.items(), grid, strict=True):
-        first.text(1, 0.5, title, ha="right", va="center", fontsize=7.5, transform=first.transAxes)
+        where: dict[str, Any] = {"ha": "right", "va": "center", "transform": first.transAxes}
+        first.text(1, 0.5, title, fontsize=7.5, **where, **AS_IT_IS)
         for axes, image in zip(rest, images, strict=False):
             _image(axes, image)
     return figure
@@ -688,6 +697,12 @@ def rounds(accuracy: Mapping[str, Sequence[float]]) -> Figure:
     axes.legend(frameon=False)
     _plain(axes)
     return figure
+
+
+def _as_it_is(legend: Legend) -> None:
+    """`AS_IT_IS` of a legend, which takes no such option."""
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def _plain(axes: Axes) -> None:

@@ -31,7 +31,7 @@ from cnn_research.data.images import (
     printable,
 )
 from cnn_research.errors import UsageError, UserError
-from cnn_research.evaluate import Trained, forward_of, open_trained, views_of
+from cnn_research.evaluate import Trained, check_same_data, forward_of, open_trained, views_of
 from cnn_research.experiment import Result
 from cnn_research.features import last_features
 from cnn_research.markdown import markdown_table
@@ -42,6 +42,8 @@ from cnn_research.training import Training
 FOLDER = "predictions"
 SHOWN = 24
 """Images in the picture of predictions."""
+IN_FOLDERS = tuple(dict.fromkeys((*ENDINGS, ".jfif", ".jpe", ".avif", ".tga")))
+"""The endings of what is taken from a folder, where other files may lie about."""
 
 
 def predict_images(experiment: Training, workdir: Path, source: str) -> Result:
@@ -129,16 +131,32 @@ def image_files(source: str) -> list[Path]:
     """
     if not source:
         raise UsageError("--mode=predict needs --input: an image, a folder, or a pattern of files")
-    path = Path(source).expanduser()
-    if path.is_dir():
-        files = [file for file, _ in files_below(path)]
-    elif path.exists():
+    try:
+        path = Path(source).expanduser()
+    except RuntimeError:
+        user = source.partition("/")[0]
+        raise UserError(
+            f"--input={source}: no home folder of {user} is known; write the whole path"
+        ) from None
+    if path.exists() and not path.is_dir():
         return [path]
-    else:
+    if not path.is_dir():
+        # Whoever names files by a pattern means all of them: `decode` says which are no images.
         files = [Path(file) for file in sorted(glob.glob(str(path), recursive=True))]
-    images = [file for file in files if file.suffix.lower() in ENDINGS and file.is_file()]
+        matches = [file for file in files if file.is_file()]
+        if not matches:
+            raise UserError(f"--input={source}: there is no such file or folder")
+        return matches
+    files = [file for file, _ in files_below(path)]
+    images = [file for file in files if file.suffix.lower() in IN_FOLDERS and file.is_file()]
+    others = len(files) - len(images)
     if not images:
-        raise UserError(f"--input={source}: no image there (looked for {', '.join(ENDINGS)})")
+        raise UserError(
+            f"--input={source}: no image there among {others} files (looked for "
+            f"{', '.join(IN_FOLDERS)}); a pattern, as '{source.rstrip('/')}/*', takes any file"
+        )
+    if others:
+        print(f"{others:,} other files in {printable(source)} are passed over.")
     return images
 
 
@@ -215,11 +233,13 @@ class Nearest:
         workdir: the run's folder.
 
     Raises:
-        UserError: the data set is not there.
+        UsageError: the data set has changed since it was trained on.
+        UserError: it is not there.
     """
 
     def __init__(self, found: Trained, workdir: Path):
         self.dataset: Dataset = found.experiment.data.load()
+        check_same_data(workdir, self.dataset)
         self._found = found
         self.features_of = features_of(found)
         file = workdir / f"training_features-{int(found.state.step)}.npy"

@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 
+from cnn_research.data.images import printable
 from cnn_research.errors import UsageError, UserError, no_more_output, one_line
 from cnn_research.experiment import from_dict, to_dict
 from cnn_research.markdown import markdown_table, number
 from cnn_research.pages import as_html, write_page
-from cnn_research.tasks.task import Predictions
+from cnn_research.tasks.task import Predictions, file_suffixes
 from cnn_research.workdir import (
     CONFIG,
     EVALUATION,
@@ -108,7 +109,7 @@ def _what_was_run(config: Mapping[str, Any], run: Mapping[str, Any]) -> Iterator
         ("Experiment", config.get("name")),
         ("Document", run.get("document")),
         ("Data", run.get("data", {}).get("name")),
-        ("Command", f"`{' '.join(command)}`" if command else None),
+        ("Command", f"`{' '.join(map(printable, command))}`" if command else None),
         ("Commit", run.get("commit", "") + changed),
         ("Machine", ", ".join(f"{key}: {value}" for key, value in machine.items())),
         ("Devices", ", ".join(run.get("devices", []))),
@@ -134,6 +135,7 @@ def _evaluation(
     where = "" if split == "test" else f"{split} "
     yield f"## Result on the {split} split"
     yield _figures_table(figures, theirs, where)
+    endings = file_suffixes(list(predictions))
     for head, predicted in predictions.items():
         shown = images.get(split)
         if shown is not None and len(shown) != len(predicted):
@@ -143,10 +145,13 @@ def _evaluation(
             )
         if len(predictions) == 1:
             yield from predicted.page(folder, suffix, shown)
-        else:
-            yield f"### {head}, {split} split"
-            yield _figures_table(figures[head], theirs, f"{where}{head} ")
-            yield from predicted.page(folder, f"_{head}{suffix}", shown)
+            continue
+        yield f"### {head}, {split} split"
+        if head not in figures:
+            yield "No image of this split has a known label of this head: it is left out."
+            continue
+        yield _figures_table(figures[head], theirs, f"{where}{head} ")
+        yield from predicted.page(folder, f"{endings[head]}{suffix}", shown)
 
 
 def _figures_table(ours: Mapping[str, Any], theirs: Mapping[str, float], prefix: str) -> str:
@@ -286,7 +291,7 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
     for (experiment, config), members in by_config.items():
         siblings = [dict(_flat(json.loads(c))) for e, c in by_config if e == experiment]
         differing = [
-            f"{path}={value}"
+            f"{path}={printable(str(value))}"
             for path, value in _flat(json.loads(config))
             if any(path not in other or other[path] != value for other in siblings)
         ]
@@ -479,7 +484,9 @@ def _value(value: Any) -> str:
     """A field's value in a few words; a part of a config is its class alone."""
     if isinstance(value, Mapping):
         return value["class"].rpartition(".")[2]
-    return " ".join(map(str, value)) or "()" if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return printable(" ".join(map(str, value))) or "()"
+    return printable(str(value))
 
 
 def log_as_markdown(log: Log) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
+from cnn_research.data.images import printable
 from cnn_research.errors import UserError
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ class MetricsWriter:
         from tensorboardX.summary import hparams
 
         plain = {
-            path: value if isinstance(value, bool | int | float | str) else str(value)
+            path: value if isinstance(value, bool | int | float) else printable(str(value))
             for path, value in flat_config.items()
         }
         numbers = {name: float(value) for name, value in metrics.items()}

@@ -263,6 +263,16 @@ def test_evaluating_an_absent_workdir_is_an_error(command, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize("mode", ["predict", "evaluate", "export"])
+def test_a_workdir_without_a_run_is_said_without_an_experiment_too(command, tmp_path, mode):
+    answer = command(f"--mode={mode}", f"--workdir={tmp_path / 'none'}", "--input=x.png")
+    assert answer.code == 1
+    is_one_error(answer.err, str(tmp_path / "none"), "holds no run")
+    answer = command(f"--mode={mode}")
+    assert answer.code == 2
+    is_one_error(answer.err, f"--mode={mode} needs --workdir")
+
+
 def test_evaluation_needs_the_workdir_only(command, trained):
     (trained / "evaluation.json").rename(trained / "before.json")
     answer = command("--mode=evaluate", f"--workdir={trained}")

@@ -147,6 +147,43 @@ def test_what_cannot_be_opened(digits, tmp_path):
         run(DIGITS, tmp_path / "nothing", "export")
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda facts: b"{", "is not JSON"),
+        (lambda facts: b"\xff", "is not JSON"),
+        (lambda facts: [facts], "is not a JSON object"),
+        (lambda facts: {"format": 1}, "has no good `experiment`"),
+        (lambda facts: facts | {"input": {}}, "has no `input`"),
+        (lambda facts: facts | {"input": {"shape": ["batch", 8, "8", 1]}}, "has no `input`"),
+        (lambda facts: facts | {"input": {"shape": ["batch", 9, 8, 1]}}, "tells other shapes"),
+        (lambda facts: facts | {"outputs": 11}, "tells other shapes"),
+        (lambda facts: facts | {"heads": []}, "has no list of `heads`"),
+        (lambda facts: facts | {"heads": ["label"]}, "has no list of `heads`"),
+        (lambda facts: facts | {"heads": [{}]}, "without a `name`"),
+        (lambda facts: with_head(facts, kind="box"), "a head of a kind that is none of"),
+        (lambda facts: with_head(facts, kind=[]), "a head of a kind that is none of"),
+        (lambda facts: with_head(facts, kind="number"), "its number head are read"),
+        (lambda facts: with_head(facts, kind="palette"), "its palette head are read"),
+        (lambda facts: with_head(facts, classes=["one"]), "its classes head are read"),
+        (lambda facts: with_head(facts, stop=11), "its classes head are read"),
+    ],
+)
+def test_facts_that_are_none_are_said_in_a_line(digits, tmp_path, change, said):
+    """Checksums are right: whoever wrote the file wrote them, too."""
+    copy = Path(shutil.copytree(digits / "run" / "export", tmp_path / "copy"))
+    changed = change(json.loads((copy / "export.json").read_text()))
+    content = changed if isinstance(changed, bytes) else json.dumps(changed).encode()
+    (copy / "export.json").write_bytes(content)
+    write_sums(copy)
+    with pytest.raises(UserError, match=f"export.json .*{said}.*: export the run again"):
+        open_export(copy)
+
+
+def with_head(facts: dict, **values) -> dict:
+    return facts | {"heads": [facts["heads"][0] | values]}
+
+
 def test_a_program_that_calls_out_of_itself_is_not_opened(digits, tmp_path):
     """A custom call of a Python function, as a stranger would write it."""
     copy = Path(shutil.copytree(digits / "run" / "export", tmp_path / "copy"))

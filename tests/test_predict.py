@@ -98,6 +98,23 @@ def test_a_pattern_a_bad_file_and_a_file_that_is_none(digits, tmp_path, capsys):
     assert "left out:" in capsys.readouterr().out
 
 
+def test_which_files_are_taken(tmp_path, capsys):
+    for name in ("a.png", "b.JFIF", "c.avif", "notes.txt", "bare"):
+        (tmp_path / name).touch()
+
+    def names(source: str) -> list[str]:
+        return [file.name for file in predict.image_files(str(tmp_path / source))]
+
+    assert names("") == ["a.png", "b.JFIF", "c.avif"]
+    assert "2 other files" in capsys.readouterr().out
+    assert names("b*") == ["b.JFIF", "bare"]
+    assert names("bare") == ["bare"]
+    with pytest.raises(UserError, match="no such file or folder"):
+        names("z*")
+    with pytest.raises(UserError, match="no home folder of ~nobody-at-all"):
+        predict.image_files("~nobody-at-all/x")
+
+
 def test_the_nearest_training_image_of_a_training_image_is_itself(digits, tmp_path):
     asked = dataclasses.replace(DIGITS, evaluation=Evaluation(batch_size=8, neighbours=3))
     train = Digits().load().splits["train"]

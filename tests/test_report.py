@@ -276,6 +276,61 @@ def test_several_heads_have_files_of_their_own(tmp_path):
     assert "### brand, test split" in path.with_suffix(".md").read_text()
 
 
+def test_a_head_whose_name_is_no_file_name(tmp_path):
+    heads = {"Colour/Finish": made_up_predictions(), "Colour_Finish": made_up_predictions()}
+    path = write(tmp_path, heads)
+    names = {file.name for file in path.parent.iterdir()}
+    both = {"confusion_matrix_Colour_Finish.png", "confusion_matrix_Colour_Finish-2.png"}
+    assert both <= names
+    assert all(f"({name})" in path.with_suffix(".md").read_text() for name in both)
+
+
+def test_a_head_without_labels_in_a_split_is_left_out_and_said_so(tmp_path):
+    heads = {"kind": made_up_predictions(), "brand": made_up_predictions(missing=60)}
+    figures = {"kind": heads["kind"].figures()}
+    path = report.write_report(
+        tmp_path,
+        title="Coats",
+        figures={"test": figures},
+        predictions={"test": heads},
+        images={},
+        history=[],
+        params={},
+    )
+    page = path.with_suffix(".md").read_text()
+    assert "### brand, test split\n\nNo image of this split has a known label" in page
+    assert not list(path.parent.glob("*brand*"))
+
+
+def test_what_data_calls_things_is_no_formula_in_figures():
+    pixels = np.zeros((4, 8, 8, 1), np.uint8)
+    labels, said = np.array([0, 0, 1, 1]), np.array([1, 0, 0, 1])
+    odd = ("a$_$b", "$\\nothing$")
+    shares = np.full((2, 2), 0.5)
+    epoch = {"epoch": 1, "train": {"loss": 1.0, "a$_$b accuracy": 1.0}, "validation": {}}
+    for figure in (
+        figures.confusion_matrix(np.array([[1, 1], [1, 1]]), odd),
+        figures.mistakes(pixels, labels, said, np.ones(4), odd),
+        figures.confusions(pixels, labels, said, [(0, 1), (1, 0)], odd),
+        figures.predictions(list(pixels[:1]), odd[:1], odd[1:], [[(pixels[0], odd[0])]]),
+        figures.estimates(shares[0], shares[1], odd[0], 0.5),
+        figures.named_pixels(np.zeros((4, 4, 3), np.uint8), np.array([[0, 1]]), odd),
+        figures.image_rows({odd[0]: pixels}),
+        figures.training_curves([epoch]),
+        figures.compared_curves({odd[0]: [by_epoch(HISTORY)]}),
+    ):
+        figure.savefig(io.BytesIO(), format="png")
+
+
+def test_a_command_with_a_path_that_is_no_text(tmp_path):
+    record = {"command": ["launch.py", "--data.path=fotos_\udce9"]}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    (tmp_path / "config.json").write_text(json.dumps({"data": {"path": "fotos_\udce9"}}))
+    path = write(tmp_path, {"label": made_up_predictions()})
+    for page in (path, path.with_suffix(".md")):
+        assert "--data.path=fotos_\\xe9" in page.read_text(encoding="utf-8")
+
+
 def test_report_that_fails_leaves_the_earlier_one_whole(tmp_path):
     path = write(tmp_path, {"label": made_up_predictions()})
     before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
@@ -345,6 +400,14 @@ def test_runs_are_grouped_by_config_without_its_seed(tmp_path, capsys):
         ["coats (optimizer.learning_rate=0.01)", "1", "0.5000", "0.7500", "0.6500", "10.0 s"],
         ["- as the document gives it", "", "", "0.8978", "0.8993", ""],
     ]
+
+
+def test_tables_of_runs_on_paths_that_are_no_text(tmp_path, capsys):
+    runs = [make_run(tmp_path / end, accuracy=0.5, path=f"fotos_{end}") for end in ("\udce9", "b")]
+    log = tmp_path / "log.md"
+    assert report.main([*map(str, runs), f"--output={log}"]) == 0
+    assert "path=fotos_\\xe9" in capsys.readouterr().out
+    assert "path fotos_\\xe9 -> fotos_b" in log.read_text()
 
 
 def test_csv_holds_numbers(tmp_path, capsys):

@@ -255,6 +255,30 @@ def test_a_split_in_which_no_label_is_known():
     MultiHead(label=("kind",)).check_data(lacking)
 
 
+def without_labels(data: Dataset, split: str, *heads: str) -> Dataset:
+    found = data.splits[split]
+    unknown = {head: np.full(len(found), MISSING, np.int32) for head in heads}
+    lacking = dataclasses.replace(found, labels={**found.labels, **unknown})
+    return dataclasses.replace(data, splits={**data.splits, split: lacking})
+
+
+def test_a_test_split_may_lack_the_labels_of_some_heads_but_not_of_all():
+    data, task = two_heads()
+    some = without_labels(data, "test", "brand")
+    MultiHead().check_data(some)
+    outputs = np.random.default_rng(0).normal(size=(8, 7)).astype(np.float32)
+    means = {"kind loss": 1.0, "brand loss": math.nan}
+    made = task.predictions(some, "test", outputs, means)
+    figures = task.figures(made)
+    assert (figures["loss"], figures["accuracy"]) == (1.0, figures["kind"]["accuracy"])
+    assert "brand" not in figures and "brand" not in task.text(made)
+    with pytest.raises(UserError, match="test split has a known label 'brand'"):
+        Classification(head="brand").check_data(some)
+    none = without_labels(data, "test", "kind", "brand")
+    with pytest.raises(UserError, match="test split has a known label 'kind' or 'brand'"):
+        MultiHead().check_data(none)
+
+
 def test_several_heads_train_and_are_reported(tmp_path):
     training = Training(
         data=Synthetic(train=32, test=16, heads=("kind", "brand"), classes=(3, 4)),

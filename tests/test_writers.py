@@ -136,7 +136,8 @@ def test_picture_text_and_hparams_reach_tensorboard(tmp_path):
     with MetricsWriter(tmp_path, restored_step=None) as writer:
         writer.picture("curves", tmp_path / "curves.png", 4)
         writer.text("report", "**bold**", 4)
-        writer.hparams({"optimizer.name": "adam", "layers": (1, 2)}, {"test/accuracy": 0.5})
+        config = {"optimizer.name": "adam", "layers": (1, 2), "data.path": "fotos_\udce9"}
+        writer.hparams(config, {"test/accuracy": 0.5})
     run = events(tmp_path, "report")
     (image,) = run.Images("curves")
     assert (image.step, image.width, image.height) == (4, 100, 50)
@@ -152,6 +153,7 @@ def test_picture_text_and_hparams_reach_tensorboard(tmp_path):
     ).session_start_info.hparams
     assert start["optimizer.name"].string_value == "adam"
     assert start["layers"].string_value == "(1, 2)"
+    assert start["data.path"].string_value == "fotos_\\xe9"
 
 
 def test_epoch_weighs_its_rows_by_count_and_takes_the_last_validation(tmp_path):

@@ -25,6 +25,21 @@ OTHERS = 3
 """Of them on the terminal."""
 
 
+def check_measured(dataset: Dataset, heads: Sequence[str]) -> None:
+    """Raises `UserError` if the test or target split has no label of any of these heads.
+
+    Before training: the report, which comes after it, has nothing to say without one.
+    """
+    for name in ("test", "target"):
+        split = dataset.splits.get(name)
+        if split is not None and not any(np.any(split.labels[h] != MISSING) for h in heads):
+            named = " or ".join(f"'{head}'" for head in heads)
+            raise UserError(
+                f"data set {dataset.name}: no image of its {name} split has a known label {named}, "
+                "so that nothing can be measured: take another split or head"
+            )
+
+
 @dataclasses.dataclass(frozen=True)
 class Classification(FittedTask):
     """Softmax cross-entropy on the classes of one head."""
@@ -55,8 +70,13 @@ class Classification(FittedTask):
     def check_data(self, dataset: Dataset) -> None:
         """Raises `UserError` for a data set without this head, or with labels of one class.
 
-        Or with a training or validation split in which none is known.
+        Or with a split in which none is known.
         """
+        self.check_head(dataset)
+        check_measured(dataset, (self.head,))
+
+    def check_head(self, dataset: Dataset) -> None:
+        """`check_data` without the splits that training does not see."""
         if self.head not in dataset.class_names:
             raise UserError(
                 f"data set {dataset.name} has no labels '{self.head}'; it has "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from cnn_research.errors import UsageError
+from cnn_research.errors import UsageError, UserError
 from cnn_research.markdown import markdown_table, number
-from cnn_research.tasks.classification import Classification
+from cnn_research.tasks.classification import Classification, check_measured
 from cnn_research.tasks.task import Answer, FittedTask, Predictions, Sums, Task
 
 if TYPE_CHECKING:
@@ -59,9 +60,14 @@ class MultiHead(Task):
             raise UsageError("task.label names a head twice")
 
     def check_data(self, dataset: Dataset) -> None:
-        """Raises `UserError` for a data set without one of the heads, or with one class in it."""
-        for part in self._classifications(dataset):
-            part.check_data(dataset)
+        """Raises `UserError` for a data set without one of the heads, or with one class in it.
+
+        Or with a split in which none is known: a test split needs labels of one head only.
+        """
+        parts = list(self._classifications(dataset))
+        for part in parts:
+            part.check_head(dataset)
+        check_measured(dataset, [part.head for part in parts])
 
     def outputs(self, dataset: Dataset) -> int:
         """One per class of each head."""
@@ -161,11 +167,23 @@ class FittedMultiHead(MultiHead, FittedTask):
         return found
 
     def figures(self, predictions: Mapping[str, Predictions]) -> dict[str, Any]:
-        """The heads' figures, their mean accuracy and the sum of their losses."""
-        heads = {head: predicted.figures() for head, predicted in predictions.items()}
+        """The heads' figures, their mean accuracy and the sum of their losses.
+
+        A head without any label in the split is left out.
+        """
+        heads: dict[str, Mapping[str, float | int]] = {}
+        for head, predicted in predictions.items():
+            with contextlib.suppress(UserError):  # no example has a label
+                heads[head] = predicted.figures()
+        if not heads:
+            raise UserError(
+                f"no example has a label of {', '.join(predictions)}: there is nothing to evaluate "
+                "against"
+            )
         seen = "accuracy of seen labels"
+        losses = dict.fromkeys(predictions, 0.0) | {h: float(f["loss"]) for h, f in heads.items()}
         figures: dict[str, Any] = {
-            "loss": self.total({head: float(found["loss"]) for head, found in heads.items()}),
+            "loss": self.total(losses),
             "accuracy": float(np.mean([found["accuracy"] for found in heads.values()])),
         }
         if any(seen in found for found in heads.values()):
@@ -177,10 +195,9 @@ class FittedMultiHead(MultiHead, FittedTask):
         """The heads' accuracies and macro F1 in a table, and the mean accuracy."""
         figures = self.figures(predictions)
         names = ("accuracy", "accuracy of seen labels", "macro F1")
-        shown = [name for name in names if any(name in figures[head] for head in predictions)]
-        rows = [
-            (head, *(number(figures[head].get(name)) for name in shown)) for head in predictions
-        ]
+        heads = [head for head in predictions if head in figures]
+        shown = [name for name in names if any(name in figures[head] for head in heads)]
+        rows = [(head, *(number(figures[head].get(name)) for name in shown)) for head in heads]
         mean = ("mean", *(number(figures.get(name)) for name in shown))
         return markdown_table(("head", *shown), [*rows, mean]) + "\n"
 

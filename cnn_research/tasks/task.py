@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -22,7 +23,29 @@ Sums = Mapping[str, tuple["jax.Array", "jax.Array"]]
 
 PIXELS = "/pixels"
 """Among the labels of a task that sees images: these themselves, 0 to 255, as they are before the
-model's scaling. No head has a slash in its name."""
+model's scaling. No head is called so."""
+
+LONGEST_SUFFIX = 40
+"""Characters, of four bytes at most: with what stands around it a name has at most 255 bytes."""
+
+
+def file_suffixes(heads: Sequence[str]) -> dict[str, str]:
+    """For each head what the names of its files end with, before the dot: `_` and its own name.
+
+    A column may be called `Colour/Finish`: what is unsafe in a file's name becomes `_`, and a
+    suffix that is taken is numbered. One head alone has "".
+    """
+    if len(heads) == 1:
+        return {heads[0]: ""}
+    found: dict[str, str] = {}
+    for head in heads:
+        plain = suffix = "_" + re.sub(r"[^\w.=+-]+", "_", head)[:LONGEST_SUFFIX]
+        number = 1
+        while suffix in found.values():
+            number += 1
+            suffix = f"{plain}-{number}"
+        found[head] = suffix
+    return found
 
 
 class Predictions(Protocol):
