@@ -181,6 +181,14 @@ def test_data_that_nothing_can_be_estimated_from(head, dataset, message):
         Regression(head=head).check_data(dataset)
 
 
+def test_a_split_without_a_known_number_is_refused_before_training():
+    dataset = numbers_of(1, 2)
+    unknown = numbers_of(math.nan).splits["train"]
+    dataset = dataclasses.replace(dataset, splits={**dataset.splits, "test": unknown})
+    with pytest.raises(UserError, match="no image of its test split has a known number 'x'"):
+        Regression(head="x").check_data(dataset)
+
+
 def test_numbers_are_no_classes():
     with pytest.raises(UserError, match="has no labels 'x'; it has none"):
         Classification(head="x").check_data(numbers_of(1, 2))

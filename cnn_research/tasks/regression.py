@@ -41,7 +41,10 @@ class Regression(Task):
             raise UsageError("task.head is empty: name a column of numbers")
 
     def check_data(self, dataset: Dataset) -> None:
-        """Raises `UserError` for a data set without such numbers, or with one number only."""
+        """Raises `UserError` for a data set without such numbers, or with one number only.
+
+        Or with a split in which none is known.
+        """
         heads = dataset.splits["train"].labels
         if self.head not in heads or self.head in dataset.class_names:
             numbers = ", ".join(heads.keys() - dataset.class_names.keys())
@@ -54,6 +57,12 @@ class Regression(Task):
                 f"data set {dataset.name}: the training images have fewer than two different "
                 f"numbers '{self.head}'; there is nothing to estimate"
             )
+        for name, split in dataset.splits.items():
+            if np.isnan(split.labels[self.head]).all():
+                raise UserError(
+                    f"data set {dataset.name}: no image of its {name} split has a known number "
+                    f"'{self.head}', so that nothing can be measured: take another split or column"
+                )
 
     def outputs(self, dataset: Dataset) -> int:
         """One."""
