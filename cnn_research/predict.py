@@ -27,6 +27,7 @@ from cnn_research.data.images import (
     decode,
     files_below,
     grey,
+    is_named_as_image,
     padded,
     printable,
 )
@@ -42,8 +43,6 @@ from cnn_research.training import Training
 FOLDER = "predictions"
 SHOWN = 24
 """Images in the picture of predictions."""
-IN_FOLDERS = tuple(dict.fromkeys((*ENDINGS, ".jfif", ".jpe", ".avif", ".tga")))
-"""The endings of what is taken from a folder, where other files may lie about."""
 
 
 def predict_images(experiment: Training, workdir: Path, source: str) -> Result:
@@ -148,12 +147,13 @@ def image_files(source: str) -> list[Path]:
             raise UserError(f"--input={source}: there is no such file or folder")
         return matches
     files = [file for file, _ in files_below(path)]
-    images = [file for file in files if file.suffix.lower() in IN_FOLDERS and file.is_file()]
+    images = [file for file in files if is_named_as_image(file) and file.is_file()]
     others = len(files) - len(images)
     if not images:
         raise UserError(
             f"--input={source}: no image there among {others} files (looked for "
-            f"{', '.join(IN_FOLDERS)}); a pattern, as '{source.rstrip('/')}/*', takes any file"
+            f"{', '.join(ENDINGS)} and the like); a pattern, as '{source.rstrip('/')}/*', takes "
+            "any file"
         )
     if others:
         print(f"{others:,} other files in {printable(source)} are passed over.")

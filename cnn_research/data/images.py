@@ -31,7 +31,7 @@ RARE_ENDINGS = (
     *(".jfif", ".jpe", ".apng", ".avif", ".heic", ".heif", ".jp2", ".j2k", ".jxl"),
     *(".tga", ".dib", ".pbm", ".pnm", ".pcx", ".dds", ".psd", ".ico"),
 )
-"""Further names of images: a folder with such files is not one of annotations."""
+"""Further names of images, not all of which can be read."""
 
 SPLIT_FOLDERS = {
     **dict.fromkeys(("train", "training", "training_set"), "train"),
@@ -286,11 +286,11 @@ def plan_folder(root: Path, shown: str, class_of: Callable[[str], str] = printab
         for path in kept
     ]
     all_names = {name for _, _, name in found}
-    with_images = {name for path, _, name in found if _is_named_as_image(path)} or all_names
+    with_images = {name for path, _, name in found if is_named_as_image(path)} or all_names
     found = [item for item in found if item[2] in with_images]
     if not has_splits:
         files = [path for path, _, _ in found]
-        _check_for_unknown_splits([*filter(_is_named_as_image, files)] or files, shown)
+        _check_for_unknown_splits([*filter(is_named_as_image, files)] or files, shown)
     classes = class_names((name for _, split, name in found if split != "target"), shown)
     index = {name: at for at, name in enumerate(classes)}
     return Plan(
@@ -306,7 +306,8 @@ def plan_folder(root: Path, shown: str, class_of: Callable[[str], str] = printab
     )
 
 
-def _is_named_as_image(path: Path) -> bool:
+def is_named_as_image(path: Path) -> bool:
+    """Whether a file's name ends as an image's, common or rare."""
     return path.suffix.lower() in (*ENDINGS, *RARE_ENDINGS)
 
 
