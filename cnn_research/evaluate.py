@@ -215,8 +215,10 @@ def evaluate(experiment: Training, workdir: Path) -> Result:
     check_run(workdir)
     first = jax.process_index() == 0
     with folders.claimed(workdir, enabled=first):
-        # Other data, or the same split otherwise, may be what the model was trained on.
-        folders.check_same(experiment, workdir, ("evaluation", "selection.report"))
+        # Other data, or the same split otherwise, may be what the model was trained on; where it
+        # lies does not matter, for `trained` looks at what it is.
+        free = ("data.path", "evaluation", "selection.report")
+        folders.check_same(experiment, workdir, free)
         experiment, dataset, state = trained(experiment, workdir)
         model, splits = inputs(experiment, state, dataset)
         evaluator = Evaluator(experiment, model, data_mesh())

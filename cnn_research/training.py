@@ -67,6 +67,7 @@ class Training(Experiment):
         "dry-run": "cnn_research.replicas:dry_run",
     }
     resumable_fields: ClassVar = (
+        "data.path",  # the same images elsewhere: their content is compared
         "epochs",
         "log_every",
         "keep_checkpoints",

@@ -194,21 +194,39 @@ def test_a_longer_run_goes_on_from_a_finished_one(tmp_path):
 CHILD = ("--experiment=digits_mlp", "--epochs=5000", "--evaluate-every=1", "--model.dense", "8")
 
 
-@pytest.mark.parametrize("how", ["an image more", "another class"])
-def test_a_run_does_not_go_on_with_other_images(how, tmp_path):
-    def add(name, count, value):
-        (tmp_path / "pets" / name).mkdir(parents=True, exist_ok=True)
-        for number in range(count):
-            pixels = np.full((8, 8, 3), value + number, np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "pets" / name / f"{number}.png")
+def add_images(folder, count, value):
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        pixels = np.full((8, 8, 3), value + number, np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
 
-    add("cat", 8, 0)
-    add("dog", 8, 100)
+
+def trained_on_pets(tmp_path):
+    """A run in tmp_path / "run" on a folder of eight cats and eight dogs."""
+    add_images(tmp_path / "pets" / "cat", 8, 0)
+    add_images(tmp_path / "pets" / "dog", 8, 100)
     data = ImageFolder(str(tmp_path / "pets"), image_size=(8, 8), validation=0.25, test=0.25)
     pets = tiny(data=data, epochs=1, batch_size=4, augmentation=Augmentation())
-    run(pets, tmp_path / "run")
+    return pets, run(pets, tmp_path / "run")
+
+
+def test_a_run_goes_on_and_is_evaluated_where_its_images_are_now(tmp_path):
+    pets, before = trained_on_pets(tmp_path)
+    (tmp_path / "pets").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="pets"):
+        run(pets, tmp_path / "run", "evaluate")
+    data = dataclasses.replace(pets.data, path=str(tmp_path / "moved"))
+    moved = dataclasses.replace(pets, data=data)
+    assert run(moved, tmp_path / "run", "evaluate").figures == before.figures
+    longer = dataclasses.replace(moved, epochs=2)
+    assert run(longer, tmp_path / "run").step == 2 * before.step
+
+
+@pytest.mark.parametrize("how", ["an image more", "another class"])
+def test_a_run_does_not_go_on_with_other_images(how, tmp_path):
+    pets, _ = trained_on_pets(tmp_path)
     if how == "an image more":
-        add("dog", 9, 100)
+        add_images(tmp_path / "pets" / "dog", 9, 100)
     else:
         (tmp_path / "pets" / "dog").rename(tmp_path / "pets" / "horse")
     for again in (
