@@ -49,8 +49,10 @@ class Progress:
         """Says what an epoch came to."""
         if not self._enabled:
             return
+        # The last batch may go on into an epoch that is not asked for.
+        epoch = min(round(epoch, 1), self._epochs)
         parts = [
-            f"epoch {round(epoch, 1):g}/{self._epochs:g}",
+            f"epoch {epoch:g}/{self._epochs:g}",
             f"step {step:,}",
             _figures("train", training),
         ]
