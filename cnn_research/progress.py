@@ -51,11 +51,9 @@ class Progress:
             return
         # The last batch may go on into an epoch that is not asked for.
         epoch = min(round(epoch, 1), self._epochs)
-        parts = [
-            f"epoch {epoch:g}/{self._epochs:g}",
-            f"step {step:,}",
-            _figures("train", training),
-        ]
+        parts = [f"epoch {epoch:g}/{self._epochs:g}", f"step {step:,}"]
+        if training:  # none where a continued run begins with an evaluation that was due
+            parts.append(_figures("train", training))
         if validation is not None:
             parts.append(_figures("validation", validation))
         clear = "\r\x1b[K" if self._live else ""
