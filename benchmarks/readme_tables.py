@@ -61,6 +61,7 @@ HEADLINES: Mapping[str, Sequence[tuple[str, str]]] = {
         ("artworks_red2", "validation accuracy"),
         ("artworks_red3", "validation accuracy"),
         ("artworks_best", "validation accuracy"),
+        ("artworks_best", "accuracy"),
         ("artworks_linear", "validation accuracy"),
     ),
     "001": (("filters", ""), ("pooling_pyramid", ""), ("features", "")),

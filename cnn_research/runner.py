@@ -357,6 +357,7 @@ def _train(
                 window.flush(step)
                 raise saved_and_stopped()
             due = due_after(decisions.evaluated)
+            ops.return_freed_memory()
             while step < due and not interruption:
                 phase, until = transfer.phase_at(step, step_of, due)
                 count = min(ops.current_formulation().steps_per_dispatch, until - step)
@@ -762,6 +763,9 @@ def averaged(decay: float, state: TrainState, new: Mapping[str, Any]) -> Any:
 class Window:
     """Collects the metrics of steps, one dispatch behind, so that the device never waits for them.
 
+    With `keep_memory` at once: a step that waits for another takes its memory beside it, which is
+    much there, and what the device waits is nothing beside such steps.
+
     Of one run or several; on the terminal stand the means over all of them. Raises `UserError`
     from any method once a metric is not finite.
     """
@@ -789,15 +793,14 @@ class Window:
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Takes what a dispatch that ends at `step` returned; fetches that of the one before."""
-        before, self._pending = self._pending, (step, metrics)
-        if before is not None:
-            self._fetch(*before)
+        self._fetch()
+        self._pending = step, metrics
+        if self._experiment.keep_memory:
+            self._fetch()
 
     def flush(self, step: int) -> None:
         """Fetches what is pending, and writes the rows up to `step`."""
-        if self._pending is not None:
-            self._fetch(*self._pending)
-            self._pending = None
+        self._fetch()
         self._write(step)
         self._fetched_at = None
 
@@ -810,7 +813,10 @@ class Window:
         self._progress.evaluated(step, self.epoch(step), training, means or None)
         self._epoch = {}
 
-    def _fetch(self, step: int, metrics: dict[str, jax.Array]) -> None:
+    def _fetch(self) -> None:
+        if self._pending is None:
+            return
+        (step, metrics), self._pending = self._pending, None
         values = {name: np.asarray(value, np.float64) for name, value in metrics.items()}
         now = time.monotonic()
         count = len(next(iter(values.values())))

@@ -480,6 +480,8 @@ MEMORY = """
             faults_of_a_large_block()
             print(faults_of_a_large_block(), end=" ")
     faults_of_a_large_block()
+    print(faults_of_a_large_block(), end=" ")
+    ops.return_freed_memory()
     print(faults_of_a_large_block())
 """
 
@@ -488,7 +490,7 @@ MEMORY = """
     not (sys.platform == "linux" and platform.libc_ver()[0] == "glibc"),
     reason="a setting of glibc's",
 )
-def test_freed_memory_is_kept_and_large_blocks_are_returned_where_it_is_said():
+def test_freed_memory_is_kept_and_returned_where_it_is_said():
     faults = {
         mode: subprocess.run(
             [sys.executable, "-c", textwrap.dedent(MEMORY), mode],
@@ -499,6 +501,8 @@ def test_freed_memory_is_kept_and_large_blocks_are_returned_where_it_is_said():
         ).stdout
         for mode in ("default", "keep", "return")
     }
-    (default,), (keep,) = (map(int, faults[mode].split()) for mode in ("default", "keep"))
-    returned, after = map(int, faults["return"].split())
+    default, _ = map(int, faults["default"].split())
+    keep, once_returned = map(int, faults["keep"].split())
+    returned, after, _ = map(int, faults["return"].split())
     assert keep * 10 < default and after * 10 < default < returned * 2
+    assert default < once_returned * 2

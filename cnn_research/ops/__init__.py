@@ -11,6 +11,7 @@ from cnn_research.ops.platform import (
     default_formulation,
     keep_freed_memory,
     large_blocks_returned,
+    return_freed_memory,
     use_formulation,
 )
 from cnn_research.ops.pooling import adaptive_avg_pool, avg_pool, max_pool, min_pool
@@ -31,5 +32,6 @@ __all__ = [
     "local_response_norm",
     "max_pool",
     "min_pool",
+    "return_freed_memory",
     "use_formulation",
 ]
