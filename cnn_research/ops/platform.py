@@ -97,7 +97,8 @@ def keep_freed_memory() -> bool:
 
     By default glibc hands each large block back to the kernel, and the next train step takes it
     as new, zeroed page by page: over a third of a step on 244x244 images. Call it once, before
-    JAX starts its threads; the process then stays as large as it ever was.
+    JAX starts its threads; the process then stays as large as it was at most since
+    :func:`return_freed_memory`.
 
     Returns:
         Whether the C library took the setting; only glibc knows it.
