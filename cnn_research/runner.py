@@ -792,7 +792,7 @@ class Window:
         return step / self._epoch_steps
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Takes what a dispatch that ends at `step` returned; fetches that of the one before."""
+        """Takes what a dispatch that ends at `step` returned; fetches what is due."""
         self._fetch()
         self._pending = step, metrics
         if self._experiment.keep_memory:
