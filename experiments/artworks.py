@@ -101,9 +101,9 @@ def artworks_best() -> Training:
         data=Artworks(image_size=(192, 192), validation=0.1, test=0.2),
         # As with MobileNetV1 below: brushwork is in the lower maps.
         model=ResNet9(
-            features=(32, 64, 128, 256, 512),
+            features=(32, 64, 128, 256, 256),
             pool=(True,) * 5,
-            residual=(False, False, True, True, True),
+            residual=(False, False, False, True, True),
             means="all",
         ),
         task=Classification(label_smoothing=0.1),
@@ -115,14 +115,16 @@ def artworks_best() -> Training:
             warmup=0.1,
             ema_decay=0.999,
         ),
+        # A fifth to seven tenths of a painting, at 112 pixels, has its brushwork 0.7 to 1.3 times
+        # as large as the whole painting has it in the evaluation.
         augmentation=Augmentation(
-            mirror=True, crop=(0.25, 1.0), size=(128, 128), brightness=0.2, contrast=0.2,
-            saturation=0.2, cutmix=1.0,
+            mirror=True, crop=(0.2, 0.7), size=(112, 112), brightness=0.2, contrast=0.2,
+            saturation=0.2, cutmix=0.3,
         ),
         evaluation=Evaluation(batch_size=128, mirror=True, neighbours=5),
-        epochs=80,
+        epochs=60,
         batch_size=64,
-        evaluate_every=4,
+        evaluate_every=5,
         keep_memory=True,
     )  # fmt: skip
 
