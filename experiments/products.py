@@ -15,10 +15,12 @@ are two ways to draw the test split.
 from cnn_research.data.augment import Augmentation
 from cnn_research.data.sources import Products
 from cnn_research.experiment import register
-from cnn_research.models import ConvNet, ResNet9
+from cnn_research.models import ConvNet, MobileNetV1
 from cnn_research.optimizers import Optimizer
+from cnn_research.pretrained import Pretrained
 from cnn_research.tasks.multi_head import MultiHead
 from cnn_research.training import Evaluation, Training
+from cnn_research.transfer import Transfer
 
 
 def row(
@@ -157,32 +159,37 @@ def products_t7() -> Training:
 
 @register(document="003", data="products")
 def products_best() -> Training:
-    """Material, type and brand by a residual network at the photographs' own size.
+    """A linear layer on the means and maxima of every map of a frozen MobileNetV1.
 
-    python launch.py --experiment=products_best
+    python launch.py --experiment=products_best --pretrained.source=FILE
+
+    Chosen on the validation split, and on the photographs of 2013 and 2014, which belong to neither
+    source nor target: maxima are worth 0.018 over means alone, the adjusted logits 0.003, on later
+    photographs 0.007; labels with three examples cost nothing there. Fine-tuning the whole network
+    for eight epochs, at 112x84, comes to 0.722 in validation.
     """
     return Training(
-        data=Products(image_size=(80, 60), min_examples=10, split_seed=1),
-        model=ResNet9(
-            features=(32, 64, 128, 256),
-            pool=(False, True, True, True),
-            residual=(False, False, True, True),
+        # Enlarged: the network was trained on larger things.
+        data=Products(image_size=(160, 120), min_examples=3, split_seed=1),
+        # The weights at hand end before the last 1x1 convolution.
+        model=MobileNetV1(
+            last="conv_dw_13", pool="all", maxima=True, standardise=True, dropout=0.0
         ),
-        task=MultiHead(label=("material", "type", "brand"), label_smoothing=0.1),
+        pretrained=Pretrained(
+            source="mobilenet_v1.npz", fresh=("predictions", "pool_bn", "dense_1", "conv_pw_13*")
+        ),
+        transfer=Transfer(cache_after="pool"),
+        # The target has other shares of the classes.
+        task=MultiHead(
+            label=("material", "type", "brand"), label_smoothing=0.2, logit_adjustment=0.2
+        ),
         optimizer=Optimizer(
-            name="adamw",
-            learning_rate=3e-3,
-            weight_decay=0.05,
-            schedule="one_cycle",
-            warmup=0.1,
-            ema_decay=0.999,
+            name="sgd", learning_rate=3e-3, nesterov=True, weight_decay=1e-2, schedule="cosine"
         ),
-        augmentation=Augmentation(
-            mirror=True, crop=(0.5, 1.0), brightness=0.3, contrast=0.3, saturation=0.3, cutmix=1.0,
-            erasing=0.25, fill="edge",
-        ),
+        augmentation=Augmentation(mirror=True),
         evaluation=Evaluation(mirror=True, neighbours=5),
-        epochs=30,
-        batch_size=100,
-        keep_memory=True,
-    )  # fmt: skip
+        mean=(0.5,),
+        std=(0.5,),
+        epochs=10,
+        batch_size=128,
+    )

@@ -241,17 +241,21 @@ def test_global_pool_after_other_means():
     others = [jnp.ones((2, 1)), jnp.zeros((2, 3))]
     found = GlobalPool().apply({}, x, others)
     np.testing.assert_allclose(found, np.concatenate([*others, mean], axis=1), rtol=1e-6, atol=1e-7)
+    found = GlobalPool(maxima=True).apply({}, x, others)
+    expected = np.concatenate([*others, mean, np.asarray(x).max((1, 2))], axis=1)
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
 
 
-def test_mobilenet_may_end_early_and_pool_every_map():
-    model = MobileNetV1(last="conv_dw_13", pool="all", num_classes=50)
+@pytest.mark.parametrize("maxima", [False, True])
+def test_mobilenet_may_end_early_and_pool_every_map(maxima):
+    model = MobileNetV1(last="conv_dw_13", pool="all", maxima=maxima, num_classes=50)
     images = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
     variables = jax.jit(model.init)(jax.random.key(0), images)
     params = variables["params"]
     assert "conv_dw_13" in params
     assert "conv_pw_13" not in params
     width = 9920  # 2 x 32, 2 x 64, 4 x 128, 4 x 256, 12 x 512, 2 x 1,024
-    assert params["predictions"]["kernel"].shape == (width, 50)
+    assert params["predictions"]["kernel"].shape == ((1 + maxima) * width, 50)
 
     _, seen = model.apply(
         variables,
@@ -260,9 +264,11 @@ def test_mobilenet_may_end_early_and_pool_every_map():
         mutable="intermediates",
     )
     (third,), (pooled,) = (seen["intermediates"][n]["__call__"] for n in ("conv_pw_3_bn", "pool"))
-    before = 32 + 32 + 64 + 64 + 128 + 128
-    expected = np.clip(np.asarray(third), 0, 6).mean((1, 2))
-    np.testing.assert_allclose(pooled[:, before : before + 128], expected, rtol=1e-5, atol=1e-6)
+    before = (1 + maxima) * (32 + 32 + 64 + 64 + 128 + 128)
+    third = np.clip(np.asarray(third), 0, 6)
+    expected = np.concatenate([third.mean((1, 2)), *[third.max((1, 2))] * maxima], axis=1)
+    found = pooled[:, before : before + expected.shape[1]]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_resnet9_may_give_the_means_of_every_stage():

@@ -151,6 +151,28 @@ def test_a_class_without_training_examples_weighs_something_finite():
     assert all(math.isfinite(weight) for weight in task.weights)
 
 
+def test_logit_adjustment_favours_rare_classes_by_their_shares():
+    """At 1, where shares are all there is to know, the best logits say that all are as common."""
+    labels = [0] * 6 + [1] * 3 + [2]
+    task = Classification(logit_adjustment=1.0).fitted(labelled(*labels, MISSING))
+    known, weights = {"label": jnp.asarray(labels)}, jnp.ones(10)
+
+    def loss(logits):
+        return task.objective(jnp.tile(logits, (10, 1)), known, weights)["loss"][0]
+
+    np.testing.assert_allclose(jax.grad(loss)(jnp.zeros(3)), 0, atol=1e-5)
+    assert float(jnp.abs(jax.grad(loss)(jnp.log(jnp.array([0.6, 0.3, 0.1])))).max()) > 1
+    plain = Classification().sums(jnp.zeros((10, 3)), known, weights)
+    adjusted = task.sums(jnp.zeros((10, 3)), known, weights)
+    assert float(plain["loss"][0]) == float(adjusted["loss"][0]), "metrics are not adjusted"
+
+
+def test_a_logit_adjustment_below_zero_is_refused():
+    for task in (Classification(logit_adjustment=-1.0), MultiHead(logit_adjustment=math.inf)):
+        with pytest.raises(UsageError, match=r"task.logit-adjustment is .*: must be 0 or more"):
+            task.check()
+
+
 # Several heads -----------------------------------------------------------------------------------
 
 
@@ -236,7 +258,8 @@ def test_heads_that_contradict_each_other(task, words):
 
 def test_a_head_that_the_data_lacks_or_with_one_class():
     data, _ = two_heads()
-    with pytest.raises(UserError, match="no labels 'colour'; it has kind, brand"):
+    words = "no labels 'colour'; it has kind, brand: name one with --task.label"
+    with pytest.raises(UserError, match=words):
         MultiHead(label=("kind", "colour")).check_data(data)
     one = dataclasses.replace(data, class_names={**data.class_names, "kind": ("x",)}, splits={})
     with pytest.raises(UserError, match="all labels 'kind' are of one class"):

@@ -41,14 +41,19 @@ def activate(name: Activation) -> Callable[[jax.Array], jax.Array]:
 class GlobalPool(nn.Module):
     """Each channel's mean over the whole map; a module, so that its output has a name.
 
-    `[batch, height, width, channels]` becomes `[batch, channels]`, after the means of other maps
-    if there are any.
+    `[batch, height, width, channels]` becomes `[batch, channels]`, after what was pooled of other
+    maps if there are any.
     """
+
+    maxima: bool = False
+    """Each channel's maximum, too, after the means: `[batch, 2 * channels]`."""
 
     @nn.compact
     def __call__(self, x: jax.Array, others: Sequence[jax.Array] = ()) -> jax.Array:
-        mean = x.mean(axis=(1, 2))
-        return jnp.concatenate([*others, mean], axis=-1) if others else mean
+        pooled = [*others, x.mean(axis=(1, 2))]
+        if self.maxima:
+            pooled.append(x.max(axis=(1, 2)))
+        return jnp.concatenate(pooled, axis=-1) if len(pooled) > 1 else pooled[0]
 
 
 class ImageTooSmall(UsageError):

@@ -21,8 +21,8 @@ _HALVING = (2, 4, 6, 12)
 class Passed(nn.Module):
     """What goes from one convolution to the next, as a layer, so that it has a name."""
 
-    def __call__(self, x: jax.Array, means: list[jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
-        return x, means
+    def __call__(self, x: jax.Array, pooled: list[jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
+        return x, pooled
 
 
 class MobileNetV1(nn.Module):
@@ -39,6 +39,9 @@ class MobileNetV1(nn.Module):
     pool: Literal["last", "all"] = "last"
     """Which maps' means the last layer is given: of the last convolution, or of every one. What
     lies lower tells of colours and textures, which a painter is known by."""
+    maxima: bool = False
+    """Give the last layer the maxima of these maps, too: what is small in the image, such as a
+    brand's sign, is lost in a mean."""
     standardise: bool = False
     """Standardise each pooled channel over the batch before the last layer, without learning a
     scale: a linear layer on frozen features is then well conditioned."""
@@ -78,24 +81,24 @@ class MobileNetV1(nn.Module):
         def filters(features: int) -> int:
             return int(self.width * features)
 
-        def step(x: jax.Array, means: list[jax.Array], *args: Any, **options: Any) -> Any:
-            """A convolution; with its means beside those of the maps before, if they are asked."""
+        def step(x: jax.Array, pooled: list[jax.Array], *args: Any, **options: Any) -> Any:
+            """A convolution; what is pooled of it, beside that of the maps before, if asked for."""
             x = convolution(x, *args, **options)
             if self.pool == "last":
-                return x, means
-            return Passed(name=f"{args[1]}_out")(x, [*means, GlobalPool()(x)])
+                return x, pooled
+            return Passed(name=f"{args[1]}_out")(x, [*pooled, GlobalPool(self.maxima)(x)])
 
         x = images.astype(self.dtype)
-        means: list[jax.Array] = []
+        pooled: list[jax.Array] = []
         strides = 1 if self.small else 2
         # As in Keras: a pixel more on both sides where height or width is odd.
-        x, means = step(x, means, filters(32), "conv1", 3, strides=strides, padding="SAME")
+        x, pooled = step(x, pooled, filters(32), "conv1", 3, strides=strides, padding="SAME")
         for block, features in enumerate(_FEATURES, 1):
             halves = block in _HALVING and not (self.small and block == _HALVING[0])
             channels = x.shape[3]
-            x, means = step(
+            x, pooled = step(
                 x,
-                means,
+                pooled,
                 channels,
                 f"conv_dw_{block}",
                 3,
@@ -105,8 +108,8 @@ class MobileNetV1(nn.Module):
             )
             if self.last == f"conv_dw_{block}":
                 break
-            x, means = step(x, means, filters(features), f"conv_pw_{block}", 1)
-        x = GlobalPool(name="pool")(x, means[:-1])
+            x, pooled = step(x, pooled, filters(features), f"conv_pw_{block}", 1)
+        x = GlobalPool(self.maxima, name="pool")(x, pooled[:-1])
         if self.standardise:
             plain = BatchNorm(use_scale=False, use_bias=False, dtype=self.dtype, name="pool_bn")
             x = plain(x, use_running_average=not train)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -53,6 +54,10 @@ class Classification(FittedTask):
     class_weights: Literal["equal", "balanced"] = "equal"
     """What an example's class weighs in training: all the same, or as much less as the class has
     more training examples."""
+    logit_adjustment: float = 0.0
+    """In training, add so many times the logarithm of each class's share of the examples to its
+    logit (Menon et al. 2021): rare classes are predicted more often, at 1 as if all were as common.
+    """
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -60,27 +65,33 @@ class Classification(FittedTask):
 
     @property
     def own_objective(self) -> bool:
-        return bool(self.label_smoothing) or self.class_weights != "equal"
+        return bool(self.label_smoothing) or self._counts_matter
+
+    @property
+    def _counts_matter(self) -> bool:
+        return self.class_weights != "equal" or self.logit_adjustment != 0
 
     def check(self) -> None:
         """Raises `UsageError` for a field out of range."""
         if not 0 <= self.label_smoothing < 1:
-            raise UsageError(f"task.label-smoothing is {self.label_smoothing}: must be 0 to 1")
+            raise UsageError(f"task.label-smoothing is {self.label_smoothing}: 0 to below 1")
+        if not 0 <= self.logit_adjustment < math.inf:
+            raise UsageError(f"task.logit-adjustment is {self.logit_adjustment}: must be 0 or more")
 
     def check_data(self, dataset: Dataset) -> None:
         """Raises `UserError` for a data set without this head, or with labels of one class.
 
         Or with a split in which none is known.
         """
-        self.check_head(dataset)
+        self.check_head(dataset, "--task.head")
         check_measured(dataset, (self.head,))
 
-    def check_head(self, dataset: Dataset) -> None:
-        """`check_data` without the splits that training does not see."""
+    def check_head(self, dataset: Dataset, flag: str) -> None:
+        """`check_data` without the splits that training does not see; `flag` names the head."""
         if self.head not in dataset.class_names:
             raise UserError(
                 f"data set {dataset.name} has no labels '{self.head}'; it has "
-                f"{', '.join(dataset.class_names) or 'none'}: name one with --task.head"
+                f"{', '.join(dataset.class_names) or 'none'}: name one with {flag}"
             )
         if len(dataset.class_names[self.head]) < 2:
             raise UserError(
@@ -100,15 +111,13 @@ class Classification(FittedTask):
         return len(dataset.class_names[self.head])
 
     def fitted(self, dataset: Dataset) -> Classification:
-        """The classification that knows what each class weighs, where they differ."""
-        if self.class_weights == "equal":
+        """The classification that knows how common each class is, where that matters."""
+        if not self._counts_matter:
             return self
         labels = dataset.splits["train"].labels[self.head]
         counts = np.bincount(labels[labels >= 0], minlength=self.outputs(dataset))
-        # scikit-learn's 'balanced': the weights of all examples add up to their number.
-        weights = counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1))
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return WeightedClassification(**fields, weights=tuple(weights.tolist()))
+        return CountedClassification(**fields, counts=tuple(counts.tolist()))
 
     def sums(self, outputs: jax.Array, labels: Mapping[str, jax.Array], weights: jax.Array) -> Sums:
         """Cross-entropy and accuracy as sums and counts.
@@ -136,7 +145,7 @@ class Classification(FittedTask):
     def objective(
         self, outputs: jax.Array, labels: Mapping[str, jax.Array], weights: jax.Array
     ) -> Sums:
-        """Cross-entropy with smoothed labels."""
+        """Cross-entropy with smoothed labels, weights of the classes and adjusted logits."""
         import jax.nn
         import optax
 
@@ -145,7 +154,7 @@ class Classification(FittedTask):
         seen, target = self._seen(labels, weights)
         one_hot = jax.nn.one_hot(target, outputs.shape[-1])
         losses = optax.softmax_cross_entropy(
-            outputs, optax.smooth_labels(one_hot, self.label_smoothing)
+            self._adjusted(outputs), optax.smooth_labels(one_hot, self.label_smoothing)
         )
         seen = seen * self._weight_of(target)
         return {"loss": ((seen * losses).sum(), seen.sum())}
@@ -209,15 +218,36 @@ class Classification(FittedTask):
     def _weight_of(self, target: jax.Array) -> jax.Array | float:
         return 1.0
 
+    def _adjusted(self, outputs: jax.Array) -> jax.Array:
+        return outputs
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WeightedClassification(Classification):
+class CountedClassification(Classification):
     """A classification that knows how common each class is among the training examples."""
 
-    weights: tuple[float, ...]
-    """Of each class."""
+    counts: tuple[int, ...]
+    """Training examples of each class."""
+
+    @property
+    def weights(self) -> np.ndarray:
+        """What an example of each class weighs, float64 `[classes]`."""
+        counts = np.array(self.counts)
+        if self.class_weights == "equal":
+            return np.ones(len(counts))
+        # scikit-learn's 'balanced': the weights of all examples add up to their number.
+        return counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1))
+
+    @property
+    def adjustments(self) -> np.ndarray:
+        """What is added to the logit of each class in training, float64 `[classes]`."""
+        counts = np.maximum(self.counts, 1)
+        return self.logit_adjustment * np.log(counts / counts.sum())
 
     def _weight_of(self, target: jax.Array) -> jax.Array | float:
         import jax.numpy as jnp
 
         return jnp.array(self.weights, jnp.float32)[target]
+
+    def _adjusted(self, outputs: jax.Array) -> jax.Array:
+        return outputs + self.adjustments.astype(outputs.dtype)

@@ -40,6 +40,10 @@ class MultiHead(Task):
     class_weights: Literal["equal", "balanced"] = "equal"
     """What an example's class weighs in training: all the same, or as much less as the class has
     more training examples."""
+    logit_adjustment: float = 0.0
+    """In training, add so many times the logarithm of each class's share of its head's examples to
+    its logit (Menon et al. 2021): rare classes are predicted more often, at 1 as if all were as
+    common."""
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -47,8 +51,7 @@ class MultiHead(Task):
 
     def check(self) -> None:
         """Raises `UsageError` for a field out of range."""
-        if not 0 <= self.label_smoothing < 1:
-            raise UsageError(f"task.label-smoothing is {self.label_smoothing}: must be 0 to 1")
+        self._classification("label").check()
         if self.loss_weights and len(self.loss_weights) != len(self.label):
             raise UsageError(
                 f"task.loss-weights has {len(self.loss_weights)} numbers, but task.label names "
@@ -66,7 +69,7 @@ class MultiHead(Task):
         """
         parts = list(self._classifications(dataset))
         for part in parts:
-            part.check_head(dataset)
+            part.check_head(dataset, "--task.label")
         check_measured(dataset, [part.head for part in parts])
 
     def outputs(self, dataset: Dataset) -> int:
@@ -85,7 +88,10 @@ class MultiHead(Task):
 
     def _classifications(self, dataset: Dataset) -> Iterator[Classification]:
         for head in self.label or dataset.class_names:
-            yield Classification(head, self.label_smoothing, self.class_weights)
+            yield self._classification(head)
+
+    def _classification(self, head: str) -> Classification:
+        return Classification(head, self.label_smoothing, self.class_weights, self.logit_adjustment)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
