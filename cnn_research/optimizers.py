@@ -118,6 +118,12 @@ class Penalty:
     l2: float = 0.0
     """Ridge's alpha: keeps weights small. Both together are the elastic net."""
 
+    def check(self) -> None:
+        """Raises `UsageError` for a field out of range."""
+        for name, value in (("l1", self.l1), ("l2", self.l2)):
+            if not 0 <= value < math.inf:
+                raise UsageError(f"penalty.{name} is {value}: must be 0 or more")
+
     def __bool__(self) -> bool:
         return bool(self.l1 or self.l2)
 

@@ -49,18 +49,21 @@ def predict_images(experiment: Training, workdir: Path, source: str) -> Result:
     """Answers for every image of `source`: on the terminal, and as files in `predictions/`.
 
     Args:
-        experiment: the run's; of it, `evaluation` may differ from what was trained.
+        experiment: the run's; of it, `evaluation` and where the images of its data set lie may
+            differ from what was trained.
         workdir: the run's folder.
         source: an image, a folder of images, or a pattern such as 'photos/*.jpg'.
 
     Raises:
         UserError: there is no such run, or no image.
     """
-    folders.check_same(experiment, workdir, ("evaluation",))
+    folders.check_same(experiment, workdir, ("data.path", "evaluation"))
     found = open_trained(workdir)
     found = dataclasses.replace(
         found,
-        experiment=dataclasses.replace(found.experiment, evaluation=experiment.evaluation),
+        experiment=dataclasses.replace(
+            found.experiment, data=experiment.data, evaluation=experiment.evaluation
+        ),
     )
     files = image_files(source)
     neighbours = experiment.evaluation.neighbours
@@ -238,8 +241,13 @@ class Nearest:
     """
 
     def __init__(self, found: Trained, workdir: Path):
-        self.dataset: Dataset = found.experiment.data.load()
-        check_same_data(workdir, self.dataset)
+        try:
+            self.dataset: Dataset = found.experiment.data.load()
+            check_same_data(workdir, self.dataset)
+        except UserError as error:
+            raise type(error)(
+                f"{error}; --evaluation.neighbours=0 answers without the nearest training images"
+            ) from error
         self._found = found
         self.features_of = features_of(found)
         file = workdir / f"training_features-{int(found.state.step)}.npy"

@@ -142,8 +142,13 @@ class Training(Experiment):
         ):
             if not 0 < value < math.inf:
                 raise UsageError(f"--{name} is {value}: must be above 0")
-        if self.evaluation.neighbours < 0:
-            raise UsageError("--evaluation.neighbours must be 0 or more")
+        for name, value in (
+            ("evaluation.shift", self.evaluation.shift),
+            ("evaluation.neighbours", self.evaluation.neighbours),
+            ("selection.patience", self.selection.patience),
+        ):
+            if value < 0:
+                raise UsageError(f"--{name} is {value}: must be 0 or more")
         if self.keep_checkpoints < 2:
             raise UsageError(
                 f"--keep-checkpoints is {self.keep_checkpoints}: must be at least 2, since the "
@@ -161,6 +166,7 @@ class Training(Experiment):
             )
         self.task.check()
         self.optimizer.check()
+        self.penalty.check()
         self.augmentation.check()
         self.pretrained.check()
         self.transfer.check()

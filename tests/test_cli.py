@@ -97,6 +97,9 @@ WRONG = {
     "decay that adam lacks": ([DIGITS, "--optimizer.weight-decay=1"], "adamw"),
     "smoothing": ([DIGITS, "--task.label-smoothing=1"], "task.label-smoothing is 1"),
     "shift": ([DIGITS, "--augmentation.shift=-1"], "augmentation.shift"),
+    "shift of an evaluation": ([DIGITS, "--evaluation.shift=-1"], "evaluation.shift is -1"),
+    "patience": ([DIGITS, "--selection.patience=-1"], "selection.patience is -1"),
+    "penalty": ([DIGITS, "--penalty.l1=nan"], "penalty.l1 is nan"),
 }
 
 

@@ -39,7 +39,7 @@ from cnn_research.models import MLP, ConvNet
 from cnn_research.optimizers import Optimizer, Penalty
 from cnn_research.random import permuted, stream_key
 from cnn_research.state import TrainState
-from cnn_research.training import Selection, Training
+from cnn_research.training import Evaluation, Selection, Training
 from cnn_research.writers import read_metrics
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -218,6 +218,12 @@ def test_a_run_goes_on_and_is_evaluated_where_its_images_are_now(tmp_path):
     data = dataclasses.replace(pets.data, path=str(tmp_path / "moved"))
     moved = dataclasses.replace(pets, data=data)
     assert run(moved, tmp_path / "run", "evaluate").figures == before.figures
+    near = dict(evaluation=Evaluation(neighbours=1))
+    cat = str(tmp_path / "moved" / "cat" / "0.png")
+    words = "pets.* --evaluation.neighbours=0 answers without"
+    with pytest.raises(UserError, match=words):
+        run(dataclasses.replace(pets, **near), tmp_path / "run", "predict", cat)
+    run(dataclasses.replace(moved, **near), tmp_path / "run", "predict", cat)
     longer = dataclasses.replace(moved, epochs=2)
     assert run(longer, tmp_path / "run").step == 2 * before.step
 
