@@ -1010,7 +1010,12 @@ def test_artist_with_one_painting(tmp_path):
     root = make_own(tmp_path / "own")
     for file in sorted((root / ARTISTS[2]).iterdir())[1:]:
         file.unlink()
-    assert len(Artworks(str(root), image_size=(12, 10)).load().class_names["label"]) == 3
+    found = Artworks(str(root), image_size=(12, 10)).load()
+    assert len(found.class_names["label"]) == 3
+    single = found.class_names["label"].index(ARTISTS[2])
+    held = {name: list(part.labels["label"]).count(single) for name, part in found.splits.items()}
+    assert held["train"] == sum(held.values()) == 1
+    assert found.provenance["classes_of_a_single_image"] == [ARTISTS[2]]
     shutil.rmtree(root / ARTISTS[1])
     shutil.rmtree(root / ARTISTS[2])
     with pytest.raises(UserError, match="has one class only, 'Albrecht_Durer'"):

@@ -303,6 +303,7 @@ def test_kernels_are_read_as_written():
         (Augmentations(size=(0, 5)), "--size"),
         (Augmentations(draws=0), "--draws is 0"),
         (Augmentations(augmentation=Augmentation()), "nothing to show"),
+        (Augmentations(augmentation=Augmentation(mirror=True, size=(9, 9))), "--size is theirs"),
         (PoolingPyramid(rounds=0), "--rounds is 0"),
         (PoolingPyramid(size=(8, 100), rounds=4), "can be halved 3 times"),
     ],

@@ -202,6 +202,10 @@ def _report(name: str, source: Source, dataset: Dataset, seconds: float) -> str:
     ]
     if "left_out_of_target" in provenance:
         lines.append(f"  left out of target: {copies_line(provenance['left_out_of_target'])}")
+    if single := provenance.get("classes_of_a_single_image"):
+        lines.append(f"  classes of a single image, which is trained on: {', '.join(single)}")
+    for head, names in provenance.get("classes_without_training_examples", {}).items():
+        lines.append(f"  classes without training examples: {head} {', '.join(names)}")
     unseen = provenance.get("target_examples_of_unseen_classes", {})
     if any(unseen.values()):
         counts = ", ".join(f"{head} {count:,}" for head, count in unseen.items())

@@ -208,7 +208,10 @@ with tfds.core.registered.skip_registration():
                     ):
                         if isinstance(image, BadImage):
                             if self.on_bad_image == "stop":
-                                raise image
+                                raise BadImage(
+                                    f"{image}; with --on-bad-image=skip (in a training "
+                                    "--data.on-bad-image=skip) such images are counted and left out"
+                                )
                             self.skipped.append(str(image))
                         else:
                             yield start + offset, self._example(record, image)

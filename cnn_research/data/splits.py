@@ -101,6 +101,10 @@ def assign(
     if copies:
         logging.warning("left out of target: %s", copies_line(copies))
         report["left_out_of_target"] = copies
+    single = _single(examples, digests, given["train"]) if drawn else []
+    if single:
+        logging.warning("classes of a single image, which is trained on: %s", ", ".join(single))
+        report["classes_of_a_single_image"] = single
     untrained = _untrained(examples, indices)
     if untrained:
         logging.warning("classes without training examples: %s", untrained)
@@ -164,10 +168,6 @@ def _draw(
 
     for digest in sorted(copies, key=drawn):
         groups[int(labels[copies[digest][0]])].append(copies[digest])
-    alone = [label for label, members in groups.items() if label >= 0 and len(members) == 1]
-    if alone:
-        names = ", ".join(examples.class_names[head][label] for label in sorted(alone))
-        logging.warning("a single image, which is trained on and never evaluated: %s", names)
     quotas = _apportion({c: sum(map(len, m)) for c, m in sorted(groups.items())}, count)
     chosen: list[int] = []
     for label, quota in quotas.items():
@@ -230,6 +230,17 @@ def _content(examples: Examples, digests: Sequence[bytes], chosen: np.ndarray) -
         little_endian = labels.dtype.newbyteorder("<")
         digest.update(head.encode() + labels[chosen].astype(little_endian).tobytes())
     return digest.hexdigest()
+
+
+def _single(examples: Examples, digests: Sequence[bytes], pool: np.ndarray) -> list[str]:
+    """The classes of the first head that have one image in `pool`, its copies aside."""
+    head = next(iter(examples.class_names), "")
+    labels = examples.labels[head] if head else np.full(len(digests), MISSING)
+    different: dict[int, set[bytes]] = defaultdict(set)
+    for index in pool:
+        different[int(labels[index])].add(digests[index])
+    alone = (label for label, images in different.items() if label >= 0 and len(images) == 1)
+    return [examples.class_names[head][label] for label in sorted(alone)]
 
 
 def _untrained(examples: Examples, indices: Mapping[str, np.ndarray]) -> dict[str, list[str]]:

@@ -83,6 +83,11 @@ class Augmentations(Experiment):
         if not 1 <= self.draws <= 20:
             raise UsageError(f"--draws is {self.draws}: must be from 1 to 20")
         self.augmentation.check()
+        if self.augmentation.size:
+            raise UsageError(
+                "--augmentation.size does not go with these pictures, which show each change "
+                "beside the image as it is: --size is theirs"
+            )
         if not (self.augmentation.changes or self.augmentation.mixes):
             raise UsageError("--augmentation has no change that is on: there is nothing to show")
 
