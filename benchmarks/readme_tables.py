@@ -42,7 +42,11 @@ TABLE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 Results = Mapping[str, Mapping[str, Any]]
 """The contents of each results file, by its name without `.json`."""
 
-ACCURACIES = {"accuracy": "test accuracy", "validation accuracy": "validation accuracy"}
+ACCURACIES = {
+    "accuracy": "test accuracy",
+    "validation accuracy": "validation accuracy",
+    "training accuracy": "training accuracy",
+}
 """Figures of the first table: as results files name them, and as documents' results do."""
 HEADLINES: Mapping[str, Sequence[tuple[str, str]]] = {
     "004": (
@@ -57,12 +61,14 @@ HEADLINES: Mapping[str, Sequence[tuple[str, str]]] = {
         ("cifar10_best", "accuracy"),
     ),
     "002": (
-        ("artworks_red1", "validation accuracy"),
-        ("artworks_red2", "validation accuracy"),
-        ("artworks_red3", "validation accuracy"),
+        *(
+            (f"artworks_{red}", f"{split} accuracy")
+            for red in ("red1", "red2", "red3")
+            for split in ("validation", "training")
+        ),
         ("artworks_best", "validation accuracy"),
         ("artworks_best", "accuracy"),
-        ("artworks_linear", "validation accuracy"),
+        ("artworks_linear", "accuracy"),
     ),
     "001": (("filters", ""), ("pooling_pyramid", ""), ("features", "")),
     "000": (("palette", ""), ("colour_names", "")),
@@ -86,6 +92,7 @@ SPANISH = {
     "000": "una paleta de diez colores a partir de una imagen",
     "test accuracy": "exactitud en test",
     "validation accuracy": "exactitud en validación",
+    "training accuracy": "exactitud en entrenamiento",
     "pictures": "imágenes",
     "colour error, times k-means'": "error de color, respecto a k-medias",
     "balanced accuracy of 11 names": "exactitud equilibrada, 11 nombres",
