@@ -138,7 +138,7 @@ def blank_pictures(monkeypatch):
 def test_experiment_trains_goes_on_and_evaluates(name, tmp_path, capsys, blank_pictures):
     small = lookup(name).experiment().test_sized()
     dataset = small.data.load()
-    examples = len(dataset.splits["train"]) * dataset.windows
+    examples = len(dataset.splits["train"]) * dataset.windows * small.augmentation.copies
     like = abstract_state(bound(small, dataset), dataset.image_shape, data_mesh())
     saved = tmp_path / folders.CHECKPOINTS
 
