@@ -93,6 +93,8 @@ def artworks_red2() -> Training:
     """Red 2: the network of Red 1, with the elastic net as its regularisation.
 
     python launch.py --experiment=artworks_red2
+
+    An hour and a quarter on two cores.
     """
     return red((32, 64, 128), penalty=Penalty(l1=1.0, l2=1.0))
 
@@ -111,6 +113,9 @@ def artworks_best() -> Training:
     """A residual network from scratch, on parts of the paintings.
 
     python launch.py --experiment=artworks_best
+
+    0.571 of the test paintings, after 1 h 46 min beside other work on two cores. Its validation
+    accuracy was still rising slowly.
     """
     return Training(
         data=Artworks(image_size=(192, 192), validation=0.1, test=0.2),
