@@ -8,6 +8,8 @@ import json
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -243,3 +245,18 @@ def test_everyone_is_answered_only_with_a_warning(export):
     with Server(export, "--host=0.0.0.0") as running:
         assert running.end(signal.SIGTERM) == 0
         assert running.errors().startswith("warning: whoever reaches 0.0.0.0 can ask")
+
+
+def test_a_signal_ends_it_where_python_ignores_exceptions():
+    program = (
+        "import gc, signal\n"
+        "from cnn_research.serve import __main__ as command\n"
+        "def serve(options):\n"
+        "    gc.callbacks.append(lambda *_: signal.raise_signal(signal.SIGTERM))\n"
+        "    gc.collect()\n"
+        "    print('it went on')\n"
+        "command.serve = serve\n"
+        "command.main(['export'])\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
+import os
 import signal
 import socket
 import sys
@@ -47,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: sys.exit(0))
+        # An exception would be lost where Python ignores them, as in what JAX does at each garbage
+        # collection, and the server would stay. It ends gracefully first where it answers already.
+        signal.signal(number, lambda *_: os._exit(0))
     try:
         serve(options)
     except UserError as error:
