@@ -334,9 +334,8 @@ def _epoch_of(row: Mapping[str, Any]) -> int:
     if row["step"] == 0:
         return 0
     one_step = row["epoch"] / row["step"]
-    # The runner rounds epochs to four digits; a step that begins an epoch must not fall before it.
-    tolerance = min(1e-4, one_step / 2)
-    return math.floor(row["epoch"] - one_step + tolerance) + 1
+    # A step that begins an epoch must not fall before it by the last bit of a float.
+    return math.floor(row["epoch"] - one_step * 0.999) + 1
 
 
 def _weighted_means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -172,14 +172,14 @@ def test_epoch_weighs_its_rows_by_count_and_takes_the_last_validation(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "examples, batch_size, later",
-    # The last: so many steps that the first few of an epoch are lost in the rounding.
-    [(55_000, 128, 1), (1_000, 100, 1), (97, 32, 1), (50_000, 2, 3)],
+    "examples, batch_size",
+    # Of the last the step that completes an epoch begins an eighth of a step before its end.
+    [(55_000, 128), (1_000, 100), (97, 32), (50_000, 2), (1_281_167, 1), (46_788, 32)],
 )
-def test_step_belongs_to_the_epoch_in_which_it_began(examples, batch_size, later):
-    for number in (1, 2, 3, 7):
+def test_step_belongs_to_the_epoch_in_which_it_began(examples, batch_size):
+    for number in (1, 2, 3, 7, 300):
         last = -(-number * examples // batch_size)  # the step that completes the epoch
-        for step, epoch in ((last, number), (last + later, number + 1)):
-            row = {"step": step, "epoch": round(step * batch_size / examples, 4), "loss": 1.0}
+        for step, epoch in ((last, number), (last + 1, number + 1)):
+            row = {"step": step, "epoch": step * batch_size / examples, "loss": 1.0}
             (found,) = by_epoch([{**row, "split": "validation"}])
             assert found["epoch"] == epoch, (step, row["epoch"])
