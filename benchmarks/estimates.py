@@ -24,10 +24,11 @@ FULL_SIZE = {
     "digits_cnn": 1.0,
     "fashion_mnist_mlp": 1.0,
     "fashion_mnist_cnn": 0.2,
-    "artworks_red1": 0.01,
-    "products_t3": 0.005,
+    "artworks_red1": 0.05,
+    "products_t3": 0.1,
 }
-"""Which are run at full size, for what share of their epochs."""
+"""Which are run at full size, for what share of their epochs: where images are read from a file
+as they are needed, one epoch, after which all are in memory."""
 TIME, MEMORY = 0.5, 0.3
 """How far off an estimate may be, as a share of what happened."""
 CHILD = """

@@ -2,7 +2,7 @@
 
     python -m benchmarks.paintings_memory --output results/paintings_memory.json
 
-A process of its own trains document 002's Red 1 on the paintings at 244x244 for a few steps, and
+A process of its own trains document 002's Red 1 on the paintings at 244x244 for an epoch, and
 evaluates it several times; its largest resident memory is what the operating system reports, the
 memory-mapped images included. Then a fresh process opens the same arrays. The paintings have to be
 prepared.
@@ -61,7 +61,7 @@ def second_start() -> dict[str, object]:
 
 def main() -> int:
     parser = arguments(__doc__)
-    parser.add_argument("--epochs", type=float, default=0.1, help="how long to train")
+    parser.add_argument("--epochs", type=float, default=1.0, help="how long to train")
     chosen = parser.parse_args()
     measurement = Measurement(
         "paintings_memory",
