@@ -28,6 +28,8 @@ TRIED_SECONDS = 0.5
 """Steps are tried for so long."""
 TRIED_SHARE = 0.05
 """At most this share of a training's steps is tried; one at least."""
+MOST_GROWING, GROWING = 8, 0.02
+"""At most so many steps are tried that take more memory than the ones before, by this share."""
 REPORT_WORKS = 1100
 """Loading what writes and draws, and drawing the report of a few hundred examples, in
 `seconds_of_python`."""
@@ -118,7 +120,12 @@ def estimate(
         return (time.monotonic() - started) / (dispatches * count)
 
     seconds_of(1)  # the first may wait for what is set up once
-    step_seconds = seconds_of(1)
+    for _ in range(1 + min(int(TRIED_SHARE * steps / count), MOST_GROWING)):
+        held, _ = peak_memory()
+        step_seconds = seconds_of(1)
+        # A step that takes more memory than the ones before it is slower than those to come.
+        if not agreed(peak_memory()[0] > (1 + GROWING) * held):
+            break
     more = min(TRIED_SECONDS / step_seconds, TRIED_SHARE * steps) / count
     if dispatches := agreed(int(more)):
         step_seconds = seconds_of(dispatches)
