@@ -88,6 +88,26 @@ def test_listed_images_are_the_test_and_nowhere_else(folder, tmp_path):
         Crops(source=source(folder), test_list="no/such.csv", window=(8, 8)).load()
 
 
+@pytest.mark.parametrize("name", ["validation", "test"])
+def test_what_a_listing_replaces_is_trained_on(folder, tmp_path, name):
+    listing = tmp_path / "listing.csv"
+    listing.write_text("id,colour\nred7,red\nblue3,blue\n")
+    images = dataclasses.replace(source(folder), validation=0.2, test=0.1)
+    data = Crops(source=images, window=(8, 8), grid=(1, 1), **{f"{name}_list": str(listing)}).load()
+    names = [Path(str(name)).stem for split in data.splits.values() for name in split.names]
+    assert len(set(names)) == len(names) == 120
+    assert len(data.splits[name].names) == 2
+
+
+def test_a_listing_may_empty_a_split(folder, tmp_path):
+    images = dataclasses.replace(source(folder), validation=0.2, test=0.1)
+    drawn = [Path(str(name)).stem for name in images.load().splits["test"].names]
+    listing = tmp_path / "listing.csv"
+    listing.write_text("id\n" + "".join(f"{name}\n" for name in drawn))
+    data = Crops(source=images, window=(8, 8), validation_list=str(listing)).load()
+    assert len(data.splits["validation"]) == len(drawn) and len(data.splits["test"]) == 0
+
+
 def test_the_registered_lists_are_balanced():
     data = lookup("colour_names").experiment().naming.data
     seen = set()

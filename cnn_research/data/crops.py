@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,11 +14,13 @@ import numpy as np
 from cnn_research.data.dataset import MISSING, Dataset, Split, check_window
 from cnn_research.data.sources import Products, Synthetic
 from cnn_research.errors import UsageError, UserError
+from cnn_research.experiment import register_config
 
 ROOT = Path(__file__).resolve().parents[2]
 """Of the project: where `test_list` starts from."""
 
 
+@register_config
 @dataclasses.dataclass(frozen=True)
 class Crops:
     """Windows of another source's images, each with its image's label.
@@ -125,7 +127,7 @@ def listed(file: Path) -> list[str]:
 
 def with_listed(splits: Mapping[str, Split], name: str, names: list[str]) -> dict[str, Split]:
     """The splits with the images `names` as the one called `name`, and neither they nor copies
-    anywhere else.
+    anywhere else; the rest of what was called so before is trained on.
 
     Raises:
         UserError: there is no image of such a name.
@@ -142,23 +144,28 @@ def with_listed(splits: Mapping[str, Split], name: str, names: list[str]) -> dic
             f"first {missing[0]}: prepare all of it, or leave data.{name}-list empty"
         )
     found = [places[name] for name in names]
-    parts = [splits[split].take(np.array([index])) for split, index in found]
-    chosen = Split(
+    listing = _concatenated([splits[split].take(np.array([index])) for split, index in found])
+    listed_digests = {_digest(image) for image in listing.images}
+
+    def others(split: Split) -> Split:
+        places = [i for i, image in enumerate(split.images) if _digest(image) not in listed_digests]
+        return split.take(np.array(places, dtype=int))
+
+    rest = {split: others(content) for split, content in splits.items()}
+    if name in rest:
+        rest["train"] = _concatenated([rest["train"], rest.pop(name)])
+    return {**rest, name: listing}
+
+
+def _concatenated(parts: Sequence[Split]) -> Split:
+    """One split of the examples of several, which have the same heads."""
+    return Split(
         images=np.concatenate([part.images for part in parts]),
         labels={
             head: np.concatenate([part.labels[head] for part in parts]) for head in parts[0].labels
         },
         names=np.concatenate([part.names for part in parts if part.names is not None]),
     )
-    taken = {_digest(image) for image in chosen.images}
-    others = {
-        other: content.take(
-            np.array([i for i, image in enumerate(content.images) if _digest(image) not in taken])
-        )
-        for other, content in splits.items()
-        if other != name
-    }
-    return {**others, name: chosen}
 
 
 def in_grid(
