@@ -429,7 +429,10 @@ def first_state(
     """The state that training starts from, and what it has of pretrained weights."""
     state = initial_state(experiment, experiment.model, optimizer, dataset, mesh)
     if count := getattr(experiment.model, "init_images", 0):
-        images = scaled(jnp.asarray(dataset.splits["train"].images[:count]), experiment)
+        train = dataset.splits["train"].images
+        # A split may be sorted by class: from all of it.
+        places = np.linspace(0, len(train) - 1, min(count, len(train))).astype(int)
+        images = scaled(jnp.asarray(train[places]), experiment)
         params = experiment.model.with_images(state.params, images)
         state = with_variables(state, {"params": params, **state.model_state})
     return with_pretrained(experiment, state) if experiment.pretrained.source else (state, None)

@@ -392,3 +392,22 @@ def test_averages_start_from_the_first_layer_of_the_training_images(tmp_path):
     whiten = trained["params/whiten/kernel"]
     assert not np.array_equal(whiten, drawn["params/whiten/kernel"])
     np.testing.assert_array_equal(trained["ema/params/whiten/kernel"], whiten)
+
+
+def test_first_layer_is_taken_from_all_of_the_training_split(tmp_path, monkeypatch):
+    """A folder is sorted by class: its first images show one class only."""
+    shown = []
+    with_images = Airbench.with_images
+    monkeypatch.setattr(Airbench, "init_images", 4)
+    monkeypatch.setattr(
+        Airbench,
+        "with_images",
+        lambda self, params, images: shown.append(images) or with_images(self, params, images),
+    )
+    config = training(
+        Transfer(freeze=("whiten/kernel",)), model=Airbench(features=(8, 8)), epochs=0.5
+    )
+    run(config, tmp_path)
+    images = DATA.load().splits["train"].images
+    expected = scaled(jnp.asarray(images[[0, 21, 42, 63]]), config)
+    np.testing.assert_array_equal(shown[0], expected)
