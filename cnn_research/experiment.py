@@ -10,14 +10,13 @@ import json
 import pkgutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 import tyro
 
 from cnn_research.errors import UsageError, UserError
 
-CONFIG_PACKAGES = ("cnn_research", "experiments")
-"""A config.json may name classes of these packages only, so that a stranger's cannot run code."""
+C = TypeVar("C")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,12 +139,54 @@ def config_fields(config: Any) -> list[dataclasses.Field]:
     ]
 
 
+_CONFIG_CLASSES: dict[str, type] = {}
+
+
+def register_config(kind: type[C]) -> type[C]:
+    """Decorates a config class: saved configs name it by its `__name__`, wherever it is defined.
+
+    Only registered classes can be named, so that a config from elsewhere cannot run code.
+
+    Raises:
+        ValueError: another class has that name.
+    """
+    known = _CONFIG_CLASSES.setdefault(kind.__name__, kind)
+    if (known.__module__, known.__qualname__) != (kind.__module__, kind.__qualname__):
+        raise ValueError(f"two config classes are named {kind.__name__}: {known} and {kind}")
+    _CONFIG_CLASSES[kind.__name__] = kind
+    return kind
+
+
+def config_class(name: str) -> type:
+    """The registered config class of that name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in _CONFIG_CLASSES:
+        registry()  # imports every experiment, and with them what they are made of
+    if name not in _CONFIG_CLASSES:
+        raise UserError(
+            f"the config names the class '{name}', which is not registered"
+            f"{did_you_mean(name, list(_CONFIG_CLASSES))}: nothing of it was run"
+        )
+    return _CONFIG_CLASSES[name]
+
+
 def to_dict(config: Any) -> Any:
-    """A config as JSON values; each dataclass says its class, so that it can be read back."""
+    """A config as JSON values; each dataclass gives its registered name, to be read back by.
+
+    Raises:
+        TypeError: a value is of a type that configs do not hold, or a class is not registered.
+    """
     if dataclasses.is_dataclass(config):
         kind = type(config)
+        if _CONFIG_CLASSES.get(kind.__name__) is not kind:
+            raise TypeError(
+                f"{kind} is not a registered config class: decorate it with @register_config"
+            )
         values = {f.name: to_dict(getattr(config, f.name)) for f in config_fields(config)}
-        return {"class": f"{kind.__module__}.{kind.__qualname__}", **values}
+        return {"class": kind.__name__, **values}
     if isinstance(config, tuple | list):
         return [to_dict(value) for value in config]
     if isinstance(config, str | int | float | bool) or config is None:
@@ -163,20 +204,15 @@ def from_dict(values: Any) -> Any:
         return tuple(from_dict(value) for value in values)
     if not isinstance(values, dict):
         return values
-    path = values["class"]
-    module, _, name = path.rpartition(".")
-    if module.split(".")[0] not in CONFIG_PACKAGES:
-        raise UserError(f"the config names the class {path}, which is not one of this project's")
+    name = values.get("class")
+    if not isinstance(name, str):
+        raise UserError(f"the config has a part that names no class: {sorted(values)}")
+    kind = config_class(name)
+    fields = {key: from_dict(value) for key, value in values.items() if key != "class"}
     try:
-        kind = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError):
-        raise UserError(f"the config names the class {path}, which this version lacks") from None
-    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
-        raise UserError(f"the config names {path}, which is not a config class")
-    try:
-        return kind(**{key: from_dict(value) for key, value in values.items() if key != "class"})
+        return kind(**fields)
     except TypeError as error:
-        raise UserError(f"the config does not fit {path} of this version: {error}") from None
+        raise UserError(f"the config does not fit {name} of this version: {error}") from None
 
 
 def canonical_json(config: Any) -> str:

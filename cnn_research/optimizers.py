@@ -7,11 +7,13 @@ import math
 from typing import TYPE_CHECKING, Literal
 
 from cnn_research.errors import UsageError
+from cnn_research.experiment import register_config
 
 if TYPE_CHECKING:
     import optax
 
 
+@register_config
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
     """How parameters follow from gradients."""
@@ -106,6 +108,7 @@ class Optimizer:
         return optax.chain(clip, update)
 
 
+@register_config
 @dataclasses.dataclass(frozen=True)
 class Penalty:
     """What the objective adds for large weights (document 002, figures 10 and 11).

@@ -21,6 +21,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from cnn_research.errors import UsageError, UserError, one_line
+from cnn_research.experiment import register_config
 from cnn_research.weights import Weights, read_weights
 
 _HUB = "hub:"
@@ -29,6 +30,7 @@ _SHOWN = 3
 """How many leaves an error names."""
 
 
+@register_config
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
     """Weights that training starts from."""

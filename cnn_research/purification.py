@@ -15,7 +15,7 @@ import numpy as np
 
 from cnn_research import workdir as folders
 from cnn_research.errors import UsageError, UserError
-from cnn_research.experiment import Experiment, Result, to_dict
+from cnn_research.experiment import Experiment, Result, register_config, to_dict
 from cnn_research.markdown import markdown_table
 from cnn_research.pages import write_page
 from cnn_research.pretrained import Pretrained
@@ -34,6 +34,7 @@ LAST = "fc"
 """The layer that is trained on them, alone."""
 
 
+@register_config
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Purification(Experiment):
     """A self-supervised network, a last layer on its features, and rounds of purification.

@@ -483,7 +483,7 @@ def _changes(before: Mapping[str, Any], after: Mapping[str, Any], path: str = ""
 def _value(value: Any) -> str:
     """A field's value in a few words; a part of a config is its class alone."""
     if isinstance(value, Mapping):
-        return value["class"].rpartition(".")[2]
+        return value["class"]
     if isinstance(value, list):
         return printable(" ".join(map(str, value))) or "()"
     return printable(str(value))

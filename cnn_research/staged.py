@@ -13,7 +13,7 @@ import tyro
 
 from cnn_research import workdir as folders
 from cnn_research.errors import UserError
-from cnn_research.experiment import Experiment, Result
+from cnn_research.experiment import Experiment, Result, register_config
 from cnn_research.pretrained import Pretrained
 from cnn_research.training import Training
 
@@ -21,6 +21,7 @@ FIRST, SECOND = "pretraining", "training"
 """The folders of the two."""
 
 
+@register_config
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Staged(Experiment):
     """A pretraining, and a training that takes over its network but for a new head.

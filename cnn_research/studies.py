@@ -15,7 +15,7 @@ import numpy as np
 from cnn_research import workdir as folders
 from cnn_research.data.dataset import Split
 from cnn_research.errors import UsageError
-from cnn_research.experiment import Experiment, Result, to_dict
+from cnn_research.experiment import Experiment, Result, register_config, to_dict
 from cnn_research.figures import kinds_accuracy, shifted_accuracy
 from cnn_research.markdown import markdown_table
 from cnn_research.pages import write_page
@@ -25,6 +25,7 @@ from cnn_research.training import Training
 RESULTS = "results.json"
 
 
+@register_config
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PoolingStudy(Experiment):
     """One training for each kind of pooling and seed, and their accuracy on shifted images."""

@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from cnn_research.data.augment import Augmentation
 from cnn_research.errors import UsageError
-from cnn_research.experiment import Experiment
+from cnn_research.experiment import Experiment, register_config
 from cnn_research.optimizers import Optimizer, Penalty
 from cnn_research.pretrained import Pretrained
 from cnn_research.tasks.classification import Classification
@@ -18,6 +18,7 @@ from cnn_research.tasks.task import FittedTask, Task
 from cnn_research.transfer import Transfer
 
 
+@register_config
 @dataclasses.dataclass(frozen=True)
 class Selection:
     """Which of a run's states counts, and when a run has seen enough. Validation data decides."""
@@ -36,6 +37,7 @@ class Selection:
         return value > than if self.metric == "accuracy" else value < than
 
 
+@register_config
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
     """How a trained model is asked. The figures do not depend on the batch size."""
@@ -50,6 +52,7 @@ class Evaluation:
     """How many of the nearest training images `--mode=predict` shows beside each answer."""
 
 
+@register_config
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training(Experiment):
     """A model, the data it is trained on, and how."""

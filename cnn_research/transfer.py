@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from cnn_research.errors import UsageError
-from cnn_research.experiment import did_you_mean
+from cnn_research.experiment import did_you_mean, register_config
 from cnn_research.optimizers import Optimizer
 from cnn_research.pretrained import matches
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import optax
 
 
+@register_config
 @dataclasses.dataclass(frozen=True)
 class Transfer:
     """Which layers learn. A frozen layer keeps its parameters and its batch statistics."""

@@ -106,7 +106,7 @@ def test_hashes_are_those_of_another_process():
 def test_a_config_of_a_strange_class_is_not_read():
     values = to_dict(lookup("digits_cnn").experiment())
     values["data"] = {"class": "subprocess.Popen", "args": "true"}
-    with pytest.raises(cli.UserError, match=r"subprocess\.Popen, which is not one of this project"):
+    with pytest.raises(cli.UserError, match=r"class .subprocess\.Popen., which is not registered"):
         from_dict(values)
 
 

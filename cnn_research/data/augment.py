@@ -16,12 +16,14 @@ from cnn_research.data.erasing import erased
 from cnn_research.data.placement import placed
 from cnn_research.data.rand_augment import STRONGEST, RandAugment
 from cnn_research.errors import UsageError
+from cnn_research.experiment import register_config
 from cnn_research.ops import colour_changes as colour
 from cnn_research.ops.in_turn import in_turn
 from cnn_research.ops.warp import Fill, rounded
 from cnn_research.random import fold_name
 
 
+@register_config
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
     """Which random changes a training image gets; all are off by default.

@@ -15,6 +15,7 @@ from cnn_research.data import cache
 from cnn_research.data.dataset import Dataset, Split, check_window
 from cnn_research.data.sources import Photos, Synthetic
 from cnn_research.errors import UsageError
+from cnn_research.experiment import register_config
 
 HEAD = "cluster"
 """What the labels are called."""
@@ -29,6 +30,7 @@ MAX_ITERATIONS = 2000
 """Of k-means, should assignments still change then."""
 
 
+@register_config
 @dataclasses.dataclass(frozen=True)
 class Clustered:
     """Windows of another source's images, with the cluster of every pixel for a label.

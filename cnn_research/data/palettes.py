@@ -13,11 +13,13 @@ from cnn_research.data import images, tables
 from cnn_research.data.dataset import PALETTE, Dataset, Split
 from cnn_research.data.sources import Photos, Synthetic, existing
 from cnn_research.errors import UsageError, UserError
+from cnn_research.experiment import register_config
 
 IMAGE, COLOURS = "image", "colours"
 """Columns of the table: an image's file name, and its colours as hex with spaces between."""
 
 
+@register_config
 @dataclasses.dataclass(frozen=True)
 class Palettes:
     """Images and a table with a palette for each: `image` names the file, `colours` has it as hex.

@@ -22,11 +22,13 @@ from cnn_research.data import artworks, cache, images, tables
 from cnn_research.data.dataset import PALETTE, UNSEEN, Dataset, Split
 from cnn_research.data.splits import Examples, assign
 from cnn_research.errors import UsageError, UserError
+from cnn_research.experiment import register_config
 
 FROM_FILES = "where PATH is the folder or archive, or name that with --data.path"
 """How to prepare what comes as files."""
 
 
+@register_config
 @dataclasses.dataclass(frozen=True)
 class Digits:
     """1,797 handwritten digits, 8x8x1, that ship with scikit-learn: no download, no preparation."""
@@ -62,6 +64,7 @@ class Digits:
         return _with_scikit_learn("digits", self, examples, sizes)
 
 
+@register_config
 @dataclasses.dataclass(frozen=True)
 class FashionMnist:
     """60,000 + 10,000 photographs of clothes, 28x28x1, 10 classes.
@@ -96,6 +99,7 @@ class FashionMnist:
         )
 
 
+@register_config
 @dataclasses.dataclass(frozen=True)
 class Cifar10:
     """50,000 + 10,000 photographs, 32x32x3, 10 classes: the official ones, or copies of them.
@@ -204,6 +208,7 @@ def _load_prepared(
     return cache.load(home, fingerprint, cache.key_of(dataclasses.asdict(source)), build)
 
 
+@register_config
 @dataclasses.dataclass(frozen=True)
 class ImageFolder:
     """A folder or archive of images, `<split>/<class>/*` or `<class>/*`; prepared on first use.
@@ -248,6 +253,7 @@ class ImageFolder:
         return images.plan_folder(folder, shown)
 
 
+@register_config
 @dataclasses.dataclass(frozen=True)
 class Artworks(ImageFolder):
     """8,355 paintings by 50 artists.
@@ -297,6 +303,7 @@ class Artworks(ImageFolder):
         return artworks.plan(folder, shown)
 
 
+@register_config
 @dataclasses.dataclass(frozen=True)
 class Photos(ImageFolder):
     """Photographs without labels: every image in a folder or an archive.
@@ -346,6 +353,7 @@ class Photos(ImageFolder):
         return _with_scikit_learn("sample_photographs", self, examples, sizes)
 
 
+@register_config
 @dataclasses.dataclass(frozen=True)
 class ImageTable:
     """A CSV file with one image per row and columns of classes or numbers; prepared on first use.
@@ -437,6 +445,7 @@ class ImageTable:
         )  # fmt: skip
 
 
+@register_config
 @dataclasses.dataclass(frozen=True)
 class Products(ImageTable):
     """19,298 catalogue photographs, 60 wide and 80 high, with what is sold and when.
@@ -617,6 +626,7 @@ def _stem(path: str) -> str:
     return images.printable(Path(path).name.split(".")[0]) or "images"
 
 
+@register_config
 @dataclasses.dataclass(frozen=True)
 class Synthetic:
     """Noise with random labels, of any shape: for tests and benchmarks."""

@@ -14,7 +14,7 @@ import numpy as np
 from cnn_research.data.augment import Augmentation
 from cnn_research.data.images import MAX_PIXELS
 from cnn_research.errors import UsageError
-from cnn_research.experiment import Experiment, Result
+from cnn_research.experiment import Experiment, Result, register_config
 from cnn_research.galleries.gallery import grid, new_page, photographs, show
 from cnn_research.galleries.pooling import cut
 from cnn_research.random import example_keys, stream_key
@@ -37,6 +37,7 @@ FIGURE_12 = {
 """Document 002's changes, in its order."""
 
 
+@register_config
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Augmentations(Experiment):
     """Photographs with each change of an augmentation alone, as training would see them."""

@@ -14,7 +14,7 @@ import numpy as np
 from cnn_research import workdir as folders
 from cnn_research.data.dataset import Dataset, Split
 from cnn_research.errors import UsageError, UserError
-from cnn_research.experiment import Experiment, Result, did_you_mean
+from cnn_research.experiment import Experiment, Result, did_you_mean, register_config
 from cnn_research.features import Layer, grad_cam, kernel_of, layers, maps, most_exciting
 from cnn_research.galleries.feature_pictures import cams_figure, layer_figure, maps_figure
 from cnn_research.galleries.gallery import Page, new_page
@@ -28,6 +28,7 @@ CAMS = 12
 """Images with Grad-CAM."""
 
 
+@register_config
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Features(Experiment):
     """Filters, feature maps, most exciting images and Grad-CAM of a trained run."""

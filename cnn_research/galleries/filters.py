@@ -12,7 +12,7 @@ import numpy as np
 
 from cnn_research.data.images import MAX_PIXELS
 from cnn_research.errors import UsageError
-from cnn_research.experiment import Experiment, Result, did_you_mean
+from cnn_research.experiment import Experiment, Result, did_you_mean, register_config
 from cnn_research.galleries.gallery import GREY, Page, grid, new_page, photographs, show
 from cnn_research.ops.filters import (
     KERNELS,
@@ -41,6 +41,7 @@ SMALLEST_WITH_DETAIL = 128
 """Pixels of the shorter side."""
 
 
+@register_config
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Filters(Experiment):
     """Photographs filtered with kernels; their channels; a signal filtered in one dimension."""

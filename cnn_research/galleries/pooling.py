@@ -14,7 +14,7 @@ import numpy as np
 from cnn_research import ops
 from cnn_research.data.images import MAX_PIXELS
 from cnn_research.errors import UsageError
-from cnn_research.experiment import Experiment, Result
+from cnn_research.experiment import Experiment, Result, register_config
 from cnn_research.galleries.gallery import grid, new_page, photographs, show
 from cnn_research.markdown import markdown_table
 from cnn_research.ops.filters import output_size
@@ -31,6 +31,7 @@ POOLS: dict[str, Callable[..., jax.Array]] = {
 }
 
 
+@register_config
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PoolingPyramid(Experiment):
     """Photographs, pooled in windows of 2x2 pixels, stride 2, several times over."""

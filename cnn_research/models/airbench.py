@@ -10,10 +10,12 @@ import numpy as np
 from flax import linen as nn
 
 from cnn_research import ops
+from cnn_research.experiment import register_config
 from cnn_research.models.architectures import register_model
 from cnn_research.models.layers import Activation, Conv, Dtype, activate, check_size
 
 
+@register_config
 class Airbench(nn.Module):
     """A whitening layer, three blocks of two convolutions, and one linear layer.
 

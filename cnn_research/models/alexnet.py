@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cnn_research import ops
+from cnn_research.experiment import register_config
 from cnn_research.models.architectures import register_model
 from cnn_research.models.layers import Conv, Dtype, check_size
 from cnn_research.models.vgg import AdaptivePool
@@ -14,6 +15,7 @@ from cnn_research.models.vgg import AdaptivePool
 _INIT = nn.initializers.he_normal()
 
 
+@register_config
 class AlexNet(nn.Module):
     """Krizhevsky, 'One weird trick for parallelizing convolutional neural networks' (2014).
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from cnn_research.experiment import register_config
 from cnn_research.models.architectures import register_model
 from cnn_research.models.layers import BatchNorm, Conv, Dtype, GlobalPool
 from cnn_research.ops.views import cut
@@ -36,6 +37,7 @@ class CifarBlock(nn.Module):
         return nn.relu(x + y)
 
 
+@register_config
 class CifarResNet(nn.Module):
     """He, Zhang, Ren and Sun, 'Deep residual learning for image recognition' (2015), section 4.2.
 

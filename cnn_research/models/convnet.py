@@ -10,12 +10,14 @@ from flax import linen as nn
 
 from cnn_research import ops
 from cnn_research.errors import UsageError
+from cnn_research.experiment import register_config
 from cnn_research.models.architectures import register_model
 from cnn_research.models.layers import Activation, BatchNorm, Conv, Dtype, activate, check_size
 
 POOLS = {"max": ops.max_pool, "average": ops.avg_pool, "min": ops.min_pool}
 
 
+@register_config
 class ConvNet(nn.Module):
     """Convolution, batch normalisation, activation and 2x2 pooling, repeated; linear layers.
 

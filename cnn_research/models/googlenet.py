@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cnn_research import ops
+from cnn_research.experiment import register_config
 from cnn_research.models.architectures import register_model
 from cnn_research.models.layers import BatchNorm, Conv, Dtype, GlobalPool, check_size
 
@@ -108,6 +109,7 @@ class AuxiliaryHead(nn.Module):
         return nn.Dense(self.num_classes, dtype=self.dtype, name="fc2")(x).astype(jnp.float32)
 
 
+@register_config
 class GoogLeNet(nn.Module):
     """Szegedy et al., 'Going deeper with convolutions' (2014).
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cnn_research import ops
+from cnn_research.experiment import register_config
 from cnn_research.models.architectures import register_model
 from cnn_research.models.googlenet import ConvNorm
 from cnn_research.models.layers import Dtype, GlobalPool, check_size
@@ -166,6 +167,7 @@ class AuxiliaryHead(nn.Module):
         return nn.Dense(self.num_classes, dtype=self.dtype, name="fc")(x).astype(jnp.float32)
 
 
+@register_config
 class InceptionV3(nn.Module):
     """Szegedy et al., 'Rethinking the Inception architecture for computer vision' (2015).
 

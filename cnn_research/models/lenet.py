@@ -7,12 +7,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cnn_research import ops
+from cnn_research.experiment import register_config
 from cnn_research.models.architectures import register_model
 from cnn_research.models.layers import Activation, Conv, Dtype, activate
 
 _FRAME = 32
 
 
+@register_config
 class LeNet5(nn.Module):
     """LeCun, Bottou, Bengio and Haffner, 'Gradient-based learning applied to document
     recognition' (1998), in the form of today: plain averages for the subsampling with weights, each

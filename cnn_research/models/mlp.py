@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from cnn_research.experiment import register_config
 from cnn_research.models.layers import Activation, Dtype, activate
 
 
+@register_config
 class MLP(nn.Module):
     """Linear layers over the flattened image (document 004's net without convolution)."""
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from cnn_research.experiment import register_config
 from cnn_research.models.architectures import register_model
 from cnn_research.models.layers import BatchNorm, Conv, Dtype, GlobalPool, check_size
 
@@ -25,6 +26,7 @@ class Passed(nn.Module):
         return x, pooled
 
 
+@register_config
 class MobileNetV1(nn.Module):
     """Howard et al., 'MobileNets: efficient convolutional neural networks for mobile vision
     applications' (2017).

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from cnn_research.experiment import register_config
 from cnn_research.models.layers import check_size
 from cnn_research.models.ss_cnn import SSCNN
 from cnn_research.ops.colours import srgb_to_lab
@@ -108,6 +109,7 @@ def _spread(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) ->
     return drawn.reshape(shape).astype(dtype) / SCALE
 
 
+@register_config
 class PaletteNet(SSCNN):
     """The self-supervised network over a whole image, and a head that says a palette.
 

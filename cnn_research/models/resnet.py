@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cnn_research import ops
+from cnn_research.experiment import register_config
 from cnn_research.models.architectures import register_model
 from cnn_research.models.layers import BatchNorm, Conv, Dtype, GlobalPool
 
@@ -75,6 +76,7 @@ class Bottleneck(nn.Module):
         return nn.relu(x + y)
 
 
+@register_config
 class ResNet(nn.Module):
     """He, Zhang, Ren and Sun, 'Deep residual learning for image recognition' (2015).
 

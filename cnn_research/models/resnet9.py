@@ -9,10 +9,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cnn_research import ops
+from cnn_research.experiment import register_config
 from cnn_research.models.architectures import register_model
 from cnn_research.models.layers import Activation, BatchNorm, Conv, Dtype, activate, check_size
 
 
+@register_config
 class ResNet9(nn.Module):
     """Stages of one convolution each, some halved by a 2x2 pool, some with a residual pair.
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cnn_research import ops
+from cnn_research.experiment import register_config
 from cnn_research.models.architectures import register_model
 from cnn_research.models.layers import Conv, Dtype
 
@@ -22,6 +23,7 @@ class Flat(nn.Module):
         return maps.reshape(maps.shape[0], -1)
 
 
+@register_config
 class SSCNN(nn.Module):
     """Three convolutions, each followed by ReLU and a 2x2 pool, the first two also by LRN.
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cnn_research import ops
+from cnn_research.experiment import register_config
 from cnn_research.models.architectures import register_model
 from cnn_research.models.layers import BatchNorm, Conv, Dtype, check_size
 
@@ -29,6 +30,7 @@ class AdaptivePool(nn.Module):
         return ops.adaptive_avg_pool(x, self.size)
 
 
+@register_config
 class VGG(nn.Module):
     """Simonyan and Zisserman, 'Very deep convolutional networks for large-scale image
     recognition' (2014). Modules are called as in torchvision.

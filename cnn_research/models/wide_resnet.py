@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from cnn_research.experiment import register_config
 from cnn_research.models.architectures import register_model
 from cnn_research.models.layers import BatchNorm, Conv, Dtype, GlobalPool
 
@@ -42,6 +43,7 @@ class WideBlock(nn.Module):
         return x + _Conv(self.features, dtype=self.dtype, name="conv2")(y)
 
 
+@register_config
 class WideResNet(nn.Module):
     """Zagoruyko and Komodakis, 'Wide residual networks' (2016), for small images.
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from cnn_research.data.dataset import MISSING
 from cnn_research.errors import UsageError, UserError
+from cnn_research.experiment import register_config
 from cnn_research.tasks.class_predictions import ClassPredictions
 from cnn_research.tasks.shares import softmax
 from cnn_research.tasks.task import Answer, FittedTask, Predictions, Sums
@@ -41,6 +42,7 @@ def check_measured(dataset: Dataset, heads: Sequence[str]) -> None:
             )
 
 
+@register_config
 @dataclasses.dataclass(frozen=True)
 class Classification(FittedTask):
     """Softmax cross-entropy on the classes of one head."""
@@ -222,6 +224,7 @@ class Classification(FittedTask):
         return outputs
 
 
+@register_config
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CountedClassification(Classification):
     """A classification that knows how common each class is among the training examples."""

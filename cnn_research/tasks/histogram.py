@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from cnn_research.errors import UserError
+from cnn_research.experiment import register_config
 from cnn_research.tasks.histogram_predictions import HistogramPredictions
 from cnn_research.tasks.shares import softmax
 from cnn_research.tasks.task import Answer, FittedTask, Predictions, Sums, Task
@@ -22,6 +23,7 @@ SHOWN = 5
 """How many clusters an answer has."""
 
 
+@register_config
 @dataclasses.dataclass(frozen=True)
 class Histogram(Task):
     """Cross-entropy against the histogram of an image's pixels by cluster.
@@ -62,6 +64,7 @@ class Histogram(Task):
         return FittedHistogram(head=self.head, mean=tuple((counts / counts.sum()).tolist()))
 
 
+@register_config
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FittedHistogram(Histogram, FittedTask):
     """A histogram task that knows its training split."""

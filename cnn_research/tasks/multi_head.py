@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from cnn_research.errors import UsageError, UserError
+from cnn_research.experiment import register_config
 from cnn_research.markdown import markdown_table, number
 from cnn_research.tasks.classification import Classification, check_measured
 from cnn_research.tasks.task import Answer, FittedTask, Predictions, Sums, Task
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from cnn_research.data.dataset import Dataset
 
 
+@register_config
 @dataclasses.dataclass(frozen=True)
 class MultiHead(Task):
     """Softmax cross-entropy on each head; an example counts for the heads whose label is known.
@@ -94,6 +96,7 @@ class MultiHead(Task):
         return Classification(head, self.label_smoothing, self.class_weights, self.logit_adjustment)
 
 
+@register_config
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FittedMultiHead(MultiHead, FittedTask):
     """Several heads whose classes are known."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from cnn_research.data.dataset import PALETTE
 from cnn_research.errors import UsageError, UserError
+from cnn_research.experiment import register_config
 from cnn_research.tasks import palette_files
 from cnn_research.tasks.palette_predictions import PalettePredictions
 from cnn_research.tasks.task import PIXELS, Answer, FittedTask, Predictions, Sums, Task
@@ -25,6 +26,7 @@ LOOKED_AT = 32
 """About so many rows and columns of an image's pixels are compared with its palette."""
 
 
+@register_config
 @dataclasses.dataclass(frozen=True)
 class Palette(Task):
     """Colours in any order, compared with the image's own pixels or with palettes that people made.
@@ -107,6 +109,7 @@ class Palette(Task):
         return FittedPalette(**{f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
 
 
+@register_config
 @dataclasses.dataclass(frozen=True)
 class FittedPalette(Palette, FittedTask):
     """A palette task that is bound to its data."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from cnn_research.errors import UsageError, UserError
+from cnn_research.experiment import register_config
 from cnn_research.tasks.number_predictions import NumberPredictions
 from cnn_research.tasks.task import Answer, FittedTask, Predictions, Sums, Task
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from cnn_research.data.dataset import Dataset
 
 
+@register_config
 @dataclasses.dataclass(frozen=True)
 class Regression(Task):
     """Squared error on the numbers of one head.
@@ -75,6 +77,7 @@ class Regression(Task):
         return FittedRegression(head=self.head, mean=mean, deviation=_deviation(numbers))
 
 
+@register_config
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FittedRegression(Regression, FittedTask):
     """A regression that knows its training split."""
