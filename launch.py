@@ -2,7 +2,7 @@
 
 from absl import app, flags
 
-from cnn_research.cli import main, parse_flags
+from cnn_research.cli.main import main, parse_flags
 
 flags.DEFINE_string("experiment", None, "Name of a registered experiment.")
 flags.DEFINE_string("workdir", None, "Folder of the run; runs/NAME-HASH where none is given.")

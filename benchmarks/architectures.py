@@ -28,7 +28,7 @@ MOST_BYTES = 12e9
 
 
 def main() -> int:
-    from cnn_research.models.architectures import architectures
+    from cnn_research.models.registry import architectures
 
     parser = arguments(__doc__)
     parser.add_argument("--only", nargs="*", help="architectures; all full-size ones by default")
@@ -87,12 +87,12 @@ def measured(name: str) -> dict[str, Any]:
     import jax.numpy as jnp
 
     from cnn_research import ops
+    from cnn_research.core.distributed import data_mesh, replicated
     from cnn_research.data.sources import Synthetic
-    from cnn_research.mesh import data_mesh, replicated
-    from cnn_research.models.architectures import architectures
-    from cnn_research.optimizers import Optimizer
-    from cnn_research.runner import Arrays, initial_state, make_steps
-    from cnn_research.training import Training
+    from cnn_research.models.registry import architectures
+    from cnn_research.train.config import Training
+    from cnn_research.train.loop import Arrays, initial_state, make_steps
+    from cnn_research.train.optimizers import Optimizer
 
     found = architectures()[name]
     experiment = Training(

@@ -34,14 +34,14 @@ def main() -> int:
     import jax.numpy as jnp
 
     from cnn_research import ops
-    from cnn_research.data.augment import Augmentation
+    from cnn_research.core.distributed import data_mesh, replicated
+    from cnn_research.core.random import example_keys, stream_key
+    from cnn_research.data.augmentation.config import Augmentation
     from cnn_research.data.sources import Synthetic
-    from cnn_research.mesh import data_mesh, replicated
     from cnn_research.models import ConvNet
-    from cnn_research.optimizers import Optimizer
-    from cnn_research.random import example_keys, stream_key
-    from cnn_research.runner import Arrays, initial_state, make_steps
-    from cnn_research.training import Training
+    from cnn_research.train.config import Training
+    from cnn_research.train.loop import Arrays, initial_state, make_steps
+    from cnn_research.train.optimizers import Optimizer
 
     six = Augmentation(
         mirror=True, flip=True, rotation=20, zoom=(0.8, 1.2), left=0.2, right=0.2, choose="one"

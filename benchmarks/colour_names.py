@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.results import ROOT, Measurement, arguments, row
-from cnn_research import workdir as folders
+from cnn_research.core import run_folder as folders
 
 FLIPPED = (0.0, 0.2, 0.4)
 SEEDS = 3

@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.results import ROOT, Measurement, arguments, row
-from cnn_research.experiment import registry
-from cnn_research.training import Training
+from cnn_research.core.experiment import registry
+from cnn_research.train.config import Training
 
 FULL_SIZE = {
     "digits_cnn": 1.0,
@@ -34,7 +34,7 @@ TIME, MEMORY = 0.5, 0.3
 CHILD = """
 import dataclasses, json, resource, sys, time
 from cnn_research import runner
-from cnn_research.experiment import lookup, run
+from cnn_research.core.experiment import lookup, run
 name, share, workdir = sys.argv[1], float(sys.argv[2]), sys.argv[3]
 experiment = lookup(name).experiment()
 if share:

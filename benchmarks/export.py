@@ -48,10 +48,10 @@ print(*sorted({name.split(".")[0] for name in sys.modules}))
 
 def trained(folder: Path) -> dict[str, Path]:
     """The runs, by name: each trained and exported below `folder`."""
+    from cnn_research.core.experiment import lookup, run
     from cnn_research.data.sources import Synthetic
-    from cnn_research.experiment import lookup, run
-    from cnn_research.models.architectures import architectures
-    from cnn_research.training import Training
+    from cnn_research.models.registry import architectures
+    from cnn_research.train.config import Training
 
     few: dict[str, Any] = {"epochs": 1, "batch_size": 32}
     digits = lookup("digits_cnn").experiment()
@@ -85,7 +85,7 @@ def ask(python: Path, run: Path, rounds: int, folder: Path) -> dict[str, Any]:
     """Whether the export's logits are the run's, by batch size; and the seconds to its answer."""
     import jax
 
-    from cnn_research.evaluate import forward_of, open_trained
+    from cnn_research.train.evaluate import forward_of, open_trained
 
     found = open_trained(run)
     forward = jax.jit(forward_of(found))

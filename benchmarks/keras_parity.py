@@ -75,7 +75,7 @@ def difference(reference: Any, model: Any, suffix: str, batch: int = 2) -> dict[
     """
     import jax
 
-    from cnn_research.pretrained import Pretrained, load_pretrained
+    from cnn_research.models.pretrained import Pretrained, load_pretrained
 
     images = np.random.default_rng(1).standard_normal(
         (batch, *reference.input_shape[1:]), np.float32
@@ -101,7 +101,7 @@ def difference(reference: Any, model: Any, suffix: str, batch: int = 2) -> dict[
 
 def compare(name: str, suffix: str = ".weights.h5") -> dict[str, Any]:
     """`difference` of a registered architecture in `APPLICATIONS` at its published size."""
-    from cnn_research.models.architectures import architectures
+    from cnn_research.models.registry import architectures
 
     found = architectures()[name]
     reference = application(APPLICATIONS[name], found.image_shape[0])

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results import ROOT, Measurement, arguments, digest, last_checkpoint, row, rows_of
-from cnn_research.checkpoint import CHECKSUMS
+from cnn_research.train.checkpoint import CHECKSUMS
 
 # Saves every fourth of an epoch, and an evaluation of many batches: both take their share.
 OPTIONS = (

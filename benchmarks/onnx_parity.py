@@ -29,12 +29,12 @@ def compare(name: str) -> dict[str, Any]:
     """How far apart the logits are, by batch size, or why the network does not convert."""
     import jax
 
-    from cnn_research.evaluate import Trained
-    from cnn_research.export import onnx_difference, write_onnx
-    from cnn_research.models.architectures import architectures
+    from cnn_research.inference.export import onnx_difference, write_onnx
     from cnn_research.models.flops import least_size
-    from cnn_research.state import TrainState
-    from cnn_research.training import Training
+    from cnn_research.models.registry import architectures
+    from cnn_research.train.config import Training
+    from cnn_research.train.evaluate import Trained
+    from cnn_research.train.state import TrainState
 
     found = architectures()[name]
     channels = found.image_shape[2]
@@ -82,8 +82,8 @@ def in_process(name: str) -> dict[str, Any]:
 
 
 def main() -> int:
-    from cnn_research.export import MOST_APART
-    from cnn_research.models.architectures import architectures
+    from cnn_research.inference.export import MOST_APART
+    from cnn_research.models.registry import architectures
 
     parser = arguments(__doc__)
     parser.add_argument("--only", nargs="*", help="architectures; all by default")

@@ -28,7 +28,7 @@ EVALUATIONS = 3
 OPEN = """
 import json, time
 start = time.perf_counter()
-from cnn_research.experiment import lookup
+from cnn_research.core.experiment import lookup
 dataset = lookup("artworks_red1").experiment().data.load()
 counts = {name: len(split) for name, split in dataset.splits.items()}
 print(json.dumps({"seconds": time.perf_counter() - start, "examples": counts}))

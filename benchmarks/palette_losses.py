@@ -14,10 +14,10 @@ import sys
 from pathlib import Path
 
 from benchmarks.results import ROOT, Measurement, arguments, row
-from cnn_research import workdir as folders
-from cnn_research.experiment import run
-from cnn_research.pretrained import Pretrained
-from cnn_research.staged import FIRST, SECOND
+from cnn_research.core import run_folder as folders
+from cnn_research.core.experiment import run
+from cnn_research.models.pretrained import Pretrained
+from cnn_research.workflows.staged import FIRST, SECOND
 
 EPOCHS = 3.0
 LOSSES = {

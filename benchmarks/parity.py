@@ -2,7 +2,7 @@
 
 python -m benchmarks.parity --output results/parity.json
 
-Weights travel as users' do: the other library writes its file, `cnn_research.pretrained` reads it.
+Weights travel as users' do: the other library writes its file, and this project reads it.
 Every weight is random, statistics, scales and biases too. Needs Keras (in the extra `dev`);
 transformers and PyTorch are compared with where they are installed. Takes about ten minutes.
 """

@@ -27,12 +27,12 @@ def evaluate(name: str, weights: Path, images: Path) -> tuple[int, int, str]:
     import jax
     import numpy as np
 
+    from cnn_research.core.distributed import data_mesh
     from cnn_research.data import Cifar10
-    from cnn_research.evaluate import Evaluator
-    from cnn_research.mesh import data_mesh
-    from cnn_research.models.architectures import architectures
-    from cnn_research.pretrained import Pretrained, load_pretrained
-    from cnn_research.training import Training
+    from cnn_research.models.pretrained import Pretrained, load_pretrained
+    from cnn_research.models.registry import architectures
+    from cnn_research.train.config import Training
+    from cnn_research.train.evaluate import Evaluator
 
     experiment = Training(
         data=Cifar10(path=str(images)),

@@ -17,9 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cnn_research.errors import UsageError, UserError, one_line
-from cnn_research.markdown import markdown_table, number
-from cnn_research.report import (
+from cnn_research.core.errors import UsageError, UserError, one_line
+from cnn_research.report.markdown import markdown_table, number
+from cnn_research.report.report import (
     Group,
     Run,
     change_log,
@@ -176,7 +176,7 @@ def promises(results: Results) -> str:
 
 
 def accuracy(results: Results) -> str:
-    """Test figures over seeds beside the document's, from `cnn_research.report --output`."""
+    """Test figures over seeds beside the document's, from `cnn_research.report.report --output`."""
     header = (
         "experiment",
         "runs",

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cnn_research import workdir as folders
+from cnn_research.core import run_folder as folders
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -87,9 +87,9 @@ def last_checkpoint(workdir: Path) -> tuple[Any, Any, int]:
 
     Restored as a run that goes on restores it, from the folder alone.
     """
-    from cnn_research import checkpoint
-    from cnn_research.evaluate import abstract_state, bound
-    from cnn_research.mesh import data_mesh
+    from cnn_research.core.distributed import data_mesh
+    from cnn_research.train import checkpoint
+    from cnn_research.train.evaluate import abstract_state, bound
 
     experiment = folders.saved_config(workdir)
     dataset = experiment.data.load()

@@ -28,10 +28,10 @@ def main() -> int:
     import jax
     import jax.numpy as jnp
 
+    from cnn_research.core.distributed import data_mesh, replicated
+    from cnn_research.core.experiment import lookup, run
     from cnn_research.data.sources import Synthetic
-    from cnn_research.experiment import lookup, run
-    from cnn_research.mesh import data_mesh, replicated
-    from cnn_research.runner import Arrays, initial_state, make_steps
+    from cnn_research.train.loop import Arrays, initial_state, make_steps
 
     experiment = lookup("fashion_mnist_cnn").experiment()
     experiment = dataclasses.replace(

@@ -33,14 +33,14 @@ def compiled(name: str) -> dict[str, dict[str, Any]]:
     import numpy as np
     from jax.sharding import Mesh
 
+    from benchmarks.cost_model import NUMBER_BYTES, collective_bytes
+    from cnn_research.core.distributed import LEAST_SHARDED, replicated
     from cnn_research.data.sources import Synthetic
-    from cnn_research.evaluate import abstract_state, bound
-    from cnn_research.mesh import LEAST_SHARDED, replicated
-    from cnn_research.models.architectures import architectures
-    from cnn_research.optimizers import Optimizer
-    from cnn_research.runner import Arrays, make_steps, shardings_of
-    from cnn_research.scaling import NUMBER_BYTES, collective_bytes
-    from cnn_research.training import Training
+    from cnn_research.models.registry import architectures
+    from cnn_research.train.config import Training
+    from cnn_research.train.evaluate import abstract_state, bound
+    from cnn_research.train.loop import Arrays, make_steps, shardings_of
+    from cnn_research.train.optimizers import Optimizer
 
     found = architectures()[name]
     shape = found.image_shape

@@ -35,7 +35,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.results import ROOT, Measurement, arguments, row
-from cnn_research.exported import FACTS, FORMAT, MODEL, write_sums
+from cnn_research.inference.exported import FACTS, FORMAT, MODEL, write_sums
 
 NETWORKS = {"resnet20_cifar": 1000, "resnet18_small": 400, "resnet18": 100}
 """How many requests each server gets."""
@@ -86,7 +86,7 @@ def export_of_initial(name: str, folder: Path) -> tuple[Path, tuple[int, int, in
     import jax
     import jax.numpy as jnp
 
-    from cnn_research.models.architectures import architectures
+    from cnn_research.models.registry import architectures
 
     found = architectures()[name]
     model, shape = found.model, found.image_shape
@@ -105,10 +105,10 @@ def export_of_initial(name: str, folder: Path) -> tuple[Path, tuple[int, int, in
 
 
 class Server:
-    """`python -m cnn_research.serve` in a process of its own, on a free port."""
+    """`python -m cnn_research serve` in a process of its own, on a free port."""
 
     def __init__(self, export: Path, *options: str):
-        command = [sys.executable, "-m", "cnn_research.serve", str(export), "--port=0", *options]
+        command = [sys.executable, "-m", "cnn_research", "serve", str(export), "--port=0", *options]
         self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115, it lives as long as the server
         self.process = subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=self._said, text=True, env=os.environ
@@ -396,7 +396,7 @@ def main() -> int:
     options = parser.parse_args()
     measurement = Measurement(
         "serve",
-        what="python -m cnn_research.serve under load and under attack",
+        what="python -m cnn_research serve under load and under attack",
         target="no failure; batches answer more images a second; memory grows by at most 20 %",
         seeds=[SEED],
     )

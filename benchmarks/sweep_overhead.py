@@ -27,8 +27,8 @@ WORDS = ("--epochs=0.05", "--model.dense", "8")
 
 def plain(seeds: range, folder: Path) -> list[float]:
     """Seconds of each run by itself, in this process."""
-    from cnn_research.cli import overridden
-    from cnn_research.experiment import lookup, run
+    from cnn_research.cli.main import overridden
+    from cnn_research.core.experiment import lookup, run
 
     seconds = []
     for seed in seeds:

@@ -81,11 +81,11 @@ def runner_trainer(name: str) -> tuple[Callable[[Any, Any], tuple[Any, Any]], An
     import jax
     import jax.numpy as jnp
 
+    from cnn_research.core.distributed import data_mesh, replicated
+    from cnn_research.core.experiment import registry
     from cnn_research.data.sources import Synthetic
-    from cnn_research.evaluate import bound
-    from cnn_research.experiment import registry
-    from cnn_research.mesh import data_mesh, replicated
-    from cnn_research.runner import Arrays, initial_state, make_steps
+    from cnn_research.train.evaluate import bound
+    from cnn_research.train.loop import Arrays, initial_state, make_steps
 
     case = CASES[name]
     experiment = registry()[name].experiment()

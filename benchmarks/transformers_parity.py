@@ -64,7 +64,7 @@ def difference(module: Any, model: Any, image_size: int, batch: int = 2) -> dict
     import torch
     from safetensors.torch import save_file
 
-    from cnn_research.pretrained import Pretrained, load_pretrained
+    from cnn_research.models.pretrained import Pretrained, load_pretrained
 
     module.eval()
     images = np.random.default_rng(0).standard_normal(
@@ -95,7 +95,7 @@ def compare(name: str, image_size: int = 224) -> dict[str, Any]:
     import torch
     from transformers import ResNetConfig, ResNetForImageClassification
 
-    from cnn_research.models.architectures import architectures
+    from cnn_research.models.registry import architectures
 
     torch.manual_seed(0)
     module = ResNetForImageClassification(ResNetConfig(**CONFIGS[name], num_labels=1000))

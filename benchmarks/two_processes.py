@@ -35,8 +35,8 @@ LIMIT = 150
 
 def experiment(optimizer: str) -> Any:
     """Exactly 50 steps of the network for digits, on batches that every number here divides."""
-    from cnn_research.experiment import lookup
-    from cnn_research.optimizers import Optimizer
+    from cnn_research.core.experiment import lookup
+    from cnn_research.train.optimizers import Optimizer
 
     rules = {
         "sgd": Optimizer(name="sgd", learning_rate=0.05, momentum=0.9),
@@ -59,7 +59,7 @@ def work(optimizer: str, workdir: Path, devices: int, rank: int, processes: int,
     jax.config.update("jax_num_cpu_devices", devices)
     if processes > 1:
         jax.distributed.initialize(f"127.0.0.1:{port}", processes, rank)
-    from cnn_research.experiment import run
+    from cnn_research.core.experiment import run
 
     result = run(experiment(optimizer), workdir)
     print(json.dumps({"rank": rank, "step": result.step, "devices": jax.device_count()}))

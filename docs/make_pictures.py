@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from cnn_research.experiment import lookup, run
+from cnn_research.core.experiment import lookup, run
 
 PICTURES = Path(__file__).resolve().parent / "pictures"
 COLOURS = 48

@@ -15,15 +15,15 @@ a fifth for a test.
 
 import dataclasses
 
-from cnn_research.data.augment import Augmentation
+from cnn_research.core.experiment import register
+from cnn_research.data.augmentation.config import Augmentation
 from cnn_research.data.sources import Artworks
-from cnn_research.experiment import register
 from cnn_research.models import ConvNet, MobileNetV1, ResNet9
-from cnn_research.optimizers import Optimizer, Penalty
-from cnn_research.pretrained import Pretrained
+from cnn_research.models.pretrained import Pretrained
 from cnn_research.tasks.classification import Classification
-from cnn_research.training import Evaluation, Selection, Training
-from cnn_research.transfer import Transfer
+from cnn_research.train.config import Evaluation, Selection, Training
+from cnn_research.train.optimizers import Optimizer, Penalty
+from cnn_research.train.transfer import Transfer
 
 CHANGES = Augmentation(
     choose="one", rotation=30.0, flip=True, mirror=True, zoom=(0.8, 1.2), left=0.2, right=0.2,

@@ -12,14 +12,14 @@ python -m cnn_research.report runs/cifar10_exercise/* runs/cifar10_exercise_*/* 
 import dataclasses
 from typing import Any
 
-from cnn_research.data.augment import Augmentation
+from cnn_research.core.experiment import register
+from cnn_research.data.augmentation.config import Augmentation
 from cnn_research.data.sources import Cifar10
-from cnn_research.experiment import register
 from cnn_research.models import Airbench, ConvNet, ResNet9
-from cnn_research.optimizers import Optimizer
 from cnn_research.tasks.classification import Classification
-from cnn_research.training import Evaluation, Training
-from cnn_research.transfer import Transfer
+from cnn_research.train.config import Evaluation, Training
+from cnn_research.train.optimizers import Optimizer
+from cnn_research.train.transfer import Transfer
 
 EXERCISE = ConvNet(
     features=(32, 64, 64),

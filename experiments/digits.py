@@ -3,11 +3,11 @@
 python launch.py --experiment=digits_cnn
 """
 
+from cnn_research.core.experiment import register
 from cnn_research.data.sources import Digits
-from cnn_research.experiment import register
 from cnn_research.models import MLP, ConvNet
-from cnn_research.optimizers import Optimizer
-from cnn_research.training import Training
+from cnn_research.train.config import Training
+from cnn_research.train.optimizers import Optimizer
 
 
 @register(data="digits")

@@ -9,13 +9,13 @@ import dataclasses
 
 from flax import linen as nn
 
-from cnn_research.data.augment import Augmentation
+from cnn_research.core.experiment import register
+from cnn_research.data.augmentation.config import Augmentation
 from cnn_research.data.sources import FashionMnist
-from cnn_research.experiment import register
 from cnn_research.models import MLP, ConvNet, ResNet9
-from cnn_research.optimizers import Optimizer
 from cnn_research.tasks.classification import Classification
-from cnn_research.training import Evaluation, Selection, Training
+from cnn_research.train.config import Evaluation, Selection, Training
+from cnn_research.train.optimizers import Optimizer
 
 CNN_RESULTS = {
     "test accuracy": 0.8978,

@@ -1,7 +1,7 @@
 """Pictures: filters, pooling, augmentations, and what a trained network has learned to see."""
 
-from cnn_research.experiment import register
-from cnn_research.galleries import Augmentations, Features, Filters, PoolingPyramid
+from cnn_research.core.experiment import register
+from cnn_research.workflows.galleries import Augmentations, Features, Filters, PoolingPyramid
 
 
 @register(document="001", data="photographs")

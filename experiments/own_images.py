@@ -4,12 +4,12 @@ python launch.py --experiment=image_folder --data.path=FOLDER
 python launch.py --experiment=image_table --data.path=FILE.csv --data.label=COLUMN
 """
 
+from cnn_research.core.experiment import register
 from cnn_research.data.sources import ImageFolder, ImageTable
-from cnn_research.experiment import register
 from cnn_research.models import ResNet9
-from cnn_research.optimizers import Optimizer
-from cnn_research.own_images import choices
-from cnn_research.training import Training
+from cnn_research.train.auto_config import choices
+from cnn_research.train.config import Training
+from cnn_research.train.optimizers import Optimizer
 
 
 def residual_network(data: ImageFolder | ImageTable) -> Training:

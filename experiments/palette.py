@@ -6,22 +6,22 @@ the two that ship with scikit-learn serve, enough to try it and no more.
 
 import dataclasses
 
-from cnn_research.data.augment import Augmentation
+from cnn_research.core.experiment import register
+from cnn_research.data.augmentation.config import Augmentation
 from cnn_research.data.clusters import Clustered
 from cnn_research.data.crops import Crops
 from cnn_research.data.palettes import Palettes
 from cnn_research.data.sources import Photos, Products
-from cnn_research.experiment import register
 from cnn_research.models import SSCNN, PaletteNet
-from cnn_research.optimizers import Optimizer
-from cnn_research.pretrained import Pretrained
-from cnn_research.purification import Purification
-from cnn_research.staged import Staged
+from cnn_research.models.pretrained import Pretrained
 from cnn_research.tasks.classification import Classification
 from cnn_research.tasks.histogram import Histogram
 from cnn_research.tasks.palette import Palette
-from cnn_research.training import Evaluation, Selection, Training
-from cnn_research.transfer import Transfer
+from cnn_research.train.config import Evaluation, Selection, Training
+from cnn_research.train.optimizers import Optimizer
+from cnn_research.train.transfer import Transfer
+from cnn_research.workflows.purification import Purification
+from cnn_research.workflows.staged import Staged
 
 SS_CNN = Training(
     data=Clustered(source=Photos(), clusters=128, window=(37, 37)),

@@ -3,12 +3,12 @@
 The data is prepared once, with `python -m cnn_research.data prepare fashion_mnist`.
 """
 
+from cnn_research.core.experiment import register
 from cnn_research.data.sources import FashionMnist
-from cnn_research.experiment import register
 from cnn_research.models import ConvNet
-from cnn_research.optimizers import Optimizer
-from cnn_research.studies import PoolingStudy
-from cnn_research.training import Training
+from cnn_research.train.config import Training
+from cnn_research.train.optimizers import Optimizer
+from cnn_research.workflows.pooling_study import PoolingStudy
 
 CLASSIFIER = Training(
     data=FashionMnist(),

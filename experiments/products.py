@@ -12,15 +12,15 @@ classifier', Adam, 128 units; D0 has every label with two examples and D1 those 
 are two ways to draw the test split.
 """
 
-from cnn_research.data.augment import Augmentation
+from cnn_research.core.experiment import register
+from cnn_research.data.augmentation.config import Augmentation
 from cnn_research.data.sources import Products
-from cnn_research.experiment import register
 from cnn_research.models import ConvNet, MobileNetV1
-from cnn_research.optimizers import Optimizer
-from cnn_research.pretrained import Pretrained
+from cnn_research.models.pretrained import Pretrained
 from cnn_research.tasks.multi_head import MultiHead
-from cnn_research.training import Evaluation, Training
-from cnn_research.transfer import Transfer
+from cnn_research.train.config import Evaluation, Training
+from cnn_research.train.optimizers import Optimizer
+from cnn_research.train.transfer import Transfer
 
 
 def row(

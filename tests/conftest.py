@@ -39,7 +39,7 @@ def compiled_once(tmp_path_factory):
 @pytest.fixture(scope="module")
 def no_pictures():
     """Reports without matplotlib, which would take most of the time."""
-    from cnn_research import evaluate
+    from cnn_research.train import evaluate
 
     def page(workdir, **unused):
         (workdir / "report").mkdir(exist_ok=True)

@@ -17,12 +17,11 @@ import scipy.ndimage
 from PIL import Image, ImageEnhance, ImageOps
 
 from cnn_research import ops
-from cnn_research.data.augment import Augmentation
-from cnn_research.data.rand_augment import OPERATIONS, RandAugment
-from cnn_research.errors import UsageError
-from cnn_research.ops import colour_changes as colour
-from cnn_research.ops import warp
-from cnn_research.random import example_keys, stream_key
+from cnn_research.core.errors import UsageError
+from cnn_research.core.random import example_keys, stream_key
+from cnn_research.data.augmentation import colour, stages, warp
+from cnn_research.data.augmentation.config import Augmentation
+from cnn_research.data.augmentation.rand_augment import OPERATIONS, RandAugment
 
 ROOT = Path(__file__).resolve().parent.parent
 RNG = np.random.default_rng(0)
@@ -98,7 +97,7 @@ def test_batches_are_split_over_devices_without_exchange():
     code = """
 import jax, numpy as np
 from jax.sharding import PartitionSpec
-from cnn_research.mesh import batch_sharded, data_mesh
+from cnn_research.core.distributed import batch_sharded, data_mesh
 from tests.test_augment import EVERY, IMAGES, augmented, keys_of
 mesh = data_mesh()
 assert mesh.size == 2
@@ -602,7 +601,7 @@ def test_changes_are_computed_apart_where_that_is_faster():
     images = jnp.arange(2 * 8 * 8 * 3, dtype=jnp.uint8).reshape(2, 8, 8, 3)
 
     def changed(images, step):
-        return ops.apart(lambda: images[:, ::-1] // 2, step)
+        return stages.apart(lambda: images[:, ::-1] // 2, step)
 
     step = jnp.int32(0)
     for formulation in (ops.PLAIN, ops.default_formulation("cpu")):

@@ -7,18 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cnn_research import runner
-from cnn_research.data.augment import Augmentation
+from cnn_research.core.distributed import data_mesh
+from cnn_research.core.errors import UsageError
+from cnn_research.core.experiment import run
+from cnn_research.data.augmentation.config import Augmentation
 from cnn_research.data.batches import balanced_indices, class_members
 from cnn_research.data.dataset import MISSING
 from cnn_research.data.sources import Synthetic
-from cnn_research.errors import UsageError
-from cnn_research.experiment import run
-from cnn_research.mesh import data_mesh
 from cnn_research.models import MLP
 from cnn_research.tasks.regression import Regression
-from cnn_research.training import Selection, Training
-from cnn_research.transfer import Transfer
+from cnn_research.train import loop as runner
+from cnn_research.train.config import Selection, Training
+from cnn_research.train.transfer import Transfer
 
 LABELS = np.array([2, 0, 0, MISSING, 0, 2, 0, 0, 5], np.int32)
 IMAGES = np.arange(9 * 4 * 4 * 3, dtype=np.uint8).reshape(9, 4, 4, 3)

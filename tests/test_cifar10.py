@@ -20,10 +20,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cnn_research.core.errors import UsageError, UserError
+from cnn_research.core.experiment import lookup, registry, to_dict
 from cnn_research.data import Cifar10, cifar10
 from cnn_research.data.__main__ import main
-from cnn_research.errors import UsageError, UserError
-from cnn_research.experiment import lookup, registry, to_dict
 from experiments.cifar10 import EXERCISE
 
 BATCHES = [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]

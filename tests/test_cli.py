@@ -24,10 +24,10 @@ from absl import flags
 from absl.testing import flagsaver
 
 import launch  # noqa: F401 (defines the flags)
-from cnn_research import cli
-from cnn_research import workdir as folders
-from cnn_research.experiment import config_fields, flatten, lookup, registry
-from cnn_research.models.architectures import architectures
+from cnn_research.cli import main as cli
+from cnn_research.core import run_folder as folders
+from cnn_research.core.experiment import config_fields, flatten, lookup, registry
+from cnn_research.models.registry import architectures
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ("--experiment=digits_mlp", "--epochs=0.2", "--model.dense", "8")

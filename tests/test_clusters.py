@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cnn_research.core.errors import UsageError, UserError
+from cnn_research.core.experiment import run
 from cnn_research.data.clusters import Clustered, side_by_side
 from cnn_research.data.sources import Photos, Synthetic
-from cnn_research.errors import UsageError, UserError
-from cnn_research.experiment import run
 from cnn_research.models import SSCNN
-from cnn_research.optimizers import Optimizer
 from cnn_research.tasks.histogram import Histogram
 from cnn_research.tasks.histogram_predictions import HistogramPredictions
-from cnn_research.training import Selection, Training
-from cnn_research.transfer import Transfer
+from cnn_research.train.config import Selection, Training
+from cnn_research.train.optimizers import Optimizer
+from cnn_research.train.transfer import Transfer
 
 COLOURS = np.array([[250, 10, 10], [10, 240, 20], [20, 30, 250], [240, 240, 235]], np.uint8)
 

@@ -11,15 +11,15 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
 
-from cnn_research import dashboard
+from cnn_research.core.experiment import run
 from cnn_research.data.dataset import MISSING
 from cnn_research.data.sources import Synthetic
-from cnn_research.experiment import run
 from cnn_research.models import MLP
+from cnn_research.report import tensorboard as dashboard
+from cnn_research.report.writers import MetricsWriter
 from cnn_research.tasks.class_predictions import ClassPredictions
 from cnn_research.tasks.task import Answer
-from cnn_research.training import Training
-from cnn_research.writers import MetricsWriter
+from cnn_research.train.config import Training
 
 
 def events(workdir: Path, sub_run: str) -> EventAccumulator:
@@ -87,13 +87,13 @@ def test_thumbnails_are_squares():
 
 def test_training_images_are_those_of_the_first_step(tmp_path, monkeypatch):
     shown = []
-    show = "cnn_research.runner.show_training_images"
+    show = "cnn_research.train.loop.show_training_images"
     monkeypatch.setattr(show, lambda writer, images: shown.append(images))
     data = Synthetic(train=12, test=4, image_shape=(6, 6, 1), classes=(3,))
     training = Training(
         data=data, model=MLP(dense=(4,)), epochs=1, batch_size=12, mean=(0.3,), std=(0.2,)
     )
-    monkeypatch.setattr("cnn_research.runner.report", lambda *_: None)
+    monkeypatch.setattr("cnn_research.train.loop.report", lambda *_: None)
     run(training, tmp_path)
     run(dataclasses.replace(training, epochs=2), tmp_path)
     (images,) = shown  # none where the run goes on

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
+from cnn_research.core.errors import UsageError, UserError
 from cnn_research.data import (
     MISSING,
     UNSEEN,
@@ -31,13 +32,11 @@ from cnn_research.data import (
     Split,
     Synthetic,
     artworks,
-    cache,
     images,
-    splits,
     tables,
 )
 from cnn_research.data.__main__ import main
-from cnn_research.errors import UsageError, UserError
+from cnn_research.data.prepare import cache, splits
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

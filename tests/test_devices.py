@@ -14,18 +14,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import cost_model as scaling
 from benchmarks import scaling as benchmark
 from benchmarks.results import last_checkpoint, rows_of
-from cnn_research import ops, runner, scaling
+from cnn_research import ops
+from cnn_research.core.distributed import data_mesh, state_shardings
+from cnn_research.core.errors import UsageError
+from cnn_research.core.experiment import run
 from cnn_research.data.sources import Synthetic
-from cnn_research.errors import UsageError
-from cnn_research.evaluate import bound
-from cnn_research.experiment import run
-from cnn_research.mesh import data_mesh, state_shardings
 from cnn_research.models import MLP, ConvNet
-from cnn_research.optimizers import Optimizer, Penalty
 from cnn_research.tasks.classification import Classification
-from cnn_research.training import Training
+from cnn_research.train import loop as runner
+from cnn_research.train.config import Training
+from cnn_research.train.evaluate import bound
+from cnn_research.train.optimizers import Optimizer, Penalty
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -111,7 +113,7 @@ IN_SHARES = """
 import dataclasses, json, sys
 import jax, numpy as np
 from cnn_research import runner
-from cnn_research.experiment import from_dict, run
+from cnn_research.core.experiment import from_dict, run
 
 shares = []
 original = runner.make_steps
@@ -134,7 +136,7 @@ print(json.dumps({"devices": jax.device_count(), "shares": shares[0]}))
 
 def on_eight_devices(experiment, workdir):
     """Runs it in a process with eight devices; which arrays of the state were in shares."""
-    from cnn_research.experiment import canonical_json
+    from cnn_research.core.experiment import canonical_json
 
     ended = subprocess.run(
         [sys.executable, "-c", IN_SHARES, canonical_json(experiment), str(workdir)],

@@ -25,8 +25,8 @@ from absl.testing import flagsaver
 from PIL import Image
 
 import launch  # noqa: F401 (defines the flags)
-from cnn_research import cli
-from cnn_research.experiment import lookup, registry
+from cnn_research.cli import main as cli
+from cnn_research.core.experiment import lookup, registry
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
@@ -155,7 +155,7 @@ def test_own_images_page_works_as_it_stands(fruit):
                 quick = [extra for word in words for extra in QUICK.get(word, [])]
                 with flagsaver.flagsaver():
                     cli.main(cli.parse_flags([*words[1:], *quick]))
-            elif words[2:3] == ["cnn_research.serve"]:
+            elif words[2:3] == ["cnn_research.inference.serve"]:
                 pytest.importorskip("fastapi", reason="serving needs the extra [serve]")
                 server = subprocess.Popen(
                     [sys.executable, *words[1:]], env={**os.environ, "PYTHONPATH": str(ROOT)}

@@ -11,10 +11,12 @@ import jax
 import numpy as np
 import pytest
 
-from cnn_research import doctor, estimate, runner
-from cnn_research.estimate import with_prefix
-from cnn_research.evaluate import open_trained
-from cnn_research.experiment import lookup, run
+from cnn_research.cli import doctor
+from cnn_research.core.experiment import lookup, run
+from cnn_research.train import estimate
+from cnn_research.train import loop as runner
+from cnn_research.train.estimate import with_prefix
+from cnn_research.train.evaluate import open_trained
 
 
 def test_trying_steps_changes_nothing(tmp_path, monkeypatch):
@@ -117,7 +119,7 @@ def absent(name):
     raise metadata.PackageNotFoundError(name)
 if not {listed}:
     metadata.version = metadata.requires = absent
-runpy.run_module("cnn_research.doctor", run_name="__main__")
+runpy.run_module("cnn_research.cli.doctor", run_name="__main__")
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ended.returncode == 1 and not ended.stderr
@@ -128,6 +130,6 @@ runpy.run_module("cnn_research.doctor", run_name="__main__")
 
 def test_doctor_is_a_command():
     ended = subprocess.run(
-        [sys.executable, "-m", "cnn_research.doctor"], capture_output=True, text=True
+        [sys.executable, "-m", "cnn_research", "doctor"], capture_output=True, text=True
     )
     assert ended.returncode == 0 and "Experiments can run." in ended.stdout

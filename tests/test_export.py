@@ -17,20 +17,20 @@ from flax import linen as nn
 from PIL import Image
 from safetensors.numpy import load_file
 
+from cnn_research.core.distributed import data_mesh
+from cnn_research.core.errors import UserError
+from cnn_research.core.experiment import lookup, registry, run
 from cnn_research.data.images import decode, grey
 from cnn_research.data.sources import Digits, Synthetic
-from cnn_research.errors import UserError
-from cnn_research.evaluate import Trained, abstract_state, bound, forward_of, open_trained
-from cnn_research.experiment import lookup, registry, run
-from cnn_research.export import PLATFORMS, card, onnx_difference, program
-from cnn_research.exported import open_export, write_sums
-from cnn_research.mesh import data_mesh
+from cnn_research.inference.export import PLATFORMS, card, onnx_difference, program
+from cnn_research.inference.exported import open_export, write_sums
 from cnn_research.models import MLP, ConvNet, ResNet9
-from cnn_research.state import TrainState
 from cnn_research.tasks.multi_head import MultiHead
 from cnn_research.tasks.regression import Regression
-from cnn_research.training import Evaluation, Training
-from cnn_research.transfer import Transfer
+from cnn_research.train.config import Evaluation, Training
+from cnn_research.train.evaluate import Trained, abstract_state, bound, forward_of, open_trained
+from cnn_research.train.state import TrainState
+from cnn_research.train.transfer import Transfer
 
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS = Training(
@@ -98,7 +98,8 @@ def test_jax_alone_reads_it(digits):
 
 def imported_by_opening(folder: Path) -> set[str]:
     code = (
-        "import sys; from pathlib import Path; from cnn_research.exported import open_export; "
+        "import sys; from pathlib import Path; "
+        "from cnn_research.inference.exported import open_export; "
         "open_export(Path(sys.argv[1])); print(*sys.modules)"
     )
     words = [sys.executable, "-c", code, str(folder)]

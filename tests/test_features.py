@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from cnn_research.core.errors import UsageError, UserError
+from cnn_research.core.experiment import lookup, run
 from cnn_research.data.dataset import Dataset, Split
-from cnn_research.errors import UsageError, UserError
-from cnn_research.experiment import lookup, run
-from cnn_research.features import grad_cam, kernel_of, layers, maps, most_exciting
-from cnn_research.galleries import Features
-from cnn_research.galleries import features as gallery
-from cnn_research.galleries.feature_pictures import filter_slices, overlaid, stretched
-from cnn_research.galleries.features import cam_layer, spread
 from cnn_research.models import ConvNet
+from cnn_research.models.layer_outputs import grad_cam, kernel_of, layers, maps, most_exciting
 from cnn_research.models.layers import BatchNorm, Conv
 from cnn_research.tasks.regression import Regression
-from cnn_research.training import Training
+from cnn_research.train.config import Training
+from cnn_research.workflows.galleries import Features
+from cnn_research.workflows.galleries import features as gallery
+from cnn_research.workflows.galleries.feature_pictures import filter_slices, overlaid, stretched
+from cnn_research.workflows.galleries.features import cam_layer, spread
 
 RNG = np.random.default_rng(0)
 

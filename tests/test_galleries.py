@@ -10,13 +10,9 @@ import scipy.ndimage
 from PIL import Image
 
 from cnn_research import ops
-from cnn_research.data.augment import Augmentation
-from cnn_research.errors import UsageError, UserError
-from cnn_research.experiment import lookup, run
-from cnn_research.galleries import Augmentations, Filters, PoolingPyramid
-from cnn_research.galleries.augmentations import FIGURE_12, alone, described, figure_12
-from cnn_research.galleries.filters import filters_figure, matrix, parse_kernel, size_lines, visible
-from cnn_research.galleries.pooling import POOLS, pyramid, pyramid_sizes
+from cnn_research.core.errors import UsageError, UserError
+from cnn_research.core.experiment import lookup, run
+from cnn_research.data.augmentation.config import Augmentation
 from cnn_research.ops.filters import (
     KERNELS,
     filter_image,
@@ -24,6 +20,16 @@ from cnn_research.ops.filters import (
     gaussian,
     output_size,
 )
+from cnn_research.workflows.galleries import Augmentations, Filters, PoolingPyramid
+from cnn_research.workflows.galleries.augmentations import FIGURE_12, alone, described, figure_12
+from cnn_research.workflows.galleries.filters import (
+    filters_figure,
+    matrix,
+    parse_kernel,
+    size_lines,
+    visible,
+)
+from cnn_research.workflows.galleries.pooling import POOLS, pyramid, pyramid_sizes
 
 RNG = np.random.default_rng(0)
 SCIPY_MODES = {"zeros": "constant", "edge": "nearest"}

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from cnn_research import exported, hub
-from cnn_research.errors import UsageError, UserError
+from cnn_research.core.errors import UsageError, UserError
+from cnn_research.inference import exported, hub
 
 COMMIT = "c" * 40
 

@@ -19,17 +19,17 @@ from jax import lax
 
 from benchmarks import architectures as benchmark
 from cnn_research import ops
-from cnn_research.experiment import lookup
+from cnn_research.core.experiment import lookup
 from cnn_research.models import __main__ as table
 from cnn_research.models import flops as counting
 from cnn_research.models.airbench import Airbench
-from cnn_research.models.architectures import Architecture, architectures
 from cnn_research.models.convnet import ConvNet
 from cnn_research.models.googlenet import GoogLeNet, _pool_to_the_edge
 from cnn_research.models.inception_v3 import InceptionV3
 from cnn_research.models.layers import GlobalPool, ImageTooSmall
 from cnn_research.models.lenet import LeNet5
 from cnn_research.models.mobilenet import MobileNetV1
+from cnn_research.models.registry import Architecture, architectures
 from cnn_research.models.resnet9 import ResNet9
 
 MODELS = architectures()

@@ -11,15 +11,16 @@ from absl.testing import flagsaver
 from PIL import Image
 
 import launch  # noqa: F401 (defines the flags)
-from cnn_research import cli, own_images
-from cnn_research import workdir as folders
-from cnn_research.data.survey import Survey
-from cnn_research.errors import UsageError, UserError
-from cnn_research.experiment import lookup
-from cnn_research.own_images import image_size, network
+from cnn_research.cli import main as cli
+from cnn_research.core import run_folder as folders
+from cnn_research.core.errors import UsageError, UserError
+from cnn_research.core.experiment import lookup
+from cnn_research.data.prepare.survey import Survey
 from cnn_research.tasks.classification import Classification
 from cnn_research.tasks.multi_head import MultiHead
 from cnn_research.tasks.regression import Regression
+from cnn_research.train import auto_config as own_images
+from cnn_research.train.auto_config import image_size, network
 
 
 @pytest.fixture(autouse=True)
@@ -132,7 +133,7 @@ def test_a_table_names_its_images_and_heads(tmp_path):
 def test_an_archive_is_surveyed_once(tmp_path, monkeypatch):
     import shutil
 
-    from cnn_research.data import survey
+    from cnn_research.data.prepare import survey
 
     make_folder(tmp_path / "pets", {"cat": 6, "dog": 6})
     archive = shutil.make_archive(str(tmp_path / "pets"), "gztar", tmp_path / "pets")

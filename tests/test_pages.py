@@ -14,11 +14,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from cnn_research.data.augment import Augmentation
+from cnn_research.core.experiment import run
+from cnn_research.data.augmentation.config import Augmentation
 from cnn_research.data.sources import Synthetic
-from cnn_research.experiment import run
 from cnn_research.models import ConvNet
-from cnn_research.training import Training
+from cnn_research.train.config import Training
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 

@@ -14,25 +14,25 @@ from PIL import Image
 
 from benchmarks.colour_names import TERMS, named
 from benchmarks.palettes import palette_error, pixel_error
+from cnn_research.core.errors import UsageError, UserError
+from cnn_research.core.experiment import run
 from cnn_research.data.clusters import Clustered
 from cnn_research.data.dataset import PALETTE
 from cnn_research.data.palettes import Palettes
 from cnn_research.data.sources import Photos, Synthetic
-from cnn_research.errors import UsageError, UserError
-from cnn_research.evaluate import open_trained, weights_of_run
-from cnn_research.experiment import run
 from cnn_research.models import SSCNN, PaletteNet
 from cnn_research.models.palette_net import PaletteHead
+from cnn_research.models.pretrained import Pretrained
 from cnn_research.ops import colours, palettes
-from cnn_research.optimizers import Optimizer
-from cnn_research.pretrained import Pretrained
-from cnn_research.staged import Staged
 from cnn_research.tasks.histogram import Histogram
 from cnn_research.tasks.palette import Palette
 from cnn_research.tasks.palette_files import nearest_names, palette_of, with_strip
 from cnn_research.tasks.task import PIXELS
-from cnn_research.training import Evaluation, Selection, Training
-from cnn_research.transfer import Transfer
+from cnn_research.train.config import Evaluation, Selection, Training
+from cnn_research.train.evaluate import open_trained, weights_of_run
+from cnn_research.train.optimizers import Optimizer
+from cnn_research.train.transfer import Transfer
+from cnn_research.workflows.staged import Staged
 
 SMALL = PaletteNet(features=(4, 8, 8), num_classes=8, hidden=(16,), colours=3)
 
@@ -322,7 +322,7 @@ def test_the_second_training_starts_from_the_first_and_neither_runs_again(
     run(experiment, tmp_path / "run", "predict", str(tmp_path / "red.png"))
     assert (tmp_path / "run" / "training" / "predictions" / "red.png.gpl").exists()
 
-    monkeypatch.setattr("cnn_research.runner.train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("cnn_research.train.loop.train", lambda *_: pytest.fail("trained again"))
     assert run(experiment, tmp_path / "run").figures == result.figures
     named = dataclasses.replace(trained(), pretrained=Pretrained(str(tmp_path / "run/training")))
     stages = dataclasses.replace(experiment, training=named).stages(tmp_path / "other")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks import keras_parity
-from cnn_research.models.architectures import architectures
+from cnn_research.models.registry import architectures
 
 pytest.importorskip("keras", reason="Keras, of the extra `dev`, is not installed")
 

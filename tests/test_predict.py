@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnn_research import predict
+from cnn_research.core.errors import UsageError, UserError
+from cnn_research.core.experiment import run
 from cnn_research.data.sources import Digits, Synthetic
-from cnn_research.errors import UsageError, UserError
-from cnn_research.experiment import run
-from cnn_research.features import LONGEST_FEATURES, folded
+from cnn_research.inference import predict
 from cnn_research.models import MLP, ConvNet
+from cnn_research.models.layer_outputs import LONGEST_FEATURES, folded
 from cnn_research.tasks.multi_head import MultiHead
 from cnn_research.tasks.regression import Regression
-from cnn_research.training import Evaluation, Training
+from cnn_research.train.config import Evaluation, Training
 
 DIGITS = Training(
     data=Digits(),

@@ -22,12 +22,12 @@ from flax import linen as nn
 from flax import traverse_util
 from safetensors.numpy import save_file
 
-from cnn_research.errors import UsageError, UserError
+from cnn_research.core.errors import UsageError, UserError
 from cnn_research.models import VGG, AlexNet, CifarResNet, WideResNet
+from cnn_research.models.pretrained import Pretrained, load_pretrained, matches
 from cnn_research.models.resnet import ResNet
-from cnn_research.pretrained import Pretrained, load_pretrained, matches
-from cnn_research.weights import read_weights
-from cnn_research.weights.torch_file import OLD_FORMAT
+from cnn_research.models.weights import read_weights
+from cnn_research.models.weights.torch_file import OLD_FORMAT
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

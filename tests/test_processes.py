@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from benchmarks.results import ROOT, last_checkpoint, rows_of
-from cnn_research import interruption
+from cnn_research.core import preemption as interruption
+from cnn_research.core.errors import Interrupted
+from cnn_research.core.experiment import lookup, run
+from cnn_research.core.preemption import Interruption
 from cnn_research.data.sources import Digits
-from cnn_research.errors import Interrupted
-from cnn_research.evaluate import Evaluator
-from cnn_research.experiment import lookup, run
-from cnn_research.interruption import Interruption
+from cnn_research.train.evaluate import Evaluator
 
 LIMIT = 150
 """Seconds; processes on a busy machine take long to begin."""

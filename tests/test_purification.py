@@ -10,20 +10,27 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnn_research import naming
+from cnn_research.core.errors import UsageError, UserError
+from cnn_research.core.experiment import lookup, run
 from cnn_research.data import crops
 from cnn_research.data.clusters import Clustered
 from cnn_research.data.crops import Crops
 from cnn_research.data.dataset import Split
 from cnn_research.data.sources import ImageFolder, Synthetic
-from cnn_research.errors import UsageError, UserError
-from cnn_research.experiment import lookup, run
 from cnn_research.models import SSCNN
-from cnn_research.optimizers import Optimizer
-from cnn_research.purification import DISCARDED, KEPT, Purification, near, to_centres, to_own
 from cnn_research.tasks.classification import Classification
 from cnn_research.tasks.histogram import Histogram
-from cnn_research.training import Selection, Training
+from cnn_research.train.config import Selection, Training
+from cnn_research.train.optimizers import Optimizer
+from cnn_research.workflows import colour_naming as naming
+from cnn_research.workflows.purification import (
+    DISCARDED,
+    KEPT,
+    Purification,
+    near,
+    to_centres,
+    to_own,
+)
 
 NAMES = ("blue", "green", "red")
 COLOURS = np.array([[20, 30, 220], [30, 200, 40], [210, 30, 30]])
@@ -215,7 +222,7 @@ def test_rounds_discard_flipped_labels_and_a_restart_runs_nothing(folder, tmp_pa
     report = (tmp_path / "run" / "report" / "report.md").read_text()
     assert report.count("![Discarded crops") == 2 and "| 2 " in report
 
-    monkeypatch.setattr("cnn_research.runner.train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("cnn_research.train.loop.train", lambda *_: pytest.fail("trained again"))
     again = run(experiment, tmp_path / "run")
     assert again.figures == result.figures
 

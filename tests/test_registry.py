@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,10 +20,10 @@ import pytest
 from absl import flags
 from matplotlib.figure import Figure
 
-from cnn_research import checkpoint, cli
-from cnn_research import workdir as folders
-from cnn_research.evaluate import abstract_state, bound
-from cnn_research.experiment import (
+from cnn_research.cli import main as cli
+from cnn_research.core import run_folder as folders
+from cnn_research.core.distributed import data_mesh
+from cnn_research.core.experiment import (
     canonical_json,
     config_hash,
     flatten,
@@ -32,11 +33,12 @@ from cnn_research.experiment import (
     run,
     to_dict,
 )
-from cnn_research.exported import open_export
-from cnn_research.mesh import data_mesh
-from cnn_research.purification import Purification
-from cnn_research.staged import Staged
-from cnn_research.training import Training
+from cnn_research.inference.exported import open_export
+from cnn_research.train import checkpoint
+from cnn_research.train.config import Training
+from cnn_research.train.evaluate import abstract_state, bound
+from cnn_research.workflows.purification import Purification
+from cnn_research.workflows.staged import Staged
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).with_name("golden")
@@ -92,7 +94,7 @@ def test_every_field_takes_part_in_the_hash():
 
 def test_hashes_are_those_of_another_process():
     code = (
-        "from cnn_research.experiment import config_hash, registry\n"
+        "from cnn_research.core.experiment import config_hash, registry\n"
         "for name, entry in registry().items():\n"
         "    print(name, config_hash(entry.experiment()))"
     )
@@ -131,7 +133,7 @@ def blank_pictures(monkeypatch):
         *("confusion_matrix", "confusions", "mistakes", "training_curves"),
         *("palettes", "histograms", "colour_cube"),
     ):
-        monkeypatch.setattr(f"cnn_research.figures.{name}", blank)
+        monkeypatch.setattr(f"cnn_research.report.plots.{name}", blank)
 
 
 @pytest.mark.parametrize("name", TRAININGS)
@@ -175,7 +177,7 @@ def test_pipeline_runs_and_a_finished_one_trains_nothing(name, tmp_path, monkeyp
     small = lookup(name).experiment().test_sized()
     result = run(small, tmp_path)
     assert result.figures
-    monkeypatch.setattr("cnn_research.runner.train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("cnn_research.train.loop.train", lambda *_: pytest.fail("trained again"))
     assert run(folders.saved_config(tmp_path), tmp_path).figures == result.figures
     run(folders.saved_config(tmp_path), tmp_path, "export")
     assert open_export(tmp_path / "export").facts["step"] > 0
@@ -197,39 +199,11 @@ def test_no_launcher_flag_is_named_like_a_field():
     assert isinstance(flags.FLAGS, flags.FlagValues)
 
 
-LAYERS = (
-    {"errors"},
-    {"interruption"},
-    {"experiment", "random"},
-    {"ops"},
-    {"models", "data"},
-    {"figures", "markdown", "pages"},
-    {"tasks"},
-    {"optimizers", "weights", "exported"},
-    {"pretrained"},
-    {"transfer"},
-    {"feature_cache", "features"},
-    {"training"},
-    {"state", "mesh", "progress", "profiling"},
-    {"checkpoint", "workdir", "writers"},
-    {"report", "dashboard"},
-    {"evaluate"},
-    {"estimate"},
-    {"galleries", "predict", "export", "hub", "serve"},
-    {"runner"},
-    {"staged", "replicas", "scaling"},
-    {"studies", "purification"},
-    {"naming"},
-    {"own_images", "doctor"},
-    {"cli"},
-    {"sweep"},
-    {"experiments"},
-    {"launch"},
-)
-"""Parts of the project, lowest first: a part imports from lower ones only."""
-
-LOADERS = {("experiment", "experiments")}
-"""The registry fills itself: the one import upwards, when it is asked for."""
+def layers() -> list[set[str]]:
+    """The table of docs/design.md, lowest first: a part imports from lower layers only."""
+    page = (ROOT / "docs" / "design.md").read_text()
+    rows = re.findall(r"^\| (`.*?) \|", page.partition("## Properties")[0], re.MULTILINE)
+    return [set(re.findall(r"`(\w+)`", row)) for row in reversed(rows)]
 
 
 def part_of(module: str) -> str:
@@ -238,49 +212,45 @@ def part_of(module: str) -> str:
 
 
 def imported_parts(file: Path) -> set[str]:
-    """The project's parts that a file imports, anywhere in it."""
-    found = set()
+    """The project's parts that a file imports, anywhere in it, or names as `"module:function"`."""
+    modules = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
-            modules = [alias.name for alias in node.names]
+            modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: imports are written in full"
-            # `from cnn_research import checkpoint` imports a part; `from m import f` imports m.
+            # `from cnn_research import train` imports a part; `from m import f` imports m.
             package = node.module == "cnn_research"
-            modules = [f"{node.module}.{a.name}" if package else node.module for a in node.names]
-        else:
-            continue
-        found |= {
-            part_of(module)
-            for module in modules
-            if module.split(".")[0] in ("cnn_research", "experiments", "launch")
-        }
-    return found
+            modules |= {f"{node.module}.{a.name}" if package else node.module for a in node.names}
+        elif isinstance(node, ast.Constant) and re.fullmatch(r"[\w.]+:\w+", str(node.value)):
+            modules.add(str(node.value).partition(":")[0])
+    own = {module for module in modules if module.split(".")[0] in ("cnn_research", "experiments")}
+    return {part_of(module) for module in own}
 
 
 def test_imports_go_one_way():
     files = [*ROOT.glob("cnn_research/**/*.py"), *ROOT.glob("experiments/*.py"), ROOT / "launch.py"]
-    height = {part: level for level, layer in enumerate(LAYERS) for part in layer}
+    height = {part: level for level, layer in enumerate(layers()) for part in layer}
     upwards, placed = [], set()
     for file in files:
         part = part_of(".".join(file.relative_to(ROOT).with_suffix("").parts))
         if part in ("__init__", "__main__"):
             continue
-        assert part in height, f"{file.name} has no place in LAYERS of this test: give it one"
+        assert part in height, f"{file.name} has no place in the table of docs/design.md"
         placed.add(part)
-        for imported in imported_parts(file) - {part}:
-            assert imported in height, f"{file.name} imports {imported}, which is not in LAYERS"
-            same_files = height[imported] == height[part]
-            if (height[imported] > height[part] or same_files) and (part, imported) not in LOADERS:
+        for imported in sorted(imported_parts(file) - {part}):
+            assert imported in height, f"{file.name} imports {imported}, which is not in the table"
+            if height[imported] >= height[part]:
                 upwards.append(f"{file.relative_to(ROOT)} imports {imported}")
-    assert not upwards
-    assert placed == set(height), "LAYERS names parts that are gone"
+    assert not upwards, "\n".join(upwards)
+    assert placed == set(height), "the table of docs/design.md names parts that are gone"
 
 
 def test_starting_needs_neither_orbax_nor_tensorflow():
     """What `--list` and usage errors import; jax itself comes with flax's modules."""
     code = (
-        "import launch, sys; from cnn_research.cli import listing; listing(); print(*sys.modules)"
+        "import launch, sys; from cnn_research.cli.main import listing; "
+        "listing(); print(*sys.modules)"
     )
     ended = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True

@@ -16,18 +16,20 @@ from PIL import Image
 from sklearn import metrics
 
 from benchmarks import readme_tables
-from cnn_research import cli, figures
-from cnn_research.data import Dataset, ImageTable, Synthetic, splits
+from cnn_research.cli import main as cli
+from cnn_research.core.errors import UsageError, UserError
+from cnn_research.core.experiment import lookup, run
+from cnn_research.core.run_folder import saved_config
+from cnn_research.data import Dataset, ImageTable, Synthetic
 from cnn_research.data.dataset import Split
-from cnn_research.errors import UsageError, UserError
-from cnn_research.experiment import lookup, run
+from cnn_research.data.prepare import splits
 from cnn_research.models import MLP
-from cnn_research.optimizers import Optimizer
+from cnn_research.report import plots as figures
 from cnn_research.tasks.classification import Classification
 from cnn_research.tasks.number_predictions import NumberPredictions
 from cnn_research.tasks.regression import FittedRegression, Regression
-from cnn_research.training import Evaluation, Selection, Training
-from cnn_research.workdir import saved_config
+from cnn_research.train.config import Evaluation, Selection, Training
+from cnn_research.train.optimizers import Optimizer
 
 
 @pytest.fixture(autouse=True)

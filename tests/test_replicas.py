@@ -11,15 +11,17 @@ import numpy as np
 import pytest
 
 from benchmarks.results import digest, last_checkpoint, rows_of
-from cnn_research import checkpoint, ops, runner
-from cnn_research.data.augment import Augmentation
+from cnn_research import ops
+from cnn_research.core.errors import Interrupted, UsageError
+from cnn_research.core.experiment import run
+from cnn_research.data.augmentation.config import Augmentation
 from cnn_research.data.sources import Synthetic
-from cnn_research.errors import Interrupted, UsageError
-from cnn_research.evaluate import open_trained
-from cnn_research.experiment import run
 from cnn_research.models import ConvNet
-from cnn_research.optimizers import Optimizer
-from cnn_research.training import Selection, Training
+from cnn_research.train import checkpoint
+from cnn_research.train import loop as runner
+from cnn_research.train.config import Selection, Training
+from cnn_research.train.evaluate import open_trained
+from cnn_research.train.optimizers import Optimizer
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 

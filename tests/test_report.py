@@ -19,13 +19,14 @@ from PIL import Image
 from sklearn import metrics
 
 from benchmarks import readme_tables
-from cnn_research import figures, report
-from cnn_research.errors import UserError
-from cnn_research.experiment import lookup, to_dict
-from cnn_research.markdown import markdown_table
-from cnn_research.pages import write_page
+from cnn_research.core.errors import UserError
+from cnn_research.core.experiment import lookup, to_dict
+from cnn_research.report import plots as figures
+from cnn_research.report import report
+from cnn_research.report.html import write_page
+from cnn_research.report.markdown import markdown_table
+from cnn_research.report.writers import by_epoch
 from cnn_research.tasks.class_predictions import ClassPredictions
-from cnn_research.writers import by_epoch
 
 NAMES = ("bag", "coat", "shirt")
 

@@ -27,20 +27,23 @@ from PIL import Image
 import launch  # noqa: F401 (defines the flags)
 from benchmarks import evaluation_exactness
 from benchmarks.results import digest, last_checkpoint, rows_of
-from cnn_research import checkpoint, cli, evaluate, ops, runner
-from cnn_research import workdir as folders
-from cnn_research.data.augment import Augmentation
+from cnn_research import ops
+from cnn_research.cli import main as cli
+from cnn_research.core import run_folder as folders
+from cnn_research.core.distributed import data_mesh
+from cnn_research.core.errors import Interrupted, UsageError, UserError
+from cnn_research.core.experiment import lookup, run
+from cnn_research.core.random import permuted, stream_key
+from cnn_research.data.augmentation.config import Augmentation
 from cnn_research.data.batches import batch_indices, steps_at
 from cnn_research.data.sources import ImageFolder, Synthetic
-from cnn_research.errors import Interrupted, UsageError, UserError
-from cnn_research.experiment import lookup, run
-from cnn_research.mesh import data_mesh
 from cnn_research.models import MLP, ConvNet
-from cnn_research.optimizers import Optimizer, Penalty
-from cnn_research.random import permuted, stream_key
-from cnn_research.state import TrainState
-from cnn_research.training import Evaluation, Selection, Training
-from cnn_research.writers import read_metrics
+from cnn_research.report.writers import read_metrics
+from cnn_research.train import checkpoint, evaluate
+from cnn_research.train import loop as runner
+from cnn_research.train.config import Evaluation, Selection, Training
+from cnn_research.train.optimizers import Optimizer, Penalty
+from cnn_research.train.state import TrainState
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,4 +1,4 @@
-"""`python -m cnn_research.serve`: what it answers, what it refuses, and how it ends."""
+"""`python -m cnn_research serve`: what it answers, what it refuses, and how it ends."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from benchmarks.serve import (
     write_export,
 )
 from cnn_research.data.images import decode
-from cnn_research.exported import FACTS, MODEL, open_export, write_sums
-from cnn_research.serve import __main__ as command
-from cnn_research.serve.batching import compiled
+from cnn_research.inference.exported import FACTS, MODEL, open_export, write_sums
+from cnn_research.inference.serve import __main__ as command
+from cnn_research.inference.serve.batching import compiled
 
 SHAPE = (8, 6, 3)
 CLASSES = [f"class {index}" for index in range(7)]
@@ -250,7 +250,7 @@ def test_everyone_is_answered_only_with_a_warning(export):
 def test_a_signal_ends_it_where_python_ignores_exceptions():
     program = (
         "import gc, signal\n"
-        "from cnn_research.serve import __main__ as command\n"
+        "from cnn_research.inference.serve import __main__ as command\n"
         "def serve(options):\n"
         "    gc.callbacks.append(lambda *_: signal.raise_signal(signal.SIGTERM))\n"
         "    gc.collect()\n"

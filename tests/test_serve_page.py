@@ -1,4 +1,4 @@
-"""The page of `python -m cnn_research.serve`, in a browser."""
+"""The page of `python -m cnn_research serve`, in a browser."""
 
 from __future__ import annotations
 

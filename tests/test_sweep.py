@@ -21,11 +21,11 @@ import pytest
 from absl.testing import flagsaver
 
 import launch  # noqa: F401 (defines the flags)
-from cnn_research import cli
-from cnn_research import workdir as folders
-from cnn_research.errors import UsageError
-from cnn_research.experiment import from_dict, lookup
-from cnn_research.interruption import Interruption
+from cnn_research.cli import main as cli
+from cnn_research.core import run_folder as folders
+from cnn_research.core.errors import UsageError
+from cnn_research.core.experiment import from_dict, lookup
+from cnn_research.core.preemption import Interruption
 from cnn_research.sweep import definition, local, slurm, source, states
 from cnn_research.sweep.__main__ import main
 from cnn_research.sweep.definition import Sweep
@@ -288,7 +288,7 @@ def test_the_source_is_copied_once(tmp_path):
     assert source.copied(tmp_path) == copy
     code = (
         "import cnn_research, experiments, sys\n"
-        "from cnn_research.workdir import source_facts\n"
+        "from cnn_research.core.run_folder import source_facts\n"
         "print(cnn_research.__file__, source_facts()[0])"
     )
     ended = subprocess.run(

@@ -12,24 +12,24 @@ import pytest
 from flax import linen as nn
 from safetensors.numpy import save_file
 
-from cnn_research import checkpoint
-from cnn_research import workdir as folders
-from cnn_research.data.augment import Augmentation
+from cnn_research.core import run_folder as folders
+from cnn_research.core.distributed import data_mesh
+from cnn_research.core.errors import UsageError, UserError
+from cnn_research.core.experiment import run
+from cnn_research.data.augmentation.config import Augmentation
 from cnn_research.data.batches import batch_indices
 from cnn_research.data.dataset import Split
 from cnn_research.data.sources import Synthetic
-from cnn_research.errors import UsageError, UserError
-from cnn_research.evaluate import abstract_state, bound, scaled, views_of
-from cnn_research.experiment import run
-from cnn_research.feature_cache import FromFeatures, before, cached_features, one_view
-from cnn_research.mesh import data_mesh
 from cnn_research.models import Airbench, ConvNet, MobileNetV1, ResNet9
-from cnn_research.optimizers import Optimizer
-from cnn_research.pretrained import Pretrained
-from cnn_research.runner import initial_state
+from cnn_research.models.pretrained import Pretrained
 from cnn_research.tasks.classification import Classification
-from cnn_research.training import Evaluation, Training
-from cnn_research.transfer import Transfer, frozen_statistics
+from cnn_research.train import checkpoint
+from cnn_research.train.config import Evaluation, Training
+from cnn_research.train.evaluate import abstract_state, bound, scaled, views_of
+from cnn_research.train.feature_cache import FromFeatures, before, cached_features, one_view
+from cnn_research.train.loop import initial_state
+from cnn_research.train.optimizers import Optimizer
+from cnn_research.train.transfer import Transfer, frozen_statistics
 
 # Without other splits than train no report is written, which is most of such a run.
 DATA = Synthetic(train=64, validation=0, test=0, image_shape=(12, 12, 3), classes=(4,))

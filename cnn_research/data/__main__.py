@@ -25,10 +25,11 @@ import time
 
 from absl import logging
 
-from cnn_research.data import cache, images, sources
+from cnn_research.core.errors import UsageError, UserError, one_line
+from cnn_research.data import images, sources
 from cnn_research.data.dataset import Dataset
-from cnn_research.data.splits import copies_line, duplicates_line
-from cnn_research.errors import UsageError, UserError, one_line
+from cnn_research.data.prepare import cache
+from cnn_research.data.prepare.splits import copies_line, duplicates_line
 
 Source = sources.FashionMnist | sources.Cifar10 | sources.ImageFolder | sources.ImageTable
 """`Artworks` and `Products` are the last two as well."""
@@ -133,7 +134,7 @@ def _parse(kind: type[Source], name: str, words: list[str]) -> Source:
 
 
 def _prepare_fashion_mnist(given: str | None) -> None:
-    from cnn_research.data import builders
+    from cnn_research.data.prepare import builders
 
     path = None if given is None else sources.existing(given)
     home = sources.FashionMnist.home()
@@ -147,7 +148,8 @@ def _prepare_fashion_mnist(given: str | None) -> None:
 
 def _prepare_cifar10(given: str | None, source: sources.Cifar10) -> sources.Cifar10:
     """Prepares the official data, and returns the source for what was given."""
-    from cnn_research.data import builders, cifar10
+    from cnn_research.data import cifar10
+    from cnn_research.data.prepare import builders
 
     archive = None
     address = f"{cifar10.HOMEPAGE}{cifar10.BINARY}" if given is None else given
@@ -170,7 +172,7 @@ def _prepare_cifar10(given: str | None, source: sources.Cifar10) -> sources.Cifa
 
 
 def _prepare_files(name: str, given: str, source: sources.Artworks | sources.Products) -> None:
-    from cnn_research.data import builders
+    from cnn_research.data.prepare import builders
 
     path = sources.existing(given)
     home = source.home()

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnn_research.random import fold_name, permuted, stream_key
+from cnn_research.core.random import fold_name, permuted, stream_key
 
 ClassMembers = Mapping[str, jax.Array]
 """Which examples each class has: `members`, int32 `[known]`, the examples with a label, class by

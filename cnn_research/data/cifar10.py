@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from cnn_research.core.errors import UserError
 from cnn_research.data.images import printable
-from cnn_research.errors import UserError
 
 CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from cnn_research.core.errors import UsageError, UserError
+from cnn_research.core.experiment import register_config
 from cnn_research.data.dataset import MISSING, Dataset, Split, check_window
 from cnn_research.data.sources import Products, Synthetic
-from cnn_research.errors import UsageError, UserError
-from cnn_research.experiment import register_config
 
 ROOT = Path(__file__).resolve().parents[2]
 """Of the project: where `test_list` starts from."""

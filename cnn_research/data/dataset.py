@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cnn_research.errors import UsageError, UserError
+from cnn_research.core.errors import UsageError, UserError
 
 MISSING = -1
 """The class of an example whose class is not known: it has no loss and is not counted. A number

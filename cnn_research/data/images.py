@@ -18,8 +18,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from cnn_research.core.errors import UsageError, UserError
 from cnn_research.data.dataset import UNSEEN
-from cnn_research.errors import UsageError, UserError
 
 MAX_PIXELS = 50_000_000
 """Larger images are refused: a small file can unpack into all of the memory."""

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from cnn_research.core.errors import UsageError, UserError
+from cnn_research.core.experiment import register_config
 from cnn_research.data import images, tables
 from cnn_research.data.dataset import PALETTE, Dataset, Split
 from cnn_research.data.sources import Photos, Synthetic, existing
-from cnn_research.errors import UsageError, UserError
-from cnn_research.experiment import register_config
 
 IMAGE, COLOURS = "image", "colours"
 """Columns of the table: an image's file name, and its colours as hex with spaces between."""

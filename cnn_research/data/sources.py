@@ -18,11 +18,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cnn_research.data import artworks, cache, images, tables
+from cnn_research.core.errors import UsageError, UserError
+from cnn_research.core.experiment import register_config
+from cnn_research.data import artworks, images, tables
 from cnn_research.data.dataset import PALETTE, UNSEEN, Dataset, Split
-from cnn_research.data.splits import Examples, assign
-from cnn_research.errors import UsageError, UserError
-from cnn_research.experiment import register_config
+from cnn_research.data.prepare import cache
+from cnn_research.data.prepare.splits import Examples, assign
 
 FROM_FILES = "where PATH is the folder or archive, or name that with --data.path"
 """How to prepare what comes as files."""
@@ -159,7 +160,7 @@ def _load_official(source: FashionMnist | Cifar10, title: str, advice: str) -> D
     """The arrays of a data set with an official test split."""
 
     def read(home: Path, scratch: Path) -> tuple[Examples, dict[str, Any]]:
-        from cnn_research.data import builders
+        from cnn_research.data.prepare import builders
 
         examples, metadata = builders.read(home, scratch)
         return examples, {"sha256": metadata.get("sha256") or builders.fashion_checksums()}
@@ -283,7 +284,7 @@ class Artworks(ImageFolder):
             return super().load()
 
         def read(home: Path, scratch: Path) -> tuple[Examples, dict[str, Any]]:
-            from cnn_research.data import builders
+            from cnn_research.data.prepare import builders
 
             if max(self.image_size) > builders.PAINTING_SIZE:
                 raise UsageError(
@@ -488,7 +489,7 @@ class Products(ImageTable):
             return super().load()
 
         def read(home: Path, scratch: Path) -> tuple[Examples, dict[str, Any]]:
-            from cnn_research.data import builders
+            from cnn_research.data.prepare import builders
 
             def plan(rows: Sequence[Mapping[str, str]]) -> images.Plan:
                 return self._plan(rows, "products", home)
@@ -550,7 +551,7 @@ def _load_images(
     home = cache.data_dir() / kind / config / "1.0.0"
 
     def build(folder: Path) -> None:
-        from cnn_research.data import builders
+        from cnn_research.data.prepare import builders
 
         if not builders.is_prepared(home, fingerprint):
             with images.opened(path) as root:

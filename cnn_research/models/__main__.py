@@ -12,9 +12,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
-from cnn_research.errors import UsageError
-from cnn_research.models.architectures import architectures
+from cnn_research.core.errors import UsageError
 from cnn_research.models.flops import cost, least_size
+from cnn_research.models.registry import architectures
 
 
 def lines() -> Iterator[str]:

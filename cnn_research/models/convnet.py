@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cnn_research import ops
-from cnn_research.errors import UsageError
-from cnn_research.experiment import register_config
-from cnn_research.models.architectures import register_model
+from cnn_research.core.errors import UsageError
+from cnn_research.core.experiment import register_config
 from cnn_research.models.layers import Activation, BatchNorm, Conv, Dtype, activate, check_size
+from cnn_research.models.registry import register_model
 
 POOLS = {"max": ops.max_pool, "average": ops.avg_pool, "min": ops.min_pool}
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cnn_research import ops
-from cnn_research.errors import UsageError
+from cnn_research.core.errors import UsageError
 
 Dtype = Literal["float32", "bfloat16"]
 """What a model computes in; parameters, statistics and logits stay float32."""

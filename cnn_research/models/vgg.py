@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cnn_research import ops
-from cnn_research.experiment import register_config
-from cnn_research.models.architectures import register_model
+from cnn_research.core.experiment import register_config
 from cnn_research.models.layers import BatchNorm, Conv, Dtype, check_size
+from cnn_research.models.registry import register_model
 
 _INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 _FEATURES = (64, 128, 256, 512, 512)

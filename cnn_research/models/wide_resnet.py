@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from cnn_research.experiment import register_config
-from cnn_research.models.architectures import register_model
+from cnn_research.core.experiment import register_config
 from cnn_research.models.layers import BatchNorm, Conv, Dtype, GlobalPool
+from cnn_research.models.registry import register_model
 
 _INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 _Conv = functools.partial(Conv, kernel_size=(3, 3), padding=1, use_bias=False, kernel_init=_INIT)

@@ -2,7 +2,6 @@
 
 from cnn_research.ops.convolution import conv_general_dilated
 from cnn_research.ops.filters import filter_image, filter_signal
-from cnn_research.ops.in_turn import apart
 from cnn_research.ops.normalisation import local_response_norm
 from cnn_research.ops.platform import (
     PLAIN,
@@ -20,7 +19,6 @@ __all__ = [
     "PLAIN",
     "Formulation",
     "adaptive_avg_pool",
-    "apart",
     "avg_pool",
     "conv_general_dilated",
     "current_formulation",

@@ -9,8 +9,8 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from cnn_research.errors import UsageError, UserError, one_line
-from cnn_research.workdir import claimed
+from cnn_research.core.errors import UsageError, UserError, one_line
+from cnn_research.core.run_folder import claimed
 
 EPILOG = """\
 Other words are overrides of every run, as launch.py takes them: --epochs=3 --batch-size=64.
@@ -274,7 +274,7 @@ class _Said:
         self.finished, self._total = finished, total
 
     def __call__(self, run, state) -> None:
-        from cnn_research.progress import duration
+        from cnn_research.core.progress import duration
 
         self.finished += state.state != "stopped"
         message = f"  {state.message}" if state.state == "failed" else ""
@@ -287,7 +287,7 @@ class _Said:
 
 def _conclude(found, folder: Path) -> int:
     """Says what the runs came to."""
-    from cnn_research.report import as_markdown, group_runs, read_run
+    from cnn_research.report.report import as_markdown, group_runs, read_run
     from cnn_research.sweep import states
 
     complete = [workdir for workdir, state in found.items() if state.state == "complete"]

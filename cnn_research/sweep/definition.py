@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cnn_research.errors import UsageError, UserError
-from cnn_research.experiment import (
+from cnn_research.core.errors import UsageError, UserError
+from cnn_research.core.experiment import (
     Experiment,
     canonical_json,
     config_hash,
@@ -22,8 +22,8 @@ from cnn_research.experiment import (
     flatten,
     lookup,
 )
-from cnn_research.workdir import CONFIG, SWEEP, read_json, write_json
-from cnn_research.writers import read_rows
+from cnn_research.core.run_folder import CONFIG, SWEEP, read_json, write_json
+from cnn_research.report.writers import read_rows
 
 RUNS = "runs"
 TRIALS = "trials.jsonl"
@@ -151,7 +151,7 @@ def planned(
     Raises:
         UsageError: the words are not the experiment's, or contradict each other.
     """
-    from cnn_research.cli import fitted
+    from cnn_research.cli.main import fitted
 
     experiment, _ = fitted(default, list(words))
     experiment.check()

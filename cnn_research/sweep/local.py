@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
-from cnn_research.interruption import Interruption
+from cnn_research.core.preemption import Interruption
 from cnn_research.sweep import states
 from cnn_research.sweep.definition import Run
 from cnn_research.sweep.source import search_path

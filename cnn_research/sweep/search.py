@@ -17,13 +17,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cnn_research.errors import UsageError, UserError
-from cnn_research.experiment import from_dict, lookup
+from cnn_research.core.errors import UsageError, UserError
+from cnn_research.core.experiment import from_dict, lookup
+from cnn_research.report.writers import METRICS_FILE, read_metrics, read_rows
 from cnn_research.sweep import states
 from cnn_research.sweep.definition import TRIALS, Run, Sweep, override, planned
 from cnn_research.sweep.states import State
-from cnn_research.training import Training
-from cnn_research.writers import METRICS_FILE, read_metrics, read_rows
+from cnn_research.train.config import Training
 
 _RANGE = re.compile(r"(?P<low>[^.\s][^\s]*?)\.\.(?P<high>\S+)(?P<log>\s+log)?")
 

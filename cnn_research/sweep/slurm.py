@@ -13,11 +13,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cnn_research.errors import UserError, one_line
+from cnn_research.core.errors import UserError, one_line
+from cnn_research.core.run_folder import read_json, write_json
 from cnn_research.sweep import states
 from cnn_research.sweep.definition import Run
 from cnn_research.sweep.source import search_path
-from cnn_research.workdir import read_json, write_json
 
 SIGNAL = "USR1"
 """What SLURM sends before it ends a job; runs save at it."""

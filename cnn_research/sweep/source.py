@@ -7,7 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
-from cnn_research.workdir import SOURCE_RECORD, source_facts, whole_folder, write_json
+from cnn_research.core.run_folder import SOURCE_RECORD, source_facts, whole_folder, write_json
 
 PACKAGES = ("cnn_research", "experiments")
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from cnn_research.core.errors import UserError
 from cnn_research.data.dataset import MISSING, UNSEEN
-from cnn_research.errors import UserError
-from cnn_research.markdown import markdown_table
+from cnn_research.report.markdown import markdown_table
 
 MOST_PAIRS = 10
 UNSEEN_NAME = "(unseen)"
@@ -73,7 +73,7 @@ class ClassPredictions:
 
     def page(self, folder: Path, suffix: str, images: np.ndarray | None) -> Iterator[str]:
         """The classification report, the confusion matrix and the worst mistakes."""
-        from cnn_research import figures
+        from cnn_research.report import plots as figures
 
         labels, _ = self.known()
         unseen = int((~self._seen(labels)).sum())

@@ -71,7 +71,7 @@ class HistogramPredictions:
 
     def page(self, folder: Path, suffix: str, images: np.ndarray | None) -> Iterator[str]:
         """The clusters in the cube of colours, and histograms beside their images."""
-        from cnn_research import figures
+        from cnn_research.report import plots as figures
 
         name = f"clusters{suffix}.png"
         figures.colour_cube(self.colours, self.mean).savefig(folder / name)

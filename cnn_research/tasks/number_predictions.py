@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cnn_research.errors import UserError
+from cnn_research.core.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,7 +67,7 @@ class NumberPredictions:
 
     def page(self, folder: Path, suffix: str, images: np.ndarray | None) -> Iterator[str]:
         """The estimates against the true numbers, and the worst of them as pictures."""
-        from cnn_research import figures
+        from cnn_research.report import plots as figures
 
         true, predicted = self.known()
         name = f"estimates{suffix}.png"

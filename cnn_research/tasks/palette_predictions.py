@@ -46,7 +46,7 @@ class PalettePredictions:
 
     def page(self, folder: Path, suffix: str, images: np.ndarray | None) -> Iterator[str]:
         """Images with their palettes."""
-        from cnn_research import figures
+        from cnn_research.report import plots as figures
 
         if self.people is None:
             yield (

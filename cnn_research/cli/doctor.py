@@ -1,0 +1,220 @@
+"""What works on this machine, and what to do about the rest: `python -m cnn_research doctor`.
+
+Ends with 0 if experiments can run, else with 1. What it looks at is imported as it is looked at:
+it has to work where nothing is installed.
+"""
+
+from __future__ import annotations
+
+import configparser
+import importlib
+import math
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+LEAST_MEMORY, LEAST_DISK = 2e9, 5e9
+"""Bytes that most experiments need."""
+INSTALL = "pip install -c constraints.txt -e ."
+NAMED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
+IMPORTED = ("numpy", "absl", "jax", "flax", "optax", "orbax.checkpoint", "cnn_research.train.loop")
+"""Modules by which experiments run, each after those that it imports."""
+EXTRAS = {
+    "serve": "answers over HTTP",
+    "onnx": "exports for ONNX Runtime",
+    "search": "sweeps that choose values",
+    "slurm": "sweeps on a cluster",
+}
+"""Extras of setup.cfg that a user may want, and what for."""
+FINE, WARNING, BROKEN = "ok", "note", "FAULT"
+
+Finding = tuple[str, str, str]
+"""How it is, what was looked at, and what was found."""
+
+
+def main() -> int:
+    """Says every finding, a line each."""
+    broken = 0
+    for how, what, found in findings():
+        broken += how == BROKEN
+        print(f"{how:5}  {what:8}  {found}", flush=True)
+    print("Experiments cannot run yet." if broken else "Experiments can run.")
+    return 1 if broken else 0
+
+
+def findings() -> Iterator[Finding]:
+    """In the order in which they matter."""
+    yield FINE, "Python", f"{platform.python_version()} in {sys.prefix}"
+    needed = list(packages())
+    yield from needed
+    if faults := list(imports()):
+        # What is missing has been said, if by its version; all that follows needs the imports.
+        if all(how != BROKEN for how, *_ in needed):
+            yield from faults
+        return
+    yield from extras()
+    from cnn_research.data.prepare import cache
+
+    yield from devices()
+    yield memory()
+    for what, folder in (("runs", Path("runs")), ("data", cache.data_dir())):
+        yield disk(what, folder)
+    yield data(cache.data_dir())
+
+
+def packages() -> Iterator[Finding]:
+    """Required packages that are absent or of another version, and the versions of some others."""
+    if installed("cnn-research") is None:
+        yield WARNING, "packages", f"cnn-research itself is not installed: {INSTALL}"
+    try:
+        faults = unmet(requirements())
+    except ImportError:  # of packaging, which comes with the others
+        yield BROKEN, "packages", f"the required ones are not installed: {INSTALL}"
+        return
+    for found in faults:
+        yield BROKEN, "packages", f"{found}: {INSTALL}"
+    if not faults:
+        named = {name: installed(name) for name in NAMED}
+        yield FINE, "packages", ", ".join(f"{name} {version}" for name, version in named.items())
+
+
+def requirements() -> list[str]:
+    """Of the project, extras too; in a checkout that is not installed, as setup.cfg lists them."""
+    try:
+        return metadata.requires("cnn-research") or []
+    except metadata.PackageNotFoundError:
+        pass
+    setup = configparser.ConfigParser(interpolation=None)
+    setup.read(Path(__file__).parents[2] / "setup.cfg", encoding="utf-8")
+    listed = setup.get("options", "install_requires", fallback="").split("\n")
+    if setup.has_section("options.extras_require"):
+        for extra, texts in setup.items("options.extras_require"):
+            listed += [f'{text}; extra == "{extra}"' for text in texts.split("\n") if text]
+    return [text for text in listed if text]
+
+
+def unmet(texts: list[str], extra: str = "") -> list[str]:
+    """What is needed and what is there instead, of the requirements of an extra, or of none."""
+    from packaging.requirements import Requirement
+
+    found = []
+    for needed in map(Requirement, texts):
+        if needed.marker:
+            if not needed.marker.evaluate({"extra": extra}):
+                continue
+        elif extra:
+            continue
+        version = installed(needed.name)
+        if version is None or version not in needed.specifier:
+            name = f"{needed.name}{needed.specifier}"
+            found.append(f"{name} is needed, and {version or 'none'} is installed")
+    return found
+
+
+def installed(name: str) -> str | None:
+    """The version of a package, or None."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def imports() -> Iterator[Finding]:
+    """Modules that do not import, though the packages may be there; one line for each reason."""
+    reasons: dict[str, str] = {}
+    for module in IMPORTED:
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # whatever a package may do
+            reasons.setdefault(short(error), module)
+    for reason, module in reasons.items():
+        name = module.split(".")[0]
+        yield BROKEN, "packages", f"{name} does not import ({reason}): {INSTALL} --force-reinstall"
+
+
+def extras() -> Iterator[Finding]:
+    """Optional packages that are absent."""
+    try:
+        texts = requirements()
+        absent = [extra for extra in EXTRAS if unmet(texts, extra)]
+    except ImportError:  # of packaging: `packages` has said so
+        return
+    if absent:
+        what = ", ".join(f"{extra} ({EXTRAS[extra]})" for extra in absent)
+        command = f"pip install -c constraints.txt -e '.[{','.join(absent)}]'"
+        yield WARNING, "extras", f"optional, and not installed: {what}: {command}"
+
+
+def devices() -> Iterator[Finding]:
+    """What JAX computes on, and whether it does."""
+    from cnn_research.core.run_folder import cores
+
+    try:
+        import jax
+        import jax.numpy as jnp
+
+        found = jax.devices()
+        right = float(jax.jit(lambda x: (x @ x).sum())(jnp.ones((64, 64)))) == 64.0**3
+    except Exception as error:  # whatever a driver may do
+        yield BROKEN, "devices", f"JAX does not compute ({short(error)})"
+        return
+    kinds = ", ".join(sorted({device.device_kind for device in found}))
+    text = f"{len(found)} {jax.default_backend()} ({kinds}); {cores()} processor cores"
+    yield (FINE, "devices", text) if right else (BROKEN, "devices", f"{text}: wrong results")
+    if jax.default_backend() == "cpu" and shutil.which("nvidia-smi"):
+        yield (
+            *(WARNING, "devices"),
+            "there is an NVIDIA driver, and JAX does not use it: pip install -e '.[cuda]'",
+        )
+
+
+def short(error: Exception) -> str:
+    """What an error says, in its first line; its type, if it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def memory() -> Finding:
+    """Of the machine, for processes."""
+    from cnn_research.train.estimate import available_memory
+
+    free = available_memory()
+    if math.isinf(free):
+        return FINE, "memory", "this system does not say how much is free"
+    text = f"{free / 1e9:.1f} GB free"
+    if free < LEAST_MEMORY:
+        return WARNING, "memory", f"{text}: take small batches, or close other programs"
+    return FINE, "memory", text
+
+
+def disk(what: str, folder: Path) -> Finding:
+    """Where runs or data are written."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    text = f"{folder}: {free / 1e9:.1f} GB free"
+    variable = "--workdir" if what == "runs" else "TFDS_DATA_DIR"
+    if not os.access(there, os.W_OK):
+        return BROKEN, what, f"{folder} cannot be written: name another folder with {variable}"
+    if free < LEAST_DISK:
+        return WARNING, what, f"{text}: name another folder with {variable}"
+    return FINE, what, text
+
+
+def data(home: Path) -> Finding:
+    """What `python -m cnn_research.data prepare` has prepared."""
+    found = [*home.glob("*/*/dataset_info.json"), *home.glob("*/*/*/dataset_info.json")]
+    names = sorted({path.relative_to(home).parts[0] for path in found})
+    if names:
+        return FINE, "prepared", ", ".join(names)
+    return (
+        *(WARNING, "prepared"),
+        "no data yet: digits_cnn runs without; `python -m cnn_research.data prepare --help`",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What everything else is built on: configs, run folders, errors, devices; knows no network."""

@@ -1,0 +1,130 @@
+"""Devices: one mesh with a data axis, the same code for one device, several, and processes."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from cnn_research.core.errors import Interrupted, UsageError, UserError, one_line
+
+LEAST_SHARDED = 2**14
+"""Numbers in an array, below which dividing it among devices gains nothing."""
+
+SILENCE_SECONDS = 30
+"""A process that has not been heard of for so long is gone, and the others end, too."""
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """Under `srun` with several tasks, these are one program; otherwise nothing is changed.
+
+    Before anything else asks JAX for devices. Where one of several processes fails, it ends here
+    and at once with its exit code: the others would wait for it, and it for them.
+    """
+    # Of the step, which `srun` sets: the script that a job runs has only the job's.
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) == 1:
+        yield
+        return
+    jax.distributed.initialize(heartbeat_timeout_seconds=SILENCE_SECONDS)
+    try:
+        yield
+    except Interrupted:
+        raise  # all processes are stopped together
+    except UserError as error:
+        _end(error, error.exit_code)
+    except (OSError, jax.errors.JaxRuntimeError) as error:
+        failed = f"this process, or one that it waits for, has failed ({error})"
+        _end(UserError(f"{failed}: the same command goes on from the newest checkpoint"), 1)
+    except Exception:
+        traceback.print_exc()
+        os._exit(1)
+
+
+def _end(error: UserError, code: int) -> None:
+    sys.stdout.flush()
+    print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
+    os._exit(code)
+
+
+def data_mesh() -> Mesh:
+    """A mesh of all devices of all processes along the axis `data`."""
+    return Mesh(np.array(jax.devices()), ("data",))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the whole array."""
+    return NamedSharding(mesh, P())
+
+
+def batch_sharded(mesh: Mesh) -> NamedSharding:
+    """Every device holds its part of the first axis."""
+    return NamedSharding(mesh, P("data"))
+
+
+def state_shardings(mesh: Mesh, state: Any, *, sharded: bool) -> Any:
+    """Where each array of a state is.
+
+    Args:
+        mesh: of the devices.
+        state: a tree of arrays, or of anything with a shape.
+        sharded: divide what has `LEAST_SHARDED` numbers or more among the devices, along the
+            largest axis that their number divides; all else, every device holds.
+    """
+
+    def of(leaf: Any) -> NamedSharding:
+        axes = [axis for axis, size in enumerate(leaf.shape) if size % mesh.size == 0]
+        if not (sharded and axes) or math.prod(leaf.shape) < LEAST_SHARDED:
+            return replicated(mesh)
+        divided = max(axes, key=lambda axis: leaf.shape[axis])
+        return NamedSharding(mesh, P(*[None] * divided, "data"))
+
+    return jax.tree.map(of, state)
+
+
+def check_divides(mesh: Mesh, batch_size: int, parts: int) -> None:
+    """Raises `UsageError` for a batch whose parts cannot be split evenly over the devices."""
+    devices = mesh.size
+    if batch_size % (devices * parts):
+        each = f" in each of {parts} parts" * (parts > 1)
+        raise UsageError(
+            f"--batch-size is {batch_size}, which {devices} devices cannot share evenly{each}: "
+            f"take a multiple of {devices * parts}"
+        )
+
+
+def largest(value: int) -> jax.Array:
+    """The largest of the processes' values, int32 `[]`, in every process.
+
+    All must call it; it returns before it is computed.
+    """
+    mesh = data_mesh()
+    values = jax.make_array_from_callback(
+        (mesh.size,), batch_sharded(mesh), lambda part: np.full(1, value, np.int32)
+    )
+    return _maximum(mesh)(values)
+
+
+@functools.cache
+def _maximum(mesh: Mesh):
+    return jax.jit(lambda values: values.max(), out_shardings=replicated(mesh))
+
+
+def agreed(value: int | None) -> int | None:
+    """The first process's value, in every process: what it read from the disk, all go by."""
+    if jax.process_count() == 1:
+        return value
+    sent = np.int64(-1 if value is None else value)
+    received = int(multihost_utils.broadcast_one_to_all(sent))
+    return None if received < 0 else received

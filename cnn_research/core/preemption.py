@@ -1,0 +1,109 @@
+"""Being asked to stop: signals set a flag, and the run stops where it can save.
+
+Of several processes none can stop alone, because the others would wait for it: they agree.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, SupportsInt
+
+from cnn_research.core.errors import Interrupted
+
+EXIT_CODES = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGINT: 130}
+"""75 (EX_TEMPFAIL) tells a cluster to queue the run again; 130 is what shells use for Ctrl-C."""
+
+_current: Interruption | None = None
+
+
+class Interruption:
+    """While entered, SIGTERM, SIGUSR1 and SIGINT ask this run to stop; a second SIGINT kills it.
+
+    The first signal counts, or of several processes the one with the highest number.
+    """
+
+    def __init__(self, largest: Callable[[int], SupportsInt] | None = None) -> None:
+        """
+        Args:
+            largest: the largest of what all processes give, computed while they go on
+                (`mesh.largest`); None where there is one process.
+        """
+        self._largest = largest
+        self._pending: SupportsInt = 0
+        self._received = 0
+        self._agreed = 0
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __bool__(self) -> bool:
+        """Whether the run should stop.
+
+        Of several processes all must ask equally often, and all get the same answer: what came of
+        their last question, so that none waits for another.
+        """
+        if self._largest is None:
+            self._agreed = self._received
+        elif not self._agreed:
+            self._agreed, self._pending = int(self._pending), self._largest(self._received)
+        return bool(self._agreed)
+
+    def check(self) -> None:
+        """Raises `Interrupted` if a run that has nothing to save should stop.
+
+        Several processes wait for each other here.
+        """
+        if self._largest is not None:
+            self._pending = int(self._largest(self._received))
+        if self:
+            raise self.error("training had not begun")
+
+    @contextlib.contextmanager
+    def preparation(self) -> Iterator[None]:
+        """What each process does by itself before training, and may `poll` in; then a check."""
+        # Who stops by itself meets the others at the check, so that they know of it.
+        with contextlib.suppress(Interrupted):
+            yield
+        self.check()
+
+    def error(self, saved: str) -> Interrupted:
+        """The error to end the run with.
+
+        Args:
+            saved: what was saved, for the message.
+        """
+        number = signal.Signals(self._agreed)
+        return Interrupted(
+            f"stopped by {number.name}: {saved}; the same command goes on from there",
+            EXIT_CODES[number],
+        )
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._received == signal.SIGINT:
+            os._exit(EXIT_CODES[signal.SIGINT])
+        self._received = number
+
+    def __enter__(self) -> Interruption:
+        global _current
+        # Signals can only be handled in the main thread: elsewhere its owner decides.
+        if threading.current_thread() is threading.main_thread():
+            for number in EXIT_CODES:
+                self._before[number] = signal.signal(number, self._receive)
+            _current = self
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        global _current
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        _current = None
+
+
+def poll() -> None:
+    """Raises `Interrupted` if this process was asked to stop: for what prepares data, which takes
+    long and belongs to no run but may be a part of one."""
+    if _current is not None and _current._received:
+        raise Interrupted("asked to stop", EXIT_CODES[signal.Signals(_current._received)])

@@ -1,0 +1,251 @@
+"""Random changes to training images, drawn inside the jitted step per (seed, epoch, example)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from cnn_research.core.errors import UsageError
+from cnn_research.core.experiment import register_config
+from cnn_research.core.random import fold_name
+from cnn_research.data.augmentation import colour, mixing
+from cnn_research.data.augmentation.erasing import erased
+from cnn_research.data.augmentation.geometry import placed
+from cnn_research.data.augmentation.rand_augment import STRONGEST, RandAugment
+from cnn_research.data.augmentation.sample import Draws, numbers
+from cnn_research.data.augmentation.stages import in_turn
+from cnn_research.data.augmentation.warp import Fill, rounded
+
+
+@register_config
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """Which random changes a training image gets; all are off by default.
+
+    They are made in the order of the fields, the geometric ones at once. Amounts are uniform in
+    their ranges, aspect ratios in their logarithm.
+    """
+
+    mirror: bool = False
+    """Mirror left and right, every second image."""
+    flip: bool = False
+    """Turn upside down as a mirror does, every second image."""
+    crop: tuple[float, float] = (1.0, 1.0)
+    """Enlarge a part of the image to all of it: from such a share of its area to such a one, at an
+    aspect ratio of 3/4 to 4/3 of the image's (Szegedy et al. 2015)."""
+    zoom: tuple[float, float] = (1.0, 1.0)
+    """Enlarge about the middle by a factor from this to this; below 1 makes smaller."""
+    rotation: float = 0.0
+    """Turn about the middle by up to so many degrees either way."""
+    left: float = 0.0
+    """Move to the left by up to this share of the width, in whole pixels."""
+    right: float = 0.0
+    """Move to the right by up to this share of the width, in whole pixels."""
+    up: float = 0.0
+    """Move up by up to this share of the height, in whole pixels."""
+    down: float = 0.0
+    """Move down by up to this share of the height, in whole pixels."""
+    shift: int = 0
+    """Move by up to so many pixels in both directions."""
+    fill: Fill = "black"
+    """What comes in from outside of the image: black, its border pixels, or its reflection."""
+    size: tuple[int, ...] = ()
+    """Height and width of the images that come out, changed or not; empty: as they go in."""
+    rand_augment: int = 0
+    """So many changes of RandAugment's fourteen (Cubuk et al. 2020)."""
+    magnitude: float = 9.0
+    """How strong they are, of 30."""
+    brightness: float = 0.0
+    """Multiply by a factor from 1 less this to 1 and this."""
+    contrast: float = 0.0
+    """Multiply the difference to the mean grey by a factor from 1 less this to 1 and this."""
+    saturation: float = 0.0
+    """Multiply the difference to the grey image by a factor from 1 less this to 1 and this."""
+    cutout: int = 0
+    """Erase a square of so many pixels a side, its centre anywhere in the image
+    (DeVries and Taylor 2017)."""
+    erasing: float = 0.0
+    """Erase a box inside the image with this probability (Zhong et al. 2020)."""
+    erasing_area: tuple[float, float] = (0.02, 0.33)
+    """The box's share of the image's area."""
+    erasing_aspect: tuple[float, float] = (0.3, 3.3)
+    """The box's height by its width."""
+    erase_fill: Literal["black", "mean", "noise"] = "black"
+    """What `cutout` and `erasing` leave: black, the image's mean colour, or noise."""
+    mixup: float = 0.0
+    """Add another training image to each, and its label: shares are drawn from the distribution
+    Beta(this, this) (Zhang et al. 2018)."""
+    cutmix: float = 0.0
+    """Replace a box by what another training image has there, and that share of the label: areas
+    are drawn from Beta(this, this) (Yun et al. 2019). With mixup, each image gets one of both."""
+    choose: Literal["all", "one", "copies"] = "all"
+    """Of the changes that are on: `all` makes all of them, each by its own chance. `one` makes one
+    or none of them, with equal chances, anew every epoch. With `copies`, every image is trained on
+    once as it is and once for each change. A change that is made alone is made for certain."""
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """The names of the changes that are on; mixing is none of them."""
+        ranges = {name for name in ("crop", "zoom") if getattr(self, name) == (1.0, 1.0)}
+        names = (
+            *("mirror", "flip", "crop", "zoom", "rotation", "left", "right", "up", "down"),
+            *("shift", "rand_augment", "brightness", "contrast", "saturation", "cutout", "erasing"),
+        )
+        return tuple(name for name in names if getattr(self, name) and name not in ranges)
+
+    @property
+    def copies(self) -> int:
+        """How often an epoch sees each training image."""
+        return 1 + len(self.changes) if self.choose == "copies" else 1
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed with others."""
+        return self.mixup > 0 or self.cutmix > 0
+
+    def check(self) -> None:
+        """Raises `UsageError` for a field out of range."""
+        inf = math.inf
+        for name, least, most in (
+            ("rotation", 0, 180),
+            *((name, 0, 1) for name in ("left", "right", "up", "down")),
+            *((name, 0, inf) for name in ("shift", "rand_augment", "cutout", "mixup", "cutmix")),
+            *((name, 0, 1) for name in ("brightness", "contrast", "saturation", "erasing")),
+            ("magnitude", 0, STRONGEST),
+        ):
+            value = getattr(self, name)
+            if not (least <= value <= most and value < inf):
+                limits = f"from {least} to {most}" if most < inf else f"{least} or more"
+                raise UsageError(f"--augmentation.{_flag(name)} is {value}: must be {limits}")
+        for name, most in (
+            ("crop", 1.0),
+            ("zoom", inf),
+            ("erasing_area", 1.0),
+            ("erasing_aspect", inf),
+        ):
+            low, high = getattr(self, name)
+            if not (0 < low <= high <= most and high < inf):
+                limit = f", at most {most:g}" if most < inf else ""
+                raise UsageError(
+                    f"--augmentation.{_flag(name)} is {low} {high}: must be two numbers above 0, "
+                    f"the lower one first{limit}"
+                )
+        if self.size and (len(self.size) != 2 or min(self.size) < 1):
+            raise UsageError(
+                f"--augmentation.size is {' '.join(map(str, self.size))}: must be a height and a "
+                "width, of 1 or more each"
+            )
+        if self.choose != "all" and self.mixes:
+            name = "mixup" if self.mixup else "cutmix"
+            raise UsageError(
+                f"--augmentation.choose is {self.choose}, which --augmentation.{name} does not go "
+                "with: choose all, or do not mix"
+            )
+        if self.choose != "all" and not self.changes:
+            raise UsageError(
+                f"--augmentation.choose is {self.choose}, but there is nothing to choose from: set "
+                "--augmentation.mirror, or another change"
+            )
+
+    def __call__(
+        self, keys: jax.Array, images: jax.Array, copy: jax.Array | None = None
+    ) -> jax.Array:
+        """Changes each image by its own key.
+
+        Args:
+            keys: keys `[batch]`.
+            images: `[batch, height, width, channels]`, uint8, or of a float dtype with pixels of 0
+                to 255; 1 or 3 channels.
+            copy: int `[batch]`, below `copies`: 0 leaves an image as it is, `k` is `changes[k - 1]`
+                alone. Needed with `choose="copies"`, and not used otherwise.
+
+        Returns:
+            As `images`; of height and width `size`, if that is set.
+        """
+        draws = Draws(numbers(keys), self.changes, self._chosen(keys, copy))
+        drawn = None
+        if self.rand_augment:
+            drawn = RandAugment(
+                fold_name(keys, "rand_augment"),
+                self.rand_augment,
+                self.magnitude,
+                draws.happens("rand_augment"),
+            )
+        images = placed(self, draws, drawn, images)
+        stages = [] if drawn is None else [drawn.coloured]
+        images = in_turn([*stages, *self._colours(draws)], images)
+        return erased(self, draws, keys, images)
+
+    def _chosen(self, keys: jax.Array, copy: jax.Array | None) -> jax.Array | None:
+        """The change that an image gets alone, from 1 on, or 0 for none; None: it gets all."""
+        if self.choose == "all":
+            return None
+        if self.choose == "one":
+            draw = jax.vmap(lambda key: jax.random.randint(key, (), 0, 1 + len(self.changes)))
+            return draw(fold_name(keys, "choose"))
+        if copy is None:
+            raise ValueError('with choose="copies", each image needs the number of its copy')
+        return copy
+
+    def _colours(self, draws: Draws) -> list[Callable[[jax.Array], jax.Array]]:
+        """The changes of colours that are on, in their order."""
+
+        def stage(name: str, change: Callable[[jax.Array, jax.Array], jax.Array]):
+            most = getattr(self, name)
+            factor = draws.amount_or(1.0, name, (1 - most, 1 + most))
+            return lambda images: rounded(change(images.astype(jnp.float32), factor), images.dtype)
+
+        changes = {
+            "brightness": colour.brightness,
+            "contrast": colour.contrast,
+            "saturation": colour.saturation,
+        }
+        return [stage(name, change) for name, change in changes.items() if name in self.changes]
+
+    def partners(self, keys: jax.Array, examples: int) -> jax.Array:
+        """Which training example each image is mixed with, by its key alone.
+
+        Args:
+            keys: keys `[batch]`.
+            examples: in the training split.
+
+        Returns:
+            uint32 `[batch]`, each below `examples`; perhaps the image itself.
+        """
+        draw = jax.vmap(lambda key: jax.random.randint(key, (), 0, examples, "uint32"))
+        return draw(fold_name(keys, "partner"))
+
+    def mixed(
+        self, keys: jax.Array, images: jax.Array, others: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Mixes each image with another by its own key; `mixup` or `cutmix` has to be on.
+
+        Args:
+            keys: keys `[batch]`.
+            images: `[batch, height, width, channels]`, as `__call__` returns them.
+            others: of the same shape and dtype.
+
+        Returns:
+            The images, and the share of each label that stays, float32 `[batch]`; the rest is the
+            other's.
+        """
+        if not self.cutmix:
+            return mixing.added(keys, images, others, self.mixup)
+        pasted, pasted_share = mixing.pasted(keys, images, others, self.cutmix)
+        if not self.mixup:
+            return pasted, pasted_share
+        added, added_share = mixing.added(keys, images, others, self.mixup)
+        adds = jax.vmap(jax.random.bernoulli)(fold_name(keys, "mix"))
+        return (
+            jnp.where(adds[:, None, None, None], added, pasted),
+            jnp.where(adds, added_share, pasted_share),
+        )
+
+
+def _flag(name: str) -> str:
+    return name.replace("_", "-")

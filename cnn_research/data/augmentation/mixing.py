@@ -1,0 +1,59 @@
+"""Mixup and CutMix: training images that are of two images, and their labels too."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from cnn_research.core.random import fold_name
+from cnn_research.data.augmentation.boxes import boxes
+from cnn_research.data.augmentation.warp import rounded
+
+
+def added(
+    keys: jax.Array, images: jax.Array, others: jax.Array, alpha: float
+) -> tuple[jax.Array, jax.Array]:
+    """Mixup: weighted sums of images and others (Zhang et al. 2018).
+
+    Args:
+        keys: keys `[batch]`.
+        images: `[batch, height, width, channels]`, uint8 or float; or features, float
+            `[batch, ...]`, as in manifold mixup (Verma et al. 2019).
+        others: of the same shape and dtype.
+        alpha: of the distribution Beta(alpha, alpha) of the images' weights.
+
+    Returns:
+        The sums, of the same dtype, and the weights, float32 `[batch]`.
+    """
+    share = _beta(fold_name(keys, "mixup"), alpha)
+    weight = share.reshape(-1, *(1,) * (images.ndim - 1))
+    values = weight * images.astype(jnp.float32) + (1 - weight) * others.astype(jnp.float32)
+    return rounded(values, images.dtype), share
+
+
+def pasted(
+    keys: jax.Array, images: jax.Array, others: jax.Array, alpha: float
+) -> tuple[jax.Array, jax.Array]:
+    """CutMix: images with a box of others in them (Yun et al. 2019).
+
+    The box has the image's proportions and its middle anywhere, so that a part of it may lie
+    outside. Arguments are those of `added`, and so is what is returned: the share is that of the
+    pixels that stay, not the one that was drawn.
+    """
+    size = (images.shape[1], images.shape[2])
+    keys = fold_name(keys, "cutmix")
+    side = jnp.sqrt(1 - _beta(keys, alpha))
+    height, width = (jnp.floor(side * length) for length in size)
+    draw = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(fold_name(keys, "middle"))
+    top, left = (
+        jnp.floor(draw[:, axis] * length) - shape // 2
+        for axis, (length, shape) in enumerate(zip(size, (height, width)))
+    )
+    box = boxes(size, (top, left), (height, width))
+    share = 1 - jnp.mean(box, axis=(1, 2), dtype=jnp.float32)
+    return jnp.where(box[..., None], others, images), share
+
+
+def _beta(keys: jax.Array, alpha: float) -> jax.Array:
+    """A number from Beta(alpha, alpha) per key, float32 `[batch]`."""
+    return jax.vmap(lambda key: jax.random.beta(key, alpha, alpha))(keys)

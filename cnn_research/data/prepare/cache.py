@@ -1,0 +1,167 @@
+"""Decoded arrays on disk: written once, as a whole or not at all, and opened as memory maps."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from cnn_research.core.errors import UserError
+from cnn_research.core.preemption import poll
+from cnn_research.data.dataset import Dataset, Split
+from cnn_research.data.prepare.splits import Examples
+
+FORMAT = 1
+"""Raised when what is written changes, so that older folders are built again."""
+
+INDEX = "index.json"
+CHUNK = 1024
+
+
+def data_dir() -> Path:
+    """Where prepared data live: TFDS's own convention, read whenever it is asked."""
+    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+
+
+def key_of(value: Any) -> str:
+    """A short name for a JSON value, for a folder that depends on it."""
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=5).hexdigest()
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Lets one process at a time write `folder`; the others wait."""
+    import fcntl
+
+    path = folder.with_name(folder.name + ".lock")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    except OSError as error:
+        raise UserError(
+            f"{folder.parent} cannot be written ({error.strerror}): set TFDS_DATA_DIR to a folder "
+            "that can"
+        ) from error
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logging.info("waiting for another process that is preparing %s", folder)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def read(folder: Path, fingerprint: str) -> Dataset | None:
+    """The data set in `folder` as memory maps; None if absent, damaged or of other data."""
+    try:
+        index = json.loads((folder / INDEX).read_text())
+        if (index["format"], index["fingerprint"]) != (FORMAT, fingerprint):
+            logging.info("%s is of an older state of its source: it is built again", folder)
+            return None
+        for file, size in index["files"].items():
+            if (folder / file).stat().st_size != size:
+                logging.warning("%s is damaged: the arrays are built again", folder / file)
+                return None
+        splits = {
+            split: Split(
+                images=np.load(folder / f"{split}.images.npy", mmap_mode="r"),
+                labels={
+                    head: np.load(folder / f"{split}.labels{number}.npy", mmap_mode="r")
+                    for number, head in enumerate(index["class_names"])  # in the order of labels
+                },
+                names=np.load(folder / f"{split}.names.npy", mmap_mode="r"),
+            )
+            for split in index["splits"]
+        }
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        logging.warning("%s is damaged (%s): the arrays are built again", folder, error)
+        return None
+    return Dataset(
+        name=index["name"],
+        splits=splits,
+        class_names={
+            head: tuple(names) for head, names in index["class_names"].items() if names is not None
+        },
+        provenance=index["provenance"],
+    )
+
+
+def write(
+    folder: Path,
+    fingerprint: str,
+    name: str,
+    examples: Examples,
+    indices: Mapping[str, np.ndarray],
+    provenance: Mapping[str, Any],
+) -> None:
+    """Writes every split of `examples` into `folder`, which appears only when it is complete."""
+    with scratch(folder) as temporary:
+        for split, chosen in indices.items():
+            images = np.lib.format.open_memmap(
+                temporary / f"{split}.images.npy",
+                mode="w+",
+                dtype=np.uint8,
+                shape=(len(chosen), *examples.images.shape[1:]),
+            )
+            for start in range(0, len(chosen), CHUNK):
+                poll()
+                part = slice(start, start + CHUNK)
+                images[part] = examples.images[chosen[part]]
+            images.flush()
+            del images
+            for number, labels in enumerate(examples.labels.values()):
+                np.save(temporary / f"{split}.labels{number}.npy", labels[chosen])
+            np.save(temporary / f"{split}.names.npy", examples.names[chosen])
+        index = {
+            "format": FORMAT,
+            "fingerprint": fingerprint,
+            "name": name,
+            "splits": list(indices),
+            # A head of numbers has null.
+            "class_names": {head: examples.class_names.get(head) for head in examples.labels},
+            "provenance": dict(provenance),
+            "files": {file.name: file.stat().st_size for file in sorted(temporary.iterdir())},
+        }
+        (temporary / INDEX).write_text(json.dumps(index, indent=1))
+        for file in temporary.iterdir():
+            with open(file, "rb") as written:
+                os.fsync(written.fileno())
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+
+
+@contextlib.contextmanager
+def scratch(folder: Path) -> Iterator[Path]:
+    """A fresh folder beside `folder`, gone at the end whatever happens; call it under `lock`."""
+    temporary = folder.with_name(f".{folder.name}.incomplete")
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load(home: Path, fingerprint: str, key: str, build: Callable[[Path], None]) -> Dataset:
+    """The arrays `key` of the data prepared in `home`, built by `build(folder)` if need be."""
+    folder = home / "arrays" / key
+    dataset = read(folder, fingerprint)
+    if dataset is None:
+        with lock(home):
+            dataset = read(folder, fingerprint)  # another process may just have built them
+            if dataset is None:
+                build(folder)
+                dataset = read(folder, fingerprint)
+    if dataset is None:
+        raise UserError(f"{folder} was written and cannot be read back: check the disk")
+    return dataset

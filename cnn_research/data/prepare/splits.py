@@ -1,0 +1,255 @@
+"""Which example goes into which split: drawn by content and seed, so that nothing straddles."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from cnn_research.core.errors import UsageError, UserError
+from cnn_research.data.dataset import MISSING, UNSEEN
+
+SPLITS = ("train", "validation", "test", "target")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Examples:
+    """A data set before it is split.
+
+    Attributes:
+        images: uint8 `[examples, height, width, channels]`.
+        labels: per head, int32 or float32 `[examples]`, as in `Split`.
+        class_names: per head of classes, the name of each class; the first is the one to stratify
+            by.
+        names: str `[examples]`, where each example came from.
+        given: str `[examples]`, the split that the source itself puts it in; `train` where the
+            source says nothing.
+        by_name: whether chance draws by names instead of pixels: then the same files are in the
+            same split at every size.
+    """
+
+    images: np.ndarray
+    labels: Mapping[str, np.ndarray]
+    class_names: Mapping[str, tuple[str, ...]]
+    names: np.ndarray
+    given: np.ndarray
+    by_name: bool = False
+
+
+def assign(
+    examples: Examples, sizes: Mapping[str, float], seed: int
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Indices of every split, ascending, and a report (JSON values) on how they came about.
+
+    A split that the source gives is kept as it is. `validation` and `test` are otherwise drawn
+    from `train`: `sizes` has how many examples (int) or which fraction of `train` (float), 0 for
+    none. Each class, where there are classes, is drawn from in proportion, and never all of it.
+    Copies of one image move together, and who is drawn depends on the pixels (or names) and the
+    seed alone: the order of files does not matter. `target` is only ever given; an image of it that
+    another split has too is left out of it, whatever the labels, so that what is measured there was
+    not trained on.
+
+    Raises:
+        UserError: there is nothing to train on, or every image of `target` is elsewhere too.
+        UsageError: more is to be drawn than there is.
+    """
+    digests = [hashlib.blake2b(image, digest_size=16).digest() for image in examples.images]
+    given = {name: np.flatnonzero(examples.given == name) for name in SPLITS}
+    if not given["train"].size:
+        raise UserError("there are no examples to train on: the split 'train' is empty")
+    indices = {"train": given["train"]}
+    drawn = {}
+    total = len(given["train"])
+    counts = {
+        name: round(size * total) if isinstance(size, float) else size
+        for name, size in sizes.items()
+        if not given[name].size
+    }
+    if min([*counts.values(), 0]) < 0 or sum(counts.values()) >= total:
+        asked = " and ".join(f"{count} for {name}" for name, count in counts.items())
+        raise UsageError(
+            f"{asked} cannot be drawn from {total} examples so that some are left to train on: "
+            "ask for fewer"
+        )
+    for name in ("test", "validation"):
+        if given[name].size:
+            indices[name] = given[name]
+        elif counts.get(name, 0):
+            indices[name] = _draw(examples, digests, indices["train"], counts[name], seed)
+            indices["train"] = np.setdiff1d(indices["train"], indices[name])
+            drawn[name] = len(indices[name])
+    indices = {name: indices[name] for name in SPLITS if name in indices}
+    copies: dict[str, Any] = {}
+    if given["target"].size:
+        indices["target"], copies = _without_copies(examples, digests, given["target"], indices)
+    head = next(iter(examples.class_names), None)
+    report: dict[str, Any] = {
+        "examples": {name: len(chosen) for name, chosen in indices.items()},
+        "given_by_the_source": [name for name in SPLITS if given[name].size],
+        "drawn_from_train": {**drawn, "seed": seed, "stratified_by": head} if drawn else {},
+        "duplicates": _duplicates(examples, digests, indices),
+        "content": {name: _content(examples, digests, chosen) for name, chosen in indices.items()},
+    }
+    across = report["duplicates"]["across_splits"]
+    if across:
+        logging.warning("images that are in two splits: %s", duplicates_line(across))
+    if copies:
+        logging.warning("left out of target: %s", copies_line(copies))
+        report["left_out_of_target"] = copies
+    single = _single(examples, digests, given["train"]) if drawn else []
+    if single:
+        logging.warning("classes of a single image, which is trained on: %s", ", ".join(single))
+        report["classes_of_a_single_image"] = single
+    untrained = _untrained(examples, indices)
+    if untrained:
+        logging.warning("classes without training examples: %s", untrained)
+        report["classes_without_training_examples"] = untrained
+    if "target" in indices:
+        unseen = {head: examples.labels[head][indices["target"]] for head in examples.class_names}
+        counts = {head: int(np.sum(labels == UNSEEN)) for head, labels in unseen.items()}
+        report["target_examples_of_unseen_classes"] = counts
+    return indices, report
+
+
+def duplicates_line(across: Mapping[str, Any]) -> str:
+    """`across_splits` of a report in one line."""
+    return "; ".join(
+        f"{found['images']} in {pair}, the first {' = '.join(found['first'][0])}"
+        for pair, found in across.items()
+    )
+
+
+def copies_line(copies: Mapping[str, Any]) -> str:
+    """`left_out_of_target` of a report in one line."""
+    first = " = ".join(copies["first"][0])
+    return f"{copies['images']} images that another split has too, the first {first}"
+
+
+def _without_copies(
+    examples: Examples,
+    digests: Sequence[bytes],
+    target: np.ndarray,
+    others: Mapping[str, np.ndarray],
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """The indices in `target` whose pixels are not in `others`, and a report on the rest."""
+    elsewhere = {digests[index]: int(index) for chosen in others.values() for index in chosen}
+    pairs = [(elsewhere[digests[index]], index) for index in target if digests[index] in elsewhere]
+    if len(pairs) == len(target):
+        raise UserError(
+            f"each of the {len(target)} images of the split 'target' is in another split too: "
+            "there is nothing to evaluate on"
+        )
+    first = [[str(examples.names[index]) for index in pair] for pair in pairs[:5]]
+    kept = np.setdiff1d(target, [index for _, index in pairs])
+    return kept, {"images": len(pairs), "first": first} if pairs else {}
+
+
+def _draw(
+    examples: Examples, digests: Sequence[bytes], pool: np.ndarray, count: int, seed: int
+) -> np.ndarray:
+    """`count` of the indices in `pool`, each class in proportion, copies of an image together."""
+    head = next(iter(examples.class_names), "")
+    labels = examples.labels[head] if head else np.full(len(examples.images), MISSING)
+    copies: dict[bytes, list[int]] = defaultdict(list)
+    for index in pool:
+        copies[digests[index]].append(int(index))
+    key = str(seed).encode()
+    groups: dict[int, list[list[int]]] = defaultdict(list)
+
+    def drawn(digest: bytes) -> bytes:
+        name = min(str(examples.names[index]) for index in copies[digest])
+        what = name.encode() if examples.by_name else digest
+        return hashlib.blake2b(what, key=key).digest()
+
+    for digest in sorted(copies, key=drawn):
+        groups[int(labels[copies[digest][0]])].append(copies[digest])
+    quotas = _apportion({c: sum(map(len, m)) for c, m in sorted(groups.items())}, count)
+    chosen: list[int] = []
+    for label, quota in quotas.items():
+        for group in groups[label]:
+            if len(group) <= quota:
+                chosen += group
+                quota -= len(group)
+    return np.sort(np.array(chosen, dtype=np.int64))
+
+
+def _apportion(population: Mapping[int, int], count: int) -> dict[int, int]:
+    """How many of `count` each class gives: in proportion, and never all it has."""
+    total = sum(population.values())
+    exact = {label: count * size / total for label, size in population.items()}
+    quotas = {label: int(share) for label, share in exact.items()}
+    by_remainder = sorted(population, key=lambda label: (quotas[label] - exact[label], label))
+    spare = [label for label in by_remainder if quotas[label] + 1 < population[label]]
+    for label in spare[: count - sum(quotas.values())]:
+        quotas[label] += 1
+    return quotas
+
+
+def _duplicates(
+    examples: Examples, digests: Sequence[bytes], indices: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """Images with the same pixels: how many, which are in two splits, which labels disagree."""
+    found: dict[bytes, list[tuple[str, int]]] = defaultdict(list)
+    for split, chosen in indices.items():
+        for index in chosen:
+            found[digests[index]].append((split, int(index)))
+    # Two that are not known are equal, and NaN is not.
+    every = [np.zeros(len(examples.images)), *examples.labels.values()]  # there may be no labels
+    labels = np.nan_to_num(np.stack(every, axis=1, dtype=float), nan=-np.inf)
+    conflicts = 0
+    across: dict[str, dict[str, Any]] = {}
+    for copies in found.values():
+        if len(copies) == 1:
+            continue
+        conflicts += len(np.unique(labels[[index for _, index in copies]], axis=0)) > 1
+        for split in {split for split, _ in copies[1:]} - {copies[0][0]}:
+            pair = across.setdefault(f"{copies[0][0]} and {split}", {"images": 0, "first": []})
+            theirs = [index for name, index in copies if name == split]
+            pair["images"] += len(theirs)
+            if len(pair["first"]) < 5:
+                names = (examples.names[copies[0][1]], examples.names[theirs[0]])
+                pair["first"].append([str(name) for name in names])
+    return {
+        "extra_copies": sum(map(len, found.values())) - len(found),
+        "images_with_conflicting_labels": int(conflicts),
+        "across_splits": across,
+    }
+
+
+def _content(examples: Examples, digests: Sequence[bytes], chosen: np.ndarray) -> str:
+    """A digest of a split's pixels and labels: equal on every machine for equal data."""
+    digest = hashlib.blake2b(digest_size=16)
+    for index in chosen:
+        digest.update(digests[index])
+    for head, labels in examples.labels.items():
+        little_endian = labels.dtype.newbyteorder("<")
+        digest.update(head.encode() + labels[chosen].astype(little_endian).tobytes())
+    return digest.hexdigest()
+
+
+def _single(examples: Examples, digests: Sequence[bytes], pool: np.ndarray) -> list[str]:
+    """The classes of the first head that have one image in `pool`, its copies aside."""
+    head = next(iter(examples.class_names), "")
+    labels = examples.labels[head] if head else np.full(len(digests), MISSING)
+    different: dict[int, set[bytes]] = defaultdict(set)
+    for index in pool:
+        different[int(labels[index])].add(digests[index])
+    alone = (label for label, images in different.items() if label >= 0 and len(images) == 1)
+    return [examples.class_names[head][label] for label in sorted(alone)]
+
+
+def _untrained(examples: Examples, indices: Mapping[str, np.ndarray]) -> dict[str, list[str]]:
+    """Per head of classes, those that occur in another split but not in train."""
+    untrained = {}
+    for head, class_names in examples.class_names.items():
+        labels = examples.labels[head]
+        everywhere = np.concatenate([labels[chosen] for chosen in indices.values()])
+        missing = np.setdiff1d(everywhere[everywhere >= 0], labels[indices["train"]])
+        if missing.size:
+            untrained[head] = [class_names[label] for label in missing]
+    return untrained

@@ -1,0 +1,100 @@
+"""What a folder or table of images consists of, seen without decoding any: sizes and counts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from cnn_research.core.errors import UserError
+from cnn_research.data import images
+from cnn_research.data.prepare import cache
+from cnn_research.data.sources import ImageFolder, ImageTable, content_of, existing
+
+SAMPLE = 200
+"""Images whose size is looked up."""
+EXIF_ORIENTATION, ON_ITS_SIDE = 274, 5
+"""The tag of an image's orientation; from this value on, height and width are exchanged."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """Sizes and counts of a source of images.
+
+    Attributes:
+        splits: how many images each split of the source has.
+        classes: per head of classes, how many training images each class has; validation and test
+            are still among them where the source does not give these splits.
+        height: the median of a sample, in pixels.
+        width: the same.
+    """
+
+    splits: Mapping[str, int]
+    classes: Mapping[str, Mapping[str, int]]
+    height: int
+    width: int
+
+
+def survey(source: ImageFolder | ImageTable) -> Survey:
+    """Surveys a source; for an archive, which is unpacked for it, the answer is kept.
+
+    Raises:
+        UsageError: the source names no path, or a column that its table lacks.
+        UserError: there is nothing, or no image among it.
+    """
+    path = existing(source.path)
+    shown = images.printable(path)
+    if path.is_dir() or path.suffix.lower() == ".csv":
+        return _survey(source.plan(path, shown), shown)
+    fields = {**dataclasses.asdict(source), "path": shown}
+    for field in ("image_size", "validation", "test", "split_seed", "on_bad_image"):
+        del fields[field]
+    name = cache.key_of([type(source).__name__, fields, content_of(path)])
+    kept = cache.data_dir() / "surveys" / f"{name}.json"
+    if not kept.is_file():
+        with images.opened(path) as root:
+            found = _survey(source.plan(root, shown), shown)
+        with cache.lock(kept):
+            partial = kept.with_suffix(".partial")
+            partial.write_text(json.dumps(dataclasses.asdict(found)))
+            partial.rename(kept)
+    return Survey(**json.loads(kept.read_text()))
+
+
+def _survey(plan: images.Plan, shown: str) -> Survey:
+    train = [record for record in plan.records if record.split == "train"]
+    height, width = _median_size([record.path for record in train], shown)
+    return Survey(
+        splits=dict(Counter(record.split for record in plan.records)),
+        classes={
+            head: {
+                names[round(index)]: count
+                for index, count in sorted(Counter(r.labels[head] for r in train).items())
+                if index >= 0
+            }
+            for head, names in plan.class_names.items()
+        },
+        height=height,
+        width=width,
+    )
+
+
+def _median_size(files: Sequence[Path], shown: str) -> tuple[int, int]:
+    """Median height and width of some of the files, evenly spread; those that are no images are
+    passed over."""
+    sizes = []
+    for file in files[:: max(1, len(files) // SAMPLE)]:
+        try:
+            with images.open_image(file) as image:
+                size = image.size
+                on_its_side = image.getexif().get(EXIF_ORIENTATION, 1) >= ON_ITS_SIDE
+        except Exception:  # Pillow's plugins raise a dozen different ones
+            continue
+        sizes.append(size if on_its_side else (size[1], size[0]))
+    if not sizes:
+        raise UserError(f"{shown}: none of the files is an image that can be read")
+    height, width = (round(statistics.median(sides)) for sides in zip(*sizes, strict=True))
+    return height, width

@@ -1,0 +1,272 @@
+"""A network that `--mode=export` has written, asked with JAX and NumPy alone.
+
+    network = open_export(Path("runs/a/export"))
+    network.answers(network(images))
+
+The folder is enough: neither flax nor the run's classes are imported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnn_research.core.errors import UserError, one_line
+from cnn_research.tasks.shares import softmax
+
+FORMAT = 1
+"""Of the folder; another one is not read."""
+MODEL = "model.jaxexport"
+FACTS = "export.json"
+SUMS = "SHA256SUMS"
+CALLS = {"shape_assertion"}
+"""What the program may call outside itself: JAX's check that there is an image at all."""
+DIGITS = {"classes": 4, "shares": 6, "number": 6, "palette": 4}
+"""Per kind of head, the digits after the point of its answers, as in predictions."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Exported:
+    """An exported network; call it with images.
+
+    Attributes:
+        folder: where it lies.
+        facts: the values of its export.json.
+        program: what JAX has read of it.
+    """
+
+    folder: Path
+    facts: Mapping[str, Any]
+    program: Any
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """`(height, width, channels)` of its images."""
+        _, height, width, channels = self.facts["input"]["shape"]
+        return height, width, channels
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """The outputs for images; compiled once for each size of batch.
+
+        Args:
+            images: uint8 `[batch, height, width, channels]`, one image or more.
+
+        Returns:
+            float32 `[batch, outputs]`.
+
+        Raises:
+            ValueError: the images are of another shape or dtype.
+        """
+        if images.dtype != np.uint8 or images.shape[1:] != self.image_shape or not images.size:
+            raise ValueError(
+                f"the network takes uint8 images [batch, {self.image_shape}], not {images.dtype} "
+                f"{images.shape}"
+            )
+        return np.asarray(self._call(images))
+
+    @functools.cached_property
+    def _call(self) -> Any:
+        import jax
+
+        return jax.jit(self.program.call)
+
+    def answers(self, outputs: np.ndarray) -> list[dict[str, list[dict[str, Any]]]]:
+        """What the network says about each image, for each head.
+
+        Args:
+            outputs: float32 `[images, outputs]`, from a call.
+
+        Returns:
+            Per head of classes `[{"label": name, "probability": share}, ...]`, all of them, the
+            most probable first; of a palette the labels are colours, `#rrggbb`, and the
+            probabilities the shares that they cover; of numbers `[{"value": number}]`.
+        """
+        return [
+            {head["name"]: _answer(head, row[head["start"] : head["stop"]]) for head in self.heads}
+            for row in outputs
+        ]
+
+    @property
+    def heads(self) -> list[dict[str, Any]]:
+        """How to read the outputs, head by head."""
+        return self.facts["heads"]
+
+
+def _answer(head: Mapping[str, Any], outputs: np.ndarray) -> list[dict[str, Any]]:
+    """One head's answer for one image; `outputs` are its own, float32 `[outputs]`."""
+    digits = DIGITS[head["kind"]]
+    if head["kind"] == "number":
+        return [{"value": round(float(outputs[0]) * head["std"] + head["mean"], digits)}]
+    if head["kind"] == "palette":
+        from cnn_research.tasks.palette_files import palette_of
+
+        palette = palette_of(outputs)
+        labels, shares = palette.hex, palette.shares
+    else:
+        labels, shares = head["classes"], softmax(outputs)
+    order = np.argsort(-shares, kind="stable")
+    return [{"label": labels[i], "probability": round(float(shares[i]), digits)} for i in order]
+
+
+def open_export(folder: Path) -> Exported:
+    """The exported network of a folder, every file of it checked.
+
+    The program of a stranger can compute, and nothing else: one that calls what lies outside it,
+    such as a function of this process by its address, is not opened.
+
+    Raises:
+        UserError: the folder holds no export, a damaged one, one of another format, or one that
+            calls more than `CALLS`, or whose `FACTS` are not those of a network.
+    """
+    check(folder)
+    try:
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        raise UserError(f"{folder / FACTS} is not JSON: export the run again") from None
+    if not isinstance(facts, dict):
+        raise UserError(f"{folder / FACTS} is not a JSON object: export the run again")
+    if facts.get("format") != FORMAT:
+        raise UserError(
+            f"{folder} is an export of format {facts.get('format')}, and this version reads "
+            f"{FORMAT}: export the run again, with --mode=export"
+        )
+    if wrong := next(_wrong(facts), None):
+        raise UserError(f"{folder / FACTS} {wrong}: export the run again")
+    try:
+        import jax.export
+
+        program = jax.export.deserialize(bytearray((folder / MODEL).read_bytes()))
+    except ImportError as error:
+        raise UserError(
+            f"{error.name} is missing, by which exports are read: pip install jax flatbuffers"
+        ) from None
+    except Exception as error:  # of whichever layer of JAX finds it unreadable
+        raise UserError(
+            f"{folder / MODEL} cannot be read by JAX {jax.__version__}: {one_line(error)[:200]}; "
+            "export the run again"
+        ) from None
+    if outside := _calls(program) - CALLS:
+        raise UserError(
+            f"{folder / MODEL} calls {', '.join(sorted(outside))} outside itself, which no network "
+            "needs: do not use it unless you know who wrote it"
+        )
+    shapes = [[aval.shape[1:] for aval in avals] for avals in (program.in_avals, program.out_avals)]
+    if shapes != [[tuple(facts["input"]["shape"][1:])], [(facts["outputs"],)]]:
+        raise UserError(
+            f"{folder / FACTS} tells other shapes of images or outputs than {MODEL} has: export "
+            "the run again"
+        )
+    return Exported(folder, facts, program)
+
+
+def _wrong(facts: Mapping[str, Any]) -> Iterator[str]:
+    """What the values of export.json lack for the network to be asked; nothing if all is well."""
+    for name, kind in (("experiment", str), ("step", int), ("outputs", int)):
+        if not isinstance(facts.get(name), kind):
+            yield f"has no good `{name}`"
+    image = facts.get("input")
+    shape = image.get("shape") if isinstance(image, dict) else None
+    if not (
+        isinstance(shape, list) and len(shape) == 4 and all(isinstance(s, int) for s in shape[1:])
+    ):
+        yield "has no `input` with a `shape` of batch, height, width and channels"
+    heads = facts.get("heads")
+    if not (isinstance(heads, list) and heads and all(isinstance(head, dict) for head in heads)):
+        yield "has no list of `heads`"
+        return
+    for head in heads:
+        if not isinstance(head.get("name"), str):
+            yield "has a head without a `name`"
+        elif head.get("kind") not in list(DIGITS):  # a list, as what a stranger wrote may not hash
+            yield f"has a head of a kind that is none of {', '.join(DIGITS)}"
+        elif not _is_readable(head, facts["outputs"]):
+            yield f"does not say how the outputs of its {head['kind']} head are read"
+
+
+def _is_readable(head: Mapping[str, Any], outputs: int) -> bool:
+    """Whether a head of a known kind has what `_answer` needs."""
+    start, stop, classes = head.get("start"), head.get("stop"), head.get("classes")
+    if not (isinstance(start, int) and isinstance(stop, int) and 0 <= start < stop <= outputs):
+        return False
+    if head["kind"] == "number":
+        return all(isinstance(head.get(name), int | float) for name in ("mean", "std"))
+    if head["kind"] == "palette":
+        return (stop - start) % 4 == 0
+    return (
+        isinstance(classes, list)
+        and len(classes) == stop - start
+        and all(isinstance(name, str) for name in classes)
+    )
+
+
+def _calls(program: Any) -> set[str]:
+    """The targets of every custom call in a program."""
+    from jax.interpreters import mlir
+    from jaxlib.mlir import ir
+
+    found = set()
+
+    def note(operation: Any) -> Any:
+        if operation.name.endswith("custom_call"):
+            found.add(ir.StringAttr(operation.attributes["call_target_name"]).value)
+        return ir.WalkResult.ADVANCE
+
+    with mlir.make_ir_context():
+        program.mlir_module(serialized=False).operation.walk(note)
+    return found
+
+
+def check(folder: Path) -> None:
+    """Compares every file with the list of checksums.
+
+    Raises:
+        UserError: there is no list, or a file is missing or differs.
+    """
+    try:
+        sums = dict(_listed((folder / SUMS).read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"{folder} holds no export (no {SUMS}): write one with --mode=export --workdir=RUN"
+        ) from None
+    except ValueError:
+        raise UserError(f"{folder / SUMS} is damaged: export the run again") from None
+    for name in sorted({MODEL, FACTS} - sums.keys()):
+        raise UserError(f"{folder / SUMS} does not list {name}: export the run again")
+    for name, expected in sums.items():
+        file = folder / name
+        if not file.is_file():
+            raise UserError(f"{file} is missing: copy or export the folder again")
+        if _sha256(file) != expected:
+            raise UserError(
+                f"{file} is damaged (its checksum differs from {SUMS}): copy or export the folder "
+                "again"
+            )
+
+
+def write_sums(folder: Path) -> None:
+    """Writes the list of checksums of every file in a folder, as `sha256sum` does."""
+    files = sorted(file for file in folder.iterdir() if file.name != SUMS)
+    lines = [f"{_sha256(file)}  {file.name}\n" for file in files]
+    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
+
+
+def _listed(text: str) -> Iterator[tuple[str, str]]:
+    """(name, sum) of each line; the names are of files in the folder itself."""
+    for line in text.splitlines():
+        digest, name = line.split(maxsplit=1)
+        name = name.removeprefix("*")  # of binary files, where sha256sum tells them apart
+        if Path(name).name != name:
+            raise ValueError(name)
+        yield name, digest
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

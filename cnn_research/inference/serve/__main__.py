@@ -1,0 +1,147 @@
+"""Answers predictions over HTTP from an export's folder.
+
+python launch.py --mode=export --workdir=runs/a
+python -m cnn_research serve runs/a/export
+curl -F files=@image.jpg http://127.0.0.1:8000/predict
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cnn_research.core.errors import UsageError, UserError, one_line
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m cnn_research serve",
+        description="Answers predictions over HTTP from an export's folder.",
+    )
+    parser.add_argument("export", type=Path, metavar="EXPORT", help="the folder")
+    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
+    parser.add_argument("--host", default="127.0.0.1", help="whom to answer: 0.0.0.0 is everyone")
+    parser.add_argument(
+        "--max-batch", type=int, default=16, help="most images answered in one forward pass"
+    )
+    parser.add_argument(
+        "--max-wait",
+        type=float,
+        default=3,
+        help="milliseconds that an image waits for others on their way",
+    )
+    parser.add_argument(
+        "--max-megabytes", type=float, default=16, help="larger requests are refused"
+    )
+    parser.add_argument(
+        "--max-requests", type=int, default=64, help="more at the same time are refused"
+    )
+    parser.add_argument(
+        "--max-seconds", type=float, default=30, help="requests that take longer are refused"
+    )
+    options = parser.parse_args(arguments)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # An exception would be lost where Python ignores them, as in what JAX does at each garbage
+        # collection, and the server would stay. It ends gracefully first where it answers already.
+        signal.signal(number, lambda *_: os._exit(0))
+    try:
+        serve(options)
+    except UserError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def serve(options: argparse.Namespace) -> None:
+    """Answers until a signal ends it.
+
+    Raises:
+        UserError: the port is taken, or the folder holds no good export.
+    """
+    for name in ("max_batch", "max_megabytes", "max_requests", "max_seconds"):
+        if getattr(options, name) <= 0:
+            raise UsageError(f"--{name.replace('_', '-')} must be above 0")
+    if options.max_wait < 0:
+        raise UsageError("--max-wait must be 0 or above")
+    listener = bound(options.host, options.port)
+    try:
+        import uvicorn
+
+        from cnn_research.inference.serve.app import application
+    except ImportError as error:
+        raise UserError(
+            f'{error.name} is missing, by which it is served: pip install -e ".[serve]"'
+        ) from None
+    from cnn_research.inference.exported import open_export
+    from cnn_research.inference.serve.batching import compiled
+    from cnn_research.inference.serve.limits import Connection, Limits
+
+    network = open_export(options.export)
+    app = application(
+        network,
+        compiled(network, options.max_batch),
+        limits=Limits(options.max_megabytes, options.max_requests, options.max_seconds),
+        max_batch=options.max_batch,
+        wait=options.max_wait / 1000,
+    )
+    config = uvicorn.Config(
+        app,
+        http=Connection,
+        ws="none",
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=options.max_seconds,
+        timeout_graceful_shutdown=5,
+    )
+    try:
+        listener.listen()
+    except OSError as error:
+        raise unusable(options.host, options.port, error) from None
+    host, port = listener.getsockname()[:2]
+    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    if not ipaddress.ip_address(host).is_loopback:
+        print(
+            f"warning: whoever reaches {host} can ask, and nothing is encrypted: the default, "
+            "--host=127.0.0.1, answers this machine only",
+            file=sys.stderr,
+        )
+    print(f"Answering on {address} (Ctrl-C ends it)", flush=True)
+    uvicorn.Server(config).run([listener])
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket on an address, which refuses connections until it listens.
+
+    Raises:
+        UsageError: there is no such address.
+        UserError: it is taken.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except (socket.gaierror, OverflowError) as error:
+        raise UsageError(f"--host={host} --port={port} is no address ({error})") from None
+    except OSError as error:
+        raise unusable(host, port, error) from None
+    return listener
+
+
+def unusable(host: str, port: int, error: OSError) -> UserError:
+    return UserError(
+        f"cannot answer on port {port} of {host} ({error.strerror}): name another --port, or 0 for "
+        "a free one"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,251 @@
+"""The routes: what is asked, and how it is answered."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import html
+import io
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse
+from fastapi_offline import FastAPIOffline
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from cnn_research.core.errors import one_line
+from cnn_research.core.run_folder import cores
+from cnn_research.data.images import BadImage, decode, grey, printable
+from cnn_research.inference.exported import Exported
+from cnn_research.inference.serve.batching import Answer, Batcher
+from cnn_research.inference.serve.limits import App, Guard, Limits, refusal
+from cnn_research.tasks.classification import TOP
+
+MOST_IMAGES = 32
+"""In one request."""
+MOST_SCANS = 50
+"""A progressive JPEG goes over all of its pixels in each of its scans, of which a small file can
+have enough for hours; encoders write about ten."""
+LONGEST_NAME = 200
+HOW = "send an image as the body, or files of a multipart form: curl -F files=@IMAGE ADDRESS"
+
+
+class Share(BaseModel):
+    """A class, or a colour of a palette, and how probable it is or how much it covers."""
+
+    label: str
+    probability: float
+
+
+class Number(BaseModel):
+    """A number, in the unit of the training data."""
+
+    value: float
+
+
+class Prediction(BaseModel):
+    """What the network says about one image: for each head the most probable classes, the number,
+    or the colours."""
+
+    file: str | None
+    answers: dict[str, list[Share | Number]]
+
+
+class Predictions(BaseModel):
+    """One for each image, in the order of the request."""
+
+    predictions: list[Prediction]
+
+
+class Health(BaseModel):
+    """How many images were answered, in how many forward passes."""
+
+    status: str
+    images: int
+    batches: int
+
+
+class Error(BaseModel):
+    """What is wrong, and what to do."""
+
+    error: str
+
+
+IMAGE = {"type": "string", "format": "binary"}
+BODY = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["files"],
+                "properties": {"files": {"type": "array", "items": IMAGE, "maxItems": MOST_IMAGES}},
+            }
+        },
+        "application/octet-stream": {"schema": IMAGE},
+    },
+}
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    400: {"model": Error, "description": "No image, a damaged one, or one with too many pixels"},
+    408: {"model": Error, "description": "The request took too long to arrive"},
+    413: {"model": Error, "description": "The body is too large"},
+    422: {"model": Error, "description": "The network has no answer for this image"},
+    503: {"model": Error, "description": "Too much to do: Retry-After says when to try again"},
+}
+
+
+def application(
+    network: Exported,
+    ask: Callable[[Sequence[np.ndarray]], list[Answer]],
+    *,
+    limits: Limits,
+    max_batch: int,
+    wait: float,
+) -> App:
+    """The ASGI application.
+
+    Args:
+        network: says what its images and heads are.
+        ask: from `compiled`, for `max_batch` images.
+        limits: of requests.
+        max_batch: images in one forward pass.
+        wait: seconds that an image waits for others that are coming, to be answered with them.
+    """
+    batcher = Batcher(ask, max_batch, wait)
+    threads = ThreadPoolExecutor(cores(), "decode")
+    # A palette is whole; of classes, and of the many colours of a histogram, the first are told.
+    most = {h["name"]: None if h["kind"] == "palette" else TOP for h in network.heads}
+    page = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        batches = asyncio.create_task(batcher.run())
+        yield
+        batches.cancel()
+        threads.shutdown(wait=False, cancel_futures=True)
+
+    app = FastAPIOffline(
+        redoc_url=None,
+        # It goes as it is into the page of /docs, and a stranger may have written it.
+        title=html.escape(str(network.facts["experiment"])),
+        description="What an exported network says about images.",
+        version=str(network.facts["step"]),
+        lifespan=lifespan,
+    )
+
+    @app.get("/", include_in_schema=False)
+    async def start() -> HTMLResponse:
+        return HTMLResponse(page)
+
+    @app.post("/predict", openapi_extra={"requestBody": BODY}, responses=REFUSALS)
+    async def predict(request: Request) -> Predictions:
+        """What the network says about one image, or several.
+
+        Images are stretched to the network's size, as in training. They may be JPEG, PNG, GIF, BMP,
+        WebP, TIFF or what else Pillow reads.
+        """
+        loop = asyncio.get_running_loop()
+        with batcher.coming():
+            uploads = await received(request)
+            decoding = (
+                loop.run_in_executor(threads, decoded, content, name, network.image_shape)
+                for name, content in uploads
+            )
+            images = await asyncio.gather(*decoding)
+        answers = await asyncio.gather(*(batcher.ask(image) for image in images))
+        predictions = []
+        for (name, _), answer in zip(uploads, answers, strict=True):
+            if answer is None:
+                raise HTTPException(422, f"the network's outputs for {shown(name)} are not finite")
+            first = {head: said[: most[head]] for head, said in answer.items()}
+            predictions.append(Prediction.model_validate({"file": name, "answers": first}))
+        return Predictions(predictions=predictions)
+
+    @app.get("/health")
+    async def health() -> Health:
+        """Whether the server answers, and how many images it has answered."""
+        return Health(status="ok", images=batcher.images, batches=batcher.batches)
+
+    @app.get("/model")
+    async def model() -> dict[str, Any]:
+        """What was exported: the input, the heads with their classes, the figures of its test."""
+        return dict(network.facts)
+
+    @app.exception_handler(HTTPException)
+    async def refused(request: Request, error: HTTPException) -> Response:
+        why = one_line(Exception(error.detail))
+        if error.status_code == 404:
+            why = "there is no such address: POST /predict, GET /, /health, /model or /docs"
+        elif error.status_code == 405:
+            why = f"{request.method} is not for this address: POST /predict, GET all others"
+        return refusal(error.status_code, why, error.headers)
+
+    @app.exception_handler(BadImage)
+    async def bad_image(request: Request, error: BadImage) -> Response:
+        return refusal(400, one_line(error))
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(request: Request, error: ClientDisconnect) -> Response:
+        return refusal(400, "the connection ended before the request did")  # nobody reads it
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> Response:
+        return refusal(500, "the server failed: its log says how")
+
+    return Guard(app, limits)
+
+
+async def received(request: Request) -> list[tuple[str | None, bytes]]:
+    """Name and content of each image in a request.
+
+    Raises:
+        HTTPException: there is none, or there are too many, or the form is damaged.
+    """
+    if not request.headers.get("content-type", "").lower().startswith("multipart/"):
+        content = await request.body()
+        if not content:
+            raise HTTPException(400, f"the body is empty: {HOW}")
+        return [(None, content)]
+    uploads = []
+    try:
+        async with request.form(max_files=MOST_IMAGES, max_fields=MOST_IMAGES) as form:
+            for _, value in form.multi_items():
+                if isinstance(value, str):
+                    raise HTTPException(400, f"a field of the form is no file: {HOW}")
+                uploads.append((name_of(value.filename), await value.read()))
+    except ValueError:  # a boundary or an encoding of names that there is not
+        raise HTTPException(400, f"the form is damaged: {HOW}") from None
+    if not uploads:
+        raise HTTPException(400, f"the form has no file: {HOW}")
+    return uploads
+
+
+def name_of(given: str | None) -> str | None:
+    """A file's name as a client gave it, fit for JSON and for a line; no file of that name is
+    opened."""
+    text = printable((given or "").encode("utf-8", "backslashreplace").decode())
+    return text[:LONGEST_NAME] or None
+
+
+def decoded(content: bytes, name: str | None, image_shape: tuple[int, int, int]) -> np.ndarray:
+    """An image as the network takes it, uint8 `[height, width, channels]`.
+
+    Raises:
+        BadImage: it is not an image, is damaged, or too large.
+    """
+    if content.startswith(b"\xff\xd8") and content.count(b"\xff\xda") > MOST_SCANS:
+        raise BadImage(f"{shown(name)} has more than {MOST_SCANS} scans: save it in fewer")
+    height, width, channels = image_shape
+    image = decode(io.BytesIO(content), (height, width), shown(name))
+    return image if channels == 3 else grey(image)
+
+
+def shown(name: str | None) -> str:
+    return name or "the body"

@@ -1,0 +1,118 @@
+"""Images that are asked about at the same time are answered together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from cnn_research.inference.exported import Exported
+
+Answer = dict[str, list[dict[str, Any]]] | None
+"""What a network says about one image, for each head; None where its outputs are not finite."""
+
+
+def batch_sizes(largest: int) -> list[int]:
+    """Powers of two up to `largest`: few compilations."""
+    return [1 << power for power in range(largest.bit_length())]
+
+
+def compiled(network: Exported, largest: int) -> Callable[[Sequence[np.ndarray]], list[Answer]]:
+    """A function that answers for batches of each of the sizes, and compiles nothing any more.
+
+    It takes uint8 images `[height, width, channels]`, and gives an answer for each.
+    """
+
+    def ask(images: Sequence[np.ndarray]) -> list[Answer]:
+        outputs = network(np.stack(images))
+        finite = np.isfinite(outputs).all(axis=1)
+        said = iter(network.answers(outputs[finite]))
+        return [next(said) if good else None for good in finite]
+
+    for size in batch_sizes(largest):
+        ask([np.zeros(network.image_shape, np.uint8)] * size)
+    return ask
+
+
+class Batcher:
+    """Gathers images for one forward pass at a time, while the one before is under way.
+
+    Args:
+        ask: from `compiled`.
+        largest: how many images it takes at most.
+        wait: seconds that the first image of a batch waits for others that are coming.
+
+    Attributes:
+        images: how many were answered.
+        batches: in how many forward passes.
+    """
+
+    def __init__(
+        self, ask: Callable[[Sequence[np.ndarray]], list[Answer]], largest: int, wait: float
+    ):
+        self.images = self.batches = 0
+        self._ask, self._largest, self._wait = ask, largest, wait
+        self._coming = 0
+        self._waiting: asyncio.Queue[tuple[np.ndarray, asyncio.Future[Answer]]] = asyncio.Queue()
+
+    @contextlib.contextmanager
+    def coming(self) -> Iterator[None]:
+        """While images are being received and decoded, which are worth waiting for."""
+        self._coming += 1
+        try:
+            yield
+        finally:
+            self._coming -= 1
+
+    async def ask(self, image: np.ndarray) -> Answer:
+        """The answer for one image, uint8 `[height, width, channels]`."""
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._waiting.put_nowait((image, answer))
+        return await answer
+
+    async def run(self) -> None:
+        """Answers until it is cancelled."""
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(1, "forward") as thread:
+            waiting: list[tuple[np.ndarray, asyncio.Future[Answer]]] = []
+            while True:
+                if not waiting:
+                    waiting.append(await self._waiting.get())
+                if self._coming and len(waiting) + self._waiting.qsize() < self._largest:
+                    await asyncio.sleep(self._wait)
+                while not self._waiting.empty():
+                    waiting.append(self._waiting.get_nowait())
+                # Whoever has gone away since, or run out of time, is not worth a forward pass.
+                waiting = [(image, answer) for image, answer in waiting if not answer.done()]
+                if waiting:
+                    # The largest size that is full: nothing is computed for images that are none.
+                    count = batch_sizes(min(len(waiting), self._largest))[-1]
+                    batch, waiting = waiting[:count], waiting[count:]
+                    images = [image for image, _ in batch]
+                    found = await loop.run_in_executor(thread, self._attempt, images)
+                    self._tell(batch, found)
+
+    def _attempt(self, images: Sequence[np.ndarray]) -> list[Answer] | Exception:
+        try:
+            return self._ask(images)
+        except Exception as error:  # one batch fails, not the server
+            return error
+
+    def _tell(
+        self,
+        batch: Sequence[tuple[np.ndarray, asyncio.Future[Answer]]],
+        found: list[Answer] | Exception,
+    ) -> None:
+        self.images += len(batch)
+        self.batches += 1
+        for place, (_, answer) in enumerate(batch):
+            if answer.done():
+                continue
+            if isinstance(found, Exception):
+                answer.set_exception(found)
+            else:
+                answer.set_result(found[place])

@@ -1,0 +1,324 @@
+"""Weights that others trained: from a file or the Hugging Face hub into a model's variables.
+
+A model's modules are called as in torchvision, so that `layer1.0.conv1.weight` of a PyTorch file
+is the leaf `layer1.0/conv1/kernel` here. Two properties, which a model may have, tell the rest:
+
+* `other_names`: for each other library, our module -> the layer in its files, where they differ;
+* `flattened`: each linear layer over a flattened map -> that map's (height, width, channels).
+  Flattening here, and in Keras, is row by row; in PyTorch, channel by channel.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from flax import linen as nn
+from flax import traverse_util
+
+from cnn_research.core.errors import UsageError, UserError, one_line
+from cnn_research.core.experiment import register_config
+from cnn_research.models.weights import Weights, read_weights
+
+_HUB = "hub:"
+_COLLECTIONS = ("params", "batch_stats")
+_SHOWN = 3
+"""How many leaves an error names."""
+
+
+@register_config
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """Weights that training starts from."""
+
+    source: str = ""
+    """A .safetensors, .pth, .th, .h5, .keras or .npz file, 'hub:OWNER/NAME[/FILE]', or the folder
+    of a run; '' for none."""
+    fresh: tuple[str, ...] = ()
+    """Leaves that keep their initial values, such as a new head: patterns of paths, as `fc`,
+    `layer4.*` or `*/bias`; what is below a match is meant too."""
+    channels: Literal["rgb", "bgr"] = "rgb"
+    """The order of colours that the weights expect; the first kernel is turned round for bgr."""
+
+    def check(self) -> None:
+        """Raises `UsageError` for fields that do not go together."""
+        if self != Pretrained() and not self.source:
+            raise UsageError(
+                "--pretrained.fresh and .channels mean nothing without --pretrained.source"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """What became of a file's weights.
+
+    Attributes:
+        source: where they came from.
+        sha256: of the file; of a run, that of its checkpoint's list of checksums.
+        loaded: paths of the leaves that have values of the file.
+        fresh: paths of the leaves that kept theirs, as asked for.
+        skipped: what of the file was not used, as asked for, by the paths that it would have.
+    """
+
+    source: str
+    sha256: str
+    loaded: tuple[str, ...]
+    fresh: tuple[str, ...]
+    skipped: tuple[str, ...]
+
+    def __str__(self) -> str:
+        text = f"{len(self.loaded)} leaves loaded from {self.source}"
+        if self.fresh:
+            text += f"; fresh: {', '.join(self.fresh)}"
+        if self.skipped:
+            text += f"; not used of the file: {', '.join(self.skipped)}"
+        return text
+
+
+def matches(path: str, patterns: Sequence[str]) -> bool:
+    """Whether a pattern fits the path of a leaf, or of a module above it.
+
+    Args:
+        path: as `layer1.0/conv1/kernel`.
+        patterns: with `*` and `?` as in file names; `*` stands for slashes too. A dot and a slash
+            are the same: `layer1`, `layer1.0`, `layer1/0/conv1` and `*/kernel` all fit that path.
+    """
+    parts = path.replace(".", "/").split("/")
+    above = ["/".join(parts[:length]) for length in range(1, len(parts) + 1)]
+    return any(
+        fnmatch.fnmatchcase(each, pattern.replace(".", "/"))
+        for pattern in patterns
+        for each in above
+    )
+
+
+def load_pretrained(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    pretrained: Pretrained,
+    weights: Weights | None = None,
+) -> tuple[dict[str, Any], Loaded]:
+    """A model's variables with the values of a weight file.
+
+    Args:
+        model: whose variables these are.
+        variables: initial values: 'params' and, with normalisation, 'batch_stats'; nested dicts.
+        pretrained: the source, with what is to stay fresh.
+        weights: what the source holds, where it is no file; None reads the file.
+
+    Returns:
+        Variables of the same structure, shapes and dtypes, of NumPy arrays; and what was loaded.
+
+    Raises:
+        UserError: there is no such file, or it is not of weights; or a leaf is missing in the
+            file, has another shape there, or the file has more, and no pattern of `fresh` says so.
+        UsageError: a pattern of `fresh` matches nothing.
+    """
+    weights = weights or read_weights(_local_file(pretrained.source))
+    ours = {
+        leaf: np.asarray(value)
+        for collection in _COLLECTIONS
+        for leaf, value in _flat(variables.get(collection, {})).items()
+    }
+    names = _best_names(model, ours, weights)
+    fresh = [leaf for leaf in ours if matches(leaf, pretrained.fresh)]
+    wanted = {leaf: _key(leaf, names) for leaf in ours if leaf not in fresh}
+    flattened = getattr(model, "flattened", {})
+    arrays = {
+        leaf: _as_ours(
+            weights.arrays[key], ours[leaf], weights.layout, flattened.get(_module(leaf))
+        )
+        for leaf, key in wanted.items()
+        if key in weights.arrays
+    }
+    # What of the file no leaf takes, by the path that it would have here.
+    taken = set(wanted.values())
+    modules = {name: module for module, name in names.items()}
+    unused = {
+        f"{modules.get(layer, layer)}/{weight}": array
+        for (layer, weight), array in weights.arrays.items()
+        if (layer, weight) not in taken
+    }
+    skipped = [path for path in unused if matches(path, pretrained.fresh)]
+
+    _check_patterns(pretrained.fresh, [*ours, *unused], model)
+    missing = [f"{leaf} {ours[leaf].shape}" for leaf in wanted if leaf not in arrays]
+    unknown = [f"{path} {array.shape}" for path, array in unused.items() if path not in skipped]
+    differing = {
+        leaf: (array.shape, ours[leaf].shape)
+        for leaf, array in arrays.items()
+        if array.shape != ours[leaf].shape
+    }
+    if missing or differing or unknown:
+        raise UserError(_why_not(model, pretrained, missing, differing, unknown))
+    if pretrained.channels == "bgr":
+        _turn_first_kernel(ours, arrays)
+
+    found = ours | {leaf: array.astype(ours[leaf].dtype) for leaf, array in arrays.items()}
+    collections = dict(variables)
+    for collection in _COLLECTIONS:
+        if collection in variables:
+            values = {leaf: found[leaf] for leaf in _flat(variables[collection])}
+            collections[collection] = traverse_util.unflatten_dict(values, sep="/")
+    return collections, Loaded(
+        pretrained.source, weights.sha256, tuple(arrays), tuple(fresh), tuple(skipped)
+    )
+
+
+def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return traverse_util.flatten_dict(tree, sep="/")
+
+
+def _module(leaf: str) -> str:
+    return leaf.rpartition("/")[0].replace("/", ".")
+
+
+def _key(leaf: str, names: Mapping[str, str]) -> tuple[str, str]:
+    return names.get(_module(leaf), _module(leaf)), leaf.rpartition("/")[2]
+
+
+def _best_names(
+    model: nn.Module, ours: Mapping[str, np.ndarray], weights: Weights
+) -> Mapping[str, str]:
+    """The library's names by which most of our leaves are in the file; our own where equal."""
+
+    def hits(names: Mapping[str, str]) -> int:
+        return sum(_key(leaf, names) in weights.arrays for leaf in ours)
+
+    return max([{}, *getattr(model, "other_names", ())], key=hits)
+
+
+def _as_ours(
+    array: np.ndarray, value: np.ndarray, layout: str, flattened: tuple[int, int, int] | None
+) -> np.ndarray:
+    """A file's array in flax's layout; of another shape than `value` where it does not fit."""
+    if layout == "torch" and array.ndim == 2 and flattened:
+        height, width, channels = flattened
+        if array.shape[1] == height * width * channels:
+            array = array.reshape(-1, channels, height, width)
+    if layout == "torch" and array.ndim == 4:
+        array = array.transpose(2, 3, 1, 0)
+    elif layout == "torch" and array.ndim == 2:
+        array = array.T
+    elif array.ndim == 4 and value.ndim == 4 and value.shape[2] == 1:
+        # Keras' depthwise kernels are [height, width, in, multiplier].
+        array = array.reshape(*array.shape[:2], 1, -1)
+    # A linear layer is a convolution whose kernel covers the whole map.
+    if array.ndim == 4 and value.ndim == 2:
+        return array.reshape(-1, array.shape[3])
+    if array.ndim == 2 and value.ndim == 4 and array.shape == value.shape[2:]:
+        return array.reshape(1, 1, *array.shape)
+    return array
+
+
+def _turn_first_kernel(ours: Mapping[str, np.ndarray], arrays: dict[str, np.ndarray]) -> None:
+    first = [leaf for leaf, value in ours.items() if value.ndim == 4 and value.shape[2] == 3]
+    if len(first) != 1:
+        raise UsageError("--pretrained.channels=bgr needs a model with one convolution of colours")
+    if first[0] in arrays:
+        arrays[first[0]] = arrays[first[0]][:, :, ::-1]
+
+
+def _check_patterns(patterns: Sequence[str], paths: Sequence[str], model: nn.Module) -> None:
+    for pattern in patterns:
+        if not any(matches(path, [pattern]) for path in paths):
+            modules = sorted({path.split("/")[0] for path in paths})
+            raise UsageError(
+                f"--pretrained.fresh {pattern} matches nothing in {type(model).__name__} or the "
+                f"file: its modules are {', '.join(modules)}"
+            )
+
+
+def _why_not(
+    model: nn.Module,
+    pretrained: Pretrained,
+    missing: Sequence[str],
+    differing: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]],
+    unknown: Sequence[str],
+) -> str:
+    if not missing and not unknown and (heads := _heads(differing)):
+        ((theirs, ours),) = {(a[-1], b[-1]) for a, b in differing.values()}
+        return (
+            f"{pretrained.source} is for {theirs} classes, the model has {ours}: a new head "
+            f"replaces the file's by --pretrained.fresh {' '.join((*pretrained.fresh, *heads))}"
+        )
+    shapes = [f"{leaf}: file {a}, model {b}" for leaf, (a, b) in differing.items()]
+    reasons = [
+        f"{what}: {len(leaves)} ({'; '.join(leaves[:_SHOWN])}{' ...' * (len(leaves) > _SHOWN)})"
+        for leaves, what in (
+            (missing, "leaves that the file lacks"),
+            (shapes, "of another shape"),
+            (unknown, "of the file, not in the model"),
+        )
+        if leaves
+    ]
+    return (
+        f"{pretrained.source} does not fit {type(model).__name__}; {', '.join(reasons)}; take the "
+        "model that the weights are of, or leave something out by --pretrained.fresh PATTERNS"
+    )
+
+
+def _heads(differing: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> list[str]:
+    """The modules that differ, if nothing but a number of outputs does.
+
+    Within a network, the layers after one of another width would differ as well.
+    """
+    outputs = {(theirs[-1:], ours[-1:]) for theirs, ours in differing.values()}
+    inputs_differ = any(theirs[:-1] != ours[:-1] for theirs, ours in differing.values())
+    if len(outputs) != 1 or inputs_differ:
+        return []
+    return sorted({_module(leaf) for leaf in differing})
+
+
+def _local_file(source: str) -> Path:
+    if not source.startswith(_HUB):
+        return Path(source).expanduser()
+    name = source.removeprefix(_HUB)
+    owner, _, rest = name.partition("/")
+    repository, _, file = rest.partition("/")
+    if not owner or not repository:
+        raise UsageError(
+            f"--pretrained.source {source}: write hub:OWNER/NAME or hub:OWNER/NAME/FILE"
+        )
+    import huggingface_hub as hub
+
+    repository = f"{owner}/{repository}"
+    try:
+        file = file or _weight_file(_files_of(repository), source)
+        return Path(hub.hf_hub_download(repository, file))
+    except UserError:
+        raise
+    except Exception as error:  # of the network, the hub and the disk: a dozen different ones
+        raise UserError(
+            f"{source} cannot be fetched: check the name and the network, or give a file "
+            f"({one_line(error)[:200]})"
+        ) from error
+
+
+def _files_of(repository: str) -> list[str]:
+    import huggingface_hub as hub
+
+    try:
+        return hub.list_repo_files(repository)
+    except Exception as error:
+        try:  # what was fetched before serves without the network
+            folder = Path(hub.snapshot_download(repository, local_files_only=True))
+        except Exception:
+            raise error from None
+        return [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+
+
+def _weight_file(files: Sequence[str], source: str) -> str:
+    """The file of a repository that holds its weights, .safetensors before all others."""
+    for suffix in (".safetensors", ".bin", ".pth", ".pt", ".th", ".h5", ".keras", ".npz"):
+        found = sorted(file for file in files if file.endswith(suffix))
+        usual = [file for file in found if file in ("model.safetensors", "pytorch_model.bin")]
+        if len(usual or found) == 1:
+            return (usual or found)[0]
+        if found:
+            raise UsageError(f"{source} has several weight files: add one of {', '.join(found)}")
+    raise UserError(f"{source} has no weight file")

@@ -1,0 +1,1 @@
+"""What a run shows: its page, its TensorBoard events, tables over many runs."""

@@ -1,0 +1,373 @@
+"""What a run measures, as it goes: metrics.jsonl, and TensorBoard events that mirror it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TextIO
+
+import numpy as np
+
+from cnn_research.core.errors import UserError
+from cnn_research.data.images import printable
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
+
+METRICS_FILE = "metrics.jsonl"
+EVENTS_FOLDER = "events"
+REPORT = "report"
+"""The sub-run of what a report shows; replaced when it is written again."""
+AT_EVALUATIONS = ("validation", "parameters")
+"""The sub-runs of what is written at evaluations."""
+
+# JSON has no such numbers; as strings they stay what they are, and `float(...)` reads them.
+NOT_FINITE = ("NaN", "Infinity", "-Infinity")
+
+
+class MetricsWriter:
+    """Writes a run's metrics; a context manager.
+
+    `metrics.jsonl` is the truth: one JSON object a line, `{"step", <extra>, "split", <values>}`,
+    on its way to the disk as soon as it is written. A value that is not finite is written as the
+    string "NaN", "Infinity" or "-Infinity"; `read_metrics` gives the number back.
+
+    `events/` is a mirror for TensorBoard. Each split is a sub-run (`events/train`,
+    `events/validation`) with the same tags, because TensorBoard draws one chart for each tag and
+    one line for each sub-run: training and validation loss share a chart.
+    `events/parameters` has their histograms, `events/report` what the report shows.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        restored_step: int | None,
+        evaluated_step: int | None = None,
+        enabled: bool = True,
+    ):
+        """Opens the files, and takes back what was written after the step that was restored.
+
+        Args:
+            workdir: the run's folder; made if absent.
+            restored_step: the step of the checkpoint that the run goes on from; None for a run
+                that starts at its beginning, which keeps no earlier row.
+            evaluated_step: the last evaluation that the checkpoint knows of; a later one will be
+                made again, so its row is taken back. None if all up to `restored_step` count.
+            enabled: False in all processes but the first: the same calls then do nothing.
+
+        Raises:
+            UserError: a line of metrics.jsonl other than its last is damaged.
+        """
+        self._writers: dict[str, SummaryWriter] = {}
+        self._rows: TextIO | None = None
+        if not enabled:
+            return
+        workdir.mkdir(parents=True, exist_ok=True)
+        self._last_step = -1 if restored_step is None else restored_step
+        self._last_evaluated = self._last_step if evaluated_step is None else evaluated_step
+        path = workdir / METRICS_FILE
+        if path.exists():
+            kept = [
+                row
+                for row in read_metrics(workdir)
+                if row["step"] <= self._last_kept(row.get("split"))
+            ]
+            replacement = path.with_suffix(".tmp")
+            replacement.write_text("".join(map(_line, kept)), encoding="utf-8")
+            os.replace(replacement, path)
+        self._rows = path.open("a", encoding="utf-8")
+        self._events = workdir / EVENTS_FOLDER
+        # Now rather than at the first write to each: if this run is killed before it writes
+        # there, the steps that it took back stay hidden all the same.
+        for folder in sorted(self._events.glob("*")):
+            if folder.is_dir() and folder.name != REPORT:
+                self._writer(folder.name)
+
+    def write(self, step: int, split: str, values: Mapping[str, float], **extra: Any) -> None:
+        """Appends one row, and its `values` as scalars of the split's sub-run.
+
+        Args:
+            step: train steps taken when the values were measured.
+            split: `train`, `validation` or `test`.
+            values: the metrics by name: Python, NumPy or JAX scalars.
+            extra: JSON values that belong in the row but make no chart (`epoch`, `count`).
+        """
+        if self._rows is None:
+            return
+        numbers = {name: float(value) for name, value in values.items()}
+        self._rows.write(_line({"step": step, **extra, "split": split, **numbers}))
+        self._rows.flush()
+        for name, value in numbers.items():
+            self._writer(split).add_scalar(name, value, step)
+
+    def histogram(self, tag: str, values: np.ndarray, step: int) -> None:
+        """Shows how numbers of any shape are distributed, under Histograms and Distributions."""
+        if self._rows is not None:
+            finite = values[np.isfinite(values)]
+            if finite.size:
+                # TensorBoard draws 30 bins whatever it is given.
+                self._writer("parameters").add_histogram(tag, finite, step, bins=30)  # type: ignore
+
+    def images(self, tag: str, images: np.ndarray, step: int) -> None:
+        """Shows training images side by side, under Images: uint8 `[images, height, width, 3]`."""
+        if self._rows is not None:
+            self._writer("train").add_images(tag, images, step, dataformats="NHWC")
+
+    def picture(self, tag: str, file: Path, step: int) -> None:
+        """Shows a report's picture file in TensorBoard, under Images."""
+        if self._rows is not None:
+            from PIL import Image
+
+            pixels = np.asarray(Image.open(file).convert("RGB"))
+            self._writer(REPORT).add_image(tag, pixels, step, dataformats="HWC")
+
+    def text(self, tag: str, markdown: str, step: int) -> None:
+        """Shows Markdown in TensorBoard, under Text."""
+        if self._rows is not None:
+            self._writer(REPORT).add_text(tag, markdown, step)
+
+    def precision_recall(
+        self, tag: str, members: np.ndarray, probabilities: np.ndarray, step: int
+    ) -> None:
+        """Shows precision against recall in TensorBoard, under PR Curves.
+
+        Args:
+            tag: what it is called.
+            members: whether each example is of the class, bool `[examples]`.
+            probabilities: that the model gives the class, float `[examples]`.
+            step: that it is about.
+        """
+        if self._rows is not None:
+            self._writer(REPORT).add_pr_curve(tag, members, probabilities, step)
+
+    def points(
+        self,
+        tag: str,
+        vectors: np.ndarray,
+        rows: Sequence[Mapping[str, str]],
+        images: np.ndarray,
+        step: int,
+    ) -> None:
+        """Shows images as points in space, in TensorBoard's projector.
+
+        Args:
+            tag: what they are called.
+            vectors: float `[images, dimensions]`.
+            rows: what is known of each image, under names for columns.
+            images: squares, uint8 `[images, side, side, 3]`.
+            step: that they are about.
+        """
+        if self._rows is None:
+            return
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        # A tab or a line end in a name would end its cell.
+        cells = [[" ".join(row.get(name, "").split()) for name in columns] for row in rows]
+        # tensorboardX computes with what it finds in memory below the last row of pictures.
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._writer(REPORT).add_embedding(
+                np.round(vectors.astype(np.float64), 4),
+                metadata=cells,
+                metadata_header=columns,
+                label_img=images.transpose(0, 3, 1, 2) / 255,
+                global_step=step,
+                tag=tag,
+            )
+
+    def hparams(self, flat_config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Adds the run to TensorBoard's table of hyperparameters: once, at the end of a run.
+
+        Args:
+            flat_config: values by path (`optimizer.learning_rate`).
+            metrics: the results, under tags that `write` does not use (`test/accuracy`).
+        """
+        if self._rows is None:
+            return
+        from tensorboardX.summary import hparams
+
+        plain = {
+            path: value if isinstance(value, bool | int | float) else printable(str(value))
+            for path, value in flat_config.items()
+        }
+        numbers = {name: float(value) for name, value in metrics.items()}
+        # Its first part says which columns there are; without it TensorBoard finds them itself, and
+        # shows those first in which runs differ.
+        _, *summaries = hparams(plain, numbers)
+        self._writer(REPORT)  # which clears an earlier report's, these too
+        writer = self._writer(f"{REPORT}/hparams")
+        for summary in summaries:
+            writer.file_writer.add_summary(summary)
+        for name, value in numbers.items():
+            writer.add_scalar(name, value)
+
+    def flush(self) -> None:
+        """Hands all events so far to the disk; the rows already are."""
+        for writer in self._writers.values():
+            writer.flush()
+
+    def close(self) -> None:
+        """Ends the files; a second call does nothing."""
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
+        if self._rows is not None:
+            self._rows.close()
+            self._rows = None
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _writer(self, sub_run: str) -> SummaryWriter:
+        """The sub-run's writer, made at its first use."""
+        if sub_run not in self._writers:
+            from tensorboardX import SummaryWriter
+
+            if sub_run == REPORT:
+                shutil.rmtree(self._events / REPORT, ignore_errors=True)
+            self._writers[sub_run] = SummaryWriter(
+                logdir=str(self._events / sub_run),
+                # A TensorBoard that has read an earlier report forgets it.
+                purge_step=0 if sub_run == REPORT else self._last_kept(sub_run) + 1,
+                flush_secs=10,
+                # A full disk ends the thread that empties the queue: a full one would wait for it.
+                max_queue=1000,
+                # File names count whole seconds: a run restarted within one would overwrite.
+                filename_suffix=f".{time.time_ns()}",
+            )
+        return self._writers[sub_run]
+
+    def _last_kept(self, sub_run: str | None) -> int:
+        """The last step of which what the sub-run has still counts."""
+        return self._last_evaluated if sub_run in AT_EVALUATIONS else self._last_step
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl, oldest first; empty if there is none yet.
+
+    A last line cut short (the run was killed, or is writing it now) is left out.
+
+    Raises:
+        UserError: another line is no row; names it.
+    """
+    return [
+        {name: _restored(value) for name, value in row.items()}
+        for row in read_rows(workdir / METRICS_FILE, "step")
+    ]
+
+
+def read_rows(path: Path, key: str) -> list[dict[str, Any]]:
+    """The JSON objects of a file's lines, oldest first; empty if there is none yet.
+
+    A last line cut short (its process was killed, or is writing it now) is left out.
+
+    Args:
+        path: the file.
+        key: what every row has, a whole number.
+
+    Raises:
+        UserError: a line but the last is no such row; names it.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_bytes().splitlines()
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            int(row[key])
+        except (ValueError, TypeError, KeyError):
+            if number == len(lines):
+                break
+            raise UserError(
+                f"{path}, line {number}: not a row of {path.stem} ({line[:40]!r}); "
+                "remove that line to go on without it"
+            ) from None
+        rows.append(row)
+    return rows
+
+
+def by_epoch(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Training and validation figures of each epoch, from the rows of metrics.jsonl.
+
+    A training figure is the mean over the epoch's examples: rows weighted by their `count`, each
+    in the epoch in which its last step began: where batches do not divide the examples, the step
+    that completes an epoch ends a little after it. A validation figure is that of the epoch's
+    last evaluation.
+
+    Returns:
+        By rising epoch, `{"epoch": int, "train": {name: float}, "validation": {name: float}}`;
+        epoch 1 is the first, 0 an evaluation before it; an empty dict where there is no row.
+    """
+    train: dict[int, list[Mapping[str, Any]]] = {}
+    validation: dict[int, Mapping[str, Any]] = {}
+    for row in history:
+        epoch = _epoch_of(row)
+        if row["split"] == "train":
+            train.setdefault(epoch, []).append(row)
+        elif row["split"] == "validation":
+            validation[epoch] = row
+    return [
+        {
+            "epoch": epoch,
+            "train": _weighted_means(train.get(epoch, [])),
+            "validation": _metrics(validation.get(epoch, {})),
+        }
+        for epoch in sorted({*train, *validation})
+    ]
+
+
+def _epoch_of(row: Mapping[str, Any]) -> int:
+    if row["step"] == 0:
+        return 0
+    one_step = row["epoch"] / row["step"]
+    # A step that begins an epoch must not fall before it by the last bit of a float.
+    return math.floor(row["epoch"] - one_step * 0.999) + 1
+
+
+def _weighted_means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    if not rows:
+        return {}
+    weights = [row["count"] for row in rows]
+    return {
+        name: float(np.average([row[name] for row in rows], weights=weights))
+        for name in _metrics(rows[-1])
+        if all(name in row for row in rows)
+    }
+
+
+def _metrics(row: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        name: value
+        for name, value in row.items()
+        if name not in ("step", "epoch", "count", "split") and isinstance(value, int | float)
+    }
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps({name: _storable(value) for name, value in row.items()}) + "\n"
+
+
+def _storable(value: Any) -> Any:
+    if isinstance(value, np.generic) or getattr(value, "ndim", None) == 0:
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def _restored(value: Any) -> Any:
+    return float(value) if value in NOT_FINITE else value

@@ -1,1 +1,0 @@
-"""Answers over HTTP from an exported network: `python -m cnn_research.serve EXPORT`."""

@@ -1,0 +1,1 @@
+"""A training: its config, its loop, its evaluation."""

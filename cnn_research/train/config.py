@@ -1,0 +1,204 @@
+"""The config of every trained experiment."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, ClassVar, Literal, Self
+
+from flax import linen as nn
+
+from cnn_research.core.errors import UsageError
+from cnn_research.core.experiment import Experiment, register_config
+from cnn_research.data.augmentation.config import Augmentation
+from cnn_research.models.pretrained import Pretrained
+from cnn_research.tasks.classification import Classification
+from cnn_research.tasks.task import FittedTask, Task
+from cnn_research.train.optimizers import Optimizer, Penalty
+from cnn_research.train.transfer import Transfer
+
+
+@register_config
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """Which of a run's states counts, and when a run has seen enough. Validation data decides."""
+
+    metric: Literal["accuracy", "loss", "MAE"] = "accuracy"
+    """The validation metric: the higher accuracy, or the lower loss or MAE, is the better state."""
+    report: Literal["last", "best"] = "last"
+    """Which checkpoint the report, `--mode=evaluate` and the test figures are about."""
+    patience: int = 0
+    """Stop after so many evaluations without a better one; 0 trains all epochs."""
+
+    def better(self, value: float, than: float | None) -> bool:
+        """Whether a validation value beats the best so far."""
+        if than is None:
+            return True
+        return value > than if self.metric == "accuracy" else value < than
+
+
+@register_config
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """How a trained model is asked. The figures do not depend on the batch size."""
+
+    batch_size: int = 500
+    """Images in one forward pass, over all devices."""
+    mirror: bool = False
+    """Average the probabilities of each image and its mirror image."""
+    shift: int = 0
+    """Average also over the image moved by so many pixels up and left, and down and right."""
+    neighbours: int = 0
+    """How many of the nearest training images `--mode=predict` shows beside each answer."""
+
+
+@register_config
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training(Experiment):
+    """A model, the data it is trained on, and how."""
+
+    modes: ClassVar = {
+        "train": "cnn_research.train.loop:train",
+        "dry-run": "cnn_research.train.loop:dry_run",
+        "evaluate": "cnn_research.train.evaluate:evaluate",
+        "predict": "cnn_research.inference.predict:predict_images",
+        "export": "cnn_research.inference.export:export",
+    }
+    profiled: ClassVar = ("train",)
+    replicated: ClassVar = {
+        "train": "cnn_research.workflows.replicas:train",
+        "dry-run": "cnn_research.workflows.replicas:dry_run",
+    }
+    resumable_fields: ClassVar = (
+        "data.path",  # the same images elsewhere: their content is compared
+        "epochs",
+        "log_every",
+        "keep_checkpoints",
+        "keep_memory",
+        "shard_parameters",
+    )
+
+    data: Any
+    """The data set."""
+    model: nn.Module
+    """The network."""
+    pretrained: Pretrained = Pretrained()
+    """Weights that training starts from."""
+    transfer: Transfer = Transfer()
+    """Which layers learn, from when on, and how fast."""
+    task: Task = Classification()
+    """What the network's outputs mean, and the loss."""
+    optimizer: Optimizer = Optimizer()
+    """How parameters follow from gradients."""
+    penalty: Penalty = Penalty()
+    """Added to the objective for large weights."""
+    sampling: Literal["uniform", "balanced"] = "uniform"
+    """How training examples are drawn: each once an epoch; or so that every class (of the first
+    head) comes equally often, however few examples it has."""
+    augmentation: Augmentation = Augmentation()
+    """Random changes to training images."""
+    mean: tuple[float, ...] = (0.0,)
+    """Subtracted from pixels, which are 0 to 1: one number, or one for each channel."""
+    std: tuple[float, ...] = (1.0,)
+    """Divides pixels, after the mean was subtracted: one number, or one for each channel."""
+    epochs: float = 10
+    """How often each training example is seen."""
+    batch_size: int = 128
+    """Training examples in a step, over all devices."""
+    accumulate: int = 1
+    """Go through a batch in so many parts, one after the other, for the memory of one part. Batch
+    norm sees each part by itself, and keeps a running statistic of each."""
+    shard_parameters: bool = False
+    """Each device keeps its share of every large parameter, of its moments and averages, and the
+    others' only while a step needs them (FSDP)."""
+    seed: int = 0
+    """Of initial parameters, batch order, augmentation and dropout."""
+    selection: Selection = Selection()
+    """Which state of the run counts."""
+    evaluation: Evaluation = Evaluation()
+    """How the model is evaluated."""
+    evaluate_every: float = 1.0
+    """Epochs between evaluations on the validation split; each is followed by a checkpoint."""
+    log_every: int = 100
+    """Steps between training rows in metrics.jsonl."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay, beside the best."""
+    keep_memory: bool = False
+    """Keep freed memory in the process, on a CPU: a sixth faster or more where a step needs over
+    64 MB, slower where it needs little."""
+
+    @property
+    def fitted_task(self) -> FittedTask:
+        """The task of an experiment that is bound to its data (`evaluate.bound`)."""
+        assert isinstance(self.task, FittedTask), "only a bound experiment knows its data"
+        return self.task
+
+    def check(self) -> None:
+        for name, value in (
+            ("epochs", self.epochs),
+            ("batch-size", self.batch_size),
+            ("accumulate", self.accumulate),
+            ("evaluate-every", self.evaluate_every),
+            ("log-every", self.log_every),
+            *(("std", value) for value in self.std),
+            ("evaluation.batch-size", self.evaluation.batch_size),
+        ):
+            if not 0 < value < math.inf:
+                raise UsageError(f"--{name} is {value}: must be above 0")
+        for name, value in (
+            ("evaluation.shift", self.evaluation.shift),
+            ("evaluation.neighbours", self.evaluation.neighbours),
+            ("selection.patience", self.selection.patience),
+        ):
+            if value < 0:
+                raise UsageError(f"--{name} is {value}: must be 0 or more")
+        if self.keep_checkpoints < 2:
+            raise UsageError(
+                f"--keep-checkpoints is {self.keep_checkpoints}: must be at least 2, since the "
+                "newest may be cut short when the machine stops"
+            )
+        if self.batch_size % self.accumulate:
+            raise UsageError(
+                f"--accumulate is {self.accumulate}, which does not divide --batch-size="
+                f"{self.batch_size}: take a divisor"
+            )
+        if self.selection.metric not in self.task.metrics:
+            raise UsageError(
+                f"--selection.metric is {self.selection.metric}, which this task does not have: "
+                f"take {' or '.join(self.task.metrics)}"
+            )
+        self.task.check()
+        self.optimizer.check()
+        self.penalty.check()
+        self.augmentation.check()
+        self.pretrained.check()
+        self.transfer.check()
+        if self.sampling == "balanced" and self.augmentation.copies > 1:
+            raise UsageError(
+                "--sampling=balanced does not go with --augmentation.choose=copies, which trains "
+                "on every copy once an epoch"
+            )
+        if self.task.sees_images and self.transfer.cache_after:
+            raise UsageError("--transfer.cache-after leaves no images, and this task looks at them")
+        plain = Augmentation(mirror=self.augmentation.mirror, mixup=self.augmentation.mixup)
+        if self.transfer.cache_after and (self.evaluation.shift or self.augmentation != plain):
+            raise UsageError(
+                "--transfer.cache-after computes what an image and its mirror image come to once: "
+                "other augmentation, except for mixup, and evaluation.shift must be off"
+            )
+        if self.transfer.cache_after and self.evaluation.mirror and not plain.mirror:
+            raise UsageError("--evaluation.mirror needs --augmentation.mirror with cached features")
+
+    def test_sized(self) -> Self:
+        size = tuple(min(side, 32) for side in self.augmentation.size)
+        return dataclasses.replace(
+            self,
+            data=self.data.test_sized(),
+            augmentation=dataclasses.replace(self.augmentation, size=size),
+            pretrained=Pretrained(),
+            epochs=1,
+            batch_size=8,
+            accumulate=1,
+            evaluation=dataclasses.replace(self.evaluation, batch_size=8),
+            log_every=1,
+        )

@@ -1,0 +1,257 @@
+"""The output of a frozen backbone, computed once per image, for training what comes after it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from cnn_research.core.errors import UsageError
+from cnn_research.core.experiment import did_you_mean
+from cnn_research.core.preemption import poll
+from cnn_research.data.dataset import Split
+from cnn_research.data.prepare import cache
+
+BATCH = 32
+"""Images in one forward pass of the backbone."""
+
+
+class FromFeatures(nn.Module):
+    """A model that takes the output of one of its layers in place of images.
+
+    Where the output is several arrays, their numbers are one vector.
+
+    Its variables are the model's own. What comes before the layer is traced on images of NaN, so
+    that a way round the layer would show; under jit nothing of it is computed.
+    """
+
+    model: nn.Module
+    layer: str
+    image_shape: tuple[int, int, int]
+
+    def setup(self):
+        nn.share_scope(self, self.model)
+
+    def __call__(self, features: jax.Array, train: bool = False) -> jax.Array:
+        """Logits of `features`, `[batch, *the layer's output]`, or `[batch, numbers]`."""
+
+        def intercept(call, args, kwargs, context):
+            said = call(*args, **kwargs)
+            if _is_call(context) and _path(context) == self.layer:
+                return _parted(features, said)
+            return said
+
+        with nn.intercept_methods(intercept):
+            images = jnp.full((len(features), *self.image_shape), jnp.nan, jnp.float32)
+            return self.model(images, train=train)
+
+
+def before(model: nn.Module, image_shape: tuple[int, int, int], layer: str) -> tuple[str, ...]:
+    """The paths of a layer and of all that is computed before it, as patterns to freeze.
+
+    Raises:
+        UsageError: the model has no such layer, or its output is not all that the logits need.
+    """
+    done: list[str] = []
+    outputs: dict[str, Any] = {}
+
+    def intercept(call, args, kwargs, context):
+        said = call(*args, **kwargs)
+        if _is_call(context):
+            outputs.setdefault(_path(context), said)
+            done.append(_path(context))
+        return said
+
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+
+    def init(images):
+        with nn.intercept_methods(intercept):
+            return model.init(jax.random.key(0), images, train=False)
+
+    variables = jax.eval_shape(init, images)
+    found = outputs.get(layer)
+    if not layer or found is None:
+        layers = [path for path in outputs if path and "/" not in path]
+        raise UsageError(
+            f"--transfer.cache-after: the network has no layer '{layer}'"
+            f"{did_you_mean(layer, list(outputs))}; it has {', '.join(layers)}"
+        )
+    zeros, features = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (variables, found)
+    )
+    tail = FromFeatures(model, layer, image_shape)
+    logits = jax.jit(lambda v, x: tail.apply(v, x, train=False))(zeros, _joined(features))
+    if not jnp.isfinite(logits).all():
+        raise UsageError(
+            f"--transfer.cache-after: '{layer}' is not the only way from an image to the answer: "
+            "name a layer that every path runs through"
+        )
+    return tuple(path for path in done[: done.index(layer) + 1] if path)
+
+
+def cached_features(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    layer: str,
+    splits: Mapping[str, Split],
+    preprocess: Callable[[jax.Array], jax.Array],
+    *,
+    mirror: bool,
+    frozen: Callable[[str], bool],
+    say: Callable[[str], None],
+) -> dict[str, Split]:
+    """The splits with a layer's output in place of images; computed once, and kept on disk.
+
+    They are float32 `[examples, views, *output]`: of the image and, as a second view, its mirror
+    image. What was computed is known by the weights and the images themselves: another split of
+    the same images, another head or another seed finds it.
+
+    Args:
+        model: the network.
+        variables: its parameters and statistics.
+        layer: the path of a module; `before` has accepted it.
+        splits: uint8 images `[examples, height, width, channels]`.
+        preprocess: from uint8 images to what the model takes.
+        mirror: whether there is a second view.
+        frozen: whether a leaf is part of what comes before, by its path.
+        say: told what is computed.
+    """
+    names = {split: _digests(content.images) for split, content in splits.items()}
+    wanted = np.unique(np.concatenate(list(names.values())))
+    forward = _forward(model, layer, preprocess, 2 if mirror else 1)
+    # Known by what it computes, not by its config, in which also the layers above have a say.
+    shape = next(iter(splits.values())).images.shape[1:]
+    probe = np.random.default_rng(0).integers(0, 256, (BATCH, *shape), np.uint8)
+    key = hashlib.blake2b(np.asarray(forward(variables, probe)).tobytes(), digest_size=8)
+    for path, leaf in sorted(_leaves(variables)):
+        if frozen(path):
+            key.update(np.asarray(leaf).tobytes())
+    key.update(wanted.tobytes())
+    file = cache.data_dir() / "features" / f"{key.hexdigest()}.npy"
+    with cache.lock(file):
+        if not file.exists():
+            where = {name: (split, i) for split in names for i, name in enumerate(names[split])}
+            say(f"Computing the output of {layer} for {len(wanted):,} images, once.")
+            _compute(forward, variables, splits, [where[name] for name in wanted], file)
+    stored = np.load(file, mmap_mode="r")
+    return {
+        split: Split(
+            images=stored[np.searchsorted(wanted, names[split])],
+            labels=content.labels,
+            names=content.names,
+        )
+        for split, content in splits.items()
+    }
+
+
+def one_view(keys: jax.Array, features: jax.Array) -> jax.Array:
+    """Every example's features of the image or, at random, of its mirror image.
+
+    Args:
+        keys: keys `[batch]`.
+        features: `[batch, views, *output]`.
+
+    Returns:
+        `[batch, *output]`.
+    """
+    views = features.shape[1]
+    view = jax.vmap(lambda key: jax.random.randint(key, (), 0, views))(keys)
+    return jax.vmap(lambda each, number: each[number])(features, view)
+
+
+def _forward(
+    model: nn.Module, layer: str, preprocess: Callable[[jax.Array], jax.Array], views: int
+) -> Callable[[Mapping[str, Any], np.ndarray], jax.Array]:
+    """The jitted `(variables, uint8 images) -> float32 [batch, views, *output of the layer]`."""
+
+    def is_layer(module: nn.Module, method: str) -> bool:
+        return method == "__call__" and "/".join(module.path) == layer
+
+    @jax.jit
+    def forward(variables, images):
+        outputs = []
+        for view in (images, images[:, :, ::-1])[:views]:
+            _, seen = model.apply(
+                variables,
+                preprocess(view),
+                train=False,
+                capture_intermediates=is_layer,
+                mutable=["intermediates"],
+            )
+            outputs.append(_joined(seen["intermediates"]))
+        return jnp.stack(outputs, axis=1)
+
+    return forward
+
+
+def _joined(output: Any) -> jax.Array:
+    """A layer's output as one array, float32: as it is, or `[batch, numbers]` of several."""
+    leaves = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(output)]
+    if len(leaves) == 1:
+        return leaves[0]
+    return jnp.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
+
+
+def _parted(features: jax.Array, like: Any) -> Any:
+    """What `_joined` has made one array of, as it was: in the shapes of `like`."""
+    leaves, tree = jax.tree.flatten(like)
+    if len(leaves) == 1:
+        return jax.tree.unflatten(tree, [features])
+    ends = np.cumsum([math.prod(leaf.shape[1:]) for leaf in leaves])[:-1]
+    parts = jnp.split(features, ends, axis=1)
+    shapes = [(len(features), *leaf.shape[1:]) for leaf in leaves]
+    arrays = [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+    return jax.tree.unflatten(tree, arrays)
+
+
+def _compute(
+    forward: Callable[[Mapping[str, Any], np.ndarray], jax.Array],
+    variables: Mapping[str, Any],
+    splits: Mapping[str, Split],
+    where: Sequence[tuple[str, int]],
+    file: Path,
+) -> None:
+    """Writes the layer's output for the images at `where`, (split, index) each."""
+    partial = file.with_suffix(".partial")
+    stored = None
+    for start in range(0, len(where), BATCH):
+        poll()
+        part = where[start : start + BATCH]
+        images = np.stack([splits[split].images[index] for split, index in part])
+        padded = np.concatenate([images, np.repeat(images[-1:], BATCH - len(part), axis=0)])
+        features = np.asarray(forward(variables, padded))[: len(part)]
+        if stored is None:
+            shape = (len(where), *features.shape[1:])
+            stored = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
+        stored[start : start + len(part)] = features
+    if stored is not None:
+        stored.flush()
+    partial.rename(file)
+
+
+def _digests(images: np.ndarray) -> np.ndarray:
+    """A name for the content of each image, bytes `[examples]`."""
+    return np.array([hashlib.blake2b(x.tobytes(), digest_size=16).hexdigest() for x in images])
+
+
+def _is_call(context: nn.module.InterceptorContext) -> bool:
+    return context.method_name == "__call__"
+
+
+def _path(context: nn.module.InterceptorContext) -> str:
+    return "/".join(context.module.path)
+
+
+def _leaves(tree: Any) -> list[tuple[str, Any]]:
+    """(path within its collection, leaf) of variables."""
+    return [
+        ("/".join(str(getattr(key, "key", key)) for key in path[1:]), leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]

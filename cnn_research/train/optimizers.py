@@ -1,0 +1,150 @@
+"""Optimizers and learning-rate schedules as config, built with optax."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Literal
+
+from cnn_research.core.errors import UsageError
+from cnn_research.core.experiment import register_config
+
+if TYPE_CHECKING:
+    import optax
+
+
+@register_config
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """How parameters follow from gradients."""
+
+    name: Literal["sgd", "adam", "adamw"] = "adam"
+    """sgd with momentum, Adam (document 002, section 2), or Adam with decoupled weight decay."""
+    learning_rate: float = 1e-3
+    """Of the constant schedule; the peak of the others."""
+    schedule: Literal["constant", "cosine", "one_cycle"] = "constant"
+    """After the warm-up: constant; half a cosine down to 0; or one_cycle, a straight line to 0."""
+    warmup: float = 0.0
+    """Share of all steps in which the rate first rises in a straight line from 0, 0 to 1."""
+    momentum: float = 0.9
+    """Of sgd; the first moment's decay of adam and adamw."""
+    nesterov: bool = False
+    """Nesterov's momentum, of any of the three."""
+    second_moment: float = 0.999
+    """The second moment's decay of adam and adamw; not used by sgd."""
+    epsilon: float = 1e-8
+    """Added to the root of the second moment by adam and adamw."""
+    weight_decay: float = 0.0
+    """Pulls kernels (not biases, nor scales) to 0. With sgd it is added to the gradient, with
+    adamw to the update (Loshchilov and Hutter 2019); adam has none."""
+    clip_norm: float = 0.0
+    """The largest norm of the whole gradient; 0 for no clipping."""
+    ema_decay: float = 0.0
+    """Evaluate an exponential moving average of parameters and batch statistics with this decay;
+    0 for none."""
+
+    def check(self) -> None:
+        """Raises `UsageError` for a field out of range, or that the optimizer does not have."""
+        if not 0 < self.learning_rate < math.inf:
+            raise UsageError(f"optimizer.learning-rate is {self.learning_rate}: must be above 0")
+        if not 0 <= self.warmup < 1:
+            raise UsageError(f"optimizer.warmup is {self.warmup}: a share of the steps, 0 to 1")
+        if not 0 <= self.ema_decay < 1:
+            raise UsageError(f"optimizer.ema-decay is {self.ema_decay}: must be from 0 to 1")
+        if not (0 <= self.clip_norm < math.inf and 0 <= self.weight_decay < math.inf):
+            raise UsageError("optimizer.clip-norm and optimizer.weight-decay must be 0 or above")
+        if self.name == "adam" and self.weight_decay:
+            raise UsageError("optimizer.weight-decay needs optimizer.name=adamw or sgd, not adam")
+
+    def learning_rate_at(self, steps: int) -> optax.Schedule:
+        """The learning rate as a function of the step, for a run of `steps` steps."""
+        import optax
+
+        rising = round(self.warmup * steps)
+        falling = max(1, steps - rising)
+        after = {
+            "constant": optax.constant_schedule(self.learning_rate),
+            "cosine": optax.cosine_decay_schedule(self.learning_rate, falling),
+            "one_cycle": optax.linear_schedule(self.learning_rate, 0.0, falling),
+        }[self.schedule]
+        if not rising:
+            return after
+        # From the first share of the way and not from 0, where the first step would be lost.
+        start = self.learning_rate / rising
+        before = optax.linear_schedule(start, self.learning_rate, max(1, rising - 1))
+        return optax.join_schedules([before, after], [rising])
+
+    def build(self, steps: int, first: int = 0) -> optax.GradientTransformation:
+        """The optax transformation for a run of `steps` steps.
+
+        Args:
+            steps: of the whole run; the schedule depends on them.
+            first: the step of the run at which it is called first.
+        """
+        import jax
+        import optax
+
+        def kernels(params):
+            return jax.tree_util.tree_map_with_path(lambda path, _: is_kernel(path), params)
+
+        schedule = self.learning_rate_at(steps)
+
+        def rate(count):
+            return schedule(count + first)
+
+        moments = dict(
+            b1=self.momentum, b2=self.second_moment, eps=self.epsilon, nesterov=self.nesterov
+        )
+        if self.name == "sgd":
+            update = optax.chain(
+                optax.add_decayed_weights(self.weight_decay, mask=kernels),
+                optax.sgd(rate, momentum=self.momentum or None, nesterov=self.nesterov),
+            )
+        elif self.name == "adam":
+            update = optax.adam(rate, **moments)
+        else:
+            update = optax.adamw(rate, **moments, weight_decay=self.weight_decay, mask=kernels)
+        clip = optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity()
+        return optax.chain(clip, update)
+
+
+@register_config
+@dataclasses.dataclass(frozen=True)
+class Penalty:
+    """What the objective adds for large weights (document 002, figures 10 and 11).
+
+    `l1 / N * sum |w| + l2 / (2 N) * sum w^2`, over the N weights of all kernels.
+    """
+
+    l1: float = 0.0
+    """Lasso's alpha: pushes weights to exactly 0."""
+    l2: float = 0.0
+    """Ridge's alpha: keeps weights small. Both together are the elastic net."""
+
+    def check(self) -> None:
+        """Raises `UsageError` for a field out of range."""
+        for name, value in (("l1", self.l1), ("l2", self.l2)):
+            if not 0 <= value < math.inf:
+                raise UsageError(f"penalty.{name} is {value}: must be 0 or more")
+
+    def __bool__(self) -> bool:
+        return bool(self.l1 or self.l2)
+
+    def __call__(self, params) -> object:
+        """The penalty, float32 `[]`, of a tree of parameters."""
+        import jax
+        import jax.numpy as jnp
+
+        leaves = [
+            leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params) if is_kernel(path)
+        ]
+        count = sum(leaf.size for leaf in leaves)
+        total = jnp.float32(0)
+        for leaf in leaves:
+            total += self.l1 * jnp.abs(leaf).sum() + self.l2 / 2 * jnp.square(leaf).sum()
+        return total / count
+
+
+def is_kernel(path: tuple) -> bool:
+    """Whether the leaf at this path is a layer's kernel: neither a bias nor a scale."""
+    return getattr(path[-1], "key", None) == "kernel"

@@ -1,0 +1,198 @@
+"""Transfer learning: which layers of a network learn, from when on, and how fast.
+
+Document 001: take a pretrained network, change its output layer, retrain only the last layers.
+Layers are named by patterns of paths, as in `cnn_research.models.pretrained.matches`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from cnn_research.core.errors import UsageError
+from cnn_research.core.experiment import did_you_mean, register_config
+from cnn_research.models.pretrained import matches
+from cnn_research.train.optimizers import Optimizer
+
+if TYPE_CHECKING:
+    import optax
+
+
+@register_config
+@dataclasses.dataclass(frozen=True)
+class Transfer:
+    """Which layers learn. A frozen layer keeps its parameters and its batch statistics."""
+
+    freeze: tuple[str, ...] = ()
+    """Layers that stay as they are: 'layer1', 'conv_*', 'features.0'."""
+    unfreeze: tuple[tuple[str, float], ...] = ()
+    """Layers, and the epoch from which on they learn: 'layer4 2 layer3 4' is gradual unfreezing
+    (Howard and Ruder 2018). Their optimizer starts afresh there, in the schedule of the run."""
+    rates: tuple[tuple[str, float], ...] = ()
+    """Layers, and what multiplies their learning rate: 'layer1 0.1 fc 10'. The first pattern that
+    fits counts."""
+    cache_after: str = ""
+    """Compute this layer's output once per image, and train only what comes after it; everything
+    before is frozen. Images can be mirrored then, but not augmented otherwise."""
+
+    def check(self) -> None:
+        """Raises `UsageError` for a field out of range."""
+        for layer, epoch in self.unfreeze:
+            if not 0 < epoch < math.inf:
+                raise UsageError(f"--transfer.unfreeze {layer} {epoch}: the epoch must be above 0")
+        for layer, rate in self.rates:
+            if not 0 < rate < math.inf:
+                raise UsageError(
+                    f"--transfer.rates {layer} {rate}: must be above 0; --transfer.freeze {layer} "
+                    "keeps the layer as it is"
+                )
+
+    def check_layers(self, params: Any) -> None:
+        """Raises `UsageError` for a pattern that fits no parameter.
+
+        Args:
+            params: nested dicts of arrays, or of shapes.
+        """
+        paths = _paths(params)
+        for field, patterns in (
+            ("freeze", self.freeze),
+            ("unfreeze", [layer for layer, _ in self.unfreeze]),
+            ("rates", [layer for layer, _ in self.rates]),
+        ):
+            for pattern in patterns:
+                if not any(matches(path, [pattern]) for path in paths):
+                    layers = list(dict.fromkeys(path.rpartition("/")[0] for path in paths))
+                    shown = ", ".join(layers[:3] + ["..."] * (len(layers) > 6) + layers[3:][-3:])
+                    raise UsageError(
+                        f"--transfer.{field}: no layer fits '{pattern}'"
+                        f"{did_you_mean(pattern, layers)}; the network has {shown}"
+                    )
+
+    def check_learns(self, params: Any) -> None:
+        """Raises `UsageError` if every layer is frozen."""
+        if all(matches(path, self.freeze) for path in _paths(params)):
+            raise UsageError("--transfer: every layer is frozen, nothing is left to learn")
+
+    def begins(self, path: str) -> float:
+        """The epoch at which the leaf of that path begins to learn; infinity for never."""
+        if matches(path, self.freeze):
+            return math.inf
+        return max((epoch for layer, epoch in self.unfreeze if matches(path, [layer])), default=0.0)
+
+    def phases(self) -> list[float]:
+        """The epochs at which what learns changes: 0 and those of `unfreeze`."""
+        return sorted({0.0, *(epoch for _, epoch in self.unfreeze)})
+
+    def phase_at(self, step: int, step_of: Callable[[float], int], due: int) -> tuple[float, int]:
+        """The phase that a step is in, and the step that the next one begins at; at most `due`."""
+        begun = {epoch: step_of(epoch) if epoch else 0 for epoch in self.phases()}
+        phase = max(epoch for epoch, begins in begun.items() if begins <= step)
+        return phase, min([due, *(begins for begins in begun.values() if begins > step)])
+
+    def frozen(self, phase: float) -> Callable[[str], bool] | None:
+        """Whether a leaf or layer is frozen from epoch `phase` on, by its path; None if none is."""
+        if not (self.freeze or any(epoch > phase for _, epoch in self.unfreeze)):
+            return None
+        return lambda path: self.begins(path) > phase
+
+    def optimizer(
+        self, base: Optimizer, steps: int, step_of: Callable[[float], int], phase: float = 0.0
+    ) -> optax.GradientTransformation:
+        """The optimizer in force from epoch `phase` on; its state has one shape in all phases.
+
+        Args:
+            base: updates each group of leaves that begin to learn together; a norm is clipped
+                within the group.
+            steps: of the whole run.
+            step_of: the step at which an epoch begins.
+            phase: one of `phases`.
+        """
+        import jax
+        import optax
+
+        def group_of(params):
+            return jax.tree_util.tree_map_with_path(
+                lambda path, _: str(self.begins(_name(path))), params
+            )
+
+        def rate(path: tuple) -> float:
+            name = _name(path)
+            return next((factor for layer, factor in self.rates if matches(name, [layer])), 1.0)
+
+        def multiplied(updates, params=None):
+            return jax.tree_util.tree_map_with_path(lambda path, x: x * rate(path), updates)
+
+        update = base.build(steps)
+        if self.freeze or self.unfreeze:
+            groups = {str(math.inf): optax.set_to_zero()}
+            for begins in self.phases():
+                group = base.build(steps, first=step_of(begins) if begins else 0)
+                groups[str(begins)] = group if begins <= phase else _asleep(group)
+            update = optax.partition(groups, group_of)
+        return optax.chain(update, optax.stateless(multiplied)) if self.rates else update
+
+
+def _asleep(update: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The same state, which nothing changes, and no update."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    return optax.GradientTransformation(
+        update.init,
+        lambda updates, state, params=None: (jax.tree.map(jnp.zeros_like, updates), state),
+    )
+
+
+def with_frozen(frozen: Callable[[str], bool] | None, old: Any, new: Any) -> Any:
+    """`new` where layers learn, `old` where they are frozen; trees of parameters or statistics."""
+    import jax
+
+    if frozen is None:
+        return new
+    return jax.tree_util.tree_map_with_path(
+        lambda path, before, after: before if frozen(_name(path)) else after, old, new
+    )
+
+
+def stopped(frozen: Callable[[str], bool] | None, params: Any) -> Any:
+    """The same parameters; no gradient reaches the frozen ones, nor is it computed."""
+    import jax
+
+    return with_frozen(frozen, jax.lax.stop_gradient(params), params)
+
+
+@contextlib.contextmanager
+def frozen_statistics(frozen: Callable[[str], bool] | None) -> Iterator[None]:
+    """In the `with` block, batch norm of frozen layers uses its running statistics in training too.
+
+    Without it a frozen layer would normalise by its batch: what follows would learn from other
+    features than those it is evaluated on.
+    """
+    from flax import linen as nn
+
+    if frozen is None:
+        yield
+        return
+
+    def intercept(call, args, kwargs, context):
+        path = "/".join(context.module.path)
+        if isinstance(context.module, nn.BatchNorm) and frozen(path):
+            kwargs = {**kwargs, "use_running_average": True}
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(intercept):
+        yield
+
+
+def _paths(tree: Any) -> list[str]:
+    import jax
+
+    return [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def _name(path: tuple) -> str:
+    return "/".join(str(getattr(key, "key", key)) for key in path)

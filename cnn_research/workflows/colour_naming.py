@@ -1,0 +1,111 @@
+"""Which pixels of an image are 'blue': the last round's network, asked about the crop around each.
+
+`--experiment=colour_names --mode=predict --input=FILE_OR_FOLDER_OR_GLOB`
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from cnn_research.core import run_folder as folders
+from cnn_research.core.errors import UserError
+from cnn_research.core.experiment import Result
+from cnn_research.data.images import BadImage, decode, padded, printable, resized
+from cnn_research.inference.predict import FOLDER, image_files, stems
+from cnn_research.report import plots as figures
+from cnn_research.train.evaluate import forward_of, open_trained
+from cnn_research.workflows.purification import Purification, last_round
+
+LONGEST = 240
+"""Sides of images that are longer are reduced to so many pixels first."""
+MOST_CROPS = 4096
+"""Crops of an image: those of a large one are a few pixels apart."""
+
+
+def name_pixels(experiment: Purification, workdir: Path, source: str) -> Result:
+    """Names the pixels of every image of `source`, and writes pictures of them.
+
+    `predictions/` gets a picture for each image and `predictions.jsonl` with the share of each
+    name.
+
+    Raises:
+        UserError: the rounds are not done, or there is no image.
+    """
+    found = open_trained(last_round(experiment, workdir))
+    batch_size = found.experiment.evaluation.batch_size
+    (head,) = found.experiment.task.heads
+    names = found.class_names[head]
+    forward = jax.jit(forward_of(found))
+
+    def named(crops: np.ndarray) -> np.ndarray:
+        parts = []
+        for start in range(0, len(crops), batch_size):
+            part = crops[start : start + batch_size]
+            outputs = np.asarray(forward(padded(part, batch_size)))
+            parts.append(outputs[: len(part)].argmax(axis=1))
+        return np.concatenate(parts)
+
+    done = 0
+    with folders.claimed(workdir), folders.whole_folder(workdir / FOLDER) as partial:
+        with (partial / "predictions.jsonl").open("w", encoding="utf-8") as lines:
+            files = image_files(source)
+            for file, stem in zip(files, stems(files), strict=True):
+                try:
+                    image = small(decode(file, None), LONGEST)
+                except BadImage as error:
+                    print(f"left out: {error}")
+                    continue
+                crops, (rows, columns) = crops_around(image, found.image_shape[:2])
+                labels = named(crops).reshape(rows, columns)
+                shares = np.bincount(labels.ravel(), minlength=len(names)) / labels.size
+                row = {"file": printable(file), "shares": _rounded(names, shares)}
+                lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+                picture = figures.named_pixels(image, labels, names)
+                picture.savefig(partial / f"{stem}.png")
+                largest = ", ".join(f"{names[i]} {shares[i]:.0%}" for i in np.argsort(-shares)[:3])
+                print(f"{printable(file.name)}: {largest}")
+                done += 1
+        if not done:
+            raise UserError(f"{source}: no image could be read")
+    print(f"{done:,} images: {workdir / FOLDER}")
+    return Result(workdir, int(found.state.step), {})
+
+
+def small(image: np.ndarray, longest: int) -> np.ndarray:
+    """The image, uint8 `[height, width, 3]`, with no side above `longest` pixels."""
+    height, width = image.shape[:2]
+    scale = min(1.0, longest / max(height, width))
+    return resized(image, (max(1, round(height * scale)), max(1, round(width * scale))))
+
+
+def crops_around(image: np.ndarray, window: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
+    """Crops centred on a grid of pixels, and the rows and columns of that grid.
+
+    Beyond its border the image is its own reflection.
+
+    Args:
+        image: uint8 `[height, width, 3]`.
+        window: height and width of a crop.
+
+    Returns:
+        uint8 `[rows * columns, *window, 3]`, at most about `MOST_CROPS`.
+    """
+    height, width, _ = image.shape
+    step = max(1, int(np.ceil(np.sqrt(height * width / MOST_CROPS))))
+    before = [side // 2 for side in window]
+    pads = [(b, side - 1 - b) for b, side in zip(before, window, strict=True)]
+    wide = np.pad(image, [*pads, (0, 0)], mode="symmetric")
+    crops = np.lib.stride_tricks.sliding_window_view(wide, window, axis=(0, 1))
+    crops = crops[step // 2 :: step, step // 2 :: step]
+    rows, columns = crops.shape[:2]
+    crops = np.moveaxis(crops, 2, -1).reshape(-1, *window, 3)
+    return np.ascontiguousarray(crops), (rows, columns)
+
+
+def _rounded(names: Sequence[str], shares: np.ndarray) -> dict[str, float]:
+    return {name: round(float(share), 4) for name, share in zip(names, shares, strict=True)}

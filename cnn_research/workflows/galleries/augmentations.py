@@ -1,0 +1,274 @@
+"""What augmentation makes of a photograph: every change alone, and mixtures with another image."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cnn_research.core.errors import UsageError
+from cnn_research.core.experiment import Experiment, Result, register_config
+from cnn_research.core.random import example_keys, stream_key
+from cnn_research.data.augmentation.config import Augmentation
+from cnn_research.data.images import MAX_PIXELS
+from cnn_research.workflows.galleries.gallery import grid, new_page, photographs, show
+from cnn_research.workflows.galleries.pooling import cut
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PLACING = (
+    *("mirror", "flip", "crop", "zoom", "rotation"),
+    *("left", "right", "up", "down", "shift"),
+)
+FIGURE_12 = {
+    "rotation": "rotation",
+    "flip": "vertical mirror",
+    "mirror": "horizontal mirror",
+    "zoom": "zoom",
+    "left": "moved to the left",
+    "right": "moved to the right",
+}
+"""Document 002's changes, in its order."""
+
+
+@register_config
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Augmentations(Experiment):
+    """Photographs with each change of an augmentation alone, as training would see them."""
+
+    modes: ClassVar = {"draw": "cnn_research.workflows.galleries.augmentations:draw"}
+
+    image: str = ""
+    """An image file; the default are scikit-learn's two sample photographs."""
+    size: tuple[int, int] = (244, 244)
+    """Height and width to which the middle of the image is cut and scaled."""
+    draws: int = 6
+    """How often each change is drawn."""
+    seed: int = 0
+    """Of the changes."""
+    augmentation: Augmentation = Augmentation(
+        mirror=True,
+        flip=True,
+        crop=(0.25, 1.0),
+        zoom=(0.75, 1.5),
+        rotation=30,
+        left=0.25,
+        right=0.25,
+        up=0.25,
+        down=0.25,
+        shift=24,
+        rand_augment=2,
+        brightness=0.5,
+        contrast=0.5,
+        saturation=0.9,
+        cutout=80,
+        erasing=1.0,
+        erase_fill="noise",
+        mixup=1.0,
+        cutmix=1.0,
+    )
+    """The changes that are shown, and how strong they are."""
+
+    def check(self) -> None:
+        if min(self.size) < 1 or self.size[0] * self.size[1] > MAX_PIXELS:
+            raise UsageError(
+                f"--size is {self.size[0]} {self.size[1]}: must be 1 or more each, and at most "
+                f"{MAX_PIXELS // 1_000_000} million pixels in all"
+            )
+        if not 1 <= self.draws <= 20:
+            raise UsageError(f"--draws is {self.draws}: must be from 1 to 20")
+        self.augmentation.check()
+        if self.augmentation.size:
+            raise UsageError(
+                "--augmentation.size does not go with these pictures, which show each change "
+                "beside the image as it is: --size is theirs"
+            )
+        if not (self.augmentation.changes or self.augmentation.mixes):
+            raise UsageError("--augmentation has no change that is on: there is nothing to show")
+
+
+def draw(experiment: Augmentations, workdir: Path) -> Result:
+    """Draws the pictures into a folder.
+
+    Raises:
+        UserError: the image cannot be read.
+    """
+    how = experiment.augmentation
+    photos = {n: cut(x, experiment.size) for n, x in photographs(experiment.image).items()}
+    others = list(photos.values())[1:] or [cut(photographs("")["flower"], experiment.size)]
+    others.append(next(iter(photos.values())))
+    with new_page(experiment, workdir, "Augmentations") as page:
+        page.text(
+            "Each change alone, drawn several times, as training would do it; what comes in from "
+            f"outside is {outside(how)}."
+        )
+        for (name, pixels), other in zip(photos.items(), others):
+            page.text(f"## {Path(experiment.image).name or name}")
+            rows = alone(how, pixels, experiment.draws, experiment.seed)
+            if set(FIGURE_12) <= set(rows):
+                page.picture(
+                    f"figure_12_{name}",
+                    figure_12(pixels, rows, how),
+                    "Document 002's figure 12: the image, and its six copies with one change each.",
+                )
+            labels = described(how)
+            for kind, changes in (
+                ("places", [change for change in rows if change in PLACING]),
+                ("pixels", [change for change in rows if change not in PLACING]),
+            ):
+                if changes:
+                    shown = {labels[change]: list(rows[change]) for change in changes}
+                    title = {"places": "Where pixels go", "pixels": "What pixels become"}[kind]
+                    page.picture(
+                        f"{kind}_{name}",
+                        rows_figure(pixels, shown, title),
+                        f"{title}: one change in each row.",
+                    )
+            if how.mixes:
+                page.picture(
+                    f"mixed_{name}",
+                    rows_figure(
+                        pixels,
+                        mixtures(how, pixels, other, experiment.draws, experiment.seed),
+                        "Two images and their labels",
+                    ),
+                    "The share of the first image's label stands above each.",
+                )
+    return Result(workdir, 0, {})
+
+
+# What is shown -----------------------------------------------------------------------------------
+
+
+def alone(how: Augmentation, pixels: np.ndarray, draws: int, seed: int) -> dict[str, np.ndarray]:
+    """Each change's draws of an image: uint8 `[draws, height, width, 3]` by the change's name."""
+    how = dataclasses.replace(how, choose="copies", mixup=0.0, cutmix=0.0)
+    if not how.changes:
+        return {}
+    images = jnp.broadcast_to(jnp.asarray(pixels), (draws, *pixels.shape))
+    change = jax.jit(how)
+    return {
+        name: np.asarray(change(_keys(draws, seed), images, jnp.full(draws, copy)))
+        for copy, name in enumerate(how.changes, start=1)
+    }
+
+
+def mixtures(
+    how: Augmentation, pixels: np.ndarray, other: np.ndarray, draws: int, seed: int
+) -> dict[str, list[tuple[np.ndarray, str]]]:
+    """Mixtures of two images, and above them the share of the first one's label."""
+    images, others = (
+        jnp.broadcast_to(jnp.asarray(image), (draws, *image.shape)) for image in (pixels, other)
+    )
+    found = {}
+    for name, words in (("mixup", "mixup"), ("cutmix", "CutMix")):
+        alpha = getattr(how, name)
+        if alpha:
+            one = Augmentation(**{name: alpha})
+            mixed, shares = jax.jit(one.mixed)(_keys(draws, seed), images, others)
+            found[f"{words}, Beta({alpha:g}, {alpha:g})"] = [
+                (np.asarray(image), f"{share:.2f}") for image, share in zip(mixed, shares)
+            ]
+    return found
+
+
+def _keys(draws: int, seed: int) -> jax.Array:
+    """Those of the first epochs of a training's first example."""
+    epochs = jnp.arange(draws, dtype=jnp.uint32)
+    return example_keys(stream_key(seed, "augmentation"), epochs, jnp.zeros_like(epochs))
+
+
+def outside(how: Augmentation) -> str:
+    """What comes in from outside of an image, in words."""
+    return {
+        "black": "black",
+        "edge": "the border's pixels",
+        "reflect": "the image's reflection",
+    }[how.fill]
+
+
+def described(how: Augmentation) -> dict[str, str]:
+    """Every change with its range, in words."""
+    beyond = f"; outside: {outside(how)}"
+    erased = {"black": "black", "mean": "the mean colour", "noise": "noise"}[how.erase_fill]
+
+    def share(value: float) -> str:
+        return f"{100 * value:g} %"
+
+    def factor(value: float) -> str:
+        return f"{1 - value:g} to {1 + value:g}"
+
+    return {
+        "mirror": "mirror: left and right",
+        "flip": "flip: upside down",
+        "crop": f"crop: {share(how.crop[0])} to {share(how.crop[1])} of the area, aspect ratio "
+        "3/4 to 4/3",
+        "zoom": f"zoom: {how.zoom[0]:g} to {how.zoom[1]:g}{beyond}",
+        "rotation": f"rotation: −{how.rotation:g}° to {how.rotation:g}°{beyond}",
+        **{
+            name: f"{name}: 0 to {share(getattr(how, name))}{beyond}"
+            for name in ("left", "right", "up", "down")
+        },
+        "shift": f"shift: −{how.shift} to {how.shift} pixels both ways{beyond}",
+        "rand_augment": f"RandAugment: {how.rand_augment} of 14 changes, magnitude "
+        f"{how.magnitude:g} of 30{beyond}",
+        "brightness": f"brightness: factor {factor(how.brightness)}",
+        "contrast": f"contrast: factor {factor(how.contrast)}",
+        "saturation": f"saturation: factor {factor(how.saturation)}",
+        "cutout": f"cutout: {how.cutout}x{how.cutout} pixels, filled with {erased}",
+        "erasing": f"erasing: {share(how.erasing_area[0])} to {share(how.erasing_area[1])} of the "
+        f"area, aspect ratio {how.erasing_aspect[0]:g} to {how.erasing_aspect[1]:g}, "
+        f"filled with {erased}",
+    }
+
+
+# Pictures ----------------------------------------------------------------------------------------
+
+
+def rows_figure(
+    pixels: np.ndarray,
+    rows: Mapping[str, Sequence[np.ndarray | tuple[np.ndarray, str]]],
+    title: str,
+) -> Figure:
+    """A row for each label: the image, and what it has become, perhaps with a word above."""
+    height, width = pixels.shape[:2]
+    columns = 1 + max(len(shown) for shown in rows.values())
+    words = any(isinstance(shown, tuple) for row in rows.values() for shown in row)
+    cell = (1.5, 1.5 * min(2.5, height / width) + (0.5 if words else 0.3))
+    figure, axes = grid(len(rows), columns, cell, title, "The first column is the image itself.")
+    above = "\n" if words else ""
+    for places, (label, row) in zip(axes, rows.items()):
+        show(places[0], pixels)
+        for place, shown in zip(places[1:], row):
+            image, word = shown if isinstance(shown, tuple) else (shown, " ")
+            show(place, image, f"{above}{word}")
+        # Over as many of the row's images as it needs; a title would make its column wider.
+        places[0].annotate(
+            label + above,
+            *((0, 1), (0, 5)),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            fontsize=10,
+            parse_math=False,
+        ).set_in_layout(False)
+    return figure
+
+
+def figure_12(pixels: np.ndarray, rows: Mapping[str, np.ndarray], how: Augmentation) -> Figure:
+    """The image, and of each of document 002's changes the draw that differs most from it."""
+    height, width = pixels.shape[:2]
+    cell = (2.2, 2.2 * min(2.5, height / width) + 0.3)
+    title = "Document 002, figure 12: one change for each copy"
+    figure, axes = grid(2, 4, cell, title, f"What comes in from outside is {outside(how)}.")
+    places = axes.ravel()
+    show(places[0], pixels, "image")
+    for place, (name, words) in zip(places[1:], FIGURE_12.items()):
+        change = np.abs(rows[name].astype(int) - pixels).mean(axis=(1, 2, 3))
+        show(place, rows[name][change.argmax()], words)
+    return figure

@@ -1,0 +1,346 @@
+"""What a trained network sees: its filters and maps, the images that excite it, Grad-CAM."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import jax
+import numpy as np
+
+from cnn_research.core import run_folder as folders
+from cnn_research.core.errors import UsageError, UserError
+from cnn_research.core.experiment import Experiment, Result, did_you_mean, register_config
+from cnn_research.data.dataset import Dataset, Split
+from cnn_research.models.layer_outputs import (
+    Layer,
+    grad_cam,
+    kernel_of,
+    layers,
+    maps,
+    most_exciting,
+)
+from cnn_research.report.markdown import markdown_table
+from cnn_research.train.config import Training
+from cnn_research.train.state import TrainState
+from cnn_research.workflows.galleries.feature_pictures import cams_figure, layer_figure, maps_figure
+from cnn_research.workflows.galleries.gallery import Page, new_page
+
+BEST = 8
+"""Images shown for each unit."""
+CAMS = 12
+"""Images with Grad-CAM."""
+
+
+@register_config
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Features(Experiment):
+    """Filters, feature maps, most exciting images and Grad-CAM of a trained run."""
+
+    modes: ClassVar = {"draw": "cnn_research.workflows.galleries.features:draw"}
+
+    run: str = ""
+    """The folder of the trained run."""
+    split: Literal["train", "validation", "test"] = "test"
+    """Whose images are shown."""
+    layers: int = 6
+    """How many convolutions are shown, from the first to the last, evenly between."""
+    units: int = 8
+    """How many units of each are shown, the first ones."""
+    search: int = 1000
+    """How many images, evenly from the split, are searched for those that excite a unit most."""
+    example: int = 0
+    """The image whose feature maps are drawn, by its place in the split."""
+    target_class: str = ""
+    """Grad-CAM for this class, on images of it; the default shows the predicted class of an image
+    of each class."""
+    cam_layer: str = ""
+    """Grad-CAM at this module's output; the default is the last convolution, with what follows it
+    at the same size: its normalisation, its block."""
+
+    def check(self) -> None:
+        if not self.run:
+            raise UsageError("--run is missing: the folder of a trained run, as --run=runs/a")
+        for name in ("layers", "units", "search"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"--{name} is {getattr(self, name)}: must be 1 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A trained run, ready to be asked.
+
+    Attributes:
+        training: bound to its data.
+        dataset: its data.
+        state: the one that its report is about.
+        split: of the images that are shown.
+        layers: every module whose output is a map.
+    """
+
+    training: Training
+    dataset: Dataset
+    state: TrainState
+    split: Split
+    layers: Sequence[Layer]
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        return self.state.variables()
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of the head that the run learned; empty where it estimates a number."""
+        return self.dataset.class_names.get(self.head, ())
+
+    @property
+    def head(self) -> str:
+        """The head that is asked: the run's first."""
+        return self.training.task.heads[0]
+
+    def preprocess(self, images: Any) -> jax.Array:
+        """uint8 images as the model sees them."""
+        from cnn_research.train.evaluate import scaled
+
+        return scaled(jax.numpy.asarray(images), self.training)
+
+    def label(self, index: int) -> str:
+        """What the image at `index` of the split is."""
+        value = self.split.labels[self.head][index]
+        if not self.class_names:
+            return f"{value:.4g}"
+        return "unknown" if value < 0 else self.class_names[value]
+
+
+def draw(experiment: Features, workdir: Path) -> Result:
+    """Draws the run's features into a folder of their own.
+
+    Raises:
+        UserError: there is no such run, layer, class or image.
+    """
+    opened = open_run(experiment)
+    convolutions = [layer for layer in opened.layers if layer.kernel]
+    if not convolutions:
+        raise UserError(f"the network of {experiment.run} has no convolution: nothing to show")
+    chosen = spread(convolutions, experiment.layers)
+    seen_at = cam_layer(opened.layers, experiment.cam_layer)
+    target = target_index(opened.class_names, experiment.target_class)
+    indices = cam_images(opened, target)
+    step, name = int(opened.state.step), opened.training.name or "a training"
+    facts = {"run": experiment.run, "step": step}
+    with new_page(experiment, workdir, f"What {name} has learned to see", **facts) as page:
+        page.text(
+            f"The run {experiment.run} at step {step:,}; images of the {experiment.split} split. A "
+            "convolution's map is its output before normalisation and activation."
+        )
+        _convolutions(page, opened, experiment, convolutions, chosen)
+        _cams(page, opened, seen_at, target, indices)
+    return Result(workdir, step, {})
+
+
+def open_run(experiment: Features) -> Opened:
+    """The run of `experiment.run`.
+
+    Raises:
+        UserError: the folder holds no trained network, or the split is not there.
+    """
+    # Orbax, which takes a second, is not needed to list experiments.
+    from cnn_research.train.evaluate import check_run, trained
+
+    folder = Path(experiment.run).absolute()
+    check_run(folder)
+    saved = folders.saved_config(folder)
+    if not isinstance(saved, Training):
+        raise UserError(f"{folder} holds no trained network: name the folder of a training")
+    training, dataset, state = trained(saved, folder)
+    if experiment.split not in dataset.splits:
+        raise UserError(
+            f"data set {dataset.name} has no {experiment.split} split: give --split, one of "
+            f"{', '.join(dataset.splits)}"
+        )
+    split = dataset.splits[experiment.split]
+    if not 0 <= experiment.example < len(split):
+        raise UsageError(
+            f"--example is {experiment.example}: the split has images 0 to {len(split) - 1}"
+        )
+    found = layers(training.model, state.variables(), dataset.image_shape)
+    return Opened(training, dataset, state, split, found)
+
+
+def spread(items: Sequence[Layer], count: int) -> list[Layer]:
+    """So many of the items, or all: the first, the last, and evenly between them."""
+    if count >= len(items):
+        return list(items)
+    return [items[round(at)] for at in np.linspace(0, len(items) - 1, count)]
+
+
+def _convolutions(
+    page: Page,
+    opened: Opened,
+    experiment: Features,
+    convolutions: Sequence[Layer],
+    chosen: Sequence[Layer],
+) -> None:
+    model, split = opened.training.model, opened.split
+    page.text("## Feature maps")
+    if len(chosen) < len(convolutions):
+        page.text(f"{len(chosen)} of {len(convolutions)} convolutions are shown (--layers).")
+    header = ("convolution", "kernel", "inputs", "map", "units", "shown")
+    page.text(markdown_table(header, [_row(layer, layer in chosen) for layer in convolutions]))
+    image = opened.preprocess(split.images[experiment.example][None])
+    paths = [layer.path for layer in chosen]
+    _, found = jax.jit(lambda v, x: maps(model, v, x, paths))(opened.variables, image)
+    page.picture(
+        "feature_maps",
+        maps_figure(
+            split.images[experiment.example],
+            opened.label(experiment.example),
+            chosen,
+            [np.asarray(each[0, ..., : experiment.units]) for each in found],
+        ),
+        "Each map from its least value, black, to its largest, white.",
+    )
+    page.text("## Filters, and the images that excite them most")
+    # A split may be sorted by class: from all of it.
+    searched = np.unique(np.linspace(0, len(split) - 1, experiment.search).astype(int))
+    page.text(
+        f"Searched: {len(searched):,} of the split's {len(split):,} images. The cross is where "
+        "the output is largest."
+    )
+    exciting_images = most_exciting(
+        model,
+        opened.variables,
+        split.images,
+        searched,
+        opened.preprocess,
+        chosen,
+        units=experiment.units,
+        best=BEST,
+    )
+    for number, (layer, exciting) in enumerate(zip(chosen, exciting_images, strict=True), start=1):
+        kernels = np.asarray(kernel_of(opened.variables, layer.path), np.float32)
+        label = functools.cache(opened.label)
+        page.picture(
+            f"layer_{number}",
+            layer_figure(layer, kernels, split.images, exciting, label),
+            f"{layer.path}: {len(exciting.indices)} of {layer.shape[2]} units. "
+            "In a filter, zero is mid-grey.",
+        )
+
+
+def _row(layer: Layer, shown: bool) -> tuple[str, ...]:
+    assert layer.kernel is not None
+    height, width, inputs = layer.kernel
+    return (
+        layer.path,
+        f"{height}x{width}",
+        f"{inputs}",
+        f"{layer.shape[0]}x{layer.shape[1]}",
+        f"{layer.shape[2]}",
+        "yes" if shown else "",
+    )
+
+
+def _cams(
+    page: Page, opened: Opened, layer: Layer, target: int | None, indices: np.ndarray
+) -> None:
+    taken = opened.split.take(indices)
+    images = opened.preprocess(taken.images)
+    task, model = opened.training.fitted_task, opened.training.model
+    outputs, _ = jax.jit(lambda v, x: maps(model, v, x, []))(opened.variables, images)
+    if opened.class_names:
+        # The classes of the first head stand first.
+        shares = np.asarray(jax.nn.softmax(outputs[:, : len(opened.class_names)]))
+        best = shares.argmax(axis=1)
+        targets = best if target is None else np.full(len(indices), target)
+        said = [
+            f"says: {opened.class_names[k]} {share[k]:.0%}"
+            for k, share in zip(best, shares, strict=True)
+        ]
+        of = "the predicted class"
+        if target is not None:
+            of = f"the class {opened.class_names[target]}"
+    else:
+        shown = dataclasses.replace(opened.dataset, splits={"shown": taken})
+        predictions: Any = task.predictions(
+            shown, "shown", np.asarray(outputs), {"loss": float("nan")}
+        )
+        targets = np.zeros(len(indices), np.int32)
+        said = [f"estimated: {value:.4g}" for value in predictions[opened.head].predicted]
+        of = "a larger estimate"
+    cams, _ = jax.jit(lambda v, x, t: grad_cam(model, v, x, t, layer.path))(
+        opened.variables, images, targets
+    )
+    names = [opened.label(int(index)) for index in indices]
+    at = f"at the output of {layer.path}, {layer.shape[0]}x{layer.shape[1]}x{layer.shape[2]}"
+    page.text("## Grad-CAM")
+    page.picture(
+        "grad_cam",
+        cams_figure(taken.images, np.asarray(cams), names, said, f"Grad-CAM for {of}", at),
+        f"Where the image speaks for {of}, {at}: red is most. Each map is scaled to its own "
+        "largest value.",
+    )
+
+
+def cam_layer(found: Sequence[Layer], path: str) -> Layer:
+    """The layer at `path`; for "" the last of the size of the last convolution.
+
+    A convolution whose map is a single place tells nothing of where: it does not count.
+
+    Raises:
+        UsageError: there is none at that path.
+    """
+    if not path:
+        convolutions = [each for each in found if each.kernel]
+        wide = [each for each in convolutions if each.shape[:2] != (1, 1)]
+        last = (wide or convolutions)[-1]
+        return [each for each in found if each.shape[:2] == last.shape[:2]][-1]
+    by_path = {layer.path: layer for layer in found}
+    if path not in by_path:
+        raise UsageError(
+            f"--cam-layer: no layer '{path}' has a map{did_you_mean(path, list(by_path))}; there "
+            f"are {', '.join(by_path)}"
+        )
+    return by_path[path]
+
+
+def target_index(class_names: Sequence[str], name: str) -> int | None:
+    """The class of that name, or None for "".
+
+    Raises:
+        UsageError: there is none, or the run estimates a number.
+    """
+    if not name:
+        return None
+    if name not in class_names:
+        known = ", ".join(class_names[:20]) + (", ..." if len(class_names) > 20 else "")
+        raise UsageError(
+            f"--target-class: there is no class '{name}'{did_you_mean(name, list(class_names))}; "
+            + (f"there are {known}" if known else "the run estimates a number")
+        )
+    return class_names.index(name)
+
+
+def cam_images(opened: Opened, target: int | None) -> np.ndarray:
+    """Images of the target class, or the first of each class, or just the first: int `[shown]`.
+
+    Raises:
+        UserError: the split has no image of the target class.
+    """
+    labels = np.asarray(opened.split.labels[opened.head])
+    if target is not None:
+        indices = np.flatnonzero(labels == target)
+        if not len(indices):
+            raise UserError(
+                f"the split has no image of class {opened.class_names[target]}: name another "
+                "--target-class or --split"
+            )
+    elif opened.class_names:
+        kinds, first = np.unique(labels, return_index=True)
+        indices = first[kinds >= 0]
+    else:
+        indices = np.empty(0, int)
+    return indices[:CAMS] if len(indices) else np.arange(len(labels))[:CAMS]

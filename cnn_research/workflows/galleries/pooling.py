@@ -1,0 +1,152 @@
+"""The pooling pyramid: a photograph pooled again and again, by maximum, mean and minimum."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cnn_research import ops
+from cnn_research.core.errors import UsageError
+from cnn_research.core.experiment import Experiment, Result, register_config
+from cnn_research.data.images import MAX_PIXELS
+from cnn_research.ops.filters import output_size
+from cnn_research.report.markdown import markdown_table
+from cnn_research.workflows.galleries.gallery import grid, new_page, photographs, show
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+WINDOW = 2
+
+POOLS: dict[str, Callable[..., jax.Array]] = {
+    "max": ops.max_pool,
+    "average": ops.avg_pool,
+    "min": ops.min_pool,
+}
+
+
+@register_config
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PoolingPyramid(Experiment):
+    """Photographs, pooled in windows of 2x2 pixels, stride 2, several times over."""
+
+    modes: ClassVar = {"draw": "cnn_research.workflows.galleries.pooling:draw"}
+
+    image: str = ""
+    """An image file; the default are scikit-learn's two sample photographs."""
+    size: tuple[int, int] = (446, 450)
+    """Height and width to which the middle of the image is cut and scaled."""
+    rounds: int = 3
+    """How many pools follow each other."""
+
+    def check(self) -> None:
+        if min(self.size) < 1 or self.size[0] * self.size[1] > MAX_PIXELS:
+            raise UsageError(
+                f"--size is {self.size[0]} {self.size[1]}: must be 1 or more each, and at most "
+                f"{MAX_PIXELS // 1_000_000} million pixels in all"
+            )
+        if self.rounds < 1:
+            raise UsageError(f"--rounds is {self.rounds}: must be 1 or more")
+        # As many as leave one pixel, whatever comes of the other side.
+        most = min(self.size).bit_length() - 1
+        if self.rounds > most:
+            raise UsageError(
+                f"--rounds is {self.rounds}: an image of {self.size[0]}x{self.size[1]} can be "
+                f"halved {most} times"
+            )
+
+
+def draw(experiment: PoolingPyramid, workdir: Path) -> Result:
+    """Draws the pyramids into a folder.
+
+    Raises:
+        UserError: the image cannot be read.
+    """
+    images = {
+        name: cut(pixels, experiment.size) for name, pixels in photographs(experiment.image).items()
+    }
+    sizes = pyramid_sizes(experiment.size, experiment.rounds)
+    with new_page(experiment, workdir, "Pooling pyramid") as page:
+        page.text(
+            f"Windows of {WINDOW}x{WINDOW} pixels, stride {WINDOW}, no padding: "
+            "O = 1 + (I − K)/S, floored where it does not divide: the last row or column is then "
+            "left out."
+        )
+        page.text(
+            markdown_table(
+                ("round", "height", "width"),
+                [
+                    ("image", *map(str, sizes[0])),
+                    *(
+                        (str(at), *(_formula(size) for size in before))
+                        for at, before in enumerate(sizes[:-1], start=1)
+                    ),
+                ],
+            )
+        )
+        for name, pixels in images.items():
+            page.text(f"## {Path(experiment.image).name or name}")
+            page.picture(
+                f"pyramid_{name}",
+                pyramid_figure(pixels, experiment.rounds),
+                "The maximum keeps what is bright, the minimum what is dark, the mean blurs.",
+            )
+    return Result(workdir, 0, {})
+
+
+def cut(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The middle of an image, uint8 `[height, width, 3]`, at another size and its proportions."""
+    from PIL import Image, ImageOps
+
+    fitted = ImageOps.fit(Image.fromarray(pixels), size[::-1], Image.Resampling.BICUBIC)
+    return np.asarray(fitted)
+
+
+def pyramid(pixels: np.ndarray, pool: Callable[..., jax.Array], rounds: int) -> list[np.ndarray]:
+    """An image, `[height, width, channels]`, and what comes of it round by round, float32."""
+    levels = [jnp.asarray(pixels, jnp.float32)[None]]
+    for _ in range(rounds):
+        levels.append(pool(levels[-1], WINDOW))
+    return [np.asarray(level[0]) for level in levels]
+
+
+def pyramid_sizes(size: tuple[int, int], rounds: int) -> list[tuple[int, int]]:
+    """Height and width before the first round, and after each."""
+    sizes = [size]
+    for _ in range(rounds):
+        height, width = (output_size(side, WINDOW, stride=WINDOW) for side in sizes[-1])
+        sizes.append((height, width))
+    return sizes
+
+
+def _formula(size: int) -> str:
+    places = output_size(size, WINDOW, stride=WINDOW)
+    exact = 1 + (size - WINDOW) / WINDOW
+    floored = "" if exact == places else f"{exact:g}, floored: "
+    return f"1 + ({size} − {WINDOW})/{WINDOW} = {floored}{places}"
+
+
+def pyramid_figure(pixels: np.ndarray, rounds: int) -> Figure:
+    """A row for each kind of pool, a column for each round; all drawn at one size."""
+    height, width = pixels.shape[:2]
+    cell = (2.6, 2.6 * min(2.5, height / width) + 0.3)
+    figure, axes = grid(
+        len(POOLS),
+        rounds + 1,
+        cell,
+        f"Pooling {WINDOW}x{WINDOW}, stride {WINDOW}",
+        "(height, width) in pixels; every image is drawn at the same size",
+    )
+    for row, (name, pool) in enumerate(POOLS.items()):
+        for column, level in enumerate(pyramid(pixels, pool, rounds)):
+            shown = np.clip(np.round(level), 0, 255).astype(np.uint8)
+            show(axes[row, column], shown, f"{name}  {level.shape[:2]}" if column else "image")
+            if not column:
+                axes[row, 0].set_title(f"image  {level.shape[:2]}", fontsize=10)
+    return figure

@@ -1,0 +1,309 @@
+"""Document 000's second phase: names of colours from noisy labels, purified in rounds.
+
+Each training is a run of its own in a folder below; one that is complete is not run again. Nor is a
+round's purification, once what it keeps is written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+
+from cnn_research.core import run_folder as folders
+from cnn_research.core.errors import UsageError, UserError
+from cnn_research.core.experiment import Experiment, Result, register_config, to_dict
+from cnn_research.models.pretrained import Pretrained
+from cnn_research.report.html import write_page
+from cnn_research.report.markdown import markdown_table
+from cnn_research.train.config import Training
+from cnn_research.train.transfer import Transfer
+from cnn_research.workflows.staged import dry_run_of, train_once
+
+if TYPE_CHECKING:
+    from cnn_research.data.dataset import Dataset
+
+KEPT = "kept.npy"
+DISCARDED = "discarded.png"
+FEATURES = "features"
+"""The layer whose outputs are compared: what the third convolution comes to."""
+LAST = "fc"
+"""The layer that is trained on them, alone."""
+
+
+@register_config
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Purification(Experiment):
+    """A self-supervised network, a last layer on its features, and rounds of purification.
+
+    In each round the crops that a class's network knows best are its seeds, the mean of their
+    features its centre; of each class the crops farthest from its centre, by how near they are to
+    another, are discarded, and the last layer is trained anew on the others.
+    """
+
+    modes: ClassVar = {
+        "run": "cnn_research.workflows.purification:purify",
+        "dry-run": "cnn_research.workflows.purification:dry_run",
+        "predict": "cnn_research.workflows.colour_naming:name_pixels",
+        "export": "cnn_research.workflows.purification:export",
+    }
+    resumable_fields: ClassVar = ("rounds",)
+
+    ss_cnn: Training
+    """The first phase."""
+    naming: Training
+    """The second: its data are `Crops`. It starts from the first phase's network, and trains a new
+    last layer alone."""
+    rounds: int = 3
+    """Rounds of purification, each with a training after it; 0 trains on all crops alone."""
+    seeds: float = 0.1
+    """The share of a class's correctly named crops that are its seeds: the surest ones."""
+    discard: float = 0.1
+    """The share of a class's crops that a round discards."""
+    seed: int = 0
+    """Of every training below."""
+
+    def check(self) -> None:
+        if self.rounds < 0 or not 0 < self.seeds <= 1 or not 0 < self.discard < 1:
+            raise UsageError(
+                "--rounds must be 0 or more, --seeds above 0 to 1, --discard between 0 and 1"
+            )
+        self.ss_cnn.check()
+        self.naming.check()
+
+    def test_sized(self) -> Self:
+        return dataclasses.replace(
+            self, ss_cnn=self.ss_cnn.test_sized(), naming=self.naming.test_sized(), rounds=1
+        )
+
+    def training(self, workdir: Path, number: int) -> Training:
+        """The training of a round; round 0 is on all crops."""
+        before = workdir / f"round_{number - 1}" / KEPT
+        return dataclasses.replace(
+            self.naming,
+            data=dataclasses.replace(self.naming.data, kept=str(before) if number else ""),
+            pretrained=Pretrained(str(workdir / "ss_cnn"), fresh=(LAST,)),
+            transfer=Transfer(cache_after=FEATURES),
+            seed=self.seed,
+            name=f"{self.name}/round_{number}",
+        )
+
+
+def purify(experiment: Purification, workdir: Path) -> Result:
+    """Runs what is not done yet, and writes `report/` with the accuracy of each round.
+
+    Returns:
+        The figures of each round.
+    """
+    with folders.claimed(workdir):
+        folders.check_same(experiment, workdir, experiment.resumable_fields)
+        folders.describe(experiment, workdir)
+        first = dataclasses.replace(
+            experiment.ss_cnn, seed=experiment.seed, name=f"{experiment.name}/ss_cnn"
+        )
+        stages = [("ss_cnn", first)]
+        stages += [
+            (f"round_{number}", experiment.training(workdir, number))
+            for number in range(experiment.rounds + 1)
+        ]
+        for number, (name, training) in enumerate(stages):
+            folder = workdir / name
+            train_once(name, training, folder)
+            # What the last round would discard, no training uses.
+            if 0 < number < len(stages) - 1 and not (folder / KEPT).exists():
+                kept = discard(experiment, training, folder)
+                print(f"{name}: {kept.sum():,} of {len(kept):,} crops are kept.")
+        return write(experiment, workdir)
+
+
+def dry_run(experiment: Purification, workdir: Path) -> Result:
+    """Says what the first phase will take, as `runner.dry_run` does; the rounds take less."""
+    first = dataclasses.replace(experiment.ss_cnn, seed=experiment.seed)
+    found = dry_run_of("ss_cnn", first, workdir / "ss_cnn")
+    print(f"{experiment.rounds + 1} trainings of the last layer on its features follow.")
+    return found
+
+
+def last_round(experiment: Purification, workdir: Path) -> Path:
+    """The folder of the last round's training.
+
+    Raises:
+        UserError: it is not complete.
+    """
+    folders.check_same(experiment, workdir, experiment.resumable_fields)
+    last = workdir / f"round_{experiment.rounds}"
+    if not (last / folders.EVALUATION).exists():
+        raise UserError(f"{last} is not complete: run the experiment first, with --mode=run")
+    return last
+
+
+def export(experiment: Purification, workdir: Path) -> Result:
+    """Exports the last round's network, of one crop, as `export.export` does."""
+    from cnn_research.inference.export import FOLDER, export_to
+
+    last = last_round(experiment, workdir)
+    saved = folders.saved_config(last)
+    assert isinstance(saved, Training), "a round is a training"
+    return export_to(saved, last, workdir / FOLDER)
+
+
+def discard(experiment: Purification, training: Training, folder: Path) -> np.ndarray:
+    """Decides which crops the next round keeps, and writes that and a picture of the others.
+
+    Returns:
+        bool `[training crops]`: true for those that are kept.
+    """
+    from cnn_research.core.distributed import data_mesh
+    from cnn_research.train.evaluate import Evaluator, inputs, trained
+
+    bound, dataset, state = trained(training, folder)
+    model, splits = inputs(bound, state, dataset)
+    outcome = Evaluator(bound, model, data_mesh())(state.variables(), splits["train"])
+    assert outcome is not None, "nothing stops it"
+    features = np.asarray(splits["train"].images[:, 0], np.float32)
+    (head,) = bound.task.heads
+    labels = dataset.splits["train"].labels[head]
+    distances = to_centres(features, outcome[1], labels, experiment.seeds)
+    ratios = to_own(distances, labels)
+    kept = near(ratios, labels, experiment.discard)
+    away = discarded_figure(dataset, head, labels, ratios, (labels >= 0) & ~kept)
+    away.savefig(folder / DISCARDED)
+    partial = folder / f".{KEPT}.partial.npy"
+    np.save(partial, kept)
+    partial.rename(folder / KEPT)
+    return kept
+
+
+def to_centres(
+    features: np.ndarray, logits: np.ndarray, labels: np.ndarray, share: float
+) -> np.ndarray:
+    """How far each sample is from the centre of each class: the mean of the class's seeds.
+
+    Args:
+        features: float32 `[samples, dimensions]`.
+        logits: float32 `[samples, classes]`.
+        labels: int `[samples]`, below 0 where not known.
+        share: of a class's correctly named samples, the surest are its seeds; one at least.
+
+    Returns:
+        float32 `[samples, classes]`; NaN for a class of which no sample is correctly named, so
+        that it has no centre.
+    """
+    named = logits.argmax(axis=1)
+    sure = logits.max(axis=1) - _logsumexp(logits)
+    distances = np.full(logits.shape, np.nan, np.float32)
+    for label in range(logits.shape[1]):
+        correct = np.flatnonzero((labels == label) & (named == label))
+        if correct.size:
+            surest = correct[np.argsort(-sure[correct], kind="stable")]
+            seeds = surest[: max(1, round(share * len(correct)))]
+            centre = features[seeds].mean(axis=0)
+            distances[:, label] = np.linalg.norm(features - centre, axis=1)
+    return distances
+
+
+def to_own(distances: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """How far each sample is from the centre of its class, by how far from the nearest other.
+
+    The document discards what is "too far" from its centre. Far is not wrong: a light blue is as
+    far from the centre of blue as many a wrong label. But a blue that is called red is also near
+    to the centre of blue.
+
+    Args:
+        distances: float `[samples, classes]`, from `to_centres`.
+        labels: int `[samples]`, below 0 where not known.
+
+    Returns:
+        float32 `[samples]`; NaN where the label is not known, or a class has no centre, or no
+        other class has one.
+    """
+    rows = np.arange(len(labels))
+    own = distances[rows, np.maximum(labels, 0)]
+    others = np.where(np.isnan(distances), np.inf, distances)
+    others[rows, np.maximum(labels, 0)] = np.inf
+    nearest = others.min(axis=1)
+    usable = (labels >= 0) & np.isfinite(nearest)
+    return np.where(usable, own / np.maximum(nearest, 1e-12), np.nan).astype(np.float32)
+
+
+def near(ratios: np.ndarray, labels: np.ndarray, share: float) -> np.ndarray:
+    """Which samples stay: all labelled ones but, of each class, the farthest `share`.
+
+    Args:
+        ratios: float `[samples]`, from `to_own`; a class without a centre stays as it is.
+        labels: int `[samples]`, below 0 where not known.
+        share: 0 to 1.
+    """
+    kept = labels >= 0
+    for label in np.unique(labels[kept]):
+        members = np.flatnonzero((labels == label) & ~np.isnan(ratios))
+        order = members[np.argsort(ratios[members], kind="stable")]
+        kept[order[len(order) - round(share * len(order)) :]] = False
+    return kept
+
+
+def _logsumexp(logits: np.ndarray) -> np.ndarray:
+    most = logits.max(axis=1)
+    return most + np.log(np.exp(logits - most[:, None]).sum(axis=1))
+
+
+def discarded_figure(
+    dataset: Dataset, head: str, labels: np.ndarray, ratios: np.ndarray, away: np.ndarray
+) -> Any:
+    """A row of discarded crops for each class, the farthest first."""
+    from cnn_research.report import plots as figures
+
+    rows = {
+        name: np.flatnonzero(away & (labels == label))
+        for label, name in enumerate(dataset.class_names[head])
+    }
+    ordered = {
+        f"{name}: {len(found):,}": found[np.argsort(-ratios[found], kind="stable")]
+        for name, found in rows.items()
+    }
+    images = dataset.splits["train"].images
+    return figures.image_rows({title: images[found[:20]] for title, found in ordered.items()})
+
+
+def write(experiment: Purification, workdir: Path) -> Result:
+    """Writes `report/`, a page and its figure, from what the stages have left."""
+    from cnn_research.report import plots as figures
+
+    report = workdir / "report"
+    report.mkdir(exist_ok=True)
+    found: dict[str, Mapping[str, Any]] = {}
+    kept: list[int | None] = []
+    for number in range(experiment.rounds + 1):
+        name = f"round_{number}"
+        found[name] = folders.read_json(workdir / name / folders.EVALUATION)
+        before = workdir / f"round_{number - 1}" / KEPT
+        kept.append(int(np.load(before).sum()) if number else None)
+    names = [name for name in ("validation", "test") if name in found["round_0"]]
+    table = markdown_table(
+        ["round", "crops", *(f"{name} accuracy, mean of classes" for name in names)],
+        [
+            [str(number), "all" if crops is None else f"{crops:,}",
+             *(f"{values[name]['macro recall']:.4f}" for name in names)]
+            for number, (crops, values) in enumerate(zip(kept, found.values(), strict=True))
+        ],
+    )  # fmt: skip
+    curves = {name: [values[name]["macro recall"] for values in found.values()] for name in names}
+    figures.rounds(curves).savefig(report / "rounds.png")
+    parts = [
+        f"# {experiment.name or 'Purification'}",
+        table,
+        "![Accuracy by round](rounds.png)",
+        *_pictures(experiment.rounds),
+    ]
+    page = write_page(report, parts, to_dict(experiment))
+    print(f"\n{table}\n\nReport: {page}")
+    return Result(workdir, 0, {name: dict(values) for name, values in found.items()})
+
+
+def _pictures(rounds: int) -> Iterator[str]:
+    for number in range(rounds):
+        yield f"Discarded after round {number}, the farthest first:"
+        yield f"![Discarded crops of each class](../round_{number}/{DISCARDED})"

@@ -1,0 +1,103 @@
+"""`--replicas=N`: one experiment with N seeds, trained at once in one program.
+
+Every replica leaves the folder of a run of its own. They share what a start costs, and on
+accelerators their steps are one batched program.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from pathlib import Path
+
+import jax
+
+from cnn_research.core import run_folder as folders
+from cnn_research.core.errors import UsageError
+from cnn_research.core.experiment import Result
+from cnn_research.report.report import as_markdown, group_runs, read_run, results
+from cnn_research.train.config import Training
+from cnn_research.train.loop import Run, train_together
+
+REPLICAS = "replicas.json"
+"""Their seeds."""
+RESULTS = "results.json"
+"""Their figures with mean and standard deviation, once all are done."""
+
+
+def dry_run(experiment: Training, workdir: Path, count: int) -> Result:
+    """Says what a training of all replicas will take; writes nothing."""
+    runs = _runs(experiment, workdir, count)
+    return train_together(runs, workdir, dry=True)[0]
+
+
+def train(experiment: Training, workdir: Path, count: int, *, profile: bool = False) -> Result:
+    """Trains with `count` seeds from the experiment's own on, in WORKDIR/seed-SEED each.
+
+    Where one of them fails, all stop, and go on together from the newest checkpoint of all.
+
+    Args:
+        experiment: what is trained.
+        workdir: of all of them.
+        count: how many.
+        profile: trace a few steps into `profile/`.
+
+    Returns:
+        The mean over seeds of each figure.
+
+    Raises:
+        UsageError: the experiment decides for each seed otherwise, or the folder holds another
+            run, or other seeds.
+        UserError, Interrupted: as `runner.train`.
+    """
+    runs = _runs(experiment, workdir, count)
+    first = jax.process_index() == 0
+    with folders.claimed(workdir, enabled=first):
+        seeds = [run.experiment.seed for run in runs]
+        before = folders.read_json(workdir / REPLICAS).get("seeds", seeds)
+        if before != seeds:
+            raise UsageError(
+                f"{workdir} holds replicas with the seeds {before}, not {seeds}: name another "
+                "--workdir, or give the same --replicas and --seed"
+            )
+        if (workdir / folders.CONFIG).exists():
+            raise UsageError(f"{workdir} holds a run of its own: name another --workdir")
+        if first:
+            folders.write_json(workdir / REPLICAS, {"seeds": seeds})
+        found = train_together(runs, workdir, profile=profile)
+        if first:
+            _summarise(runs, workdir)
+    means = {
+        split: {
+            name: statistics.fmean(float(each.figures[split][name]) for each in found)
+            for name, value in figures.items()
+            if isinstance(value, int | float)
+        }
+        for split, figures in found[0].figures.items()
+    }
+    return Result(workdir, found[0].step, means)
+
+
+def _runs(experiment: Training, workdir: Path, count: int) -> list[Run]:
+    if experiment.selection.patience:
+        raise UsageError(
+            "--replicas are trained for as long as each other: leave --selection.patience at 0"
+        )
+    if experiment.transfer.cache_after:
+        raise UsageError(
+            "--replicas do not share cached features: leave --transfer.cache-after out"
+        )
+    seeds = range(experiment.seed, experiment.seed + count)
+    return [
+        Run(dataclasses.replace(experiment, seed=seed), workdir / f"seed-{seed}") for seed in seeds
+    ]
+
+
+def _summarise(runs: list[Run], workdir: Path) -> None:
+    """Writes results.json, and says the means."""
+    evaluated = [found for run in runs if (found := read_run(run.workdir)) is not None]
+    if not evaluated:
+        return  # nothing to evaluate on
+    (group,) = group_runs(evaluated)
+    folders.write_json(workdir / RESULTS, results(group, workdir.name))
+    print(f"\n{as_markdown([group])}\nEach in a folder of {workdir}; all of it in {RESULTS} there.")
