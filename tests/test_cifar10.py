@@ -20,8 +20,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cnn_research.core.config import to_dict
 from cnn_research.core.errors import UsageError, UserError
-from cnn_research.core.experiment import lookup, registry, to_dict
+from cnn_research.core.experiment import lookup, registry
 from cnn_research.data import Cifar10, cifar10
 from cnn_research.data.__main__ import main
 from experiments.cifar10 import EXERCISE

@@ -26,7 +26,8 @@ from absl.testing import flagsaver
 import launch  # noqa: F401 (defines the flags)
 from cnn_research.cli import main as cli
 from cnn_research.core import run_folder as folders
-from cnn_research.core.experiment import config_fields, flatten, lookup, registry
+from cnn_research.core.config import config_fields, flatten
+from cnn_research.core.experiment import lookup, registry
 from cnn_research.models.registry import architectures
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -113,7 +113,8 @@ IN_SHARES = """
 import dataclasses, json, sys
 import jax, numpy as np
 from cnn_research import runner
-from cnn_research.core.experiment import from_dict, run
+from cnn_research.core.config import from_dict
+from cnn_research.core.experiment import run
 
 shares = []
 original = runner.make_steps
@@ -136,7 +137,7 @@ print(json.dumps({"devices": jax.device_count(), "shares": shares[0]}))
 
 def on_eight_devices(experiment, workdir):
     """Runs it in a process with eight devices; which arrays of the state were in shares."""
-    from cnn_research.core.experiment import canonical_json
+    from cnn_research.core.config import canonical_json
 
     ended = subprocess.run(
         [sys.executable, "-c", IN_SHARES, canonical_json(experiment), str(workdir)],

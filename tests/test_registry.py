@@ -22,17 +22,9 @@ from matplotlib.figure import Figure
 
 from cnn_research.cli import main as cli
 from cnn_research.core import run_folder as folders
+from cnn_research.core.config import canonical_json, config_hash, flatten, from_dict, to_dict
 from cnn_research.core.distributed import data_mesh
-from cnn_research.core.experiment import (
-    canonical_json,
-    config_hash,
-    flatten,
-    from_dict,
-    lookup,
-    registry,
-    run,
-    to_dict,
-)
+from cnn_research.core.experiment import lookup, registry, run
 from cnn_research.inference.exported import open_export
 from cnn_research.train import checkpoint
 from cnn_research.train.config import Training
@@ -94,7 +86,8 @@ def test_every_field_takes_part_in_the_hash():
 
 def test_hashes_are_those_of_another_process():
     code = (
-        "from cnn_research.core.experiment import config_hash, registry\n"
+        "from cnn_research.core.config import config_hash\n"
+        "from cnn_research.core.experiment import registry\n"
         "for name, entry in registry().items():\n"
         "    print(name, config_hash(entry.experiment()))"
     )

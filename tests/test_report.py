@@ -19,8 +19,9 @@ from PIL import Image
 from sklearn import metrics
 
 from benchmarks import readme_tables
+from cnn_research.core.config import to_dict
 from cnn_research.core.errors import UserError
-from cnn_research.core.experiment import lookup, to_dict
+from cnn_research.core.experiment import lookup
 from cnn_research.report import plots as figures
 from cnn_research.report import report
 from cnn_research.report.html import write_page

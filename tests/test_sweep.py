@@ -23,8 +23,9 @@ from absl.testing import flagsaver
 import launch  # noqa: F401 (defines the flags)
 from cnn_research.cli import main as cli
 from cnn_research.core import run_folder as folders
+from cnn_research.core.config import from_dict
 from cnn_research.core.errors import UsageError
-from cnn_research.core.experiment import from_dict, lookup
+from cnn_research.core.experiment import lookup
 from cnn_research.core.preemption import Interruption
 from cnn_research.sweep import definition, local, slurm, source, states
 from cnn_research.sweep.__main__ import main

@@ -14,17 +14,9 @@ from typing import Any
 import tyro
 from absl import flags, logging
 
+from cnn_research.core.config import config_hash, did_you_mean, flatten, with_fields
 from cnn_research.core.errors import Interrupted, UsageError, UserError, no_more_output, one_line
-from cnn_research.core.experiment import (
-    Experiment,
-    config_hash,
-    did_you_mean,
-    flatten,
-    lookup,
-    registry,
-    run,
-    with_fields,
-)
+from cnn_research.core.experiment import Experiment, lookup, registry, run
 
 FLAGS = flags.FLAGS
 

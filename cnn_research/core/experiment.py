@@ -1,22 +1,17 @@
-"""What an experiment is, how it is written down, and the registry of all of them."""
+"""What an experiment is, and the registry of all of them."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import hashlib
 import importlib
-import json
-import pkgutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self
 
 import tyro
 
-from cnn_research.core.errors import UsageError, UserError
-
-C = TypeVar("C")
+from cnn_research.core.config import did_you_mean, import_definitions
+from cnn_research.core.errors import UsageError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,134 +113,6 @@ class Choice:
     reason: str
 
 
-def with_fields(config: Any, values: Mapping[str, Any]) -> Any:
-    """The config with fields replaced, named by their paths (`optimizer.learning_rate`)."""
-    for path, value in values.items():
-        field, _, rest = path.partition(".")
-        value = with_fields(getattr(config, field), {rest: value}) if rest else value
-        config = dataclasses.replace(config, **{field: value})
-    return config
-
-
-# Configs as JSON ---------------------------------------------------------------------------------
-
-
-def config_fields(config: Any) -> list[dataclasses.Field]:
-    """The fields that configure a dataclass: all but those flax adds to every module."""
-    return [
-        field
-        for field in dataclasses.fields(config)
-        if field.init and not (field.name in ("parent", "name") and _is_module(config))
-    ]
-
-
-_CONFIG_CLASSES: dict[str, type] = {}
-
-
-def register_config(kind: type[C]) -> type[C]:
-    """Decorates a config class: saved configs name it by its `__name__`, wherever it is defined.
-
-    Only registered classes can be named, so that a config from elsewhere cannot run code.
-
-    Raises:
-        ValueError: another class has that name.
-    """
-    known = _CONFIG_CLASSES.setdefault(kind.__name__, kind)
-    if (known.__module__, known.__qualname__) != (kind.__module__, kind.__qualname__):
-        raise ValueError(f"two config classes are named {kind.__name__}: {known} and {kind}")
-    _CONFIG_CLASSES[kind.__name__] = kind
-    return kind
-
-
-def config_class(name: str) -> type:
-    """The registered config class of that name.
-
-    Raises:
-        UserError: there is none.
-    """
-    if name not in _CONFIG_CLASSES:
-        registry()  # imports every experiment, and with them what they are made of
-    if name not in _CONFIG_CLASSES:
-        raise UserError(
-            f"the config names the class '{name}', which is not registered"
-            f"{did_you_mean(name, list(_CONFIG_CLASSES))}: nothing of it was run"
-        )
-    return _CONFIG_CLASSES[name]
-
-
-def to_dict(config: Any) -> Any:
-    """A config as JSON values; each dataclass gives its registered name, to be read back by.
-
-    Raises:
-        TypeError: a value is of a type that configs do not hold, or a class is not registered.
-    """
-    if dataclasses.is_dataclass(config):
-        kind = type(config)
-        if _CONFIG_CLASSES.get(kind.__name__) is not kind:
-            raise TypeError(
-                f"{kind} is not a registered config class: decorate it with @register_config"
-            )
-        values = {f.name: to_dict(getattr(config, f.name)) for f in config_fields(config)}
-        return {"class": kind.__name__, **values}
-    if isinstance(config, tuple | list):
-        return [to_dict(value) for value in config]
-    if isinstance(config, str | int | float | bool) or config is None:
-        return config
-    raise TypeError(f"a config holds numbers, strings, tuples and dataclasses, not {config!r}")
-
-
-def from_dict(values: Any) -> Any:
-    """The config that `to_dict` wrote.
-
-    Raises:
-        UserError: a class or a field that this version of the code does not have.
-    """
-    if isinstance(values, list):
-        return tuple(from_dict(value) for value in values)
-    if not isinstance(values, dict):
-        return values
-    name = values.get("class")
-    if not isinstance(name, str):
-        raise UserError(f"the config has a part that names no class: {sorted(values)}")
-    kind = config_class(name)
-    fields = {key: from_dict(value) for key, value in values.items() if key != "class"}
-    try:
-        return kind(**fields)
-    except TypeError as error:
-        raise UserError(f"the config does not fit {name} of this version: {error}") from None
-
-
-def canonical_json(config: Any) -> str:
-    """One text per config: sorted keys, so that texts are equal where configs are."""
-    return json.dumps(to_dict(config), indent=2, sort_keys=True) + "\n"
-
-
-def config_hash(config: Any) -> str:
-    """Eight hexadecimal digits that identify a config."""
-    return hashlib.sha256(canonical_json(config).encode()).hexdigest()[:8]
-
-
-def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Every leaf field by its path: `{"optimizer.learning_rate": 0.001, ...}`."""
-    leaves: dict[str, Any] = {}
-    for field in config_fields(config):
-        value = getattr(config, field.name)
-        path = f"{prefix}{field.name}"
-        if dataclasses.is_dataclass(value):
-            leaves |= flatten(value, f"{path}.")
-        else:
-            leaves[path] = value
-    return leaves
-
-
-def _is_module(config: Any) -> bool:
-    kind = config if isinstance(config, type) else type(config)
-    return any(base.__module__.startswith("flax.linen") for base in kind.__mro__)
-
-
-# Registry ----------------------------------------------------------------------------------------
-
-
 @dataclasses.dataclass(frozen=True)
 class Entry:
     """A registered experiment.
@@ -300,11 +167,8 @@ def register(
 
 
 def registry() -> Mapping[str, Entry]:
-    """Every experiment of the package `experiments`, by name."""
-    import experiments
-
-    for module in pkgutil.iter_modules(experiments.__path__):
-        importlib.import_module(f"experiments.{module.name}")
+    """Every registered experiment, by name."""
+    import_definitions()
     return dict(sorted(_REGISTRY.items()))
 
 
@@ -321,9 +185,3 @@ def lookup(name: str) -> Entry:
         f"no experiment is named '{name}'{did_you_mean(name, list(entries))}; "
         "`python launch.py --list` shows all"
     )
-
-
-def did_you_mean(word: str, words: list[str]) -> str:
-    """` (did you mean 'x'?)` with the nearest of `words`, or nothing."""
-    near = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
-    return f" (did you mean '{near[0]}'?)" if near else ""

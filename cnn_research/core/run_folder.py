@@ -17,8 +17,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from cnn_research.core.config import canonical_json, flatten, from_dict
 from cnn_research.core.errors import UsageError, UserError
-from cnn_research.core.experiment import Experiment, canonical_json, flatten, from_dict
+from cnn_research.core.experiment import Experiment
 
 CONFIG = "config.json"
 RUN = "run.json"

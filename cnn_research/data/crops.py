@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError, UserError
-from cnn_research.core.experiment import register_config
 from cnn_research.data.dataset import MISSING, Dataset, Split, check_window
 from cnn_research.data.sources import Products, Synthetic
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError, UserError
-from cnn_research.core.experiment import register_config
 from cnn_research.data import images, tables
 from cnn_research.data.dataset import PALETTE, Dataset, Split
 from cnn_research.data.sources import Photos, Synthetic, existing

@@ -18,8 +18,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError, UserError
-from cnn_research.core.experiment import register_config
 from cnn_research.data import artworks, images, tables
 from cnn_research.data.dataset import PALETTE, UNSEEN, Dataset, Split
 from cnn_research.data.prepare import cache

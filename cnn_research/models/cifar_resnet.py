@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from cnn_research.core.experiment import register_config
+from cnn_research.core.config import register_config
 from cnn_research.models.layers import BatchNorm, Conv, Dtype, GlobalPool
 from cnn_research.models.registry import register_model
 from cnn_research.ops.views import cut

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cnn_research import ops
+from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError
-from cnn_research.core.experiment import register_config
 from cnn_research.models.layers import Activation, BatchNorm, Conv, Dtype, activate, check_size
 from cnn_research.models.registry import register_model
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from cnn_research.core.experiment import register_config
+from cnn_research.core.config import register_config
 from cnn_research.models.layers import check_size
 from cnn_research.models.ss_cnn import SSCNN
 from cnn_research.ops.colours import srgb_to_lab

@@ -20,8 +20,8 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
+from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError, UserError, one_line
-from cnn_research.core.experiment import register_config
 from cnn_research.models.weights import Weights, read_weights
 
 _HUB = "hub:"

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from cnn_research.core.config import from_dict, to_dict
 from cnn_research.core.errors import UsageError, UserError, no_more_output, one_line
-from cnn_research.core.experiment import from_dict, to_dict
 from cnn_research.core.run_folder import (
     CONFIG,
     EVALUATION,

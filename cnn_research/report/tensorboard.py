@@ -11,7 +11,7 @@ import numpy as np
 from flax import traverse_util
 
 from cnn_research.core import run_folder as folders
-from cnn_research.core.experiment import flatten
+from cnn_research.core.config import flatten
 from cnn_research.data.dataset import Dataset, Split
 from cnn_research.report.html import MARKDOWN
 from cnn_research.report.writers import MetricsWriter

@@ -13,15 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cnn_research.core.config import canonical_json, config_hash, did_you_mean, flatten
 from cnn_research.core.errors import UsageError, UserError
-from cnn_research.core.experiment import (
-    Experiment,
-    canonical_json,
-    config_hash,
-    did_you_mean,
-    flatten,
-    lookup,
-)
+from cnn_research.core.experiment import Experiment, lookup
 from cnn_research.core.run_folder import CONFIG, SWEEP, read_json, write_json
 from cnn_research.report.writers import read_rows
 

@@ -17,8 +17,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cnn_research.core.config import from_dict
 from cnn_research.core.errors import UsageError, UserError
-from cnn_research.core.experiment import from_dict, lookup
+from cnn_research.core.experiment import lookup
 from cnn_research.report.writers import METRICS_FILE, read_metrics, read_rows
 from cnn_research.sweep import states
 from cnn_research.sweep.definition import TRIALS, Run, Sweep, override, planned

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
+from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError, UserError
-from cnn_research.core.experiment import register_config
 from cnn_research.report.markdown import markdown_table, number
 from cnn_research.tasks.classification import Classification, check_measured
 from cnn_research.tasks.task import Answer, FittedTask, Predictions, Sums, Task

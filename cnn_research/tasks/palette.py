@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
+from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError, UserError
-from cnn_research.core.experiment import register_config
 from cnn_research.data.dataset import PALETTE
 from cnn_research.tasks import palette_files
 from cnn_research.tasks.palette_predictions import PalettePredictions

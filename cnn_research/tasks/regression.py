@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError, UserError
-from cnn_research.core.experiment import register_config
 from cnn_research.tasks.number_predictions import NumberPredictions
 from cnn_research.tasks.task import Answer, FittedTask, Predictions, Sums, Task
 

@@ -10,8 +10,9 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from cnn_research.core.config import with_fields
 from cnn_research.core.errors import UsageError
-from cnn_research.core.experiment import Choice, with_fields
+from cnn_research.core.experiment import Choice
 from cnn_research.data import tables
 from cnn_research.data.images import opened, printable
 from cnn_research.data.prepare.survey import Survey, survey

@@ -8,8 +8,9 @@ from typing import Any, ClassVar, Literal, Self
 
 from flax import linen as nn
 
+from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError
-from cnn_research.core.experiment import Experiment, register_config
+from cnn_research.core.experiment import Experiment
 from cnn_research.data.augmentation.config import Augmentation
 from cnn_research.models.pretrained import Pretrained
 from cnn_research.tasks.classification import Classification

@@ -19,9 +19,10 @@ from jax.sharding import Mesh
 
 from cnn_research import ops
 from cnn_research.core import run_folder as folders
+from cnn_research.core.config import from_dict
 from cnn_research.core.distributed import batch_sharded, data_mesh, replicated, state_shardings
 from cnn_research.core.errors import UsageError, UserError
-from cnn_research.core.experiment import Result, from_dict
+from cnn_research.core.experiment import Result
 from cnn_research.data.dataset import Dataset, Split
 from cnn_research.models.layer_outputs import last_features
 from cnn_research.models.weights import Weights

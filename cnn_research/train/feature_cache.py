@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from cnn_research.core.config import did_you_mean
 from cnn_research.core.errors import UsageError
-from cnn_research.core.experiment import did_you_mean
 from cnn_research.core.preemption import poll
 from cnn_research.data.dataset import Split
 from cnn_research.data.prepare import cache

@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from cnn_research import ops
 from cnn_research.core import run_folder as folders
+from cnn_research.core.config import to_dict
 from cnn_research.core.distributed import (
     agreed,
     batch_sharded,
@@ -31,7 +32,7 @@ from cnn_research.core.distributed import (
     state_shardings,
 )
 from cnn_research.core.errors import UsageError, UserError
-from cnn_research.core.experiment import Result, registry, to_dict
+from cnn_research.core.experiment import Result, registry
 from cnn_research.core.preemption import Interruption
 from cnn_research.core.progress import Progress
 from cnn_research.core.random import example_keys, fold_name, stream_key

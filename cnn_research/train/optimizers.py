@@ -6,8 +6,8 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, Literal
 
+from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError
-from cnn_research.core.experiment import register_config
 
 if TYPE_CHECKING:
     import optax

@@ -12,8 +12,8 @@ import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from cnn_research.core.config import did_you_mean, register_config
 from cnn_research.core.errors import UsageError
-from cnn_research.core.experiment import did_you_mean, register_config
 from cnn_research.models.pretrained import matches
 from cnn_research.train.optimizers import Optimizer
 

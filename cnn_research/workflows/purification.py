@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from cnn_research.core import run_folder as folders
+from cnn_research.core.config import register_config, to_dict
 from cnn_research.core.errors import UsageError, UserError
-from cnn_research.core.experiment import Experiment, Result, register_config, to_dict
+from cnn_research.core.experiment import Experiment, Result
 from cnn_research.models.pretrained import Pretrained
 from cnn_research.report.html import write_page
 from cnn_research.report.markdown import markdown_table

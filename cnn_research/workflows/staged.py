@@ -12,8 +12,9 @@ from typing import Annotated, ClassVar, Self
 import tyro
 
 from cnn_research.core import run_folder as folders
+from cnn_research.core.config import register_config
 from cnn_research.core.errors import UserError
-from cnn_research.core.experiment import Experiment, Result, register_config
+from cnn_research.core.experiment import Experiment, Result
 from cnn_research.models.pretrained import Pretrained
 from cnn_research.train.config import Training
 

@@ -10,8 +10,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError
-from cnn_research.core.experiment import register_config
 from cnn_research.core.random import fold_name
 from cnn_research.data.augmentation import colour, mixing
 from cnn_research.data.augmentation.erasing import erased

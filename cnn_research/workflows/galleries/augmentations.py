@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError
-from cnn_research.core.experiment import Experiment, Result, register_config
+from cnn_research.core.experiment import Experiment, Result
 from cnn_research.core.random import example_keys, stream_key
 from cnn_research.data.augmentation.config import Augmentation
 from cnn_research.data.images import MAX_PIXELS

@@ -12,8 +12,9 @@ import jax
 import numpy as np
 
 from cnn_research.core import run_folder as folders
+from cnn_research.core.config import did_you_mean, register_config
 from cnn_research.core.errors import UsageError, UserError
-from cnn_research.core.experiment import Experiment, Result, did_you_mean, register_config
+from cnn_research.core.experiment import Experiment, Result
 from cnn_research.data.dataset import Dataset, Split
 from cnn_research.models.layer_outputs import (
     Layer,

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from cnn_research.core.config import did_you_mean, register_config
 from cnn_research.core.errors import UsageError
-from cnn_research.core.experiment import Experiment, Result, did_you_mean, register_config
+from cnn_research.core.experiment import Experiment, Result
 from cnn_research.data.images import MAX_PIXELS
 from cnn_research.ops.filters import (
     KERNELS,

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cnn_research.core import run_folder as folders
-from cnn_research.core.experiment import Experiment, flatten, to_dict
+from cnn_research.core.config import flatten, to_dict
+from cnn_research.core.experiment import Experiment
 from cnn_research.data.images import decode
 from cnn_research.report.html import MARKDOWN, write_page
 from cnn_research.report.writers import MetricsWriter

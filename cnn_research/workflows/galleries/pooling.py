@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnn_research import ops
+from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError
-from cnn_research.core.experiment import Experiment, Result, register_config
+from cnn_research.core.experiment import Experiment, Result
 from cnn_research.data.images import MAX_PIXELS
 from cnn_research.ops.filters import output_size
 from cnn_research.report.markdown import markdown_table
