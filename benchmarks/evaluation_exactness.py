@@ -28,7 +28,7 @@ def counts(workdir: Path) -> dict[str, Any]:
     """Per split and batch size: correct, counted and summed loss, on this process's devices."""
     from benchmarks.results import last_checkpoint
     from cnn_research.core.distributed import data_mesh
-    from cnn_research.train.evaluate import Evaluator
+    from cnn_research.train.evaluator import Evaluator
 
     experiment, state, step = last_checkpoint(workdir)
     dataset = experiment.data.load()

@@ -85,7 +85,7 @@ def ask(python: Path, run: Path, rounds: int, folder: Path) -> dict[str, Any]:
     """Whether the export's logits are the run's, by batch size; and the seconds to its answer."""
     import jax
 
-    from cnn_research.train.evaluate import forward_of, open_trained
+    from cnn_research.train.trained import forward_of, open_trained
 
     found = open_trained(run)
     forward = jax.jit(forward_of(found))

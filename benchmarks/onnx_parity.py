@@ -33,8 +33,8 @@ def compare(name: str) -> dict[str, Any]:
     from cnn_research.models.flops import least_size
     from cnn_research.models.registry import architectures
     from cnn_research.train.config import Training
-    from cnn_research.train.evaluate import Trained
     from cnn_research.train.state import TrainState
+    from cnn_research.train.trained import Trained
 
     found = architectures()[name]
     channels = found.image_shape[2]

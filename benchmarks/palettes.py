@@ -135,7 +135,7 @@ def network(run: Path) -> Method:
     from cnn_research.data.images import resized
     from cnn_research.ops.colours import lab_to_srgb
     from cnn_research.tasks.palette import colours_of
-    from cnn_research.train.evaluate import forward_of, open_trained
+    from cnn_research.train.trained import forward_of, open_trained
 
     found = open_trained(run)
     forward = jax.jit(forward_of(found))
@@ -236,7 +236,7 @@ def of_pixels(run: Path, folder: Path) -> dict[str, Any]:
 def of_people(palettes: Path, run: Path, folder: Path) -> dict[str, Any]:
     """Every method's difference to people's palettes, the network's from five folds."""
     from cnn_research.data.images import ENDINGS, decode, files_below, opened, printable
-    from cnn_research.train.evaluate import weights_of_run
+    from cnn_research.train.trained import weights_of_run
     from experiments.palette import palette_people
 
     data, start = palette_people().data, weights_of_run(run)

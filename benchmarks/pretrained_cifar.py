@@ -32,7 +32,7 @@ def evaluate(name: str, weights: Path, images: Path) -> tuple[int, int, str]:
     from cnn_research.models.pretrained import Pretrained, load_pretrained
     from cnn_research.models.registry import architectures
     from cnn_research.train.config import Training
-    from cnn_research.train.evaluate import Evaluator
+    from cnn_research.train.evaluator import Evaluator
 
     experiment = Training(
         data=Cifar10(path=str(images)),

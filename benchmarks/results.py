@@ -89,7 +89,7 @@ def last_checkpoint(workdir: Path) -> tuple[Any, Any, int]:
     """
     from cnn_research.core.distributed import data_mesh
     from cnn_research.train import checkpoint
-    from cnn_research.train.evaluate import abstract_state, bound
+    from cnn_research.train.trained import abstract_state, bound
 
     experiment = folders.saved_config(workdir)
     dataset = experiment.data.load()

@@ -38,9 +38,9 @@ def compiled(name: str) -> dict[str, dict[str, Any]]:
     from cnn_research.data.sources import Synthetic
     from cnn_research.models.registry import architectures
     from cnn_research.train.config import Training
-    from cnn_research.train.evaluate import abstract_state, bound
     from cnn_research.train.loop import Arrays, make_steps, shardings_of
     from cnn_research.train.optimizers import Optimizer
+    from cnn_research.train.trained import abstract_state, bound
 
     found = architectures()[name]
     shape = found.image_shape

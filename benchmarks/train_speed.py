@@ -84,8 +84,8 @@ def runner_trainer(name: str) -> tuple[Callable[[Any, Any], tuple[Any, Any]], An
     from cnn_research.core.distributed import data_mesh, replicated
     from cnn_research.core.experiment import registry
     from cnn_research.data.sources import Synthetic
-    from cnn_research.train.evaluate import bound
     from cnn_research.train.loop import Arrays, initial_state, make_steps
+    from cnn_research.train.trained import bound
 
     case = CASES[name]
     experiment = registry()[name].experiment()

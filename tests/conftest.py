@@ -39,7 +39,7 @@ def compiled_once(tmp_path_factory):
 @pytest.fixture(scope="module")
 def no_pictures():
     """Reports without matplotlib, which would take most of the time."""
-    from cnn_research.train import evaluate
+    from cnn_research.train import finish
 
     def page(workdir, **unused):
         (workdir / "report").mkdir(exist_ok=True)
@@ -47,5 +47,5 @@ def no_pictures():
         return workdir / "report" / "report.html"
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "write_report", page)
+        patch.setattr(finish, "write_report", page)
         yield

@@ -26,8 +26,8 @@ from cnn_research.models import MLP, ConvNet
 from cnn_research.tasks.classification import Classification
 from cnn_research.train import loop as runner
 from cnn_research.train.config import Training
-from cnn_research.train.evaluate import bound
 from cnn_research.train.optimizers import Optimizer, Penalty
+from cnn_research.train.trained import bound
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -16,7 +16,7 @@ from cnn_research.core.experiment import lookup, run
 from cnn_research.train import estimate
 from cnn_research.train import loop as runner
 from cnn_research.train.estimate import with_prefix
-from cnn_research.train.evaluate import open_trained
+from cnn_research.train.trained import open_trained
 
 
 def test_trying_steps_changes_nothing(tmp_path, monkeypatch):

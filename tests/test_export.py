@@ -28,8 +28,8 @@ from cnn_research.models import MLP, ConvNet, ResNet9
 from cnn_research.tasks.multi_head import MultiHead
 from cnn_research.tasks.regression import Regression
 from cnn_research.train.config import Evaluation, Training
-from cnn_research.train.evaluate import Trained, abstract_state, bound, forward_of, open_trained
 from cnn_research.train.state import TrainState
+from cnn_research.train.trained import Trained, abstract_state, bound, forward_of, open_trained
 from cnn_research.train.transfer import Transfer
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -29,8 +29,8 @@ from cnn_research.tasks.palette import Palette
 from cnn_research.tasks.palette_files import nearest_names, palette_of, with_strip
 from cnn_research.tasks.task import PIXELS
 from cnn_research.train.config import Evaluation, Selection, Training
-from cnn_research.train.evaluate import open_trained, weights_of_run
 from cnn_research.train.optimizers import Optimizer
+from cnn_research.train.trained import open_trained, weights_of_run
 from cnn_research.train.transfer import Transfer
 from cnn_research.workflows.staged import Staged
 

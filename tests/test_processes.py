@@ -19,7 +19,7 @@ from cnn_research.core.errors import Interrupted
 from cnn_research.core.experiment import lookup, run
 from cnn_research.core.preemption import Interruption
 from cnn_research.data.sources import Digits
-from cnn_research.train.evaluate import Evaluator
+from cnn_research.train.evaluator import Evaluator
 
 LIMIT = 150
 """Seconds; processes on a busy machine take long to begin."""

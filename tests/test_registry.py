@@ -28,7 +28,7 @@ from cnn_research.core.experiment import lookup, registry, run
 from cnn_research.inference.exported import open_export
 from cnn_research.train import checkpoint
 from cnn_research.train.config import Training
-from cnn_research.train.evaluate import abstract_state, bound
+from cnn_research.train.trained import abstract_state, bound
 from cnn_research.workflows.purification import Purification
 from cnn_research.workflows.staged import Staged
 

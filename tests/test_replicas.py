@@ -20,8 +20,8 @@ from cnn_research.models import ConvNet
 from cnn_research.train import checkpoint
 from cnn_research.train import loop as runner
 from cnn_research.train.config import Selection, Training
-from cnn_research.train.evaluate import open_trained
 from cnn_research.train.optimizers import Optimizer
+from cnn_research.train.trained import open_trained
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 

@@ -39,7 +39,7 @@ from cnn_research.data.batches import batch_indices, steps_at
 from cnn_research.data.sources import ImageFolder, Synthetic
 from cnn_research.models import MLP, ConvNet
 from cnn_research.report.writers import read_metrics
-from cnn_research.train import checkpoint, evaluate
+from cnn_research.train import checkpoint, evaluator
 from cnn_research.train import loop as runner
 from cnn_research.train.config import Evaluation, Selection, Training
 from cnn_research.train.optimizers import Optimizer, Penalty
@@ -137,13 +137,13 @@ def test_an_interrupted_run_goes_on_exactly(number, code, step, alone, tmp_path)
 
 def test_a_signal_in_an_evaluation_stops_it_and_it_is_made_again(alone, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
-        original = evaluate.Evaluator._padded
+        original = evaluator.Evaluator._padded
 
         def padded(evaluator, split, start):
             signal.raise_signal(signal.SIGTERM)
             return original(evaluator, split, start)
 
-        patch.setattr(evaluate.Evaluator, "_padded", padded)
+        patch.setattr(evaluator.Evaluator, "_padded", padded)
         patch.setattr(runner, "estimate", lambda *arguments: "")  # it evaluates a batch, too
         many = tiny(evaluation=dataclasses.replace(TINY.evaluation, batch_size=4))
         with pytest.raises(Interrupted, match="step 3 is saved"):
@@ -644,7 +644,7 @@ def test_evaluation_uses_the_average_of_parameters_and_statistics(alone):
 def with_validation_losses(patch, losses):
     """Evaluations in training measure these losses, by their step's order: 3, 5, 8, 10, ..."""
     steps = [3, 5, 8, 10, 13, 15]
-    original = evaluate.Evaluator.__call__
+    original = evaluator.Evaluator.__call__
     at = {"step": 0}
     at_each_step = runner.Window.flush
 
@@ -659,7 +659,7 @@ def with_validation_losses(patch, losses):
         return sums | {"loss": (losses[steps.index(at["step"])], 1.0)}, logits
 
     patch.setattr(runner.Window, "flush", flush)
-    patch.setattr(evaluate.Evaluator, "__call__", call)
+    patch.setattr(evaluator.Evaluator, "__call__", call)
 
 
 def test_early_stopping_stops_and_reports_the_best(tmp_path):
@@ -728,7 +728,7 @@ def test_evaluation_agrees_with_numpy(alone):
     dataset = experiment.data.load()
     model = experiment.task.bind(experiment.model, dataset)
     split = dataset.splits["test"]
-    outcome = evaluate.Evaluator(experiment, model, data_mesh())(state.variables(), split)
+    outcome = evaluator.Evaluator(experiment, model, data_mesh())(state.variables(), split)
     assert outcome is not None
     sums, logits = outcome
     plain = model.apply(state.variables(), jnp.asarray(split.images) / 255, train=False)

@@ -25,10 +25,11 @@ from cnn_research.models.pretrained import Pretrained
 from cnn_research.tasks.classification import Classification
 from cnn_research.train import checkpoint
 from cnn_research.train.config import Evaluation, Training
-from cnn_research.train.evaluate import abstract_state, bound, scaled, views_of
+from cnn_research.train.evaluator import scaled, views_of
 from cnn_research.train.feature_cache import FromFeatures, before, cached_features, one_view
 from cnn_research.train.loop import initial_state
 from cnn_research.train.optimizers import Optimizer
+from cnn_research.train.trained import abstract_state, bound
 from cnn_research.train.transfer import Transfer, frozen_statistics
 
 # Without other splits than train no report is written, which is most of such a run.

@@ -30,7 +30,7 @@ from cnn_research.inference import exported
 from cnn_research.report.markdown import markdown_table, number
 from cnn_research.tasks.task import file_suffixes
 from cnn_research.train.config import Training
-from cnn_research.train.evaluate import Trained, forward_of, open_trained
+from cnn_research.train.trained import Trained, forward_of, open_trained
 
 FOLDER = "export"
 PLATFORMS = ("cpu", "cuda", "tpu")

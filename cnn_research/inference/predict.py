@@ -38,7 +38,8 @@ from cnn_research.models.layer_outputs import last_features
 from cnn_research.report.markdown import markdown_table
 from cnn_research.tasks.task import Answer
 from cnn_research.train.config import Training
-from cnn_research.train.evaluate import Trained, check_same_data, forward_of, open_trained, views_of
+from cnn_research.train.evaluator import views_of
+from cnn_research.train.trained import Trained, check_same_data, forward_of, open_trained
 
 FOLDER = "predictions"
 SHOWN = 24

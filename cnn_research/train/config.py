@@ -61,7 +61,7 @@ class Training(Experiment):
     modes: ClassVar = {
         "train": "cnn_research.train.loop:train",
         "dry-run": "cnn_research.train.loop:dry_run",
-        "evaluate": "cnn_research.train.evaluate:evaluate",
+        "evaluate": "cnn_research.train.finish:evaluate",
         "predict": "cnn_research.inference.predict:predict_images",
         "export": "cnn_research.inference.export:export",
     }

@@ -21,7 +21,7 @@ from cnn_research.core.progress import duration
 from cnn_research.data.dataset import Split
 from cnn_research.models.flops import cost
 from cnn_research.train.config import Training
-from cnn_research.train.evaluate import Evaluator
+from cnn_research.train.evaluator import Evaluator
 from cnn_research.train.state import TrainState
 
 TRIED_SECONDS = 0.5

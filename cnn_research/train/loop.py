@@ -53,20 +53,19 @@ from cnn_research.tasks.task import PIXELS
 from cnn_research.train import checkpoint
 from cnn_research.train.config import Training
 from cnn_research.train.estimate import estimate
-from cnn_research.train.evaluate import (
-    Evaluator,
+from cnn_research.train.evaluator import Evaluator, scaled
+from cnn_research.train.feature_cache import one_view
+from cnn_research.train.finish import report
+from cnn_research.train.profiling import Trace
+from cnn_research.train.state import TrainState, init_state
+from cnn_research.train.trained import (
     abstract_state,
     bound,
     check_same_data,
     inputs,
-    report,
     reported_step,
-    scaled,
     weights_of_run,
 )
-from cnn_research.train.feature_cache import one_view
-from cnn_research.train.profiling import Trace
-from cnn_research.train.state import TrainState, init_state
 from cnn_research.train.transfer import frozen_statistics, stopped, with_frozen
 
 

@@ -18,7 +18,7 @@ from cnn_research.core.experiment import Result
 from cnn_research.data.images import BadImage, decode, padded, printable, resized
 from cnn_research.inference.predict import FOLDER, image_files, stems
 from cnn_research.report import plots as figures
-from cnn_research.train.evaluate import forward_of, open_trained
+from cnn_research.train.trained import forward_of, open_trained
 from cnn_research.workflows.purification import Purification, last_round
 
 LONGEST = 240

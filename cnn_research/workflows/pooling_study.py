@@ -98,7 +98,8 @@ def dry_run(study: PoolingStudy, workdir: Path) -> Result:
 def accuracies(training: Training, folder: Path, shifts: Sequence[int]) -> list[float]:
     """The test accuracy of a trained run on images moved to the right by so many pixels each."""
     from cnn_research.core.distributed import data_mesh
-    from cnn_research.train.evaluate import Evaluator, trained
+    from cnn_research.train.evaluator import Evaluator
+    from cnn_research.train.trained import trained
 
     experiment, dataset, state = trained(training, folder)
     evaluator = Evaluator(experiment, experiment.model, data_mesh())

@@ -158,7 +158,8 @@ def discard(experiment: Purification, training: Training, folder: Path) -> np.nd
         bool `[training crops]`: true for those that are kept.
     """
     from cnn_research.core.distributed import data_mesh
-    from cnn_research.train.evaluate import Evaluator, inputs, trained
+    from cnn_research.train.evaluator import Evaluator
+    from cnn_research.train.trained import inputs, trained
 
     bound, dataset, state = trained(training, folder)
     model, splits = inputs(bound, state, dataset)

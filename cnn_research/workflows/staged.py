@@ -74,7 +74,7 @@ def train(experiment: Staged, workdir: Path) -> Result:
     Returns:
         What the training ends with.
     """
-    from cnn_research.train.evaluate import open_trained
+    from cnn_research.train.trained import open_trained
 
     with folders.claimed(workdir):
         folders.check_same(experiment, workdir, ())
@@ -125,9 +125,9 @@ _NO_FIGURES = ("step", "training")
 
 def evaluate(experiment: Staged, workdir: Path) -> Result:
     """Evaluates the training, as `evaluate.evaluate` does."""
-    from cnn_research.train import evaluate
+    from cnn_research.train import finish
 
-    return evaluate.evaluate(_second(experiment, workdir), workdir / SECOND)
+    return finish.evaluate(_second(experiment, workdir), workdir / SECOND)
 
 
 def predict(experiment: Staged, workdir: Path, source: str) -> Result:

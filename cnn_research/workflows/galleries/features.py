@@ -104,7 +104,7 @@ class Opened:
 
     def preprocess(self, images: Any) -> jax.Array:
         """uint8 images as the model sees them."""
-        from cnn_research.train.evaluate import scaled
+        from cnn_research.train.evaluator import scaled
 
         return scaled(jax.numpy.asarray(images), self.training)
 
@@ -149,7 +149,7 @@ def open_run(experiment: Features) -> Opened:
         UserError: the folder holds no trained network, or the split is not there.
     """
     # Orbax, which takes a second, is not needed to list experiments.
-    from cnn_research.train.evaluate import check_run, trained
+    from cnn_research.train.trained import check_run, trained
 
     folder = Path(experiment.run).absolute()
     check_run(folder)

@@ -1,0 +1,151 @@
+"""Exact evaluation: every example once, whatever the batch size and the number of devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from cnn_research import ops
+from cnn_research.core.distributed import batch_sharded, replicated
+from cnn_research.data.dataset import Split
+from cnn_research.models.layer_outputs import last_features
+from cnn_research.ops.views import cut
+from cnn_research.tasks.task import PIXELS, FittedTask
+from cnn_research.train.config import Training
+
+
+def scaled(images: jax.Array, experiment: Training) -> jax.Array:
+    """Pixels as the model sees them: uint8 0 to 255 -> float32 (x / 255 - mean) / std."""
+    mean, std = jnp.array(experiment.mean), jnp.array(experiment.std)
+    return (images.astype(jnp.float32) / 255 - mean) / std
+
+
+def views_of(inputs: jax.Array, experiment: Training) -> list[jax.Array]:
+    """What the model is asked about each example: the image, and views of it to average over.
+
+    Args:
+        inputs: uint8 images `[batch, height, width, channels]`, or cached features, float32
+            `[batch, views, *output]`.
+        experiment: says which views.
+
+    Returns:
+        As the model takes them: the first is the image as it is.
+    """
+    how = experiment.evaluation
+    if experiment.transfer.cache_after:
+        return [inputs[:, view] for view in range(inputs.shape[1] if how.mirror else 1)]
+    images = scaled(inputs, experiment)
+    views = [images]
+    if how.shift:
+        height, width = images.shape[1:3]
+        pads = [(0, 0), (how.shift, how.shift), (how.shift, how.shift), (0, 0)]
+        # The border is repeated: what a black pixel is here depends on the normalisation.
+        wide = jnp.pad(images, pads, mode="edge")
+        views += [cut(wide, (at, at), (height, width)) for at in (0, 2 * how.shift)]
+    if how.mirror:
+        views += [jnp.flip(view, axis=2) for view in views]
+    return views
+
+
+def predict(
+    model: nn.Module, variables: Mapping[str, Any], views: Sequence[jax.Array], task: FittedTask
+) -> jax.Array:
+    """The model's outputs for images, or what the task makes of those for several views of each.
+
+    Args:
+        model: the network.
+        variables: its parameters and statistics.
+        views: from `views_of`.
+        task: how they are averaged.
+
+    Returns:
+        float32 `[batch, outputs]`.
+    """
+    outputs: list[Any] = [model.apply(variables, view, train=False) for view in views]
+    return outputs[0] if len(outputs) == 1 else task.averaged(outputs)
+
+
+class Evaluator:
+    """Evaluates a model on splits; one compilation serves all of them.
+
+    Attributes:
+        batch_size: images in a forward pass, over all devices.
+    """
+
+    def __init__(self, experiment: Training, model: nn.Module, mesh: Mesh):
+        self._mesh = mesh
+        # Every device gets as many images; what is too much is masked, not counted.
+        self.batch_size = -(-experiment.evaluation.batch_size // mesh.size) * mesh.size
+
+        def step(variables, images, labels, weights):
+            views = views_of(images, experiment)
+            task = experiment.fitted_task
+            outputs = predict(model, variables, views, task)
+            seen = {**labels, PIXELS: images} if task.sees_images else labels
+            return task.sums(outputs, seen, weights), outputs
+
+        def features(variables, images):
+            return last_features(model, variables, views_of(images, experiment)[0])[1]
+
+        self._step = jax.jit(step, out_shardings=replicated(mesh))
+        self._features = jax.jit(features, out_shardings=replicated(mesh))
+
+    def __call__(
+        self,
+        variables: Mapping[str, Any],
+        split: Split,
+        *,
+        stop: Callable[[], object] = lambda: False,
+    ) -> tuple[dict[str, tuple[float, float]], np.ndarray] | None:
+        """Metrics as (sum, count), and every example's outputs, float32 `[examples, outputs]`.
+
+        Args:
+            variables: what the model is evaluated with.
+            split: uint8 images and labels.
+            stop: asked between batches; once it is true the evaluation is given up: None.
+        """
+        fetched, pending = [], None
+        with ops.large_blocks_returned(), jax.set_mesh(self._mesh):
+            for start in range(0, len(split), self.batch_size):
+                if stop():
+                    return None
+                before, pending = pending, self._step(variables, *self._padded(split, start))
+                # One batch behind: the devices never wait, and no queue grows before them.
+                if before is not None:
+                    fetched.append(jax.device_get(before))
+            fetched.append(jax.device_get(pending))
+        sums = {
+            name: (
+                float(sum(float(batch[name][0]) for batch, _ in fetched)),
+                float(sum(float(batch[name][1]) for batch, _ in fetched)),
+            )
+            for name in fetched[0][0]
+        }
+        return sums, np.concatenate([outputs for _, outputs in fetched])[: len(split)]
+
+    def features(self, variables: Mapping[str, Any], split: Split) -> np.ndarray:
+        """Every example's features, as of `last_features`; the arguments are those of a call."""
+        with ops.large_blocks_returned(), jax.set_mesh(self._mesh):
+            parts = [
+                np.asarray(self._features(variables, self._padded(split, start)[0]))
+                for start in range(0, len(split), self.batch_size)
+            ]
+        return np.concatenate(parts)[: len(split)]
+
+    def _padded(self, split: Split, start: int) -> tuple[jax.Array, Any, jax.Array]:
+        indices = np.arange(start, start + self.batch_size)
+        weights = (indices < len(split)).astype(np.float32)
+        indices = np.minimum(indices, len(split) - 1)
+        labels = {head: values[indices] for head, values in split.labels.items()}
+        return jax.tree.map(self._on_devices, (split.images[indices], labels, weights))
+
+    def _on_devices(self, array: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(
+            array.shape, batch_sharded(self._mesh), lambda part: array[part]
+        )

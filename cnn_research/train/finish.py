@@ -1,0 +1,125 @@
+"""The end of a run: its evaluation on every split, and its report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from cnn_research.core import run_folder as folders
+from cnn_research.core.distributed import data_mesh
+from cnn_research.core.experiment import Result
+from cnn_research.data.dataset import Dataset, Split
+from cnn_research.report.report import write_report
+from cnn_research.report.tensorboard import Points, chosen, show_report
+from cnn_research.report.writers import MetricsWriter, by_epoch, read_metrics
+from cnn_research.train.config import Training
+from cnn_research.train.evaluator import Evaluator
+from cnn_research.train.state import TrainState
+from cnn_research.train.trained import check_run, inputs, trained
+
+
+def evaluate(experiment: Training, workdir: Path) -> Result:
+    """Evaluates the run in a folder, from that folder alone, and writes its report anew.
+
+    Raises:
+        UserError: the folder holds no run, or no good checkpoint.
+    """
+    check_run(workdir)
+    first = jax.process_index() == 0
+    with folders.claimed(workdir, enabled=first):
+        # Other data, or the same split otherwise, may be what the model was trained on; where it
+        # lies does not matter, for `trained` looks at what it is.
+        free = ("data.path", "evaluation", "selection.report")
+        folders.check_same(experiment, workdir, free)
+        experiment, dataset, state = trained(experiment, workdir)
+        model, splits = inputs(experiment, state, dataset)
+        evaluator = Evaluator(experiment, model, data_mesh())
+        last = max((row["step"] for row in read_metrics(workdir)), default=0)
+        with MetricsWriter(workdir, restored_step=last, enabled=first) as writer:
+            return report(experiment, workdir, dataset, splits, state, evaluator, writer)
+
+
+def report(
+    experiment: Training,
+    workdir: Path,
+    dataset: Dataset,
+    splits: Mapping[str, Split],
+    state: TrainState,
+    evaluator: Evaluator,
+    writer: MetricsWriter,
+) -> Result:
+    """Evaluates a state on all splits but the training one, and writes the run's report.
+
+    Args:
+        experiment: what was trained, bound to its data.
+        workdir: where; gets evaluation.json and `report/`.
+        dataset: its data.
+        splits: of what the evaluator is given, from `inputs`.
+        state: the state that the report is about.
+        evaluator: of the model.
+        writer: the run's, for the figures in TensorBoard.
+    """
+    step, task = int(state.step), experiment.fitted_task
+    evaluated = [name for name in ("validation", "test", "target") if name in splits]
+    if not evaluated:
+        logging.warning("nothing to evaluate on, so there is no report: all images are trained on")
+        return Result(workdir, step, {})
+    figures, predictions, said = {}, {}, {}
+    for name in evaluated:
+        sums, outputs = evaluator(state.variables(), splits[name]) or ({}, np.empty(0))
+        said[name] = outputs
+        predictions[name] = task.predictions(dataset, name, outputs, task.means(sums))
+        figures[name] = task.figures(predictions[name])
+    # Figures on data that the run chose by are shown where there are no others.
+    shown = [name for name in evaluated if name != "validation"] or evaluated
+    places = chosen(splits[shown[0]])
+    points = Points(
+        dataset.splits[shown[0]].take(places),
+        evaluator.features(state.variables(), splits[shown[0]].take(places)),
+        task.answers(said[shown[0]][places], dataset.class_names),
+    )
+    if jax.process_index() != 0:
+        return Result(workdir, step, figures)
+    history = read_metrics(workdir)
+    folders.write_json(
+        workdir / folders.EVALUATION,
+        {"step": step, "training": while_training(history, step), **figures},
+    )
+    page = write_report(
+        workdir,
+        title=experiment.name or "Training",
+        figures={name: figures[name] for name in shown},
+        predictions={name: predictions[name] for name in shown},
+        images={name: dataset.splits[name].images for name in shown},
+        history=history,
+        params=state.params,
+    )
+    show_report(
+        writer,
+        workdir,
+        experiment,
+        dataset,
+        page,
+        figures,
+        {name: predictions[name] for name in shown},
+        points,
+        step,
+    )
+    for name in shown:
+        print(f"Result on the {name} split, step {step:,}:")
+        print(task.text(predictions[name]))
+    print(f"Report: {page}")
+    print(f"Look at it: tensorboard --logdir {workdir.parent}")
+    return Result(workdir, step, figures)
+
+
+def while_training(history: Sequence[Mapping[str, Any]], step: int) -> dict[str, float]:
+    """Loss and accuracies of the training examples, while the epoch that ends at `step` ran."""
+    epochs = by_epoch([row for row in history if row["step"] <= step])
+    means = epochs[-1]["train"] if epochs else {}
+    return {name: means[name] for name in means if name.split()[-1] in ("loss", "accuracy", "MAE")}

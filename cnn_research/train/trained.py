@@ -1,0 +1,254 @@
+"""Trained models, opened from the folder of their run."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from flax import traverse_util
+from jax.sharding import Mesh
+
+from cnn_research import ops
+from cnn_research.core import run_folder as folders
+from cnn_research.core.config import from_dict
+from cnn_research.core.distributed import data_mesh, state_shardings
+from cnn_research.core.errors import UsageError, UserError
+from cnn_research.data.dataset import Dataset, Split
+from cnn_research.models.weights import Weights
+from cnn_research.train import checkpoint
+from cnn_research.train.config import Training
+from cnn_research.train.evaluator import predict, scaled, views_of
+from cnn_research.train.feature_cache import FromFeatures, before, cached_features
+from cnn_research.train.state import TrainState, init_state
+from cnn_research.train.transfer import Transfer
+
+
+def check_run(workdir: Path) -> None:
+    """Raises `UserError` for a folder that holds no run."""
+    if not (workdir / folders.CONFIG).exists():
+        raise UserError(f"{workdir} holds no run: train one there first, with --mode=train")
+
+
+def check_same_data(workdir: Path, dataset: Dataset) -> None:
+    """Raises `UsageError` if the run in a folder was trained on other examples or classes."""
+    before = folders.read_json(workdir / folders.RUN).get("data", {}).get("content")
+    names = folders.read_json(workdir / folders.BOUND).get("class_names")
+    now = dataset.provenance.get("content")
+    renamed = names is not None and names != {h: list(n) for h, n in dataset.class_names.items()}
+    if renamed or (before and now and before != now):
+        raise UsageError(
+            f"{workdir} holds a run on other data: images, labels or classes of {dataset.name} "
+            "have changed since it was trained; put them back, or name another --workdir"
+        )
+
+
+def trained(experiment: Training, workdir: Path) -> tuple[Training, Dataset, TrainState]:
+    """What a run has come to: the experiment bound to its data, the data, the reported state.
+
+    Raises:
+        UsageError: the data has changed since.
+        UserError: there is no good checkpoint, or the data is not there.
+    """
+    dataset = experiment.data.load()
+    check_same_data(workdir, dataset)
+    experiment.task.check_data(dataset)
+    experiment = bound(experiment, dataset)
+    like = abstract_state(experiment, dataset.image_shape, data_mesh())
+    step = reported_step(experiment, workdir)
+    state, _ = checkpoint.restore(workdir / folders.CHECKPOINTS, step, like)
+    return experiment, dataset, state
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A trained network that can be asked, from its folder alone.
+
+    Attributes:
+        experiment: bound to the data that it was trained on.
+        state: the one that its report is about.
+        image_shape: `(height, width, channels)` of what the network takes.
+        class_names: per head of classes, the name of each class.
+    """
+
+    experiment: Training
+    state: TrainState
+    image_shape: tuple[int, int, int]
+    class_names: Mapping[str, tuple[str, ...]]
+
+
+def open_trained(workdir: Path) -> Trained:
+    """The trained network of a run's folder.
+
+    Raises:
+        UserError: the folder holds no run, or no good checkpoint.
+    """
+    check_run(workdir)
+    facts = folders.read_json(workdir / folders.BOUND)
+    if not facts:
+        raise UserError(
+            f"{workdir} has no {folders.BOUND} that can be read: run its training again, which "
+            "goes on where it ended"
+        )
+    experiment = from_dict(facts["experiment"])
+    height, width, channels = facts["image_shape"]
+    shape = (height, width, channels)
+    step = reported_step(experiment, workdir)
+    like = abstract_state(experiment, shape, data_mesh())
+    state, _ = checkpoint.restore(workdir / folders.CHECKPOINTS, step, like)
+    names = {head: tuple(names) for head, names in facts["class_names"].items()}
+    # Whole images are asked about, not cached features.
+    return Trained(dataclasses.replace(experiment, transfer=Transfer()), state, shape, names)
+
+
+def weights_of_run(workdir: Path) -> Weights:
+    """What a run's report is about, for another network to start from.
+
+    Raises:
+        UserError: the folder holds no run, or no good checkpoint.
+    """
+    found = open_trained(workdir)
+    checksums = workdir / folders.CHECKPOINTS / str(int(found.state.step)) / checkpoint.CHECKSUMS
+    arrays = {}
+    for collection in found.state.variables().values():
+        for leaf, value in traverse_util.flatten_dict(collection, sep="/").items():
+            module, _, weight = leaf.rpartition("/")
+            arrays[module.replace("/", "."), weight] = np.asarray(value)
+    # Keras' layout is flax's.
+    return Weights(arrays, "keras", hashlib.sha256(checksums.read_bytes()).hexdigest())
+
+
+def bound(experiment: Training, dataset: Dataset) -> Training:
+    """The experiment with all that it has to know of its data.
+
+    The model has the outputs that the task needs, the task knows what it takes from the training
+    split, and what comes before cached features is frozen.
+
+    Raises:
+        UsageError: the images are too small for the model, or a layer is named that it lacks.
+    """
+    model = experiment.task.bind(experiment.model, dataset)
+    transfer = experiment.transfer
+    if transfer.cache_after:
+        if dataset.window:
+            raise UsageError(
+                "--transfer.cache-after computes features once, and of this data another window is "
+                "cut each time: leave it out"
+            )
+        frozen = before(model, dataset.image_shape, transfer.cache_after)
+        transfer = dataclasses.replace(transfer, freeze=(*transfer.freeze, *frozen))
+    return dataclasses.replace(
+        experiment, model=model, task=experiment.task.fitted(dataset), transfer=transfer
+    )
+
+
+def inputs(
+    experiment: Training,
+    state: TrainState,
+    dataset: Dataset,
+    say: Callable[[str], None] = lambda text: None,
+) -> tuple[nn.Module, Mapping[str, Split]]:
+    """The model and the splits that it is given: images, or features that are computed once.
+
+    Args:
+        experiment: bound to its data.
+        state: with the parameters that features are computed with.
+        dataset: its data.
+        say: told when features have to be computed.
+    """
+    layer = experiment.transfer.cache_after
+    if not layer:
+        return experiment.model, dataset.splits
+    splits = cached_features(
+        experiment.model,
+        {"params": state.params, **state.model_state},
+        layer,
+        dataset.splits,
+        lambda images: scaled(images, experiment),
+        mirror=experiment.augmentation.mirror,
+        frozen=lambda path: experiment.transfer.begins(path) == math.inf,
+        say=say,
+    )
+    return FromFeatures(experiment.model, layer, dataset.image_shape), splits
+
+
+def reported_step(experiment: Training, workdir: Path) -> int:
+    """The step of the checkpoint that a run's report is about.
+
+    Raises:
+        UserError: there is no good checkpoint.
+    """
+    folder, selection = workdir / folders.CHECKPOINTS, experiment.selection
+    if selection.report == "best":
+        step = checkpoint.best(folder, selection.metric, selection.better)
+    else:
+        step = checkpoint.newest(folder)
+    if step is None:
+        raise UserError(f"{folder} has no good checkpoint: train first, with --mode=train")
+    return step
+
+
+def abstract_state(
+    experiment: Training, image_shape: tuple[int, int, int], mesh: Mesh
+) -> TrainState:
+    """Shapes, dtypes and shardings of a bound experiment's state, without computing any of it."""
+    optimizer = experiment.transfer.optimizer(experiment.optimizer, 1, lambda epoch: 1)
+    shapes = jax.eval_shape(
+        lambda key: init_state(
+            experiment.model,
+            optimizer,
+            key,
+            image_shape,
+            ema=bool(experiment.optimizer.ema_decay),
+        ),
+        jax.random.key(0),
+    )
+    where = state_shardings(mesh, shapes, sharded=experiment.shard_parameters)
+    return jax.tree.map(
+        lambda x, on: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on), shapes, where
+    )
+
+
+def forward_of(
+    found: Trained, formulation: ops.Formulation | None = None
+) -> Callable[[jax.Array], jax.Array]:
+    """What a trained network makes of images, and of their views, as one function to be jitted.
+
+    Predictions and exports are both made by it, so that they are the same, bit for bit.
+
+    Args:
+        found: the network.
+        formulation: how operations are written down; None: as is best on each platform.
+
+    Returns:
+        `images -> outputs`: uint8 `[batch, height, width, channels]` -> float32
+        `[batch, outputs]`, with the parameters inside.
+    """
+    experiment = found.experiment
+    variables = jax.tree.map(np.asarray, found.state.variables())
+
+    def under(formulation: ops.Formulation) -> Callable[..., jax.Array]:
+        def outputs(variables: Any, images: jax.Array) -> jax.Array:
+            with ops.use_formulation(formulation):
+                views = views_of(images, experiment)
+                return predict(experiment.model, variables, views, experiment.fitted_task)
+
+        return outputs
+
+    def forward(images: jax.Array) -> jax.Array:
+        if formulation is not None:
+            return under(formulation)(variables, images)
+        # Without the barrier XLA would compute with constants beforehand, and round otherwise than
+        # an evaluation, to which parameters are arguments.
+        held = jax.lax.optimization_barrier(variables)
+        return jax.lax.platform_dependent(
+            held, images, cpu=under(ops.default_formulation("cpu")), default=under(ops.PLAIN)
+        )
+
+    return forward
