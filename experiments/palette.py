@@ -8,10 +8,10 @@ import dataclasses
 
 from cnn_research.core.experiment import register
 from cnn_research.data.augmentation.config import Augmentation
-from cnn_research.data.clusters import Clustered
-from cnn_research.data.crops import Crops
-from cnn_research.data.palettes import Palettes
 from cnn_research.data.sources import Photos, Products
+from cnn_research.data.sources.clusters import Clustered
+from cnn_research.data.sources.crops import Crops
+from cnn_research.data.sources.palettes import Palettes
 from cnn_research.models import SSCNN, PaletteNet
 from cnn_research.models.pretrained import Pretrained
 from cnn_research.tasks.classification import Classification

@@ -12,8 +12,8 @@ from PIL import Image
 
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.experiment import run
-from cnn_research.data.clusters import Clustered, side_by_side
 from cnn_research.data.sources import Photos, Synthetic
+from cnn_research.data.sources.clusters import Clustered, side_by_side
 from cnn_research.models import SSCNN
 from cnn_research.tasks.histogram import Histogram
 from cnn_research.tasks.histogram_predictions import HistogramPredictions

@@ -16,10 +16,10 @@ from benchmarks.colour_names import TERMS, named
 from benchmarks.palettes import palette_error, pixel_error
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.experiment import run
-from cnn_research.data.clusters import Clustered
 from cnn_research.data.dataset import PALETTE
-from cnn_research.data.palettes import Palettes
 from cnn_research.data.sources import Photos, Synthetic
+from cnn_research.data.sources.clusters import Clustered
+from cnn_research.data.sources.palettes import Palettes
 from cnn_research.models import SSCNN, PaletteNet
 from cnn_research.models.palette_net import PaletteHead
 from cnn_research.models.pretrained import Pretrained

@@ -12,11 +12,10 @@ from PIL import Image
 
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.experiment import lookup, run
-from cnn_research.data import crops
-from cnn_research.data.clusters import Clustered
-from cnn_research.data.crops import Crops
 from cnn_research.data.dataset import Split
-from cnn_research.data.sources import ImageFolder, Synthetic
+from cnn_research.data.sources import ImageFolder, Synthetic, crops
+from cnn_research.data.sources.clusters import Clustered
+from cnn_research.data.sources.crops import Crops
 from cnn_research.models import SSCNN
 from cnn_research.tasks.classification import Classification
 from cnn_research.tasks.histogram import Histogram

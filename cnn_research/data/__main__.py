@@ -148,8 +148,7 @@ def _prepare_fashion_mnist(given: str | None) -> None:
 
 def _prepare_cifar10(given: str | None, source: sources.Cifar10) -> sources.Cifar10:
     """Prepares the official data, and returns the source for what was given."""
-    from cnn_research.data import cifar10
-    from cnn_research.data.prepare import builders
+    from cnn_research.data.prepare import builders, cifar10
 
     archive = None
     address = f"{cifar10.HOMEPAGE}{cifar10.BINARY}" if given is None else given

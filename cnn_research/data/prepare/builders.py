@@ -31,9 +31,9 @@ from tqdm import tqdm
 
 from cnn_research.core.errors import UserError
 from cnn_research.core.preemption import poll
-from cnn_research.data import cifar10
 from cnn_research.data.dataset import UNSEEN
 from cnn_research.data.images import BadImage, Plan, Record, decode, encode, resized, turned
+from cnn_research.data.prepare import cifar10
 from cnn_research.data.prepare.splits import Examples
 
 CHUNK = 1024

@@ -16,7 +16,7 @@ from cnn_research.core.errors import UsageError, UserError
 from cnn_research.data.dataset import MISSING, Dataset, Split, check_window
 from cnn_research.data.sources import Products, Synthetic
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 """Of the project: where `test_list` starts from."""
 
 

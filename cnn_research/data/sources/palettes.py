@@ -11,9 +11,10 @@ import numpy as np
 
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError, UserError
-from cnn_research.data import images, tables
+from cnn_research.data import images
 from cnn_research.data.dataset import PALETTE, Dataset, Split
 from cnn_research.data.sources import Photos, Synthetic, existing
+from cnn_research.data.sources import rows as tables
 
 IMAGE, COLOURS = "image", "colours"
 """Columns of the table: an image's file name, and its colours as hex with spaces between."""

@@ -20,10 +20,12 @@ import numpy as np
 
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError, UserError
-from cnn_research.data import artworks, images, tables
+from cnn_research.data import images
 from cnn_research.data.dataset import PALETTE, UNSEEN, Dataset, Split
 from cnn_research.data.prepare import cache
 from cnn_research.data.prepare.splits import Examples, assign
+from cnn_research.data.sources import artworks
+from cnn_research.data.sources import rows as tables
 
 FROM_FILES = "where PATH is the folder or archive, or name that with --data.path"
 """How to prepare what comes as files."""
@@ -134,7 +136,7 @@ class Cifar10:
 
     def load(self) -> Dataset:
         """Images are uint8 `[examples, 32, 32, 3]`, memory maps; the test split is the official."""
-        from cnn_research.data import cifar10
+        from cnn_research.data.prepare import cifar10
 
         if not self.path:
             return _load_official(
