@@ -35,12 +35,13 @@ CHILD = """
 import dataclasses, json, resource, sys, time
 from cnn_research import runner
 from cnn_research.core.experiment import lookup, run
+from tests.sizes import scaled_down
 name, share, workdir = sys.argv[1], float(sys.argv[2]), sys.argv[3]
 experiment = lookup(name).experiment()
 if share:
     experiment = dataclasses.replace(experiment, epochs=share * experiment.epochs)
 else:
-    experiment = experiment.test_sized()
+    experiment = scaled_down(experiment)
 estimate, said = runner.estimate, {}
 def told(*arguments):
     found = estimate(*arguments)

@@ -31,6 +31,7 @@ from cnn_research.train.config import Evaluation, Training
 from cnn_research.train.state import TrainState
 from cnn_research.train.trained import Trained, abstract_state, bound, forward_of, open_trained
 from cnn_research.train.transfer import Transfer
+from tests.sizes import scaled_down
 
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS = Training(
@@ -284,7 +285,7 @@ TRAININGS = {
 
 @pytest.mark.parametrize("name", TRAININGS)
 def test_every_training_exports_for_any_batch(name):
-    small = lookup(name).experiment().test_sized()
+    small = scaled_down(lookup(name).experiment())
     dataset = small.data.load()
     # Whole images are taken, not cached features.
     experiment = dataclasses.replace(bound(small, dataset), transfer=Transfer())

@@ -20,6 +20,7 @@ from cnn_research.core.experiment import lookup, run
 from cnn_research.core.preemption import Interruption
 from cnn_research.data.sources import Digits
 from cnn_research.train.evaluator import Evaluator
+from tests.sizes import scaled_down
 
 LIMIT = 150
 """Seconds; processes on a busy machine take long to begin."""
@@ -141,6 +142,6 @@ def test_a_signal_before_the_first_step_ends_the_run(kind, method, tmp_path, mon
 
     monkeypatch.setattr(kind, method, asked)
     with pytest.raises(Interrupted, match="training had not begun") as stopped:
-        run(lookup("digits_mlp").experiment().test_sized(), tmp_path)
+        run(scaled_down(lookup("digits_mlp").experiment()), tmp_path)
     assert stopped.value.exit_code == 75
     assert not (tmp_path / "metrics.jsonl").exists()

@@ -31,6 +31,7 @@ from cnn_research.train.config import Training
 from cnn_research.train.trained import abstract_state, bound
 from cnn_research.workflows.purification import Purification
 from cnn_research.workflows.staged import Staged
+from tests.sizes import scaled_down
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).with_name("golden")
@@ -131,7 +132,7 @@ def blank_pictures(monkeypatch):
 
 @pytest.mark.parametrize("name", TRAININGS)
 def test_experiment_trains_goes_on_and_evaluates(name, tmp_path, capsys, blank_pictures):
-    small = lookup(name).experiment().test_sized()
+    small = scaled_down(lookup(name).experiment())
     dataset = small.data.load()
     examples = len(dataset.splits["train"]) * dataset.windows * small.augmentation.copies
     like = abstract_state(bound(small, dataset), dataset.image_shape, data_mesh())
@@ -167,7 +168,7 @@ def test_experiment_trains_goes_on_and_evaluates(name, tmp_path, capsys, blank_p
     "name", [name for name in NAMES if isinstance(lookup(name).experiment(), Staged | Purification)]
 )
 def test_pipeline_runs_and_a_finished_one_trains_nothing(name, tmp_path, monkeypatch):
-    small = lookup(name).experiment().test_sized()
+    small = scaled_down(lookup(name).experiment())
     result = run(small, tmp_path)
     assert result.figures
     monkeypatch.setattr("cnn_research.train.loop.train", lambda *_: pytest.fail("trained again"))

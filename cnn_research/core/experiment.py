@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar
 
 import tyro
 
@@ -47,10 +47,6 @@ class Experiment:
 
     def check(self) -> None:
         """Raises `UsageError` for fields that contradict each other; looks at no data."""
-
-    def test_sized(self) -> Self:
-        """The same experiment, small enough for a test to run a few steps of it in seconds."""
-        return self
 
 
 def run(

@@ -12,17 +12,23 @@ from cnn_research.data.sources import (
     Products,
     Synthetic,
 )
+from cnn_research.data.sources.clusters import Clustered
+from cnn_research.data.sources.crops import Crops
+from cnn_research.data.sources.palettes import Palettes
 
 __all__ = [
     "MISSING",
     "UNSEEN",
     "Artworks",
     "Cifar10",
+    "Clustered",
+    "Crops",
     "Dataset",
     "Digits",
     "FashionMnist",
     "ImageFolder",
     "ImageTable",
+    "Palettes",
     "Photos",
     "Products",
     "Split",

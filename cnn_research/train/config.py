@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 from flax import linen as nn
 
@@ -189,17 +189,3 @@ class Training(Experiment):
             )
         if self.transfer.cache_after and self.evaluation.mirror and not plain.mirror:
             raise UsageError("--evaluation.mirror needs --augmentation.mirror with cached features")
-
-    def test_sized(self) -> Self:
-        size = tuple(min(side, 32) for side in self.augmentation.size)
-        return dataclasses.replace(
-            self,
-            data=self.data.test_sized(),
-            augmentation=dataclasses.replace(self.augmentation, size=size),
-            pretrained=Pretrained(),
-            epochs=1,
-            batch_size=8,
-            accumulate=1,
-            evaluation=dataclasses.replace(self.evaluation, batch_size=8),
-            log_every=1,
-        )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -52,9 +52,6 @@ class PoolingStudy(Experiment):
                 "--seeds must be 1 or more, --largest-shift 0 or more, --pooling given"
             )
         self.training.check()
-
-    def test_sized(self) -> Self:
-        return dataclasses.replace(self, training=self.training.test_sized(), seeds=1)
 
     def trainings(self) -> Iterator[tuple[str, int, Training]]:
         """(kind, seed, training) of each run."""

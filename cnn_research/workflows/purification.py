@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -74,11 +74,6 @@ class Purification(Experiment):
             )
         self.ss_cnn.check()
         self.naming.check()
-
-    def test_sized(self) -> Self:
-        return dataclasses.replace(
-            self, ss_cnn=self.ss_cnn.test_sized(), naming=self.naming.test_sized(), rounds=1
-        )
 
     def training(self, workdir: Path, number: int) -> Training:
         """The training of a round; round 0 is on all crops."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar
 
 import tyro
 
@@ -50,11 +50,6 @@ class Staged(Experiment):
     def check(self) -> None:
         self.pretraining.check()
         self.training.check()
-
-    def test_sized(self) -> Self:
-        return dataclasses.replace(
-            self, pretraining=self.pretraining.test_sized(), training=self.training.test_sized()
-        )
 
     def stages(self, workdir: Path) -> dict[str, Training]:
         """The trainings that are run, by their folder's name, in order."""

@@ -47,10 +47,6 @@ class Digits:
     def description(self) -> str:
         return "scikit-learn's digits, 8x8x1, 10 classes"
 
-    def test_sized(self) -> Digits:
-        """Itself: it is small."""
-        return self
-
     def load(self) -> Dataset:
         """Images are uint8 `[examples, 8, 8, 1]`, scaled from 0..16 to 0..255."""
         from sklearn.datasets import load_digits
@@ -83,10 +79,6 @@ class FashionMnist:
     @property
     def description(self) -> str:
         return "Fashion-MNIST, 28x28x1, 10 classes"
-
-    def test_sized(self) -> Synthetic:
-        """Noise of the same shape."""
-        return Synthetic(image_shape=(28, 28, 1), classes=(10,))
 
     @staticmethod
     def home() -> Path:
@@ -124,10 +116,6 @@ class Cifar10:
     def description(self) -> str:
         which = f"the image files of {_stem(self.path)}" if self.path else "the official data"
         return f"CIFAR-10, {which}, 32x32x3, 10 classes"
-
-    def test_sized(self) -> Synthetic:
-        """Noise of the same shape."""
-        return Synthetic(image_shape=(32, 32, 3), classes=(10,))
 
     @staticmethod
     def home() -> Path:
@@ -237,10 +225,6 @@ class ImageFolder:
     @property
     def description(self) -> str:
         return f"images of {_stem(self.path)}, {self.image_size[0]}x{self.image_size[1]}x3"
-
-    def test_sized(self) -> Synthetic:
-        """Noise of that shape, or smaller."""
-        return Synthetic(train=32, validation=8, test=8, image_shape=_small(self.image_size))
 
     def load(self) -> Dataset:
         """Images are uint8 `[examples, *image_size, 3]`, memory maps; one head, `label`."""
@@ -404,19 +388,6 @@ class ImageTable:
         size = f"{self.image_size[0]}x{self.image_size[1]}x3"
         heads = ", ".join((*self.label, *self.number))
         return f"images of {_stem(self.path)}, {size}, labels {heads}"
-
-    def test_sized(self) -> Synthetic:
-        """Noise of that shape, or smaller, with the same heads."""
-        return Synthetic(
-            train=32,
-            validation=8,
-            test=8,
-            target=8 if self.target else 0,
-            image_shape=_small(self.image_size),
-            heads=self.label,
-            classes=(10,) * len(self.label),
-            numbers=self.number,
-        )
 
     def load(self) -> Dataset:
         """Images are uint8 `[examples, *image_size, 3]`, memory maps; a head per column."""
@@ -620,11 +591,6 @@ def _status(file: Path) -> tuple[str, int, int]:
     return name, status.st_size, status.st_mtime_ns
 
 
-def _small(size: tuple[int, int]) -> tuple[int, int, int]:
-    """The shape of images that are large enough for a test."""
-    return (min(size[0], 64), min(size[1], 64), 3)
-
-
 def _stem(path: str) -> str:
     return images.printable(Path(path).name.split(".")[0]) or "images"
 
@@ -660,10 +626,6 @@ class Synthetic:
         shape = "x".join(map(str, self.image_shape))
         labels = [f"{classes} classes" for classes in self.classes]
         return f"random images, {shape}, {' and '.join([*labels, *self.numbers])}"
-
-    def test_sized(self) -> Synthetic:
-        """Itself: it is as small as it was asked to be."""
-        return self
 
     def load(self) -> Dataset:
         """Images are uint8 `[examples, *image_shape]`, uniform noise."""

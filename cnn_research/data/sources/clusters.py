@@ -15,7 +15,7 @@ from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError
 from cnn_research.data.dataset import Dataset, Split, check_window
 from cnn_research.data.prepare import cache
-from cnn_research.data.sources import Photos, Synthetic
+from cnn_research.data.sources import Photos
 
 HEAD = "cluster"
 """What the labels are called."""
@@ -57,15 +57,6 @@ class Clustered:
         """In a few words."""
         height, width = self.window
         return f"{self.source.description}, windows of {height}x{width}, {self.clusters} clusters"
-
-    def test_sized(self) -> Clustered:
-        """Noise, with a few clusters."""
-        height, width = self.window
-        noise = Synthetic(
-            train=16, validation=4, test=4, image_shape=(2 * height + 1, width + 2, 3), heads=(),
-            classes=(),
-        )  # fmt: skip
-        return dataclasses.replace(self, source=noise, clusters=8)
 
     def load(self) -> Dataset:
         """Images are uint8 `[examples, height, width, 3]`, and so are the labels without the last.

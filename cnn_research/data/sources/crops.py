@@ -14,7 +14,7 @@ import numpy as np
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.data.dataset import MISSING, Dataset, Split, check_window
-from cnn_research.data.sources import Products, Synthetic
+from cnn_research.data.sources import Products
 
 ROOT = Path(__file__).resolve().parents[3]
 """Of the project: where `test_list` starts from."""
@@ -52,17 +52,6 @@ class Crops:
     def description(self) -> str:
         """In a few words."""
         return f"{self.source.description}, windows of {self.window[0]}x{self.window[1]}"
-
-    def test_sized(self) -> Crops:
-        """Noise of a few classes, with two windows of each training image."""
-        shape = (self.window[0] + 3, self.window[1] + 2, 3)
-        (head,) = self.source.label
-        noise = Synthetic(
-            train=32, validation=8, test=8, image_shape=shape, heads=(head,), classes=(3,)
-        )
-        return dataclasses.replace(
-            self, source=noise, test_list="", validation_list="", grid=(2, 1), kept=""
-        )
 
     def load(self) -> Dataset:
         """Images are uint8 `[examples, *window, 3]`.

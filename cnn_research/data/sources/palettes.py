@@ -13,7 +13,7 @@ from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.data import images
 from cnn_research.data.dataset import PALETTE, Dataset, Split
-from cnn_research.data.sources import Photos, Synthetic, existing
+from cnn_research.data.sources import Photos, existing
 from cnn_research.data.sources import rows as tables
 
 IMAGE, COLOURS = "image", "colours"
@@ -47,12 +47,6 @@ class Palettes:
         """In a few words."""
         stem = images.printable(Path(self.path).name).split(".")[0]
         return f"images of {stem} with people's palettes, fold {self.fold + 1} of {self.folds}"
-
-    def test_sized(self) -> Synthetic:
-        """Noise with palettes of noise."""
-        return Synthetic(
-            train=16, validation=4, test=4, image_shape=(64, 64, 3), heads=(), classes=(), palette=6
-        )
 
     def load(self) -> Dataset:
         """Images are uint8 `[examples, *image_size, 3]`; the labels `palette` as in `Split`.
