@@ -12,6 +12,7 @@ import tyro
 
 from cnn_research.core.config import did_you_mean, import_definitions
 from cnn_research.core.errors import UsageError
+from cnn_research.core.ranges import check_ranges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +47,9 @@ class Experiment:
     """What it is registered as; empty for one made in Python."""
 
     def check(self) -> None:
-        """Raises `UsageError` for fields that contradict each other; looks at no data."""
+        """Raises `UsageError` for fields out of range, or that contradict each other; looks at no
+        data. A subclass that extends it calls it first."""
+        check_ranges(self)
 
 
 def run(

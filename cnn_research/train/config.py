@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from flax import linen as nn
 
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError
 from cnn_research.core.experiment import Experiment
+from cnn_research.core.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Range, Seed
 from cnn_research.data.augmentation.config import Augmentation
 from cnn_research.models.pretrained import Pretrained
 from cnn_research.tasks.classification import Classification
@@ -28,7 +28,7 @@ class Selection:
     """The validation metric: the higher accuracy, or the lower loss or MAE, is the better state."""
     report: Literal["last", "best"] = "last"
     """Which checkpoint the report, `--mode=evaluate` and the test figures are about."""
-    patience: int = 0
+    patience: NonNegativeInt = 0
     """Stop after so many evaluations without a better one; 0 trains all epochs."""
 
     def better(self, value: float, than: float | None) -> bool:
@@ -43,13 +43,13 @@ class Selection:
 class Evaluation:
     """How a trained model is asked. The figures do not depend on the batch size."""
 
-    batch_size: int = 500
+    batch_size: PositiveInt = 500
     """Images in one forward pass, over all devices."""
     mirror: bool = False
     """Average the probabilities of each image and its mirror image."""
-    shift: int = 0
+    shift: NonNegativeInt = 0
     """Average also over the image moved by so many pixels up and left, and down and right."""
-    neighbours: int = 0
+    neighbours: NonNegativeInt = 0
     """How many of the nearest training images `--mode=predict` shows beside each answer."""
 
 
@@ -100,30 +100,31 @@ class Training(Experiment):
     """Random changes to training images."""
     mean: tuple[float, ...] = (0.0,)
     """Subtracted from pixels, which are 0 to 1: one number, or one for each channel."""
-    std: tuple[float, ...] = (1.0,)
+    std: tuple[PositiveFloat, ...] = (1.0,)
     """Divides pixels, after the mean was subtracted: one number, or one for each channel."""
-    epochs: float = 10
+    epochs: PositiveFloat = 10
     """How often each training example is seen."""
-    batch_size: int = 128
+    batch_size: PositiveInt = 128
     """Training examples in a step, over all devices."""
-    accumulate: int = 1
+    accumulate: PositiveInt = 1
     """Go through a batch in so many parts, one after the other, for the memory of one part. Batch
     norm sees each part by itself, and keeps a running statistic of each."""
     shard_parameters: bool = False
     """Each device keeps its share of every large parameter, of its moments and averages, and the
     others' only while a step needs them (FSDP)."""
-    seed: int = 0
+    seed: Seed = 0
     """Of initial parameters, batch order, augmentation and dropout."""
     selection: Selection = Selection()
     """Which state of the run counts."""
     evaluation: Evaluation = Evaluation()
     """How the model is evaluated."""
-    evaluate_every: float = 1.0
+    evaluate_every: PositiveFloat = 1.0
     """Epochs between evaluations on the validation split; each is followed by a checkpoint."""
-    log_every: int = 100
+    log_every: PositiveInt = 100
     """Steps between training rows in metrics.jsonl."""
-    keep_checkpoints: int = 2
-    """How many of the newest checkpoints stay, beside the best."""
+    keep_checkpoints: Annotated[int, Range(minimum=2)] = 2
+    """How many of the newest checkpoints stay, beside the best: at least 2, since the newest may be
+    cut short when the machine stops."""
     keep_memory: bool = False
     """Keep freed memory in the process, on a CPU: a sixth faster or more where a step needs over
     64 MB, slower where it needs little."""
@@ -135,29 +136,7 @@ class Training(Experiment):
         return self.task
 
     def check(self) -> None:
-        for name, value in (
-            ("epochs", self.epochs),
-            ("batch-size", self.batch_size),
-            ("accumulate", self.accumulate),
-            ("evaluate-every", self.evaluate_every),
-            ("log-every", self.log_every),
-            *(("std", value) for value in self.std),
-            ("evaluation.batch-size", self.evaluation.batch_size),
-        ):
-            if not 0 < value < math.inf:
-                raise UsageError(f"--{name} is {value}: must be above 0")
-        for name, value in (
-            ("evaluation.shift", self.evaluation.shift),
-            ("evaluation.neighbours", self.evaluation.neighbours),
-            ("selection.patience", self.selection.patience),
-        ):
-            if value < 0:
-                raise UsageError(f"--{name} is {value}: must be 0 or more")
-        if self.keep_checkpoints < 2:
-            raise UsageError(
-                f"--keep-checkpoints is {self.keep_checkpoints}: must be at least 2, since the "
-                "newest may be cut short when the machine stops"
-            )
+        super().check()
         if self.batch_size % self.accumulate:
             raise UsageError(
                 f"--accumulate is {self.accumulate}, which does not divide --batch-size="
@@ -168,12 +147,10 @@ class Training(Experiment):
                 f"--selection.metric is {self.selection.metric}, which this task does not have: "
                 f"take {' or '.join(self.task.metrics)}"
             )
-        self.task.check()
-        self.optimizer.check()
-        self.penalty.check()
-        self.augmentation.check()
+        for part in (self.data, self.model, self.task, self.optimizer, self.augmentation):
+            if hasattr(part, "check"):
+                part.check()
         self.pretrained.check()
-        self.transfer.check()
         if self.sampling == "balanced" and self.augmentation.copies > 1:
             raise UsageError(
                 "--sampling=balanced does not go with --augmentation.choose=copies, which trains "

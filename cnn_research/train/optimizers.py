@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError
+from cnn_research.core.ranges import NonNegativeFloat, PositiveFloat, Range
 
 if TYPE_CHECKING:
     import optax
+
+Decay = Annotated[float, Range(minimum=0, below=1)]
 
 
 @register_config
@@ -20,41 +22,35 @@ class Optimizer:
 
     name: Literal["sgd", "adam", "adamw"] = "adam"
     """sgd with momentum, Adam (document 002, section 2), or Adam with decoupled weight decay."""
-    learning_rate: float = 1e-3
+    learning_rate: PositiveFloat = 1e-3
     """Of the constant schedule; the peak of the others."""
     schedule: Literal["constant", "cosine", "one_cycle"] = "constant"
     """After the warm-up: constant; half a cosine down to 0; or one_cycle, a straight line to 0."""
-    warmup: float = 0.0
+    warmup: Decay = 0.0
     """Share of all steps in which the rate first rises in a straight line from 0, 0 to 1."""
-    momentum: float = 0.9
+    momentum: Decay = 0.9
     """Of sgd; the first moment's decay of adam and adamw."""
     nesterov: bool = False
     """Nesterov's momentum, of any of the three."""
-    second_moment: float = 0.999
+    second_moment: Decay = 0.999
     """The second moment's decay of adam and adamw; not used by sgd."""
-    epsilon: float = 1e-8
+    epsilon: PositiveFloat = 1e-8
     """Added to the root of the second moment by adam and adamw."""
-    weight_decay: float = 0.0
+    weight_decay: NonNegativeFloat = 0.0
     """Pulls kernels (not biases, nor scales) to 0. With sgd it is added to the gradient, with
     adamw to the update (Loshchilov and Hutter 2019); adam has none."""
-    clip_norm: float = 0.0
+    clip_norm: NonNegativeFloat = 0.0
     """The largest norm of the whole gradient; 0 for no clipping."""
-    ema_decay: float = 0.0
+    ema_decay: Decay = 0.0
     """Evaluate an exponential moving average of parameters and batch statistics with this decay;
     0 for none."""
 
     def check(self) -> None:
-        """Raises `UsageError` for a field out of range, or that the optimizer does not have."""
-        if not 0 < self.learning_rate < math.inf:
-            raise UsageError(f"optimizer.learning-rate is {self.learning_rate}: must be above 0")
-        if not 0 <= self.warmup < 1:
-            raise UsageError(f"optimizer.warmup is {self.warmup}: a share of the steps, 0 to 1")
-        if not 0 <= self.ema_decay < 1:
-            raise UsageError(f"optimizer.ema-decay is {self.ema_decay}: must be from 0 to 1")
-        if not (0 <= self.clip_norm < math.inf and 0 <= self.weight_decay < math.inf):
-            raise UsageError("optimizer.clip-norm and optimizer.weight-decay must be 0 or above")
+        """Raises `UsageError` for a field that the optimizer does not have."""
         if self.name == "adam" and self.weight_decay:
-            raise UsageError("optimizer.weight-decay needs optimizer.name=adamw or sgd, not adam")
+            raise UsageError(
+                "--optimizer.weight-decay needs --optimizer.name=adamw or sgd, not adam"
+            )
 
     def learning_rate_at(self, steps: int) -> optax.Schedule:
         """The learning rate as a function of the step, for a run of `steps` steps."""
@@ -116,16 +112,10 @@ class Penalty:
     `l1 / N * sum |w| + l2 / (2 N) * sum w^2`, over the N weights of all kernels.
     """
 
-    l1: float = 0.0
+    l1: NonNegativeFloat = 0.0
     """Lasso's alpha: pushes weights to exactly 0."""
-    l2: float = 0.0
+    l2: NonNegativeFloat = 0.0
     """Ridge's alpha: keeps weights small. Both together are the elastic net."""
-
-    def check(self) -> None:
-        """Raises `UsageError` for a field out of range."""
-        for name, value in (("l1", self.l1), ("l2", self.l2)):
-            if not 0 <= value < math.inf:
-                raise UsageError(f"penalty.{name} is {value}: must be 0 or more")
 
     def __bool__(self) -> bool:
         return bool(self.l1 or self.l2)

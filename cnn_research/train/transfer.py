@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from cnn_research.core.config import did_you_mean, register_config
 from cnn_research.core.errors import UsageError
+from cnn_research.core.ranges import PositiveFloat
 from cnn_research.models.pretrained import matches
 from cnn_research.train.optimizers import Optimizer
 
@@ -28,27 +29,15 @@ class Transfer:
 
     freeze: tuple[str, ...] = ()
     """Layers that stay as they are: 'layer1', 'conv_*', 'features.0'."""
-    unfreeze: tuple[tuple[str, float], ...] = ()
+    unfreeze: tuple[tuple[str, PositiveFloat], ...] = ()
     """Layers, and the epoch from which on they learn: 'layer4 2 layer3 4' is gradual unfreezing
     (Howard and Ruder 2018). Their optimizer starts afresh there, in the schedule of the run."""
-    rates: tuple[tuple[str, float], ...] = ()
+    rates: tuple[tuple[str, PositiveFloat], ...] = ()
     """Layers, and what multiplies their learning rate: 'layer1 0.1 fc 10'. The first pattern that
-    fits counts."""
+    fits counts; a layer that stays as it is belongs in `freeze`."""
     cache_after: str = ""
     """Compute this layer's output once per image, and train only what comes after it; everything
     before is frozen. Images can be mirrored then, but not augmented otherwise."""
-
-    def check(self) -> None:
-        """Raises `UsageError` for a field out of range."""
-        for layer, epoch in self.unfreeze:
-            if not 0 < epoch < math.inf:
-                raise UsageError(f"--transfer.unfreeze {layer} {epoch}: the epoch must be above 0")
-        for layer, rate in self.rates:
-            if not 0 < rate < math.inf:
-                raise UsageError(
-                    f"--transfer.rates {layer} {rate}: must be above 0; --transfer.freeze {layer} "
-                    "keeps the layer as it is"
-                )
 
     def check_layers(self, params: Any) -> None:
         """Raises `UsageError` for a pattern that fits no parameter.

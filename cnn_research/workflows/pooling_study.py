@@ -47,6 +47,7 @@ class PoolingStudy(Experiment):
     """Evaluate on images moved sideways by up to so many pixels; 0 only where they are."""
 
     def check(self) -> None:
+        super().check()
         if self.seeds < 1 or self.largest_shift < 0 or not self.pooling:
             raise UsageError(
                 "--seeds must be 1 or more, --largest-shift 0 or more, --pooling given"

@@ -68,6 +68,7 @@ class Purification(Experiment):
     """Of every training below."""
 
     def check(self) -> None:
+        super().check()
         if self.rounds < 0 or not 0 < self.seeds <= 1 or not 0 < self.discard < 1:
             raise UsageError(
                 "--rounds must be 0 or more, --seeds above 0 to 1, --discard between 0 and 1"

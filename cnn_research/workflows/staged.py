@@ -48,6 +48,7 @@ class Staged(Experiment):
     """Of both."""
 
     def check(self) -> None:
+        super().check()
         self.pretraining.check()
         self.training.check()
 

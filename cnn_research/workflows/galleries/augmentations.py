@@ -77,6 +77,7 @@ class Augmentations(Experiment):
     """The changes that are shown, and how strong they are."""
 
     def check(self) -> None:
+        super().check()
         if min(self.size) < 1 or self.size[0] * self.size[1] > MAX_PIXELS:
             raise UsageError(
                 f"--size is {self.size[0]} {self.size[1]}: must be 1 or more each, and at most "

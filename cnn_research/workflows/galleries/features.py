@@ -63,6 +63,7 @@ class Features(Experiment):
     at the same size: its normalisation, its block."""
 
     def check(self) -> None:
+        super().check()
         if not self.run:
             raise UsageError("--run is missing: the folder of a trained run, as --run=runs/a")
         for name in ("layers", "units", "search"):

@@ -66,6 +66,7 @@ class Filters(Experiment):
     mathematical one, turns it by 180 degrees."""
 
     def check(self) -> None:
+        super().check()
         if self.stride < 1:
             raise UsageError(f"--stride is {self.stride}: must be 1 or more")
         if self.padding < 0:
