@@ -1,0 +1,82 @@
+"""Two commits of the repository side by side: a work tree of each, and programs that run in it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from benchmarks.results import ROOT
+
+FIND = """
+import sys
+
+# An editable installation of the package would supply modules that this commit lacks.
+sys.meta_path = [
+    finder for finder in sys.meta_path
+    if not getattr(finder, "__module__", "").startswith("__editable__")
+]
+
+def first_of(*paths):
+    "The first of some `module:name`s that this commit has."
+    import importlib
+    for path in paths:
+        module, name = path.split(":")
+        try:
+            return getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError):
+            pass
+    raise ImportError(f"this commit has none of {paths}")
+
+registry = first_of("cnn_research.core.experiment:registry", "cnn_research.experiment:registry")
+run = first_of(
+    "cnn_research.cli.run:run", "cnn_research.core.experiment:run", "cnn_research.experiment:run"
+)
+
+def sized(experiment):
+    "An experiment at test size."
+    if hasattr(experiment, "test_sized"):
+        return experiment.test_sized()
+    return first_of("tests.sizes:test_sized")(experiment)
+"""
+"""What has moved since the commits that are compared, found in whichever of them runs this."""
+
+
+@contextlib.contextmanager
+def work_trees(*commits: str) -> Iterator[dict[str, Path]]:
+    """A temporary work tree of each commit, by its full hash, in the order given."""
+    with tempfile.TemporaryDirectory() as folder:
+        trees: dict[str, Path] = {}
+        try:
+            for number, commit in enumerate(commits):
+                tree = Path(folder) / str(number)
+                git("worktree", "add", "--quiet", "--detach", str(tree), commit)
+                trees[git("rev-parse", f"{commit}^{{commit}}")] = tree
+            yield trees
+        finally:
+            for tree in trees.values():
+                git("worktree", "remove", "--force", str(tree))
+
+
+def git(*arguments: str) -> str:
+    """What a git command prints; raises where it fails."""
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def started_in(
+    tree: Path, program: str, *arguments: str, environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """A Python program that runs in a work tree, whose packages it imports; its output is piped."""
+    return subprocess.Popen(
+        [sys.executable, "-c", FIND + program, *arguments],
+        cwd=tree,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **(environment or {})},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
