@@ -305,7 +305,7 @@ def test_curves_show_the_absolute_error_and_its_lowest_value():
         {"epoch": epoch, "train": {"loss": 1, "MAE": 3}, "validation": {"loss": 1, "MAE": error}}
         for epoch, error in ((1, 2.5), (2, 1.5), (3, 2.0))
     ]
-    _, axes = figures.training_curves(epochs).axes
+    _, axes = figures.training_curves(epochs, Regression().directions).axes
     assert axes.get_title(loc="left") == "MAE"
     assert "lowest in validation: 1.5000, epoch 2" in [text.get_text() for text in axes.texts]
 

@@ -28,8 +28,14 @@ from cnn_research.report.html import write_page
 from cnn_research.report.markdown import markdown_table
 from cnn_research.report.writers import by_epoch
 from cnn_research.tasks.class_predictions import ClassPredictions
+from cnn_research.tasks.classification import Classification
+from cnn_research.tasks.histogram import Histogram
+from cnn_research.tasks.multi_head import MultiHead
+from cnn_research.tasks.regression import Regression
 
 NAMES = ("bag", "coat", "shirt")
+
+DIRECTIONS = Classification().directions
 
 HISTORY = [
     {"step": 1, "epoch": 0.5, "split": "train", "loss": 3.0, "accuracy": 0.0, "count": 30},
@@ -58,7 +64,7 @@ def lines(axes: Any) -> dict[str, list[tuple[float, float]]]:
 
 
 def test_curves_show_each_epoch_once_with_rows_weighted_by_their_examples():
-    loss, accuracy = figures.training_curves(by_epoch(HISTORY)).axes
+    loss, accuracy = figures.training_curves(by_epoch(HISTORY), DIRECTIONS).axes
     assert lines(loss) == {"training": [(1, 2.5), (2, 0.5)], "validation": [(1, 0.75), (2, 0.875)]}
     assert lines(accuracy)["training"] == [(1, pytest.approx(0.1)), (2, 0.8)]
     assert "lowest in validation: 0.7500, epoch 1" in [text.get_text() for text in loss.texts]
@@ -67,7 +73,7 @@ def test_curves_show_each_epoch_once_with_rows_weighted_by_their_examples():
 
 def test_curves_of_a_run_without_validation_or_accuracy_or_with_nan():
     history = [{"step": 1, "epoch": 1.0, "split": "train", "loss": float("nan"), "count": 4}]
-    (axes,) = figures.training_curves(by_epoch(history)).axes
+    (axes,) = figures.training_curves(by_epoch(history), DIRECTIONS).axes
     assert list(lines(axes)) == ["training"]
     assert axes.get_xlim() == (0.6, 1.4)
 
@@ -188,6 +194,7 @@ def write(workdir: Path, heads: dict[str, ClassPredictions], images: Any = None)
         predictions={"test": heads},
         images={} if images is None else {"test": images},
         history=HISTORY,
+        directions=DIRECTIONS,
         params=params,
     )
 
@@ -297,6 +304,7 @@ def test_a_head_without_labels_in_a_split_is_left_out_and_said_so(tmp_path):
         predictions={"test": heads},
         images={},
         history=[],
+        directions=DIRECTIONS,
         params={},
     )
     page = path.with_suffix(".md").read_text()
@@ -318,8 +326,8 @@ def test_what_data_calls_things_is_no_formula_in_figures():
         figures.estimates(shares[0], shares[1], odd[0], 0.5),
         figures.named_pixels(np.zeros((4, 4, 3), np.uint8), np.array([[0, 1]]), odd),
         figures.image_rows({odd[0]: pixels}),
-        figures.training_curves([epoch]),
-        figures.compared_curves({odd[0]: [by_epoch(HISTORY)]}),
+        figures.training_curves([epoch], DIRECTIONS),
+        figures.compared_curves({odd[0]: [by_epoch(HISTORY)]}, DIRECTIONS),
     ):
         figure.savefig(io.BytesIO(), format="png")
 
@@ -373,7 +381,10 @@ def make_run(folder: Path, *, accuracy: float | None, seed: int = 0, **config: A
     (folder / "run.json").write_text(json.dumps(record))
     if accuracy is not None:
         test = {"loss": 0.5, "accuracy": accuracy, "macro F1": accuracy - 0.1, "count": 100}
-        evaluation = {"step": 400, "test": test, "validation": {"accuracy": 0.99}}
+        evaluation = {
+            **{"step": 400, "metric_directions": DIRECTIONS},
+            **{"test": test, "validation": {"accuracy": 0.99}},
+        }
         (folder / "evaluation.json").write_text(json.dumps(evaluation))
     return folder
 
@@ -486,8 +497,8 @@ def test_output_of_several_configs_is_refused(tmp_path, capsys):
 def make_series(folder: Path) -> list[str]:
     """Three configs, the first and last of two seeds; the names sort otherwise."""
     folder.mkdir()
-    net = {"class": "models.ConvNet", "features": [12, 24], "dropout": 0.0}
-    model = {"wider": {**net, "features": [24, 48]}, "other": {"class": "models.MLP", "dense": [9]}}
+    net = {"class": "ConvNet", "features": [12, 24], "dropout": 0.0}
+    model = {"wider": {**net, "features": [24, 48]}, "other": {"class": "MLP", "dense": [9]}}
     runs = [
         make_run(folder / "base-0", seed=0, accuracy=0.50, model=net, batch_size=32),
         make_run(folder / "base-1", seed=1, accuracy=0.52, model=net, batch_size=32),
@@ -549,12 +560,29 @@ def test_log_as_csv_holds_the_numbers(tmp_path, capsys):
     assert third["test accuracy std"] == third["test accuracy best"] == ""
 
 
-def test_the_best_of_a_loss_is_the_lowest(tmp_path):
-    runs = [make_run(tmp_path / str(n), seed=n, accuracy=0.5) for n in range(2)]
-    for number, run in enumerate(runs):
-        (run / "evaluation.json").write_text(json.dumps({"test": {"loss": 2.0 + number}}))
+@pytest.mark.parametrize(
+    ("directions", "name", "expected"),
+    [
+        (Classification().directions, "loss", 0.2),
+        (Classification().directions, "macro F1", 0.6),
+        (MultiHead().directions, "macro recall", 0.6),
+        (Regression().directions, "R2", 0.6),
+        (Regression().directions, "RMSE", 0.2),
+        (Histogram().directions, "overlap", 0.6),
+        (Histogram().directions, "gap closed", 0.6),
+        ({"inception score": "maximize"}, "inception score", 0.6),
+        ({"loss": "minimize"}, "colours", None),
+    ],
+)
+def test_what_is_best_over_seeds_is_what_the_runs_task_declares(
+    directions, name, expected, tmp_path
+):
+    runs = [make_run(tmp_path / str(n), seed=n, accuracy=0.5) for n in range(3)]
+    for value, run in zip((0.2, 0.6, 0.4), runs, strict=True):
+        evaluation = {"metric_directions": directions, "test": {name: value}}
+        (run / "evaluation.json").write_text(json.dumps(evaluation))
     log = report.change_log(report.group_runs(map(report.read_run, runs)))
-    assert dict(zip(log.columns, log.rows[0], strict=True))["loss best"] == 2.0
+    assert dict(zip(log.columns, log.rows[0], strict=True))[f"{name} best"] == expected
 
 
 def test_a_sweeps_folder_stands_for_its_runs_in_its_order(tmp_path, capsys):
@@ -585,7 +613,7 @@ def test_log_as_html_has_the_table_and_a_line_per_config_in_one_file(tmp_path, m
         (run / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
     drawn, original = [], figures.compared_curves
     monkeypatch.setattr(
-        figures, "compared_curves", lambda groups: drawn.append(original(groups)) or drawn[0]
+        figures, "compared_curves", lambda *given: drawn.append(original(*given)) or drawn[0]
     )
     path = tmp_path / "log.html"
     assert report.main([*map(str, runs), f"--output={path}"]) == 0

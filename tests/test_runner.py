@@ -674,25 +674,25 @@ def test_early_stopping_stops_and_reports_the_best(tmp_path):
 @pytest.mark.parametrize(("higher", "values"), [(True, (0.2, 0.5, 0.5)), (False, (3, 1, 1))])
 def test_of_equal_values_the_first_stays(higher, values, tmp_path):
     state = initial(TINY)
-    selection = Selection(metric="accuracy" if higher else "loss")
-    with checkpoint.Checkpoints(tmp_path, keep=2, best=(selection.metric, higher)) as checkpoints:
+    best = ("accuracy", "maximize") if higher else ("loss", "minimize")
+    with checkpoint.Checkpoints(tmp_path, keep=2, best=best) as checkpoints:
         worse = (0.1, 0.1) if higher else (9, 9)
         for step, value in enumerate((*values, *worse), start=1):
             now = state.replace(step=jnp.int32(step))
-            checkpoints.save(now, {}, {selection.metric: float(value)})
+            checkpoints.save(now, {}, {best[0]: float(value)})
     assert sorted(checkpoint.steps_in(tmp_path)) == [2, 4, 5]
-    assert checkpoint.best(tmp_path, selection.metric, selection.better) == 2
+    assert checkpoint.best(tmp_path, *best) == 2
 
 
 def test_the_best_stays_when_a_run_goes_on(tmp_path):
     state = initial(TINY)
     for steps in ((1, 2), (3, 4), (5, 6)):
-        with checkpoint.Checkpoints(tmp_path, keep=2, best=("loss", False)) as checkpoints:
+        with checkpoint.Checkpoints(tmp_path, keep=2, best=("loss", "minimize")) as checkpoints:
             for step in steps:
                 now = state.replace(step=jnp.int32(step))
                 checkpoints.save(now, {}, {"loss": float(step)})
     assert sorted(checkpoint.steps_in(tmp_path)) == [1, 5, 6]
-    assert checkpoint.best(tmp_path, "loss", Selection(metric="loss").better) == 1
+    assert checkpoint.best(tmp_path, "loss", "minimize") == 1
 
 
 # Evaluation --------------------------------------------------------------------------------------

@@ -26,6 +26,8 @@ RUN = "run.json"
 BOUND = "bound.json"
 """What training has taken from its data, so that the network can be asked without it."""
 EVALUATION = "evaluation.json"
+EVALUATED = ("validation", "test", "target")
+"""The splits that are evaluated; of each, evaluation.json has the figures under its name."""
 CHECKPOINTS = "checkpoints"
 SWEEP = "sweep.json"
 """Of a folder of several runs: what varies, and the runs in order."""

@@ -102,9 +102,7 @@ def described(found: Trained, workdir: Path) -> dict[str, Any]:
     run = folders.read_json(workdir / folders.RUN)
     evaluation = folders.read_json(workdir / folders.EVALUATION)
     step = int(found.state.step)
-    figures = {
-        name: values for name, values in evaluation.items() if name not in ("step", "training")
-    }
+    figures = {name: values for name, values in evaluation.items() if name in folders.EVALUATED}
     return {
         "format": exported.FORMAT,
         "experiment": found.experiment.name,

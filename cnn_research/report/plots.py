@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cnn_research.core.metrics import Direction, best, direction_of
 from cnn_research.data.dataset import MISSING
 
 if TYPE_CHECKING:
@@ -38,28 +39,34 @@ AS_IT_IS: dict[str, Any] = {"parse_math": False}
 """For texts from data: between two dollar signs matplotlib would read a formula, or fail to."""
 
 
-def curve_names(epochs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The metrics that curves show: the loss, and what else the task is judged by.
+def curve_names(
+    epochs: Sequence[Mapping[str, Any]], directions: Mapping[str, Direction]
+) -> list[str]:
+    """The metrics that curves show: the loss, and the others that have a direction.
 
-    A task with several heads has one for each.
+    Of a task with several heads these are of each head, but not its loss.
     """
     seen = {name for epoch in epochs for name in (*epoch["train"], *epoch["validation"])}
-    return ["loss", *sorted(name for name in seen if name.endswith(("accuracy", "MAE")))]
+    others = {name for name in seen if name.split()[-1] != "loss"}
+    return ["loss", *sorted(name for name in others if direction_of(name, directions))]
 
 
-def training_curves(epochs: Sequence[Mapping[str, Any]]) -> Figure:
+def training_curves(
+    epochs: Sequence[Mapping[str, Any]], directions: Mapping[str, Direction]
+) -> Figure:
     """The metrics of training and validation, by epoch.
 
     Args:
         epochs: as `writers.by_epoch` gives them.
+        directions: of the metrics.
 
     Returns:
         A figure with one panel for each metric; its title names the best validation value.
     """
-    names = curve_names(epochs)
+    names = curve_names(epochs, directions)
     figure, grid = _panels(len(names))
     for axes, name in zip(grid, names, strict=True):
-        _curves(axes, epochs, name)
+        _curves(axes, epochs, name, direction_of(name, directions))
     return figure
 
 
@@ -77,11 +84,14 @@ def _panels(count: int, below: float = 0) -> tuple[Figure, Sequence[Axes]]:
     return figure, grid[:count]
 
 
-def compared_curves(groups: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Figure:
+def compared_curves(
+    groups: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], directions: Mapping[str, Direction]
+) -> Figure:
     """What the runs of several configs had in each epoch: a panel per metric, a line per config.
 
     Args:
         groups: of each config its runs, each as `writers.by_epoch` gives them.
+        directions: of the metrics.
 
     Returns:
         A figure with the means over runs, shaded from the lowest to the highest; validation where
@@ -90,7 +100,7 @@ def compared_curves(groups: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]])
     from matplotlib.ticker import MaxNLocator
 
     every = [epoch for runs in groups.values() for epochs in runs for epoch in epochs]
-    names = curve_names(every)
+    names = curve_names(every, directions)
     figure, grid = _panels(len(names), 0.2 + 0.2 * min(len(groups), len(COMPARED) + 1))
     handles = []
     for axes, name in zip(grid, names, strict=True):
@@ -134,7 +144,9 @@ def compared_curves(groups: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]])
     return figure
 
 
-def _curves(axes: Axes, epochs: Sequence[Mapping[str, Any]], name: str) -> None:
+def _curves(
+    axes: Axes, epochs: Sequence[Mapping[str, Any]], name: str, direction: Direction | None
+) -> None:
     from matplotlib.ticker import MaxNLocator
 
     title = f"{name[0].upper()}{name[1:]}".replace("_", " ")
@@ -148,15 +160,16 @@ def _curves(axes: Axes, epochs: Sequence[Mapping[str, Any]], name: str) -> None:
             *zip(*points, strict=True), **style, markersize=4, markevery=spacing, linewidth=1.8
         )
         finite = [point for point in points if np.isfinite(point[1])]
-        if split == "validation" and finite:
-            choose, word = (max, "highest") if name.endswith("accuracy") else (min, "lowest")
-            epoch, value = choose(finite, key=lambda point: point[1])
+        if split == "validation" and finite and direction:
+            word = "highest" if direction == "maximize" else "lowest"
+            value = best([value for _, value in finite], direction)
+            epoch = next(epoch for epoch, each in finite if each == value)
             title += f"\n{word} in validation: {value:.4f}, epoch {epoch}"
-    heading, _, best = title.partition("\n")
-    pad = 20 if best else 6
+    heading, _, extreme = title.partition("\n")
+    pad = 20 if extreme else 6
     axes.set_title(heading, loc="left", fontsize=11, fontweight="bold", pad=pad, **AS_IT_IS)
-    if best:
-        axes.text(0, 1.025, best, transform=axes.transAxes, fontsize=9, color=GREY)
+    if extreme:
+        axes.text(0, 1.025, extreme, transform=axes.transAxes, fontsize=9, color=GREY)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.spines[["top", "right"]].set_visible(False)

@@ -20,8 +20,10 @@ import numpy as np
 
 from cnn_research.core.config import from_dict, to_dict
 from cnn_research.core.errors import UsageError, UserError, no_more_output, one_line
+from cnn_research.core.metrics import Direction, best, direction_of
 from cnn_research.core.run_folder import (
     CONFIG,
+    EVALUATED,
     EVALUATION,
     RUN,
     SWEEP,
@@ -45,7 +47,6 @@ MOST_ACCURACIES = 2
 """Where runs have more accuracies, tables compare those alone."""
 
 OUTPUTS = (".md", ".csv", ".xlsx", ".html", ".json")
-HIGHER_IS_BETTER = ("accuracy", "precision", "recall", "f1")
 WIDEST_COLUMN = 60
 """Characters; longer texts in a spreadsheet take several lines."""
 
@@ -61,6 +62,7 @@ def write_report(
     predictions: Mapping[str, Mapping[str, Predictions]],
     images: Mapping[str, np.ndarray],
     history: Sequence[Mapping[str, Any]],
+    directions: Mapping[str, Direction],
     params: Mapping[str, Any],
 ) -> Path:
     """Writes `report/` with its page and figures; the folder is complete, or it is not there.
@@ -78,6 +80,7 @@ def write_report(
         images: of each split, uint8 `[examples, height, width, channels]`, in the order of the
             predictions; a split without any shows none.
         history: rows of metrics.jsonl; without any there are no curves.
+        directions: of each metric that has one.
         params: nested dicts of arrays, or of anything with a shape.
 
     Returns:
@@ -94,7 +97,7 @@ def write_report(
             suffix = f"_{split}" if number_ else ""
             parts += _evaluation(partial, suffix, split, figures[split], heads, images, run)
         if history:
-            parts += _training(partial, history)
+            parts += _training(partial, history, directions)
         parts += ["## Parameters", parameters_table(params)]
         page = write_page(partial, parts, config)
     return folder / page.name
@@ -166,12 +169,14 @@ def _figures_table(ours: Mapping[str, Any], theirs: Mapping[str, float], prefix:
     return markdown_table(("", "this run"), [row[:2] for row in rows])
 
 
-def _training(folder: Path, history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _training(
+    folder: Path, history: Sequence[Mapping[str, Any]], directions: Mapping[str, Direction]
+) -> Iterator[str]:
     from cnn_research.report import plots as figures
 
     epochs = by_epoch(history)
-    figures.training_curves(epochs).savefig(folder / "curves.png")
-    names = figures.curve_names(epochs)
+    figures.training_curves(epochs, directions).savefig(folder / "curves.png")
+    names = figures.curve_names(epochs, directions)
     yield "## Training"
     yield (
         "Training figures are means over the examples of an epoch, while the network was learning "
@@ -215,6 +220,8 @@ class Run:
     config: Mapping[str, Any]
     record: Mapping[str, Any]
     figures: Mapping[str, float]
+    directions: Mapping[str, Direction] = dataclasses.field(default_factory=dict)
+    """Of the metrics, as the task declared them when the run was evaluated."""
 
     @property
     def experiment(self) -> str:
@@ -241,6 +248,11 @@ class Group:
         return values
 
     @property
+    def directions(self) -> dict[str, Direction]:
+        """Of the metrics, by name."""
+        return {name: d for run in self.runs for name, d in run.directions.items()}
+
+    @property
     def document(self) -> dict[str, float]:
         """The document's figures by the names of ours; empty where it gives none."""
         return _by_name(self.runs[0].record.get("document_results") or {})
@@ -255,8 +267,12 @@ def read_run(folder: Path) -> Run | None:
     config = read_json(folder / CONFIG)
     if not config:
         raise UsageError(f"{folder} is not a run's folder: it has no {CONFIG} that can be read")
-    figures = _by_name(read_json(folder / EVALUATION))
-    return Run(folder, config, read_json(folder / RUN), figures) if figures else None
+    evaluation = read_json(folder / EVALUATION)
+    figures = _by_name({name: evaluation.get(name, {}) for name in ("training", *EVALUATED)})
+    if not figures:
+        return None
+    directions = evaluation.get("metric_directions", {})
+    return Run(folder, config, read_json(folder / RUN), figures, directions)
 
 
 def run_folders(folder: Path) -> list[Path]:
@@ -446,7 +462,7 @@ def change_log(groups: Sequence[Group]) -> Log:
         for name in figures.values():
             row.append(_mean(values.get(name)))
             if repeated:
-                row += [_deviation(values.get(name)), _best(name, values.get(name))]
+                row += [_deviation(values.get(name)), _best(name, values.get(name), group)]
             row += [group.document.get(name)] if name in given else []
         if gained:
             ours, first = _mean(values.get(gained)), _mean(measured[0].get(gained))
@@ -569,9 +585,10 @@ def log_as_html(log: Log, groups: Sequence[Group]) -> str:
         for group in groups
     }
     curves = {name: runs for name, runs in curves.items() if runs}
+    directions = {name: d for group in groups for name, d in group.directions.items()}
     with tempfile.TemporaryDirectory() as folder:
         if curves:
-            figures.compared_curves(curves).savefig(Path(folder, "curves.png"))
+            figures.compared_curves(curves, directions).savefig(Path(folder, "curves.png"))
             parts += ["## Curves", f"![Curves of {len(curves)} configs by epoch](curves.png)"]
             parts.append(
                 "Validation figures where there are any, otherwise training's. A line is the mean "
@@ -688,11 +705,10 @@ def _deviation(values: Sequence[float] | None) -> float | None:
     return statistics.stdev(values) if values and len(values) > 1 else None
 
 
-def _best(name: str, values: Sequence[float] | None) -> float | None:
-    """Of several values; whether the highest or the lowest is in the figure's name."""
-    if not values or len(values) < 2:
-        return None
-    return max(values) if any(word in name for word in HIGHER_IS_BETTER) else min(values)
+def _best(name: str, values: Sequence[float] | None, group: Group) -> float | None:
+    """Of several values; None of a figure whose task declares no direction for it."""
+    direction = direction_of(name, group.directions)
+    return best(values, direction) if direction and values and len(values) > 1 else None
 
 
 def duration(seconds: float) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 from cnn_research.core.config import from_dict
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.experiment import lookup
+from cnn_research.core.metrics import best
 from cnn_research.report.writers import METRICS_FILE, read_metrics, read_rows
 from cnn_research.sweep import states
 from cnn_research.sweep.definition import TRIALS, Run, Sweep, override, planned
@@ -116,9 +117,9 @@ class Search:
         self._optuna = optuna
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-        higher = self._selection.metric == "accuracy"
+        self._direction = training.direction
         self._study = optuna.create_study(
-            direction="maximize" if higher else "minimize", pruner=optuna.pruners.MedianPruner()
+            direction=self._direction, pruner=optuna.pruners.MedianPruner()
         )
         self._distributions = {
             path: self._distribution(values) for path, values in self._space.items()
@@ -259,7 +260,7 @@ class Search:
         """What a run's report is about: its last state, or its best."""
         if self._selection.report == "last":
             return values[-1]
-        return max(values) if self._selection.metric == "accuracy" else min(values)
+        return best(values, self._direction)
 
     def _append(self, row: Mapping[str, Any]) -> None:
         with (self._folder / TRIALS).open("a") as file:

@@ -47,7 +47,14 @@ def check_measured(dataset: Dataset, heads: Sequence[str]) -> None:
 class Classification(FittedTask):
     """Softmax cross-entropy on the classes of one head."""
 
-    metrics: ClassVar = ("accuracy", "loss")
+    metrics: ClassVar = {"accuracy": "maximize", "loss": "minimize"}
+    evaluation_metrics: ClassVar = dict.fromkeys(
+        (
+            *("macro precision", "macro recall", "macro F1", "accuracy of seen labels"),
+            *("weighted precision", "weighted recall", "weighted F1"),
+        ),
+        "maximize",
+    )
 
     head: str = "label"
     """Which of the data set's labels."""

@@ -32,7 +32,8 @@ class Histogram(Task):
     and p what the network says, a softmax over the clusters.
     """
 
-    metrics: ClassVar = ("loss",)
+    metrics: ClassVar = {"loss": "minimize"}
+    evaluation_metrics: ClassVar = {"gap closed": "maximize", "overlap": "maximize"}
 
     head: str = "cluster"
     """The labels with the cluster of each pixel."""

@@ -31,7 +31,8 @@ class MultiHead(Task):
     each head over the same features: so every model is one with any number of heads.
     """
 
-    metrics: ClassVar = ("accuracy", "loss")
+    metrics: ClassVar = Classification.metrics
+    evaluation_metrics: ClassVar = Classification.evaluation_metrics
 
     label: tuple[str, ...] = ()
     """Which of the data set's labels, each a head; empty for all that are classes."""

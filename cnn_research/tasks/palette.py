@@ -37,7 +37,7 @@ class Palette(Task):
     color palettes", 2018).
     """
 
-    metrics: ClassVar = ("loss",)
+    metrics: ClassVar = {"loss": "minimize"}
     sees_images: ClassVar = True
 
     colours: int = 10

@@ -28,7 +28,8 @@ class Regression(Task):
     so it starts near their mean, and a learning rate suits any unit.
     """
 
-    metrics: ClassVar = ("MAE", "loss")
+    metrics: ClassVar = {"MAE": "minimize", "loss": "minimize"}
+    evaluation_metrics: ClassVar = {"RMSE": "minimize", "R2": "maximize"}
 
     head: str = "label"
     """Which of the data set's labels."""

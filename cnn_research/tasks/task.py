@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
+from cnn_research.core.metrics import Direction
+
 if TYPE_CHECKING:
     import jax
     from flax import linen as nn
@@ -100,10 +102,19 @@ class Answer:
 class Task(abc.ABC):
     """What a model's outputs mean, and what is lost when they are wrong."""
 
-    metrics: ClassVar[tuple[str, ...]] = ()
-    """The names of `means` that also are figures of an evaluation: a selection may go by them."""
+    metrics: ClassVar[Mapping[str, Direction]] = {}
+    """The direction of each metric of `means` that an evaluation has as well: states are selected,
+    and searches steered, by one of them."""
+    evaluation_metrics: ClassVar[Mapping[str, Direction]] = {}
+    """The direction of those that an evaluation alone has; not of counts and the like, of which
+    neither end is better."""
     sees_images: ClassVar[bool] = False
     """Whether the loss is about the images themselves, which are then among the labels."""
+
+    @property
+    def directions(self) -> Mapping[str, Direction]:
+        """The direction of every metric of an evaluation, for each head the same."""
+        return {**self.metrics, **self.evaluation_metrics}
 
     @property
     @abc.abstractmethod

@@ -14,7 +14,7 @@ import math
 import os
 import shutil
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,9 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint import checkpoint_managers as policies
 
+from cnn_research.core import metrics
 from cnn_research.core.errors import UserError
+from cnn_research.core.metrics import Direction
 from cnn_research.train.state import TrainState
 
 CHECKSUMS = "checksums.json"
@@ -40,7 +42,7 @@ class _Best(policies.PreservationPolicy):
 
     folder: Path
     metric: str
-    higher: bool
+    direction: Direction
 
     def should_preserve(
         self,
@@ -52,8 +54,7 @@ class _Best(policies.PreservationPolicy):
             _validation(self.folder / str(each.step)).get(self.metric) for each in checkpoints
         ]
         known = [value for value in values if value is not None]
-        best = (max if self.higher else min)(known, default=None)
-        first = values.index(best) if best is not None else None
+        first = values.index(metrics.best(known, self.direction)) if known else None
         return [index == first for index in range(len(values))]
 
 
@@ -63,14 +64,14 @@ class Checkpoints:
     A context manager; leaving it waits for the last save.
     """
 
-    def __init__(self, folder: Path, *, keep: int, best: tuple[str, bool] | None):
+    def __init__(self, folder: Path, *, keep: int, best: tuple[str, Direction] | None):
         """Opens the folder, making it if absent.
 
         Args:
             folder: absolute.
             keep: how many of the newest stay.
-            best: (metric, whether higher is better) of the one that stays besides; None if no
-                metric is measured.
+            best: (metric, its direction) of the one that stays besides; None if no metric is
+                measured.
         """
         kept: list[policies.PreservationPolicy] = [policies.LatestN(keep)]
         if best:
@@ -192,18 +193,20 @@ def newest(folder: Path, *, repair: bool = False, latest: float = math.inf) -> i
     return None
 
 
-def best(folder: Path, metric: str, better: Callable[[float, float | None], bool]) -> int | None:
+def best(folder: Path, metric: str, direction: metrics.Direction) -> int | None:
     """The step of the good checkpoint with the best validation metric, or None.
 
     Args:
         folder: of the run's checkpoints.
         metric: its name.
-        better: says whether one value beats another.
+        direction: which end of it is better.
     """
     found: tuple[int, float] | None = None
     for step in sorted(steps_in(folder)):
         value = _validation(folder / str(step)).get(metric)
-        if value is not None and better(value, None if found is None else found[1]):
+        if value is not None and metrics.is_better(
+            value, None if found is None else found[1], direction
+        ):
             fault = damage(folder / str(step))
             if fault is None:
                 found = (step, value)

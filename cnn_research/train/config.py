@@ -10,6 +10,7 @@ from flax import linen as nn
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError
 from cnn_research.core.experiment import Experiment
+from cnn_research.core.metrics import Direction
 from cnn_research.core.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Range, Seed
 from cnn_research.data.augmentation.config import Augmentation
 from cnn_research.models.pretrained import Pretrained
@@ -24,18 +25,13 @@ from cnn_research.train.transfer import Transfer
 class Selection:
     """Which of a run's states counts, and when a run has seen enough. Validation data decides."""
 
-    metric: Literal["accuracy", "loss", "MAE"] = "accuracy"
-    """The validation metric: the higher accuracy, or the lower loss or MAE, is the better state."""
+    metric: str = "accuracy"
+    """The validation metric that says which state is better: accuracy, loss, MAE, or another that
+    the task declares."""
     report: Literal["last", "best"] = "last"
     """Which checkpoint the report, `--mode=evaluate` and the test figures are about."""
     patience: NonNegativeInt = 0
     """Stop after so many evaluations without a better one; 0 trains all epochs."""
-
-    def better(self, value: float, than: float | None) -> bool:
-        """Whether a validation value beats the best so far."""
-        if than is None:
-            return True
-        return value > than if self.metric == "accuracy" else value < than
 
 
 @register_config
@@ -166,3 +162,8 @@ class Training(Experiment):
             )
         if self.transfer.cache_after and self.evaluation.mirror and not plain.mirror:
             raise UsageError("--evaluation.mirror needs --augmentation.mirror with cached features")
+
+    @property
+    def direction(self) -> Direction:
+        """Of the selection's metric, as the task declares it."""
+        return self.task.metrics[self.selection.metric]

@@ -13,10 +13,12 @@ from absl import logging
 from cnn_research.core import run_folder as folders
 from cnn_research.core.distributed import data_mesh
 from cnn_research.core.experiment import Result
+from cnn_research.core.metrics import direction_of
 from cnn_research.data.dataset import Dataset, Split
 from cnn_research.report.report import write_report
 from cnn_research.report.tensorboard import Points, chosen, show_report
 from cnn_research.report.writers import MetricsWriter, by_epoch, read_metrics
+from cnn_research.tasks.task import Task
 from cnn_research.train.config import Training
 from cnn_research.train.evaluator import Evaluator
 from cnn_research.train.state import TrainState
@@ -65,7 +67,7 @@ def report(
         writer: the run's, for the figures in TensorBoard.
     """
     step, task = int(state.step), experiment.fitted_task
-    evaluated = [name for name in ("validation", "test", "target") if name in splits]
+    evaluated = [name for name in folders.EVALUATED if name in splits]
     if not evaluated:
         logging.warning("nothing to evaluate on, so there is no report: all images are trained on")
         return Result(workdir, step, {})
@@ -88,7 +90,12 @@ def report(
     history = read_metrics(workdir)
     folders.write_json(
         workdir / folders.EVALUATION,
-        {"step": step, "training": while_training(history, step), **figures},
+        {
+            "step": step,
+            "metric_directions": dict(task.directions),
+            "training": while_training(task, history, step),
+            **figures,
+        },
     )
     page = write_report(
         workdir,
@@ -97,6 +104,7 @@ def report(
         predictions={name: predictions[name] for name in shown},
         images={name: dataset.splits[name].images for name in shown},
         history=history,
+        directions=task.directions,
         params=state.params,
     )
     show_report(
@@ -118,8 +126,8 @@ def report(
     return Result(workdir, step, figures)
 
 
-def while_training(history: Sequence[Mapping[str, Any]], step: int) -> dict[str, float]:
-    """Loss and accuracies of the training examples, while the epoch that ends at `step` ran."""
+def while_training(task: Task, history: Sequence[Mapping[str, Any]], step: int) -> dict[str, float]:
+    """The metrics of the training examples, while the epoch that ends at `step` ran."""
     epochs = by_epoch([row for row in history if row["step"] <= step])
     means = epochs[-1]["train"] if epochs else {}
-    return {name: means[name] for name in means if name.split()[-1] in ("loss", "accuracy", "MAE")}
+    return {name: means[name] for name in means if direction_of(name, task.metrics)}

@@ -33,6 +33,7 @@ from cnn_research.core.distributed import (
 )
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.experiment import Result, registry
+from cnn_research.core.metrics import is_better
 from cnn_research.core.preemption import Interruption
 from cnn_research.core.progress import Progress
 from cnn_research.core.random import example_keys, fold_name, stream_key
@@ -280,7 +281,7 @@ def _train(
     if dry:
         return [Result(run.workdir, step, {}) for run in runs]
 
-    best = (experiment.selection.metric, experiment.selection.metric == "accuracy")
+    best = (experiment.selection.metric, experiment.direction)
     with contextlib.ExitStack() as stack:
         writers = [
             stack.enter_context(
@@ -897,7 +898,7 @@ def evaluations_after(step: int, due_after: Callable[[int], int], last_step: int
 def decide(experiment: Training, decisions: Decisions, figures: Mapping[str, float]) -> None:
     """Takes note of an evaluation's figures."""
     value = figures[experiment.selection.metric]
-    if math.isfinite(value) and experiment.selection.better(value, decisions.best):
+    if math.isfinite(value) and is_better(value, decisions.best, experiment.direction):
         decisions.best, decisions.stale = value, 0
     else:
         decisions.stale += 1

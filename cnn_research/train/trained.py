@@ -186,7 +186,7 @@ def reported_step(experiment: Training, workdir: Path) -> int:
     """
     folder, selection = workdir / folders.CHECKPOINTS, experiment.selection
     if selection.report == "best":
-        step = checkpoint.best(folder, selection.metric, selection.better)
+        step = checkpoint.best(folder, selection.metric, experiment.direction)
     else:
         step = checkpoint.newest(folder)
     if step is None:

@@ -111,12 +111,9 @@ def train_once(name: str, training: Training, folder: Path) -> Result:
     if figures:
         print(f"{name}: complete in {folder}.")
         step = figures["step"]
-        return Result(folder, step, {k: v for k, v in figures.items() if k not in _NO_FIGURES})
+        return Result(folder, step, {k: v for k, v in figures.items() if k in folders.EVALUATED})
     print(f"{name}: training in {folder}.")
     return runner.train(training, folder)
-
-
-_NO_FIGURES = ("step", "training")
 
 
 def evaluate(experiment: Staged, workdir: Path) -> Result:

@@ -1,0 +1,32 @@
+"""Which of two values of a metric is better: tasks declare it, runs record it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+Direction = Literal["maximize", "minimize"]
+
+
+def direction_of(name: str, directions: Mapping[str, Direction]) -> Direction | None:
+    """The declared direction of a metric; None where neither end is better, as for a count.
+
+    Args:
+        name: a metric; split and head may stand before it, `validation material accuracy`.
+        directions: by metric.
+    """
+    while name and name not in directions:
+        _, _, name = name.partition(" ")
+    return directions.get(name)
+
+
+def best(values: Iterable[float], direction: Direction) -> float:
+    """The best of one or more values."""
+    return max(values) if direction == "maximize" else min(values)
+
+
+def is_better(value: float, than: float | None, direction: Direction) -> bool:
+    """Whether a value beats the best so far; None is beaten by any."""
+    if than is None:
+        return True
+    return value > than if direction == "maximize" else value < than
