@@ -86,7 +86,7 @@ def main() -> int:
         figures[name] = {"wrong": errors, "count": len(images), "published error": published}
         rows.append(
             row(
-                f"test error of {name} with the weights {file} on CIFAR-10's {len(images):,} images",
+                f"test error of {name} with the weights {file} on {len(images):,} test images",
                 f"{published:.2f} %",
                 f"{percent:.2f} %",
                 round(percent, 2) == published,
