@@ -41,7 +41,7 @@ def sized(experiment):
     "An experiment at test size."
     if hasattr(experiment, "test_sized"):
         return experiment.test_sized()
-    return first_of("tests.sizes:test_sized")(experiment)
+    return first_of("tests.sizes:scaled_down")(experiment)
 """
 """What has moved since the commits that are compared, found in whichever of them runs this."""
 
