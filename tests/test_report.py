@@ -22,11 +22,11 @@ from benchmarks import readme_tables
 from cnn_research.core.config import to_dict
 from cnn_research.core.errors import UserError
 from cnn_research.core.experiment import lookup
+from cnn_research.core.metrics_log import by_epoch
 from cnn_research.report import plots as figures
 from cnn_research.report import report
 from cnn_research.report.html import write_page
 from cnn_research.report.markdown import markdown_table
-from cnn_research.report.writers import by_epoch
 from cnn_research.tasks.class_predictions import ClassPredictions
 from cnn_research.tasks.classification import Classification
 from cnn_research.tasks.histogram import Histogram

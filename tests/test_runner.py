@@ -33,12 +33,12 @@ from cnn_research.core import run_folder as folders
 from cnn_research.core.distributed import data_mesh
 from cnn_research.core.errors import Interrupted, UsageError, UserError
 from cnn_research.core.experiment import lookup, run
+from cnn_research.core.metrics_log import read_metrics
 from cnn_research.core.random import permuted, stream_key
 from cnn_research.data.augmentation.config import Augmentation
 from cnn_research.data.batches import batch_indices, steps_at
 from cnn_research.data.sources import ImageFolder, Synthetic
 from cnn_research.models import MLP, ConvNet
-from cnn_research.report.writers import read_metrics
 from cnn_research.train import checkpoint, evaluator
 from cnn_research.train import loop as runner
 from cnn_research.train.config import Evaluation, Selection, Training

@@ -13,7 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from cnn_research.core.errors import UserError
-from cnn_research.report.writers import MetricsWriter, by_epoch, read_metrics
+from cnn_research.core.metrics_log import by_epoch, read_metrics
+from cnn_research.report.writers import MetricsWriter
 
 
 def train(workdir: Path, steps: range, *, restored_step: int | None, loss: float = 1.0) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 from cnn_research.core.config import from_dict, to_dict
 from cnn_research.core.errors import UsageError, UserError, no_more_output, one_line
 from cnn_research.core.metrics import Direction, best, direction_of
+from cnn_research.core.metrics_log import by_epoch, read_metrics
 from cnn_research.core.run_folder import (
     CONFIG,
     EVALUATED,
@@ -35,7 +36,6 @@ from cnn_research.core.run_folder import (
 from cnn_research.data.images import printable
 from cnn_research.report.html import as_html, write_page
 from cnn_research.report.markdown import markdown_table, number
-from cnn_research.report.writers import by_epoch, read_metrics
 from cnn_research.tasks.task import Predictions, file_suffixes
 
 REPORT_FOLDER = "report"

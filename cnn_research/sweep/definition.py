@@ -16,8 +16,8 @@ from typing import Any
 from cnn_research.core.config import canonical_json, config_hash, did_you_mean, flatten
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.experiment import Experiment, lookup
+from cnn_research.core.metrics_log import read_rows
 from cnn_research.core.run_folder import CONFIG, SWEEP, read_json, write_json
-from cnn_research.report.writers import read_rows
 
 RUNS = "runs"
 TRIALS = "trials.jsonl"

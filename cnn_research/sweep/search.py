@@ -21,7 +21,7 @@ from cnn_research.core.config import from_dict
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.experiment import lookup
 from cnn_research.core.metrics import best
-from cnn_research.report.writers import METRICS_FILE, read_metrics, read_rows
+from cnn_research.core.metrics_log import METRICS_FILE, read_metrics, read_rows
 from cnn_research.sweep import states
 from cnn_research.sweep.definition import TRIALS, Run, Sweep, override, planned
 from cnn_research.sweep.states import State

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from cnn_research.core.errors import UserError
+from cnn_research.core.metrics_log import read_metrics
 from cnn_research.core.progress import duration
 from cnn_research.core.run_folder import is_claimed, read_json, write_json
 from cnn_research.report.markdown import markdown_table, number
-from cnn_research.report.writers import read_metrics
 
 STATE = "sweep_run.json"
 """In a run's folder; written by whoever runs it, and by nobody else until that process is gone."""

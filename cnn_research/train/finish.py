@@ -14,10 +14,11 @@ from cnn_research.core import run_folder as folders
 from cnn_research.core.distributed import data_mesh
 from cnn_research.core.experiment import Result
 from cnn_research.core.metrics import direction_of
+from cnn_research.core.metrics_log import by_epoch, read_metrics
 from cnn_research.data.dataset import Dataset, Split
 from cnn_research.report.report import write_report
 from cnn_research.report.tensorboard import Points, chosen, show_report
-from cnn_research.report.writers import MetricsWriter, by_epoch, read_metrics
+from cnn_research.report.writers import MetricsWriter
 from cnn_research.tasks.task import Task
 from cnn_research.train.config import Training
 from cnn_research.train.evaluator import Evaluator

@@ -1,0 +1,137 @@
+"""metrics.jsonl: how its rows are written, read, and summarised by epoch."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnn_research.core.errors import UserError
+
+METRICS_FILE = "metrics.jsonl"
+
+# JSON has no such numbers; as strings they stay what they are, and `float(...)` reads them.
+NOT_FINITE = ("NaN", "Infinity", "-Infinity")
+
+
+def metrics_line(row: Mapping[str, Any]) -> str:
+    """A row of metrics.jsonl; values may be Python, NumPy or JAX scalars."""
+    return json.dumps({name: _storable(value) for name, value in row.items()}) + "\n"
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl, oldest first; empty if there is none yet.
+
+    A last line cut short (the run was killed, or is writing it now) is left out.
+
+    Raises:
+        UserError: another line is no row; names it.
+    """
+    return [
+        {name: _restored(value) for name, value in row.items()}
+        for row in read_rows(workdir / METRICS_FILE, "step")
+    ]
+
+
+def read_rows(path: Path, key: str) -> list[dict[str, Any]]:
+    """The JSON objects of a file's lines, oldest first; empty if there is none yet.
+
+    A last line cut short (its process was killed, or is writing it now) is left out.
+
+    Args:
+        path: the file.
+        key: what every row has, a whole number.
+
+    Raises:
+        UserError: a line but the last is no such row; names it.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_bytes().splitlines()
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            int(row[key])
+        except (ValueError, TypeError, KeyError):
+            if number == len(lines):
+                break
+            raise UserError(
+                f"{path}, line {number}: not a row of {path.stem} ({line[:40]!r}); "
+                "remove that line to go on without it"
+            ) from None
+        rows.append(row)
+    return rows
+
+
+def by_epoch(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Training and validation figures of each epoch, from the rows of metrics.jsonl.
+
+    A training figure is the mean over the epoch's examples: rows weighted by their `count`, each
+    in the epoch in which its last step began: where batches do not divide the examples, the step
+    that completes an epoch ends a little after it. A validation figure is that of the epoch's
+    last evaluation.
+
+    Returns:
+        By rising epoch, `{"epoch": int, "train": {name: float}, "validation": {name: float}}`;
+        epoch 1 is the first, 0 an evaluation before it; an empty dict where there is no row.
+    """
+    train: dict[int, list[Mapping[str, Any]]] = {}
+    validation: dict[int, Mapping[str, Any]] = {}
+    for row in history:
+        epoch = _epoch_of(row)
+        if row["split"] == "train":
+            train.setdefault(epoch, []).append(row)
+        elif row["split"] == "validation":
+            validation[epoch] = row
+    return [
+        {
+            "epoch": epoch,
+            "train": _weighted_means(train.get(epoch, [])),
+            "validation": _metrics(validation.get(epoch, {})),
+        }
+        for epoch in sorted({*train, *validation})
+    ]
+
+
+def _epoch_of(row: Mapping[str, Any]) -> int:
+    if row["step"] == 0:
+        return 0
+    one_step = row["epoch"] / row["step"]
+    # A step that begins an epoch must not fall before it by the last bit of a float.
+    return math.floor(row["epoch"] - one_step * 0.999) + 1
+
+
+def _weighted_means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    if not rows:
+        return {}
+    weights = [row["count"] for row in rows]
+    return {
+        name: float(np.average([row[name] for row in rows], weights=weights))
+        for name in _metrics(rows[-1])
+        if all(name in row for row in rows)
+    }
+
+
+def _metrics(row: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        name: value
+        for name, value in row.items()
+        if name not in ("step", "epoch", "count", "split") and isinstance(value, int | float)
+    }
+
+
+def _storable(value: Any) -> Any:
+    if isinstance(value, np.generic) or getattr(value, "ndim", None) == 0:
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def _restored(value: Any) -> Any:
+    return float(value) if value in NOT_FINITE else value
