@@ -34,7 +34,8 @@ TIME, MEMORY = 0.5, 0.3
 CHILD = """
 import dataclasses, json, resource, sys, time
 from cnn_research import runner
-from cnn_research.core.experiment import lookup, run
+from cnn_research.cli.run import run
+from cnn_research.core.experiment import lookup
 from tests.sizes import scaled_down
 name, share, workdir = sys.argv[1], float(sys.argv[2]), sys.argv[3]
 experiment = lookup(name).experiment()

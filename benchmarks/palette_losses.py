@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 
 from benchmarks.results import ROOT, Measurement, arguments, row
+from cnn_research.cli.run import run
 from cnn_research.core import run_folder as folders
-from cnn_research.core.experiment import run
 from cnn_research.models.pretrained import Pretrained
 from cnn_research.workflows.staged import FIRST, SECOND
 

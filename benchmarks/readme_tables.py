@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cnn_research.core.errors import UsageError, UserError, one_line
+from cnn_research.core.errors import UsageError, run_command
 from cnn_research.report.markdown import markdown_table, number
 from cnn_research.report.report import (
     Group,
@@ -418,20 +418,21 @@ def with_tables(page: str, text: str, results: Results) -> str:
 
 def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     """The command; returns its exit code: 1 if `--check` finds a page out of date."""
+    return run_command(lambda words: update(words, root), arguments)
+
+
+def update(arguments: list[str], root: Path) -> int:
+    """What `main` does, with errors as exceptions."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.readme_tables")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if out of date")
     check = parser.parse_args(arguments).check
     pages = {page: root / page for page in PAGES if (root / page).exists()}
-    try:
-        results = {
-            file.stem: json.loads(file.read_text(encoding="utf-8"))
-            for file in sorted((root / "results").glob("*.json"))
-        }
-        old = {page: file.read_text(encoding="utf-8") for page, file in pages.items()}
-        new = {page: with_tables(page, text, results) for page, text in old.items()}
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return error.exit_code
+    results = {
+        file.stem: json.loads(file.read_text(encoding="utf-8"))
+        for file in sorted((root / "results").glob("*.json"))
+    }
+    old = {page: file.read_text(encoding="utf-8") for page, file in pages.items()}
+    new = {page: with_tables(page, text, results) for page, text in old.items()}
     stale = [page for page in pages if new[page] != old[page]]
     if check and stale:
         print(

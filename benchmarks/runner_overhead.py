@@ -28,8 +28,9 @@ def main() -> int:
     import jax
     import jax.numpy as jnp
 
+    from cnn_research.cli.run import run
     from cnn_research.core.distributed import data_mesh, replicated
-    from cnn_research.core.experiment import lookup, run
+    from cnn_research.core.experiment import lookup
     from cnn_research.data.sources import Synthetic
     from cnn_research.train.loop import Arrays, initial_state, make_steps
 

@@ -1,7 +1,7 @@
 """What a local sweep adds to each of 200 trivial runs: processes, files, the command itself.
 
 The whole command is timed, from its start to its end, and compared with the same runs by
-`experiment.run` in one warm process.
+`cli.run.run` in one warm process.
 
 python -m benchmarks.sweep_overhead --output results/sweep_overhead.json
 """
@@ -27,8 +27,9 @@ WORDS = ("--epochs=0.05", "--model.dense", "8")
 
 def plain(seeds: range, folder: Path) -> list[float]:
     """Seconds of each run by itself, in this process."""
-    from cnn_research.cli.main import overridden
-    from cnn_research.core.experiment import lookup, run
+    from cnn_research.cli.fields import overridden
+    from cnn_research.cli.run import run
+    from cnn_research.core.experiment import lookup
 
     seconds = []
     for seed in seeds:

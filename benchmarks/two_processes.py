@@ -59,7 +59,7 @@ def work(optimizer: str, workdir: Path, devices: int, rank: int, processes: int,
     jax.config.update("jax_num_cpu_devices", devices)
     if processes > 1:
         jax.distributed.initialize(f"127.0.0.1:{port}", processes, rank)
-    from cnn_research.core.experiment import run
+    from cnn_research.cli.run import run
 
     result = run(experiment(optimizer), workdir)
     print(json.dumps({"rank": rank, "step": result.step, "devices": jax.device_count()}))

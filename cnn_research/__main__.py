@@ -8,31 +8,30 @@ serve     answers over HTTP from an exported network
 doctor    what works on this machine
 """
 
-import runpy
+import importlib
 import sys
 
+from cnn_research.core.errors import UsageError, run_command
+
 COMMANDS = {
-    "data": "cnn_research.data",
-    "models": "cnn_research.models",
-    "report": "cnn_research.report",
-    "sweep": "cnn_research.sweep",
-    "serve": "cnn_research.inference.serve",
+    "data": "cnn_research.data.__main__",
+    "models": "cnn_research.models.__main__",
+    "report": "cnn_research.report.report",
+    "sweep": "cnn_research.sweep.__main__",
+    "serve": "cnn_research.inference.serve.__main__",
     "doctor": "cnn_research.cli.doctor",
 }
 
 
-def main() -> None:
-    """Runs the command that the first argument names, with the others as its own."""
-    command = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if command in ("--help", "-h"):
+def main(words: list[str]) -> int | None:
+    """Runs the command that the first word names, with the others as its own."""
+    if words[:1] in ([], ["--help"], ["-h"]):
         print(__doc__, end="")
-        return
-    if command not in COMMANDS:
-        print(f"error: no command is named '{command}': take {', '.join(COMMANDS)}")
-        sys.exit(2)
-    sys.argv = [f"python -m cnn_research {command}", *sys.argv[2:]]
-    runpy.run_module(COMMANDS[command], run_name="__main__", alter_sys=False)
+        return 0
+    if words[0] not in COMMANDS:
+        raise UsageError(f"no command is named '{words[0]}': take {', '.join(COMMANDS)}")
+    return importlib.import_module(COMMANDS[words[0]]).main(words[1:])
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

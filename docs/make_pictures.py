@@ -14,7 +14,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from cnn_research.core.experiment import lookup, run
+from cnn_research.cli.run import run
+from cnn_research.core.experiment import lookup
 
 PICTURES = Path(__file__).resolve().parent / "pictures"
 COLOURS = 48

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cnn_research.cli.run import run
 from cnn_research.core.distributed import data_mesh
 from cnn_research.core.errors import UsageError
-from cnn_research.core.experiment import run
 from cnn_research.data.augmentation.config import Augmentation
 from cnn_research.data.batches import balanced_indices, class_members
 from cnn_research.data.dataset import MISSING

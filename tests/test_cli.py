@@ -25,9 +25,18 @@ from absl.testing import flagsaver
 
 import launch  # noqa: F401 (defines the flags)
 from cnn_research.cli import main as cli
+from cnn_research.cli.fields import LAUNCHER_FLAGS, overridden
+from cnn_research.cli.run import MODES, Mode, modes_of, run
 from cnn_research.core import run_folder as folders
-from cnn_research.core.config import config_fields, flatten
-from cnn_research.core.experiment import lookup, registry
+from cnn_research.core.config import (
+    config_class,
+    config_fields,
+    config_hash,
+    flatten,
+    register_config,
+)
+from cnn_research.core.errors import NOBODY_READS, UsageError
+from cnn_research.core.experiment import Experiment, Result, lookup, registry
 from cnn_research.models.registry import architectures
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,7 +53,7 @@ class Answer(NamedTuple):
 def command(capsys):
     """Runs the launcher's functions in this process, as if with these words."""
 
-    def run(*words):
+    def answer_to(*words):
         capsys.readouterr()
         with flagsaver.flagsaver():
             code = 0
@@ -55,7 +64,7 @@ def command(capsys):
         said = capsys.readouterr()
         return Answer(code, said.out, said.err)
 
-    return run
+    return answer_to
 
 
 def is_one_error(err, *parts):
@@ -90,11 +99,32 @@ WRONG = {
     "value missing": ([DIGITS, "--seed"], "seed"),
     "experiment's value missing": (["--experiment"], "experiment"),
     "a word too many": ([DIGITS, "seed=1"], "seed=1"),
-    "mode": ([DIGITS, "--mode=trian"], "(did you mean 'train'?)"),
+    "mode": (
+        [DIGITS, "--mode=trian"],
+        "digits_cnn has no mode 'trian' (did you mean 'train'?): give --mode=train|dry-run|",
+    ),
+    "no replicas": ([DIGITS, "--replicas=0"], "--replicas is 0: must be 1 or more"),
+    "replicas of what trains nothing": (
+        ["--experiment=filters", "--replicas=2"],
+        "--replicas goes with another kind of experiment; got --mode=draw",
+    ),
+    "replicas of a mode that trains nothing": (
+        [DIGITS, "--replicas=2", "--mode=evaluate"],
+        "--replicas goes with --mode=train|dry-run; got --mode=evaluate",
+    ),
+    "a trace of a dry run": (
+        [DIGITS, "--dry-run", "--profile"],
+        "--profile goes with --mode=train; got --mode=dry-run",
+    ),
+    "images for a training": (
+        [DIGITS, "--input=x.png"],
+        "--input goes with --mode=predict; got --mode=train",
+    ),
+    "prediction of nothing": ([DIGITS, "--mode=predict"], "--mode=predict needs --input=IMAGES"),
     "no epochs": ([DIGITS, "--epochs=0"], "--epochs is 0"),
     "negative rate": ([DIGITS, "--optimizer.learning-rate=-1"], "optimizer.learning-rate is -1"),
     "not a rate": ([DIGITS, "--optimizer.learning-rate=nan"], "optimizer.learning-rate is nan"),
-    "one checkpoint": ([DIGITS, "--keep-checkpoints=1"], "at least 2"),
+    "one checkpoint": ([DIGITS, "--keep-checkpoints=1"], "must be 2 or more"),
     "decay that adam lacks": ([DIGITS, "--optimizer.weight-decay=1"], "adamw"),
     "smoothing": ([DIGITS, "--task.label-smoothing=1"], "task.label-smoothing is 1"),
     "shift": ([DIGITS, "--augmentation.shift=-1"], "augmentation.shift"),
@@ -137,7 +167,7 @@ def test_overrides_reach_the_fields_and_nothing_else():
         "--task.head=kind",
         "--seed=7",
     ]
-    changed = flatten(cli.overridden(default, words))
+    changed = flatten(overridden(default, words))
     differing = {name: value for name, value in changed.items() if value != flatten(default)[name]}
     assert differing == {
         "optimizer.learning_rate": 3e-4,
@@ -148,7 +178,7 @@ def test_overrides_reach_the_fields_and_nothing_else():
         "task.head": "kind",
         "seed": 7,
     }
-    assert cli.overridden(default, []) == default
+    assert overridden(default, []) == default
 
 
 # --help and --list -------------------------------------------------------------------------------
@@ -177,7 +207,7 @@ def field_docstrings(config, prefix=""):
 def test_model_by_name(words):
     """Another network, whose own fields can be overridden beside it."""
     default = lookup("digits_cnn").experiment()
-    found = cli.overridden(default, [*words, "--model.features", "8", "16", "8", "--seed=3"])
+    found = overridden(default, [*words, "--model.features", "8", "16", "8", "--seed=3"])
     expected = architectures()["resnet9"].model.clone(features=(8, 16, 8))
     assert found == dataclasses.replace(default, model=expected, seed=3)
 
@@ -205,7 +235,7 @@ def test_help_shows_every_field_with_its_docstring(name, command, monkeypatch):
 def test_help_without_an_experiment_shows_the_launcher(command):
     answer = command("--help")
     assert (answer.code, answer.err) == (0, "")
-    assert all(f"--{flag}" in answer.out for flag in cli.LAUNCHER_FLAGS)
+    assert all(f"--{flag}" in answer.out for flag in LAUNCHER_FLAGS)
 
 
 def test_list_shows_every_experiment_on_a_line(command):
@@ -263,7 +293,7 @@ def test_a_batch_larger_than_the_data_is_a_usage_error(command, tmp_path):
 def test_evaluating_an_absent_workdir_is_an_error(command, tmp_path):
     answer = command(DIGITS, "--mode=evaluate", f"--workdir={tmp_path / 'none'}")
     assert answer.code == 1
-    is_one_error(answer.err, str(tmp_path / "none"), "holds no run")
+    is_one_error(answer.err, str(tmp_path / "none"))
     assert not (tmp_path / "none").exists()
 
 
@@ -271,7 +301,7 @@ def test_evaluating_an_absent_workdir_is_an_error(command, tmp_path):
 def test_a_workdir_without_a_run_is_said_without_an_experiment_too(command, tmp_path, mode):
     answer = command(f"--mode={mode}", f"--workdir={tmp_path / 'none'}", "--input=x.png")
     assert answer.code == 1
-    is_one_error(answer.err, str(tmp_path / "none"), "holds no run")
+    is_one_error(answer.err, str(tmp_path / "none"), "is not a run folder")
     answer = command(f"--mode={mode}")
     assert answer.code == 2
     is_one_error(answer.err, f"--mode={mode} needs --workdir")
@@ -314,7 +344,9 @@ def test_a_damaged_config_is_named(command, tmp_path):
 
 def test_a_run_without_a_workdir_goes_to_a_folder_of_its_config(command, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(cli, "run", lambda _, workdir, *rest, **how: asked.append((workdir, how)))
+    monkeypatch.setattr(
+        cli, "bind_mode", lambda *_, **how: lambda workdir: asked.append((workdir, how))
+    )
     monkeypatch.chdir(tmp_path)
     command(*TINY)
     command(*TINY, "--seed=1")
@@ -353,7 +385,7 @@ def test_list_as_a_command():
     assert "digits_cnn" in ended.stdout
 
 
-def test_list_into_a_pipe_that_nobody_reads():
+def test_list_into_a_pipe_that_nobody_reads_ends_without_a_word():
     reader, writer = os.pipe()
     os.close(reader)
     ended = subprocess.run(
@@ -364,18 +396,63 @@ def test_list_into_a_pipe_that_nobody_reads():
         text=True,
     )
     os.close(writer)
-    assert (ended.returncode, ended.stderr) == (0, "")
+    assert (ended.returncode, ended.stderr) == (NOBODY_READS, "")
 
 
 def test_modes_name_functions_that_exist():
-    for entry in registry().values():
-        for path in entry.experiment().modes.values():
-            module, function = path.split(":")
-            assert callable(getattr(importlib.import_module(module), function))
+    for path in {p for modes in MODES.values() for m in modes.values() for p in paths_of(m)}:
+        module, function = path.split(":")
+        assert callable(getattr(importlib.import_module(module), function)), path
+
+
+def paths_of(mode):
+    return [path for path in (mode.function, mode.replicated) if path]
+
+
+def test_every_experiment_has_modes_and_every_kind_with_modes_is_registered():
+    assert all(modes_of(entry.experiment()) for entry in registry().values())
+    for kind in MODES:
+        assert issubclass(config_class(kind), Experiment)
+
+
+@register_config
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Elsewhere(Experiment):
+    """A kind of experiment that the package does not know."""
+
+    answer: int = 1
+
+
+def answer(experiment, workdir):
+    return Result(workdir, experiment.answer, {})
+
+
+def test_a_kind_from_elsewhere_declares_its_modes(monkeypatch, tmp_path):
+    with pytest.raises(UsageError, match=r"Elsewhere has no modes"):
+        run(Elsewhere(), tmp_path)
+    monkeypatch.setitem(MODES, "Elsewhere", {"ask": Mode(f"{__name__}:answer")})
+    assert run(Elsewhere(answer=3), tmp_path) == Result(tmp_path, 3, {})
+    with pytest.raises(UsageError, match=r"Elsewhere has no mode 'ast' \(did you mean 'ask'\?\)"):
+        run(Elsewhere(), tmp_path, "ast")
+
+
+def test_a_new_option_renames_no_folder():
+    """Neither of the experiment nor of a part, also where that is of another class."""
+
+    def of(*added):
+        part = dataclasses.make_dataclass("Part", [("x", int, 1), *added], frozen=True)
+        other = dataclasses.make_dataclass("Other", [("y", int, 1), *added], frozen=True)
+        whole = dataclasses.make_dataclass("Whole", [("part", object), *added], frozen=True)
+        default = whole(part(2))
+        return [config_hash(whole(p), default) for p in (part(2), part(3), other(1), other(2))]
+
+    hashes = of()
+    assert len(set(hashes)) == 4
+    assert of(("new", float, 0.5)) == hashes
 
 
 def test_flags_are_as_the_usage_says():
-    assert {name.replace("-", "_") for name in cli.LAUNCHER_FLAGS} <= set(flags.FLAGS)
+    assert {name.replace("-", "_") for name in LAUNCHER_FLAGS} <= set(flags.FLAGS)
 
 
 def test_cores_are_known_where_no_process_is_bound_to_some(monkeypatch):

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cnn_research.cli.run import run
 from cnn_research.core.errors import UsageError, UserError
-from cnn_research.core.experiment import run
 from cnn_research.data.sources import Photos, Synthetic
 from cnn_research.data.sources.clusters import Clustered, side_by_side
 from cnn_research.models import SSCNN

@@ -11,7 +11,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
 
-from cnn_research.core.experiment import run
+from cnn_research.cli.run import run
 from cnn_research.data.dataset import MISSING
 from cnn_research.data.sources import Synthetic
 from cnn_research.models import MLP

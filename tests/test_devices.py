@@ -18,9 +18,9 @@ from benchmarks import cost_model as scaling
 from benchmarks import scaling as benchmark
 from benchmarks.results import last_checkpoint, rows_of
 from cnn_research import ops
+from cnn_research.cli.run import run
 from cnn_research.core.distributed import data_mesh, state_shardings
 from cnn_research.core.errors import UsageError
-from cnn_research.core.experiment import run
 from cnn_research.data.sources import Synthetic
 from cnn_research.models import MLP, ConvNet
 from cnn_research.tasks.classification import Classification
@@ -114,7 +114,7 @@ import dataclasses, json, sys
 import jax, numpy as np
 from cnn_research import runner
 from cnn_research.core.config import from_dict
-from cnn_research.core.experiment import run
+from cnn_research.cli.run import run
 
 shares = []
 original = runner.make_steps

@@ -26,6 +26,8 @@ from PIL import Image
 
 import launch  # noqa: F401 (defines the flags)
 from cnn_research.cli import main as cli
+from cnn_research.cli.fields import LAUNCHER_FLAGS, overridden
+from cnn_research.cli.run import modes_of
 from cnn_research.core.experiment import lookup, registry
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,7 +68,7 @@ def test_links_lead_somewhere(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)
 def test_commands_are_there(page):
-    modes = {mode for entry in registry().values() for mode in entry.experiment().modes}
+    modes = {mode for entry in registry().values() for mode in modes_of(entry.experiment())}
     for words in commands(page):
         if words[:2] in (["python", "-m"], ["python3", "-m"]):
             assert importlib.util.find_spec(words[2]), words
@@ -83,14 +85,14 @@ def check_launch(words: list[str], modes: set[str]) -> None:
     flags, fields = {}, []
     for word in words:
         name, _, value = word.partition("=")
-        if name.removeprefix("--") in cli.LAUNCHER_FLAGS:
+        if name.removeprefix("--") in LAUNCHER_FLAGS:
             flags[name.removeprefix("--")] = value
         elif word != "--help":
             fields.append(word)
     assert flags.get("mode") in (None, *modes), words
     # Of a run's folder nobody knows here what it holds: fields are as most trainings have them.
     experiment = lookup(flags.get("experiment", "image_folder")).experiment()
-    cli.overridden(experiment, fields).check()
+    overridden(experiment, fields).check()
 
 
 def test_the_spanish_readme_has_the_same_commands():

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from cnn_research.cli import doctor
-from cnn_research.core.experiment import lookup, run
+from cnn_research.cli.run import run
+from cnn_research.core.experiment import lookup
 from cnn_research.train import estimate
 from cnn_research.train import loop as runner
 from cnn_research.train.estimate import with_prefix

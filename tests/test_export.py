@@ -17,9 +17,10 @@ from flax import linen as nn
 from PIL import Image
 from safetensors.numpy import load_file
 
+from cnn_research.cli.run import run
 from cnn_research.core.distributed import data_mesh
 from cnn_research.core.errors import UserError
-from cnn_research.core.experiment import lookup, registry, run
+from cnn_research.core.experiment import lookup, registry
 from cnn_research.data.images import decode, grey
 from cnn_research.data.sources import Digits, Synthetic
 from cnn_research.inference.export import PLATFORMS, card, onnx_difference, program

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from cnn_research.cli.run import run
 from cnn_research.core.errors import UsageError, UserError
-from cnn_research.core.experiment import lookup, run
+from cnn_research.core.experiment import lookup
 from cnn_research.data.dataset import Dataset, Split
 from cnn_research.models import ConvNet
 from cnn_research.models.layer_outputs import grad_cam, kernel_of, layers, maps, most_exciting

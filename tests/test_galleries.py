@@ -10,8 +10,9 @@ import scipy.ndimage
 from PIL import Image
 
 from cnn_research import ops
+from cnn_research.cli.run import run
 from cnn_research.core.errors import UsageError, UserError
-from cnn_research.core.experiment import lookup, run
+from cnn_research.core.experiment import lookup
 from cnn_research.data.augmentation.config import Augmentation
 from cnn_research.ops.filters import (
     KERNELS,

@@ -11,6 +11,7 @@ from absl.testing import flagsaver
 from PIL import Image
 
 import launch  # noqa: F401 (defines the flags)
+from cnn_research.cli import fields
 from cnn_research.cli import main as cli
 from cnn_research.core import run_folder as folders
 from cnn_research.core.errors import UsageError, UserError
@@ -35,7 +36,7 @@ def picture(seed, size=(40, 30), mode="RGB"):
 
 
 def fitted(name, *words):
-    return cli.fitted(lookup(name).experiment(), list(words))
+    return fields.fitted(lookup(name).experiment(), list(words))
 
 
 def make_folder(root, counts, **options):

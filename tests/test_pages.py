@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from cnn_research.core.experiment import run
+from cnn_research.cli.run import run
 from cnn_research.data.augmentation.config import Augmentation
 from cnn_research.data.sources import Synthetic
 from cnn_research.models import ConvNet

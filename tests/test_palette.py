@@ -14,8 +14,8 @@ from PIL import Image
 
 from benchmarks.colour_names import TERMS, named
 from benchmarks.palettes import palette_error, pixel_error
+from cnn_research.cli.run import run
 from cnn_research.core.errors import UsageError, UserError
-from cnn_research.core.experiment import run
 from cnn_research.data.dataset import PALETTE
 from cnn_research.data.sources import Photos, Synthetic
 from cnn_research.data.sources.clusters import Clustered

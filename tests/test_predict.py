@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cnn_research.cli.run import run
 from cnn_research.core.errors import UsageError, UserError
-from cnn_research.core.experiment import run
 from cnn_research.data.sources import Digits, Synthetic
 from cnn_research.inference import predict
 from cnn_research.models import MLP, ConvNet

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from benchmarks.results import ROOT, last_checkpoint, rows_of
+from cnn_research.cli.run import run
 from cnn_research.core import preemption as interruption
 from cnn_research.core.errors import Interrupted
-from cnn_research.core.experiment import lookup, run
+from cnn_research.core.experiment import lookup
 from cnn_research.core.preemption import Interruption
 from cnn_research.data.sources import Digits
 from cnn_research.train.evaluator import Evaluator

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cnn_research.cli.run import run
 from cnn_research.core.errors import UsageError, UserError
-from cnn_research.core.experiment import lookup, run
+from cnn_research.core.experiment import lookup
 from cnn_research.data.dataset import Split
 from cnn_research.data.sources import ImageFolder, Synthetic, crops
 from cnn_research.data.sources.clusters import Clustered

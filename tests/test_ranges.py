@@ -8,9 +8,10 @@ from typing import Annotated
 import pytest
 from flax import linen as nn
 
+from cnn_research.cli.run import run
 from cnn_research.core.config import flatten, with_fields
 from cnn_research.core.errors import UsageError
-from cnn_research.core.experiment import Experiment, registry, run
+from cnn_research.core.experiment import Experiment, registry
 from cnn_research.core.ranges import Fraction, Range, check_ranges
 from cnn_research.train.config import Evaluation, Selection, Training
 from cnn_research.train.optimizers import Optimizer, Penalty

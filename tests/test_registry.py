@@ -20,11 +20,13 @@ import pytest
 from absl import flags
 from matplotlib.figure import Figure
 
-from cnn_research.cli import main as cli
+from cnn_research.cli.fields import LAUNCHER_FLAGS
+from cnn_research.cli.run import run
 from cnn_research.core import run_folder as folders
 from cnn_research.core.config import canonical_json, config_hash, flatten, from_dict, to_dict
 from cnn_research.core.distributed import data_mesh
-from cnn_research.core.experiment import lookup, registry, run
+from cnn_research.core.errors import UserError
+from cnn_research.core.experiment import lookup, registry
 from cnn_research.inference.exported import open_export
 from cnn_research.train import checkpoint
 from cnn_research.train.config import Training
@@ -81,7 +83,7 @@ def test_every_field_takes_part_in_the_hash():
         ),
         dataclasses.replace(experiment, model=experiment.model.clone(features=(16, 33))),
     ]
-    hashes = {config_hash(config) for config in [experiment, *changed]}
+    hashes = {config_hash(config, experiment) for config in [experiment, *changed]}
     assert len(hashes) == 4
 
 
@@ -102,7 +104,7 @@ def test_hashes_are_those_of_another_process():
 def test_a_config_of_a_strange_class_is_not_read():
     values = to_dict(lookup("digits_cnn").experiment())
     values["data"] = {"class": "subprocess.Popen", "args": "true"}
-    with pytest.raises(cli.UserError, match=r"class .subprocess\.Popen., which is not registered"):
+    with pytest.raises(UserError, match=r"class .subprocess\.Popen., which is not registered"):
         from_dict(values)
 
 
@@ -186,7 +188,7 @@ def test_no_launcher_flag_is_named_like_a_field():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     of_launcher = {name.replace("_", "-") for name in ended.stdout.split()}
-    assert set(cli.LAUNCHER_FLAGS) <= of_launcher
+    assert set(LAUNCHER_FLAGS) <= of_launcher
     for name in NAMES:
         fields = {field.replace("_", "-") for field in flatten(lookup(name).experiment())}
         assert not (fields - {"name"}) & of_launcher

@@ -16,9 +16,10 @@ from PIL import Image
 from sklearn import metrics
 
 from benchmarks import readme_tables
-from cnn_research.cli import main as cli
+from cnn_research.cli.fields import overridden
+from cnn_research.cli.run import run
 from cnn_research.core.errors import UsageError, UserError
-from cnn_research.core.experiment import lookup, run
+from cnn_research.core.experiment import lookup
 from cnn_research.core.run_folder import saved_config
 from cnn_research.data import Dataset, ImageTable, Synthetic
 from cnn_research.data.dataset import Split
@@ -233,13 +234,13 @@ def test_a_selection_goes_by_what_the_task_measures(task):
 
 def test_fields_of_the_task_on_the_command_line():
     year = lookup("products_year").experiment()
-    changed = cli.overridden(year, ["--task.head=price", "--data.number", "price", "weight"])
+    changed = overridden(year, ["--task.head=price", "--data.number", "price", "weight"])
     assert changed.task == Regression(head="price")
     assert changed.data.number == ("price", "weight")
-    digits = cli.overridden(lookup("digits_mlp").experiment(), ["--task.label-smoothing=0.2"])
+    digits = overridden(lookup("digits_mlp").experiment(), ["--task.label-smoothing=0.2"])
     assert digits.task == Classification(label_smoothing=0.2)
     with pytest.raises(UsageError, match=r"no field --task\.label-smoothing"):
-        cli.overridden(year, ["--task.label-smoothing=0.2"])
+        overridden(year, ["--task.label-smoothing=0.2"])
 
 
 # Figures and pictures ----------------------------------------------------------------------------

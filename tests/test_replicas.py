@@ -12,8 +12,8 @@ import pytest
 
 from benchmarks.results import digest, last_checkpoint, rows_of
 from cnn_research import ops
+from cnn_research.cli.run import run
 from cnn_research.core.errors import Interrupted, UsageError
-from cnn_research.core.experiment import run
 from cnn_research.data.augmentation.config import Augmentation
 from cnn_research.data.sources import Synthetic
 from cnn_research.models import ConvNet

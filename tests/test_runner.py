@@ -29,10 +29,11 @@ from benchmarks import evaluation_exactness
 from benchmarks.results import digest, last_checkpoint, rows_of
 from cnn_research import ops
 from cnn_research.cli import main as cli
+from cnn_research.cli.run import run
 from cnn_research.core import run_folder as folders
 from cnn_research.core.distributed import data_mesh
 from cnn_research.core.errors import Interrupted, UsageError, UserError
-from cnn_research.core.experiment import lookup, run
+from cnn_research.core.experiment import lookup
 from cnn_research.core.metrics_log import read_metrics
 from cnn_research.core.random import permuted, stream_key
 from cnn_research.data.augmentation.config import Augmentation

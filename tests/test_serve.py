@@ -27,6 +27,7 @@ from benchmarks.serve import (
     request,
     write_export,
 )
+from cnn_research.core.errors import run_command
 from cnn_research.data.images import decode
 from cnn_research.inference.exported import FACTS, MODEL, open_export, write_sums
 from cnn_research.inference.serve import __main__ as command
@@ -235,7 +236,7 @@ def test_what_cannot_be_served_is_said_in_a_line(
         "no host": [str(export), "--host=no.such.host.invalid"],
         "no batch": [str(export), "--max-batch=0"],
     }[kind]
-    assert command.main(words) == code
+    assert run_command(command.main, words) == code
     found = capsys.readouterr()
     assert found.err.startswith("error: ") and found.err.count("\n") == 1
     assert said in found.err and not found.out

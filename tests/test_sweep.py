@@ -22,9 +22,10 @@ from absl.testing import flagsaver
 
 import launch  # noqa: F401 (defines the flags)
 from cnn_research.cli import main as cli
+from cnn_research.cli.fields import overridden
 from cnn_research.core import run_folder as folders
 from cnn_research.core.config import from_dict
-from cnn_research.core.errors import UsageError
+from cnn_research.core.errors import UsageError, run_command
 from cnn_research.core.experiment import lookup
 from cnn_research.core.preemption import Interruption
 from cnn_research.sweep import definition, local, slurm, source, states
@@ -77,7 +78,7 @@ def pretending(monkeypatch):
 
 
 def sweep(workdir, *words):
-    return main(["--experiment=digits_mlp", f"--workdir={workdir}", *words])
+    return run_command(main, ["--experiment=digits_mlp", f"--workdir={workdir}", *words])
 
 
 def rates(*values):
@@ -114,7 +115,7 @@ def test_a_grid_is_every_combination_and_variants_and_seeds_are_run_with_each(tm
     # The command of a run makes the same config.
     _, name, *words, _ = runs[-1].command
     with flagsaver.flagsaver():
-        again = cli.overridden(lookup(name.partition("=")[2]).experiment(), words)
+        again = overridden(lookup(name.partition("=")[2]).experiment(), words)
     assert again == configs[-1]
 
 
@@ -157,7 +158,7 @@ def test_what_launch_refuses_a_sweep_refuses_in_the_same_words(words, tmp_path, 
     ],
 )
 def test_what_is_typed_wrong_is_answered_in_a_line(words, says, tmp_path, capsys):
-    assert main([f"--workdir={tmp_path / 'new'}", *words]) == 2
+    assert run_command(main, [f"--workdir={tmp_path / 'new'}", *words]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and says in error
     assert not (tmp_path / "new").exists()
@@ -275,7 +276,7 @@ def test_a_real_worker_runs_names_what_fails_and_keeps_its_words(tmp_path, capsy
     said = capsys.readouterr()
     assert "Result on" not in said.out
     assert "| digits_mlp" in said.out
-    assert main(["status", str(tmp_path)]) == 0
+    assert run_command(main, ["status", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert said.startswith("2 runs: 1 complete, 1 failed\n")
     assert "| failed " in said and "the loss is nan" in said
@@ -348,7 +349,7 @@ def test_what_runs_here_is_running_while_its_sweep_is_there(tmp_path):
 
 
 def test_status_of_what_is_no_sweep(tmp_path, capsys):
-    assert main(["status", str(tmp_path)]) == 2
+    assert run_command(main, ["status", str(tmp_path)]) == 2
     assert "holds no sweep" in capsys.readouterr().err
 
 

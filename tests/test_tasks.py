@@ -13,8 +13,8 @@ import pytest
 from sklearn import metrics
 from sklearn.utils.class_weight import compute_class_weight
 
+from cnn_research.cli.run import run
 from cnn_research.core.errors import UsageError, UserError
-from cnn_research.core.experiment import run
 from cnn_research.data.dataset import MISSING, UNSEEN, Dataset, Split
 from cnn_research.data.sources import Synthetic
 from cnn_research.models import MLP

@@ -12,10 +12,10 @@ import pytest
 from flax import linen as nn
 from safetensors.numpy import save_file
 
+from cnn_research.cli.run import run
 from cnn_research.core import run_folder as folders
 from cnn_research.core.distributed import data_mesh
 from cnn_research.core.errors import UsageError, UserError
-from cnn_research.core.experiment import run
 from cnn_research.data.augmentation.config import Augmentation
 from cnn_research.data.batches import batch_indices
 from cnn_research.data.dataset import Split

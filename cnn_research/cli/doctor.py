@@ -13,9 +13,11 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
+
+from cnn_research.core.errors import run_command
 
 LEAST_MEMORY, LEAST_DISK = 2e9, 5e9
 """Bytes that most experiments need."""
@@ -36,8 +38,11 @@ Finding = tuple[str, str, str]
 """How it is, what was looked at, and what was found."""
 
 
-def main() -> int:
-    """Says every finding, a line each."""
+def main(words: Sequence[str] = ()) -> int:
+    """Says every finding, a line each; returns 1 if experiments cannot run."""
+    if words:
+        print(__doc__, end="")
+        return 0 if list(words) in (["--help"], ["-h"]) else 2
     broken = 0
     for how, what, found in findings():
         broken += how == BROKEN
@@ -217,4 +222,4 @@ def data(home: Path) -> Finding:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -125,9 +125,36 @@ def canonical_json(config: Any) -> str:
     return json.dumps(to_dict(config), indent=2, sort_keys=True) + "\n"
 
 
-def config_hash(config: Any) -> str:
-    """Eight hexadecimal digits that identify a config."""
-    return hashlib.sha256(canonical_json(config).encode()).hexdigest()[:8]
+def config_hash(config: Any, default: Any = None) -> str:
+    """Eight hexadecimal digits of the fields that differ from `default`.
+
+    A field that the code gains later, with a default, so changes no hash. Where the config, or a
+    part of it, is of another class than the default's, it is compared with its own class's
+    defaults.
+    """
+    text = json.dumps(_differences(config, default), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _differences(config: Any, default: Any) -> Any:
+    """The fields that differ, by name, as JSON values; other values as they are."""
+    if not dataclasses.is_dataclass(config):
+        return to_dict(config)
+    same = type(config) is type(default)
+    found: dict[str, Any] = {} if same else {"class": type(config).__name__}
+    for field in config_fields(config):
+        value, before = getattr(config, field.name), _default(field)
+        if same:
+            before = getattr(default, field.name)
+        if value != before:
+            found[field.name] = _differences(value, before)
+    return found
+
+
+def _default(field: dataclasses.Field) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

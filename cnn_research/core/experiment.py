@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -26,21 +25,12 @@ class Result:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """The base of every kind of experiment: a config, and the modes that it can be run in.
+    """The base of every kind of experiment: a config, which `cli.run` runs in one of its modes.
 
     Attributes:
-        modes: per mode, `module:function`, called as `function(experiment, workdir)`, with what
-            it is asked about as a third argument for `predict`. A string, so that reading a config
-            does not import what runs it. The first is what is done where none is named.
-        profiled: the modes whose function takes `profile=True`, and then traces train steps.
-        replicated: per mode that several seeds at once can be run in, `module:function`, called
-            as `function(experiment, workdir, replicas)`.
         resumable_fields: the fields that may differ between a run and its continuation.
     """
 
-    modes: ClassVar[Mapping[str, str]] = {}
-    profiled: ClassVar[tuple[str, ...]] = ()
-    replicated: ClassVar[Mapping[str, str]] = {}
     resumable_fields: ClassVar[tuple[str, ...]] = ()
 
     name: Annotated[str, tyro.conf.Suppress] = ""
@@ -50,58 +40,6 @@ class Experiment:
         """Raises `UsageError` for fields out of range, or that contradict each other; looks at no
         data. A subclass that extends it calls it first."""
         check_ranges(self)
-
-
-def run(
-    experiment: Experiment,
-    workdir: str | Path,
-    mode: str | None = None,
-    source: str | None = None,
-    *,
-    profile: bool = False,
-    replicas: int | None = None,
-) -> Result:
-    """Runs an experiment in a folder; the command line and notebooks call the same function.
-
-    Args:
-        experiment: what is run.
-        workdir: where.
-        mode: one of the experiment's; None for the first.
-        source: for the mode `predict`, the image, folder or pattern of files that it is asked
-            about: `--input` on the command line.
-        profile: trace a few train steps; changes nothing of the run.
-        replicas: train so many seeds at once, in a folder below `workdir` each; None for one run.
-
-    Raises:
-        UsageError: the mode is none of this kind's, has no train steps to trace, or the fields
-            contradict each other.
-        UserError: the run failed for a reason that its user can mend.
-    """
-    mode = mode or next(iter(experiment.modes))
-    if mode not in experiment.modes:
-        raise UsageError(
-            f"this experiment has no mode '{mode}'; it has {', '.join(experiment.modes)}"
-        )
-    if (mode == "predict") != (source is not None):
-        raise UsageError("--mode=predict and --input=IMAGES are given together: either needs both")
-    if profile and mode not in experiment.profiled:
-        raise UsageError(
-            f"--profile traces the steps of one training, and mode '{mode}' of this experiment is "
-            "none: leave it out"
-        )
-    if replicas is not None and (replicas < 1 or mode not in experiment.replicated):
-        raise UsageError(
-            f"--replicas={replicas}: give a number above 0, and of a training; mode '{mode}' of "
-            f"this experiment {'is one' if mode in experiment.replicated else 'is none'}"
-        )
-    experiment.check()
-    modes = experiment.modes if replicas is None else experiment.replicated
-    module, function = modes[mode].split(":")
-    arguments = tuple(given for given in (source, replicas) if given is not None)
-    options = {"profile": True} if profile else {}
-    return getattr(importlib.import_module(module), function)(
-        experiment, Path(workdir).absolute(), *arguments, **options
-    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,7 @@ import time
 
 from absl import logging
 
-from cnn_research.core.errors import UsageError, UserError, one_line
+from cnn_research.core.errors import UsageError, run_command
 from cnn_research.data import images, sources
 from cnn_research.data.dataset import Dataset
 from cnn_research.data.prepare import cache
@@ -46,6 +46,7 @@ SOURCES: dict[str, type[Source]] = {
 
 def main(words: list[str]) -> None:
     """Runs the command `words`."""
+    logging.set_verbosity(logging.ERROR)  # what is logged is in the report
     if not words or words[0] in ("--help", "-h"):
         print(__doc__, end="")
     elif words[0] == "list" and len(words) == 1:
@@ -228,12 +229,4 @@ def _short(source: Source) -> str:
 
 
 if __name__ == "__main__":
-    logging.set_verbosity(logging.ERROR)  # what is logged is in the report
-    try:
-        main(sys.argv[1:])
-    except KeyboardInterrupt:
-        print("error: interrupted; nothing half done is used", file=sys.stderr)
-        sys.exit(130)
-    except (UserError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(error.exit_code if isinstance(error, UserError) else 1)
+    sys.exit(run_command(main))

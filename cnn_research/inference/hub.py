@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cnn_research.core.errors import UsageError, UserError, one_line
+from cnn_research.core.errors import UsageError, UserError, one_line, run_command
 from cnn_research.core.run_folder import whole_folder
 from cnn_research.inference import exported
 
@@ -118,8 +118,4 @@ def main(words: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    sys.exit(run_command(main))

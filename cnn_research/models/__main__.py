@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
-from cnn_research.core.errors import UsageError
+from cnn_research.core.errors import UsageError, run_command
 from cnn_research.models.flops import cost, least_size
 from cnn_research.models.registry import architectures
 
@@ -54,8 +54,4 @@ def main(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    sys.exit(run_command(main))

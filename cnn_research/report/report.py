@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from cnn_research.core.config import from_dict, to_dict
-from cnn_research.core.errors import UsageError, UserError, no_more_output, one_line
+from cnn_research.core.errors import UsageError, UserError, run_command
 from cnn_research.core.metrics import Direction, best, direction_of
 from cnn_research.core.metrics_log import by_epoch, read_metrics
 from cnn_research.core.run_folder import (
@@ -625,17 +625,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "of runs of one config with all that it takes to repeat them",
     )
     options = parser.parse_args(arguments)
-    try:
-        _compare(options.runs, options.format, options.output)
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:
-        no_more_output()
-    except OSError as error:
-        print(f"error: {error.strerror} ({error.filename}): name another file", file=sys.stderr)
-        return 1
-    return 0
+    return run_command(lambda _: _compare(options.runs, options.format, options.output))
 
 
 def _compare(folders: Sequence[Path], table_format: str, output: Path | None) -> None:

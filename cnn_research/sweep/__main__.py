@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from cnn_research.core.errors import UsageError, UserError, one_line
+from cnn_research.core.errors import UsageError, UserError, run_command
 from cnn_research.core.run_folder import claimed
 
 EPILOG = """\
@@ -25,25 +25,9 @@ PARALLEL = 16
 REFRESH_SECONDS = 2
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        if words[:1] == ["status"]:
-            return _status(words[1:])
-        return _sweep(words)
-    except UserError as error:
-        sys.stdout.flush()
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("error: stopped before a run began; nothing was changed", file=sys.stderr)
-        return 130
-    except OSError as error:
-        if error.errno is None:
-            raise
-        print(f"error: {error.strerror} ({error.filename}); runs go on again", file=sys.stderr)
-        return 1
+def main(words: Sequence[str]) -> int:
+    """Runs a sweep, or shows how far one is; returns the exit code."""
+    return _status(words[1:]) if words[:1] == ["status"] else _sweep(words)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -338,4 +322,4 @@ def _status(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -145,14 +145,14 @@ def planned(
     Raises:
         UsageError: the words are not the experiment's, or contradict each other.
     """
-    from cnn_research.cli.main import fitted
+    from cnn_research.cli.fields import fitted
 
     experiment, _ = fitted(default, list(words))
     experiment.check()
     if not name:
         parts = [_last_part(word) if word.startswith("--") else word for word in naming]
         name = re.sub(r"[^\w.=+-]+", "_", "-".join([default.name, *parts]))[:LONGEST_NAME]
-    workdir = folder.absolute() / RUNS / f"{name}-{config_hash(experiment)}"
+    workdir = folder.absolute() / RUNS / f"{name}-{config_hash(experiment, default)}"
     return Run(default.name, tuple(words), workdir, canonical_json(experiment))
 
 

@@ -19,9 +19,9 @@ from pathlib import Path
 
 from absl import logging
 
+from cnn_research.cli.run import run
 from cnn_research.core.config import from_dict
 from cnn_research.core.errors import Interrupted, UserError, one_line
-from cnn_research.core.experiment import run
 from cnn_research.sweep import states
 from cnn_research.sweep.definition import Run
 from cnn_research.sweep.states import State

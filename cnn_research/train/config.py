@@ -54,18 +54,6 @@ class Evaluation:
 class Training(Experiment):
     """A model, the data it is trained on, and how."""
 
-    modes: ClassVar = {
-        "train": "cnn_research.train.loop:train",
-        "dry-run": "cnn_research.train.loop:dry_run",
-        "evaluate": "cnn_research.train.finish:evaluate",
-        "predict": "cnn_research.inference.predict:predict_images",
-        "export": "cnn_research.inference.export:export",
-    }
-    profiled: ClassVar = ("train",)
-    replicated: ClassVar = {
-        "train": "cnn_research.workflows.replicas:train",
-        "dry-run": "cnn_research.workflows.replicas:dry_run",
-    }
     resumable_fields: ClassVar = (
         "data.path",  # the same images elsewhere: their content is compared
         "epochs",

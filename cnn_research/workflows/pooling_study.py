@@ -31,10 +31,6 @@ RESULTS = "results.json"
 class PoolingStudy(Experiment):
     """One training for each kind of pooling and seed, and their accuracy on shifted images."""
 
-    modes: ClassVar = {
-        "run": "cnn_research.workflows.pooling_study:compare",
-        "dry-run": "cnn_research.workflows.pooling_study:dry_run",
-    }
     resumable_fields: ClassVar = ("seeds",)
 
     training: Training

@@ -45,12 +45,6 @@ class Purification(Experiment):
     another, are discarded, and the last layer is trained anew on the others.
     """
 
-    modes: ClassVar = {
-        "run": "cnn_research.workflows.purification:purify",
-        "dry-run": "cnn_research.workflows.purification:dry_run",
-        "predict": "cnn_research.workflows.colour_naming:name_pixels",
-        "export": "cnn_research.workflows.purification:export",
-    }
     resumable_fields: ClassVar = ("rounds",)
 
     ss_cnn: Training

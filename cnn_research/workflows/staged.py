@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import tyro
 
@@ -29,14 +29,6 @@ class Staged(Experiment):
 
     What it is asked, it is the training that answers.
     """
-
-    modes: ClassVar = {
-        "train": "cnn_research.workflows.staged:train",
-        "dry-run": "cnn_research.workflows.staged:dry_run",
-        "evaluate": "cnn_research.workflows.staged:evaluate",
-        "predict": "cnn_research.workflows.staged:predict",
-        "export": "cnn_research.workflows.staged:export",
-    }
 
     pretraining: Training
     """The first; not run where `training.pretrained.source` names weights."""

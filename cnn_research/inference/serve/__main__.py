@@ -16,11 +16,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cnn_research.core.errors import UsageError, UserError, one_line
+from cnn_research.core.errors import UsageError, UserError, run_command
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+def main(words: Sequence[str]) -> None:
+    """Serves the export that `words` name, until a signal ends it."""
     parser = argparse.ArgumentParser(
         prog="python -m cnn_research serve",
         description="Answers predictions over HTTP from an export's folder.",
@@ -46,17 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--max-seconds", type=float, default=30, help="requests that take longer are refused"
     )
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(words)
     for number in (signal.SIGINT, signal.SIGTERM):
         # An exception would be lost where Python ignores them, as in what JAX does at each garbage
         # collection, and the server would stay. It ends gracefully first where it answers already.
         signal.signal(number, lambda *_: os._exit(0))
-    try:
-        serve(options)
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    serve(options)
 
 
 def serve(options: argparse.Namespace) -> None:
@@ -144,4 +139,4 @@ def unusable(host: str, port: int, error: OSError) -> UserError:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -42,8 +42,6 @@ FIGURE_12 = {
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Augmentations(Experiment):
     """Photographs with each change of an augmentation alone, as training would see them."""
-
-    modes: ClassVar = {"draw": "cnn_research.workflows.galleries.augmentations:draw"}
 
     image: str = ""
     """An image file; the default are scikit-learn's two sample photographs."""

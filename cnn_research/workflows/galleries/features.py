@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -40,8 +40,6 @@ CAMS = 12
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Features(Experiment):
     """Filters, feature maps, most exciting images and Grad-CAM of a trained run."""
-
-    modes: ClassVar = {"draw": "cnn_research.workflows.galleries.features:draw"}
 
     run: str = ""
     """The folder of the trained run."""

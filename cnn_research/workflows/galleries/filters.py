@@ -6,7 +6,7 @@ import dataclasses
 import math
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -46,8 +46,6 @@ SMALLEST_WITH_DETAIL = 128
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Filters(Experiment):
     """Photographs filtered with kernels; their channels; a signal filtered in one dimension."""
-
-    modes: ClassVar = {"draw": "cnn_research.workflows.galleries.filters:draw"}
 
     image: str = ""
     """An image file; the default are scikit-learn's two sample photographs."""

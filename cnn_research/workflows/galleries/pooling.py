@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -36,8 +36,6 @@ POOLS: dict[str, Callable[..., jax.Array]] = {
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PoolingPyramid(Experiment):
     """Photographs, pooled in windows of 2x2 pixels, stride 2, several times over."""
-
-    modes: ClassVar = {"draw": "cnn_research.workflows.galleries.pooling:draw"}
 
     image: str = ""
     """An image file; the default are scikit-learn's two sample photographs."""

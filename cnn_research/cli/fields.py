@@ -1,0 +1,152 @@
+"""An experiment's fields as they are typed: `--optimizer.learning-rate=3e-4 --model=resnet9`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import operator
+from typing import Any
+
+import tyro
+
+from cnn_research.core.config import did_you_mean, flatten, with_fields
+from cnn_research.core.errors import UsageError
+from cnn_research.core.experiment import Experiment, registry
+
+LAUNCHER_FLAGS = (
+    "experiment",
+    "workdir",
+    "mode",
+    "input",
+    "dry-run",
+    "profile",
+    "replicas",
+    "list",
+)
+"""Of `launch.py` itself; no field is named like one."""
+HELP = ("--help", "-h", "-help", "-?")
+
+
+def overridden(default: Experiment, words: list[str]) -> Experiment:
+    """The experiment with fields replaced, as typed.
+
+    Args:
+        default: the experiment before.
+        words: `--optimizer.learning-rate=3e-4`, or flag and value apart.
+
+    Raises:
+        UsageError: an unknown field, a wrong type or a bad choice.
+    """
+    default, words = with_model(default, words)
+    fields = {name.replace("_", "-") for name in flatten(default)} - {"name"}
+    for word in words:
+        name = word.partition("=")[0].removeprefix("--").replace("_", "-")
+        known = name in fields or name.replace("no-", "", 1) in fields
+        # A boolean field is negated at its last part: --evaluation.no-mirror.
+        if word.startswith("--") and not known and word not in HELP:
+            near = did_you_mean(name, [*fields, *LAUNCHER_FLAGS])
+            raise UsageError(
+                f"{default.name} has no field --{name}{near}; "
+                f"`python launch.py --experiment={default.name} --help` shows all"
+            )
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                type(default),
+                default=default,
+                args=words,
+                prog=f"launch.py --experiment={default.name}",
+                description=_description(default),
+            )
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise UsageError(f"{_first_sentence(said.getvalue())}; --help shows all fields") from None
+
+
+def fitted(default: Experiment, words: list[str]) -> tuple[Experiment, str]:
+    """The experiment as typed, with what its data suggest for the fields that are not named.
+
+    Returns:
+        It, and what was chosen and why, a line each; empty where its config says all.
+
+    Raises:
+        UsageError: as `overridden`, or the data do not suit the experiment.
+        UserError: there are no such data.
+    """
+    experiment = overridden(default, words)
+    suggest = registry()[default.name].choices
+    if suggest is None:
+        return experiment, ""
+    choices = suggest(experiment)
+    chosen = with_fields(default, {path: choice.value for path, choice in choices.items()})
+    experiment = overridden(chosen, words)
+    taken = {
+        _as_typed(path, choice.value): choice.reason
+        for path, choice in choices.items()
+        if operator.attrgetter(path)(experiment) == choice.value
+    }
+    width = max(map(len, taken), default=0)
+    lines = [f"  {typed:{width}}  {reason}" for typed, reason in taken.items()]
+    return experiment, "\n".join(["Chosen from the data, unless you say otherwise:", *lines])
+
+
+def _as_typed(path: str, value: Any) -> str:
+    """A field and its value as they would be typed; of a part that has fields itself, its kind."""
+    flag = "--" + path.replace("_", "-")
+    if dataclasses.is_dataclass(value):
+        return f"{flag[2:]}: {type(value).__name__}"
+    if isinstance(value, bool):
+        before, _, last = flag.rpartition(".")
+        return flag if value else f"{before}.no-{last}"
+    if isinstance(value, tuple):
+        return " ".join([flag, *map(str, value)])
+    return f"{flag}={value:g}" if isinstance(value, float) else f"{flag}={value}"
+
+
+def with_model(default: Experiment, words: list[str]) -> tuple[Experiment, list[str]]:
+    """The experiment with the network that `--model=NAME` names, and the other words.
+
+    Raises:
+        UsageError: no network has that name, or the experiment has none to replace.
+    """
+    rest, name = [], None
+    following = iter(words)
+    for word in following:
+        flag, given, value = word.partition("=")
+        if flag == "--model":
+            name = value if given else next(following, "")
+        else:
+            rest.append(word)
+    if name is None:
+        return default, words
+    if "model" not in {field.name for field in dataclasses.fields(default)}:
+        raise UsageError(f"{default.name} has no network: --model does not apply")
+    from cnn_research.models.registry import architectures
+
+    models = architectures()
+    if name not in models:
+        raise UsageError(
+            f"no network is named '{name}'{did_you_mean(name, list(models))}; "
+            "`python -m cnn_research.models` shows all"
+        )
+    changes: dict[str, Any] = {"model": models[name].model}
+    return dataclasses.replace(default, **changes), rest
+
+
+def _description(default: Experiment) -> str:
+    entry = registry().get(default.name)
+    return (entry.make.__doc__ if entry else None) or type(default).__doc__ or ""
+
+
+def _first_sentence(box: str) -> str:
+    """The message in tyro's box, as one line without the frame and the advice below it."""
+    lines = []
+    for line in box.splitlines()[1:]:
+        text = line.strip("│╭╮╰╯ ")
+        if not text.strip("─"):
+            break
+        lines.append(text)
+    return " ".join(" ".join(lines).split()).rstrip(".")

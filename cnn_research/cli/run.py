@@ -1,0 +1,164 @@
+"""Runs an experiment in one of its modes; the one table of what each kind of experiment can do."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from cnn_research.core.config import did_you_mean
+from cnn_research.core.errors import UsageError
+from cnn_research.core.experiment import Experiment, Result
+
+
+@dataclasses.dataclass(frozen=True)
+class Mode:
+    """What one mode of a kind of experiment calls. Functions are `"module:function"`, so that
+    reading a config, or `--help`, does not import what trains.
+
+    Attributes:
+        function: called as `function(experiment, workdir)`.
+        replicated: called instead, as `function(experiment, workdir, replicas)`, for several seeds
+            at once; "" where the mode trains nothing.
+        takes_input: whether `function` takes, and needs, the images of `--input` as a third
+            argument.
+        takes_profile: whether `function` takes `profile=True`, and then traces train steps.
+    """
+
+    function: str
+    replicated: str = ""
+    takes_input: bool = False
+    takes_profile: bool = False
+
+
+MODES: dict[str, Mapping[str, Mode]] = {
+    "Training": {
+        "train": Mode(
+            "cnn_research.train.loop:train",
+            replicated="cnn_research.workflows.replicas:train",
+            takes_profile=True,
+        ),
+        "dry-run": Mode(
+            "cnn_research.train.loop:dry_run",
+            replicated="cnn_research.workflows.replicas:dry_run",
+        ),
+        "evaluate": Mode("cnn_research.train.finish:evaluate"),
+        "predict": Mode("cnn_research.inference.predict:predict_images", takes_input=True),
+        "export": Mode("cnn_research.inference.export:export"),
+    },
+    "Staged": {
+        "train": Mode("cnn_research.workflows.staged:train"),
+        "dry-run": Mode("cnn_research.workflows.staged:dry_run"),
+        "evaluate": Mode("cnn_research.workflows.staged:evaluate"),
+        "predict": Mode("cnn_research.workflows.staged:predict", takes_input=True),
+        "export": Mode("cnn_research.workflows.staged:export"),
+    },
+    "Purification": {
+        "run": Mode("cnn_research.workflows.purification:purify"),
+        "dry-run": Mode("cnn_research.workflows.purification:dry_run"),
+        "predict": Mode("cnn_research.workflows.colour_naming:name_pixels", takes_input=True),
+        "export": Mode("cnn_research.workflows.purification:export"),
+    },
+    "PoolingStudy": {
+        "run": Mode("cnn_research.workflows.pooling_study:compare"),
+        "dry-run": Mode("cnn_research.workflows.pooling_study:dry_run"),
+    },
+    "Filters": {"draw": Mode("cnn_research.workflows.galleries.filters:draw")},
+    "PoolingPyramid": {"draw": Mode("cnn_research.workflows.galleries.pooling:draw")},
+    "Augmentations": {"draw": Mode("cnn_research.workflows.galleries.augmentations:draw")},
+    "Features": {"draw": Mode("cnn_research.workflows.galleries.features:draw")},
+}
+"""The modes of each kind of experiment, by the name of its class; the first is the default one.
+
+A subclass has the modes of its base. A kind that is defined elsewhere is added where its class is:
+`MODES["MyKind"] = {"draw": Mode("my_package.my_module:draw")}`.
+"""
+
+
+def modes_of(experiment: Experiment) -> Mapping[str, Mode]:
+    """The modes of an experiment's kind; none where nobody has declared any."""
+    names = (kind.__name__ for kind in type(experiment).__mro__)
+    return next((MODES[name] for name in names if name in MODES), {})
+
+
+def bind_mode(
+    experiment: Experiment,
+    mode: str | None = None,
+    source: str | None = None,
+    *,
+    profile: bool = False,
+    replicas: int | None = None,
+) -> Callable[[Path], Result]:
+    """The function that runs an experiment in a folder, once all was checked that needs no data.
+
+    Args and errors are those of `run`; nothing is imported until the function is called.
+    """
+    modes = modes_of(experiment)
+    if not modes:
+        raise UsageError(f"{type(experiment).__name__} has no modes: add it to `cli.run.MODES`")
+    name = next(iter(modes)) if mode is None else mode
+    kind = experiment.name or type(experiment).__name__
+    if name not in modes:
+        raise UsageError(
+            f"{kind} has no mode '{name}'{did_you_mean(name, list(modes))}: "
+            f"give --mode={'|'.join(modes)}"
+        )
+    chosen = modes[name]
+    if chosen.takes_input and source is None:
+        raise UsageError(f"--mode={name} needs --input=IMAGES: a file, a folder or a pattern")
+    if source is not None and not chosen.takes_input:
+        raise UsageError(f"--input goes with {_that(modes, 'takes_input')}; got --mode={name}")
+    if profile and not chosen.takes_profile:
+        raise UsageError(f"--profile goes with {_that(modes, 'takes_profile')}; got --mode={name}")
+    if replicas is not None and not chosen.replicated:
+        raise UsageError(f"--replicas goes with {_that(modes, 'replicated')}; got --mode={name}")
+    if replicas is not None and replicas < 1:
+        raise UsageError(f"--replicas is {replicas}: must be 1 or more")
+    experiment.check()
+    arguments = tuple(value for value in (source, replicas) if value is not None)
+    options: dict[str, Any] = {"profile": True} if profile else {}
+
+    def call(workdir: Path) -> Result:
+        path = chosen.function if replicas is None else chosen.replicated
+        module, _, function = path.partition(":")
+        called = getattr(importlib.import_module(module), function)
+        return called(experiment, workdir.absolute(), *arguments, **options)
+
+    return call
+
+
+def run(
+    experiment: Experiment,
+    workdir: str | Path,
+    mode: str | None = None,
+    source: str | None = None,
+    *,
+    profile: bool = False,
+    replicas: int | None = None,
+) -> Result:
+    """Runs an experiment in a folder; the command line and notebooks call the same function.
+
+    Args:
+        experiment: what is run.
+        workdir: the folder of the run; made where it is absent.
+        mode: one of `modes_of(experiment)`; None for the first.
+        source: for a mode that takes images: the file, folder or pattern of files; `--input` on
+            the command line.
+        profile: trace a few train steps; changes nothing of the run.
+        replicas: train so many seeds at once, in a folder below `workdir` each; None for one run.
+
+    Raises:
+        UsageError: the experiment has no such mode, the mode does not take what was given, or
+            fields contradict each other.
+        UserError: the run failed for a reason that its user can mend.
+    """
+    call = bind_mode(experiment, mode, source, profile=profile, replicas=replicas)
+    return call(Path(workdir))
+
+
+def _that(modes: Mapping[str, Mode], option: str) -> str:
+    """Which modes have an option, as the flag that is typed."""
+    names = [name for name, mode in modes.items() if getattr(mode, option)]
+    return f"--mode={'|'.join(names)}" if names else "another kind of experiment"
