@@ -86,14 +86,14 @@ def ask(python: Path, run: Path, rounds: int, folder: Path) -> dict[str, Any]:
     """Whether the export's logits are the run's, by batch size; and the seconds to its answer."""
     import jax
 
-    from cnn_research.train.trained import forward_of, open_trained
+    from cnn_research.train.trained import TrainedModel
 
-    found = open_trained(run)
-    forward = jax.jit(forward_of(found))
+    model = TrainedModel.load(run)
+    forward = jax.jit(model.forward())
     random = np.random.default_rng(0)
     equal, seconds, processor, modules = {}, [], [], ""
     for batch in BATCHES:
-        images = random.integers(0, 256, (batch, *found.image_shape), np.uint8)
+        images = random.integers(0, 256, (batch, *model.image_shape), np.uint8)
         np.save(folder / "images.npy", images)
         words = [run / "export" / "model.jaxexport", folder / "images.npy", folder / "logits.npy"]
         # The first fills the disk's cache, and the folder of compiled modules.

@@ -34,7 +34,7 @@ def compare(name: str) -> dict[str, Any]:
     from cnn_research.models.registry import architectures
     from cnn_research.train.config import Training
     from cnn_research.train.state import TrainState
-    from cnn_research.train.trained import Trained
+    from cnn_research.train.trained import TrainedModel
 
     found = architectures()[name]
     channels = found.image_shape[2]
@@ -49,7 +49,7 @@ def compare(name: str) -> dict[str, Any]:
     blank = {key: value for key, value in blank.items() if key != "auxiliary"}
     variables = jax.tree.map(lambda leaf: _drawn(leaf.shape, random), blank)
     state = TrainState(step=0, params={}, model_state={}, opt_state={}, ema=variables)
-    trained = Trained(Training(data=None, model=model), state, shape, {})
+    trained = TrainedModel(Path(), Training(data=None, model=model), state, shape, {})
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "model.onnx")
         try:

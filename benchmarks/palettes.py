@@ -135,11 +135,11 @@ def network(run: Path) -> Method:
     from cnn_research.data.images import resized
     from cnn_research.ops.colours import lab_to_srgb
     from cnn_research.tasks.palette import colours_of
-    from cnn_research.train.trained import forward_of, open_trained
+    from cnn_research.train.trained import TrainedModel
 
-    found = open_trained(run)
-    forward = jax.jit(forward_of(found))
-    size = found.image_shape[:2]
+    model = TrainedModel.load(run)
+    forward = jax.jit(model.forward())
+    size = model.image_shape[:2]
 
     def said(image: np.ndarray) -> list[np.ndarray]:
         outputs = forward(resized(image, size)[None])

@@ -17,7 +17,7 @@ from cnn_research.core.experiment import lookup
 from cnn_research.train import estimate
 from cnn_research.train import loop as runner
 from cnn_research.train.estimate import with_prefix
-from cnn_research.train.trained import open_trained
+from cnn_research.train.trained import TrainedModel
 
 
 def test_trying_steps_changes_nothing(tmp_path, monkeypatch):
@@ -27,7 +27,7 @@ def test_trying_steps_changes_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "estimate", lambda *args: called.append(args) or "")
     run(experiment, tmp_path / "untried")
     assert called
-    states = [open_trained(tmp_path / name).state for name in ("tried", "untried")]
+    states = [TrainedModel.load(tmp_path / name).state for name in ("tried", "untried")]
     jax.tree.map(np.testing.assert_array_equal, *states)
 
 

@@ -30,7 +30,7 @@ from cnn_research.tasks.multi_head import MultiHead
 from cnn_research.tasks.regression import Regression
 from cnn_research.train.config import Evaluation, Training
 from cnn_research.train.state import TrainState
-from cnn_research.train.trained import Trained, abstract_state, bound, forward_of, open_trained
+from cnn_research.train.trained import TrainedModel, abstract_state, bound
 from cnn_research.train.transfer import Transfer
 from tests.sizes import scaled_down
 
@@ -59,7 +59,7 @@ def digits(tmp_path_factory):
 @pytest.mark.parametrize("batch", [1, 3, 7])
 def test_outputs_are_those_of_the_run_bit_for_bit(digits, batch):
     images = Digits().load().splits["test"].images[:batch]
-    expected = jax.jit(forward_of(open_trained(digits / "run")))(images)
+    expected = jax.jit(TrainedModel.load(digits / "run").forward())(images)
     outputs = open_export(digits / "run" / "export")(images)
     assert outputs.dtype == np.float32 and outputs.shape == (batch, 10)
     np.testing.assert_array_equal(outputs, expected)
@@ -117,7 +117,7 @@ def test_what_the_folder_says(digits):
     assert facts["figures"]["test"] == evaluation["test"] and facts["step"] == evaluation["step"]
     assert (folder / "labels.txt").read_text().split() == [str(digit) for digit in range(10)]
     assert (folder / "config.json").read_text() == (digits / "run" / "config.json").read_text()
-    state = open_trained(digits / "run").state
+    state = TrainedModel.load(digits / "run").state
     saved = load_file(folder / "model.safetensors")
     assert len(saved) == len(jax.tree.leaves(state.variables()))
     np.testing.assert_array_equal(saved["params/Dense_0/kernel"], state.params["Dense_0"]["kernel"])
@@ -255,7 +255,7 @@ class FixedBatch(nn.Module):
 
 def test_a_network_that_needs_the_number_of_images():
     state = TrainState(0, {}, {}, {}, {})
-    found = Trained(Training(data=None, model=FixedBatch()), state, (2, 2, 1), {})
+    found = TrainedModel(Path(), Training(data=None, model=FixedBatch()), state, (2, 2, 1), {})
     with pytest.raises(UserError, match="FixedBatch cannot be exported for any number of images"):
         program(found)
 
@@ -271,7 +271,7 @@ def test_onnx_runtime_says_the_same(tmp_path):
     run(training, tmp_path)
     run(training, tmp_path, "export")
     open_export(tmp_path / "export")
-    found = open_trained(tmp_path)
+    found = TrainedModel.load(tmp_path)
     assert onnx_difference(found, tmp_path / "export" / "model.onnx", batch=3) < 1e-4
 
 
@@ -293,7 +293,7 @@ def test_every_training_exports_for_any_batch(name):
     like = abstract_state(experiment, dataset.image_shape, data_mesh())
     state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
     names = {head: tuple(names) for head, names in dataset.class_names.items()}
-    found = Trained(experiment, state, dataset.image_shape, names)
+    found = TrainedModel(Path(), experiment, state, dataset.image_shape, names)
     exported = program(found)
     assert exported.platforms == PLATFORMS
     (outputs,) = exported.out_avals

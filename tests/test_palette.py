@@ -30,7 +30,7 @@ from cnn_research.tasks.palette_files import nearest_names, palette_of, with_str
 from cnn_research.tasks.task import PIXELS
 from cnn_research.train.config import Evaluation, Selection, Training
 from cnn_research.train.optimizers import Optimizer
-from cnn_research.train.trained import open_trained, weights_of_run
+from cnn_research.train.trained import TrainedModel, weights_of_run
 from cnn_research.train.transfer import Transfer
 from cnn_research.workflows.staged import Staged
 
@@ -206,7 +206,7 @@ def test_a_head_learns_and_the_rest_stays(tmp_path, monkeypatch, task):
         assert same != layer.startswith("head"), (layer, weight)
     assert result.figures["test"]["count"] == 4 and result.figures["test"]["loss"] > 0
     assert (tmp_path / "run" / "report" / "palettes.png").exists()
-    found = open_trained(tmp_path / "run")
+    found = TrainedModel.load(tmp_path / "run")
     assert found.experiment.model.colours == 3
 
 

@@ -22,6 +22,7 @@ from cnn_research.models.layer_outputs import LONGEST_FEATURES, folded
 from cnn_research.tasks.multi_head import MultiHead
 from cnn_research.tasks.regression import Regression
 from cnn_research.train.config import Evaluation, Training
+from cnn_research.train.trained import TrainedModel
 
 DIGITS = Training(
     data=Digits(),
@@ -62,7 +63,7 @@ def test_predictions_are_those_of_the_network(digits, capsys):
     run(DIGITS, digits / "run", "predict", str(digits / "images"))
     rows = rows_of(digits / "run")
     assert [Path(row["file"]).name for row in rows] == [f"{index:02d}.png" for index in range(12)]
-    found = predict.open_trained(digits / "run")
+    found = TrainedModel.load(digits / "run")
     images = Digits().load().splits["test"].images[:12].astype(np.float32) / 255
     logits = found.experiment.model.apply(found.state.variables(), images, train=False)
     expected = np.asarray(jax.nn.softmax(logits))
@@ -95,7 +96,7 @@ def test_a_pattern_a_bad_file_and_a_file_that_is_none(digits, tmp_path, capsys):
     assert [Path(row["file"]).name for row in rows_of(digits / "run")] == [
         f"0{index}.png" for index in (2, 3, 5)
     ]
-    assert "left out:" in capsys.readouterr().out
+    assert "skipped:" in capsys.readouterr().out
 
 
 def test_which_files_are_taken(tmp_path, capsys):

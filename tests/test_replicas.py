@@ -21,7 +21,7 @@ from cnn_research.train import checkpoint
 from cnn_research.train import loop as runner
 from cnn_research.train.config import Selection, Training
 from cnn_research.train.optimizers import Optimizer
-from cnn_research.train.trained import open_trained
+from cnn_research.train.trained import TrainedModel
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -68,7 +68,7 @@ def test_replicas_are_the_runs_of_their_seeds(vmapped, one_by_one, tmp_path, cap
                 assert (a["step"], a.get("count")) == (b["step"], b.get("count"))
                 assert a["accuracy"] == b["accuracy"]
                 assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
-        assert open_trained(ours).experiment.seed == seed
+        assert TrainedModel.load(ours).experiment.seed == seed
     figures = [
         json.loads((tmp_path / f"seed-{seed}" / "evaluation.json").read_text())["test"]["accuracy"]
         for seed in SEEDS

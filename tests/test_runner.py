@@ -138,13 +138,13 @@ def test_an_interrupted_run_goes_on_exactly(number, code, step, alone, tmp_path)
 
 def test_a_signal_in_an_evaluation_stops_it_and_it_is_made_again(alone, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
-        original = evaluator.Evaluator._padded
+        original = evaluator.Evaluator._on_devices
 
-        def padded(evaluator, split, start):
+        def on_devices(evaluator, arrays):
             signal.raise_signal(signal.SIGTERM)
-            return original(evaluator, split, start)
+            return original(evaluator, arrays)
 
-        patch.setattr(evaluator.Evaluator, "_padded", padded)
+        patch.setattr(evaluator.Evaluator, "_on_devices", on_devices)
         patch.setattr(runner, "estimate", lambda *arguments: "")  # it evaluates a batch, too
         many = tiny(evaluation=dataclasses.replace(TINY.evaluation, batch_size=4))
         with pytest.raises(Interrupted, match="step 3 is saved"):

@@ -186,11 +186,6 @@ def grey(pixels: np.ndarray) -> np.ndarray:
     return np.round(pixels @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)[..., None]
 
 
-def padded(images: np.ndarray, size: int) -> np.ndarray:
-    """A batch of so many images, the last one repeated: one shape, one compilation."""
-    return np.concatenate([images, np.repeat(images[-1:], size - len(images), axis=0)])
-
-
 def encode(pixels: np.ndarray) -> bytes:
     """uint8 `[height, width, 3]` as PNG."""
     from PIL import Image

@@ -30,7 +30,7 @@ from cnn_research.inference import exported
 from cnn_research.report.markdown import markdown_table, number
 from cnn_research.tasks.task import file_suffixes
 from cnn_research.train.config import Training
-from cnn_research.train.trained import Trained, forward_of, open_trained
+from cnn_research.train.trained import TrainedModel
 
 FOLDER = "export"
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -56,15 +56,15 @@ def export_to(experiment: Training, workdir: Path, folder: Path) -> Result:
     """Writes the network of the run in `workdir` to another folder; `export` says the rest."""
     # The figures are those of the evaluation that the config describes.
     folders.check_same(experiment, workdir, ())
-    found = open_trained(workdir)
+    model = TrainedModel.load(workdir)
     with folders.claimed(workdir), folders.whole_folder(folder) as partial:
-        (partial / exported.MODEL).write_bytes(program(found).serialize())
-        (partial / "model.safetensors").write_bytes(save(_flat(found.state.variables())))
+        (partial / exported.MODEL).write_bytes(program(model).serialize())
+        (partial / "model.safetensors").write_bytes(save(_flat(model.state.variables())))
         (partial / folders.CONFIG).write_text((workdir / folders.CONFIG).read_text())
-        facts = described(found, workdir)
+        facts = described(model, workdir)
         folders.write_json(partial / exported.FACTS, facts)
         _write_labels(partial, facts["heads"])
-        why_not = _write_onnx(found, partial)
+        why_not = _write_onnx(model, partial)
         run = folders.read_json(workdir / folders.RUN)
         (partial / "README.md").write_text(card(facts, run, (partial / ONNX).exists()))
         exported.write_sums(partial)
@@ -75,7 +75,7 @@ def export_to(experiment: Training, workdir: Path, folder: Path) -> Result:
     return Result(workdir, facts["step"], {})
 
 
-def program(found: Trained) -> jax.export.Exported:
+def program(model: TrainedModel) -> jax.export.Exported:
     """The network as JAX keeps it: uint8 images `[batch, height, width, channels]`, of any number,
     to float32 outputs `[batch, outputs]`.
 
@@ -83,34 +83,34 @@ def program(found: Trained) -> jax.export.Exported:
         UserError: it does something that needs the number of images.
     """
     (batch,) = jax.export.symbolic_shape("batch")
-    images = jax.ShapeDtypeStruct((batch, *found.image_shape), jnp.uint8)
+    images = jax.ShapeDtypeStruct((batch, *model.image_shape), jnp.uint8)
     try:
-        return jax.export.export(jax.jit(forward_of(found)), platforms=PLATFORMS)(images)
+        return jax.export.export(jax.jit(model.forward()), platforms=PLATFORMS)(images)
     except (  # each for its kind of operation
         *(TypeError, ValueError, NotImplementedError),
         jax.errors.InconclusiveDimensionOperation,
     ) as error:
         raise UserError(
-            f"{type(found.experiment.model).__name__} cannot be exported for any number of images: "
+            f"{type(model.experiment.model).__name__} cannot be exported for any number of images: "
             f"{one_line(error)[:200]}"
         ) from error
 
 
-def described(found: Trained, workdir: Path) -> dict[str, Any]:
+def described(model: TrainedModel, workdir: Path) -> dict[str, Any]:
     """What export.json says."""
-    heads = found.experiment.fitted_task.described(found.class_names)
+    heads = model.experiment.fitted_task.described(model.class_names)
     run = folders.read_json(workdir / folders.RUN)
     evaluation = folders.read_json(workdir / folders.EVALUATION)
-    step = int(found.state.step)
+    step = int(model.state.step)
     figures = {name: values for name, values in evaluation.items() if name in folders.EVALUATED}
     return {
         "format": exported.FORMAT,
-        "experiment": found.experiment.name,
+        "experiment": model.experiment.name,
         "input": {
             "dtype": "uint8",
-            "shape": ["batch", *found.image_shape],
+            "shape": ["batch", *model.image_shape],
             "resize": RESIZE,
-            "channels": "RGB" if found.image_shape[2] == 3 else "grey",
+            "channels": "RGB" if model.image_shape[2] == 3 else "grey",
         },
         "outputs": heads[-1]["stop"],
         "heads": heads,
@@ -237,7 +237,7 @@ for head in facts["heads"]:
 # ONNX --------------------------------------------------------------------------------------------
 
 
-def _write_onnx(found: Trained, folder: Path) -> str:
+def _write_onnx(model: TrainedModel, folder: Path) -> str:
     """Writes model.onnx where the extra `onnx` is installed and the network converts.
 
     Returns:
@@ -247,8 +247,8 @@ def _write_onnx(found: Trained, folder: Path) -> str:
         return "jax2onnx and onnxruntime are not installed (pip install 'cnn-research[onnx]')"
     file = folder / ONNX
     try:
-        write_onnx(found, file)
-        apart = onnx_difference(found, file)
+        write_onnx(model, file)
+        apart = onnx_difference(model, file)
         if apart <= MOST_APART:
             return ""
         reason = f"ONNX Runtime is {apart:.1e} of the largest output away"
@@ -258,7 +258,7 @@ def _write_onnx(found: Trained, folder: Path) -> str:
     return f"jax2onnx does not convert this network ({reason})"
 
 
-def write_onnx(found: Trained, file: Path) -> None:
+def write_onnx(model: TrainedModel, file: Path) -> None:
     """The network as ONNX, for any number of images; the extra `onnx` must be installed."""
     with _silence():
         import jax2onnx
@@ -268,22 +268,22 @@ def write_onnx(found: Trained, file: Path) -> None:
         harmful = "remove_redundant_transpose_pairs_ir"
         with mock.patch.object(ir_optimizations, harmful, lambda graph: None):
             jax2onnx.to_onnx(
-                forward_of(found, FOR_ONNX),
-                [jax.ShapeDtypeStruct(("B", *found.image_shape), jnp.uint8)],
+                model.forward(FOR_ONNX),
+                [jax.ShapeDtypeStruct(("B", *model.image_shape), jnp.uint8)],
                 return_mode="file",
                 output_path=str(file),
             )
 
 
-def onnx_difference(found: Trained, file: Path, batch: int = 2) -> float:
+def onnx_difference(model: TrainedModel, file: Path, batch: int = 2) -> float:
     """How far ONNX Runtime's outputs for random images are from ours, by the largest of ours."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(file)
     (given,) = session.get_inputs()
-    shape = (batch, *found.image_shape)
+    shape = (batch, *model.image_shape)
     images = np.random.default_rng(batch).integers(0, 256, shape, np.uint8)
-    expected = np.asarray(jax.jit(forward_of(found))(images))
+    expected = np.asarray(jax.jit(model.forward())(images))
     (outputs,) = session.run(None, {given.name: images})
     return float(np.abs(outputs - expected).max() / np.abs(expected).max())
 

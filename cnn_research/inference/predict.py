@@ -1,7 +1,7 @@
-"""What a trained run says about anyone's images: `--mode=predict --input=FILE_OR_FOLDER_OR_GLOB`.
+"""Predictions for any images: `--mode=predict --input=FILE_OR_FOLDER_OR_GLOB`.
 
-All that it takes is the run's folder. Only the nearest training images, where they are asked for,
-need the data set.
+The run's folder is enough. Only the nearest training images, where they are asked for, need the
+data set.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import numpy as np
 from tqdm import tqdm
 
 from cnn_research.core import run_folder as folders
-from cnn_research.core.distributed import data_mesh, replicated
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.experiment import Result
 from cnn_research.data.dataset import Dataset
@@ -31,15 +30,13 @@ from cnn_research.data.images import (
     files_below,
     grey,
     is_named_as_image,
-    padded,
     printable,
 )
-from cnn_research.models.layer_outputs import last_features
+from cnn_research.ops.batching import apply_in_batches
 from cnn_research.report.markdown import markdown_table
 from cnn_research.tasks.task import Answer
 from cnn_research.train.config import Training
-from cnn_research.train.evaluator import views_of
-from cnn_research.train.trained import Trained, check_same_data, forward_of, open_trained
+from cnn_research.train.trained import TrainedModel
 
 FOLDER = "predictions"
 SHOWN = 24
@@ -47,11 +44,11 @@ SHOWN = 24
 
 
 def predict_images(experiment: Training, workdir: Path, source: str) -> Result:
-    """Answers for every image of `source`: on the terminal, and as files in `predictions/`.
+    """Predicts every image of `source`: on the terminal, and as files in `predictions/`.
 
     Args:
-        experiment: the run's; of it, `evaluation` and where the images of its data set lie may
-            differ from what was trained.
+        experiment: the run's; its `evaluation` and where the images of its data set lie may differ
+            from what was trained.
         workdir: the run's folder.
         source: an image, a folder of images, or a pattern such as 'photos/*.jpg'.
 
@@ -59,66 +56,79 @@ def predict_images(experiment: Training, workdir: Path, source: str) -> Result:
         UserError: there is no such run, or no image.
     """
     folders.check_same(experiment, workdir, ("data.path", "evaluation"))
-    found = open_trained(workdir)
-    found = dataclasses.replace(
-        found,
-        experiment=dataclasses.replace(
-            found.experiment, data=experiment.data, evaluation=experiment.evaluation
-        ),
-    )
+    model = TrainedModel.load(workdir, experiment)
     files = image_files(source)
     neighbours = experiment.evaluation.neighbours
-    with folders.claimed(workdir):
-        nearest = Nearest(found, workdir) if neighbours else None
-        said = tqdm(
-            said_of(files, found, nearest.features_of if nearest else None),
-            "predicting",
-            total=len(files),
-            unit=" images",
-            disable=None,  # where nobody looks
-        )
-        answers: list[dict[str, Answer]] = []
-        rows: list[dict[str, Any]] = []
-        shown: list[np.ndarray] = []
-        near: list[np.ndarray] = []
-        with folders.whole_folder(workdir / FOLDER) as partial:
-            with (partial / "predictions.jsonl").open("w", encoding="utf-8") as lines:
-                for (file, image, outputs, features), stem in zip(said, stems(files), strict=True):
-                    if isinstance(image, BadImage):
-                        said.write(f"left out: {image}")
-                        continue
-                    (answer,) = found.experiment.fitted_task.answers(
-                        outputs[None], found.class_names
-                    )
-                    row: dict[str, Any] = {"file": printable(file)}
-                    row |= {head: each.values for head, each in answer.items()}
-                    try:
-                        found.experiment.fitted_task.write_files(partial / stem, file, answer)
-                    except BadImage as error:
-                        said.write(f"without a picture: {error}")
-                    if nearest is not None:
-                        places = nearest(features, neighbours)
-                        row["nearest"] = nearest.describe(places)
-                        near.append(places)
-                    lines.write(json.dumps(row, ensure_ascii=False) + "\n")
-                    rows.append(row)
-                    answers.append(answer)
-                    if len(shown) < SHOWN:
-                        shown.append(image)
-            if not rows:
-                raise UserError(f"{source}: no image could be read")
-            _write_table(partial / "predictions.csv", rows, answers)
-            _write_picture(partial / "predictions.png", shown, rows, answers, nearest, near)
-    heads = list(answers[0])
+    with folders.claimed(workdir), folders.whole_folder(workdir / FOLDER) as partial:
+        nearest = Nearest(model, neighbours) if neighbours else None
+        predictions = _write_each(files, model, nearest, partial)
+        if not predictions:
+            raise UserError(f"{source}: no image could be read")
+        _write_table(partial / "predictions.csv", predictions)
+        _write_picture(partial / "predictions.png", predictions[:SHOWN], nearest)
+    heads = list(predictions[0].answers)
     cells = [
-        [Path(row["file"]).name, *(_with_others(answer[head]) for head in heads)]
-        for row, answer in zip(rows, answers, strict=True)
+        [Path(each.file).name, *(_with_others(each.answers[head]) for head in heads)]
+        for each in predictions[:SHOWN]
     ]
-    print(markdown_table(["image", *heads], cells[:SHOWN]))
-    if len(cells) > SHOWN:
-        print(f"... and {len(cells) - SHOWN:,} more")
-    print(f"{len(rows):,} images: {workdir / FOLDER / 'predictions.jsonl'}, .csv and .png")
-    return Result(workdir, int(found.state.step), {})
+    print(markdown_table(["image", *heads], cells))
+    if len(predictions) > SHOWN:
+        print(f"... and {len(predictions) - SHOWN:,} more")
+    print(f"{len(predictions):,} images: {workdir / FOLDER / 'predictions.jsonl'}, .csv and .png")
+    return Result(workdir, int(model.state.step), {})
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """The prediction for one image.
+
+    Attributes:
+        file: the image's path, fit for printing.
+        answers: for each head.
+        image: uint8 `[height, width, channels]`, as the network takes it; None beyond the first
+            images, of which there is a picture.
+        nearest: indices of the nearest training images; empty where they are not asked for.
+    """
+
+    file: str
+    answers: Mapping[str, Answer]
+    image: np.ndarray | None
+    nearest: np.ndarray
+
+
+def _write_each(
+    files: Sequence[Path], model: TrainedModel, nearest: Nearest | None, folder: Path
+) -> list[Prediction]:
+    """Predicts each image, and writes its line of predictions.jsonl and its own files."""
+    task = model.experiment.fitted_task
+    predictions: list[Prediction] = []
+    progress = tqdm(
+        outputs_of(files, model, features=nearest is not None),
+        "predicting",
+        total=len(files),
+        unit=" images",
+        disable=None,  # where there is no terminal
+    )
+    with (folder / "predictions.jsonl").open("w", encoding="utf-8") as lines:
+        for (file, image, outputs, features), stem in zip(progress, stems(files), strict=True):
+            if isinstance(image, BadImage):
+                progress.write(f"skipped: {image}")
+                continue
+            (answers,) = task.answers(outputs[None], model.class_names)
+            try:
+                task.write_files(folder / stem, file, answers)
+            except BadImage as error:
+                progress.write(f"without a picture: {error}")
+            row: dict[str, Any] = {"file": printable(file)}
+            row |= {head: answer.values for head, answer in answers.items()}
+            near = np.empty(0, int)
+            if nearest is not None:
+                near = nearest(features)
+                row["nearest"] = nearest.describe(near)
+            lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+            kept = image if len(predictions) < SHOWN else None
+            predictions.append(Prediction(row["file"], answers, kept, near))
+    return predictions
 
 
 def _with_others(answer: Answer) -> str:
@@ -160,7 +170,7 @@ def image_files(source: str) -> list[Path]:
             "any file"
         )
     if others:
-        print(f"{others:,} other files in {printable(source)} are passed over.")
+        print(f"{others:,} other files in {printable(source)} are skipped.")
     return images
 
 
@@ -174,162 +184,127 @@ def stems(files: Sequence[Path]) -> Iterator[str]:
         yield name if taken[name] == 1 else f"{name}-{taken[name]}"
 
 
-def said_of(
-    files: Sequence[Path], found: Trained, features_of: Any
+def outputs_of(
+    files: Sequence[Path], model: TrainedModel, *, features: bool = False
 ) -> Iterator[tuple[Path, np.ndarray | BadImage, np.ndarray, np.ndarray]]:
-    """Per file: the image as the network takes it, its outputs, and its features.
+    """Yields for each file the image as the network takes it, its outputs, and its features.
 
-    A file that is no image comes with the reason in place of the image.
+    For a file that is not an image, the reason comes in place of the image.
 
     Args:
         files: of images.
-        found: the network.
-        features_of: from `features_of`; None leaves features out, and gives the outputs again.
+        model: the trained model.
+        features: whether features are computed; otherwise the outputs come in their place.
     """
-    forward = jax.jit(forward_of(found))
-    size = found.experiment.evaluation.batch_size
-    height, width, channels = found.image_shape
-    for start in range(0, len(files), size):
-        part = files[start : start + size]
-        images: list[np.ndarray | BadImage] = []
-        for file in part:
-            try:
-                image = decode(file, (height, width))
-            except BadImage as error:
-                images.append(error)
-                continue
-            images.append(image if channels == 3 else grey(image))
+    forward = jax.jit(model.forward())
+    features_of = model.features()
+
+    def both(images: np.ndarray) -> tuple[jax.Array, jax.Array]:
+        outputs = forward(images)
+        return outputs, features_of(images) if features else outputs
+
+    most = model.experiment.evaluation.batch_size
+    for start in range(0, len(files), most):
+        part = files[start : start + most]
+        images = [_decoded(file, model.image_shape) for file in part]
         good = [image for image in images if not isinstance(image, BadImage)]
-        outputs = features = np.zeros((len(part), 1), np.float32)
+        results: Iterator[tuple[np.ndarray, np.ndarray]] = iter(())
         if good:
             # One size of batch, or the next power of two for few images: few compilations.
-            batch = padded(np.stack(good), min(size, 1 << (len(good) - 1).bit_length()))
-            outputs = features = np.asarray(forward(batch))
-            if features_of is not None:
-                features = np.asarray(features_of(found.state.variables(), batch))
-        place = 0
-        for file, decoded in zip(part, images, strict=True):
-            yield file, decoded, outputs[place], features[place]
-            place += not isinstance(decoded, BadImage)
+            size = min(most, 1 << (len(good) - 1).bit_length())
+            results = zip(*apply_in_batches(both, np.stack(good), size), strict=True)
+        nothing = np.empty(0, np.float32)
+        for file, image in zip(part, images, strict=True):
+            is_bad = isinstance(image, BadImage)
+            yield file, image, *((nothing, nothing) if is_bad else next(results))
 
 
-def features_of(found: Trained) -> Any:
-    """The jitted `(variables, uint8 images) -> features` of the images as they are.
-
-    They are those of `last_features`.
-    """
-
-    def features(variables, images):
-        view = views_of(images, found.experiment)[0]
-        return last_features(found.experiment.model, variables, view)[1]
-
-    return jax.jit(features, out_shardings=replicated(data_mesh()))
+def _decoded(file: Path, image_shape: tuple[int, int, int]) -> np.ndarray | BadImage:
+    height, width, channels = image_shape
+    try:
+        image = decode(file, (height, width))
+    except BadImage as error:
+        return error
+    return image if channels == 3 else grey(image)
 
 
 class Nearest:
     """The training images whose features are nearest to those of an image.
 
-    The features of the training split are computed once for each state of a run, and kept in its
-    folder.
+    The features of the training split are computed once for each checkpoint that is asked, and
+    stored in the run's folder.
 
     Args:
-        found: the trained network.
-        workdir: the run's folder.
+        model: the trained model.
+        count: of nearest images.
 
     Raises:
-        UsageError: the data set has changed since it was trained on.
+        UsageError: the data set has changed since the model was trained on it.
         UserError: it is not there.
     """
 
-    def __init__(self, found: Trained, workdir: Path):
+    def __init__(self, model: TrainedModel, count: int):
         try:
-            self.dataset: Dataset = found.experiment.data.load()
-            check_same_data(workdir, self.dataset)
+            self.dataset: Dataset = model.load_data()
         except UserError as error:
             raise type(error)(
                 f"{error}; --evaluation.neighbours=0 answers without the nearest training images"
             ) from error
-        self._found = found
-        self.features_of = features_of(found)
-        file = workdir / f"training_features-{int(found.state.step)}.npy"
+        self._heads, self._count = model.experiment.task.heads, count
+        self._split = self.dataset.splits["train"]
+        file = model.workdir / f"training_features-{int(model.state.step)}.npy"
         if not file.exists():
-            self._compute(file)
+            print(f"Computing the features of {len(self._split):,} training images, once.")
+            size = min(model.experiment.evaluation.batch_size, len(self._split))
+            features = apply_in_batches(model.features(), self._split.images, size)
+            partial = file.with_suffix(".partial")
+            with partial.open("wb") as stream:
+                np.save(stream, features)
+            partial.rename(file)
         self._features = np.load(file, mmap_mode="r")
 
-    def __call__(self, features: np.ndarray, count: int) -> np.ndarray:
-        """The places of the nearest training images, int `[count]`, the nearest first."""
-        return np.argsort(-(self._features @ features), kind="stable")[:count]
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """Indices of the nearest training images, int `[count]`, the nearest first."""
+        return np.argsort(-(self._features @ features), kind="stable")[: self._count]
 
-    def describe(self, places: np.ndarray) -> list[dict[str, Any]]:
-        """The training images at these places as JSON values: name and labels."""
-        split = self.dataset.splits["train"]
+    def describe(self, indices: np.ndarray) -> list[dict[str, Any]]:
+        """The training images at these indices as JSON values: name and labels."""
+        names = self._split.names
         return [
             {
-                "file": "" if split.names is None else str(split.names[place]),
-                **{head: self._label(head, int(place)) for head in split.labels},
+                "file": "" if names is None else str(names[index]),
+                **{head: self._label(head, int(index)) for head in self._split.labels},
             }
-            for place in places
+            for index in indices
         ]
 
-    def image(self, place: int) -> np.ndarray:
-        """uint8 `[height, width, channels]`."""
-        return self.dataset.splits["train"].images[place]
+    def titled(self, index: int) -> tuple[np.ndarray, str]:
+        """A training image, and its labels of the heads that the run has learned."""
+        labels = (str(self._label(head, index) or "unknown") for head in self._heads)
+        return self._split.images[index], "\n".join(labels)
 
-    def title(self, place: int) -> str:
-        """What the image is, by the heads that the run has learned."""
-        heads = self._found.experiment.task.heads
-        return "\n".join(str(self._label(head, place) or "unknown") for head in heads)
-
-    def _label(self, head: str, place: int) -> Any:
-        return self.dataset.label(self.dataset.splits["train"], head, place)
-
-    def _compute(self, file: Path) -> None:
-        images = self.dataset.splits["train"].images
-        print(f"Computing the features of {len(images):,} training images, once.")
-        variables = self._found.state.variables()
-        size = min(self._found.experiment.evaluation.batch_size, len(images))
-        parts = []
-        for start in range(0, len(images), size):
-            part = np.asarray(images[start : start + size])
-            features = self.features_of(variables, padded(part, size))
-            parts.append(np.asarray(features)[: len(part)])
-        partial = file.with_suffix(".partial")
-        with partial.open("wb") as written:
-            np.save(written, np.concatenate(parts))
-        partial.rename(file)
+    def _label(self, head: str, index: int) -> Any:
+        return self.dataset.label(self._split, head, index)
 
 
-def _write_table(
-    file: Path, rows: Sequence[Mapping[str, Any]], answers: Sequence[Mapping[str, Answer]]
-) -> None:
-    heads = list(answers[0])
-    columns = [f"{head} {name}".strip() for head in heads for name in answers[0][head].columns]
+def _write_table(file: Path, predictions: Sequence[Prediction]) -> None:
+    first = predictions[0].answers
+    columns = [f"{head} {name}".strip() for head in first for name in first[head].columns]
     with file.open("w", encoding="utf-8", newline="") as text:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["file", *columns])
-        for row, answer in zip(rows, answers, strict=True):
-            values = [value for head in heads for value in answer[head].columns.values()]
-            writer.writerow([row["file"], *values])
+        for each in predictions:
+            values = [x for answer in each.answers.values() for x in answer.columns.values()]
+            writer.writerow([each.file, *values])
 
 
-def _write_picture(
-    file: Path,
-    images: Sequence[np.ndarray],
-    rows: Sequence[Mapping[str, Any]],
-    answers: Sequence[Mapping[str, Answer]],
-    nearest: Nearest | None,
-    near: Sequence[np.ndarray],
-) -> None:
-    from cnn_research.report import plots as figures
+def _write_picture(file: Path, predictions: Sequence[Prediction], nearest: Nearest | None) -> None:
+    from cnn_research.report import plots
 
-    titles = ["\n".join(answer.text for answer in found.values()) for found in answers]
+    titles = ["\n".join(answer.text for answer in each.answers.values()) for each in predictions]
     neighbours: list[list[tuple[np.ndarray, str]]] = []
     if nearest is not None:
-        neighbours = [
-            [(nearest.image(place), nearest.title(place)) for place in places.tolist()]
-            for places in near[: len(images)]
-        ]
-    names = [Path(row["file"]).name for row in rows]
-    figures.predictions(images, names[: len(images)], titles[: len(images)], neighbours).savefig(
-        file
-    )
+        neighbours = [[nearest.titled(i) for i in each.nearest.tolist()] for each in predictions]
+    images = [each.image for each in predictions if each.image is not None]
+    names = [Path(each.file).name for each in predictions]
+    plots.predictions(images, names, titles, neighbours).savefig(file)

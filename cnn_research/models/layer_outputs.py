@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from cnn_research.ops.batching import apply_in_batches
+
 BATCH = 32
 """Images in one forward pass of the search for those that excite most."""
 LONGEST_FEATURES = 2048
@@ -189,15 +191,9 @@ def most_exciting(
         flat = [x[..., :units].reshape(len(x), -1, min(units, x.shape[3])) for x in found]
         return [(x.max(axis=1), x.argmax(axis=1)) for x in flat]
 
-    batches = []
-    for start in range(0, len(searched), BATCH):
-        part = images[searched[start : start + BATCH]]
-        padded = np.concatenate([part, np.repeat(part[-1:], BATCH - len(part), axis=0)])
-        found = jax.device_get(strongest(variables, padded))
-        batches.append([(value[: len(part)], at[: len(part)]) for value, at in found])
+    found = apply_in_batches(lambda at: strongest(variables, images[at]), searched, BATCH)
     results = []
-    for layer, parts in zip(chosen, zip(*batches, strict=True), strict=True):
-        values, at = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    for layer, (values, at) in zip(chosen, found, strict=True):
         # Of equals, the earlier image.
         order = np.argsort(-values, axis=0, kind="stable")[:best]
         at = np.take_along_axis(at, order, axis=0).T

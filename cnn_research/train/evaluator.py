@@ -15,6 +15,7 @@ from cnn_research import ops
 from cnn_research.core.distributed import batch_sharded, replicated
 from cnn_research.data.dataset import Split
 from cnn_research.models.layer_outputs import last_features
+from cnn_research.ops.batching import apply_in_batches, padded_batches
 from cnn_research.ops.views import cut
 from cnn_research.tasks.task import PIXELS, FittedTask
 from cnn_research.train.config import Training
@@ -72,16 +73,15 @@ def predict(
 
 
 class Evaluator:
-    """Evaluates a model on splits; one compilation serves all of them.
+    """Evaluates a model on splits, with one compilation for each size of batch.
 
     Attributes:
-        batch_size: images in a forward pass, over all devices.
+        batch_size: most images in a forward pass, over all devices.
     """
 
     def __init__(self, experiment: Training, model: nn.Module, mesh: Mesh):
         self._mesh = mesh
-        # Every device gets as many images; what is too much is masked, not counted.
-        self.batch_size = -(-experiment.evaluation.batch_size // mesh.size) * mesh.size
+        self.batch_size = _rounded_up(experiment.evaluation.batch_size, mesh.size)
 
         def step(variables, images, labels, weights):
             views = views_of(images, experiment)
@@ -106,19 +106,22 @@ class Evaluator:
         """Metrics as (sum, count), and every example's outputs, float32 `[examples, outputs]`.
 
         Args:
-            variables: what the model is evaluated with.
+            variables: parameters and statistics of the model.
             split: uint8 images and labels.
-            stop: asked between batches; once it is true the evaluation is given up: None.
+            stop: asked before each batch; once it is true the evaluation is abandoned, and the
+                result is None.
         """
         fetched, pending = [], None
         with ops.large_blocks_returned(), jax.set_mesh(self._mesh):
-            for start in range(0, len(split), self.batch_size):
+            for indices, weights in padded_batches(len(split), self._size_for(split)):
                 if stop():
                     return None
-                before, pending = pending, self._step(variables, *self._padded(split, start))
+                labels = {head: values[indices] for head, values in split.labels.items()}
+                batch = self._on_devices((split.images[indices], labels, weights))
+                ready, pending = pending, self._step(variables, *batch)
                 # One batch behind: the devices never wait, and no queue grows before them.
-                if before is not None:
-                    fetched.append(jax.device_get(before))
+                if ready is not None:
+                    fetched.append(jax.device_get(ready))
             fetched.append(jax.device_get(pending))
         sums = {
             name: (
@@ -130,22 +133,26 @@ class Evaluator:
         return sums, np.concatenate([outputs for _, outputs in fetched])[: len(split)]
 
     def features(self, variables: Mapping[str, Any], split: Split) -> np.ndarray:
-        """Every example's features, as of `last_features`; the arguments are those of a call."""
+        """Features of every example, as of `last_features`; the arguments are those of a call."""
+
+        def features(images: np.ndarray) -> jax.Array:
+            return self._features(variables, self._on_devices(images))
+
         with ops.large_blocks_returned(), jax.set_mesh(self._mesh):
-            parts = [
-                np.asarray(self._features(variables, self._padded(split, start)[0]))
-                for start in range(0, len(split), self.batch_size)
-            ]
-        return np.concatenate(parts)[: len(split)]
+            return apply_in_batches(features, split.images, self._size_for(split))
 
-    def _padded(self, split: Split, start: int) -> tuple[jax.Array, Any, jax.Array]:
-        indices = np.arange(start, start + self.batch_size)
-        weights = (indices < len(split)).astype(np.float32)
-        indices = np.minimum(indices, len(split) - 1)
-        labels = {head: values[indices] for head, values in split.labels.items()}
-        return jax.tree.map(self._on_devices, (split.images[indices], labels, weights))
+    def _size_for(self, split: Split) -> int:
+        """A small split is not padded to a whole batch, but every device gets as many images."""
+        return min(self.batch_size, _rounded_up(len(split), self._mesh.size))
 
-    def _on_devices(self, array: np.ndarray) -> jax.Array:
-        return jax.make_array_from_callback(
-            array.shape, batch_sharded(self._mesh), lambda part: array[part]
-        )
+    def _on_devices(self, arrays: Any) -> Any:
+        def placed(array: np.ndarray) -> jax.Array:
+            return jax.make_array_from_callback(
+                array.shape, batch_sharded(self._mesh), lambda part: array[part]
+            )
+
+        return jax.tree.map(placed, arrays)
+
+
+def _rounded_up(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple

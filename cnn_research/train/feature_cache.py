@@ -18,6 +18,7 @@ from cnn_research.core.errors import UsageError
 from cnn_research.core.preemption import poll
 from cnn_research.data.dataset import Split
 from cnn_research.data.prepare import cache
+from cnn_research.ops.batching import map_batches
 
 BATCH = 32
 """Images in one forward pass of the backbone."""
@@ -219,20 +220,22 @@ def _compute(
     file: Path,
 ) -> None:
     """Writes the layer's output for the images at `where`, (split, index) each."""
-    partial = file.with_suffix(".partial")
-    stored = None
-    for start in range(0, len(where), BATCH):
+
+    def features(places: np.ndarray) -> jax.Array:
         poll()
-        part = where[start : start + BATCH]
-        images = np.stack([splits[split].images[index] for split, index in part])
-        padded = np.concatenate([images, np.repeat(images[-1:], BATCH - len(part), axis=0)])
-        features = np.asarray(forward(variables, padded))[: len(part)]
+        chosen = (where[place] for place in places)
+        return forward(variables, np.stack([splits[split].images[i] for split, i in chosen]))
+
+    partial = file.with_suffix(".partial")
+    stored, start = None, 0
+    for rows in map_batches(features, np.arange(len(where)), BATCH):
         if stored is None:
-            shape = (len(where), *features.shape[1:])
+            shape = (len(where), *rows.shape[1:])
             stored = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
-        stored[start : start + len(part)] = features
-    if stored is not None:
-        stored.flush()
+        stored[start : start + len(rows)] = rows
+        start += len(rows)
+    assert stored is not None, "a split has an image"
+    stored.flush()
     partial.rename(file)
 
 

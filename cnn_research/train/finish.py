@@ -23,7 +23,7 @@ from cnn_research.tasks.task import Task
 from cnn_research.train.config import Training
 from cnn_research.train.evaluator import Evaluator
 from cnn_research.train.state import TrainState
-from cnn_research.train.trained import check_run, inputs, trained
+from cnn_research.train.trained import TrainedModel, check_run, inputs
 
 
 def evaluate(experiment: Training, workdir: Path) -> Result:
@@ -36,15 +36,18 @@ def evaluate(experiment: Training, workdir: Path) -> Result:
     first = jax.process_index() == 0
     with folders.claimed(workdir, enabled=first):
         # Other data, or the same split otherwise, may be what the model was trained on; where it
-        # lies does not matter, for `trained` looks at what it is.
+        # lies does not matter, for `load_data` looks at what it is.
         free = ("data.path", "evaluation", "selection.report")
         folders.check_same(experiment, workdir, free)
-        experiment, dataset, state = trained(experiment, workdir)
-        model, splits = inputs(experiment, state, dataset)
-        evaluator = Evaluator(experiment, model, data_mesh())
+        model = TrainedModel.load(workdir, experiment)
+        dataset = model.load_data()
+        network, splits = inputs(model.experiment, model.state, dataset)
+        evaluator = Evaluator(model.experiment, network, data_mesh())
         last = max((row["step"] for row in read_metrics(workdir)), default=0)
         with MetricsWriter(workdir, restored_step=last, enabled=first) as writer:
-            return report(experiment, workdir, dataset, splits, state, evaluator, writer)
+            return report(
+                model.experiment, workdir, dataset, splits, model.state, evaluator, writer
+            )
 
 
 def report(

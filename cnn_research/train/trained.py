@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import math
 from collections.abc import Callable, Mapping
@@ -18,9 +19,10 @@ from jax.sharding import Mesh
 from cnn_research import ops
 from cnn_research.core import run_folder as folders
 from cnn_research.core.config import from_dict
-from cnn_research.core.distributed import data_mesh, state_shardings
+from cnn_research.core.distributed import data_mesh, replicated, state_shardings
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.data.dataset import Dataset, Split
+from cnn_research.models.layer_outputs import last_features
 from cnn_research.models.weights import Weights
 from cnn_research.train import checkpoint
 from cnn_research.train.config import Training
@@ -49,74 +51,149 @@ def check_same_data(workdir: Path, dataset: Dataset) -> None:
         )
 
 
-def trained(experiment: Training, workdir: Path) -> tuple[Training, Dataset, TrainState]:
-    """What a run has come to: the experiment bound to its data, the data, the reported state.
-
-    Raises:
-        UsageError: the data has changed since.
-        UserError: there is no good checkpoint, or the data is not there.
-    """
-    dataset = experiment.data.load()
-    check_same_data(workdir, dataset)
-    experiment.task.check_data(dataset)
-    experiment = bound(experiment, dataset)
-    like = abstract_state(experiment, dataset.image_shape, data_mesh())
-    step = reported_step(experiment, workdir)
-    state, _ = checkpoint.restore(workdir / folders.CHECKPOINTS, step, like)
-    return experiment, dataset, state
-
-
 @dataclasses.dataclass(frozen=True)
-class Trained:
-    """A trained network that can be asked, from its folder alone.
+class TrainedModel:
+    """A trained model, from the folder of its run alone.
 
     Attributes:
+        workdir: the run's folder.
         experiment: bound to the data that it was trained on.
-        state: the one that its report is about.
-        image_shape: `(height, width, channels)` of what the network takes.
+        state: the one that the run reports on: the last, or the best.
+        image_shape: `(height, width, channels)` of the images that the network takes.
         class_names: per head of classes, the name of each class.
     """
 
+    workdir: Path
     experiment: Training
     state: TrainState
     image_shape: tuple[int, int, int]
     class_names: Mapping[str, tuple[str, ...]]
 
+    @classmethod
+    def load(cls, workdir: Path, experiment: Training | None = None) -> TrainedModel:
+        """Loads the model of a run.
 
-def open_trained(workdir: Path) -> Trained:
-    """The trained network of a run's folder.
+        Args:
+            workdir: the run's folder.
+            experiment: its `data`, `evaluation` and `selection` take the place of the run's.
+
+        Raises:
+            UserError: the folder is not that of a training, or has no good checkpoint.
+        """
+        check_run(workdir)
+        facts = _facts(workdir)
+        bound = from_dict(facts["experiment"])
+        if experiment is not None:
+            bound = dataclasses.replace(
+                bound,
+                data=experiment.data,
+                evaluation=experiment.evaluation,
+                selection=experiment.selection,
+            )
+        height, width, channels = facts["image_shape"]
+        shape = (height, width, channels)
+        like = abstract_state(bound, shape, data_mesh())
+        step = reported_step(bound, workdir)
+        state, _ = checkpoint.restore(workdir / folders.CHECKPOINTS, step, like)
+        names = {head: tuple(names) for head, names in facts["class_names"].items()}
+        return cls(workdir, bound, state, shape, names)
+
+    def load_data(self) -> Dataset:
+        """Loads the data that the model was trained on.
+
+        Raises:
+            UsageError: they have changed since.
+            UserError: they are not there.
+        """
+        dataset = self.experiment.data.load()
+        check_same_data(self.workdir, dataset)
+        return dataset
+
+    def forward(
+        self, formulation: ops.Formulation | None = None
+    ) -> Callable[[jax.Array], jax.Array]:
+        """The model as a function of images, test-time augmentation included, to be jitted.
+
+        Predictions and exports are both made by it, so that they are the same, bit for bit.
+
+        Args:
+            formulation: of the operations; None is the best of each platform.
+
+        Returns:
+            `images -> outputs`: uint8 `[batch, height, width, channels]` -> float32
+            `[batch, outputs]`, with the parameters as constants.
+        """
+        experiment = self._of_images()
+        variables = jax.tree.map(np.asarray, self.state.variables())
+
+        def under(formulation: ops.Formulation) -> Callable[..., jax.Array]:
+            def outputs(variables: Any, images: jax.Array) -> jax.Array:
+                with ops.use_formulation(formulation):
+                    views = views_of(images, experiment)
+                    return predict(experiment.model, variables, views, experiment.fitted_task)
+
+            return outputs
+
+        def forward(images: jax.Array) -> jax.Array:
+            if formulation is not None:
+                return under(formulation)(variables, images)
+            # Without the barrier XLA would compute with constants beforehand, and round otherwise
+            # than an evaluation, to which parameters are arguments.
+            held = jax.lax.optimization_barrier(variables)
+            return jax.lax.platform_dependent(
+                held, images, cpu=under(ops.default_formulation("cpu")), default=under(ops.PLAIN)
+            )
+
+        return forward
+
+    def features(self) -> Callable[[np.ndarray], jax.Array]:
+        """The jitted `uint8 images -> features`, as of `last_features`; without augmentation."""
+        experiment = self._of_images()
+
+        def features(variables: Any, images: jax.Array) -> jax.Array:
+            view = views_of(images, experiment)[0]
+            return last_features(experiment.model, variables, view)[1]
+
+        compiled = jax.jit(features, out_shardings=replicated(data_mesh()))
+        return functools.partial(compiled, self.state.variables())
+
+    def _of_images(self) -> Training:
+        """The experiment whose network takes images, not cached features."""
+        return dataclasses.replace(self.experiment, transfer=Transfer())
+
+
+def bound_experiment(workdir: Path) -> Training:
+    """The experiment of a run, bound to its data; no checkpoint is read.
 
     Raises:
-        UserError: the folder holds no run, or no good checkpoint.
+        UserError: the folder is not that of a training.
     """
     check_run(workdir)
+    return from_dict(_facts(workdir)["experiment"])
+
+
+def _facts(workdir: Path) -> Mapping[str, Any]:
     facts = folders.read_json(workdir / folders.BOUND)
-    if not facts:
-        raise UserError(
-            f"{workdir} has no {folders.BOUND} that can be read: run its training again, which "
-            "goes on where it ended"
-        )
-    experiment = from_dict(facts["experiment"])
-    height, width, channels = facts["image_shape"]
-    shape = (height, width, channels)
-    step = reported_step(experiment, workdir)
-    like = abstract_state(experiment, shape, data_mesh())
-    state, _ = checkpoint.restore(workdir / folders.CHECKPOINTS, step, like)
-    names = {head: tuple(names) for head, names in facts["class_names"].items()}
-    # Whole images are asked about, not cached features.
-    return Trained(dataclasses.replace(experiment, transfer=Transfer()), state, shape, names)
+    if facts:
+        return facts
+    if not isinstance(folders.saved_config(workdir), Training):
+        raise UserError(f"{workdir} has no trained network: name the folder of a training")
+    raise UserError(
+        f"{workdir} has no {folders.BOUND} that can be read: run its training again, which resumes "
+        "where it ended"
+    )
 
 
 def weights_of_run(workdir: Path) -> Weights:
-    """What a run's report is about, for another network to start from.
+    """The weights of a run's model, for another network to start from.
 
     Raises:
         UserError: the folder holds no run, or no good checkpoint.
     """
-    found = open_trained(workdir)
-    checksums = workdir / folders.CHECKPOINTS / str(int(found.state.step)) / checkpoint.CHECKSUMS
+    state = TrainedModel.load(workdir).state
+    checksums = workdir / folders.CHECKPOINTS / str(int(state.step)) / checkpoint.CHECKSUMS
     arrays = {}
-    for collection in found.state.variables().values():
+    for collection in state.variables().values():
         for leaf, value in traverse_util.flatten_dict(collection, sep="/").items():
             module, _, weight = leaf.rpartition("/")
             arrays[module.replace("/", "."), weight] = np.asarray(value)
@@ -213,42 +290,3 @@ def abstract_state(
     return jax.tree.map(
         lambda x, on: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on), shapes, where
     )
-
-
-def forward_of(
-    found: Trained, formulation: ops.Formulation | None = None
-) -> Callable[[jax.Array], jax.Array]:
-    """What a trained network makes of images, and of their views, as one function to be jitted.
-
-    Predictions and exports are both made by it, so that they are the same, bit for bit.
-
-    Args:
-        found: the network.
-        formulation: how operations are written down; None: as is best on each platform.
-
-    Returns:
-        `images -> outputs`: uint8 `[batch, height, width, channels]` -> float32
-        `[batch, outputs]`, with the parameters inside.
-    """
-    experiment = found.experiment
-    variables = jax.tree.map(np.asarray, found.state.variables())
-
-    def under(formulation: ops.Formulation) -> Callable[..., jax.Array]:
-        def outputs(variables: Any, images: jax.Array) -> jax.Array:
-            with ops.use_formulation(formulation):
-                views = views_of(images, experiment)
-                return predict(experiment.model, variables, views, experiment.fitted_task)
-
-        return outputs
-
-    def forward(images: jax.Array) -> jax.Array:
-        if formulation is not None:
-            return under(formulation)(variables, images)
-        # Without the barrier XLA would compute with constants beforehand, and round otherwise than
-        # an evaluation, to which parameters are arguments.
-        held = jax.lax.optimization_barrier(variables)
-        return jax.lax.platform_dependent(
-            held, images, cpu=under(ops.default_formulation("cpu")), default=under(ops.PLAIN)
-        )
-
-    return forward

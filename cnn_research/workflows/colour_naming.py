@@ -15,10 +15,11 @@ import numpy as np
 from cnn_research.core import run_folder as folders
 from cnn_research.core.errors import UserError
 from cnn_research.core.experiment import Result
-from cnn_research.data.images import BadImage, decode, padded, printable, resized
+from cnn_research.data.images import BadImage, decode, printable, resized
 from cnn_research.inference.predict import FOLDER, image_files, stems
+from cnn_research.ops.batching import apply_in_batches
 from cnn_research.report import plots as figures
-from cnn_research.train.trained import forward_of, open_trained
+from cnn_research.train.trained import TrainedModel
 from cnn_research.workflows.purification import Purification, last_round
 
 LONGEST = 240
@@ -36,19 +37,11 @@ def name_pixels(experiment: Purification, workdir: Path, source: str) -> Result:
     Raises:
         UserError: the rounds are not done, or there is no image.
     """
-    found = open_trained(last_round(experiment, workdir))
-    batch_size = found.experiment.evaluation.batch_size
-    (head,) = found.experiment.task.heads
-    names = found.class_names[head]
-    forward = jax.jit(forward_of(found))
-
-    def named(crops: np.ndarray) -> np.ndarray:
-        parts = []
-        for start in range(0, len(crops), batch_size):
-            part = crops[start : start + batch_size]
-            outputs = np.asarray(forward(padded(part, batch_size)))
-            parts.append(outputs[: len(part)].argmax(axis=1))
-        return np.concatenate(parts)
+    model = TrainedModel.load(last_round(experiment, workdir))
+    batch_size = model.experiment.evaluation.batch_size
+    (head,) = model.experiment.task.heads
+    names = model.class_names[head]
+    forward = jax.jit(model.forward())
 
     done = 0
     with folders.claimed(workdir), folders.whole_folder(workdir / FOLDER) as partial:
@@ -60,8 +53,9 @@ def name_pixels(experiment: Purification, workdir: Path, source: str) -> Result:
                 except BadImage as error:
                     print(f"left out: {error}")
                     continue
-                crops, (rows, columns) = crops_around(image, found.image_shape[:2])
-                labels = named(crops).reshape(rows, columns)
+                crops, (rows, columns) = crops_around(image, model.image_shape[:2])
+                outputs = apply_in_batches(forward, crops, batch_size)
+                labels = outputs.argmax(axis=1).reshape(rows, columns)
                 shares = np.bincount(labels.ravel(), minlength=len(names)) / labels.size
                 row = {"file": printable(file), "shares": _rounded(names, shares)}
                 lines.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -73,7 +67,7 @@ def name_pixels(experiment: Purification, workdir: Path, source: str) -> Result:
         if not done:
             raise UserError(f"{source}: no image could be read")
     print(f"{done:,} images: {workdir / FOLDER}")
-    return Result(workdir, int(found.state.step), {})
+    return Result(workdir, int(model.state.step), {})
 
 
 def small(image: np.ndarray, longest: int) -> np.ndarray:

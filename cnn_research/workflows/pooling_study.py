@@ -93,15 +93,16 @@ def accuracies(training: Training, folder: Path, shifts: Sequence[int]) -> list[
     """The test accuracy of a trained run on images moved to the right by so many pixels each."""
     from cnn_research.core.distributed import data_mesh
     from cnn_research.train.evaluator import Evaluator
-    from cnn_research.train.trained import trained
+    from cnn_research.train.trained import TrainedModel
 
-    experiment, dataset, state = trained(training, folder)
+    model = TrainedModel.load(folder, training)
+    experiment = model.experiment
     evaluator = Evaluator(experiment, experiment.model, data_mesh())
-    split = dataset.splits["test"]
+    split = model.load_data().splits["test"]
     found = []
     for shift in shifts:
         moved = Split(images=shifted(split.images, shift), labels=split.labels)
-        outcome = evaluator(state.variables(), moved)
+        outcome = evaluator(model.state.variables(), moved)
         assert outcome is not None, "nothing stops it"
         found.append(experiment.fitted_task.means(outcome[0])["accuracy"])
     return found

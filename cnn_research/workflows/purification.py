@@ -149,14 +149,16 @@ def discard(experiment: Purification, training: Training, folder: Path) -> np.nd
     """
     from cnn_research.core.distributed import data_mesh
     from cnn_research.train.evaluator import Evaluator
-    from cnn_research.train.trained import inputs, trained
+    from cnn_research.train.trained import TrainedModel, inputs
 
-    bound, dataset, state = trained(training, folder)
-    model, splits = inputs(bound, state, dataset)
-    outcome = Evaluator(bound, model, data_mesh())(state.variables(), splits["train"])
+    model = TrainedModel.load(folder, training)
+    dataset = model.load_data()
+    network, splits = inputs(model.experiment, model.state, dataset)
+    evaluator = Evaluator(model.experiment, network, data_mesh())
+    outcome = evaluator(model.state.variables(), splits["train"])
     assert outcome is not None, "nothing stops it"
     features = np.asarray(splits["train"].images[:, 0], np.float32)
-    (head,) = bound.task.heads
+    (head,) = model.experiment.task.heads
     labels = dataset.splits["train"].labels[head]
     distances = to_centres(features, outcome[1], labels, experiment.seeds)
     ratios = to_own(distances, labels)

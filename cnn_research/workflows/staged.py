@@ -62,7 +62,7 @@ def train(experiment: Staged, workdir: Path) -> Result:
     Returns:
         What the training ends with.
     """
-    from cnn_research.train.trained import open_trained
+    from cnn_research.train.trained import bound_experiment
 
     with folders.claimed(workdir):
         folders.check_same(experiment, workdir, ())
@@ -70,7 +70,7 @@ def train(experiment: Staged, workdir: Path) -> Result:
         for name, training in experiment.stages(workdir).items():
             if (before := training.pretrained.source) and Path(before).is_dir():
                 # What is taken over has as many outputs as there; a new head has its own.
-                outputs = open_trained(Path(before)).experiment.model.num_classes
+                outputs = bound_experiment(Path(before)).model.num_classes
                 model = training.model.clone(num_classes=outputs)
                 training = dataclasses.replace(training, model=model)
             found = train_once(name, training, workdir / name)

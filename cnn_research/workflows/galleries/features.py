@@ -11,7 +11,6 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from cnn_research.core import run_folder as folders
 from cnn_research.core.config import did_you_mean, register_config
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.experiment import Experiment, Result
@@ -148,14 +147,11 @@ def open_run(experiment: Features) -> Opened:
         UserError: the folder holds no trained network, or the split is not there.
     """
     # Orbax, which takes a second, is not needed to list experiments.
-    from cnn_research.train.trained import check_run, trained
+    from cnn_research.train.trained import TrainedModel
 
     folder = Path(experiment.run).absolute()
-    check_run(folder)
-    saved = folders.saved_config(folder)
-    if not isinstance(saved, Training):
-        raise UserError(f"{folder} holds no trained network: name the folder of a training")
-    training, dataset, state = trained(saved, folder)
+    model = TrainedModel.load(folder)
+    training, dataset, state = model.experiment, model.load_data(), model.state
     if experiment.split not in dataset.splits:
         raise UserError(
             f"data set {dataset.name} has no {experiment.split} split: give --split, one of "

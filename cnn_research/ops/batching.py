@@ -1,0 +1,60 @@
+"""Functions of batches, applied to any number of examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def padded_batches(count: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields the indices and weights of batches that are all of one size.
+
+    Args:
+        count: number of examples, 1 or more.
+        batch_size: of every batch; the last one is padded with the last example.
+
+    Yields:
+        int `[batch_size]`, and float32 `[batch_size]`: 1 for an example, 0 for padding.
+    """
+    for start in range(0, count, batch_size):
+        indices = np.arange(start, start + batch_size)
+        yield np.minimum(indices, count - 1), (indices < count).astype(np.float32)
+
+
+def map_batches(function: Callable[[Any], Any], examples: Any, batch_size: int) -> Iterator[Any]:
+    """Yields a function's outputs for consecutive batches, without those for padding.
+
+    Args:
+        function: of batches `[batch_size, ...]`, to arrays, or a tree of arrays, of as many rows.
+        examples: anything with a length that is indexed by an array: images, or indices by which
+            `function` finds them itself.
+        batch_size: of every batch.
+
+    Yields:
+        NumPy arrays in the tree that `function` returns, at most `batch_size` rows each.
+    """
+    pending: tuple[Any, int] | None = None
+    for indices, weights in padded_batches(len(examples), batch_size):
+        ready, pending = pending, (function(examples[indices]), int(weights.sum()))
+        # One batch behind, so that the device computes while outputs are fetched.
+        if ready is not None:
+            yield _fetched(*ready)
+    if pending is not None:
+        yield _fetched(*pending)
+
+
+def apply_in_batches(function: Callable[[Any], Any], examples: Any, batch_size: int) -> Any:
+    """Applies a function of batches to all examples; see `map_batches`.
+
+    Returns:
+        NumPy arrays in the tree that `function` returns, one row for each example.
+    """
+    parts = list(map_batches(function, examples, batch_size))
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+
+
+def _fetched(outputs: Any, count: int) -> Any:
+    return jax.tree.map(lambda array: array[:count], jax.device_get(outputs))
