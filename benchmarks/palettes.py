@@ -235,7 +235,8 @@ def of_pixels(run: Path, folder: Path) -> dict[str, Any]:
 
 def of_people(palettes: Path, run: Path, folder: Path) -> dict[str, Any]:
     """Every method's difference to people's palettes, the network's from five folds."""
-    from cnn_research.data.images import ENDINGS, decode, files_below, opened, printable
+    from cnn_research.data.images import ENDINGS, decode, printable
+    from cnn_research.data.prepare.files import files_below, opened
     from cnn_research.train.trained import weights_of_run
     from experiments.palette import palette_people
 
@@ -364,7 +365,7 @@ def contact_sheets(
 
 def palettes_per_second(run: Path) -> list[float]:
     """Of the whole command, pictures and files written, beyond what it takes for one image."""
-    from cnn_research.data.images import files_below, opened
+    from cnn_research.data.prepare.files import files_below, opened
 
     photos = Path(folders.saved_config(run / FIRST).data.source.path)
     with opened(photos) as folder, tempfile.TemporaryDirectory() as scratch:

@@ -31,12 +31,13 @@ from cnn_research.data import (
     Products,
     Split,
     Synthetic,
-    artworks,
     images,
-    tables,
 )
 from cnn_research.data.__main__ import main
 from cnn_research.data.prepare import cache, splits
+from cnn_research.data.sources import artworks
+from cnn_research.data.sources import rows as tables
+from cnn_research.data.sources.folder import plan_folder
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -138,7 +139,7 @@ def test_digits_without_validation():
     assert list(Digits(validation=0).load().splits) == ["train", "test"]
 
 
-@pytest.mark.parametrize(("validation", "test"), [(1500, 297), (2000, 0), (-1, 10)])
+@pytest.mark.parametrize(("validation", "test"), [(1500, 297), (2000, 0)])
 def test_sizes_that_do_not_fit_are_a_usage_error(validation, test):
     with pytest.raises(UsageError, match="cannot be drawn from 1797 examples"):
         Digits(validation=validation, test=test).load()
@@ -433,7 +434,7 @@ def test_a_split_of_bad_images_only_is_named(tmp_path):
 def test_common_names_of_splits(tmp_path, names):
     for seed, name in enumerate(names):
         make_folder(tmp_path / name, {"a": 1, "b": 1}, seed)
-    plan = images.plan_folder(tmp_path, "fruit")
+    plan = plan_folder(tmp_path, "fruit")
     assert plan.class_names == {"label": ("a", "b")}
     assert len({record.split for record in plan.records}) == 2
 
@@ -442,28 +443,28 @@ def test_splits_with_unknown_names_are_no_classes(tmp_path):
     for seed, name in enumerate(("fit", "holdout")):
         make_folder(tmp_path / name, {"a": 1, "b": 1}, seed)
     with pytest.raises(UserError, match="each of fit, holdout, which look like splits"):
-        images.plan_folder(tmp_path, "fruit")
+        plan_folder(tmp_path, "fruit")
     make_folder(tmp_path / "fit", {"c": 1})
-    assert images.plan_folder(tmp_path, "fruit").class_names == {"label": ("fit", "holdout")}
+    assert plan_folder(tmp_path, "fruit").class_names == {"label": ("fit", "holdout")}
 
 
 def test_a_folder_without_images_is_no_class(tmp_path):
     make_folder(tmp_path, {"a": 2, "b": 2})
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "0.txt").write_text("0 0.5 0.5 1 1")
-    plan = images.plan_folder(tmp_path, "fruit")
+    plan = plan_folder(tmp_path, "fruit")
     assert plan.class_names == {"label": ("a", "b")} and len(plan.records) == 4
     assert plan.notes["folders_without_images"] == 1
     shutil.rmtree(tmp_path / "b")
     with pytest.raises(UserError, match="one class only, 'a'"):
-        images.plan_folder(tmp_path, "fruit")
+        plan_folder(tmp_path, "fruit")
 
 
 def test_classes_of_files_without_endings(tmp_path):
     make_folder(tmp_path, {"a": 2, "b": 2})
     for file in tmp_path.rglob("*.png"):
         file.rename(file.with_suffix(""))
-    plan = images.plan_folder(tmp_path, "fruit")
+    plan = plan_folder(tmp_path, "fruit")
     assert plan.class_names == {"label": ("a", "b")}
     assert plan.notes["folders_without_images"] == 0
 
@@ -1047,7 +1048,7 @@ def test_real_products_are_of_two_times(real_data, tmp_path):
     with real_archive(real_data, "products") as archive:
         archive.extract("products/products.csv", tmp_path, filter="data")
     rows = tables.read_table(tmp_path / "products" / "products.csv", "products")
-    plan = Products(min_examples=45)._plan(rows, "products", tmp_path)
+    plan = Products(min_examples=45).plan_of(rows, "products", tmp_path)
     given = [record.split for record in plan.records]
     assert (given.count("train"), given.count("target")) == (14_505, 4_180)
     counts = {head: len(names) for head, names in plan.class_names.items()}

@@ -16,7 +16,7 @@ from cnn_research.cli import main as cli
 from cnn_research.core import run_folder as folders
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.experiment import lookup
-from cnn_research.data.prepare.survey import Survey
+from cnn_research.data.sources.survey import Survey
 from cnn_research.tasks.classification import Classification
 from cnn_research.tasks.multi_head import MultiHead
 from cnn_research.tasks.regression import Regression
@@ -134,7 +134,7 @@ def test_a_table_names_its_images_and_heads(tmp_path):
 def test_an_archive_is_surveyed_once(tmp_path, monkeypatch):
     import shutil
 
-    from cnn_research.data.prepare import survey
+    from cnn_research.data.sources import survey
 
     make_folder(tmp_path / "pets", {"cat": 6, "dog": 6})
     archive = shutil.make_archive(str(tmp_path / "pets"), "gztar", tmp_path / "pets")

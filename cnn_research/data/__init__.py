@@ -4,17 +4,17 @@ from cnn_research.data.dataset import MISSING, UNSEEN, Dataset, Split
 from cnn_research.data.sources import (
     Artworks,
     Cifar10,
+    Clustered,
+    Crops,
     Digits,
     FashionMnist,
     ImageFolder,
     ImageTable,
+    Palettes,
     Photos,
     Products,
     Synthetic,
 )
-from cnn_research.data.sources.clusters import Clustered
-from cnn_research.data.sources.crops import Crops
-from cnn_research.data.sources.palettes import Palettes
 
 __all__ = [
     "MISSING",

@@ -26,22 +26,30 @@ import time
 from absl import logging
 
 from cnn_research.core.errors import UsageError, run_command
-from cnn_research.data import images, sources
 from cnn_research.data.dataset import Dataset
 from cnn_research.data.prepare import cache
 from cnn_research.data.prepare.splits import copies_line, duplicates_line
+from cnn_research.data.sources import (
+    Artworks,
+    Cifar10,
+    FashionMnist,
+    ImageFolder,
+    ImageTable,
+    Products,
+)
 
-Source = sources.FashionMnist | sources.Cifar10 | sources.ImageFolder | sources.ImageTable
-"""`Artworks` and `Products` are the last two as well."""
+Preparable = FashionMnist | Cifar10 | Artworks | Products | ImageFolder | ImageTable
 
-SOURCES: dict[str, type[Source]] = {
-    "fashion_mnist": sources.FashionMnist,
-    "cifar10": sources.Cifar10,
-    "artworks": sources.Artworks,
-    "products": sources.Products,
-    "image_folder": sources.ImageFolder,
-    "image_table": sources.ImageTable,
+SOURCES: dict[str, type[Preparable]] = {
+    "fashion_mnist": FashionMnist,
+    "cifar10": Cifar10,
+    "artworks": Artworks,
+    "products": Products,
+    "image_folder": ImageFolder,
+    "image_table": ImageTable,
 }
+DOWNLOADED = ("fashion_mnist", "cifar10")
+"""What is prepared without --source, too."""
 
 
 def main(words: list[str]) -> None:
@@ -66,19 +74,11 @@ def prepare(words: list[str]) -> None:
         hint = f": did you mean {near[0]}?" if near else f": there is {', '.join(SOURCES)}"
         raise UsageError((f"no data set '{name}' to prepare" if name else "say what") + hint)
     wants_help = "--help" in fields or "-h" in fields
-    if name not in ("fashion_mnist", "cifar10") and not wants_help:
-        if given is None:
-            raise UsageError(f"{name} needs --source: the folder, archive or table of your data")
-        if name not in ("artworks", "products"):
-            fields = [f"--path={given}", *fields]
+    if given is None and name not in DOWNLOADED and not wants_help:
+        raise UsageError(f"{name} needs --source: the folder, archive or table of your data")
     source = _parse(SOURCES[name], name, fields)
     start = time.monotonic()
-    if isinstance(source, sources.FashionMnist):
-        _prepare_fashion_mnist(given)
-    elif isinstance(source, sources.Cifar10):
-        source = _prepare_cifar10(given, source)
-    elif isinstance(source, sources.Artworks | sources.Products):
-        _prepare_files(name, given or "", source)
+    source = source.prepare(given)
     dataset = source.load()
     print(_report(name, source, dataset, time.monotonic() - start))
 
@@ -119,7 +119,7 @@ def _take_source(words: list[str]) -> tuple[str | None, list[str]]:
     return given, rest
 
 
-def _parse(kind: type[Source], name: str, words: list[str]) -> Source:
+def _parse(kind: type[Preparable], name: str, words: list[str]) -> Preparable:
     """The source with the fields in `words`."""
     import tyro
 
@@ -134,62 +134,7 @@ def _parse(kind: type[Source], name: str, words: list[str]) -> Source:
         raise UsageError(f"{text}; `prepare {name} --help` shows all fields") from None
 
 
-def _prepare_fashion_mnist(given: str | None) -> None:
-    from cnn_research.data.prepare import builders
-
-    path = None if given is None else sources.existing(given)
-    home = sources.FashionMnist.home()
-    with cache.lock(home):
-        if (home / "dataset_info.json").exists():
-            print(f"already prepared in {home}; delete that folder to prepare it again")
-            return
-        with images.opened(path) if path else contextlib.nullcontext() as folder:
-            builders.prepare_fashion_mnist(cache.data_dir(), folder)
-
-
-def _prepare_cifar10(given: str | None, source: sources.Cifar10) -> sources.Cifar10:
-    """Prepares the official data, and returns the source for what was given."""
-    from cnn_research.data.prepare import builders, cifar10
-
-    archive = None
-    address = f"{cifar10.HOMEPAGE}{cifar10.BINARY}" if given is None else given
-    if source.path:
-        return source
-    if "://" not in address:
-        archive = cifar10.find(sources.existing(address))
-        if archive is None:  # image files: prepared when they are loaded
-            return dataclasses.replace(source, path=address)
-    home = source.home()
-    with cache.lock(home):
-        if (home / "dataset_info.json").exists():
-            print(f"already prepared in {home}; delete that folder to prepare it again")
-        elif archive:
-            builders.prepare_cifar10(cache.data_dir(), archive)
-        else:
-            with cache.scratch(home.with_name("download")) as folder:
-                builders.prepare_cifar10(cache.data_dir(), cifar10.fetch(address, folder))
-    return source
-
-
-def _prepare_files(name: str, given: str, source: sources.Artworks | sources.Products) -> None:
-    from cnn_research.data.prepare import builders
-
-    path = sources.existing(given)
-    home = source.home()
-    with cache.lock(home):
-        if (home / "dataset_info.json").exists():
-            print(f"already prepared in {home}; delete that folder to prepare it again")
-            return
-        with images.opened(path) as root:
-            plan = source.plan_to_prepare(root, images.printable(path))
-            notes = {**plan.notes, "path": images.printable(path.name)}
-            plan = dataclasses.replace(plan, notes=notes)
-            builders.prepare_images(
-                name, cache.data_dir(), plan, source.on_bad_image, sources.content_of(path)
-            )
-
-
-def _report(name: str, source: Source, dataset: Dataset, seconds: float) -> str:
+def _report(name: str, source: Preparable, dataset: Dataset, seconds: float) -> str:
     provenance = dataset.provenance
     across = provenance["duplicates"]["across_splits"]
     height, width, channels = dataset.image_shape
@@ -218,7 +163,7 @@ def _report(name: str, source: Source, dataset: Dataset, seconds: float) -> str:
     return "\n".join([*lines, f"  in an experiment: data={_short(source)}"])
 
 
-def _short(source: Source) -> str:
+def _short(source: Preparable) -> str:
     """The source as code, with the fields that are not their defaults."""
     fields = [
         f"{field.name}={getattr(source, field.name)!r}"

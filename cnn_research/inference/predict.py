@@ -27,11 +27,11 @@ from cnn_research.data.images import (
     ENDINGS,
     BadImage,
     decode,
-    files_below,
     grey,
     is_named_as_image,
     printable,
 )
+from cnn_research.data.prepare.files import files_below
 from cnn_research.ops.batching import apply_in_batches
 from cnn_research.report.markdown import markdown_table
 from cnn_research.tasks.task import Answer

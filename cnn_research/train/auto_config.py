@@ -13,10 +13,11 @@ from typing import Any
 from cnn_research.core.config import with_fields
 from cnn_research.core.errors import UsageError
 from cnn_research.core.experiment import Choice
-from cnn_research.data.images import opened, printable
-from cnn_research.data.prepare.survey import Survey, survey
-from cnn_research.data.sources import ImageTable, existing
+from cnn_research.data.images import printable
+from cnn_research.data.prepare.files import existing, opened
+from cnn_research.data.sources import ImageTable
 from cnn_research.data.sources import rows as tables
+from cnn_research.data.sources.survey import Survey, survey
 from cnn_research.models import ResNet9
 from cnn_research.tasks.classification import Classification
 from cnn_research.tasks.multi_head import MultiHead

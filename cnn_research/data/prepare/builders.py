@@ -32,8 +32,9 @@ from tqdm import tqdm
 from cnn_research.core.errors import UserError
 from cnn_research.core.preemption import poll
 from cnn_research.data.dataset import UNSEEN
-from cnn_research.data.images import BadImage, Plan, Record, decode, encode, resized, turned
-from cnn_research.data.prepare import cifar10
+from cnn_research.data.images import BadImage, encode, resized
+from cnn_research.data.prepare import cache, cifar10
+from cnn_research.data.prepare.files import Plan, Record
 from cnn_research.data.prepare.splits import Examples
 
 CHUNK = 1024
@@ -41,10 +42,6 @@ POOL_CHUNK = 256
 
 UNSEEN_NAME = "(a class that only the target has)"
 """What records name `UNSEEN`, after the classes of a head: TFDS takes no label -2."""
-
-PAINTING_SIZE = 256
-"""Paintings are prepared at up to this height and width: what networks are asked to look at, and
-what the smaller copies that are passed around have."""
 
 FASHION_FILES = {
     "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
@@ -124,7 +121,7 @@ with tfds.core.registered.skip_registration():
                 name = f"{split}_{index:05d}"
                 yield index, {"id": name, "image": encode(images[index]), "label": int(label)}
 
-    class _Images(tfds.core.GeneratorBasedBuilder):
+    class Images(tfds.core.GeneratorBasedBuilder):
         """Images of a plan, decoded, as PNG; with a class or a number per head."""
 
         VERSION = tfds.core.Version("1.0.0")
@@ -132,16 +129,17 @@ with tfds.core.registered.skip_registration():
         def __init__(
             self,
             *,
+            kind: str,
             plan: Plan,
+            pixels: Callable[[Path], np.ndarray],
             image_size: tuple[int, int] | None,
             on_bad_image: str,
             fingerprint: str,
             **kwargs: Any,
         ):
-            self.plan = plan
-            self.image_size = image_size
-            self.on_bad_image = on_bad_image
-            self.fingerprint = fingerprint
+            self.name = kind
+            self.plan, self.pixels, self.image_size = plan, pixels, image_size
+            self.on_bad_image, self.fingerprint = on_bad_image, fingerprint
             self.skipped: list[str] = []
             super().__init__(**kwargs)
 
@@ -232,36 +230,9 @@ with tfds.core.registered.skip_registration():
 
         def _encoded(self, record: Record) -> bytes | BadImage:
             try:
-                return encode(self._pixels(record.path))
+                return encode(self.pixels(record.path))
             except BadImage as error:
                 return error
-
-        def _pixels(self, path: Path) -> np.ndarray:
-            return decode(path, self.image_size)
-
-    class ImageFolder(_Images):
-        """A folder of images: `<class>/*` or `<split>/<class>/*`."""
-
-    class ImageTable(_Images):
-        """A CSV file with a row per image."""
-
-    class Artworks(_Images):
-        """Paintings by artist, up to `PAINTING_SIZE` high and wide; none is enlarged."""
-
-        def _pixels(self, path: Path) -> np.ndarray:
-            pixels = decode(path, None)
-            height, width = pixels.shape[:2]
-            return resized(pixels, (min(height, PAINTING_SIZE), min(width, PAINTING_SIZE)))
-
-    class Products(_Images):
-        """Catalogue photographs at their own size, with their row of a table as text."""
-
-    class Photos(_Images):
-        """Photographs without labels, turned so as to lie or stand alike."""
-
-        def _pixels(self, path: Path) -> np.ndarray:
-            assert self.image_size is not None
-            return resized(turned(decode(path, None), self.image_size), self.image_size)
 
 
 def prepare_fashion_mnist(data_dir: Path, folder: Path | None) -> None:
@@ -371,40 +342,45 @@ def prepare(
 
 
 def prepare_images(
-    kind: str,
-    data_dir: Path,
+    home: Path,
     plan: Plan,
+    pixels: Callable[[Path], np.ndarray],
+    image_size: tuple[int, int] | None,
     on_bad_image: str,
     fingerprint: str,
-    config: str = "",
-    image_size: tuple[int, int] | None = None,
 ) -> None:
-    """Prepares `kind`, the name of a builder; under the name `config`, where it has several.
+    """Writes the images of a plan as records in `home`, in place of older ones.
 
-    Images are stretched to `image_size`; without it they are of the size that the builder says.
+    Args:
+        home: below the data folder, `<kind>/<version>` or `<kind>/<config>/<version>`.
+        plan: which images.
+        pixels: decodes one.
+        image_size: the size that it gives all of them; None if they differ.
+        on_bad_image: `stop` or `skip`.
+        fingerprint: of the files, for `is_prepared`.
     """
-    builders = (ImageFolder, ImageTable, Artworks, Products, Photos)
-    builder_class = next(builder for builder in builders if builder.name == kind)
-    home = data_dir / kind / config / str(builder_class.VERSION)
+    kind, *config = home.parent.relative_to(cache.data_dir()).parts
     if home.exists():  # of an older state of the files; moved first, so never half there
         home.rename(home.with_name(f"incomplete.old_{home.name}"))
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)  # TFDS warns of every config that is made on the way
     try:
-        builder = builder_class(
+        builder = Images(
+            kind=kind,
             plan=plan,
+            pixels=pixels,
             image_size=image_size,
             on_bad_image=on_bad_image,
             fingerprint=fingerprint,
-            data_dir=data_dir,
-            config=tfds.core.BuilderConfig(name=config) if config else None,
+            data_dir=cache.data_dir(),
+            config=tfds.core.BuilderConfig(name=config[0]) if config else None,
             file_format="array_record",
         )
     finally:
         logging.set_verbosity(verbosity)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, on odd but readable files
-        prepare(builder, data_dir)
+        prepare(builder, cache.data_dir())
     if left_out := plan.notes.get("folders_without_images"):
         logging.warning("left out %d folders in which no file is named as an image", left_out)
     if builder.skipped:
@@ -479,7 +455,9 @@ def read_table(
         names=np.array([planned.name for planned in found.records]),
         given=np.array([planned.split for planned in found.records]),
     )
-    return examples, {**builder.info.metadata, **found.notes}
+    facts = {**builder.info.metadata, **found.notes}
+    del facts["heads"]
+    return examples, facts
 
 
 @contextlib.contextmanager
@@ -520,18 +498,18 @@ def _read(
 ) -> tuple[Examples, dict[str, Any]]:
     builder = tfds.builder_from_directory(home)
     features = builder.info.features
-    metadata = dict(builder.info.metadata or {"heads": ["label"]})
+    metadata = dict(builder.info.metadata or {})
+    heads = metadata.pop("heads", ["label"])
     total = sum(split.num_examples for split in builder.info.splits.values())
     shape = (*image_size, 3) if image_size else features["image"].shape
     images = _memory_map(scratch, total, shape)
     class_names = {
         head: tuple(name for name in features[head].names if name != UNSEEN_NAME)
-        for head in metadata["heads"]
+        for head in heads
         if isinstance(features[head], tfds.features.ClassLabel)
     }
     labels = {
-        head: np.empty(total, np.int32 if head in class_names else np.float32)
-        for head in metadata["heads"]
+        head: np.empty(total, np.int32 if head in class_names else np.float32) for head in heads
     }
     names: list[str] = []
     given: list[str] = []

@@ -12,7 +12,7 @@ import numpy as np
 from absl import logging
 
 from cnn_research.core.errors import UsageError, UserError
-from cnn_research.data.dataset import MISSING, UNSEEN
+from cnn_research.data.dataset import MISSING, UNSEEN, Split
 
 SPLITS = ("train", "validation", "test", "target")
 
@@ -39,6 +39,10 @@ class Examples:
     names: np.ndarray
     given: np.ndarray
     by_name: bool = False
+
+    def take(self, indices: np.ndarray) -> Split:
+        """The examples at `indices`, in that order, as a split."""
+        return Split(self.images, self.labels, self.names).take(indices)
 
 
 def assign(

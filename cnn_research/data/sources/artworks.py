@@ -13,21 +13,102 @@ import os
 import re
 import unicodedata
 from pathlib import Path
+from typing import ClassVar, Self
 
-from cnn_research.data.images import (
-    Plan,
-    Record,
-    class_names,
-    files_below,
-    plan_folder,
-    printable,
+import numpy as np
+
+from cnn_research.core.config import register_config
+from cnn_research.core.errors import UsageError
+from cnn_research.core.ranges import PositiveInt
+from cnn_research.data.dataset import Dataset
+from cnn_research.data.images import decode, printable, resized
+from cnn_research.data.prepare import cache
+from cnn_research.data.prepare.files import Plan, Record, files_below, stem_of
+from cnn_research.data.sources.folder import class_names, plan_folder
+from cnn_research.data.sources.loading import (
+    Decoded,
+    ImageFiles,
+    Origin,
+    from_records,
+    load,
+    prepare_from_files,
 )
+
+PREPARED_SIZE = 256
+"""Paintings are prepared at up to this height and width: what networks are asked to look at, and
+what the smaller copies that are passed around have."""
 
 WRONG_ENCODINGS = ("cp437", "cp1252", "latin-1")
 """What programs take UTF-8 for; of zip archives without a flag that says so, the first."""
 
 NUMBER = re.compile(r"_\d+$")
 """What follows the artist in the name of a file."""
+
+
+@register_config
+@dataclasses.dataclass(frozen=True)
+class Artworks(ImageFiles):
+    """8,355 paintings by 50 artists.
+
+    Prepared once by `python -m cnn_research.data prepare artworks` from a folder per artist or from
+    Kaggle's archive 'Best Artworks of All Time', whose damaged names are repaired.
+    """
+
+    kind: ClassVar = "image_folder"
+    layout: ClassVar = "artworks"
+
+    path: str = ""
+    """A folder or archive of paintings, prepared on first use; empty for what is prepared."""
+    image_size: tuple[PositiveInt, PositiveInt] = (244, 244)
+    """Height and width to which every image is stretched; up to 256 of what was prepared."""
+
+    @property
+    def description(self) -> str:
+        which = f" of {stem_of(self.path)}" if self.path else ""
+        return f"paintings{which} by artist, {self.shape}"
+
+    @staticmethod
+    def home() -> Path:
+        """The folder of the prepared records."""
+        return cache.data_dir() / "artworks" / "1.0.0"
+
+    def prepare(self, given: str | None) -> Self:
+        """Prepares every painting below `given`, at up to `PREPARED_SIZE`."""
+        prepare_from_files(self.home(), given, self.plan, _at_most_prepared, self.on_bad_image)
+        return self
+
+    def load(self) -> Dataset:
+        """Images are uint8 `[examples, *image_size, 3]`, memory maps; one head, `label`."""
+        return load(self)
+
+    def plan(self, folder: Path, shown: str) -> Plan:
+        return plan(folder, shown)
+
+    def check(self) -> None:
+        super().check()
+        if not self.path and max(self.image_size) > PREPARED_SIZE:
+            raise UsageError(
+                f"--data.image-size is {self.image_size}, and the paintings were prepared at up to "
+                f"{PREPARED_SIZE}: ask for no more, or name their folder or archive with "
+                "--data.path"
+            )
+
+    def origin(self) -> Origin:
+        if self.path:
+            return super().origin()
+        self.check()
+        return from_records(self, self.home(), "artworks", self._read)
+
+    def _read(self, home: Path, scratch: Path) -> Decoded:
+        from cnn_research.data.prepare import builders
+
+        return builders.read(home, scratch, self.image_size)
+
+
+def _at_most_prepared(file: Path) -> np.ndarray:
+    pixels = decode(file, None)
+    height, width = (min(side, PREPARED_SIZE) for side in pixels.shape[:2])
+    return resized(pixels, (height, width))
 
 
 def repaired(name: str) -> str:

@@ -15,7 +15,7 @@ from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError
 from cnn_research.data.dataset import Dataset, Split, check_window
 from cnn_research.data.prepare import cache
-from cnn_research.data.sources import Photos
+from cnn_research.data.sources.folder import Photos
 
 HEAD = "cluster"
 """What the labels are called."""

@@ -14,7 +14,7 @@ import numpy as np
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.data.dataset import MISSING, Dataset, Split, check_window
-from cnn_research.data.sources import Products
+from cnn_research.data.sources.table import Products
 
 ROOT = Path(__file__).resolve().parents[3]
 """Of the project: where `test_list` starts from."""

@@ -11,10 +11,11 @@ import numpy as np
 
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError, UserError
-from cnn_research.data import images
 from cnn_research.data.dataset import PALETTE, Dataset, Split
-from cnn_research.data.sources import Photos, existing
-from cnn_research.data.sources import rows as tables
+from cnn_research.data.images import printable
+from cnn_research.data.prepare.files import existing, opened, stem_of
+from cnn_research.data.sources.folder import Photos
+from cnn_research.data.sources.rows import find_table, read_table
 
 IMAGE, COLOURS = "image", "colours"
 """Columns of the table: an image's file name, and its colours as hex with spaces between."""
@@ -45,8 +46,8 @@ class Palettes:
     @property
     def description(self) -> str:
         """In a few words."""
-        stem = images.printable(Path(self.path).name).split(".")[0]
-        return f"images of {stem} with people's palettes, fold {self.fold + 1} of {self.folds}"
+        fold = f"fold {self.fold + 1} of {self.folds}"
+        return f"images of {stem_of(self.path)} with people's palettes, {fold}"
 
     def load(self) -> Dataset:
         """Images are uint8 `[examples, *image_size, 3]`; the labels `palette` as in `Split`.
@@ -96,15 +97,15 @@ class Palettes:
 
     def _labels(self, names: list[str]) -> np.ndarray:
         """The palette of each image, as in `Split`."""
-        with images.opened(existing(self.path)) as folder:
-            shown = images.printable(self.path)
-            rows = tables.read_table(tables.find_table(folder, shown), shown)
+        with opened(existing(self.path)) as folder:
+            shown = printable(self.path)
+            rows = read_table(find_table(folder, shown), shown)
         for column in (IMAGE, COLOURS):
             if column not in rows[0]:
                 raise UserError(
                     f"{shown} has no column '{column}'; its columns are {', '.join(rows[0])}"
                 )
-        files = [images.printable(Path(row[IMAGE]).name) for row in rows]
+        files = [printable(Path(row[IMAGE]).name) for row in rows]
         made = {file: row[COLOURS].split() for file, row in zip(files, rows, strict=True)}
         if len(made) < len(rows):
             twice = next(file for file in files if files.count(file) > 1)

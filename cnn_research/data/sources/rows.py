@@ -18,7 +18,8 @@ import numpy as np
 
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.data.dataset import MISSING, UNSEEN
-from cnn_research.data.images import ENDINGS, SPLIT_FOLDERS, Plan, Record, files_below, printable
+from cnn_research.data.images import ENDINGS, printable
+from cnn_research.data.prepare.files import SPLIT_FOLDERS, Plan, Record, files_below
 
 MAX_NUMBER = float(np.finfo(np.float32).max)
 """The largest number that a label can be."""

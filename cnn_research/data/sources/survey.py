@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cnn_research.core.errors import UserError
-from cnn_research.data import images
+from cnn_research.data.images import open_image, printable
 from cnn_research.data.prepare import cache
-from cnn_research.data.sources import ImageFolder, ImageTable, content_of, existing
+from cnn_research.data.prepare.files import Plan, content_of, existing, opened
+from cnn_research.data.sources.loading import ImageFiles
 
 SAMPLE = 200
 """Images whose size is looked up."""
@@ -38,7 +39,7 @@ class Survey:
     width: int
 
 
-def survey(source: ImageFolder | ImageTable) -> Survey:
+def survey(source: ImageFiles) -> Survey:
     """Surveys a source; for an archive, which is unpacked for it, the answer is kept.
 
     Raises:
@@ -46,7 +47,7 @@ def survey(source: ImageFolder | ImageTable) -> Survey:
         UserError: there is nothing, or no image among it.
     """
     path = existing(source.path)
-    shown = images.printable(path)
+    shown = printable(path)
     if path.is_dir() or path.suffix.lower() == ".csv":
         return _survey(source.plan(path, shown), shown)
     fields = {**dataclasses.asdict(source), "path": shown}
@@ -55,7 +56,7 @@ def survey(source: ImageFolder | ImageTable) -> Survey:
     name = cache.key_of([type(source).__name__, fields, content_of(path)])
     kept = cache.data_dir() / "surveys" / f"{name}.json"
     if not kept.is_file():
-        with images.opened(path) as root:
+        with opened(path) as root:
             found = _survey(source.plan(root, shown), shown)
         with cache.lock(kept):
             partial = kept.with_suffix(".partial")
@@ -64,7 +65,7 @@ def survey(source: ImageFolder | ImageTable) -> Survey:
     return Survey(**json.loads(kept.read_text()))
 
 
-def _survey(plan: images.Plan, shown: str) -> Survey:
+def _survey(plan: Plan, shown: str) -> Survey:
     train = [record for record in plan.records if record.split == "train"]
     height, width = _median_size([record.path for record in train], shown)
     return Survey(
@@ -88,7 +89,7 @@ def _median_size(files: Sequence[Path], shown: str) -> tuple[int, int]:
     sizes = []
     for file in files[:: max(1, len(files) // SAMPLE)]:
         try:
-            with images.open_image(file) as image:
+            with open_image(file) as image:
                 size = image.size
                 on_its_side = image.getexif().get(EXIF_ORIENTATION, 1) >= ON_ITS_SIDE
         except Exception:  # Pillow's plugins raise a dozen different ones

@@ -1,0 +1,145 @@
+"""Files of images: archives, folders, and the plan of which image is which example."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import lzma
+import os
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cnn_research.core.errors import UsageError, UserError
+from cnn_research.data.images import printable
+from cnn_research.data.prepare import cache
+
+SPLIT_FOLDERS = {
+    **dict.fromkeys(("train", "training", "training_set"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev", "eval"), "validation"),
+    **dict.fromkeys(("test", "testing", "test_set"), "test"),
+    "target": "target",
+}
+"""The names of folders, and of values in a column `split`, that mean a split."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One image to read.
+
+    Attributes:
+        path: the file.
+        name: what to call it, printable, relative to the source.
+        split: where the source puts it; `train` where it says nothing.
+        labels: per head, the class index, `MISSING` or `UNSEEN`; or the number, or NaN.
+        cells: the text of its row in a table, by column, where that is to be kept.
+    """
+
+    path: Path
+    name: str
+    split: str
+    labels: Mapping[str, float]
+    cells: Mapping[str, str] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a source consists of, before any image is opened.
+
+    Attributes:
+        records: one per image, in a fixed order.
+        class_names: per head of classes, the name of each class.
+        notes: JSON values for the provenance.
+        numbers: the heads of numbers.
+    """
+
+    records: Sequence[Record]
+    class_names: Mapping[str, tuple[str, ...]]
+    notes: Mapping[str, Any]
+    numbers: Sequence[str] = ()
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Path]:
+    """The folder or table `path`; an archive is unpacked into a folder that is gone afterwards."""
+    if path.is_dir() or path.suffix.lower() == ".csv":
+        yield path
+        return
+    if path.suffix.lower() in (".tsv", ".txt"):
+        raise UsageError(
+            f"{printable(path)} is no archive: if it is a table, rename it to .csv (commas, "
+            "semicolons and tabs are understood)"
+        )
+    with tempfile.TemporaryDirectory(prefix="cnn_research_") as folder:
+        try:
+            if zipfile.is_zipfile(path):
+                with zipfile.ZipFile(path) as archive:
+                    archive.extractall(folder)
+            else:
+                with tarfile.open(path) as archive:
+                    archive.extractall(folder, filter="data")
+        except (
+            *(tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error),
+            *(EOFError, OSError, ValueError, RuntimeError),  # the last: encrypted, or packed oddly
+        ) as error:
+            raise UserError(
+                f"{printable(path)} is neither a folder nor a whole .tar, .tar.gz, .tar.xz or "
+                f".zip archive ({error})"
+            ) from error
+        yield Path(folder)
+
+
+def files_below(folder: Path) -> list[tuple[Path, os.stat_result]]:
+    """Every file below `folder` that is not hidden, sorted by path, with its status."""
+    found = []
+    pending = [folder]
+    while pending:
+        with os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                if entry.name.startswith((".", "__MACOSX")) or entry.name == "Thumbs.db":
+                    continue
+                if entry.is_dir():
+                    pending.append(Path(entry.path))
+                else:  # a link to nothing is kept, to be named when it is read
+                    exists = os.path.exists(entry.path)
+                    found.append((Path(entry.path), entry.stat(follow_symlinks=exists)))
+    return sorted(found, key=lambda item: item[0].parts)
+
+
+def existing(path: str) -> Path:
+    """`path` made absolute; an error if there is nothing."""
+    if not path:
+        raise UsageError("say where your images are: --data.path=FOLDER, or a CSV file of them")
+    found = Path(path).expanduser().resolve()  # one name, from wherever it is named
+    if not found.exists():
+        raise UserError(f"{printable(found)} does not exist: check the path")
+    return found
+
+
+def content_of(path: Path) -> str:
+    """A name for the state of a folder or file: another one when anything in it has changed."""
+    files = files_below(path) if path.is_dir() else [(path, path.stat())]
+    return cache.key_of(
+        [
+            (os.fsencode(file.relative_to(path)).hex(), status.st_size, status.st_mtime_ns)
+            for file, status in files
+        ]
+    )
+
+
+def status_of(file: Path) -> tuple[str, int, int]:
+    """What changes when a file does; an absent one is left to be reported when it is read."""
+    name = os.fsencode(file).hex()
+    try:
+        status = file.stat()
+    except OSError:
+        return name, 0, 0
+    return name, status.st_size, status.st_mtime_ns
+
+
+def stem_of(path: str) -> str:
+    return printable(Path(path).name.split(".")[0]) or "images"

@@ -1,0 +1,207 @@
+"""Folders and archives of images: a folder per class, or photographs without labels."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from cnn_research.core.config import register_config
+from cnn_research.core.errors import UsageError, UserError
+from cnn_research.core.ranges import PositiveInt
+from cnn_research.data.dataset import UNSEEN, Dataset
+from cnn_research.data.images import ENDINGS, decode, is_named_as_image, printable, resized, turned
+from cnn_research.data.prepare.files import SPLIT_FOLDERS, Plan, Record, files_below, stem_of
+from cnn_research.data.prepare.splits import Examples
+from cnn_research.data.sources.loading import ImageFiles, Origin, Share, from_scikit_learn, load
+
+
+@register_config
+@dataclasses.dataclass(frozen=True)
+class ImageFolder(ImageFiles):
+    """A folder or archive of images, `<split>/<class>/*` or `<class>/*`; prepared on first use.
+
+    Splits are train, validation, test and target. Validation and test are drawn from train where
+    they have no folder; target, another domain to evaluate on, is only there where it has one, and
+    what is of a class that no other split has is there counted as wrong.
+    """
+
+    kind: ClassVar = "image_folder"
+
+    def load(self) -> Dataset:
+        """Images are uint8 `[examples, *image_size, 3]`, memory maps; one head, `label`."""
+        return load(self)
+
+    def plan(self, folder: Path, shown: str) -> Plan:
+        return plan_folder(folder, shown)
+
+
+@register_config
+@dataclasses.dataclass(frozen=True)
+class Photos(ImageFiles):
+    """Photographs without labels: every image in a folder or an archive.
+
+    Those that stand where `image_size` lies, or the other way round, are turned by a quarter, so
+    that none is squeezed for it. A file is in the same split at every size.
+    """
+
+    kind: ClassVar = "photos"
+    by_name: ClassVar = True
+
+    path: str = ""
+    """A folder or archive, prepared on first use; empty for pieces of the two photographs that ship
+    with scikit-learn: as many as have room side by side, quarters at least."""
+    image_size: tuple[PositiveInt, PositiveInt] = (321, 481)
+    """Height and width to which every image is stretched."""
+    test: Share = 0.2
+    """Which fraction of train is held out for the test; 0 for none."""
+
+    @property
+    def description(self) -> str:
+        which = stem_of(self.path) if self.path else "scikit-learn's photographs, in pieces"
+        return f"{which}, {self.shape}"
+
+    def load(self) -> Dataset:
+        """Images are uint8 `[examples, *image_size, 3]`; no labels."""
+        return load(self)
+
+    def plan(self, folder: Path, shown: str) -> Plan:
+        return plan_photos(folder, shown)
+
+    def pixels(self, file: Path) -> np.ndarray:
+        return resized(turned(decode(file, None), self.image_size), self.image_size)
+
+    def origin(self) -> Origin:
+        if self.path:
+            return super().origin()
+        self.check()
+        return from_scikit_learn("sample_photographs", self._samples)
+
+    def _samples(self) -> Examples:
+        from sklearn.datasets import load_sample_images
+
+        bunch = load_sample_images()
+        names, pieces = [], []
+        for file, photograph in zip(bunch.filenames, bunch.images, strict=True):
+            sides = photograph.shape[:2]
+            rows, columns = (max(2, a // b) for a, b in zip(sides, self.image_size, strict=True))
+            height, width = sides[0] // rows, sides[1] // columns
+            for row, column in itertools.product(range(rows), range(columns)):
+                part = photograph[row * height :, column * width :][:height, :width]
+                pieces.append(resized(turned(part, self.image_size), self.image_size))
+                names.append(f"{Path(file).name} {row},{column}")
+        return Examples(np.stack(pieces), {}, {}, np.array(names), np.full(len(names), "train"))
+
+
+def plan_folder(root: Path, shown: str, class_of: Callable[[str], str] = printable) -> Plan:
+    """The records of `<split>/<class>/*` or `<class>/*` in `root`; errors name it `shown`.
+
+    A single folder around everything is looked through. Classes that only the split `target` has
+    are `UNSEEN`. `class_of` makes a class of a folder's name. Where files are named as images, a
+    folder without any, as of annotations, is no class.
+
+    Raises:
+        UsageError: a table instead of a folder.
+        UserError: no folders of images, one class only, or folders of splits and others together,
+            or of splits that are not named as such.
+    """
+    if root.is_file():
+        raise UsageError(f"{shown} is a table, not a folder: use --experiment=image_table")
+    paths = [path.relative_to(root) for path, _ in files_below(root)]
+    while (wrapper := _wrapper(paths)) is not None:
+        root = root / wrapper
+        paths = [path.relative_to(wrapper) for path in paths if path.parts[0] == wrapper]
+    tops = {path.parts[0] for path in paths if len(path.parts) > 1}
+    splits = {top: SPLIT_FOLDERS[top.lower()] for top in tops if top.lower() in SPLIT_FOLDERS}
+    # A class may be called 'train', beside 'bus' and 'tram': alone it is no split.
+    has_splits = "train" in splits.values() and (len(set(splits.values())) > 1 or len(tops) == 1)
+    if has_splits and tops - splits.keys():
+        raise UserError(
+            f"{shown} has split folders ({', '.join(sorted(splits))}) and others beside them "
+            f"({printable(sorted(tops - splits.keys())[0])}): move the others elsewhere"
+        )
+    depth = 1 if has_splits else 0
+    kept = [path for path in paths if len(path.parts) > depth + 1]
+    if not kept:
+        raise UserError(
+            f"{shown} has no folders of images: it needs one per class, as <class>/* or "
+            "<split>/<class>/*"
+        )
+    found = [
+        (path, splits[path.parts[0]] if has_splits else "train", class_of(path.parts[depth]))
+        for path in kept
+    ]
+    all_names = {name for _, _, name in found}
+    with_images = {name for path, _, name in found if is_named_as_image(path)} or all_names
+    found = [item for item in found if item[2] in with_images]
+    if not has_splits:
+        files = [path for path, _, _ in found]
+        _check_for_unknown_splits([*filter(is_named_as_image, files)] or files, shown)
+    classes = class_names((name for _, split, name in found if split != "target"), shown)
+    index = {name: at for at, name in enumerate(classes)}
+    return Plan(
+        records=[
+            Record(root / path, printable(path), split, {"label": index.get(name, UNSEEN)})
+            for path, split, name in found
+        ],
+        class_names={"label": classes},
+        notes={
+            "files_outside_class_folders": len(paths) - len(kept),
+            "folders_without_images": len(all_names - with_images),
+        },
+    )
+
+
+def _check_for_unknown_splits(paths: Sequence[Path], shown: str) -> None:
+    """An error where the folders at the top all have the same folders in them, two or more."""
+    below: dict[str, set[str]] = {}
+    for path in paths:
+        if len(path.parts) < 3:
+            return
+        below.setdefault(path.parts[0], set()).add(path.parts[1])
+    first, *others = below.values()
+    if others and len(first) > 1 and all(inner == first for inner in others):
+        raise UserError(
+            f"{shown} has the same folders in each of {printable(', '.join(sorted(below)))}, which "
+            "look like splits with names that are not known: rename them to train, validation and "
+            "test; or, if they are classes, move their images out of the inner folders"
+        )
+
+
+def plan_photos(root: Path, shown: str) -> Plan:
+    """The records of every image below `root`, by the endings of names.
+
+    Raises:
+        UserError: there is none; names `shown`.
+    """
+    paths = [path for path, _ in files_below(root)]
+    kept = [path for path in paths if path.suffix.lower() in ENDINGS]
+    if not kept:
+        raise UserError(f"{shown} has no images in it")
+    return Plan(
+        records=[Record(path, printable(path.relative_to(root)), "train", {}) for path in kept],
+        class_names={},
+        notes={"other_files": len(paths) - len(kept)},
+    )
+
+
+def class_names(names: Iterable[str], shown: str) -> tuple[str, ...]:
+    """The different ones of `names`, sorted; an error that names `shown` if there is only one."""
+    classes = tuple(sorted(set(names)))
+    if len(classes) == 1:
+        raise UserError(
+            f"{shown} has one class only, '{classes[0]}': it needs a folder for each class"
+        )
+    return classes
+
+
+def _wrapper(paths: Sequence[Path]) -> str | None:
+    """The one folder that holds all the others, if there is one and it is no split."""
+    tops = {path.parts[0] for path in paths if len(path.parts) > 1}
+    nested = any(len(path.parts) > 2 for path in paths)
+    top = next(iter(tops)) if len(tops) == 1 else "train"
+    return top if nested and top.lower() not in SPLIT_FOLDERS else None

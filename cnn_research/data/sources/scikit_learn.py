@@ -1,0 +1,54 @@
+"""Handwritten digits that ship with scikit-learn."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from cnn_research.core.config import register_config
+from cnn_research.core.ranges import NonNegativeInt
+from cnn_research.data.dataset import Dataset
+from cnn_research.data.prepare.splits import Examples
+from cnn_research.data.sources.loading import Origin, from_scikit_learn, load
+
+
+@register_config
+@dataclasses.dataclass(frozen=True)
+class Digits:
+    """1,797 handwritten digits, 8x8x1, that ship with scikit-learn: no download, no preparation."""
+
+    validation: NonNegativeInt = 300
+    """How many examples are held out for validation."""
+    test: NonNegativeInt = 300
+    """How many examples are held out for the test."""
+    split_seed: int = 0
+    """Decides which examples are held out."""
+
+    @property
+    def description(self) -> str:
+        return "scikit-learn's digits, 8x8x1, 10 classes"
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {"validation": self.validation, "test": self.test}
+
+    def load(self) -> Dataset:
+        """Images are uint8 `[examples, 8, 8, 1]`, scaled from 0..16 to 0..255."""
+        return load(self)
+
+    def origin(self) -> Origin:
+        return from_scikit_learn("digits", _digits)
+
+
+def _digits() -> Examples:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return Examples(
+        images=np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None],
+        labels={"label": digits.target.astype(np.int32)},
+        class_names={"label": tuple(str(name) for name in digits.target_names)},
+        names=np.array([f"digits/{index}" for index in range(len(digits.target))]),
+        given=np.full(len(digits.target), "train"),
+    )

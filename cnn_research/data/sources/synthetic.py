@@ -1,0 +1,89 @@
+"""Noise with random labels, of any shape: for tests and benchmarks."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from cnn_research.core.config import register_config
+from cnn_research.core.errors import UsageError
+from cnn_research.data.dataset import PALETTE, UNSEEN, Dataset, Split
+
+
+@register_config
+@dataclasses.dataclass(frozen=True)
+class Synthetic:
+    """Noise with random labels, of any shape: for tests and benchmarks."""
+
+    train: int = 256
+    """How many training examples."""
+    validation: int = 64
+    """How many validation examples; 0 for no validation split."""
+    test: int = 64
+    """How many test examples."""
+    target: int = 0
+    """How many examples of another domain, a few of classes that training lacks; 0 for none."""
+    image_shape: tuple[int, int, int] = (32, 32, 3)
+    """Height, width and channels."""
+    heads: tuple[str, ...] = ("label",)
+    """The name of each set of classes."""
+    classes: tuple[int, ...] = (10,)
+    """How many classes each head has."""
+    numbers: tuple[str, ...] = ()
+    """The name of each set of numbers, which are normally distributed."""
+    palette: int = 0
+    """The most colours that a person's palette of an image has; 0 for no palettes."""
+    seed: int = 0
+    """Decides every pixel and label."""
+
+    @property
+    def description(self) -> str:
+        shape = "x".join(map(str, self.image_shape))
+        labels = [f"{classes} classes" for classes in self.classes]
+        return f"random images, {shape}, {' and '.join([*labels, *self.numbers])}"
+
+    def load(self) -> Dataset:
+        """Images are uint8 `[examples, *image_shape]`, uniform noise."""
+        if len(self.heads) != len(self.classes):
+            raise UsageError(
+                f"{len(self.heads)} heads {self.heads} but {len(self.classes)} numbers of classes "
+                f"{self.classes}: give one for each"
+            )
+        sizes = {
+            **{"train": self.train, "validation": self.validation},
+            **{"test": self.test, "target": self.target},
+        }
+        random = np.random.default_rng(self.seed)
+        splits = {
+            name: Split(
+                images=random.integers(0, 256, (size, *self.image_shape), dtype=np.uint8),
+                labels={
+                    head: random.integers(0, classes, size, dtype=np.int32)
+                    for head, classes in zip(self.heads, self.classes, strict=True)
+                }
+                | {head: random.standard_normal(size, np.float32) for head in self.numbers}
+                | ({PALETTE: self._palettes(random, size)} if self.palette else {}),
+                names=np.array([f"{name}/{index}" for index in range(size)]),
+            )
+            for name, size in sizes.items()
+            if size
+        }
+        if "target" in splits:
+            for head in self.heads:
+                splits["target"].labels[head][::5] = UNSEEN
+        return Dataset(
+            name="synthetic",
+            splits=splits,
+            class_names={
+                head: tuple(f"class {index}" for index in range(classes))
+                for head, classes in zip(self.heads, self.classes, strict=True)
+            },
+            provenance={"source": self.description, **dataclasses.asdict(self)},
+        )
+
+    def _palettes(self, random: np.random.Generator, size: int) -> np.ndarray:
+        """Every second one lacks its last colour."""
+        palettes = random.random((size, self.palette, 3), np.float32)
+        palettes[::2, -1] = np.nan
+        return palettes

@@ -1,0 +1,154 @@
+"""Tables of images: a CSV file with one image per row."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar, Self
+
+import numpy as np
+
+from cnn_research.core.config import register_config
+from cnn_research.core.ranges import PositiveInt
+from cnn_research.data.dataset import Dataset
+from cnn_research.data.images import decode, printable
+from cnn_research.data.prepare import cache
+from cnn_research.data.prepare.files import Plan, status_of
+from cnn_research.data.sources.loading import (
+    Decoded,
+    ImageFiles,
+    Origin,
+    from_records,
+    load,
+    prepare_from_files,
+)
+from cnn_research.data.sources.rows import find_table, plan_every_row, plan_rows, read_table
+
+
+@register_config
+@dataclasses.dataclass(frozen=True)
+class ImageTable(ImageFiles):
+    """A CSV file with one image per row and columns of classes or numbers; prepared on first use.
+
+    An empty cell is a label that is not known. A column `split` (train, validation, test, target)
+    is used if there is one; validation and test are drawn from train where it does not mention
+    them.
+
+    The split `target` is another domain to evaluate on, and the others are the source: `target`
+    says which rows are its own, or the column `split`. Classes are those of the source; in the
+    target a label that is none of them is counted as wrong, and an image that the source has too is
+    left out.
+    """
+
+    kind: ClassVar = "image_table"
+
+    path: str = ""
+    """The CSV file, or a folder or archive with one in it."""
+    image: str = "image"
+    """The column with the image's path as seen from the CSV file, or a pattern of columns such
+    as 'images/{id}.jpg'."""
+    label: tuple[str, ...] = ("label",)
+    """The columns with classes, each a head of its own; splits are stratified by the first."""
+    number: tuple[str, ...] = ()
+    """The columns with numbers to estimate, each a head of its own."""
+    min_examples: PositiveInt = 1
+    """A class that has fewer rows counts as not known."""
+    rows: tuple[str, ...] = ()
+    """Conditions that a row must meet, all of them: COLUMN OP VALUE, such as 'year<=2012' or
+    'gender=Women', where OP is one of <= >= < > = !=. Numbers compare as numbers, and an empty cell
+    meets none."""
+    target: tuple[str, ...] = ()
+    """Conditions that make a row part of the split `target` instead, all of them."""
+
+    @property
+    def description(self) -> str:
+        heads = ", ".join((*self.label, *self.number))
+        return f"{super().description}, labels {heads}"
+
+    def load(self) -> Dataset:
+        """Images are uint8 `[examples, *image_size, 3]`, memory maps; a head per column."""
+        return load(self)
+
+    def plan(self, folder: Path, shown: str) -> Plan:
+        table = find_table(folder, shown) if folder.is_dir() else folder
+        return self.plan_of(read_table(table, shown), shown, table.parent)
+
+    def plan_of(self, rows: Sequence[Mapping[str, str]], shown: str, folder: Path) -> Plan:
+        """The plan of a table's rows; `folder` is where the images' names start from."""
+        return plan_rows(
+            rows, shown, folder, self.image, self.label, self.number, self.min_examples, self.rows,
+            self.target,
+        )  # fmt: skip
+
+    def state_of(self, path: Path) -> str:
+        files = [path]
+        if path.is_dir() or path.suffix.lower() == ".csv":
+            shown = printable(path)
+            table = find_table(path, shown) if path.is_dir() else path
+            files = [table, *(record.path for record in self.plan(path, shown).records)]
+        return cache.key_of([status_of(file) for file in files])
+
+
+@register_config
+@dataclasses.dataclass(frozen=True)
+class Products(ImageTable):
+    """19,298 catalogue photographs, 60 wide and 80 high, with what is sold and when.
+
+    Prepared once by `python -m cnn_research.data prepare products`, with every column of the table,
+    so that any labels and rows can be asked for afterwards. The source is the catalogue up to 2012
+    and the target the one from 2015 on, as far as the fields do not say otherwise.
+    """
+
+    path: str = ""
+    """The CSV file, or a folder or archive with one, prepared on first use; empty for what is
+    prepared."""
+    image: str = "images/{id}.jpg"
+    """The column with the image's path as seen from the CSV file, or a pattern of columns."""
+    label: tuple[str, ...] = ("material", "type", "brand")
+    """The columns with classes, each a head of its own; splits are stratified by the first."""
+    min_examples: PositiveInt = 10
+    """A class that has fewer rows counts as not known."""
+    rows: tuple[str, ...] = ("year<=2012",)
+    """Conditions that a row must meet to be in the source."""
+    target: tuple[str, ...] = ("year>=2015",)
+    """Conditions that make a row part of the split `target` instead."""
+    image_size: tuple[PositiveInt, PositiveInt] = (80, 60)
+    """Height and width to which every image is stretched."""
+
+    @property
+    def description(self) -> str:
+        if self.path:
+            return super().description
+        return dataclasses.replace(self, path="products").description
+
+    @staticmethod
+    def home() -> Path:
+        """The folder of the prepared records."""
+        return cache.data_dir() / "products" / "1.0.0"
+
+    def prepare(self, given: str | None) -> Self:
+        """Prepares the image of every row of the table at, or below, `given`, and its cells."""
+        prepare_from_files(self.home(), given, self._plan_all, _as_it_is, self.on_bad_image)
+        return self
+
+    def origin(self) -> Origin:
+        if self.path:
+            return super().origin()
+        self.check()
+        return from_records(self, self.home(), "products", self._read)
+
+    def _read(self, home: Path, scratch: Path) -> Decoded:
+        from cnn_research.data.prepare import builders
+
+        return builders.read_table(
+            home, scratch, self.image_size, lambda rows: self.plan_of(rows, "products", home)
+        )
+
+    def _plan_all(self, folder: Path, shown: str) -> Plan:
+        table = find_table(folder, shown) if folder.is_dir() else folder
+        return plan_every_row(read_table(table, shown), shown, table.parent, self.image)
+
+
+def _as_it_is(file: Path) -> np.ndarray:
+    return decode(file, None)
