@@ -11,7 +11,16 @@ from flax import linen as nn
 
 from cnn_research import ops
 from cnn_research.core.config import register_config
-from cnn_research.models.layers import Activation, Conv, Dtype, activate, check_size
+from cnn_research.core.ranges import PositiveFloat, PositiveInt
+from cnn_research.models.layers import (
+    Activation,
+    Conv,
+    Dtype,
+    Widths,
+    activate,
+    check_lengths,
+    check_size,
+)
 from cnn_research.models.registry import register_model
 
 
@@ -28,16 +37,20 @@ class Airbench(nn.Module):
     init_images: ClassVar[int] = 5000
     """Training images that the initial parameters depend on, by `with_images`."""
 
-    features: tuple[int, ...] = (64, 256, 256)
+    features: Widths = (64, 256, 256)
     """Filters of both convolutions of each block; the first is followed by a 2x2 pool."""
     activation: Activation = "gelu"
     """After the first layer and after each normalisation."""
-    output_scale: float = 1 / 9
+    output_scale: PositiveFloat = 1 / 9
     """Multiplies the logits."""
     dtype: Dtype = "float32"
     """What the layers compute in."""
-    num_classes: int = 10
+    num_classes: PositiveInt = 10
     """Units of the last layer; set from the data."""
+
+    def check(self) -> None:
+        """Raises `UsageError` for fields that do not fit together."""
+        check_lengths("block", features=self.features)
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:

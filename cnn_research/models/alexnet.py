@@ -8,7 +8,8 @@ from flax import linen as nn
 
 from cnn_research import ops
 from cnn_research.core.config import register_config
-from cnn_research.models.layers import Conv, Dtype, check_size
+from cnn_research.core.ranges import PositiveInt
+from cnn_research.models.layers import Conv, Dtype, Rate, check_size
 from cnn_research.models.registry import register_model
 from cnn_research.models.vgg import AdaptivePool
 
@@ -25,13 +26,13 @@ class AlexNet(nn.Module):
 
     small: bool = False
     """For images of about 32x32: a 3x3 convolution without stride first; maps of 3x3 last."""
-    hidden: int = 4096
+    hidden: PositiveInt = 4096
     """Units of the two linear layers before the last."""
-    dropout: float = 0.5
+    dropout: Rate = 0.5
     """Rate before each of these; survivors are scaled by 1 / (1 - rate)."""
     dtype: Dtype = "float32"
     """What the layers compute in."""
-    num_classes: int = 1000
+    num_classes: PositiveInt = 1000
     """Units of the last layer; set from the data."""
 
     @property

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cnn_research.core.config import register_config
-from cnn_research.models.layers import BatchNorm, Conv, Dtype, GlobalPool
+from cnn_research.core.errors import UsageError
+from cnn_research.core.ranges import PositiveInt
+from cnn_research.models.layers import BatchNorm, Conv, Dtype, GlobalPool, Widths, check_depth
 from cnn_research.models.registry import register_model
 from cnn_research.ops.views import cut
 
@@ -44,14 +46,21 @@ class CifarResNet(nn.Module):
     Modules are called as in akamaster/pytorch_resnet_cifar10, whose weights fit.
     """
 
-    depth: int = 20
+    depth: PositiveInt = 20
     """Layers with weights: 6 n + 2 for n blocks in each of the three stages."""
-    features: tuple[int, ...] = (16, 32, 64)
+    features: Widths = (16, 32, 64)
     """Filters of each stage."""
     dtype: Dtype = "float32"
     """What the layers compute in."""
-    num_classes: int = 10
+    num_classes: PositiveInt = 10
     """Units of the last layer; set from the data."""
+
+    def check(self) -> None:
+        """Raises `UsageError` for fields that do not fit together."""
+        check_depth(self.depth, 6, 2, "20, 32 or 56")
+        if len(self.features) != 3 or list(self.features) != sorted(self.features):
+            shown = " ".join(map(str, self.features))
+            raise UsageError(f"--model.features is {shown}: must be three numbers, none decreasing")
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:

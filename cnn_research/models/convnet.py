@@ -10,8 +10,18 @@ from flax import linen as nn
 
 from cnn_research import ops
 from cnn_research.core.config import register_config
-from cnn_research.core.errors import UsageError
-from cnn_research.models.layers import Activation, BatchNorm, Conv, Dtype, activate, check_size
+from cnn_research.core.ranges import NonNegativeInt, PositiveInt
+from cnn_research.models.layers import (
+    Activation,
+    BatchNorm,
+    Conv,
+    Dtype,
+    Rate,
+    Widths,
+    activate,
+    check_lengths,
+    check_size,
+)
 from cnn_research.models.registry import register_model
 
 POOLS = {"max": ops.max_pool, "average": ops.avg_pool, "min": ops.min_pool}
@@ -24,39 +34,40 @@ class ConvNet(nn.Module):
     The network of documents 002, 003 and 004, each with its own widths.
     """
 
-    features: tuple[int, ...] = (12, 24)
+    features: Widths = (12, 24)
     """Filters of each convolution; a block per entry."""
-    padding: tuple[int, ...] = (1, 0)
+    padding: tuple[NonNegativeInt, ...] = (1, 0)
     """Zeros around the input of each convolution."""
     pool: tuple[bool, ...] = ()
     """Whether each block halves height and width; empty for all of them."""
     pooling: Literal["max", "average", "min", "stride"] = "max"
     """How a block halves them: by a 2x2 pool at its end, or by a convolution of stride 2."""
-    kernel_size: int = 3
+    kernel_size: PositiveInt = 3
     """Height and width of every kernel."""
     batch_norm: bool = True
     """Whether each convolution is followed by batch normalisation."""
     activation: Activation = "relu"
     """After each convolution (or its batch normalisation)."""
-    dense: tuple[int, ...] = (600, 100)
+    dense: Widths = (600, 100)
     """Units of the linear layers before the last."""
     dense_activation: Activation = "none"
     """After each of those linear layers."""
-    dropout: float = 0.4
+    dropout: Rate = 0.4
     """Rate after each of those linear layers; survivors are scaled by 1 / (1 - rate)."""
     dtype: Dtype = "float32"
     """What the layers compute in."""
-    num_classes: int = 10
+    num_classes: PositiveInt = 10
     """Units of the last layer; set from the data."""
+
+    def check(self) -> None:
+        """Raises `UsageError` for fields that do not fit together."""
+        pool = {"pool": self.pool} if self.pool else {}
+        check_lengths("convolution", features=self.features, padding=self.padding, **pool)
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        self.check()
         pools = self.pool or (True,) * len(self.features)
-        if not len(self.features) == len(self.padding) == len(pools):
-            raise UsageError(
-                f"model.features {self.features}, model.padding {self.padding} and model.pool "
-                f"{self.pool} differ in length: give each an entry per convolution"
-            )
         check_size(self, images, self._least(pools))
         x = images.astype(self.dtype)
         for features, padding, pool in zip(self.features, self.padding, pools, strict=True):

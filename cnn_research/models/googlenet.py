@@ -10,7 +10,8 @@ from flax import linen as nn
 
 from cnn_research import ops
 from cnn_research.core.config import register_config
-from cnn_research.models.layers import BatchNorm, Conv, Dtype, GlobalPool, check_size
+from cnn_research.core.ranges import NonNegativeFloat, PositiveInt
+from cnn_research.models.layers import BatchNorm, Conv, Dtype, GlobalPool, Rate, check_size
 from cnn_research.models.registry import register_model
 
 _INIT = nn.initializers.he_normal()
@@ -119,15 +120,15 @@ class GoogLeNet(nn.Module):
     variant: Literal["torchvision", "paper"] = "torchvision"
     """torchvision's has batch normalisation, and 3x3 kernels for the 5x5 ones; the paper's has
     local response normalisation after the first and third convolution, and biases."""
-    auxiliary_weight: float = 0.3
+    auxiliary_weight: NonNegativeFloat = 0.3
     """Of each of the two auxiliary heads in the objective; 0 for no such heads."""
-    dropout: float = 0.2
+    dropout: Rate = 0.2
     """Rate before the last layer (the paper's is 0.4); survivors are scaled by 1 / (1 - rate)."""
     small: bool = False
     """For images of about 32x32: the first three halvings are left out."""
     dtype: Dtype = "float32"
     """What the layers compute in."""
-    num_classes: int = 1000
+    num_classes: PositiveInt = 1000
     """Units of the last layer; set from the data."""
 
     @property

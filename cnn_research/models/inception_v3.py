@@ -11,8 +11,9 @@ from flax import linen as nn
 
 from cnn_research import ops
 from cnn_research.core.config import register_config
+from cnn_research.core.ranges import NonNegativeFloat, PositiveInt
 from cnn_research.models.googlenet import ConvNorm
-from cnn_research.models.layers import Dtype, GlobalPool, check_size
+from cnn_research.models.layers import Dtype, GlobalPool, Rate, check_size
 from cnn_research.models.registry import register_model
 
 Convolution = tuple[str, int, int, int]
@@ -177,15 +178,15 @@ class InceptionV3(nn.Module):
     variant: Literal["torchvision", "keras"] = "torchvision"
     """Keras' has no scale in its batch normalisation, no auxiliary head, and averages over the
     pixels inside the image only."""
-    auxiliary_weight: float = 0.4
+    auxiliary_weight: NonNegativeFloat = 0.4
     """Of the auxiliary head in the objective; 0 for no such head."""
-    dropout: float = 0.5
+    dropout: Rate = 0.5
     """Rate before the last layer; survivors are scaled by 1 / (1 - rate)."""
     small: bool = False
     """For images of about 32x32: the stem halves height and width once instead of three times."""
     dtype: Dtype = "float32"
     """What the layers compute in."""
-    num_classes: int = 1000
+    num_classes: PositiveInt = 1000
     """Units of the last layer; set from the data."""
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,16 @@ from flax import linen as nn
 
 from cnn_research import ops
 from cnn_research.core.errors import UsageError
+from cnn_research.core.ranges import PositiveInt, Range
 
 Dtype = Literal["float32", "bfloat16"]
 """What a model computes in; parameters, statistics and logits stay float32."""
+
+Rate = Annotated[float, Range(minimum=0, below=1)]
+"""Of dropout."""
+
+Widths = tuple[PositiveInt, ...]
+"""Filters or units of several layers."""
 
 Activation = Literal["relu", "gelu", "silu", "tanh", "none"]
 
@@ -54,6 +61,19 @@ class GlobalPool(nn.Module):
         if self.maxima:
             pooled.append(x.max(axis=(1, 2)))
         return jnp.concatenate(pooled, axis=-1) if len(pooled) > 1 else pooled[0]
+
+
+def check_depth(depth: int, blocks: int, others: int, examples: str) -> None:
+    """Raises `UsageError` for a depth that is not `blocks` n + `others`, as `examples` are."""
+    if depth < blocks + others or (depth - others) % blocks:
+        raise UsageError(f"--model.depth is {depth}: must be {blocks} n + {others}, as {examples}")
+
+
+def check_lengths(part: str, **fields: tuple) -> None:
+    """Raises `UsageError` where fields, by name, do not have one entry, or more, for each part."""
+    if len({len(values) for values in fields.values()}) > 1 or not all(fields.values()):
+        told = [f"--model.{name} is ({' '.join(map(str, v))})" for name, v in fields.items()]
+        raise UsageError(f"{' and '.join(told)}: must have an entry for each {part}, 1 or more")
 
 
 class ImageTooSmall(UsageError):

@@ -8,6 +8,7 @@ from flax import linen as nn
 
 from cnn_research import ops
 from cnn_research.core.config import register_config
+from cnn_research.core.ranges import PositiveInt
 from cnn_research.models.layers import Activation, Conv, Dtype, activate
 from cnn_research.models.registry import register_model
 
@@ -27,7 +28,7 @@ class LeNet5(nn.Module):
     """After each layer but the last."""
     dtype: Dtype = "float32"
     """What the layers compute in."""
-    num_classes: int = 10
+    num_classes: PositiveInt = 10
     """Units of the last layer; set from the data."""
 
     @property

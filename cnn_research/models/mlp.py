@@ -7,22 +7,23 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cnn_research.core.config import register_config
-from cnn_research.models.layers import Activation, Dtype, activate
+from cnn_research.core.ranges import PositiveInt
+from cnn_research.models.layers import Activation, Dtype, Rate, Widths, activate
 
 
 @register_config
 class MLP(nn.Module):
     """Linear layers over the flattened image (document 004's net without convolution)."""
 
-    dense: tuple[int, ...] = (512,)
+    dense: Widths = (512,)
     """Units of each hidden layer."""
     activation: Activation = "relu"
     """After each hidden layer."""
-    dropout: float = 0.0
+    dropout: Rate = 0.0
     """Rate after each hidden layer; survivors are scaled by 1 / (1 - rate)."""
     dtype: Dtype = "float32"
     """What the layers compute in."""
-    num_classes: int = 10
+    num_classes: PositiveInt = 10
     """Units of the last layer; set from the data."""
 
     @nn.compact

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from cnn_research.core.config import register_config
-from cnn_research.models.layers import BatchNorm, Conv, Dtype, GlobalPool, check_size
+from cnn_research.core.ranges import PositiveInt, Range
+from cnn_research.models.layers import BatchNorm, Conv, Dtype, GlobalPool, Rate, check_size
 from cnn_research.models.registry import register_model
 
 _INIT = nn.initializers.he_normal()
@@ -34,7 +35,7 @@ class MobileNetV1(nn.Module):
     Layers are called, and padding and epsilon are, as in Keras, whose weights fit.
     """
 
-    width: float = 1.0
+    width: Annotated[float, Range(minimum=1 / 32)] = 1.0
     """Multiplies the filters of every layer."""
     last: Literal["conv_pw_13", "conv_dw_13"] = "conv_pw_13"
     """The last convolution: the paper's, or the one before it."""
@@ -47,13 +48,13 @@ class MobileNetV1(nn.Module):
     standardise: bool = False
     """Standardise each pooled channel over the batch before the last layer, without learning a
     scale: a linear layer on frozen features is then well conditioned."""
-    dropout: float = 0.001
+    dropout: Rate = 0.001
     """Rate before the last layer; survivors are scaled by 1 / (1 - rate)."""
     small: bool = False
     """For images of about 32x32: the first two halvings are left out."""
     dtype: Dtype = "float32"
     """What the layers compute in."""
-    num_classes: int = 1000
+    num_classes: PositiveInt = 1000
     """Units of the last layer; set from the data."""
 
     @property

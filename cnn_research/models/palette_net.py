@@ -10,7 +10,8 @@ import numpy as np
 from flax import linen as nn
 
 from cnn_research.core.config import register_config
-from cnn_research.models.layers import check_size
+from cnn_research.core.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt
+from cnn_research.models.layers import Widths, check_size
 from cnn_research.models.ss_cnn import SSCNN
 from cnn_research.ops.colours import srgb_to_lab
 from cnn_research.ops.views import cut
@@ -120,19 +121,19 @@ class PaletteNet(SSCNN):
     histogram of its clusters, is averaged, and the head sees that and the pixels.
     """
 
-    num_classes: int = 128
+    num_classes: PositiveInt = 128
     """Clusters of the network that was trained first; set from it."""
-    colours: int = 10
+    colours: PositiveInt = 10
     """Of a palette; set from the task."""
-    hidden: tuple[int, ...] = (512, 512)
+    hidden: Widths = (512, 512)
     """Units of the head's hidden layers."""
-    readings: int = 6
+    readings: PositiveInt = 6
     """How often the head's colours are moved to the pixels that are nearest; once at least."""
-    accents: int = 0
+    accents: NonNegativeInt = 0
     """Units by which the head sees the pixels, beside their histogram; 0 leaves them out."""
-    retouch: int = 0
+    retouch: NonNegativeInt = 0
     """Hidden units of a small network that then moves each colour; 0 leaves them."""
-    first_weight: float = 0.3
+    first_weight: NonNegativeFloat = 0.3
     """Of the colours before the readings in the objective."""
 
     @nn.compact

@@ -11,7 +11,8 @@ from flax import linen as nn
 
 from cnn_research import ops
 from cnn_research.core.config import register_config
-from cnn_research.models.layers import BatchNorm, Conv, Dtype, GlobalPool
+from cnn_research.core.ranges import PositiveInt
+from cnn_research.models.layers import BatchNorm, Conv, Dtype, GlobalPool, Widths, check_lengths
 from cnn_research.models.registry import register_model
 
 Variant = Literal["torchvision", "keras"]
@@ -83,7 +84,7 @@ class ResNet(nn.Module):
     Images of any size.
     """
 
-    blocks: tuple[int, ...] = (2, 2, 2, 2)
+    blocks: Widths = (2, 2, 2, 2)
     """Residual blocks of each stage."""
     bottleneck: bool = False
     """Whether blocks are of three convolutions, from 50 layers up, or of two."""
@@ -93,7 +94,7 @@ class ResNet(nn.Module):
     """For images of about 32x32: the stem is a 3x3 convolution, without stride and pool."""
     dtype: Dtype = "float32"
     """What the layers compute in."""
-    num_classes: int = 1000
+    num_classes: PositiveInt = 1000
     """Units of the last layer; set from the data."""
 
     @property
@@ -119,6 +120,10 @@ class ResNet(nn.Module):
                         keras[f"{ours}.{part}{n}"] = f"{in_keras}_{n}_{part}"
                         transformers[f"{ours}.{part}{n}"] = f"{theirs}.layer.{n - 1}.{kind}"
         return keras, transformers
+
+    def check(self) -> None:
+        """Raises `UsageError` for fields that do not fit together."""
+        check_lengths("stage", blocks=self.blocks)
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:

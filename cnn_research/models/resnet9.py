@@ -10,7 +10,17 @@ from flax import linen as nn
 
 from cnn_research import ops
 from cnn_research.core.config import register_config
-from cnn_research.models.layers import Activation, BatchNorm, Conv, Dtype, activate, check_size
+from cnn_research.core.ranges import PositiveInt
+from cnn_research.models.layers import (
+    Activation,
+    BatchNorm,
+    Conv,
+    Dtype,
+    Widths,
+    activate,
+    check_lengths,
+    check_size,
+)
 from cnn_research.models.registry import register_model
 
 
@@ -23,7 +33,7 @@ class ResNet9(nn.Module):
     with both for positive scales, and they then run over a quarter of the pixels.
     """
 
-    features: tuple[int, ...] = (32, 64, 128)
+    features: Widths = (32, 64, 128)
     """Filters of each stage."""
     pool: tuple[bool, ...] = (False, True, True)
     """Whether the stage halves height and width."""
@@ -36,8 +46,12 @@ class ResNet9(nn.Module):
     """After each normalisation."""
     dtype: Dtype = "float32"
     """What the layers compute in."""
-    num_classes: int = 10
+    num_classes: PositiveInt = 10
     """Units of the last layer; set from the data."""
+
+    def check(self) -> None:
+        """Raises `UsageError` for fields that do not fit together."""
+        check_lengths("stage", features=self.features, pool=self.pool, residual=self.residual)
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:

@@ -8,7 +8,8 @@ from flax import linen as nn
 
 from cnn_research import ops
 from cnn_research.core.config import register_config
-from cnn_research.models.layers import Conv, Dtype
+from cnn_research.core.ranges import PositiveInt
+from cnn_research.models.layers import Conv, Dtype, Widths, check_lengths
 from cnn_research.models.registry import register_model
 
 MEAN, STD = 0.5, 0.25
@@ -35,12 +36,16 @@ class SSCNN(nn.Module):
     otherwise.
     """
 
-    features: tuple[int, ...] = (32, 96, 96)
+    features: Widths = (32, 96, 96)
     """Filters of the convolutions, 3x3 each; the last one has stride 2."""
     dtype: Dtype = "float32"
     """What the layers compute in."""
-    num_classes: int = 128
+    num_classes: PositiveInt = 128
     """Units of the last layer; set from the data."""
+
+    def check(self) -> None:
+        """Raises `UsageError` for fields that do not fit together."""
+        check_lengths("convolution", features=self.features)
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:

@@ -10,7 +10,8 @@ from flax import linen as nn
 
 from cnn_research import ops
 from cnn_research.core.config import register_config
-from cnn_research.models.layers import BatchNorm, Conv, Dtype, check_size
+from cnn_research.core.ranges import PositiveInt
+from cnn_research.models.layers import BatchNorm, Conv, Dtype, Rate, check_size
 from cnn_research.models.registry import register_model
 
 _INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -42,13 +43,13 @@ class VGG(nn.Module):
     """Whether each convolution is followed by batch normalisation."""
     small: bool = False
     """For images of about 32x32: the last map is averaged to one pixel, not to 7x7."""
-    hidden: int = 4096
+    hidden: PositiveInt = 4096
     """Units of the two linear layers before the last."""
-    dropout: float = 0.5
+    dropout: Rate = 0.5
     """Rate after each of these; survivors are scaled by 1 / (1 - rate)."""
     dtype: Dtype = "float32"
     """What the layers compute in."""
-    num_classes: int = 1000
+    num_classes: PositiveInt = 1000
     """Units of the last layer; set from the data."""
 
     @property

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cnn_research.core.config import register_config
-from cnn_research.models.layers import BatchNorm, Conv, Dtype, GlobalPool
+from cnn_research.core.ranges import PositiveInt
+from cnn_research.models.layers import BatchNorm, Conv, Dtype, GlobalPool, Rate, check_depth
 from cnn_research.models.registry import register_model
 
 _INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -21,7 +22,7 @@ class WideBlock(nn.Module):
 
     features: int
     strides: int = 1
-    dropout: float = 0.0
+    dropout: Rate = 0.0
     dtype: Dtype = "float32"
 
     @nn.compact
@@ -50,16 +51,20 @@ class WideResNet(nn.Module):
     Modules are called as in xternalman/WideResNet-pytorch.
     """
 
-    depth: int = 28
+    depth: PositiveInt = 28
     """Convolutions: 6 n + 4 for n blocks in each of the three stages."""
-    width: int = 10
+    width: PositiveInt = 10
     """Multiplies the 16, 32 and 64 filters of the stages."""
-    dropout: float = 0.0
+    dropout: Rate = 0.0
     """Rate between a block's convolutions (the paper's is 0.3); survivors are scaled."""
     dtype: Dtype = "float32"
     """What the layers compute in."""
-    num_classes: int = 10
+    num_classes: PositiveInt = 10
     """Units of the last layer; set from the data."""
+
+    def check(self) -> None:
+        """Raises `UsageError` for fields that do not fit together."""
+        check_depth(self.depth, 6, 4, "16, 22 or 28")
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
