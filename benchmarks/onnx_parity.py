@@ -29,7 +29,7 @@ def compare(name: str) -> dict[str, Any]:
     """How far apart the logits are, by batch size, or why the network does not convert."""
     import jax
 
-    from cnn_research.inference.export import onnx_difference, write_onnx
+    from cnn_research.inference.onnx import onnx_difference, write_onnx
     from cnn_research.models.flops import least_size
     from cnn_research.models.registry import architectures
     from cnn_research.train.config import Training
@@ -82,7 +82,7 @@ def in_process(name: str) -> dict[str, Any]:
 
 
 def main() -> int:
-    from cnn_research.inference.export import MOST_APART
+    from cnn_research.inference.onnx import LARGEST_DIFFERENCE
     from cnn_research.models.registry import architectures
 
     parser = arguments(__doc__)
@@ -91,7 +91,7 @@ def main() -> int:
     measurement = Measurement(
         "onnx_parity",
         what="logits of ONNX Runtime against ours, by the largest logit",
-        target=f"largest difference under {MOST_APART} of the largest logit",
+        target=f"largest difference under {LARGEST_DIFFERENCE} of the largest logit",
         seeds=[0],
     )
     figures: dict[str, Any] = {}
@@ -107,10 +107,10 @@ def main() -> int:
     rows = [
         row(
             f"largest difference of logits of {len(figures)} networks in ONNX Runtime",
-            f"< {MOST_APART} of the largest logit",
+            f"< {LARGEST_DIFFERENCE} of the largest logit",
             f"{max(apart.values(), default=float('nan')):.1e} in {len(apart)} networks"
             + (f"; not converted: {', '.join(failed)}" if failed else ""),
-            bool(apart) and not failed and max(apart.values()) < MOST_APART,
+            bool(apart) and not failed and max(apart.values()) < LARGEST_DIFFERENCE,
         )
     ]
     return measurement.finish(rows, figures, options.output)

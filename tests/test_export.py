@@ -23,8 +23,9 @@ from cnn_research.core.errors import UserError
 from cnn_research.core.experiment import lookup, registry
 from cnn_research.data.images import decode, grey
 from cnn_research.data.sources import Digits, Synthetic
-from cnn_research.inference.export import PLATFORMS, card, onnx_difference, program
+from cnn_research.inference.export import PLATFORMS, card, program
 from cnn_research.inference.exported import open_export, write_sums
+from cnn_research.inference.onnx import onnx_difference
 from cnn_research.models import MLP, ConvNet, ResNet9
 from cnn_research.tasks.multi_head import MultiHead
 from cnn_research.tasks.regression import Regression
@@ -300,6 +301,6 @@ def test_every_training_exports_for_any_batch(name):
     heads = experiment.fitted_task.described(names)
     assert str(outputs.shape[0]) == "batch" and outputs.shape[1] == heads[-1]["stop"]
     assert outputs.dtype == np.float32
-    facts = {"heads": heads, "experiment": name, "step": 0, "commit": "", "figures": {}}
+    facts = {"heads": heads, "experiment": name, "step": 0, "commit": ""}
     image = {"shape": ["batch", *dataset.image_shape], "channels": "RGB", "resize": ""}
-    assert name in card({**facts, "input": image}, {}, onnx=False)
+    assert name in card({**facts, "figures": {}, "evaluation": {}, "input": image}, {}, onnx=False)

@@ -7,6 +7,7 @@ import datetime
 import fcntl
 import functools
 import json
+import math
 import os
 import platform
 import shutil
@@ -111,6 +112,15 @@ def saved_config(workdir: Path) -> Experiment | None:
         ) from None
 
 
+def evaluated_config(workdir: Path) -> dict[str, Any]:
+    """config.json as JSON values, with those by which the run was last evaluated in their place.
+
+    The result is empty where there is no config.json that can be read.
+    """
+    config = read_json(workdir / CONFIG)
+    return config and config | read_json(workdir / EVALUATION).get("config", {})
+
+
 def check_same(experiment: Experiment, workdir: Path, may_differ: tuple[str, ...]) -> None:
     """Raises `UsageError` if the folder holds a run of a config other than this one.
 
@@ -204,8 +214,16 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def write_json(file: Path, values: Mapping[str, Any]) -> None:
-    """Writes the file whole or not at all."""
-    write_text(file, json.dumps(values, indent=2) + "\n")
+    """Writes the file whole or not at all; NaN and infinities, which JSON lacks, become null."""
+    write_text(file, json.dumps(_finite(values), indent=2, allow_nan=False) + "\n")
+
+
+def _finite(values: Any) -> Any:
+    if isinstance(values, Mapping):
+        return {name: _finite(value) for name, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [_finite(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
 def write_text(file: Path, text: str) -> None:

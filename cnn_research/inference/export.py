@@ -6,14 +6,10 @@ so does anyone with JAX alone, as its README.md says.
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import io
-import logging
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.export
@@ -22,11 +18,12 @@ import numpy as np
 from flax import traverse_util
 from safetensors.numpy import save
 
-from cnn_research import ops
 from cnn_research.core import run_folder as folders
-from cnn_research.core.errors import UserError, one_line
+from cnn_research.core.config import canonical_json, flatten, from_dict
+from cnn_research.core.errors import UsageError, UserError, one_line
 from cnn_research.core.experiment import Result
 from cnn_research.inference import exported
+from cnn_research.inference.onnx import ONNX, try_onnx
 from cnn_research.report.markdown import markdown_table, number
 from cnn_research.tasks.task import file_suffixes
 from cnn_research.train.config import Training
@@ -36,35 +33,39 @@ FOLDER = "export"
 PLATFORMS = ("cpu", "cuda", "tpu")
 RESIZE = "bilinear, antialiased, stretched"
 """How images of another size become the network's (`data.images.decode`)."""
-ONNX = "model.onnx"
-MOST_APART = 1e-4
-"""Of the largest output: what ONNX Runtime's may differ by."""
-FOR_ONNX = ops.Formulation(gather_pool_gradient=True)
-"""A pool of XLA's own becomes one over four dimensions, which ONNX Runtime does not have."""
+HOW_EVALUATED = ("evaluation.mirror", "evaluation.shift", "selection.report")
+"""The fields that `--mode=evaluate` may replace and on which figures and the network depend."""
 
 
 def export(experiment: Training, workdir: Path) -> Result:
     """Writes the run's network to `export/`, whole or not at all.
 
+    Args:
+        experiment: the run's; its `evaluation` and `selection.report` may differ from what was
+            trained if the run was last evaluated with them.
+        workdir: the run's folder.
+
     Raises:
-        UserError: the folder holds no run, or its network cannot be exported.
+        UsageError: the run was last evaluated otherwise, so that its figures are not those of the
+            network that would be exported.
+        UserError: the folder is not that of a run, or its network cannot be exported.
     """
     return export_to(experiment, workdir, workdir / FOLDER)
 
 
 def export_to(experiment: Training, workdir: Path, folder: Path) -> Result:
     """Writes the network of the run in `workdir` to another folder; `export` says the rest."""
-    # The figures are those of the evaluation that the config describes.
-    folders.check_same(experiment, workdir, ())
-    model = TrainedModel.load(workdir)
+    folders.check_same(experiment, workdir, ("data.path", "evaluation", "selection.report"))
+    check_evaluated(experiment, workdir)
+    model = TrainedModel.load(workdir, experiment)
     with folders.claimed(workdir), folders.whole_folder(folder) as partial:
         (partial / exported.MODEL).write_bytes(program(model).serialize())
         (partial / "model.safetensors").write_bytes(save(_flat(model.state.variables())))
-        (partial / folders.CONFIG).write_text((workdir / folders.CONFIG).read_text())
-        facts = described(model, workdir)
+        (partial / folders.CONFIG).write_text(canonical_json(experiment))
+        facts = described(model)
         folders.write_json(partial / exported.FACTS, facts)
         _write_labels(partial, facts["heads"])
-        why_not = _write_onnx(model, partial)
+        why_not = try_onnx(model, partial)
         run = folders.read_json(workdir / folders.RUN)
         (partial / "README.md").write_text(card(facts, run, (partial / ONNX).exists()))
         exported.write_sums(partial)
@@ -73,6 +74,21 @@ def export_to(experiment: Training, workdir: Path, folder: Path) -> Result:
     if why_not:
         print(f"Without {ONNX}: {why_not}.")
     return Result(workdir, facts["step"], {})
+
+
+def check_evaluated(experiment: Training, workdir: Path) -> None:
+    """Raises `UsageError` if the figures in a run's folder are of another evaluation than this
+    experiment's."""
+    evaluated = flatten(from_dict(folders.evaluated_config(workdir)))
+    exports = flatten(experiment)
+    for name in HOW_EVALUATED:
+        if evaluated[name] != exports[name]:
+            flag = name.replace("_", "-")
+            raise UsageError(
+                f"{workdir} was last evaluated with {name} {evaluated[name]!r}, and would be "
+                f"exported with {exports[name]!r}: give --{flag} as it was, or evaluate the run "
+                "again, with --mode=evaluate"
+            )
 
 
 def program(model: TrainedModel) -> jax.export.Exported:
@@ -96,11 +112,12 @@ def program(model: TrainedModel) -> jax.export.Exported:
         ) from error
 
 
-def described(model: TrainedModel, workdir: Path) -> dict[str, Any]:
+def described(model: TrainedModel) -> dict[str, Any]:
     """What export.json says."""
     heads = model.experiment.fitted_task.described(model.class_names)
-    run = folders.read_json(workdir / folders.RUN)
-    evaluation = folders.read_json(workdir / folders.EVALUATION)
+    run = folders.read_json(model.workdir / folders.RUN)
+    evaluation = folders.read_json(model.workdir / folders.EVALUATION)
+    fields = flatten(model.experiment)
     step = int(model.state.step)
     figures = {name: values for name, values in evaluation.items() if name in folders.EVALUATED}
     return {
@@ -118,6 +135,7 @@ def described(model: TrainedModel, workdir: Path) -> dict[str, Any]:
         "versions": folders.versions(),
         "commit": run.get("commit", ""),
         "step": step,
+        "evaluation": {name: fields[name] for name in HOW_EVALUATED},
         "figures": figures if evaluation.get("step") == step else {},
     }
 
@@ -168,7 +186,7 @@ def card(facts: Mapping[str, Any], run: Mapping[str, Any], onnx: bool) -> str:
         f"(commit {facts['commit'][:12] or 'unknown'}), with {run.get('parameters', 0):,} "
         f"parameters. It takes images of {height}x{width} pixels ({facts['input']['channels']}) "
         f"and says {'; '.join(_what(head) for head in heads)}.",
-        *_results(facts["figures"]),
+        *_results(facts["figures"], facts["evaluation"]),
         "## Use",
         "With JAX alone (`pip install jax flatbuffers pillow`), on a CPU, a CUDA GPU or a TPU:",
         "```python\n" + _code(channels, heads) + "```",
@@ -192,12 +210,16 @@ def _what(head: Mapping[str, Any]) -> str:
     return f"which of {len(head['classes'])} {head['name']} classes they show"
 
 
-def _results(figures: Mapping[str, Any]) -> list[str]:
-    """The numbers of each split in a table, or nothing."""
+def _results(figures: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[str]:
+    """The figures of each split in a table, and how they came about; or nothing."""
     by_split = {split: _by_name(values) for split, values in figures.items()}
     names = dict.fromkeys(name for values in by_split.values() for name in values)
     rows = [[name, *(number(values.get(name)) for values in by_split.values())] for name in names]
-    return ["## Results", markdown_table(["figure", *by_split], rows)] if rows else []
+    if not rows:
+        return []
+    fields = ", ".join(f"`{name}={json.dumps(value)}`" for name, value in evaluation.items())
+    table = markdown_table(["figure", *by_split], rows)
+    return ["## Results", table, f"Evaluated with {fields}, as the exported network computes."]
 
 
 def _by_name(figures: Mapping[str, Any], before: str = "") -> dict[str, float]:
@@ -232,69 +254,3 @@ for head in facts["heads"]:
     said = outputs[0, head["start"] : head["stop"]]
     {answer}
 """
-
-
-# ONNX --------------------------------------------------------------------------------------------
-
-
-def _write_onnx(model: TrainedModel, folder: Path) -> str:
-    """Writes model.onnx where the extra `onnx` is installed and the network converts.
-
-    Returns:
-        Why there is none; empty where there is one.
-    """
-    if not all(importlib.util.find_spec(name) for name in ("jax2onnx", "onnxruntime")):
-        return "jax2onnx and onnxruntime are not installed (pip install 'cnn-research[onnx]')"
-    file = folder / ONNX
-    try:
-        write_onnx(model, file)
-        apart = onnx_difference(model, file)
-        if apart <= MOST_APART:
-            return ""
-        reason = f"ONNX Runtime is {apart:.1e} of the largest output away"
-    except Exception as error:  # of the converter: whatever it does not know, it raises as it likes
-        reason = one_line(error)[:200] or type(error).__name__
-    file.unlink(missing_ok=True)
-    return f"jax2onnx does not convert this network ({reason})"
-
-
-def write_onnx(model: TrainedModel, file: Path) -> None:
-    """The network as ONNX, for any number of images; the extra `onnx` must be installed."""
-    with _silence():
-        import jax2onnx
-        from jax2onnx.converter import ir_optimizations
-
-        # Of networks with shortcuts, 0.13 takes a transposition from one summand alone.
-        harmful = "remove_redundant_transpose_pairs_ir"
-        with mock.patch.object(ir_optimizations, harmful, lambda graph: None):
-            jax2onnx.to_onnx(
-                model.forward(FOR_ONNX),
-                [jax.ShapeDtypeStruct(("B", *model.image_shape), jnp.uint8)],
-                return_mode="file",
-                output_path=str(file),
-            )
-
-
-def onnx_difference(model: TrainedModel, file: Path, batch: int = 2) -> float:
-    """How far ONNX Runtime's outputs for random images are from ours, by the largest of ours."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(file)
-    (given,) = session.get_inputs()
-    shape = (batch, *model.image_shape)
-    images = np.random.default_rng(batch).integers(0, 256, shape, np.uint8)
-    expected = np.asarray(jax.jit(model.forward())(images))
-    (outputs,) = session.run(None, {given.name: images})
-    return float(np.abs(outputs - expected).max() / np.abs(expected).max())
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """The converter tells of every layer, and of every part of JAX that it does not find."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.disable(before)

@@ -127,7 +127,9 @@ def open_export(folder: Path) -> Exported:
     """
     check(folder)
     try:
-        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        text = (folder / FACTS).read_text(encoding="utf-8")
+        # NaN, which others may have written, is no JSON and could not be passed on.
+        facts = json.loads(text, parse_constant=lambda name: None)
     except (ValueError, RecursionError):
         raise UserError(f"{folder / FACTS} is not JSON: export the run again") from None
     if not isinstance(facts, dict):

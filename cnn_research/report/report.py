@@ -28,6 +28,7 @@ from cnn_research.core.run_folder import (
     EVALUATION,
     RUN,
     SWEEP,
+    evaluated_config,
     read_json,
     whole_folder,
     write_json,
@@ -89,7 +90,7 @@ def write_report(
     Raises:
         UserError: a head has no labels, or images and predictions differ in number.
     """
-    run, config = read_json(workdir / RUN), read_json(workdir / CONFIG)
+    run, config = read_json(workdir / RUN), evaluated_config(workdir)
     parts = [f"# {title}", "\n".join(_what_was_run(config, run))]
     folder = workdir / REPORT_FOLDER
     with whole_folder(folder) as partial:
@@ -264,7 +265,7 @@ def read_run(folder: Path) -> Run | None:
     Raises:
         UsageError: the folder holds no run.
     """
-    config = read_json(folder / CONFIG)
+    config = evaluated_config(folder)
     if not config:
         raise UsageError(f"{folder} is not a run's folder: it has no {CONFIG} that can be read")
     evaluation = read_json(folder / EVALUATION)

@@ -11,6 +11,7 @@ import numpy as np
 from absl import logging
 
 from cnn_research.core import run_folder as folders
+from cnn_research.core.config import to_dict
 from cnn_research.core.distributed import data_mesh
 from cnn_research.core.experiment import Result
 from cnn_research.core.metrics import direction_of
@@ -75,11 +76,10 @@ def report(
     if not evaluated:
         logging.warning("nothing to evaluate on, so there is no report: all images are trained on")
         return Result(workdir, step, {})
-    figures, predictions, said = {}, {}, {}
+    figures, predictions, outputs = {}, {}, {}
     for name in evaluated:
-        sums, outputs = evaluator(state.variables(), splits[name]) or ({}, np.empty(0))
-        said[name] = outputs
-        predictions[name] = task.predictions(dataset, name, outputs, task.means(sums))
+        sums, outputs[name] = evaluator(state.variables(), splits[name]) or ({}, np.empty(0))
+        predictions[name] = task.predictions(dataset, name, outputs[name], task.means(sums))
         figures[name] = task.figures(predictions[name])
     # Figures on data that the run chose by are shown where there are no others.
     shown = [name for name in evaluated if name != "validation"] or evaluated
@@ -87,47 +87,51 @@ def report(
     points = Points(
         dataset.splits[shown[0]].take(places),
         evaluator.features(state.variables(), splits[shown[0]].take(places)),
-        task.answers(said[shown[0]][places], dataset.class_names),
+        task.answers(outputs[shown[0]][places], dataset.class_names),
     )
+    # All processes have computed; what follows is written once.
     if jax.process_index() != 0:
         return Result(workdir, step, figures)
-    history = read_metrics(workdir)
-    folders.write_json(
-        workdir / folders.EVALUATION,
-        {
-            "step": step,
-            "metric_directions": dict(task.directions),
-            "training": while_training(task, history, step),
-            **figures,
-        },
-    )
+    write_evaluation(experiment, workdir, step, figures)
     page = write_report(
         workdir,
         title=experiment.name or "Training",
         figures={name: figures[name] for name in shown},
         predictions={name: predictions[name] for name in shown},
         images={name: dataset.splits[name].images for name in shown},
-        history=history,
+        history=read_metrics(workdir),
         directions=task.directions,
         params=state.params,
     )
-    show_report(
-        writer,
-        workdir,
-        experiment,
-        dataset,
-        page,
-        figures,
-        {name: predictions[name] for name in shown},
-        points,
-        step,
-    )
+    at_end = {name: predictions[name] for name in shown}
+    show_report(writer, workdir, experiment, dataset, page, figures, at_end, points, step)
     for name in shown:
         print(f"Result on the {name} split, step {step:,}:")
         print(task.text(predictions[name]))
     print(f"Report: {page}")
     print(f"Look at it: tensorboard --logdir {workdir.parent}")
     return Result(workdir, step, figures)
+
+
+def write_evaluation(
+    experiment: Training, workdir: Path, step: int, figures: Mapping[str, Any]
+) -> None:
+    """Writes evaluation.json: the figures, and how they came about.
+
+    Its `config` has the parts of the experiment that `--mode=evaluate` may replace, as they were.
+    """
+    config = {"evaluation": experiment.evaluation, "selection": experiment.selection}
+    history = read_metrics(workdir)
+    folders.write_json(
+        workdir / folders.EVALUATION,
+        {
+            "step": step,
+            "config": {name: to_dict(part) for name, part in config.items()},
+            "metric_directions": dict(experiment.fitted_task.directions),
+            "training": while_training(experiment.fitted_task, history, step),
+            **figures,
+        },
+    )
 
 
 def while_training(task: Task, history: Sequence[Mapping[str, Any]], step: int) -> dict[str, float]:

@@ -1,0 +1,74 @@
+"""An evaluation says how it evaluated; reports, tables and exports know it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+
+from cnn_research.cli.run import run
+from cnn_research.core import run_folder as folders
+from cnn_research.core.errors import UsageError
+from cnn_research.data.sources import Digits
+from cnn_research.inference.exported import open_export
+from cnn_research.models import MLP
+from cnn_research.report.report import group_runs, read_run
+from cnn_research.train.config import Evaluation, Training
+
+PLAIN = Training(data=Digits(), model=MLP(dense=(8,)), epochs=1, batch_size=64, name="plain")
+MIRRORED = dataclasses.replace(PLAIN, evaluation=Evaluation(mirror=True))
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """Two copies of a run: one as trained, the other evaluated again with mirror images."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    run(PLAIN, folder / "plain")
+    shutil.copytree(folder / "plain", folder / "mirrored")
+    run(MIRRORED, folder / "mirrored", "evaluate")
+    return folder
+
+
+def test_an_evaluation_says_how_it_evaluated(evaluated):
+    plain, mirrored = (
+        json.loads((evaluated / name / "evaluation.json").read_text())
+        for name in ("plain", "mirrored")
+    )
+    assert plain["config"]["evaluation"]["mirror"] is False
+    assert mirrored["config"]["evaluation"]["mirror"] is True
+    assert plain["test"]["accuracy"] != mirrored["test"]["accuracy"]
+    for name, written in (("plain", '"mirror": false'), ("mirrored", '"mirror": true')):
+        page = (evaluated / name / "report" / "report.md").read_text()
+        evaluation = page.partition('"evaluation": {')[2].partition("}")[0]
+        assert written in evaluation
+
+
+def test_runs_that_were_evaluated_otherwise_are_another_group(evaluated):
+    runs = [read_run(evaluated / name) for name in ("plain", "mirrored")]
+    groups = group_runs([run for run in runs if run])
+    assert [group.name for group in groups] == [
+        "plain (evaluation.mirror=False)",
+        "plain (evaluation.mirror=True)",
+    ]
+
+
+def test_an_export_has_the_figures_of_its_own_evaluation(evaluated):
+    workdir = evaluated / "mirrored"
+    with pytest.raises(UsageError, match=r"was last evaluated with evaluation\.mirror True"):
+        run(PLAIN, workdir, "export")
+    assert not (workdir / "export").exists()
+    run(MIRRORED, workdir, "export")
+    facts = open_export(workdir / "export").facts
+    assert facts["evaluation"]["evaluation.mirror"] is True
+    figures = json.loads((workdir / "evaluation.json").read_text())["test"]
+    assert facts["figures"]["test"] == figures
+    assert "`evaluation.mirror=true`" in (workdir / "export" / "README.md").read_text()
+
+
+def test_numbers_that_json_lacks_become_null(tmp_path):
+    folders.write_json(tmp_path / "some.json", {"test": {"loss": float("nan"), "count": 3}})
+    text = (tmp_path / "some.json").read_text()
+    values = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert values == {"test": {"loss": None, "count": 3}}
