@@ -187,7 +187,7 @@ def products_best() -> Training:
             name="sgd", learning_rate=3e-3, nesterov=True, weight_decay=1e-2, schedule="cosine"
         ),
         augmentation=Augmentation(mirror=True),
-        evaluation=Evaluation(mirror=True, neighbours=5),
+        evaluation=Evaluation(mirror=True),
         mean=(0.5,),
         std=(0.5,),
         epochs=10,

@@ -378,11 +378,10 @@ def test_images_without_two_rows_of_maps_are_refused(size):
 
 
 def test_neighbours_of_images_without_labels_have_no_label(tmp_path):
-    near = dataclasses.replace(trained(), evaluation=Evaluation(batch_size=4, neighbours=2))
-    run(dataclasses.replace(near, epochs=0.5), tmp_path / "run")
+    config = dataclasses.replace(trained(), epochs=0.5, evaluation=Evaluation(batch_size=4))
+    run(config, tmp_path / "run")
     Image.new("RGB", (9, 9), RED).save(tmp_path / "red.png")
-    config = dataclasses.replace(near, epochs=0.5)
-    run(config, tmp_path / "run", "predict", str(tmp_path / "red.png"))
+    run(config, tmp_path / "run", "predict", str(tmp_path / "red.png"), neighbours=2)
     lines = (tmp_path / "run" / "predictions" / "predictions.jsonl").read_text()
     assert len(json.loads(lines)["nearest"]) == 2
 

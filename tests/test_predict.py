@@ -117,11 +117,10 @@ def test_which_files_are_taken(tmp_path, capsys):
 
 
 def test_the_nearest_training_image_of_a_training_image_is_itself(digits, tmp_path):
-    asked = dataclasses.replace(DIGITS, evaluation=Evaluation(batch_size=8, neighbours=3))
     train = Digits().load().splits["train"]
     Image.fromarray(train.images[17][..., 0]).save(tmp_path / "known.png")
     for _ in range(2):  # the second time from the features that were kept
-        run(asked, digits / "run", "predict", str(tmp_path / "known.png"))
+        run(DIGITS, digits / "run", "predict", str(tmp_path / "known.png"), neighbours=3)
         (row,) = rows_of(digits / "run")
         assert len(row["nearest"]) == 3
         assert row["nearest"][0]["file"] == train.names[17]
@@ -132,10 +131,7 @@ def test_every_head_answers(tmp_path):
     run(SEVERAL, tmp_path / "run")
     image = SEVERAL.data.load().splits["test"].images[0]
     Image.fromarray(image).save(tmp_path / "one.png")
-    asked = dataclasses.replace(
-        SEVERAL, evaluation=dataclasses.replace(SEVERAL.evaluation, neighbours=2)
-    )
-    run(asked, tmp_path / "run", "predict", str(tmp_path / "one.png"))
+    run(SEVERAL, tmp_path / "run", "predict", str(tmp_path / "one.png"), neighbours=2)
     (row,) = rows_of(tmp_path / "run")
     assert row["kind"]["class"].startswith("class") and row["brand"]["class"].startswith("class")
     assert set(row["nearest"][0]) == {"file", "kind", "brand"}
@@ -174,6 +170,8 @@ def test_what_predict_refuses(digits, tmp_path):
         run(DIGITS, digits / "run", "predict")
     with pytest.raises(UsageError, match="--mode=predict and --input=IMAGES"):
         run(DIGITS, digits / "run", "evaluate", "image.png")
+    with pytest.raises(UsageError, match="--neighbours goes with --mode=predict; got --mode=eval"):
+        run(DIGITS, digits / "run", "evaluate", neighbours=3)
     with pytest.raises(UserError, match="no image there"):
         run(DIGITS, digits / "run", "predict", str(tmp_path))
     with pytest.raises(UserError, match="holds no run"):

@@ -539,7 +539,7 @@ def test_log_has_a_row_per_config_in_the_order_given(tmp_path, capsys):
 def test_a_field_that_one_version_lacked_is_no_change(tmp_path):
     config = to_dict(lookup("digits_cnn").experiment())
     older = copy.deepcopy(config)
-    del older["evaluation"]["neighbours"], older["sampling"]
+    del older["evaluation"]["shift"], older["sampling"]
     runs = [
         make_run(tmp_path / "a", accuracy=0.5, **older),
         make_run(tmp_path / "b", accuracy=0.5, **config | {"epochs": 99}),

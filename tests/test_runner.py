@@ -42,7 +42,7 @@ from cnn_research.data.sources import ImageFolder, Synthetic
 from cnn_research.models import MLP, ConvNet
 from cnn_research.train import checkpoint, evaluator
 from cnn_research.train import loop as runner
-from cnn_research.train.config import Evaluation, Selection, Training
+from cnn_research.train.config import Selection, Training
 from cnn_research.train.optimizers import Optimizer, Penalty
 from cnn_research.train.state import TrainState
 
@@ -222,12 +222,11 @@ def test_a_run_goes_on_and_is_evaluated_where_its_images_are_now(tmp_path):
     data = dataclasses.replace(pets.data, path=str(tmp_path / "moved"))
     moved = dataclasses.replace(pets, data=data)
     assert run(moved, tmp_path / "run", "evaluate").figures == before.figures
-    near = dict(evaluation=Evaluation(neighbours=1))
     cat = str(tmp_path / "moved" / "cat" / "0.png")
-    words = "pets.* --evaluation.neighbours=0 answers without"
+    words = "pets.* leave --neighbours out to predict"
     with pytest.raises(UserError, match=words):
-        run(dataclasses.replace(pets, **near), tmp_path / "run", "predict", cat)
-    run(dataclasses.replace(moved, **near), tmp_path / "run", "predict", cat)
+        run(pets, tmp_path / "run", "predict", cat, neighbours=1)
+    run(moved, tmp_path / "run", "predict", cat, neighbours=1)
     longer = dataclasses.replace(moved, epochs=2)
     assert run(longer, tmp_path / "run").step == 2 * before.step
 

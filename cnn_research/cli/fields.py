@@ -19,6 +19,7 @@ LAUNCHER_FLAGS = (
     "workdir",
     "mode",
     "input",
+    "neighbours",
     "dry-run",
     "profile",
     "replicas",

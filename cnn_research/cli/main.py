@@ -29,6 +29,7 @@ usage: python launch.py --experiment=NAME [--workdir=FOLDER] [--mode=MODE] [--FI
   --mode=train|evaluate      evaluate makes the report again, from the workdir alone
   --mode=export              the network as files that need JAX alone, from the workdir alone
   --mode=predict --input=IMAGES   predictions for a file, a folder or 'a/pattern/*.jpg'
+  --neighbours=K             with predict: the K nearest training images beside each answer
   --profile                  trace a few train steps into WORKDIR/profile/
   --replicas=N               N seeds at once, from --seed on, in WORKDIR/seed-0, ...; mean and std
   --FIELD=VALUE              override a field by its path: --optimizer.learning-rate=3e-4 --seed=1
@@ -96,6 +97,7 @@ def launch(words: list[str]) -> None:
         experiment,
         "dry-run" if FLAGS.dry_run else FLAGS.mode,
         FLAGS.input,
+        neighbours=FLAGS.neighbours,
         profile=FLAGS.profile,
         replicas=FLAGS.replicas,
     )

@@ -25,12 +25,15 @@ class Mode:
         takes_input: whether `function` takes, and needs, the images of `--input` as a third
             argument.
         takes_profile: whether `function` takes `profile=True`, and then traces train steps.
+        takes_neighbours: whether `function` takes `neighbours=K`, the number of nearest training
+            images to show.
     """
 
     function: str
     replicated: str = ""
     takes_input: bool = False
     takes_profile: bool = False
+    takes_neighbours: bool = False
 
 
 MODES: dict[str, Mapping[str, Mode]] = {
@@ -45,14 +48,18 @@ MODES: dict[str, Mapping[str, Mode]] = {
             replicated="cnn_research.workflows.replicas:dry_run",
         ),
         "evaluate": Mode("cnn_research.train.finish:evaluate"),
-        "predict": Mode("cnn_research.inference.predict:predict_images", takes_input=True),
+        "predict": Mode(
+            "cnn_research.inference.predict:predict_images", takes_input=True, takes_neighbours=True
+        ),
         "export": Mode("cnn_research.inference.export:export"),
     },
     "Staged": {
         "train": Mode("cnn_research.workflows.staged:train"),
         "dry-run": Mode("cnn_research.workflows.staged:dry_run"),
         "evaluate": Mode("cnn_research.workflows.staged:evaluate"),
-        "predict": Mode("cnn_research.workflows.staged:predict", takes_input=True),
+        "predict": Mode(
+            "cnn_research.workflows.staged:predict", takes_input=True, takes_neighbours=True
+        ),
         "export": Mode("cnn_research.workflows.staged:export"),
     },
     "Purification": {
@@ -88,6 +95,7 @@ def bind_mode(
     mode: str | None = None,
     source: str | None = None,
     *,
+    neighbours: int = 0,
     profile: bool = False,
     replicas: int | None = None,
 ) -> Callable[[Path], Result]:
@@ -114,11 +122,17 @@ def bind_mode(
         raise UsageError(f"--profile goes with {_that(modes, 'takes_profile')}; got --mode={name}")
     if replicas is not None and not chosen.replicated:
         raise UsageError(f"--replicas goes with {_that(modes, 'replicated')}; got --mode={name}")
+    if neighbours and not chosen.takes_neighbours:
+        flag = _that(modes, "takes_neighbours")
+        raise UsageError(f"--neighbours goes with {flag}; got --mode={name}")
+    if neighbours < 0:
+        raise UsageError(f"--neighbours is {neighbours}: must be 0 or more")
     if replicas is not None and replicas < 1:
         raise UsageError(f"--replicas is {replicas}: must be 1 or more")
     experiment.check()
     arguments = tuple(value for value in (source, replicas) if value is not None)
-    options: dict[str, Any] = {"profile": True} if profile else {}
+    given = {"profile": profile, "neighbours": neighbours}
+    options: dict[str, Any] = {option: value for option, value in given.items() if value}
 
     def call(workdir: Path) -> Result:
         path = chosen.function if replicas is None else chosen.replicated
@@ -135,6 +149,7 @@ def run(
     mode: str | None = None,
     source: str | None = None,
     *,
+    neighbours: int = 0,
     profile: bool = False,
     replicas: int | None = None,
 ) -> Result:
@@ -146,6 +161,7 @@ def run(
         mode: one of `modes_of(experiment)`; None for the first.
         source: for a mode that takes images: the file, folder or pattern of files; `--input` on
             the command line.
+        neighbours: for predictions: how many of the nearest training images are shown beside each.
         profile: trace a few train steps; changes nothing of the run.
         replicas: train so many seeds at once, in a folder below `workdir` each; None for one run.
 
@@ -154,7 +170,9 @@ def run(
             fields contradict each other.
         UserError: the run failed for a reason that its user can mend.
     """
-    call = bind_mode(experiment, mode, source, profile=profile, replicas=replicas)
+    call = bind_mode(
+        experiment, mode, source, neighbours=neighbours, profile=profile, replicas=replicas
+    )
     return call(Path(workdir))
 
 

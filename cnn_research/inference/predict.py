@@ -43,7 +43,9 @@ SHOWN = 24
 """Images in the picture of predictions."""
 
 
-def predict_images(experiment: Training, workdir: Path, source: str) -> Result:
+def predict_images(
+    experiment: Training, workdir: Path, source: str, *, neighbours: int = 0
+) -> Result:
     """Predicts every image of `source`: on the terminal, and as files in `predictions/`.
 
     Args:
@@ -51,6 +53,7 @@ def predict_images(experiment: Training, workdir: Path, source: str) -> Result:
             from what was trained.
         workdir: the run's folder.
         source: an image, a folder of images, or a pattern such as 'photos/*.jpg'.
+        neighbours: how many of the nearest training images are shown beside each.
 
     Raises:
         UserError: there is no such run, or no image.
@@ -58,7 +61,6 @@ def predict_images(experiment: Training, workdir: Path, source: str) -> Result:
     folders.check_same(experiment, workdir, ("data.path", "evaluation"))
     model = TrainedModel.load(workdir, experiment)
     files = image_files(source)
-    neighbours = experiment.evaluation.neighbours
     with folders.claimed(workdir), folders.whole_folder(workdir / FOLDER) as partial:
         nearest = Nearest(model, neighbours) if neighbours else None
         predictions = _write_each(files, model, nearest, partial)
@@ -248,7 +250,7 @@ class Nearest:
             self.dataset: Dataset = model.load_data()
         except UserError as error:
             raise type(error)(
-                f"{error}; --evaluation.neighbours=0 answers without the nearest training images"
+                f"{error}; leave --neighbours out to predict without the nearest training images"
             ) from error
         self._heads, self._count = model.experiment.task.heads, count
         self._split = self.dataset.splits["train"]

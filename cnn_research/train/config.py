@@ -45,8 +45,6 @@ class Evaluation:
     """Average the probabilities of each image and its mirror image."""
     shift: NonNegativeInt = 0
     """Average also over the image moved by so many pixels up and left, and down and right."""
-    neighbours: NonNegativeInt = 0
-    """How many of the nearest training images `--mode=predict` shows beside each answer."""
 
 
 @register_config

@@ -115,12 +115,13 @@ def evaluate(experiment: Staged, workdir: Path) -> Result:
     return finish.evaluate(_second(experiment, workdir), workdir / SECOND)
 
 
-def predict(experiment: Staged, workdir: Path, source: str) -> Result:
+def predict(experiment: Staged, workdir: Path, source: str, *, neighbours: int = 0) -> Result:
     """Asks the training about images, as `predict.predict_images` does; the answers are below its
     folder."""
     from cnn_research.inference.predict import predict_images
 
-    return predict_images(_second(experiment, workdir), workdir / SECOND, source)
+    training = _second(experiment, workdir)
+    return predict_images(training, workdir / SECOND, source, neighbours=neighbours)
 
 
 def export(experiment: Staged, workdir: Path) -> Result:
