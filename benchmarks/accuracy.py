@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cnn_research.report.report import main as report
+from cnn_research.report.compare import main as report
 
 ROOT = Path(__file__).resolve().parent.parent
 

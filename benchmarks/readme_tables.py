@@ -18,15 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from cnn_research.core.errors import UsageError, run_command
+from cnn_research.core.progress import duration
+from cnn_research.report.change_log import change_log, log_as_markdown
 from cnn_research.report.markdown import markdown_table, number
-from cnn_research.report.report import (
-    Group,
-    Run,
-    change_log,
-    duration,
-    log_as_markdown,
-    mean_and_deviation,
-)
+from cnn_research.report.runs import Group, Run, mean_and_deviation
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (

@@ -15,8 +15,7 @@ from cnn_research.core.errors import UsageError, UserError
 from cnn_research.data.sources import Photos, Synthetic
 from cnn_research.data.sources.clusters import Clustered, side_by_side
 from cnn_research.models import SSCNN
-from cnn_research.tasks.histogram import Histogram
-from cnn_research.tasks.histogram_predictions import HistogramPredictions
+from cnn_research.tasks.histogram import Histogram, HistogramPredictions
 from cnn_research.train.config import Selection, Training
 from cnn_research.train.optimizers import Optimizer
 from cnn_research.train.transfer import Transfer
@@ -141,7 +140,9 @@ def test_figures_of_a_perfect_of_a_constant_and_of_a_wrong_estimate():
 
     def figures(shares):
         loss = -(true * np.log(np.maximum(shares, 1e-12))).sum(1).mean()
-        predicted = HistogramPredictions("test", ("#000000", "#ffffff"), shares, labels, mean, loss)
+        predicted = HistogramPredictions(
+            "test", ("#000000", "#ffffff"), shares, labels, mean, loss=loss
+        )
         np.testing.assert_array_equal(predicted.true, true)
         return predicted.figures()
 

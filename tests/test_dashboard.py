@@ -17,8 +17,7 @@ from cnn_research.data.sources import Synthetic
 from cnn_research.models import MLP
 from cnn_research.report import tensorboard as dashboard
 from cnn_research.report.writers import MetricsWriter
-from cnn_research.tasks.class_predictions import ClassPredictions
-from cnn_research.tasks.task import Answer
+from cnn_research.tasks.classification import ClassPredictions
 from cnn_research.train.config import Training
 
 
@@ -107,7 +106,13 @@ def test_training_images_are_those_of_the_first_step(tmp_path, monkeypatch):
 def test_common_classes_leave_out_unknown_labels_and_rare_classes():
     labels = np.array([0, 2, 2, MISSING, 2, 0, 1], np.int32)
     logits = np.log(np.full((7, 4), 0.1) + 0.6 * np.eye(4)[[0, 2, 2, 3, 0, 0, 1]])
-    made = ClassPredictions("test", logits, labels, ("bag", "coat", "shirt", "dress"), loss=0.5)
+    made = ClassPredictions(
+        split="test",
+        logits=logits,
+        labels=labels,
+        class_names=("bag", "coat", "shirt", "dress"),
+        loss=0.5,
+    )
     (bag, bags, _), (shirt, _, shares) = made.common_classes(2)
     assert (bag, shirt) == ("bag", "shirt")
     assert bags.tolist() == [True, False, False, False, True, False]
@@ -146,7 +151,7 @@ def test_points_have_label_answer_and_place():
     labels = split.labels["label"].copy()
     labels[1] = MISSING
     split = dataclasses.replace(split, labels={"label": labels}, names=None)
-    answers = [{"label": Answer(f"said {i}", {}, {})} for i in range(3)]
+    answers = [{"label": f"said {i}"} for i in range(3)]
     rows = dashboard.rows_of(dataset, dashboard.Points(split, np.zeros((3, 2)), answers))
     assert rows[1] == {"label: answer": "said 1", "image": "1"}
     assert rows[2]["label"] == dataset.class_names["label"][labels[2]]

@@ -27,8 +27,7 @@ from cnn_research.data.prepare import splits
 from cnn_research.models import MLP
 from cnn_research.report import plots as figures
 from cnn_research.tasks.classification import Classification
-from cnn_research.tasks.number_predictions import NumberPredictions
-from cnn_research.tasks.regression import FittedRegression, Regression
+from cnn_research.tasks.regression import FittedRegression, NumberPredictions, Regression
 from cnn_research.train.config import Evaluation, Selection, Training
 from cnn_research.train.optimizers import Optimizer
 
@@ -273,7 +272,9 @@ def test_figures_are_scikit_learns_and_of_the_known_numbers():
 
 
 def test_without_variance_nothing_is_explained():
-    made = NumberPredictions("test", "x", np.array([1.0]), np.array([2.0], np.float32), 0.0, 1.0)
+    made = NumberPredictions(
+        "test", "x", np.array([1.0]), np.array([2.0], np.float32), 0.0, loss=1.0
+    )
     assert "R2" not in made.figures()
     with pytest.raises(UserError, match="no example has a number"):
         made_up(missing=50).figures()

@@ -24,11 +24,13 @@ from cnn_research.core.errors import UserError
 from cnn_research.core.experiment import lookup
 from cnn_research.core.metrics_log import by_epoch
 from cnn_research.report import plots as figures
-from cnn_research.report import report
+from cnn_research.report.change_log import WIDEST_COLUMN, change_log
+from cnn_research.report.compare import main
 from cnn_research.report.html import write_page
 from cnn_research.report.markdown import markdown_table
-from cnn_research.tasks.class_predictions import ClassPredictions
-from cnn_research.tasks.classification import Classification
+from cnn_research.report.page import write_report
+from cnn_research.report.runs import group_runs, read_run, run_folders
+from cnn_research.tasks.classification import Classification, ClassPredictions
 from cnn_research.tasks.histogram import Histogram
 from cnn_research.tasks.multi_head import MultiHead
 from cnn_research.tasks.regression import Regression
@@ -53,7 +55,7 @@ def made_up_predictions(*, classes: int = 3, missing: int = 0) -> ClassPredictio
     logits[np.arange(60), labels] += 1
     labels[:missing] = -1
     names = NAMES if classes == 3 else tuple(f"class {index}" for index in range(classes))
-    return ClassPredictions("test", logits, labels, names, loss=0.5)
+    return ClassPredictions(split="test", logits=logits, labels=labels, class_names=names, loss=0.5)
 
 
 # Figures -----------------------------------------------------------------------------------------
@@ -145,7 +147,7 @@ def test_classification_report_is_what_scikit_learn_prints():
 
 def test_examples_without_label_are_left_out_everywhere():
     made = made_up_predictions(missing=20)
-    kept = ClassPredictions("test", made.logits[20:], made.labels[20:], NAMES, 0.5)
+    kept = ClassPredictions("test", made.logits[20:], made.labels[20:], NAMES, loss=0.5)
     assert made.figures() == kept.figures()
     assert made.figures()["count"] == 40
     assert made.confusion_counts().sum() == 40
@@ -187,7 +189,7 @@ def test_confusion_counts_are_scikit_learns():
 def write(workdir: Path, heads: dict[str, ClassPredictions], images: Any = None) -> Path:
     own = {head: predicted.figures() for head, predicted in heads.items()}
     params = {"conv": {"kernel": np.zeros((3, 3, 1, 12)), "bias": np.zeros(12)}}
-    return report.write_report(
+    return write_report(
         workdir,
         title="Coats",
         figures={"test": own if len(own) > 1 else own["label"]},
@@ -297,7 +299,7 @@ def test_a_head_whose_name_is_no_file_name(tmp_path):
 def test_a_head_without_labels_in_a_split_is_left_out_and_said_so(tmp_path):
     heads = {"kind": made_up_predictions(), "brand": made_up_predictions(missing=60)}
     figures = {"kind": heads["kind"].figures()}
-    path = report.write_report(
+    path = write_report(
         tmp_path,
         title="Coats",
         figures={"test": figures},
@@ -404,7 +406,7 @@ def test_runs_are_grouped_by_config_without_its_seed(tmp_path, capsys):
         for seed, accuracy in enumerate((0.88, 0.90, 0.92))
     ]
     other = make_run(tmp_path / "other", accuracy=0.75, optimizer={"learning_rate": 0.01})
-    assert report.main([*map(str, runs), str(other), str(runs[0])]) == 0
+    assert main([*map(str, runs), str(other), str(runs[0])]) == 0
     header, _, *rows = table(capsys.readouterr().out)
     assert header == ["experiment", "runs", "loss", "accuracy", "macro F1", "time of a run"]
     assert rows == [
@@ -418,7 +420,7 @@ def test_runs_are_grouped_by_config_without_its_seed(tmp_path, capsys):
 def test_tables_of_runs_on_paths_that_are_no_text(tmp_path, capsys):
     runs = [make_run(tmp_path / end, accuracy=0.5, path=f"fotos_{end}") for end in ("\udce9", "b")]
     log = tmp_path / "log.md"
-    assert report.main([*map(str, runs), f"--output={log}"]) == 0
+    assert main([*map(str, runs), f"--output={log}"]) == 0
     assert "path=fotos_\\xe9" in capsys.readouterr().out
     assert "path fotos_\\xe9 -> fotos_b" in log.read_text()
 
@@ -428,7 +430,7 @@ def test_csv_holds_numbers(tmp_path, capsys):
         make_run(tmp_path / f"run{seed}", seed=seed, accuracy=accuracy)
         for seed, accuracy in enumerate((0.88, 0.92))
     ]
-    assert report.main([*map(str, runs), "--format=csv"]) == 0
+    assert main([*map(str, runs), "--format=csv"]) == 0
     (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
     assert float(row["accuracy"]) == pytest.approx(0.9)
     assert float(row["accuracy std"]) == pytest.approx(statistics.stdev([0.88, 0.92]))
@@ -439,7 +441,7 @@ def test_unfinished_run_is_listed_and_no_error(tmp_path, capsys):
     done = make_run(tmp_path / "done", accuracy=0.5)
     running = make_run(tmp_path / "running", accuracy=None, seed=1)
     (running / "metrics.jsonl").write_text('{"step": 40, "split": "train"}\n{"step": 41, "sp')
-    assert report.main([str(done), str(running)]) == 0
+    assert main([str(done), str(running)]) == 0
     printed = capsys.readouterr()
     assert f"unfinished: {running} (step 40)" in printed.err
     assert [row[1] for row in table(printed.out)[2:]] == ["1", ""]
@@ -447,14 +449,14 @@ def test_unfinished_run_is_listed_and_no_error(tmp_path, capsys):
 
 def test_same_seed_twice_is_said(tmp_path, capsys):
     runs = [make_run(tmp_path / name, accuracy=0.5) for name in "ab"]
-    assert report.main([str(run) for run in runs]) == 0
+    assert main([str(run) for run in runs]) == 0
     assert "same seed [0, 0]" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["absent", "folder"])
 def test_path_that_is_no_run_is_one_line_and_exit_2(tmp_path, capsys, name):
     (tmp_path / "folder").mkdir()
-    assert report.main([str(tmp_path / name)]) == 2
+    assert main([str(tmp_path / name)]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.count("\n") == 1
@@ -467,7 +469,7 @@ def test_output_holds_what_repeats_the_figures(tmp_path):
         for seed, accuracy in enumerate((0.88, 0.90, 0.92))
     ]
     path = tmp_path / "results" / "coats_cnn.json"
-    assert report.main([*map(str, reversed(runs)), f"--output={path}"]) == 0
+    assert main([*map(str, reversed(runs)), f"--output={path}"]) == 0
     results = json.loads(path.read_text())
     assert results["name"] == "coats_cnn"
     assert results["seeds"] == [0, 1, 2]
@@ -486,7 +488,7 @@ def test_output_of_several_configs_is_refused(tmp_path, capsys):
     first = make_run(tmp_path / "first", accuracy=0.5)
     second = make_run(tmp_path / "second", accuracy=0.5, width=3)
     path = tmp_path / "results.json"
-    assert report.main([str(first), str(second), f"--output={path}"]) == 2
+    assert main([str(first), str(second), f"--output={path}"]) == 2
     assert "one config, not of 2" in capsys.readouterr().err
     assert not path.exists()
 
@@ -522,7 +524,7 @@ CHANGES = [
 
 def test_log_has_a_row_per_config_in_the_order_given(tmp_path, capsys):
     path = tmp_path / "logs" / "log.md"
-    assert report.main([*make_series(tmp_path / "runs"), f"--output={path}"]) == 0
+    assert main([*make_series(tmp_path / "runs"), f"--output={path}"]) == 0
     header, _, *rows = table(path.read_text())
     assert header == [
         *("experiment", "change", "validation accuracy", "test accuracy", "document: accuracy"),
@@ -544,13 +546,13 @@ def test_a_field_that_one_version_lacked_is_no_change(tmp_path):
         make_run(tmp_path / "a", accuracy=0.5, **older),
         make_run(tmp_path / "b", accuracy=0.5, **config | {"epochs": 99}),
     ]
-    log = report.change_log(report.group_runs(map(report.read_run, runs)))
-    assert log.rows[1][1] == f"epochs {config['epochs']} -> 99"
+    log = change_log(group_runs(map(read_run, runs)))
+    assert log["change"][1] == f"epochs {config['epochs']} -> 99"
 
 
 def test_log_as_csv_holds_the_numbers(tmp_path, capsys):
     path = tmp_path / "log.csv"
-    assert report.main([*make_series(tmp_path / "runs"), f"--output={path}"]) == 0
+    assert main([*make_series(tmp_path / "runs"), f"--output={path}"]) == 0
     first, second, third = csv.DictReader(io.StringIO(path.read_text()))
     assert float(first["test accuracy"]) == 0.51
     assert float(first["test accuracy std"]) == pytest.approx(0.02 / math.sqrt(2))
@@ -581,8 +583,8 @@ def test_what_is_best_over_seeds_is_what_the_runs_task_declares(
     for value, run in zip((0.2, 0.6, 0.4), runs, strict=True):
         evaluation = {"metric_directions": directions, "test": {name: value}}
         (run / "evaluation.json").write_text(json.dumps(evaluation))
-    log = report.change_log(report.group_runs(map(report.read_run, runs)))
-    assert dict(zip(log.columns, log.rows[0], strict=True))[f"{name} best"] == expected
+    log = change_log(group_runs(map(read_run, runs)))
+    assert log[f"{name} best"][0] == expected
 
 
 def test_a_sweeps_folder_stands_for_its_runs_in_its_order(tmp_path, capsys):
@@ -591,13 +593,13 @@ def test_a_sweeps_folder_stands_for_its_runs_in_its_order(tmp_path, capsys):
         make_run(tmp_path / "runs" / name, accuracy=0.5 + number / 8, width=number)
     listed = [{"name": name} for name in ("b", "a", "c")]
     (tmp_path / "sweep.json").write_text(json.dumps({"runs": listed}))
-    assert report.run_folders(tmp_path) == [tmp_path / "runs" / name for name in ("b", "a", "c")]
+    assert run_folders(tmp_path) == [tmp_path / "runs" / name for name in ("b", "a", "c")]
     path = tmp_path / "log.csv"
-    assert report.main([str(tmp_path), f"--output={path}"]) == 0
+    assert main([str(tmp_path), f"--output={path}"]) == 0
     changes = [row["change"] for row in csv.DictReader(io.StringIO(path.read_text()))]
     assert changes == ["", "width 0 -> 1", "width 0 -> 2"]
     (tmp_path / "empty").mkdir()
-    assert report.main([str(tmp_path / "empty")]) == 2
+    assert main([str(tmp_path / "empty")]) == 2
     assert "holds none: it has no config.json" in capsys.readouterr().err
 
 
@@ -616,7 +618,7 @@ def test_log_as_html_has_the_table_and_a_line_per_config_in_one_file(tmp_path, m
         figures, "compared_curves", lambda *given: drawn.append(original(*given)) or drawn[0]
     )
     path = tmp_path / "log.html"
-    assert report.main([*map(str, runs), f"--output={path}"]) == 0
+    assert main([*map(str, runs), f"--output={path}"]) == 0
     page = path.read_text()
     assert "width 1 -&gt; 2" in page and page.count("data:image") == 1
     _, accuracy = drawn[0].axes
@@ -627,7 +629,7 @@ def test_log_as_html_has_the_table_and_a_line_per_config_in_one_file(tmp_path, m
 
 def test_log_as_xlsx_opens_as_a_sheet_of_numbers(tmp_path, capsys):
     path = tmp_path / "log.xlsx"
-    assert report.main([*make_series(tmp_path / "runs"), f"--output={path}"]) == 0
+    assert main([*make_series(tmp_path / "runs"), f"--output={path}"]) == 0
     sheet = openpyxl.load_workbook(path).active
     header, *rows = ([cell.value for cell in row] for row in sheet.iter_rows())
     assert len(rows) == 3 and header[:3] == ["experiment", "change", "validation accuracy"]
@@ -641,7 +643,7 @@ def test_log_as_xlsx_opens_as_a_sheet_of_numbers(tmp_path, capsys):
     assert (data.value, data.data_type) == ("=cifar10", "s")
     assert sheet.freeze_panes == "B2" and sheet.auto_filter.ref == sheet.dimensions
     widths = [d.width for _, d in sorted(sheet.column_dimensions.items())]
-    assert all(10 < width <= report.WIDEST_COLUMN + 3 for width in widths[:4])
+    assert all(10 < width <= WIDEST_COLUMN + 3 for width in widths[:4])
     assert not list(tmp_path.glob("*.tmp"))
 
 
@@ -650,16 +652,16 @@ def test_log_of_several_heads_has_columns_for_each_and_one_of_losses_has_them_to
     for number, run in enumerate(runs):
         figures = {head: {"accuracy": 0.5 + number / 8} for head in ("material", "brand")}
         (run / "evaluation.json").write_text(json.dumps({"test": figures, "validation": figures}))
-    log = report.change_log(report.group_runs(map(report.read_run, runs)))
-    assert log.columns[2:6] == [
+    log = change_log(group_runs(map(read_run, runs)))
+    assert [*log.columns[2:6]] == [
         *("validation material accuracy", "test material accuracy"),
         *("validation brand accuracy", "test brand accuracy"),
     ]
-    assert log.rows[1][1:6] == ["width 1 -> 2", 0.625, 0.625, 0.625, 0.625]
+    assert [*log.iloc[1, 1:6]] == ["width 1 -> 2", 0.625, 0.625, 0.625, 0.625]
     for run in runs:
         (run / "evaluation.json").write_text(json.dumps({"test": {"loss": 2.0, "count": 7}}))
-    log = report.change_log(report.group_runs(map(report.read_run, runs)))
-    assert log.columns[2:4] == ["loss", "epochs"]
+    log = change_log(group_runs(map(read_run, runs)))
+    assert [*log.columns[2:4]] == ["loss", "epochs"]
 
 
 @pytest.mark.parametrize(
@@ -673,7 +675,7 @@ def test_log_of_several_heads_has_columns_for_each_and_one_of_losses_has_them_to
 def test_log_that_cannot_be_written_is_one_line(tmp_path, capsys, name, accuracy, said, code):
     (tmp_path / "file").write_text("")
     run = make_run(tmp_path / "run", accuracy=accuracy)
-    assert report.main([str(run), f"--output={tmp_path / name}"]) == code
+    assert main([str(run), f"--output={tmp_path / name}"]) == code
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("error: ") and said in last
 
@@ -698,7 +700,7 @@ def test_readme_tables_come_from_the_results(tmp_path, capsys):
         make_run(tmp_path / f"run{seed}", seed=seed, accuracy=accuracy)
         for seed, accuracy in enumerate((0.88, 0.90, 0.92))
     ]
-    report.main([*map(str, runs), f"--output={tmp_path / 'results' / 'coats.json'}"])
+    main([*map(str, runs), f"--output={tmp_path / 'results' / 'coats.json'}"])
     capsys.readouterr()
     speed = {
         "milliseconds_a_step": {"jax": {"median": 10.0}, "eager": {"median": 15.0}},
@@ -736,7 +738,7 @@ def test_readme_has_the_changes_to_the_exercise_in_a_table_of_their_own(tmp_path
         run = make_run(tmp_path / name, accuracy=accuracy, width=len(name))
         config = json.loads((run / "config.json").read_text()) | {"name": name}
         (run / "config.json").write_text(json.dumps(config))
-        report.main([str(run), f"--output={tmp_path / 'results' / name}.json"])
+        main([str(run), f"--output={tmp_path / 'results' / name}.json"])
     readme = "".join(
         f"<!-- table: {name} -->\n<!-- end -->\n" for name in ("cifar10_changes", "accuracy")
     )

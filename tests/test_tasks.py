@@ -18,8 +18,7 @@ from cnn_research.core.errors import UsageError, UserError
 from cnn_research.data.dataset import MISSING, UNSEEN, Dataset, Split
 from cnn_research.data.sources import Synthetic
 from cnn_research.models import MLP
-from cnn_research.tasks.class_predictions import ClassPredictions
-from cnn_research.tasks.classification import Classification
+from cnn_research.tasks.classification import Classification, ClassPredictions
 from cnn_research.tasks.multi_head import FittedMultiHead, MultiHead
 from cnn_research.train.config import Training
 

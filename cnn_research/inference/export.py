@@ -25,7 +25,7 @@ from cnn_research.core.experiment import Result
 from cnn_research.inference import exported
 from cnn_research.inference.onnx import ONNX, try_onnx
 from cnn_research.report.markdown import markdown_table, number
-from cnn_research.tasks.task import file_suffixes
+from cnn_research.report.page import file_suffixes
 from cnn_research.train.config import Training
 from cnn_research.train.trained import TrainedModel
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import softmax
 
 from cnn_research.core.errors import UserError, one_line
-from cnn_research.tasks.shares import softmax
 
 FORMAT = 1
 """Of the folder; another one is not read."""
@@ -105,12 +105,12 @@ def _answer(head: Mapping[str, Any], outputs: np.ndarray) -> list[dict[str, Any]
     if head["kind"] == "number":
         return [{"value": round(float(outputs[0]) * head["std"] + head["mean"], digits)}]
     if head["kind"] == "palette":
-        from cnn_research.tasks.palette_files import palette_of
+        from cnn_research.tasks.palette import palette_of
 
         palette = palette_of(outputs)
         labels, shares = palette.hex, palette.shares
     else:
-        labels, shares = head["classes"], softmax(outputs)
+        labels, shares = head["classes"], softmax(outputs.astype(np.float64), axis=-1)
     order = np.argsort(-shares, kind="stable")
     return [{"label": labels[i], "probability": round(float(shares[i]), digits)} for i in order]
 

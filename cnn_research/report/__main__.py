@@ -2,7 +2,7 @@
 
 import sys
 
-from cnn_research.report.report import main
+from cnn_research.report.compare import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -10,14 +10,10 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
-from cnn_research.core import run_folder as folders
-from cnn_research.core.config import flatten
 from cnn_research.data.dataset import Dataset, Split
 from cnn_research.report.html import MARKDOWN
+from cnn_research.report.page import Predictions
 from cnn_research.report.writers import MetricsWriter
-from cnn_research.tasks.class_predictions import ClassPredictions
-from cnn_research.tasks.task import Answer, Predictions
-from cnn_research.train.config import Training
 
 MOST_HISTOGRAMS = 64
 """Of a network with more parameters, kernels spread over its depth are shown."""
@@ -110,12 +106,12 @@ class Points:
     Attributes:
         split: the images and their labels.
         features: float32 `[examples, dimensions]`.
-        answers: what the network says about each, per head.
+        answers: the network's prediction for each, in words, per head.
     """
 
     split: Split
     features: np.ndarray
-    answers: Sequence[Mapping[str, Answer]]
+    answers: Sequence[Mapping[str, str]]
 
 
 def chosen(split: Split) -> np.ndarray:
@@ -126,25 +122,19 @@ def chosen(split: Split) -> np.ndarray:
 
 def show_report(
     writer: MetricsWriter,
-    workdir: Path,
-    experiment: Training,
     dataset: Dataset,
     page: Path,
-    figures: Mapping[str, Mapping[str, float]],
     predictions: Mapping[str, Mapping[str, Predictions]],
     points: Points,
     step: int,
 ) -> None:
-    """Mirrors a report: its page and pictures, curves of precision and recall for each class, the
-    images in the space of their features, and the run's row among the hyperparameters.
+    """Mirrors a report: its page and pictures, curves of precision and recall for each class, and
+    the images in the space of their features.
 
     Args:
         writer: the run's.
-        workdir: the run's folder.
-        experiment: what was trained.
-        dataset: its data.
+        dataset: that was trained on.
         page: of the report.
-        figures: of each split.
         predictions: of each split that the report shows, for each head.
         points: what the projector shows.
         step: that the report is about.
@@ -154,10 +144,9 @@ def show_report(
     writer.text("report", page.with_name(MARKDOWN).read_text(encoding="utf-8"), step)
     for split, heads in predictions.items():
         for head, predicted in heads.items():
-            if isinstance(predicted, ClassPredictions):
-                where = f"{split} {head}" if len(heads) > 1 else split
-                for name, members, probabilities in predicted.common_classes(MOST_CURVES):
-                    writer.precision_recall(f"{where}/{name}", members, probabilities, step)
+            where = f"{split} {head}" if len(heads) > 1 else split
+            for name, members, probabilities in predicted.common_classes(MOST_CURVES):
+                writer.precision_recall(f"{where}/{name}", members, probabilities, step)
     writer.points(
         "features",
         principal(points.features),
@@ -165,12 +154,6 @@ def show_report(
         thumbnails(points.split.images, POINT_SIDE),
         step,
     )
-    results = {
-        f"{split}/{name}": values[name]
-        for split, values in figures.items()
-        for name in experiment.task.metrics
-    }
-    writer.hparams(flatten(folders.saved_config(workdir) or experiment), results)
 
 
 def principal(features: np.ndarray) -> np.ndarray:
@@ -189,7 +172,7 @@ def rows_of(dataset: Dataset, points: Points) -> list[dict[str, str]]:
         for head, answer in answers.items():
             label = dataset.label(points.split, head, place)
             row |= {} if label is None else {head: str(label)}
-            row[f"{head}: answer"] = answer.text
+            row[f"{head}: answer"] = answer
         row["image"] = str(place if points.split.names is None else points.split.names[place])
         rows.append(row)
     return rows

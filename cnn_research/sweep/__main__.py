@@ -271,7 +271,7 @@ class _Said:
 
 def _conclude(found, folder: Path) -> int:
     """Says what the runs came to."""
-    from cnn_research.report.report import as_markdown, group_runs, read_run
+    from cnn_research.report.runs import as_markdown, group_runs, read_run
     from cnn_research.sweep import states
 
     complete = [workdir for workdir, state in found.items() if state.state == "complete"]

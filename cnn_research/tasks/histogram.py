@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from scipy.special import softmax
 
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UserError
-from cnn_research.tasks.histogram_predictions import HistogramPredictions
-from cnn_research.tasks.shares import softmax
-from cnn_research.tasks.task import Answer, FittedTask, Predictions, Sums, Task
+from cnn_research.report.page import Predictions
+from cnn_research.tasks.task import Answer, FittedTask, Sums, Task
 
 if TYPE_CHECKING:
     import jax
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 SHOWN = 5
 """How many clusters an answer has."""
+LEAST = 1e-12
+"""Stands for a share of 0 under a logarithm."""
 
 
 @register_config
@@ -87,7 +91,7 @@ class FittedHistogram(Histogram, FittedTask):
         from cnn_research.ops.kmeans import histogram
 
         target = histogram(labels[self.head], outputs.shape[-1])
-        losses = -(target * jax.nn.log_softmax(outputs)).sum(axis=-1)
+        losses = -(target * jax.nn.log_softmax(outputs.astype(np.float64), axis=-1)).sum(axis=-1)
         return {"loss": (jnp.sum(weights * losses), weights.sum())}
 
     def averaged(self, views: Sequence[jax.Array]) -> jax.Array:
@@ -103,7 +107,7 @@ class FittedHistogram(Histogram, FittedTask):
         predicted = HistogramPredictions(
             split=split,
             colours=dataset.class_names[self.head],
-            shares=softmax(outputs),
+            shares=softmax(outputs.astype(np.float64), axis=-1),
             labels=dataset.splits[split].labels[self.head],
             mean=np.array(self.mean),
             loss=means["loss"],
@@ -116,7 +120,7 @@ class FittedHistogram(Histogram, FittedTask):
         """The clusters with the largest shares."""
         colours = class_names[self.head]
         found = []
-        for shares in softmax(outputs):
+        for shares in softmax(outputs.astype(np.float64), axis=-1):
             largest = np.argsort(-shares, kind="stable")[:SHOWN]
             values = {colours[index]: round(float(shares[index]), 6) for index in largest}
             text = ", ".join(f"{colour} {share:.0%}" for colour, share in values.items())
@@ -127,3 +131,69 @@ class FittedHistogram(Histogram, FittedTask):
         names = list(class_names[self.head])
         head = {"name": self.head, "kind": "shares", "start": 0, "stop": len(names)}
         return [{**head, "classes": names}]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HistogramPredictions(Predictions):
+    """What a model estimated for every image of a split.
+
+    Attributes:
+        colours: of each cluster, as hex.
+        shares: the estimated share of each cluster, float64 `[examples, clusters]`.
+        labels: the cluster of each pixel, uint8 `[examples, height, width]`.
+        mean: the share of each cluster in all training pixels, float64 `[clusters]`.
+    """
+
+    colours: Sequence[str]
+    shares: np.ndarray
+    labels: np.ndarray
+    mean: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.shares)
+
+    @functools.cached_property
+    def true(self) -> np.ndarray:
+        """The true share of each cluster, float64 `[examples, clusters]`."""
+        flat = self.labels.reshape(len(self), -1).astype(np.int64)
+        clusters = len(self.colours)
+        flat += clusters * np.arange(len(self))[:, None]
+        counts = np.bincount(flat.ravel(), minlength=len(self) * clusters)
+        return counts.reshape(len(self), clusters) / flat.shape[1]
+
+    def figures(self) -> dict[str, float | int]:
+        """The cross-entropy; its least value, the mean entropy of the true histograms; that of
+        always saying the training pixels' histogram; the share of the way from there to the least
+        value; and the mean overlap of true and estimated histograms.
+        """
+        least = -(self.true * np.log(np.maximum(self.true, LEAST))).sum(axis=1).mean()
+        constant = -(self.true @ np.log(np.maximum(self.mean, LEAST))).mean()
+        figures: dict[str, float | int] = {
+            "loss": self.loss,
+            "entropy": float(least),
+            "loss of the mean histogram": float(constant),
+        }
+        if constant > least:
+            figures["gap closed"] = float((constant - self.loss) / (constant - least))
+        figures["overlap"] = float(np.minimum(self.true, self.shares).sum(axis=1).mean())
+        return {**figures, "count": len(self)}
+
+    def page(self, folder: Path, suffix: str, images: np.ndarray | None) -> Iterator[str]:
+        """The clusters in the cube of colours, and histograms beside their images."""
+        from cnn_research.report import plots as figures
+
+        name = f"clusters{suffix}.png"
+        figures.colour_cube(self.colours, self.mean).savefig(folder / name)
+        yield (
+            "The loss is the cross-entropy, which no estimate can bring below the entropy of the "
+            "true histograms. `gap closed` is the share of the way from always saying the training "
+            "images' histogram to that bound; `overlap` what true and estimated shares have in "
+            "common."
+        )
+        yield f"The {len(self.colours)} clusters, as large as their share of the training pixels:"
+        yield f"![Clusters in the cube of colours]({name})"
+        if images is not None:
+            name = f"histograms{suffix}.png"
+            figures.histograms(images, self.true, self.shares, self.colours).savefig(folder / name)
+            yield "Images, their histograms, and below what was estimated, from good to bad:"
+            yield f"![Images with true and estimated histograms]({name})"

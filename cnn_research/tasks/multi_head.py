@@ -13,8 +13,9 @@ import numpy as np
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.report.markdown import markdown_table, number
+from cnn_research.report.page import Predictions
 from cnn_research.tasks.classification import Classification, check_measured
-from cnn_research.tasks.task import Answer, FittedTask, Predictions, Sums, Task
+from cnn_research.tasks.task import Answer, FittedTask, Sums, Task
 
 if TYPE_CHECKING:
     import jax

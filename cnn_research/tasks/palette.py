@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -12,9 +13,9 @@ import numpy as np
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.data.dataset import PALETTE
-from cnn_research.tasks import palette_files
-from cnn_research.tasks.palette_predictions import PalettePredictions
-from cnn_research.tasks.task import PIXELS, Answer, FittedTask, Predictions, Sums, Task
+from cnn_research.data.images import decode, printable
+from cnn_research.report.page import Predictions
+from cnn_research.tasks.task import PIXELS, Answer, FittedTask, Sums, Task
 
 if TYPE_CHECKING:
     import jax
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 
 LOOKED_AT = 32
 """About so many rows and columns of an image's pixels are compared with its palette."""
+STRIP = 0.2
+"""The height of the strip of colours below an image, as a share of the image's."""
+SHOWN = 3
+"""Colours that an answer has in words."""
 
 
 @register_config
@@ -177,7 +182,7 @@ class FittedPalette(Palette, FittedTask):
     ) -> dict[str, Predictions]:
         predicted = PalettePredictions(
             split=split,
-            palettes=[palette_files.palette_of(row) for row in outputs],
+            palettes=[palette_of(row) for row in outputs],
             people=dataset.splits[split].labels.get(PALETTE) if self.target == "people" else None,
             loss=means["loss"],
         )
@@ -187,14 +192,14 @@ class FittedPalette(Palette, FittedTask):
         self, outputs: np.ndarray, class_names: Mapping[str, tuple[str, ...]]
     ) -> list[dict[str, Answer]]:
         """The colours, the one that covers most first, with their shares and names."""
-        return [{PALETTE: palette_files.answer(palette_files.palette_of(row))} for row in outputs]
+        return [{PALETTE: palette_answer(palette_of(row))} for row in outputs]
 
     def described(self, class_names: Mapping[str, tuple[str, ...]]) -> list[dict[str, Any]]:
         return [{"name": PALETTE, "kind": "palette", "start": 0, "stop": 4 * self.colours}]
 
     def write_files(self, base: Path, file: Path, answers: Mapping[str, Answer]) -> None:
         """The image with its palette as a strip, and the palette for GIMP and as CSS."""
-        palette_files.write(base, file, answers[PALETTE].values["colours"])
+        write_palette(base, file, answers[PALETTE].values["colours"])
 
 
 def _looked_at(images: jax.Array) -> jax.Array:
@@ -213,3 +218,191 @@ def colours_of(outputs: jax.Array) -> jax.Array:
         outputs: L*, a*, b* and the share of each colour, float32 `[batch, colours * 4]`.
     """
     return outputs.reshape(len(outputs), -1, 4)[..., :3]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PalettePredictions(Predictions):
+    """The palette of every image of a split.
+
+    Attributes:
+        palettes: of each image.
+        people: those that people made, sRGB 0 to 1, float32 `[examples, most, 3]`, NaN where one
+            has fewer colours; None where pixels are the target.
+        loss: the mean difference, CIEDE2000, to the pixels or to these.
+    """
+
+    palettes: Sequence[PaletteColours]
+    people: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.palettes)
+
+    def figures(self) -> dict[str, float | int]:
+        """The mean colour difference, and how many colours a palette has that cover a pixel."""
+        colours = float(np.mean([len(palette.rgb) for palette in self.palettes]))
+        return {"loss": self.loss, "colours": colours, "count": len(self)}
+
+    def text(self) -> str:
+        """The figures, one per line."""
+        to = "the nearest colour" if self.people is None else "people's palettes, both directions"
+        return (
+            f"{self.loss:>12.4f} CIEDE2000 to {to}\n"
+            f"{self.figures()['colours']:>12.4f} colours in a palette\n{len(self):>12,} images\n"
+        )
+
+    def page(self, folder: Path, suffix: str, images: np.ndarray | None) -> Iterator[str]:
+        """Images with their palettes."""
+        from cnn_research.report import plots as figures
+
+        if self.people is None:
+            yield (
+                "The loss is the mean CIEDE2000 from about 1,000 pixels of each image, on a grid, "
+                "to their nearest colour."
+            )
+            rows = {"": [palette.rgb for palette in self.palettes]}
+        else:
+            yield (
+                "The loss is the mean CIEDE2000 from a colour of either palette to the nearest of "
+                "the other: the network's above, below the one that a person made."
+            )
+            made = [
+                np.rint(colours[~np.isnan(colours[:, 0])] * 255).astype(np.uint8)
+                for colours in self.people
+            ]
+            rows = {"network": [palette.rgb for palette in self.palettes], "person": made}
+        if images is not None:
+            name = f"palettes{suffix}.png"
+            figures.palettes(images, rows).savefig(folder / name)
+            yield f"![Images with their palettes]({name})"
+
+
+@dataclasses.dataclass(frozen=True)
+class PaletteColours:
+    """A palette that a network said, the colour that covers most first.
+
+    Attributes:
+        rgb: uint8 `[colours, 3]`; colours that are nearest to no pixel are left out.
+        shares: of the image that each covers, float64 `[colours]`.
+    """
+
+    rgb: np.ndarray
+    shares: np.ndarray
+
+    @property
+    def hex(self) -> list[str]:
+        """Each colour as `#rrggbb`."""
+        return ["#" + bytes(colour).hex() for colour in self.rgb]
+
+
+def palette_of(outputs: np.ndarray) -> PaletteColours:
+    """The palette of a network's outputs for one image, float32 `[colours * 4]`.
+
+    Colours that are the same in 8 bits are one.
+    """
+    import jax.numpy as jnp
+
+    from cnn_research.ops.colours import lab_to_srgb
+
+    rows = outputs.reshape(-1, 4)
+    rgb = np.rint(np.asarray(lab_to_srgb(jnp.asarray(rows[:, :3]))) * 255).astype(np.uint8)
+    different, places = np.unique(rgb, axis=0, return_inverse=True)
+    shares = np.bincount(places.ravel(), rows[:, 3].astype(np.float64), len(different))
+    order = [place for place in np.argsort(-shares, kind="stable") if shares[place] > 0]
+    return PaletteColours(different[order], shares[order])
+
+
+def palette_answer(palette: PaletteColours) -> Answer:
+    """The palette in words, as JSON values and as columns."""
+    names = nearest_names(palette.rgb)
+    colours = [
+        {"hex": code, "rgb": colour.tolist(), "share": round(float(share), 4), "name": name}
+        for code, colour, share, name in zip(
+            palette.hex, palette.rgb, palette.shares, names, strict=True
+        )
+    ]
+    columns: dict[str, str | float] = {"": " ".join(palette.hex)}
+    columns["shares"] = " ".join(f"{share:.4f}" for share in palette.shares)
+    columns["names"] = ", ".join(names)
+    largest = zip(names, palette.shares, strict=True)
+    text = ", ".join(f"{name} {share:.0%}" for name, share in [*largest][:SHOWN])
+    return Answer(text, {"colours": colours}, columns)
+
+
+def nearest_names(rgb: np.ndarray) -> list[str]:
+    """For each colour, uint8 `[colours, 3]`, that of the XKCD survey's 949 names which is nearest.
+
+    By CIEDE2000; the names are those that Matplotlib ships.
+    """
+    import jax.numpy as jnp
+
+    names, table = _named()
+    return [names[index] for index in np.asarray(_nearest()(jnp.asarray(rgb), table))]
+
+
+@functools.cache
+def _named() -> tuple[list[str], Any]:
+    import jax.numpy as jnp
+    from matplotlib.colors import XKCD_COLORS, to_rgb
+
+    from cnn_research.ops.colours import srgb_to_lab
+
+    names = [name.removeprefix("xkcd:") for name in XKCD_COLORS]
+    table = jnp.asarray([to_rgb(code) for code in XKCD_COLORS.values()], jnp.float32)
+    return names, srgb_to_lab(table)
+
+
+@functools.cache
+def _nearest() -> Any:
+    import jax
+    import jax.numpy as jnp
+
+    from cnn_research.ops.colours import ciede2000, srgb_to_lab
+
+    @jax.jit
+    def nearest(rgb, table):
+        lab = srgb_to_lab(rgb.astype(jnp.float32) / 255)
+        return jnp.argmin(ciede2000(lab[:, None], table[None]), axis=1)
+
+    return nearest
+
+
+def write_palette(base: Path, file: Path, colours: Sequence[Mapping[str, Any]]) -> None:
+    """Writes `BASE.png`, the image with its strip, `BASE.gpl` for GIMP and `BASE.css`.
+
+    Args:
+        base: where to.
+        file: the image's, which was read before.
+        colours: as in the values of an answer.
+
+    Raises:
+        BadImage: the file is gone since.
+    """
+    from PIL import Image
+
+    rgb = np.array([colour["rgb"] for colour in colours], np.uint8)
+    picture = Image.fromarray(with_strip(decode(file, None), rgb))
+    picture.save(f"{base}.png", compress_level=1)
+    lines = ["GIMP Palette", f"Name: {printable(file.name)}", "Columns: 10", "#"]
+    for colour in colours:
+        red, green, blue = colour["rgb"]
+        lines.append(f"{red:3} {green:3} {blue:3}\t{colour['name']}")
+    Path(f"{base}.gpl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    rules = [
+        f"  --colour-{place}: {c['hex']}; /* {c['name']} */" for place, c in enumerate(colours, 1)
+    ]
+    Path(f"{base}.css").write_text(":root {\n" + "\n".join(rules) + "\n}\n", encoding="utf-8")
+
+
+def with_strip(image: np.ndarray, rgb: np.ndarray) -> np.ndarray:
+    """The image, uint8 `[height, width, 3]`, and below it colours side by side, as on film.
+
+    An image that is narrower than its palette has white at its right.
+    """
+    missing = max(0, 4 * len(rgb) - image.shape[1])
+    image = np.pad(image, [(0, 0), (0, missing), (0, 0)], constant_values=255)
+    height, width, _ = image.shape
+    gap, strip = max(1, height // 60), max(4, round(STRIP * height))
+    columns = np.arange(width) * len(rgb) // width
+    white = np.full((gap, width, 3), 255, np.uint8)
+    below = np.broadcast_to(rgb[columns], (strip, width, 3))
+    return np.concatenate([image, white, below])

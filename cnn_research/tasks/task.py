@@ -1,17 +1,17 @@
-"""What a task is to the runner and to the report of a run."""
+"""What a task is to training and to the report of a run."""
 
 from __future__ import annotations
 
 import abc
 import dataclasses
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from cnn_research.core.metrics import Direction
+from cnn_research.report.page import Predictions
 
 if TYPE_CHECKING:
     import jax
@@ -26,59 +26,6 @@ Sums = Mapping[str, tuple["jax.Array", "jax.Array"]]
 PIXELS = "/pixels"
 """Among the labels of a task that sees images: these themselves, 0 to 255, as they are before the
 model's scaling. No head is called so."""
-
-LONGEST_SUFFIX = 40
-"""Characters, of four bytes at most: with what stands around it a name has at most 255 bytes."""
-
-
-def file_suffixes(heads: Sequence[str]) -> dict[str, str]:
-    """For each head what the names of its files end with, before the dot: `_` and its own name.
-
-    A column may be called `Colour/Finish`: what is unsafe in a file's name becomes `_`, and a
-    suffix that is taken is numbered. One head alone has "".
-    """
-    if len(heads) == 1:
-        return {heads[0]: ""}
-    found: dict[str, str] = {}
-    for head in heads:
-        plain = suffix = "_" + re.sub(r"[^\w.=+-]+", "_", head)[:LONGEST_SUFFIX]
-        number = 1
-        while suffix in found.values():
-            number += 1
-            suffix = f"{plain}-{number}"
-        found[head] = suffix
-    return found
-
-
-class Predictions(Protocol):
-    """What a model said about every example of a split, for one head, and what came of it."""
-
-    @property
-    def split(self) -> str:
-        """Which split: `test`, or `validation` where there is no test split."""
-
-    def __len__(self) -> int:
-        """How many examples there are, with a label or without."""
-
-    def figures(self) -> dict[str, float | int]:
-        """The numbers of an evaluation, of the examples with a label.
-
-        Raises:
-            UserError: no example has a label.
-        """
-
-    def text(self) -> str:
-        """What a run says at its end: a few lines, the last one ended."""
-
-    def page(self, folder: Path, suffix: str, images: np.ndarray | None) -> Iterator[str]:
-        """The parts of the report's page below the figures, in Markdown; writes their files.
-
-        Args:
-            folder: where files go.
-            suffix: what the names of files end with, before the dot.
-            images: uint8 `[examples, height, width, channels]`, in the order of the predictions;
-                None shows none.
-        """
 
 
 @dataclasses.dataclass(frozen=True)

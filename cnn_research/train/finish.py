@@ -11,13 +11,13 @@ import numpy as np
 from absl import logging
 
 from cnn_research.core import run_folder as folders
-from cnn_research.core.config import to_dict
+from cnn_research.core.config import flatten, to_dict
 from cnn_research.core.distributed import data_mesh
 from cnn_research.core.experiment import Result
 from cnn_research.core.metrics import direction_of
 from cnn_research.core.metrics_log import by_epoch, read_metrics
 from cnn_research.data.dataset import Dataset, Split
-from cnn_research.report.report import write_report
+from cnn_research.report.page import write_report
 from cnn_research.report.tensorboard import Points, chosen, show_report
 from cnn_research.report.writers import MetricsWriter
 from cnn_research.tasks.task import Task
@@ -87,7 +87,10 @@ def report(
     points = Points(
         dataset.splits[shown[0]].take(places),
         evaluator.features(state.variables(), splits[shown[0]].take(places)),
-        task.answers(outputs[shown[0]][places], dataset.class_names),
+        [
+            {head: answer.text for head, answer in image.items()}
+            for image in task.answers(outputs[shown[0]][places], dataset.class_names)
+        ],
     )
     # All processes have computed; what follows is written once.
     if jax.process_index() != 0:
@@ -103,8 +106,9 @@ def report(
         directions=task.directions,
         params=state.params,
     )
-    at_end = {name: predictions[name] for name in shown}
-    show_report(writer, workdir, experiment, dataset, page, figures, at_end, points, step)
+    show_report(writer, dataset, page, {name: predictions[name] for name in shown}, points, step)
+    results = {f"{s}/{name}": figures[s][name] for s in evaluated for name in task.metrics}
+    writer.hparams(flatten(folders.saved_config(workdir) or experiment), results)
     for name in shown:
         print(f"Result on the {name} split, step {step:,}:")
         print(task.text(predictions[name]))

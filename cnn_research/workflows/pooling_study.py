@@ -20,7 +20,7 @@ from cnn_research.data.dataset import Split
 from cnn_research.report.html import write_page
 from cnn_research.report.markdown import markdown_table
 from cnn_research.report.plots import kinds_accuracy, shifted_accuracy
-from cnn_research.report.report import mean_and_deviation
+from cnn_research.report.runs import mean_and_deviation
 from cnn_research.train.config import Training
 
 RESULTS = "results.json"

@@ -15,7 +15,7 @@ import jax
 from cnn_research.core import run_folder as folders
 from cnn_research.core.errors import UsageError
 from cnn_research.core.experiment import Result
-from cnn_research.report.report import as_markdown, group_runs, read_run, results
+from cnn_research.report.runs import as_markdown, group_runs, read_run, results
 from cnn_research.train.config import Training
 from cnn_research.train.loop import Run, train_together
 

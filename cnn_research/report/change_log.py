@@ -1,0 +1,182 @@
+"""The log of changes: a row for each config, with what it changes and what came of it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cnn_research.core.config import from_dict, to_dict
+from cnn_research.core.errors import UserError
+from cnn_research.core.metrics_log import by_epoch, read_metrics
+from cnn_research.core.progress import duration
+from cnn_research.data.images import printable
+from cnn_research.report.html import as_html
+from cnn_research.report.markdown import markdown_table, number
+from cnn_research.report.runs import Group, compared_figures
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+WIDEST_COLUMN = 60
+"""Characters; longer texts in a spreadsheet take several lines."""
+
+
+def change_log(groups: Sequence[Group]) -> DataFrame:
+    """The log of configs in the order given; changes are against the first.
+
+    It shows accuracies on validation and test data, or all compared figures where there is no
+    accuracy, with the document's beside those that it gives; where there is one accuracy, `gain` is
+    what it has on test data over the first's. Where configs were run with several seeds, a figure's
+    deviation and best value stand in the next columns, `FIGURE std` and `FIGURE best`.
+    """
+    from pandas import DataFrame
+
+    titles = _titles(groups)
+    repeated = any(len(group.runs) > 1 for group in groups)
+    documented = {name for group in groups for name in group.document}
+    first = groups[0]
+    before = _of_this_version(first.runs[0].config)
+    rows = []
+    for group in groups:
+        record, config = group.runs[0].record, _of_this_version(group.runs[0].config)
+        row: dict[str, str | float | None] = {"experiment": group.runs[0].experiment}
+        row["change"] = "; ".join(_changes(before, config))
+        for title, name in titles.items():
+            row[title] = group.mean(name)
+            if repeated:
+                row |= {f"{title} std": group.deviation(name), f"{title} best": group.best(name)}
+            if name in documented:
+                row[f"document: {name}"] = group.document.get(name)
+        if {*titles.values()} in ({"accuracy"}, {"accuracy", "validation accuracy"}):
+            ours, firsts = group.mean("accuracy"), first.mean("accuracy")
+            row["gain"] = None if ours is None or firsts is None else ours - firsts
+        row |= {"epochs": config.get("epochs"), "parameters": record.get("parameters")}
+        row |= {"runs": len(group.runs), "wall_seconds": group.mean("wall_seconds")}
+        row["data"] = (record.get("data") or {}).get("name")
+        rows.append(row)
+    return DataFrame(rows, dtype=object)  # whole numbers stay whole beside what is not known
+
+
+def _titles(groups: Sequence[Group]) -> dict[str, str]:
+    """The log's figures, by the titles of their columns."""
+    compared = compared_figures(groups)
+    measured = {name for group in groups for name in group.values()}
+    titles = {}
+    for name in [name for name in compared if "accuracy" in name] or compared:
+        validated = f"validation {name}" in measured
+        titles |= {f"validation {name}": f"validation {name}"} if validated else {}
+        titles[f"test {name}" if validated else name] = name
+    return titles
+
+
+def _of_this_version(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config with the fields that came since, at their defaults; as it is if that fails.
+
+    Without it an option that one run's version did not have yet would read as a change.
+    """
+    try:
+        return to_dict(from_dict(config))
+    except (UserError, LookupError):
+        return config
+
+
+def _changes(before: Mapping[str, Any], after: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    """Each field that differs, as `model.dropout 0.0 -> 0.3`."""
+    for name in dict.fromkeys([*before, *after]):
+        old, new = before.get(name, "absent"), after.get(name, "absent")
+        if old == new or (not path and name in ("name", "seed")):
+            continue
+        if isinstance(old, Mapping) and isinstance(new, Mapping) and old["class"] == new["class"]:
+            yield from _changes(old, new, f"{path}{name}.")
+        else:
+            yield f"{path}{name} {_value(old)} -> {_value(new)}"
+
+
+def _value(value: Any) -> str:
+    """A field's value in a few words; a part of a config is its class alone."""
+    if isinstance(value, Mapping):
+        return value["class"]
+    if isinstance(value, list):
+        return printable(" ".join(map(str, value))) or "()"
+    return printable(str(value))
+
+
+def log_as_markdown(log: DataFrame) -> str:
+    """The log as a table; figures with their deviations and best, times in minutes."""
+    rows = log.to_dict("records")
+    shown = [name for name in log.columns if not name.endswith((" std", " best"))]
+
+    def cell(row: Mapping[str, Any], name: str) -> str:
+        value, deviation, best = row[name], row.get(f"{name} std"), row.get(f"{name} best")
+        if value is None or isinstance(value, str):
+            return value or ""
+        if name == "wall_seconds":
+            return duration(value)
+        if name in ("epochs", "parameters", "runs"):
+            return f"{value:,}"
+        if name == "gain":
+            return f"{value:+.4f}"
+        if deviation is None:
+            return number(value)
+        return f"{value:.4f} ± {deviation:.4f} (best {number(best)})"
+
+    header = ["time of a run" if name == "wall_seconds" else name for name in shown]
+    return markdown_table(header, [[cell(row, name) for name in shown] for row in rows])
+
+
+def write_log_as_xlsx(log: DataFrame, file: Path) -> None:
+    """The log for a spreadsheet: numbers as numbers, the header in sight, a filter per column."""
+    from openpyxl.styles import Alignment
+    from openpyxl.utils import get_column_letter
+    from pandas import ExcelWriter
+
+    formats = {"gain": "+0.0000;-0.0000;0.0000", "wall_seconds": "0.0", "parameters": "#,##0"}
+    temporary = file.with_name(f"{file.name}.tmp")
+    with temporary.open("wb") as opened, ExcelWriter(opened, engine="openpyxl") as writer:
+        log.to_excel(writer, sheet_name="log", index=False, freeze_panes=(1, 1))
+        sheet = writer.sheets["log"]
+        for number_, name in enumerate(log.columns, start=1):
+            letter = get_column_letter(number_)
+            texts = [name, *(value for value in log[name] if isinstance(value, str))]
+            sheet.column_dimensions[letter].width = min(max(map(len, texts)), WIDEST_COLUMN) + 3
+            for cell in sheet[letter][1:]:
+                text = isinstance(cell.value, str)
+                cell.alignment = Alignment(vertical="top", wrap_text=text)
+                if text:
+                    cell.data_type = "s"  # also where it begins with '=', like a formula
+                else:
+                    whole = isinstance(cell.value, int)
+                    cell.number_format = formats.get(name, "General" if whole else "0.0000")
+        sheet.auto_filter.ref = sheet.dimensions
+    os.replace(temporary, file)
+
+
+def log_as_html(log: DataFrame, groups: Sequence[Group]) -> str:
+    """One page without other files: the log, and what each config's runs had in each epoch.
+
+    Args:
+        log: of the groups.
+        groups: in the log's order.
+    """
+    from cnn_research.report import plots as figures
+
+    names = dict.fromkeys(group.runs[0].experiment for group in groups)
+    parts = [f"# {', '.join(names)}", log_as_markdown(log)]
+    curves = {
+        group.name: [epochs for run in group.runs if (epochs := by_epoch(read_metrics(run.folder)))]
+        for group in groups
+    }
+    curves = {name: runs for name, runs in curves.items() if runs}
+    directions = {name: d for group in groups for name, d in group.directions.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        if curves:
+            figures.compared_curves(curves, directions).savefig(Path(folder, "curves.png"))
+            parts += ["## Curves", f"![Curves of {len(curves)} configs by epoch](curves.png)"]
+            parts.append(
+                "Validation figures where there are any, otherwise training's. A line is the mean "
+                "of a config's runs, and the shade around it goes from the lowest to the highest."
+            )
+        return as_html("\n\n".join(parts) + "\n", Path(folder))

@@ -1,0 +1,249 @@
+"""The page that a run ends with, `report/report.html`, and what it asks of a task's predictions."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnn_research.core.errors import UserError
+from cnn_research.core.metrics import Direction
+from cnn_research.core.metrics_log import by_epoch
+from cnn_research.core.progress import duration
+from cnn_research.core.run_folder import CONFIG, RUN, read_json, whole_folder
+from cnn_research.data.images import printable
+from cnn_research.report.html import write_page
+from cnn_research.report.markdown import markdown_table, number
+from cnn_research.report.runs import by_name, flat
+
+REPORT_FOLDER = "report"
+LONGEST_SUFFIX = 40
+"""Characters, of four bytes at most: with what stands around it a name has at most 255 bytes."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Predictions(abc.ABC):
+    """A model's predictions for every example of a split, for one head, beside the true labels.
+
+    Attributes:
+        split: `test`, or `validation` where there is no test split.
+        loss: mean over the examples with a label.
+    """
+
+    split: str
+    loss: float = dataclasses.field(kw_only=True)
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """How many examples there are, with a label or without."""
+
+    @abc.abstractmethod
+    def figures(self) -> dict[str, float | int]:
+        """The numbers of an evaluation, of the examples with a label.
+
+        Raises:
+            UserError: no example has a label.
+        """
+
+    def text(self) -> str:
+        """What a run prints at its end: the figures, one per line."""
+        return "".join(
+            f"{value:>12,} {name}\n" if isinstance(value, int) else f"{value:>12.4f} {name}\n"
+            for name, value in self.figures().items()
+        )
+
+    @abc.abstractmethod
+    def page(self, folder: Path, suffix: str, images: np.ndarray | None) -> Iterator[str]:
+        """The parts of the report's page below the figures, in Markdown; writes their files.
+
+        Args:
+            folder: where files go.
+            suffix: what the names of files end with, before the dot.
+            images: uint8 `[examples, height, width, channels]`, in the order of the predictions;
+                None shows none.
+        """
+
+    def common_classes(self, most: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        """Name, membership (bool `[labelled]`) and probability (float64 `[labelled]`) of at most so
+        many classes, the most common ones; nothing where there are no classes."""
+        yield from ()
+
+
+def file_suffixes(heads: Sequence[str]) -> dict[str, str]:
+    """For each head what the names of its files end with, before the dot: `_` and its own name.
+
+    A column may be called `Colour/Finish`: what is unsafe in a file's name becomes `_`, and a
+    suffix that is taken is numbered. One head alone has "".
+    """
+    if len(heads) == 1:
+        return {heads[0]: ""}
+    found: dict[str, str] = {}
+    for head in heads:
+        plain = suffix = "_" + re.sub(r"[^\w.=+-]+", "_", head)[:LONGEST_SUFFIX]
+        number = 1
+        while suffix in found.values():
+            number += 1
+            suffix = f"{plain}-{number}"
+        found[head] = suffix
+    return found
+
+
+def write_report(
+    workdir: Path,
+    *,
+    title: str,
+    figures: Mapping[str, Mapping[str, Any]],
+    predictions: Mapping[str, Mapping[str, Predictions]],
+    images: Mapping[str, np.ndarray],
+    history: Sequence[Mapping[str, Any]],
+    directions: Mapping[str, Direction],
+    params: Mapping[str, Any],
+) -> Path:
+    """Writes `report/` with its page and figures; the folder is complete, or it is not there.
+
+    What was run is read from the workdir's config.json and run.json, and left out where those
+    say nothing.
+
+    Args:
+        workdir: the run's folder; an earlier report in it is replaced.
+        title: the heading of the page.
+        figures: of each split, as evaluation.json has them: numbers, and the heads' own under
+            their names where there are several.
+        predictions: of each split, for each head; files are named after the head where there are
+            several, and after the split from the second on.
+        images: of each split, uint8 `[examples, height, width, channels]`, in the order of the
+            predictions; a split without any shows none.
+        history: rows of metrics.jsonl; without any there are no curves.
+        directions: of each metric that has one.
+        params: nested dicts of arrays, or of anything with a shape.
+
+    Returns:
+        The path of report.html; beside it is report.md.
+
+    Raises:
+        UserError: a head has no labels, or images and predictions differ in number.
+    """
+    run, config = read_json(workdir / RUN), read_json(workdir / CONFIG)
+    parts = [f"# {title}", "\n".join(_what_was_run(config, run))]
+    folder = workdir / REPORT_FOLDER
+    with whole_folder(folder) as partial:
+        for number_, (split, heads) in enumerate(predictions.items()):
+            suffix = f"_{split}" if number_ else ""
+            parts += _evaluation(partial, suffix, split, figures[split], heads, images, run)
+        if history:
+            parts += _training(partial, history, directions)
+        parts += ["## Parameters", parameters_table(params)]
+        page = write_page(partial, parts, config)
+    return folder / page.name
+
+
+def _what_was_run(config: Mapping[str, Any], run: Mapping[str, Any]) -> Iterator[str]:
+    command = run.get("command")
+    machine = run.get("machine") or {}
+    changed = "" if run.get("commit_is_clean", True) else ", with the changes in source.diff"
+    seconds = run.get("wall_seconds")
+    for name, value in (
+        ("Experiment", config.get("name")),
+        ("Document", run.get("document")),
+        ("Data", run.get("data", {}).get("name")),
+        ("Command", f"`{' '.join(map(printable, command))}`" if command else None),
+        ("Commit", run.get("commit", "") + changed),
+        ("Machine", ", ".join(f"{key}: {value}" for key, value in machine.items())),
+        ("Devices", ", ".join(run.get("devices", []))),
+        ("Started", run.get("started")),
+        ("Time", None if seconds is None else duration(seconds)),
+        ("Seed", run.get("seed")),
+    ):
+        if value not in (None, ""):
+            yield f"- {name}: {value}"
+
+
+def _evaluation(
+    folder: Path,
+    suffix: str,
+    split: str,
+    figures: Mapping[str, Any],
+    predictions: Mapping[str, Predictions],
+    images: Mapping[str, np.ndarray],
+    run: Mapping[str, Any],
+) -> Iterator[str]:
+    """The sections of one split; writes its files."""
+    theirs = by_name(run.get("document_results") or {})
+    where = "" if split == "test" else f"{split} "
+    yield f"## Result on the {split} split"
+    yield _figures_table(figures, theirs, where)
+    endings = file_suffixes(list(predictions))
+    for head, predicted in predictions.items():
+        shown = images.get(split)
+        if shown is not None and len(shown) != len(predicted):
+            raise UserError(
+                f"report: {len(shown)} images but {len(predicted)} predictions; "
+                "they must be of the same examples, in the same order"
+            )
+        if len(predictions) == 1:
+            yield from predicted.page(folder, suffix, shown)
+            continue
+        yield f"### {head}, {split} split"
+        if head not in figures:
+            yield "No image of this split has a known label of this head: it is left out."
+            continue
+        yield _figures_table(figures[head], theirs, f"{where}{head} ")
+        yield from predicted.page(folder, f"{endings[head]}{suffix}", shown)
+
+
+def _figures_table(ours: Mapping[str, Any], theirs: Mapping[str, float], prefix: str) -> str:
+    """Figures, beside the document's where it has any under the prefix and their names."""
+    rows = [
+        (name, number(value), number(theirs.get(f"{prefix}{name}")))
+        for name, value in ours.items()
+        if not isinstance(value, Mapping)
+    ]
+    if any(document for _, _, document in rows):
+        return markdown_table(("", "this run", "document"), rows)
+    return markdown_table(("", "this run"), [row[:2] for row in rows])
+
+
+def _training(
+    folder: Path, history: Sequence[Mapping[str, Any]], directions: Mapping[str, Direction]
+) -> Iterator[str]:
+    from cnn_research.report import plots as figures
+
+    epochs = by_epoch(history)
+    figures.training_curves(epochs, directions).savefig(folder / "curves.png")
+    names = figures.curve_names(epochs, directions)
+    yield "## Training"
+    yield (
+        "Training figures are means over the examples of an epoch, while the network was learning "
+        "(with dropout and augmentation, where it has them); validation figures were taken at the "
+        "epoch's end."
+    )
+    yield f"![Curves of {', '.join(names)} by epoch](curves.png)"
+    columns = [
+        (split, name)
+        for name in names
+        for split in ("train", "validation")
+        if any(name in epoch[split] for epoch in epochs)
+    ]
+    yield markdown_table(
+        ("epoch", *(f"{'training' if s == 'train' else s} {name}" for s, name in columns)),
+        [
+            (str(e["epoch"]), *(number(e[split].get(name)) for split, name in columns))
+            for e in epochs
+        ],
+    )
+
+
+def parameters_table(params: Mapping[str, Any]) -> str:
+    """A Markdown table of nested parameters: path, shape and count of each, and the total."""
+    rows, total = [], 0
+    for path, array in flat(params, "/"):
+        count = math.prod(array.shape)
+        total += count
+        rows.append((path, " x ".join(map(str, array.shape)) or "scalar", f"{count:,}"))
+    return markdown_table(("parameter", "shape", "count"), [*rows, ("total", "", f"{total:,}")])

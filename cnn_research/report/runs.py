@@ -1,0 +1,279 @@
+"""Runs and groups of them, read from their folders, and tables over groups."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cnn_research.core.errors import UsageError
+from cnn_research.core.metrics import Direction, best, direction_of
+from cnn_research.core.progress import duration
+from cnn_research.core.run_folder import CONFIG, EVALUATED, EVALUATION, RUN, SWEEP, read_json
+from cnn_research.data.images import printable
+from cnn_research.report.markdown import markdown_table, number
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+UNCOMPARED = ("step", "correct", "count", "wall_seconds")
+"""Numbers of a run that no table compares."""
+
+MOST_ACCURACIES = 2
+"""Where runs have more accuracies, tables compare those alone."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One finished run: its folder's files, as far as a table reads them."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    record: Mapping[str, Any]
+    figures: Mapping[str, float]
+    directions: Mapping[str, Direction] = dataclasses.field(default_factory=dict)
+    """Of the metrics, as the task declared them when the run was evaluated."""
+
+    @property
+    def experiment(self) -> str:
+        return self.config.get("name") or "unnamed"
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Finished runs of one experiment whose configs differ in the seed only."""
+
+    name: str
+    runs: Sequence[Run]
+
+    @property
+    def seeds(self) -> list[int]:
+        return [run.config.get("seed", 0) for run in self.runs]
+
+    def values(self) -> dict[str, list[float]]:
+        """Per figure that every run has, and for `wall_seconds`, the values in order of runs."""
+        names = [n for n in self.runs[0].figures if all(n in run.figures for run in self.runs)]
+        values = {name: [float(run.figures[name]) for run in self.runs] for name in names}
+        if all("wall_seconds" in run.record for run in self.runs):
+            values["wall_seconds"] = [float(run.record["wall_seconds"]) for run in self.runs]
+        return values
+
+    def mean(self, name: str) -> float | None:
+        values = self.values().get(name)
+        return statistics.fmean(values) if values else None
+
+    def deviation(self, name: str) -> float | None:
+        """With n - 1; None of one run."""
+        values = self.values().get(name, ())
+        return statistics.stdev(values) if len(values) > 1 else None
+
+    def best(self, name: str) -> float | None:
+        """Of several runs; None of a figure whose task declares no direction for it."""
+        values, direction = self.values().get(name, ()), direction_of(name, self.directions)
+        return best(values, direction) if direction and len(values) > 1 else None
+
+    @property
+    def directions(self) -> dict[str, Direction]:
+        """Of the metrics, by name."""
+        return {name: d for run in self.runs for name, d in run.directions.items()}
+
+    @property
+    def document(self) -> dict[str, float]:
+        """The document's figures by the names of ours; empty where it gives none."""
+        return by_name(self.runs[0].record.get("document_results") or {})
+
+
+def read_run(folder: Path) -> Run | None:
+    """The run of a folder, or None if it has not been evaluated yet.
+
+    Raises:
+        UsageError: the folder holds no run.
+    """
+    config = read_json(folder / CONFIG)
+    if not config:
+        raise UsageError(f"{folder} is not a run's folder: it has no {CONFIG} that can be read")
+    evaluation = read_json(folder / EVALUATION)
+    figures = by_name({name: evaluation.get(name, {}) for name in ("training", *EVALUATED)})
+    if not figures:
+        return None
+    directions = evaluation.get("metric_directions", {})
+    return Run(folder, config, read_json(folder / RUN), figures, directions)
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """The folder of a run, or those of the runs in it, as a sweep or replicas leave them.
+
+    A sweep's runs are in the order that it says.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if (folder / CONFIG).exists():
+        return [folder]
+    below = (f"*/{CONFIG}", f"runs/*/{CONFIG}")
+    found = sorted(file.parent for pattern in below for file in folder.glob(pattern))
+    listed = [run["name"] for run in read_json(folder / SWEEP).get("runs", ())]
+    found.sort(key=lambda run: listed.index(run.name) if run.name in listed else len(listed))
+    if not found:
+        raise UsageError(f"{folder} is not a run's folder, and holds none: it has no {CONFIG}")
+    return found
+
+
+def group_runs(runs: Iterable[Run]) -> list[Group]:
+    """Runs by experiment and by config without its seeds, each group by rising seed.
+
+    Where an experiment has several groups, their names say in which fields they differ.
+    """
+    by_config: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        key = (run.experiment, json.dumps(unseeded(run.config), sort_keys=True))
+        by_config.setdefault(key, []).append(run)
+    groups = []
+    for (experiment, config), members in by_config.items():
+        siblings = [dict(flat(json.loads(c))) for e, c in by_config if e == experiment]
+        differing = [
+            f"{path}={printable(str(value))}"
+            for path, value in flat(json.loads(config))
+            if any(path not in other or other[path] != value for other in siblings)
+        ]
+        name = f"{experiment} ({', '.join(differing)})" if differing else experiment
+        groups.append(Group(name, sorted(members, key=lambda run: run.config.get("seed", 0))))
+    return sorted(groups, key=lambda group: group.name)
+
+
+def unseeded(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config as JSON values without what only chance depends on: the run's seed, the split's,
+    and which fold is the test."""
+    rest = {name: value for name, value in config.items() if name != "seed"}
+    if isinstance(rest.get("data"), dict):
+        rest["data"] = {
+            name: v for name, v in rest["data"].items() if name not in ("split_seed", "fold")
+        }
+    return rest
+
+
+def compared_figures(groups: Sequence[Group]) -> list[str]:
+    """The names of the figures that tables show.
+
+    Counts, weighted averages and, beside test figures, those on training and validation data are
+    left out, and all but accuracies where there are many: they are in each run's evaluation.json.
+    """
+    names = [
+        name
+        for name in dict.fromkeys(name for group in groups for name in group.values())
+        if name.split()[-1] not in UNCOMPARED and "weighted " not in name
+    ]
+    tested = [name for name in names if name.split()[0] not in ("training", "validation")] or names
+    accuracies = [name for name in tested if "accuracy" in name]
+    # Of several heads, or several splits, a table has no room for more.
+    return accuracies if len(accuracies) > MOST_ACCURACIES else tested
+
+
+def as_markdown(groups: Sequence[Group]) -> str:
+    """Each group's mean ± standard deviation, and below it the document's figures, if any."""
+    shown = compared_figures(groups)
+    rows = []
+    for group in groups:
+        values = group.values()
+        seconds = values.get("wall_seconds")
+        rows.append(
+            [
+                group.name,
+                str(len(group.runs)),
+                *(mean_and_deviation(values.get(name, [])) for name in shown),
+                duration(statistics.fmean(seconds)) if seconds else "",
+            ]
+        )
+        if group.document.keys() & set(shown):
+            figures = (number(group.document.get(name)) for name in shown)
+            rows.append(["- as the document gives it", "", *figures, ""])
+    return markdown_table(["experiment", "runs", *shown, "time of a run"], rows)
+
+
+def summary(groups: Sequence[Group]) -> DataFrame:
+    """A row for each group, with means and deviations in columns of numbers."""
+    from pandas import DataFrame
+
+    shown = [*compared_figures(groups), "wall_seconds"]
+    rows = [
+        {"experiment": group.name, "runs": len(group.runs)}
+        | {
+            column: value
+            for name in shown
+            for column, value in ((name, group.mean(name)), (f"{name} std", group.deviation(name)))
+        }
+        for group in groups
+    ]
+    return DataFrame(rows, dtype=object)  # whole numbers stay whole beside what is not known
+
+
+def results(group: Group, name: str) -> dict[str, Any]:
+    """What `--output` writes of a group: figures over seeds, and all that it takes to repeat."""
+    records = [run.record for run in group.runs]
+    config = unseeded(group.runs[0].config)
+    return {
+        "name": name,
+        "what": f"{group.name}: figures of the evaluation, over {len(records)} run(s)",
+        "experiment": group.runs[0].experiment,
+        "document": records[0].get("document"),
+        "document_results": records[0].get("document_results") or {},
+        "command": [record.get("command") for record in records],
+        "data": _one_or_all(record.get("data") for record in records),
+        "parameters": _one_or_all(record.get("parameters") for record in records),
+        "commit": _one_or_all(record.get("commit") for record in records),
+        "commit_is_clean": all(record.get("commit_is_clean", True) for record in records),
+        "machine": _one_or_all(record.get("machine") for record in records),
+        "versions": _one_or_all(record.get("versions") for record in records),
+        "date": max(str(record.get("started", ""))[:10] for record in records),
+        "wall_seconds": sum(record.get("wall_seconds", 0) for record in records),
+        "wall_seconds_of_runs": [record.get("wall_seconds") for record in records],
+        "seeds": group.seeds,
+        "config": config,
+        "figures": {
+            figure: {
+                "mean": statistics.fmean(values),
+                "std": statistics.stdev(values) if len(values) > 1 else None,
+                "values": values,
+            }
+            for figure, values in group.values().items()
+        },
+    }
+
+
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """`0.8951 ± 0.0021`, the deviation with n - 1; one value has none, and no value is ""."""
+    if len(values) < 2:
+        return number(values[0]) if values else ""
+    return f"{statistics.fmean(values):.4f} ± {statistics.stdev(values):.4f}"
+
+
+def by_name(figures: Mapping[str, Any]) -> dict[str, float]:
+    """Nested figures under one name each, `material accuracy`; `test`, the usual split, is left
+    out of it, so that `test accuracy` of a document is `accuracy` of ours."""
+    return {
+        path.removeprefix("test "): value
+        for path, value in flat(figures, " ")
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
+def flat(tree: Mapping[str, Any], separator: str = ".") -> Iterator[tuple[str, Any]]:
+    """Leaves with their paths, `optimizer.learning_rate`."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            for path, leaf in flat(value, separator):
+                yield f"{name}{separator}{path}", leaf
+        else:
+            yield name, value
+
+
+def _one_or_all(values: Iterable[Any]) -> Any:
+    """The value, if all are equal; otherwise each different one, in a list."""
+    different: list[Any] = []
+    for value in values:
+        if value not in different:
+            different.append(value)
+    return different[0] if len(different) == 1 else different
