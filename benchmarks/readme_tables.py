@@ -22,6 +22,7 @@ from cnn_research.core.progress import duration
 from cnn_research.report.change_log import change_log, log_as_markdown
 from cnn_research.report.markdown import markdown_table, number
 from cnn_research.report.runs import Group, Run, mean_and_deviation
+from cnn_research.tasks.classification import Classification
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (
@@ -171,7 +172,7 @@ def promises(results: Results) -> str:
 
 
 def accuracy(results: Results) -> str:
-    """Test figures over seeds beside the document's, from `cnn_research.report.report --output`."""
+    """Test figures over seeds beside the document's, from `cnn_research.report --output`."""
     header = (
         "experiment",
         "runs",
@@ -262,12 +263,14 @@ def groups_of(results: Results, prefix: str) -> list[Group]:
     for name, result in sorted(results.items()):
         if name.startswith(prefix):
             figures = {figure: told["values"] for figure, told in result["figures"].items()}
+            directions = result.get("metric_directions", Classification().directions)
             runs = [
                 Run(
                     folder=Path(name),
                     config=result["config"],
                     record={**result, "wall_seconds": seconds},
                     figures={figure: values[index] for figure, values in figures.items()},
+                    directions=directions,
                 )
                 for index, seconds in enumerate(result["wall_seconds_of_runs"])
             ]

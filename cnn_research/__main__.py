@@ -16,7 +16,7 @@ from cnn_research.core.errors import UsageError, run_command
 COMMANDS = {
     "data": "cnn_research.data.__main__",
     "models": "cnn_research.models.__main__",
-    "report": "cnn_research.report.report",
+    "report": "cnn_research.report.compare",
     "sweep": "cnn_research.sweep.__main__",
     "serve": "cnn_research.inference.serve.__main__",
     "doctor": "cnn_research.cli.doctor",

@@ -669,7 +669,7 @@ def test_log_of_several_heads_has_columns_for_each_and_one_of_losses_has_them_to
     [
         ("log.ods", 0.5, "must end in .md, .csv, .xlsx, .html, .json", 2),
         ("log.xlsx", None, "no run is finished", 2),
-        ("file/log.xlsx", 0.5, "name another file", 1),
+        ("file/log.xlsx", 0.5, "File exists", 1),
     ],
 )
 def test_log_that_cannot_be_written_is_one_line(tmp_path, capsys, name, accuracy, said, code):

@@ -64,7 +64,7 @@ def _titles(groups: Sequence[Group]) -> dict[str, str]:
     """The log's figures, by the titles of their columns."""
     compared = compared_figures(groups)
     measured = {name for group in groups for name in group.values()}
-    titles = {}
+    titles: dict[str, str] = {}
     for name in [name for name in compared if "accuracy" in name] or compared:
         validated = f"validation {name}" in measured
         titles |= {f"validation {name}": f"validation {name}"} if validated else {}

@@ -231,6 +231,7 @@ def results(group: Group, name: str) -> dict[str, Any]:
         "wall_seconds": sum(record.get("wall_seconds", 0) for record in records),
         "wall_seconds_of_runs": [record.get("wall_seconds") for record in records],
         "seeds": group.seeds,
+        "metric_directions": group.directions,
         "config": config,
         "figures": {
             figure: {
