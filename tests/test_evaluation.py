@@ -14,7 +14,7 @@ from cnn_research.core.errors import UsageError
 from cnn_research.data.sources import Digits
 from cnn_research.inference.exported import open_export
 from cnn_research.models import MLP
-from cnn_research.report.report import group_runs, read_run
+from cnn_research.report.runs import group_runs, read_run
 from cnn_research.train.config import Evaluation, Training
 
 PLAIN = Training(data=Digits(), model=MLP(dense=(8,)), epochs=1, batch_size=64, name="plain")

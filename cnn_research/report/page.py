@@ -16,7 +16,7 @@ from cnn_research.core.errors import UserError
 from cnn_research.core.metrics import Direction
 from cnn_research.core.metrics_log import by_epoch
 from cnn_research.core.progress import duration
-from cnn_research.core.run_folder import CONFIG, RUN, read_json, whole_folder
+from cnn_research.core.run_folder import RUN, evaluated_config, read_json, whole_folder
 from cnn_research.data.images import printable
 from cnn_research.report.html import write_page
 from cnn_research.report.markdown import markdown_table, number
@@ -129,7 +129,7 @@ def write_report(
     Raises:
         UserError: a head has no labels, or images and predictions differ in number.
     """
-    run, config = read_json(workdir / RUN), read_json(workdir / CONFIG)
+    run, config = read_json(workdir / RUN), evaluated_config(workdir)
     parts = [f"# {title}", "\n".join(_what_was_run(config, run))]
     folder = workdir / REPORT_FOLDER
     with whole_folder(folder) as partial:

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 from cnn_research.core.errors import UsageError
 from cnn_research.core.metrics import Direction, best, direction_of
 from cnn_research.core.progress import duration
-from cnn_research.core.run_folder import CONFIG, EVALUATED, EVALUATION, RUN, SWEEP, read_json
+from cnn_research.core.run_folder import (
+    CONFIG,
+    EVALUATED,
+    EVALUATION,
+    RUN,
+    SWEEP,
+    evaluated_config,
+    read_json,
+)
 from cnn_research.data.images import printable
 from cnn_research.report.markdown import markdown_table, number
 
@@ -92,7 +100,7 @@ def read_run(folder: Path) -> Run | None:
     Raises:
         UsageError: the folder holds no run.
     """
-    config = read_json(folder / CONFIG)
+    config = evaluated_config(folder)
     if not config:
         raise UsageError(f"{folder} is not a run's folder: it has no {CONFIG} that can be read")
     evaluation = read_json(folder / EVALUATION)
