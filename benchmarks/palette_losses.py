@@ -17,7 +17,7 @@ from benchmarks.results import ROOT, Measurement, arguments, row
 from cnn_research.cli.run import run
 from cnn_research.core import run_folder as folders
 from cnn_research.models.pretrained import Pretrained
-from cnn_research.workflows.staged import FIRST, SECOND
+from cnn_research.workflows.two_stage import FIRST, SECOND
 
 EPOCHS = 3.0
 LOSSES = {

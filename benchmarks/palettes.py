@@ -35,8 +35,8 @@ from PIL import Image
 from benchmarks.results import ROOT, Measurement, arguments, row
 from cnn_research.core import run_folder as folders
 from cnn_research.core.errors import UserError
-from cnn_research.workflows.colour_naming import small
-from cnn_research.workflows.staged import FIRST, SECOND
+from cnn_research.workflows.palette.colour_naming import small
+from cnn_research.workflows.two_stage import FIRST, SECOND
 
 COLOURS = 10
 LONGEST = 240

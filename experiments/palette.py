@@ -20,8 +20,8 @@ from cnn_research.tasks.palette import Palette
 from cnn_research.train.config import Evaluation, Selection, Training
 from cnn_research.train.optimizers import Optimizer
 from cnn_research.train.transfer import Transfer
-from cnn_research.workflows.purification import Purification
-from cnn_research.workflows.staged import Staged
+from cnn_research.workflows.palette.purification import Purification
+from cnn_research.workflows.two_stage import TwoStage
 
 SS_CNN = Training(
     data=Clustered(source=Photos(), clusters=128, window=(37, 37)),
@@ -103,7 +103,7 @@ HEAD = Training(
 
 
 @register(document="000", data="photographs")
-def palette() -> Staged:
+def palette() -> TwoStage:
     """Ten colours from an image in one forward pass, trained on the images' own pixels.
 
     python launch.py --experiment=palette --workdir=runs/palette
@@ -115,7 +115,7 @@ def palette() -> Staged:
     So trained, in 45 minutes and 20 more on two cores, its palettes of held-out photographs are
     1.02 times as far from the pixels as those of k-means with ten starts.
     """
-    return Staged(pretraining=SS_CNN, training=HEAD, fresh=("head",))
+    return TwoStage(pretraining=SS_CNN, training=HEAD, fresh=("head",))
 
 
 @register(document="000", data="photographs")

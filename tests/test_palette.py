@@ -31,7 +31,7 @@ from cnn_research.train.config import Evaluation, Selection, Training
 from cnn_research.train.optimizers import Optimizer
 from cnn_research.train.trained import TrainedModel, weights_of_run
 from cnn_research.train.transfer import Transfer
-from cnn_research.workflows.staged import Staged
+from cnn_research.workflows.two_stage import TwoStage
 
 SMALL = PaletteNet(features=(4, 8, 8), num_classes=8, hidden=(16,), colours=3)
 
@@ -306,7 +306,7 @@ def test_the_second_training_starts_from_the_first_and_neither_runs_again(
         epochs=1,
         batch_size=4,
     )
-    experiment = Staged(pretraining=first, training=trained(), fresh=("head",))
+    experiment = TwoStage(pretraining=first, training=trained(), fresh=("head",))
     with pytest.raises(UserError, match="holds no training yet"):
         run(experiment, tmp_path / "run", "evaluate")
     result = run(experiment, tmp_path / "run")
@@ -324,8 +324,9 @@ def test_the_second_training_starts_from_the_first_and_neither_runs_again(
     monkeypatch.setattr("cnn_research.train.loop.train", lambda *_: pytest.fail("trained again"))
     assert run(experiment, tmp_path / "run").figures == result.figures
     named = dataclasses.replace(trained(), pretrained=Pretrained(str(tmp_path / "run/training")))
-    stages = dataclasses.replace(experiment, training=named).stages(tmp_path / "other")
-    assert list(stages) == ["training"] and stages["training"].pretrained == named.pretrained
+    stages = dataclasses.replace(experiment, training=named).stages()
+    assert [name for name, _ in stages] == ["training"]
+    assert stages[0][1].pretrained == named.pretrained
 
 
 # Use ---------------------------------------------------------------------------------------------

@@ -22,8 +22,8 @@ from cnn_research.tasks.classification import Classification
 from cnn_research.tasks.histogram import Histogram
 from cnn_research.train.config import Selection, Training
 from cnn_research.train.optimizers import Optimizer
-from cnn_research.workflows import colour_naming as naming
-from cnn_research.workflows.purification import (
+from cnn_research.workflows.palette import colour_naming as naming
+from cnn_research.workflows.palette.purification import (
     DISCARDED,
     KEPT,
     Purification,

@@ -31,8 +31,8 @@ from cnn_research.inference.exported import open_export
 from cnn_research.train import checkpoint
 from cnn_research.train.config import Training
 from cnn_research.train.trained import abstract_state, bound
-from cnn_research.workflows.purification import Purification
-from cnn_research.workflows.staged import Staged
+from cnn_research.workflows.palette.purification import Purification
+from cnn_research.workflows.two_stage import TwoStage
 from tests.sizes import scaled_down
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -167,7 +167,8 @@ def test_experiment_trains_goes_on_and_evaluates(name, tmp_path, capsys, blank_p
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in NAMES if isinstance(lookup(name).experiment(), Staged | Purification)]
+    "name",
+    [name for name in NAMES if isinstance(lookup(name).experiment(), TwoStage | Purification)],
 )
 def test_pipeline_runs_and_a_finished_one_trains_nothing(name, tmp_path, monkeypatch):
     small = scaled_down(lookup(name).experiment())

@@ -53,20 +53,22 @@ MODES: dict[str, Mapping[str, Mode]] = {
         ),
         "export": Mode("cnn_research.inference.export:export"),
     },
-    "Staged": {
-        "train": Mode("cnn_research.workflows.staged:train"),
-        "dry-run": Mode("cnn_research.workflows.staged:dry_run"),
-        "evaluate": Mode("cnn_research.workflows.staged:evaluate"),
+    "TwoStage": {
+        "train": Mode("cnn_research.workflows.two_stage:train"),
+        "dry-run": Mode("cnn_research.workflows.two_stage:dry_run"),
+        "evaluate": Mode("cnn_research.workflows.two_stage:evaluate"),
         "predict": Mode(
-            "cnn_research.workflows.staged:predict", takes_input=True, takes_neighbours=True
+            "cnn_research.workflows.two_stage:predict", takes_input=True, takes_neighbours=True
         ),
-        "export": Mode("cnn_research.workflows.staged:export"),
+        "export": Mode("cnn_research.workflows.two_stage:export"),
     },
     "Purification": {
-        "run": Mode("cnn_research.workflows.purification:purify"),
-        "dry-run": Mode("cnn_research.workflows.purification:dry_run"),
-        "predict": Mode("cnn_research.workflows.colour_naming:name_pixels", takes_input=True),
-        "export": Mode("cnn_research.workflows.purification:export"),
+        "run": Mode("cnn_research.workflows.palette.purification:purify"),
+        "dry-run": Mode("cnn_research.workflows.palette.purification:dry_run"),
+        "predict": Mode(
+            "cnn_research.workflows.palette.colour_naming:name_pixels", takes_input=True
+        ),
+        "export": Mode("cnn_research.workflows.palette.purification:export"),
     },
     "PoolingStudy": {
         "run": Mode("cnn_research.workflows.pooling_study:compare"),

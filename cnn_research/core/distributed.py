@@ -121,6 +121,17 @@ def _maximum(mesh: Mesh):
     return jax.jit(lambda values: values.max(), out_shardings=replicated(mesh))
 
 
+def is_first_process() -> bool:
+    """Whether this process writes what all of one run write once; starts no device by asking."""
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def wait_for_all(name: str) -> None:
+    """Returns once every process of the run has come here: what the first wrote, all can read."""
+    if jax.distributed.is_initialized():
+        multihost_utils.sync_global_devices(name)
+
+
 def agreed(value: int | None) -> int | None:
     """The first process's value, in every process: what it read from the disk, all go by."""
     if jax.process_count() == 1:

@@ -38,6 +38,7 @@ class Interruption:
         self._received = 0
         self._agreed = 0
         self._before: dict[signal.Signals, Any] = {}
+        self._outer: Interruption | None = None
 
     def __bool__(self) -> bool:
         """Whether the run should stop.
@@ -51,15 +52,15 @@ class Interruption:
             self._agreed, self._pending = int(self._pending), self._largest(self._received)
         return bool(self._agreed)
 
-    def check(self) -> None:
-        """Raises `Interrupted` if a run that has nothing to save should stop.
+    def check(self, saved: str = "training had not begun") -> None:
+        """Raises `Interrupted` if a run that has nothing to save should stop; says `saved`.
 
         Several processes wait for each other here.
         """
         if self._largest is not None:
             self._pending = int(self._largest(self._received))
         if self:
-            raise self.error("training had not begun")
+            raise self.error(saved)
 
     @contextlib.contextmanager
     def preparation(self) -> Iterator[None]:
@@ -92,14 +93,18 @@ class Interruption:
         if threading.current_thread() is threading.main_thread():
             for number in EXIT_CODES:
                 self._before[number] = signal.signal(number, self._receive)
-            _current = self
+            self._outer, _current = _current, self
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
         global _current
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        _current = None
+        if _current is self:
+            _current = self._outer
+            # A run that ended before it could be stopped: what it is a part of stops.
+            if _current is not None:
+                _current._received = _current._received or self._received
 
 
 def poll() -> None:

@@ -13,12 +13,13 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from cnn_research.core.config import canonical_json, flatten, from_dict
+from cnn_research.core.config import canonical_json, flatten, from_dict, with_fields
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.experiment import Experiment
 
@@ -49,16 +50,20 @@ PACKAGES = (
 
 @contextlib.contextmanager
 def claimed(workdir: Path, *, enabled: bool = True) -> Iterator[None]:
-    """Makes the folder, and keeps every other process from writing to it meanwhile.
+    """Makes the folder, and keeps every other run from writing to it meanwhile.
+
+    Of several processes of one run, the first claims it for all.
 
     Args:
         workdir: the run's folder.
-        enabled: False in all processes of one run but the first.
+        enabled: False where nothing is to be written.
 
     Raises:
         UserError: the folder cannot be written to, or another process runs in it.
     """
-    if not enabled:
+    from cnn_research.core.distributed import is_first_process
+
+    if not (enabled and is_first_process()):
         yield
         return
     try:
@@ -154,14 +159,35 @@ def check_same(experiment: Experiment, workdir: Path, may_differ: tuple[str, ...
         )
 
 
+STAGE = "stage:"
+"""`stage:NAME` is the folder of that stage of the pipeline that a run belongs to, and
+`stage:NAME/FILE` a file in it: beside the run's own folder, wherever both are moved."""
+
+
+def located(config: Any, workdir: Path) -> Any:
+    """The config of the run in `workdir` with absolute paths in place of `stage:NAME`."""
+    paths = {
+        field: str(workdir.absolute().parent / value.removeprefix(STAGE))
+        for field, value in flatten(config).items()
+        if isinstance(value, str) and value.startswith(STAGE)
+    }
+    return with_fields(config, paths)
+
+
 def describe(experiment: Experiment, workdir: Path, **facts: Any) -> None:
     """Writes config.json and run.json, from which the run can be understood and repeated.
+
+    Of several processes of one run, the first writes.
 
     Args:
         experiment: what is run.
         workdir: where.
         **facts: JSON values that only the run knows (parameters, data, devices).
     """
+    from cnn_research.core.distributed import is_first_process
+
+    if not is_first_process():
+        return
     write_text(workdir / CONFIG, canonical_json(experiment))
     before = read_json(workdir / RUN)
     commit, difference = source_facts()
@@ -182,6 +208,14 @@ def describe(experiment: Experiment, workdir: Path, **facts: Any) -> None:
             **facts,
         },
     )
+
+
+def add_facts(workdir: Path, **facts: Any) -> None:
+    """Adds JSON values to run.json, or replaces them; of several processes the first does."""
+    from cnn_research.core.distributed import is_first_process
+
+    if is_first_process():
+        write_json(workdir / RUN, {**read_json(workdir / RUN), **facts})
 
 
 def machine() -> dict[str, Any]:
@@ -235,7 +269,16 @@ def write_text(file: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder to write to, which takes the place of `folder` when all is written."""
+    """An empty folder to write to, which takes the place of `folder` when all is written.
+
+    Of several processes of one run, the first one's does; the others' are thrown away.
+    """
+    from cnn_research.core.distributed import is_first_process
+
+    if not is_first_process():
+        with tempfile.TemporaryDirectory() as scratch:
+            yield Path(scratch)
+        return
     partial, old = (folder.with_name(f"{folder.name}.{word}") for word in ("partial", "old"))
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

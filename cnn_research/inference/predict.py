@@ -20,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cnn_research.core import run_folder as folders
+from cnn_research.core.distributed import is_first_process, wait_for_all
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.experiment import Result
 from cnn_research.data.dataset import Dataset
@@ -259,10 +260,12 @@ class Nearest:
             print(f"Computing the features of {len(self._split):,} training images, once.")
             size = min(model.experiment.evaluation.batch_size, len(self._split))
             features = apply_in_batches(model.features(), self._split.images, size)
-            partial = file.with_suffix(".partial")
-            with partial.open("wb") as stream:
-                np.save(stream, features)
-            partial.rename(file)
+            if is_first_process():
+                partial = file.with_suffix(".partial")
+                with partial.open("wb") as stream:
+                    np.save(stream, features)
+                partial.rename(file)
+        wait_for_all(file.name)
         self._features = np.load(file, mmap_mode="r")
 
     def __call__(self, features: np.ndarray) -> np.ndarray:

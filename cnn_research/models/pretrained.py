@@ -36,8 +36,8 @@ class Pretrained:
     """Weights that training starts from."""
 
     source: str = ""
-    """A .safetensors, .pth, .th, .h5, .keras or .npz file, 'hub:OWNER/NAME[/FILE]', or the folder
-    of a run; '' for none."""
+    """A .safetensors, .pth, .th, .h5, .keras or .npz file, 'hub:OWNER/NAME[/FILE]', the folder of a
+    run, or 'stage:NAME' for another stage of the same pipeline; '' for none."""
     fresh: tuple[str, ...] = ()
     """Leaves that keep their initial values, such as a new head: patterns of paths, as `fc`,
     `layer4.*` or `*/bias`; what is below a match is meant too."""

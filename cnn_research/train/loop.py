@@ -181,7 +181,7 @@ def train_together(
         for run in runs:
             folders.check_same(run.experiment, run.workdir, experiment.resumable_fields)
         with interruption.preparation():
-            dataset = experiment.data.load()
+            dataset = folders.located(experiment.data, runs[0].workdir).load()
         check_data(experiment, dataset)
         mesh = data_mesh()
         check_divides(mesh, experiment.batch_size, experiment.accumulate)
@@ -217,7 +217,8 @@ def _train(
     if restored is None:
         optimizer = transfer.optimizer(experiment.optimizer, last_step, step_of)
         for run in runs:
-            seeded = dataclasses.replace(experiment, seed=run.experiment.seed)
+            start = folders.located(experiment.pretrained, run.workdir)
+            seeded = dataclasses.replace(experiment, seed=run.experiment.seed, pretrained=start)
             state, weights = first_state(seeded, optimizer, dataset, mesh)
             states += (state,)
         runs[0].experiment.transfer.check_layers(states[0].params)

@@ -105,7 +105,7 @@ class TrainedModel:
             UsageError: they have changed since.
             UserError: they are not there.
         """
-        dataset = self.experiment.data.load()
+        dataset = folders.located(self.experiment.data, self.workdir).load()
         check_same_data(self.workdir, dataset)
         return dataset
 

@@ -1,29 +1,31 @@
-"""Claims of the lectures, put to the test: the same classifier, trained with each kind of pooling.
-
-Each training is a run of its own in a folder below; one that is complete is not run again.
-"""
+"""A study of the lectures' claims: the same classifier, trained with each kind of pooling."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
 
 from cnn_research.core import run_folder as folders
-from cnn_research.core.config import register_config, to_dict
+from cnn_research.core.config import register_config
+from cnn_research.core.distributed import is_first_process
 from cnn_research.core.errors import UsageError
 from cnn_research.core.experiment import Experiment, Result
 from cnn_research.data.dataset import Split
-from cnn_research.report.html import write_page
 from cnn_research.report.markdown import markdown_table
 from cnn_research.report.plots import kinds_accuracy, shifted_accuracy
 from cnn_research.report.runs import mean_and_deviation
 from cnn_research.train.config import Training
+from cnn_research.workflows import pipeline
 
 RESULTS = "results.json"
+ACCURACY = "accuracy.json"
+"""Of a training: its test accuracy for each shift."""
 
 
 @register_config
@@ -50,12 +52,18 @@ class PoolingStudy(Experiment):
             )
         self.training.check()
 
-    def trainings(self) -> Iterator[tuple[str, int, Training]]:
-        """(kind, seed, training) of each run."""
+    @property
+    def shifts(self) -> list[int]:
+        """In pixels, from left to right."""
+        return [*range(-self.largest_shift, self.largest_shift + 1)]
+
+    def trainings(self) -> Iterator[tuple[str, str, Training]]:
+        """(kind, name of its folder, training) of each run."""
         for kind in self.pooling:
             for seed in range(self.seeds):
                 model = self.training.model.clone(pooling=kind)
-                yield kind, seed, dataclasses.replace(self.training, model=model, seed=seed)
+                training = dataclasses.replace(self.training, model=model, seed=seed)
+                yield kind, f"{kind}-seed{seed}", training
 
 
 def compare(study: PoolingStudy, workdir: Path) -> Result:
@@ -64,32 +72,27 @@ def compare(study: PoolingStudy, workdir: Path) -> Result:
     Returns:
         The mean test accuracy of each kind, on images where they are.
     """
-    from cnn_research.train import loop as runner
-
-    with folders.claimed(workdir):
-        folders.check_same(study, workdir, study.resumable_fields)
-        folders.describe(study, workdir)
-        shifts = range(-study.largest_shift, study.largest_shift + 1)
-        accuracy: dict[str, list[list[float]]] = {kind: [] for kind in study.pooling}
-        for kind, seed, training in study.trainings():
-            folder = workdir / f"{kind}-seed{seed}"
-            if not (folder / folders.EVALUATION).exists():
-                print(f"Training with {kind} pooling, seed {seed}, in {folder}.")
-                runner.train(training, folder)
-            accuracy[kind].append(accuracies(training, folder, shifts))
-        return write(study, workdir, list(shifts), accuracy)
+    accuracy: dict[str, list[list[float]]] = {kind: [] for kind in study.pooling}
+    with pipeline.open_pipeline(study, workdir) as stages:
+        for kind, name, training in study.trainings():
+            stages.train(name, training)
+            file = workdir / name / ACCURACY
+            moved = functools.partial(accuracies, training, file.parent, study.shifts, stages.check)
+            stages.once(file, moved, lambda to, values: to.write_text(json.dumps(values)))
+            accuracy[kind].append(json.loads(file.read_text()))
+        return write(study, workdir, accuracy)
 
 
 def dry_run(study: PoolingStudy, workdir: Path) -> Result:
-    """Says what the first of the trainings will take, as `runner.dry_run` does."""
-    from cnn_research.train import loop as runner
-
-    kind, seed, training = next(study.trainings())
+    """Estimates the first of the trainings."""
+    _, name, training = next(study.trainings())
     print(f"The first of {len(study.pooling) * study.seeds} trainings:")
-    return runner.dry_run(training, workdir / f"{kind}-seed{seed}")
+    return pipeline.dry_run(workdir, [(name, training)])
 
 
-def accuracies(training: Training, folder: Path, shifts: Sequence[int]) -> list[float]:
+def accuracies(
+    training: Training, folder: Path, shifts: Sequence[int], check: Callable[[], None]
+) -> list[float]:
     """The test accuracy of a trained run on images moved to the right by so many pixels each."""
     from cnn_research.core.distributed import data_mesh
     from cnn_research.train.evaluator import Evaluator
@@ -101,6 +104,7 @@ def accuracies(training: Training, folder: Path, shifts: Sequence[int]) -> list[
     split = model.load_data().splits["test"]
     found = []
     for shift in shifts:
+        check()
         moved = Split(images=shifted(split.images, shift), labels=split.labels)
         outcome = evaluator(model.state.variables(), moved)
         assert outcome is not None, "nothing stops it"
@@ -123,43 +127,35 @@ def shifted(images: np.ndarray, shift: int) -> np.ndarray:
     return moved
 
 
-def write(
-    study: PoolingStudy, workdir: Path, shifts: list[int], accuracy: Mapping[str, list[list[float]]]
-) -> Result:
+def write(study: PoolingStudy, workdir: Path, accuracy: Mapping[str, list[list[float]]]) -> Result:
     """Writes `report/`, a page and its figure, and results.json.
 
     Args:
         study: what was run.
         workdir: where.
-        shifts: in pixels.
         accuracy: per kind, per seed, the test accuracy for each shift.
     """
-    report = workdir / "report"
-    report.mkdir(exist_ok=True)
-    means = {kind: np.mean(values, axis=0) for kind, values in accuracy.items()}
-    still = shifts.index(0)
+    shifts, still = study.shifts, study.largest_shift
     shown = sorted({0, *(s for s in (1, 2, 4, 8) if s <= study.largest_shift)})
-    columns = [still if not s else (shifts.index(-s), shifts.index(s)) for s in shown]
     rows = []
     for kind, values in accuracy.items():
-        cells = [np.asarray(values)[:, np.atleast_1d(column)].mean(axis=1) for column in columns]
+        # Moved to the left and to the right count alike.
+        cells = [np.asarray(values)[:, [still - s, still + s]].mean(axis=1) for s in shown]
         rows.append([kind, *(mean_and_deviation([float(x) for x in cell]) for cell in cells)])
     header = ["pooling", *("test accuracy" if not s else f"moved by {s}" for s in shown)]
+    table = markdown_table(header, rows)
     if len(shifts) > 1:
         figure = shifted_accuracy(shifts, accuracy)
     else:
         figure = kinds_accuracy({kind: [v[0] for v in values] for kind, values in accuracy.items()})
-    figure.savefig(report / "accuracy.png")
-    seeds = f"{study.seeds} training{'s' * (study.seeds > 1)} of each kind"
-    table = markdown_table(header, rows)
-    parts = [
-        f"# {study.name or 'Pooling'}",
-        f"{seeds}; mean ± standard deviation.",
-        table,
-        "![Accuracy of each kind of pooling](accuracy.png)",
-    ]
-    page = write_page(report, parts, to_dict(study))
-    folders.write_json(workdir / RESULTS, {"shifts": shifts, "accuracy": dict(accuracy)})
-    print(f"\n{table}\n\nReport: {page}")
-    figures = {kind: {"accuracy": float(values[still])} for kind, values in means.items()}
-    return Result(workdir, 0, figures)
+    print(f"\n{table}\n")
+    with pipeline.new_page(study, workdir, study.name or "Pooling") as page:
+        seeds = f"{study.seeds} training{'s' * (study.seeds > 1)} of each kind"
+        page.text(f"{seeds}; mean ± standard deviation.")
+        page.text(table)
+        page.picture("accuracy", figure, "Accuracy of each kind of pooling.")
+    if is_first_process():
+        results = {"shifts": shifts, "accuracy": dict(accuracy)}
+        folders.write_json(workdir / RESULTS, results)
+    means = {kind: np.mean(values, axis=0)[still] for kind, values in accuracy.items()}
+    return Result(workdir, 0, {kind: {"accuracy": float(mean)} for kind, mean in means.items()})

@@ -1,32 +1,35 @@
 """Document 000's second phase: names of colours from noisy labels, purified in rounds.
 
-Each training is a run of its own in a folder below; one that is complete is not run again. Nor is a
-round's purification, once what it keeps is written.
+A pipeline: a training, and rounds of a training and the purification of what it was trained on.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from cnn_research.core import run_folder as folders
-from cnn_research.core.config import register_config, to_dict
+from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.experiment import Experiment, Result
 from cnn_research.models.pretrained import Pretrained
-from cnn_research.report.html import write_page
 from cnn_research.report.markdown import markdown_table
 from cnn_research.train.config import Training
 from cnn_research.train.transfer import Transfer
-from cnn_research.workflows.staged import dry_run_of, train_once
+from cnn_research.workflows import pipeline
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from cnn_research.data.dataset import Dataset
 
+FIRST = "ss_cnn"
+"""The folder of the first phase; those of the second are `round_0`, `round_1` and so on."""
 KEPT = "kept.npy"
 DISCARDED = "discarded.png"
 FEATURES = "features"
@@ -70,13 +73,17 @@ class Purification(Experiment):
         self.ss_cnn.check()
         self.naming.check()
 
-    def training(self, workdir: Path, number: int) -> Training:
+    def first(self) -> Training:
+        """The training of the first phase."""
+        return dataclasses.replace(self.ss_cnn, seed=self.seed, name=f"{self.name}/{FIRST}")
+
+    def training(self, number: int) -> Training:
         """The training of a round; round 0 is on all crops."""
-        before = workdir / f"round_{number - 1}" / KEPT
+        kept = f"{folders.STAGE}round_{number - 1}/{KEPT}" if number else ""
         return dataclasses.replace(
             self.naming,
-            data=dataclasses.replace(self.naming.data, kept=str(before) if number else ""),
-            pretrained=Pretrained(str(workdir / "ss_cnn"), fresh=(LAST,)),
+            data=dataclasses.replace(self.naming.data, kept=kept),
+            pretrained=Pretrained(f"{folders.STAGE}{FIRST}", fresh=(LAST,)),
             transfer=Transfer(cache_after=FEATURES),
             seed=self.seed,
             name=f"{self.name}/round_{number}",
@@ -89,33 +96,23 @@ def purify(experiment: Purification, workdir: Path) -> Result:
     Returns:
         The figures of each round.
     """
-    with folders.claimed(workdir):
-        folders.check_same(experiment, workdir, experiment.resumable_fields)
-        folders.describe(experiment, workdir)
-        first = dataclasses.replace(
-            experiment.ss_cnn, seed=experiment.seed, name=f"{experiment.name}/ss_cnn"
-        )
-        stages = [("ss_cnn", first)]
-        stages += [
-            (f"round_{number}", experiment.training(workdir, number))
-            for number in range(experiment.rounds + 1)
-        ]
-        for number, (name, training) in enumerate(stages):
-            folder = workdir / name
-            train_once(name, training, folder)
+    with pipeline.open_pipeline(experiment, workdir) as stages:
+        stages.train(FIRST, experiment.first())
+        for number in range(experiment.rounds + 1):
+            name, training = f"round_{number}", experiment.training(number)
+            stages.train(name, training)
             # What the last round would discard, no training uses.
-            if 0 < number < len(stages) - 1 and not (folder / KEPT).exists():
-                kept = discard(experiment, training, folder)
-                print(f"{name}: {kept.sum():,} of {len(kept):,} crops are kept.")
+            if number < experiment.rounds:
+                judged = functools.partial(discard, experiment, training, workdir / name)
+                stages.once(workdir / name / KEPT, judged, _write_kept)
         return write(experiment, workdir)
 
 
 def dry_run(experiment: Purification, workdir: Path) -> Result:
-    """Says what the first phase will take, as `runner.dry_run` does; the rounds take less."""
-    first = dataclasses.replace(experiment.ss_cnn, seed=experiment.seed)
-    found = dry_run_of("ss_cnn", first, workdir / "ss_cnn")
+    """Estimates the first phase; the rounds take less."""
+    result = pipeline.dry_run(workdir, [(FIRST, experiment.first())])
     print(f"{experiment.rounds + 1} trainings of the last layer on its features follow.")
-    return found
+    return result
 
 
 def last_round(experiment: Purification, workdir: Path) -> Path:
@@ -141,11 +138,13 @@ def export(experiment: Purification, workdir: Path) -> Result:
     return export_to(saved, last, workdir / FOLDER)
 
 
-def discard(experiment: Purification, training: Training, folder: Path) -> np.ndarray:
-    """Decides which crops the next round keeps, and writes that and a picture of the others.
+def discard(
+    experiment: Purification, training: Training, folder: Path
+) -> tuple[np.ndarray, Figure]:
+    """Decides which crops the next round keeps.
 
     Returns:
-        bool `[training crops]`: true for those that are kept.
+        bool `[training crops]`, true for those that are kept; and a picture of the others.
     """
     from cnn_research.core.distributed import data_mesh
     from cnn_research.train.evaluator import Evaluator
@@ -163,12 +162,15 @@ def discard(experiment: Purification, training: Training, folder: Path) -> np.nd
     distances = to_centres(features, outcome[1], labels, experiment.seeds)
     ratios = to_own(distances, labels)
     kept = near(ratios, labels, experiment.discard)
-    away = discarded_figure(dataset, head, labels, ratios, (labels >= 0) & ~kept)
-    away.savefig(folder / DISCARDED)
-    partial = folder / f".{KEPT}.partial.npy"
-    np.save(partial, kept)
-    partial.rename(folder / KEPT)
-    return kept
+    return kept, discarded_figure(dataset, head, labels, ratios, (labels >= 0) & ~kept)
+
+
+def _write_kept(file: Path, judged: tuple[np.ndarray, Figure]) -> None:
+    kept, figure = judged
+    figure.savefig(file.with_name(DISCARDED))
+    with file.open("wb") as written:
+        np.save(written, kept)
+    print(f"{file.parent.name}: {kept.sum():,} of {len(kept):,} crops are kept.")
 
 
 def to_centres(
@@ -266,38 +268,27 @@ def write(experiment: Purification, workdir: Path) -> Result:
     """Writes `report/`, a page and its figure, from what the stages have left."""
     from cnn_research.report import plots as figures
 
-    report = workdir / "report"
-    report.mkdir(exist_ok=True)
-    found: dict[str, Mapping[str, Any]] = {}
-    kept: list[int | None] = []
+    rounds: dict[str, Mapping[str, Any]] = {}
+    crops = ["all"]
     for number in range(experiment.rounds + 1):
-        name = f"round_{number}"
-        found[name] = folders.read_json(workdir / name / folders.EVALUATION)
-        before = workdir / f"round_{number - 1}" / KEPT
-        kept.append(int(np.load(before).sum()) if number else None)
-    names = [name for name in ("validation", "test") if name in found["round_0"]]
+        folder = workdir / f"round_{number}"
+        rounds[folder.name] = folders.read_json(folder / folders.EVALUATION)
+        if number < experiment.rounds:
+            crops.append(f"{np.load(folder / KEPT).sum():,}")
+    names = [name for name in ("validation", "test") if name in rounds["round_0"]]
+    curves = {name: [values[name]["macro recall"] for values in rounds.values()] for name in names}
     table = markdown_table(
         ["round", "crops", *(f"{name} accuracy, mean of classes" for name in names)],
         [
-            [str(number), "all" if crops is None else f"{crops:,}",
-             *(f"{values[name]['macro recall']:.4f}" for name in names)]
-            for number, (crops, values) in enumerate(zip(kept, found.values(), strict=True))
+            [str(number), crops[number], *(f"{curves[name][number]:.4f}" for name in names)]
+            for number in range(experiment.rounds + 1)
         ],
-    )  # fmt: skip
-    curves = {name: [values[name]["macro recall"] for values in found.values()] for name in names}
-    figures.rounds(curves).savefig(report / "rounds.png")
-    parts = [
-        f"# {experiment.name or 'Purification'}",
-        table,
-        "![Accuracy by round](rounds.png)",
-        *_pictures(experiment.rounds),
-    ]
-    page = write_page(report, parts, to_dict(experiment))
-    print(f"\n{table}\n\nReport: {page}")
-    return Result(workdir, 0, {name: dict(values) for name, values in found.items()})
-
-
-def _pictures(rounds: int) -> Iterator[str]:
-    for number in range(rounds):
-        yield f"Discarded after round {number}, the farthest first:"
-        yield f"![Discarded crops of each class](../round_{number}/{DISCARDED})"
+    )
+    print(f"\n{table}\n")
+    with pipeline.new_page(experiment, workdir, experiment.name or "Purification") as page:
+        page.text(table)
+        page.picture("rounds", figures.rounds(curves), "Accuracy by round.")
+        for number in range(experiment.rounds):
+            page.text(f"Discarded after round {number}, the farthest first:")
+            page.text(f"![Discarded crops of each class](../round_{number}/{DISCARDED})")
+    return Result(workdir, 0, {name: dict(values) for name, values in rounds.items()})

@@ -20,7 +20,7 @@ from cnn_research.inference.predict import FOLDER, image_files, stems
 from cnn_research.ops.batching import apply_in_batches
 from cnn_research.report import plots as figures
 from cnn_research.train.trained import TrainedModel
-from cnn_research.workflows.purification import Purification, last_round
+from cnn_research.workflows.palette.purification import Purification, last_round
 
 LONGEST = 240
 """Sides of images that are longer are reduced to so many pixels first."""

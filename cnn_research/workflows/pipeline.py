@@ -1,0 +1,164 @@
+"""A pipeline: trainings one after the other, each a run of its own in a folder below.
+
+What is complete is not done again, so that a pipeline that was stopped anywhere, and perhaps moved,
+resumes by the same command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import jax
+
+from cnn_research.core import run_folder as folders
+from cnn_research.core.config import to_dict
+from cnn_research.core.distributed import agreed, is_first_process, largest, wait_for_all
+from cnn_research.core.experiment import Experiment, Result
+from cnn_research.core.preemption import Interruption
+from cnn_research.models.pretrained import Pretrained
+from cnn_research.report.html import write_page
+from cnn_research.train.config import Training
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+T = TypeVar("T")
+
+REPORT = "report"
+"""The folder of a pipeline's page."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """A page of text and pictures that is being written.
+
+    Attributes:
+        folder: where its pictures go.
+        parts: its Markdown so far.
+        pictures: the names of its pictures, without the ending.
+    """
+
+    folder: Path
+    parts: list[str]
+    pictures: list[str] = dataclasses.field(default_factory=list)
+
+    def text(self, markdown: str) -> None:
+        """Adds a paragraph, a heading or a table."""
+        self.parts.append(markdown)
+
+    def picture(self, name: str, figure: Figure, caption: str = "") -> None:
+        """Adds a picture as `name.png`, with its caption below."""
+        figure.savefig(self.folder / f"{name}.png")
+        self.pictures.append(name)
+        self.parts.append(f"![{name.replace('_', ' ')}]({name}.png)\n\n{caption}".rstrip())
+
+
+@contextlib.contextmanager
+def new_page(experiment: Experiment, workdir: Path, title: str) -> Iterator[Page]:
+    """A page to be filled, which becomes `report/` of the folder when it is whole."""
+    with folders.whole_folder(workdir / REPORT) as partial:
+        page = Page(partial, [f"# {title}"])
+        yield page
+        written = write_page(partial, page.parts, to_dict(experiment))
+    print(f"Report: {workdir / REPORT / written.name}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+    """An experiment's stages, while its folder is claimed; of several processes all run them.
+
+    Attributes:
+        workdir: the folder of the pipeline; a stage's is below it.
+        interruption: what a signal between two stages sets.
+        stages: the names of those that are complete.
+    """
+
+    workdir: Path
+    interruption: Interruption
+    stages: list[str] = dataclasses.field(default_factory=list)
+
+    def train(self, name: str, training: Training) -> Result:
+        """Trains in the folder `name`, or reads the result of a training that is complete there.
+
+        Raises:
+            Interrupted: a signal asked the pipeline to stop.
+            UserError: as `train.loop.train`.
+        """
+        from cnn_research.train import loop as runner
+
+        self.check()
+        folder = self.workdir / name
+        figures = folders.read_json(folder / folders.EVALUATION)
+        step = agreed(figures.get("step"))
+        if step is None:
+            print(f"{name}: training in {folder}.")
+            result = runner.train(training, folder)
+            wait_for_all(name)
+        else:
+            print(f"{name}: complete in {folder}.")
+            splits = {k: v for k, v in figures.items() if k in folders.EVALUATED}
+            result = Result(folder, step, splits)
+        self.stages.append(name)
+        return result
+
+    def once(
+        self, file: Path, compute: Callable[[], T], write: Callable[[Path, T], object]
+    ) -> None:
+        """Writes what is computed from a stage to a file, unless it is there.
+
+        Args:
+            file: it is there whole or not at all.
+            compute: called by all processes.
+            write: called by the first one, with the path to write to.
+        """
+        if agreed(file.exists() or None):
+            return
+        self.check()
+        value = compute()
+        if is_first_process():
+            partial = file.with_name(f".partial.{file.name}")
+            write(partial, value)
+            partial.rename(file)
+        wait_for_all(str(file))
+
+    def check(self) -> None:
+        """Raises `Interrupted` after a signal; for computations of several seconds to call."""
+        self.interruption.check(f"{len(self.stages)} stages are complete in {self.workdir}")
+
+
+@contextlib.contextmanager
+def open_pipeline(experiment: Experiment, workdir: Path) -> Iterator[Pipeline]:
+    """Claims a folder for the stages of an experiment, and describes it there.
+
+    run.json has `stages`, the names of the runs below, and `finished`, when all was done.
+
+    Raises:
+        UserError: another run is in the folder.
+        UsageError: the folder belongs to another experiment.
+    """
+    several = jax.process_count() > 1
+    with folders.claimed(workdir), Interruption(largest if several else None) as interruption:
+        folders.check_same(experiment, workdir, experiment.resumable_fields)
+        folders.describe(experiment, workdir, finished=None)
+        pipeline = Pipeline(workdir, interruption)
+        yield pipeline
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        folders.add_facts(workdir, stages=pipeline.stages, finished=now)
+
+
+def dry_run(workdir: Path, stages: Sequence[tuple[str, Training]]) -> Result:
+    """Estimates each training; the run that it will start from need not be there yet."""
+    from cnn_research.train import loop as runner
+
+    for name, training in stages:
+        print(f"{name}:")
+        start = folders.located(training.pretrained, workdir / name).source
+        if start and not Path(start).exists():
+            training = dataclasses.replace(training, pretrained=Pretrained())
+        result = runner.dry_run(training, workdir / name)
+    return result

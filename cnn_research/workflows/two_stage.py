@@ -1,0 +1,119 @@
+"""Two trainings, one after the other: the second starts from the first one's network."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from cnn_research.core import run_folder as folders
+from cnn_research.core.config import register_config
+from cnn_research.core.errors import UserError
+from cnn_research.core.experiment import Experiment, Result
+from cnn_research.models.pretrained import Pretrained
+from cnn_research.train.config import Training
+from cnn_research.workflows import pipeline
+
+FIRST, SECOND = "pretraining", "training"
+"""The folders of the two."""
+
+
+@register_config
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TwoStage(Experiment):
+    """A pretraining, and a training that takes over its network but for a new head.
+
+    Evaluation, prediction and export are those of the training.
+    """
+
+    pretraining: Training
+    """The first; not run where `training.pretrained.source` names weights."""
+    training: Training
+    """The second."""
+    fresh: Annotated[tuple[str, ...], tyro.conf.Suppress]
+    """What of its network is new: patterns, as in `Pretrained`."""
+    seed: int = 0
+    """Of both."""
+
+    def check(self) -> None:
+        super().check()
+        self.pretraining.check()
+        self.training.check()
+
+    def stages(self) -> list[tuple[str, Training]]:
+        """The trainings that are run, after their folders' names, in order."""
+        pretraining, training = (
+            dataclasses.replace(stage, seed=self.seed, name=f"{self.name}/{folder}")
+            for folder, stage in ((FIRST, self.pretraining), (SECOND, self.training))
+        )
+        if training.pretrained.source:
+            return [(SECOND, training)]
+        start = Pretrained(f"{folders.STAGE}{FIRST}", fresh=self.fresh)
+        return [(FIRST, pretraining), (SECOND, dataclasses.replace(training, pretrained=start))]
+
+
+def train(experiment: TwoStage, workdir: Path) -> Result:
+    """Runs what is not complete yet.
+
+    Returns:
+        The result of the second training.
+    """
+    with pipeline.open_pipeline(experiment, workdir) as stages:
+        for name, training in experiment.stages():
+            result = stages.train(name, _with_outputs(training, workdir / name))
+    return result
+
+
+def _with_outputs(training: Training, folder: Path) -> Training:
+    """The training, its model with as many outputs as that of the run it starts from, if any.
+
+    A new head has outputs of its own.
+    """
+    from cnn_research.train.trained import bound_experiment
+
+    start = folders.located(training.pretrained, folder).source
+    if not (start and Path(start).is_dir()):
+        return training
+    outputs = bound_experiment(Path(start)).model.num_classes
+    return dataclasses.replace(training, model=training.model.clone(num_classes=outputs))
+
+
+def dry_run(experiment: TwoStage, workdir: Path) -> Result:
+    """Estimates time and memory of each training."""
+    return pipeline.dry_run(workdir, experiment.stages())
+
+
+def evaluate(experiment: TwoStage, workdir: Path) -> Result:
+    """Evaluates the second training, as `train.finish.evaluate` does."""
+    from cnn_research.train import finish
+
+    return finish.evaluate(_second(experiment, workdir), workdir / SECOND)
+
+
+def predict(experiment: TwoStage, workdir: Path, source: str) -> Result:
+    """Predicts with the second training's network; writes below its folder."""
+    from cnn_research.inference.predict import predict_images
+
+    return predict_images(_second(experiment, workdir), workdir / SECOND, source)
+
+
+def export(experiment: TwoStage, workdir: Path) -> Result:
+    """Exports the second training's network."""
+    from cnn_research.inference.export import FOLDER, export_to
+
+    return export_to(_second(experiment, workdir), workdir / SECOND, workdir / FOLDER)
+
+
+def _second(experiment: TwoStage, workdir: Path) -> Training:
+    """The second training as it was run, which may be evaluated otherwise.
+
+    Raises:
+        UserError: there is none.
+    """
+    folders.check_same(experiment, workdir, ("training.evaluation",))
+    saved = folders.saved_config(workdir / SECOND)
+    if not isinstance(saved, Training):
+        raise UserError(f"{workdir} holds no training yet: run it first, with --mode=train")
+    return dataclasses.replace(saved, evaluation=experiment.training.evaluation)
