@@ -94,6 +94,8 @@ class Interruption:
             for number in EXIT_CODES:
                 self._before[number] = signal.signal(number, self._receive)
             self._outer, _current = _current, self
+            if self._outer is not None:
+                self._received = self._outer._received
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
