@@ -92,11 +92,12 @@ def evaluate(experiment: TwoStage, workdir: Path) -> Result:
     return finish.evaluate(_second(experiment, workdir), workdir / SECOND)
 
 
-def predict(experiment: TwoStage, workdir: Path, source: str) -> Result:
+def predict(experiment: TwoStage, workdir: Path, source: str, *, neighbours: int = 0) -> Result:
     """Predicts with the second training's network; writes below its folder."""
     from cnn_research.inference.predict import predict_images
 
-    return predict_images(_second(experiment, workdir), workdir / SECOND, source)
+    training = _second(experiment, workdir)
+    return predict_images(training, workdir / SECOND, source, neighbours=neighbours)
 
 
 def export(experiment: TwoStage, workdir: Path) -> Result:
