@@ -19,7 +19,9 @@ from PIL import Image, ImageEnhance, ImageOps
 from cnn_research import ops
 from cnn_research.core.errors import UsageError
 from cnn_research.core.random import example_keys, stream_key
-from cnn_research.data.augmentation import colour, stages, warp
+from cnn_research.core.ranges import check_ranges
+from cnn_research.data.augmentation import colour, stages
+from cnn_research.data.augmentation import geometry as warp
 from cnn_research.data.augmentation.config import Augmentation
 from cnn_research.data.augmentation.rand_augment import OPERATIONS, RandAugment
 
@@ -573,10 +575,10 @@ def test_with_both_each_image_gets_one_of_them():
         (dict(left=1.5), "left is 1.5: must be from 0 to 1"),
         (dict(shift=-1), "shift is -1: must be 0 or more"),
         (dict(zoom=(1.2, 0.8)), "zoom is 1.2 0.8"),
-        (dict(zoom=(0.0, 1.0)), "zoom is 0.0 1.0"),
+        (dict(zoom=(0.0, 1.0)), "zoom is 0.0: must be above 0"),
         (dict(crop=(0.5, 1.2)), "at most 1"),
         (dict(size=(32,)), "size is 32: must be a height and a width"),
-        (dict(size=(0, 32)), "size is 0 32"),
+        (dict(size=(0, 32)), "size is 0: must be above 0"),
         (dict(brightness=1.1), "brightness is 1.1"),
         (dict(cutout=-2), "cutout is -2"),
         (dict(erasing=2.0), "erasing is 2"),
@@ -593,6 +595,7 @@ def test_with_both_each_image_gets_one_of_them():
 )
 def test_fields_out_of_range(fields, part):
     with pytest.raises(UsageError, match=part):
+        check_ranges(Augmentation(**fields), "augmentation.")
         Augmentation(**fields).check()
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +12,19 @@ import jax.numpy as jnp
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError
 from cnn_research.core.random import fold_name
-from cnn_research.data.augmentation import colour, mixing
-from cnn_research.data.augmentation.erasing import erased
-from cnn_research.data.augmentation.geometry import placed
+from cnn_research.core.ranges import Fraction, NonNegativeFloat, NonNegativeInt, PositiveInt, Range
+from cnn_research.data.augmentation import colour, erasing, geometry, mixing
+from cnn_research.data.augmentation.erasing import EraseFill
+from cnn_research.data.augmentation.geometry import Fill, rounded
 from cnn_research.data.augmentation.rand_augment import STRONGEST, RandAugment
 from cnn_research.data.augmentation.sample import Draws, numbers
 from cnn_research.data.augmentation.stages import in_turn
-from cnn_research.data.augmentation.warp import Fill, rounded
+
+Shares = tuple[Annotated[float, Range(above=0, maximum=1)], Annotated[float, Range(maximum=1)]]
+Factors = tuple[Annotated[float, Range(above=0)], Annotated[float, Range(above=0)]]
+
+_WARPS = {"crop", "zoom", "rotation", "left", "right", "up", "down", "rand_augment"}
+"""Changes that take more than mirrors and whole pixels, which are much less work alone."""
 
 
 @register_config
@@ -35,52 +40,52 @@ class Augmentation:
     """Mirror left and right, every second image."""
     flip: bool = False
     """Turn upside down as a mirror does, every second image."""
-    crop: tuple[float, float] = (1.0, 1.0)
+    crop: Shares = (1.0, 1.0)
     """Enlarge a part of the image to all of it: from such a share of its area to such a one, at an
     aspect ratio of 3/4 to 4/3 of the image's (Szegedy et al. 2015)."""
-    zoom: tuple[float, float] = (1.0, 1.0)
+    zoom: Factors = (1.0, 1.0)
     """Enlarge about the middle by a factor from this to this; below 1 makes smaller."""
-    rotation: float = 0.0
+    rotation: Annotated[float, Range(minimum=0, maximum=180)] = 0.0
     """Turn about the middle by up to so many degrees either way."""
-    left: float = 0.0
+    left: Fraction = 0.0
     """Move to the left by up to this share of the width, in whole pixels."""
-    right: float = 0.0
+    right: Fraction = 0.0
     """Move to the right by up to this share of the width, in whole pixels."""
-    up: float = 0.0
+    up: Fraction = 0.0
     """Move up by up to this share of the height, in whole pixels."""
-    down: float = 0.0
+    down: Fraction = 0.0
     """Move down by up to this share of the height, in whole pixels."""
-    shift: int = 0
+    shift: NonNegativeInt = 0
     """Move by up to so many pixels in both directions."""
     fill: Fill = "black"
     """What comes in from outside of the image: black, its border pixels, or its reflection."""
-    size: tuple[int, ...] = ()
+    size: tuple[PositiveInt, ...] = ()
     """Height and width of the images that come out, changed or not; empty: as they go in."""
-    rand_augment: int = 0
+    rand_augment: NonNegativeInt = 0
     """So many changes of RandAugment's fourteen (Cubuk et al. 2020)."""
-    magnitude: float = 9.0
+    magnitude: Annotated[float, Range(minimum=0, maximum=STRONGEST)] = 9.0
     """How strong they are, of 30."""
-    brightness: float = 0.0
+    brightness: Fraction = 0.0
     """Multiply by a factor from 1 less this to 1 and this."""
-    contrast: float = 0.0
+    contrast: Fraction = 0.0
     """Multiply the difference to the mean grey by a factor from 1 less this to 1 and this."""
-    saturation: float = 0.0
+    saturation: Fraction = 0.0
     """Multiply the difference to the grey image by a factor from 1 less this to 1 and this."""
-    cutout: int = 0
+    cutout: NonNegativeInt = 0
     """Erase a square of so many pixels a side, its centre anywhere in the image
     (DeVries and Taylor 2017)."""
-    erasing: float = 0.0
+    erasing: Fraction = 0.0
     """Erase a box inside the image with this probability (Zhong et al. 2020)."""
-    erasing_area: tuple[float, float] = (0.02, 0.33)
+    erasing_area: Shares = (0.02, 0.33)
     """The box's share of the image's area."""
-    erasing_aspect: tuple[float, float] = (0.3, 3.3)
+    erasing_aspect: Factors = (0.3, 3.3)
     """The box's height by its width."""
-    erase_fill: Literal["black", "mean", "noise"] = "black"
+    erase_fill: EraseFill = "black"
     """What `cutout` and `erasing` leave: black, the image's mean colour, or noise."""
-    mixup: float = 0.0
+    mixup: NonNegativeFloat = 0.0
     """Add another training image to each, and its label: shares are drawn from the distribution
     Beta(this, this) (Zhang et al. 2018)."""
-    cutmix: float = 0.0
+    cutmix: NonNegativeFloat = 0.0
     """Replace a box by what another training image has there, and that share of the label: areas
     are drawn from Beta(this, this) (Yun et al. 2019). With mixup, each image gets one of both."""
     choose: Literal["all", "one", "copies"] = "all"
@@ -109,36 +114,16 @@ class Augmentation:
         return self.mixup > 0 or self.cutmix > 0
 
     def check(self) -> None:
-        """Raises `UsageError` for a field out of range."""
-        inf = math.inf
-        for name, least, most in (
-            ("rotation", 0, 180),
-            *((name, 0, 1) for name in ("left", "right", "up", "down")),
-            *((name, 0, inf) for name in ("shift", "rand_augment", "cutout", "mixup", "cutmix")),
-            *((name, 0, 1) for name in ("brightness", "contrast", "saturation", "erasing")),
-            ("magnitude", 0, STRONGEST),
-        ):
-            value = getattr(self, name)
-            if not (least <= value <= most and value < inf):
-                limits = f"from {least} to {most}" if most < inf else f"{least} or more"
-                raise UsageError(f"--augmentation.{_flag(name)} is {value}: must be {limits}")
-        for name, most in (
-            ("crop", 1.0),
-            ("zoom", inf),
-            ("erasing_area", 1.0),
-            ("erasing_aspect", inf),
-        ):
+        """Raises `UsageError` for fields that do not fit together."""
+        for name in ("crop", "zoom", "erasing_area", "erasing_aspect"):
             low, high = getattr(self, name)
-            if not (0 < low <= high <= most and high < inf):
-                limit = f", at most {most:g}" if most < inf else ""
-                raise UsageError(
-                    f"--augmentation.{_flag(name)} is {low} {high}: must be two numbers above 0, "
-                    f"the lower one first{limit}"
-                )
-        if self.size and (len(self.size) != 2 or min(self.size) < 1):
+            if low > high:
+                flag = f"--augmentation.{name.replace('_', '-')}"
+                raise UsageError(f"{flag} is {low} {high}: must be the lower number first")
+        if len(self.size) not in (0, 2):
             raise UsageError(
                 f"--augmentation.size is {' '.join(map(str, self.size))}: must be a height and a "
-                "width, of 1 or more each"
+                "width"
             )
         if self.choose != "all" and self.mixes:
             name = "mixup" if self.mixup else "cutmix"
@@ -176,10 +161,12 @@ class Augmentation:
                 self.magnitude,
                 draws.happens("rand_augment"),
             )
-        images = placed(self, draws, drawn, images)
+        images = self._placed(draws, drawn, images)
         stages = [] if drawn is None else [drawn.coloured]
         images = in_turn([*stages, *self._colours(draws)], images)
-        return erased(self, draws, keys, images)
+        for hole in self._holes(draws, (images.shape[1], images.shape[2])):
+            images = erasing.filled(images, hole, self.erase_fill, keys)
+        return images
 
     def _chosen(self, keys: jax.Array, copy: jax.Array | None) -> jax.Array | None:
         """The change that an image gets alone, from 1 on, or 0 for none; None: it gets all."""
@@ -191,6 +178,60 @@ class Augmentation:
         if copy is None:
             raise ValueError('with choose="copies", each image needs the number of its copy')
         return copy
+
+    def _placed(self, draws: Draws, drawn: RandAugment | None, images: jax.Array) -> jax.Array:
+        """Images after all geometric changes at once, of the height and width `size`."""
+        size = (images.shape[1], images.shape[2])
+        out = (self.size[0], self.size[1]) if self.size else size
+        if _WARPS & set(self.changes) or out != size:
+            return geometry.warped(images, self._warp(draws, drawn, size, out), out, self.fill)
+        for name, axis in (("mirror", 2), ("flip", 1)):
+            if name in self.changes:
+                turn = draws.happens(name, 0.5)[:, None, None, None]
+                images = jnp.where(turn, jnp.flip(images, axis), images)
+        return geometry.shifted(images, draws, self.shift, self.fill) if self.shift else images
+
+    def _warp(
+        self,
+        draws: Draws,
+        drawn: RandAugment | None,
+        size: tuple[int, int],
+        out: tuple[int, int],
+    ) -> jax.Array:
+        """All geometric changes in one, from images of one size to another: `[batch, 2, 3]`."""
+        (height, width), batch = size, draws.batch
+        one, none = jnp.ones(batch), jnp.zeros(batch)
+        warps = []
+        if {"mirror", "flip"} & set(self.changes):
+            flip, mirror = (
+                jnp.where(draws.happens(name, 0.5), -1.0, 1.0) if name in self.changes else one
+                for name in ("flip", "mirror")
+            )
+            warps.append(geometry.scaling(flip, mirror))
+        if "crop" in self.changes:
+            warps.append(geometry.random_crop(draws, self.crop, size))
+        if "zoom" in self.changes:
+            smaller = 1 / draws.amount_or(1.0, "zoom", self.zoom)
+            warps.append(geometry.scaling(smaller, smaller))
+        if "rotation" in self.changes:
+            limits = (-self.rotation, self.rotation)
+            warps.append(geometry.rotation(draws.amount_or(0.0, "rotation", limits)))
+        moves = {"left": width, "right": width, "up": height, "down": height}
+        if {"shift", *moves} & set(self.changes):
+            by = {
+                name: jnp.round(length * draws.amount_or(0.0, name, (0, getattr(self, name))))
+                for name, length in moves.items()
+                if name in self.changes
+            }
+            down, right = geometry.random_shift(draws, self.shift) if self.shift else (none, none)
+            down += by.get("down", none) - by.get("up", none)
+            right += by.get("right", none) - by.get("left", none)
+            warps.append(geometry.translation(-down, -right))
+        if drawn is not None:
+            warps.append(drawn.warp(size))
+        if out != size:
+            warps.append(geometry.scaling(one * (height / out[0]), one * (width / out[1])))
+        return geometry.compose(*warps)
 
     def _colours(self, draws: Draws) -> list[Callable[[jax.Array], jax.Array]]:
         """The changes of colours that are on, in their order."""
@@ -206,6 +247,16 @@ class Augmentation:
             "saturation": colour.saturation,
         }
         return [stage(name, change) for name, change in changes.items() if name in self.changes]
+
+    def _holes(self, draws: Draws, size: tuple[int, int]) -> list[jax.Array]:
+        """The boxes that are erased, one after the other, as of `boxes`."""
+        holes = []
+        if "cutout" in self.changes:
+            holes.append(erasing.cutout(draws, size, self.cutout))
+        if "erasing" in self.changes:
+            ranges = self.erasing_area, self.erasing_aspect
+            holes.append(erasing.random_erasing(draws, size, self.erasing, *ranges))
+        return holes
 
     def partners(self, keys: jax.Array, examples: int) -> jax.Array:
         """Which training example each image is mixed with, by its key alone.
@@ -245,7 +296,3 @@ class Augmentation:
             jnp.where(adds[:, None, None, None], added, pasted),
             jnp.where(adds, added_share, pasted_share),
         )
-
-
-def _flag(name: str) -> str:
-    return name.replace("_", "-")

@@ -2,58 +2,81 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from cnn_research.core.random import fold_name
-from cnn_research.data.augmentation.boxes import boxes
+from cnn_research.data.augmentation.geometry import rounded
 from cnn_research.data.augmentation.sample import Draws
-from cnn_research.data.augmentation.warp import rounded
 
-if TYPE_CHECKING:
-    from cnn_research.data.augmentation.config import Augmentation
+EraseFill = Literal["black", "mean", "noise"]
 
 
-def erased(how: Augmentation, draws: Draws, keys: jax.Array, images: jax.Array) -> jax.Array:
-    """Images `[batch, height, width, channels]` without their boxes, which keep `how.erase_fill`.
+def boxes(
+    size: tuple[int, int], corner: tuple[jax.Array, jax.Array], shape: tuple[jax.Array, jax.Array]
+) -> jax.Array:
+    """Whether a pixel lies in its image's box; what of a box is outside of the image is left out.
 
-    The box of `erasing` is inside its image: where the paper draws again until it fits, its longer
-    side is cut.
+    Args:
+        size: height and width of the images.
+        corner: the box's first row and first column, whole numbers `[batch]` each.
+        shape: its height and width, whole numbers `[batch]` each.
+
+    Returns:
+        bool `[batch, *size]`.
     """
-    size = (images.shape[1], images.shape[2])
-    holes = []
-    if "cutout" in how.changes:
-        side = jnp.where(draws.happens("cutout"), how.cutout, 0)
-        top, left = (
-            jnp.floor(draws.numbers[name] * length) - how.cutout // 2
-            for name, length in zip(("cutout_down", "cutout_right"), size)
-        )
-        holes.append(boxes(size, (top, left), (side, side)))
-    if "erasing" in how.changes:
-        area = draws.amount("erasing_area", how.erasing_area)
-        aspect = draws.amount("erasing_aspect", how.erasing_aspect, log=True)
-        height, width = (
-            jnp.clip(jnp.round(length * jnp.sqrt(area * ratio)), 1, length)
-            for length, ratio in zip(size, (aspect, 1 / aspect))
-        )
-        top, left = (
-            jnp.floor(draws.numbers[name] * (length - side + 1))
-            for name, length, side in zip(("erasing_down", "erasing_right"), size, (height, width))
-        )
-        hole = boxes(size, (top, left), (height, width))
-        holes.append(hole & draws.happens("erasing", how.erasing)[:, None, None])
-    for hole in holes:
-        images = jnp.where(hole[..., None], _filling(how, keys, images), images)
-    return images
+    inside = []
+    for length, first, side in zip(size, corner, shape):
+        places = jnp.arange(length)
+        inside.append((places >= first[:, None]) & (places < (first + side)[:, None]))
+    return inside[0][:, :, None] & inside[1][:, None, :]
 
 
-def _filling(how: Augmentation, keys: jax.Array, images: jax.Array) -> jax.Array:
+def cutout(draws: Draws, size: tuple[int, int], side: int) -> jax.Array:
+    """A square of `side` pixels with its centre anywhere, as `boxes`."""
+    sides = jnp.where(draws.happens("cutout"), side, 0)
+    top, left = (
+        jnp.floor(draws.numbers[name] * length) - side // 2
+        for name, length in zip(("cutout_down", "cutout_right"), size)
+    )
+    return boxes(size, (top, left), (sides, sides))
+
+
+def random_erasing(
+    draws: Draws,
+    size: tuple[int, int],
+    chance: float,
+    areas: tuple[float, float],
+    aspects: tuple[float, float],
+) -> jax.Array:
+    """A box inside the image, as `boxes`; where the paper draws again until it fits, its longer
+    side is cut."""
+    area = draws.amount("erasing_area", areas)
+    aspect = draws.amount("erasing_aspect", aspects, log=True)
+    height, width = (
+        jnp.clip(jnp.round(length * jnp.sqrt(area * ratio)), 1, length)
+        for length, ratio in zip(size, (aspect, 1 / aspect))
+    )
+    top, left = (
+        jnp.floor(draws.numbers[name] * (length - side + 1))
+        for name, length, side in zip(("erasing_down", "erasing_right"), size, (height, width))
+    )
+    hole = boxes(size, (top, left), (height, width))
+    return hole & draws.happens("erasing", chance)[:, None, None]
+
+
+def filled(images: jax.Array, hole: jax.Array, fill: EraseFill, keys: jax.Array) -> jax.Array:
+    """Images `[batch, height, width, channels]` with their holes, as of `boxes`, filled."""
+    return jnp.where(hole[..., None], _filling(images, fill, keys), images)
+
+
+def _filling(images: jax.Array, fill: EraseFill, keys: jax.Array) -> jax.Array:
     """What is left of boxes; broadcasts to `images`."""
-    if how.erase_fill == "black":
+    if fill == "black":
         return jnp.zeros((), images.dtype)
-    if how.erase_fill == "mean":
+    if fill == "mean":
         mean = images.mean(axis=(1, 2), keepdims=True, dtype=jnp.float32)
         return rounded(mean, images.dtype)
     # All channels of a pixel from one word, since random bits take longer than all the rest.

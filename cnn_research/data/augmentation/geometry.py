@@ -1,107 +1,160 @@
-"""The random changes of where an image's pixels are, all of them in one step."""
+"""Geometric changes: affine warps, in which every pixel is taken from one place of the image.
+
+Places are (row, column) in pixels, seen from the image's middle. A warp is float32
+`[batch, 2, 3]`: the place to take a pixel from is `warp[:, :, :2] @ place + warp[:, :, 2]`, so that
+a warp that doubles places halves the image.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from cnn_research.data.augmentation import warp
-from cnn_research.data.augmentation.rand_augment import RandAugment
 from cnn_research.data.augmentation.sample import Draws
 
-if TYPE_CHECKING:
-    from cnn_research.data.augmentation.config import Augmentation
-
 CROP_ASPECT = (3 / 4, 4 / 3)
-_SIMPLE = {"mirror", "flip", "shift"}
-_PLACING = {"crop", "zoom", "rotation", "left", "right", "up", "down", "rand_augment"}
+
+Fill = Literal["black", "edge", "reflect"]
+"""What lies outside of an image: black, its outermost pixels, or the image mirrored at them."""
 
 
-def placed(
-    how: Augmentation, draws: Draws, drawn: RandAugment | None, images: jax.Array
+def affine(rows: tuple[jax.Array, ...], columns: tuple[jax.Array, ...]) -> jax.Array:
+    """The warp to (rows @ (row, column, 1), columns @ (row, column, 1)); three `[batch]` each."""
+    return jnp.stack([jnp.stack(rows, axis=1), jnp.stack(columns, axis=1)], axis=1)
+
+
+def scaling(rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """The warp that makes an image smaller by these factors, `[batch]` each; -1 mirrors."""
+    none = jnp.zeros_like(rows)
+    return affine((rows, none, none), (none, columns, none))
+
+
+def rotation(degrees: jax.Array) -> jax.Array:
+    """The warp that turns an image clockwise by `degrees`, `[batch]`."""
+    angle = jnp.deg2rad(degrees)
+    cos, sin, none = jnp.cos(angle), jnp.sin(angle), jnp.zeros_like(angle)
+    return affine((cos, -sin, none), (sin, cos, none))
+
+
+def translation(rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """The warp that takes pixels from so much further down and right: the image moves back."""
+    one, none = jnp.ones_like(rows), jnp.zeros_like(rows)
+    return affine((one, none, rows), (none, one, columns))
+
+
+def compose(*warps: jax.Array) -> jax.Array:
+    """One warp that does what these do one after the other, in this order."""
+    total, *rest = warps
+    for warp in rest:
+        # Written out, since a matrix product may round to fewer digits on an accelerator.
+        turned = total[:, :, 0, None] * warp[:, None, 0] + total[:, :, 1, None] * warp[:, None, 1]
+        total = turned.at[:, :, 2].add(total[:, :, 2])
+    return total
+
+
+def warped(
+    images: jax.Array, warp: jax.Array, size: tuple[int, int], fill: Fill = "black"
 ) -> jax.Array:
-    """Images `[batch, height, width, channels]` after all geometric changes, of size `how.size`."""
-    size = (images.shape[1], images.shape[2])
-    out = (how.size[0], how.size[1]) if how.size else size
-    if _PLACING & set(how.changes) or out != size:
-        return warp.warped(images, _warp(how, draws, drawn, size, out), out, how.fill)
-    # Mirrors and whole pixels alone are much less work.
-    for name, axis in (("mirror", 2), ("flip", 1)):
-        if name in how.changes:
-            turn = draws.happens(name, 0.5)[:, None, None, None]
-            images = jnp.where(turn, jnp.flip(images, axis), images)
-    return _moved(images, *_shift(how, draws), how) if how.shift else images
+    """Images seen through a warp, interpolated linearly in both directions.
+
+    A warp of whole pixels (by mirrors and moves) copies pixels exactly. Where an image is made
+    smaller, pixels between the places are skipped, not averaged.
+
+    Args:
+        images: uint8 or float `[batch, height, width, channels]`.
+        warp: float32 `[batch, 2, 3]`.
+        size: height and width of what comes out.
+        fill: what lies outside: further out than half a pixel from the middle of the outermost.
+
+    Returns:
+        `[batch, *size, channels]` of the same dtype, rounded where that is an integer's.
+    """
+    return jax.vmap(lambda image, one: _warped(image, one, size, fill))(images, warp)
 
 
-def _moved(images: jax.Array, down: jax.Array, right: jax.Array, how: Augmentation) -> jax.Array:
-    """Images moved by whole pixels, `[batch]` each and `how.shift` at most."""
-    mode = {"black": "constant", "edge": "edge", "reflect": "reflect"}[how.fill]
-    wide = jnp.pad(images, ((0, 0), *((how.shift, how.shift),) * 2, (0, 0)), mode=mode)
-    starts = jnp.stack([how.shift - down, how.shift - right], axis=1).astype(jnp.int32)
-    cut = jax.vmap(
-        lambda image, at: jax.lax.dynamic_slice(image, (at[0], at[1], 0), images.shape[1:])
+def _warped(image: jax.Array, warp: jax.Array, size: tuple[int, int], fill: Fill) -> jax.Array:
+    height, width, channels = image.shape
+    down = jnp.arange(size[0], dtype=jnp.float32)[:, None] - (size[0] - 1) / 2
+    right = jnp.arange(size[1], dtype=jnp.float32) - (size[1] - 1) / 2
+    rows, columns = (
+        warp[axis, 0] * down + warp[axis, 1] * right + warp[axis, 2] + (length - 1) / 2
+        for axis, length in enumerate((height, width))
     )
-    return cut(wide, starts)
+    outside = (jnp.abs(rows - (height - 1) / 2) > height / 2) | (
+        jnp.abs(columns - (width - 1) / 2) > width / 2
+    )
+    if fill == "reflect":
+        rows, columns = _reflected(rows, height), _reflected(columns, width)
+    top, bottom, below = _neighbours(rows, height)
+    left, right, beside = _neighbours(columns, width)
+    # Whole pixels are gathered, all channels at once: XLA's CPU compiler makes fast code of that.
+    pixels = image.reshape(-1, channels)
+
+    def at(row: jax.Array, column: jax.Array) -> jax.Array:
+        found = pixels.at[row * width + column].get(mode="promise_in_bounds")
+        return found.astype(jnp.float32)
+
+    above, below = 1 - below, below
+    if fill == "black":
+        above, below = jnp.where(outside, 0, above), jnp.where(outside, 0, below)
+    above, below, beside = above[..., None], below[..., None], beside[..., None]
+    upper = at(top, left) * (1 - beside) + at(top, right) * beside
+    lower = at(bottom, left) * (1 - beside) + at(bottom, right) * beside
+    return rounded(upper * above + lower * below, image.dtype)
 
 
-def _shift(how: Augmentation, draws: Draws) -> tuple[jax.Array, jax.Array]:
-    """By how many pixels `shift` moves down and right, float32 `[batch]` each."""
+def _neighbours(places: jax.Array, length: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The pixel before a place, the one after it, and how far in between it is."""
+    places = jnp.clip(places, 0, length - 1)
+    before = jnp.floor(places)
+    first = before.astype(jnp.int32)
+    return first, jnp.minimum(first + 1, length - 1), places - before
+
+
+def _reflected(places: jax.Array, length: int) -> jax.Array:
+    """Places between 0 and `length` - 1, back and forth."""
+    last = max(length - 1, 1)
+    # Not `%`, which takes longer than all the rest.
+    return last - jnp.abs(places - 2 * last * jnp.floor(places / (2 * last)) - last)
+
+
+def rounded(values: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """float32 pixels, 0 to 255, as `dtype`: rounded to the nearest where that is an integer's."""
+    if jnp.issubdtype(dtype, jnp.integer):
+        values = jnp.clip(jnp.round(values), 0, 255)
+    return values.astype(dtype)
+
+
+# Random changes ----------------------------------------------------------------------------------
+
+
+def random_shift(draws: Draws, most: int) -> tuple[jax.Array, jax.Array]:
+    """By how many pixels, `most` at most, images move down and right: float32 `[batch]` each."""
     down, right = (
-        jnp.floor(draws.numbers[name] * (2 * how.shift + 1)) - how.shift
+        jnp.floor(draws.numbers[name] * (2 * most + 1)) - most
         for name in ("shift_down", "shift_right")
     )
     on = draws.happens("shift")
     return jnp.where(on, down, 0), jnp.where(on, right, 0)
 
 
-def _warp(
-    how: Augmentation,
-    draws: Draws,
-    drawn: RandAugment | None,
-    size: tuple[int, int],
-    out: tuple[int, int],
-) -> jax.Array:
-    """All geometric changes in one, from images of one size to another: `[batch, 2, 3]`."""
-    (height, width), batch = size, draws.batch
-    one, none = jnp.ones(batch), jnp.zeros(batch)
-    warps = []
-    if {"mirror", "flip"} & set(how.changes):
-        flip, mirror = (
-            jnp.where(draws.happens(name, 0.5), -1.0, 1.0) if name in how.changes else one
-            for name in ("flip", "mirror")
-        )
-        warps.append(warp.scaling(flip, mirror))
-    if "crop" in how.changes:
-        warps.append(_crop(how, draws, size))
-    if "zoom" in how.changes:
-        smaller = 1 / draws.amount_or(1.0, "zoom", how.zoom)
-        warps.append(warp.scaling(smaller, smaller))
-    if "rotation" in how.changes:
-        limits = (-how.rotation, how.rotation)
-        warps.append(warp.rotation(draws.amount_or(0.0, "rotation", limits)))
-    moves = {"left": width, "right": width, "up": height, "down": height}
-    if {"shift", *moves} & set(how.changes):
-        by = {
-            name: jnp.round(length * draws.amount_or(0.0, name, (0, getattr(how, name))))
-            for name, length in moves.items()
-            if name in how.changes
-        }
-        down, right = _shift(how, draws) if how.shift else (none, none)
-        down += by.get("down", none) - by.get("up", none)
-        right += by.get("right", none) - by.get("left", none)
-        warps.append(warp.translation(-down, -right))
-    if drawn is not None:
-        warps.append(drawn.warp(size))
-    if out != size:
-        warps.append(warp.scaling(one * (height / out[0]), one * (width / out[1])))
-    return warp.compose(*warps)
+def shifted(images: jax.Array, draws: Draws, most: int, fill: Fill) -> jax.Array:
+    """Images `[batch, height, width, channels]` after `random_shift`: less work than a warp."""
+    down, right = random_shift(draws, most)
+    mode = {"black": "constant", "edge": "edge", "reflect": "reflect"}[fill]
+    wide = jnp.pad(images, ((0, 0), *((most, most),) * 2, (0, 0)), mode=mode)
+    starts = jnp.stack([most - down, most - right], axis=1).astype(jnp.int32)
+    cut = jax.vmap(
+        lambda image, at: jax.lax.dynamic_slice(image, (at[0], at[1], 0), images.shape[1:])
+    )
+    return cut(wide, starts)
 
 
-def _crop(how: Augmentation, draws: Draws, size: tuple[int, int]) -> jax.Array:
-    """The warp from a part of an image to all of it."""
-    area = draws.amount("crop", how.crop)
+def random_crop(draws: Draws, limits: tuple[float, float], size: tuple[int, int]) -> jax.Array:
+    """The warp from a part of an image of this size to all of it; limits are of its area."""
+    area = draws.amount("crop", limits)
     aspect = draws.amount("crop_aspect", CROP_ASPECT, log=True)
     on = draws.happens("crop")
     # Where a side would be longer than the image's, which others draw again, it is cut.
@@ -112,4 +165,4 @@ def _crop(how: Augmentation, draws: Draws, size: tuple[int, int]) -> jax.Array:
         (draws.numbers[name] - 0.5) * (1 - side) * length
         for name, side, length in zip(("crop_down", "crop_right"), sides, size)
     )
-    return warp.compose(warp.translation(down, right), warp.scaling(*sides))
+    return compose(translation(down, right), scaling(*sides))

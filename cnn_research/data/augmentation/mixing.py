@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from cnn_research.core.random import fold_name
-from cnn_research.data.augmentation.boxes import boxes
-from cnn_research.data.augmentation.warp import rounded
+from cnn_research.data.augmentation.erasing import boxes
+from cnn_research.data.augmentation.geometry import rounded
 
 
 def added(

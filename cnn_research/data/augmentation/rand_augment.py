@@ -7,9 +7,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from cnn_research.data.augmentation import colour, warp
+from cnn_research.data.augmentation import colour, geometry
+from cnn_research.data.augmentation.geometry import rounded
 from cnn_research.data.augmentation.stages import in_turn
-from cnn_research.data.augmentation.warp import rounded
 
 OPERATIONS = (
     *("identity", "rotate", "shear_x", "shear_y", "translate_x", "translate_y"),
@@ -56,10 +56,10 @@ class RandAugment:
             down = jnp.round(self._signed("translate_y", n, 150 / 331 * size[0]))
             right = jnp.round(self._signed("translate_x", n, 150 / 331 * size[1]))
             warps += [
-                warp.rotation(self._signed("rotate", n, 30)),
-                warp.affine((one, shear_y, down), (shear_x, one, right)),
+                geometry.rotation(self._signed("rotate", n, 30)),
+                geometry.affine((one, shear_y, down), (shear_x, one, right)),
             ]
-        return warp.compose(*warps)
+        return geometry.compose(*warps)
 
     def coloured(self, images: jax.Array) -> jax.Array:
         """Images `[batch, height, width, channels]` with all other changes, of the same dtype.
