@@ -201,15 +201,38 @@ def write(workdir: Path, heads: dict[str, ClassPredictions], images: Any = None)
     )
 
 
+def attempt(command, commit="0123abc", **facts):
+    """As run.json has it."""
+    return {
+        "started": "2026-03-01T12:00:00+00:00",
+        "from_step": 0,
+        "command": command,
+        "commit": commit,
+        "commit_is_clean": "source_diff" not in facts,
+        "source_diff": None,
+        "machine": {"cores": 2},
+        "versions": {"jax": "0.10.2"},
+        "devices": ["cpu:0", "cpu:1"],
+        **facts,
+    }
+
+
 def test_report_says_what_was_run_and_what_came_out(tmp_path):
     record = {
         "document": "004",
         "data": {"name": "digits"},
-        "devices": ["cpu:0", "cpu:1"],
-        "command": ["launch.py", "--experiment=coats"],
-        "commit": "0123abc",
-        "commit_is_clean": False,
-        "machine": {"cpu": "a processor", "cores": 2},
+        "attempts": [
+            attempt(["launch.py", "--experiment=coats", "--epochs=1"], "0123abc"),
+            attempt(
+                ["launch.py", "--experiment=coats"],
+                "4567def",
+                from_step=10,
+                source_diff="source-89.diff",
+                machine={"cpu": "a processor", "cores": 2},
+            ),
+            attempt(["launch.py", "--experiment=coats"], "unrelated", from_step=20),
+        ],
+        "steps": 20,
         "wall_seconds": 200.4,
         "seed": 3,
         "document_results": {"test accuracy": 0.8978},
@@ -234,8 +257,8 @@ def test_report_says_what_was_run_and_what_came_out(tmp_path):
     assert text in page
     for words in (
         "`launch.py --experiment=coats`",
-        "0123abc, with the changes in source.diff",
-        "cpu: a processor, cores: 2",
+        "- Commit: 0123abc; 4567def, with the changes in source-89.diff\n",
+        "- Machine: cores: 2; cpu: a processor, cores: 2\n",
         "3 min 20 s",
         "Seed: 3",
         "Experiment: coats",
@@ -335,7 +358,7 @@ def test_what_data_calls_things_is_no_formula_in_figures():
 
 
 def test_a_command_with_a_path_that_is_no_text(tmp_path):
-    record = {"command": ["launch.py", "--data.path=fotos_\udce9"]}
+    record = {"attempts": [attempt(["launch.py", "--data.path=fotos_\udce9"])]}
     (tmp_path / "run.json").write_text(json.dumps(record))
     (tmp_path / "config.json").write_text(json.dumps({"data": {"path": "fotos_\udce9"}}))
     path = write(tmp_path, {"label": made_up_predictions()})
@@ -372,11 +395,7 @@ def make_run(folder: Path, *, accuracy: float | None, seed: int = 0, **config: A
     )
     record = {
         "document": "004",
-        "command": ["launch.py", f"--seed={seed}"],
-        "commit": "0123abc",
-        "machine": {"cores": 2},
-        "versions": {"jax": "0.10.2"},
-        "started": "2026-03-01T12:00:00+00:00",
+        "attempts": [attempt(["launch.py", f"--seed={seed}"])],
         "wall_seconds": 10.0 + seed,
         "document_results": {"test accuracy": 0.8978, "macro F1": 0.899302},
     }

@@ -28,7 +28,7 @@ from cnn_research.core.config import from_dict
 from cnn_research.core.errors import UsageError, run_command
 from cnn_research.core.experiment import lookup
 from cnn_research.core.preemption import Interruption
-from cnn_research.sweep import definition, local, slurm, source, states
+from cnn_research.sweep import definition, local, slurm, source, states, worker
 from cnn_research.sweep.__main__ import main
 from cnn_research.sweep.definition import Sweep
 from cnn_research.sweep.states import State
@@ -66,7 +66,7 @@ for line in sys.stdin:
                     break
     stopped.clear()
     file.write_text(json.dumps(state | after))
-    print("over", flush=True)
+    print(json.dumps(state | after), flush=True)
 """
 
 
@@ -271,8 +271,9 @@ def test_a_real_worker_runs_names_what_fails_and_keeps_its_words(tmp_path, capsy
     runs = sorted((tmp_path / "runs").iterdir())
     assert "Result on the test split" in (runs[0] / "log.txt").read_text()
     record = folders.read_json(runs[0] / folders.RUN)
-    assert record["command"][1:3] == ["--experiment=digits_mlp", "--epochs=0.2"]
-    assert record["commit"] == source.source_facts()[0]
+    (attempt,) = record["attempts"]
+    assert attempt["command"][1:3] == ["--experiment=digits_mlp", "--epochs=0.2"]
+    assert attempt["commit"] == source.source_facts()[0]
     said = capsys.readouterr()
     assert "Result on" not in said.out
     assert "| digits_mlp" in said.out
@@ -358,18 +359,33 @@ def test_status_of_what_is_no_sweep(tmp_path, capsys):
 SEARCH = ("--search=optimizer.learning-rate=0.5..1.5", "--search=batch-size=16..64", "--epochs=1")
 
 
-def rows(workdir):
-    return [json.loads(line) for line in (workdir / "trials.jsonl").read_text().splitlines()]
+def trials(workdir):
+    """Optuna's trials, in order."""
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+
+    journal = JournalFileBackend(str(workdir / "study.jsonl"))
+    storage = optuna.storages.JournalStorage(journal)
+    return optuna.load_study(study_name="study.jsonl", storage=storage).trials
+
+
+def complete(workdir):
+    """The number, what was chosen and what came of it, of each run that is complete."""
+    return [
+        (trial.user_attrs["number"], trial.params, trial.value)
+        for trial in trials(workdir)
+        if trial.state.name == "COMPLETE"
+    ]
 
 
 def test_a_search_finds_what_is_better(tmp_path, capsys, pretending):
     pytest.importorskip("optuna", reason="the extra [search] is not installed")
     assert sweep(tmp_path, *SEARCH, "--trials=20") == 0
-    values = [row["value"] for row in rows(tmp_path) if "value" in row]
+    values = [value for *_, value in complete(tmp_path)]
     assert len(values) == 20
     assert max(values) > 1.4, "TPE has not come near the end where the accuracy is highest"
     assert f"Best: validation accuracy {max(values):.4f}" in capsys.readouterr().out
-    sizes = {row["params"]["batch-size"] for row in rows(tmp_path) if "params" in row}
+    sizes = {params["batch-size"] for _, params, _ in complete(tmp_path)}
     assert all(isinstance(size, int) and 16 <= size <= 64 for size in sizes)
 
 
@@ -378,18 +394,19 @@ def test_a_study_that_is_cut_off_goes_on_as_if_it_were_not(tmp_path, capsys, pre
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert sweep(whole, *SEARCH, "--trials=13") == 0
     shutil.copytree(whole, cut)
-    lines = (cut / "trials.jsonl").read_text().splitlines(keepends=True)
+    lines = (cut / "study.jsonl").read_text().splitlines(keepends=True)
     # In the middle of what became of a trial, after the first ten, which are drawn at random.
-    (cut / "trials.jsonl").write_text("".join(lines[:22])[:-4])
+    ends = [n for n, line in enumerate(lines) if '"state":1' in line]
+    (cut / "study.jsonl").write_text("".join(lines[: ends[10] + 1])[:-4])
     capsys.readouterr()
     # More trials are no other search.
     assert sweep(cut, *SEARCH, "--trials=14") == 0
     assert "its last line was cut short" in capsys.readouterr().err
-    assert rows(cut)[:26] == rows(whole)
-    assert len(rows(cut)) == 28
-    (cut / "trials.jsonl").write_text("".join([*lines[:3], "nonsense\n", *lines[3:]]))
+    assert complete(cut)[:13] == complete(whole)
+    assert len(complete(cut)) == 14
+    (cut / "study.jsonl").write_text("".join([*lines[:3], "nonsense\n", *lines[3:]]))
     assert sweep(cut, *SEARCH, "--trials=14") == 1
-    assert "trials.jsonl, line 4: not a row of trials" in capsys.readouterr().err
+    assert "study.jsonl is damaged" in capsys.readouterr().err
 
 
 def test_a_run_that_does_worse_than_half_is_pruned(tmp_path, pretending):
@@ -397,27 +414,56 @@ def test_a_run_that_does_worse_than_half_is_pruned(tmp_path, pretending):
     pytest.importorskip("optuna", reason="the extra [search] is not installed")
     words = ("--search=optimizer.learning-rate=0.3,0.6,0.7,0.8", "--epochs=3", "--trials=14")
     assert sweep(tmp_path, *words) == 0
-    over = [row for row in rows(tmp_path) if "state" in row]
-    slow = {row["number"] for row in rows(tmp_path) if row.get("params", {}) and
-            row["params"]["optimizer.learning-rate"] == "0.3"}  # fmt: skip
-    pruned = {row["number"] for row in over if row["state"] == "PRUNED"}
+    found = trials(tmp_path)
+    slow = {t.number for t in found if t.params["optimizer.learning-rate"] == "0.3"}
+    pruned = {trial.number for trial in found if trial.state.name == "PRUNED"}
     assert pruned and pruned >= {number for number in slow if number >= 8}
-    trials = definition.trial_folders(tmp_path)
-    assert {states.read(trials[number]).state for number in pruned} == {"pruned"}
+    workdirs = definition.trial_folders(tmp_path)
+    assert {states.read(workdirs[number]).state for number in pruned} == {"pruned"}
 
 
 def test_a_failed_trial_is_tried_again(tmp_path, pretending):
     pytest.importorskip("optuna", reason="the extra [search] is not installed")
     words = ("--search=optimizer.learning-rate=8,7", "--epochs=1", "--trials=3")
     assert sweep(tmp_path, *words) == 1
-    failed = [row["number"] for row in rows(tmp_path) if row.get("state") == "FAIL"]
+    failed = [trial.number for trial in trials(tmp_path) if trial.state.name == "FAIL"]
+    assert failed
     assert sweep(tmp_path, *words) == 0
-    over = [row["number"] for row in rows(tmp_path) if row.get("state") == "COMPLETE"]
-    assert over[-len(failed) :] == failed
+    assert [number for number, *_ in complete(tmp_path)][-len(failed) :] == failed
     assert len(definition.trial_folders(tmp_path)) == 3
 
 
 # SLURM -------------------------------------------------------------------------------------------
+
+
+def test_a_queue_that_does_not_answer_resubmits_nothing(tmp_path, capsys, monkeypatch, pretending):
+    words = (rates(1, 2), "--epochs=1")
+    assert sweep(tmp_path, *words) == 0
+    one, two = sorted((tmp_path / "runs").iterdir())
+    states.write(two, RUNNING)
+    folders.write_json(tmp_path / states.JOBS, {one.name: "7_0", two.name: "7_1"})
+    monkeypatch.setattr(states, "jobs_in_queue", lambda: None)
+    monkeypatch.setattr(slurm, "check", lambda: None)
+    monkeypatch.setattr(slurm, "submit", lambda *_: pytest.fail("submitted again"))
+    for where in ([], ["--cluster=slurm"]):
+        assert sweep(tmp_path, *words, *where) == 1
+        err = capsys.readouterr().err
+        assert err.startswith("error: squeue does not answer, and 1 runs that were submitted")
+        assert err.count("\n") == 1
+    assert states.read(two) == RUNNING
+    monkeypatch.setattr(states, "jobs_in_queue", lambda: {"7_1": "RUNNING"})
+    assert sweep(tmp_path, *words, "--cluster=slurm") == 0
+    assert "2 complete or on their way, 0 to run" in capsys.readouterr().out
+
+
+def test_a_second_job_of_a_run_leaves_the_first_one_s_state(tmp_path):
+    (run,) = Sweep(experiments=("digits_mlp",)).runs(tmp_path)
+    with folders.claimed(run.workdir):
+        before = states.begun(run.workdir)
+        after = worker.execute(run)
+        assert (after.state, after.exit_code) == ("failed", 1)
+        assert "another process runs in" in after.message
+    assert states.read(run.workdir) == before
 
 
 def test_without_slurm_nothing_is_begun(tmp_path, capsys, monkeypatch):
@@ -470,4 +516,4 @@ def test_an_array_on_slurm(request, tmp_path, capsys):
     assert (good.state, bad.state, bad.exit_code) == ("complete", "failed", 1)
     assert "the loss is nan at step" in bad.message
     record = folders.read_json(next((tmp_path / "runs").glob("*=1e-3-*")) / folders.RUN)
-    assert record["commit"] == source.source_facts()[0]
+    assert record["attempts"][0]["commit"] == source.source_facts()[0]

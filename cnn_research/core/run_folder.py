@@ -1,4 +1,4 @@
-"""A run's folder: who writes to it, what was run, and whether that may go on."""
+"""A run's folder: who writes to it, what was run, by which attempts, and whether it may resume."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import fcntl
 import functools
+import hashlib
 import json
 import math
 import os
@@ -14,10 +15,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from cnn_research.core.config import canonical_json, flatten, from_dict, with_fields
 from cnn_research.core.errors import UsageError, UserError
@@ -36,6 +38,9 @@ SWEEP = "sweep.json"
 SOURCE_RECORD = "source.json"
 """Beside a copy of the packages: of which commit they are, and what differs from it."""
 
+ROOT = Path(__file__).resolve().parents[2]
+"""The folder that holds the package."""
+SOURCE_FILES = ("*.py", "*.cfg", "*.toml")
 PACKAGES = (
     "jax",
     "jaxlib",
@@ -74,9 +79,7 @@ def claimed(workdir: Path, *, enabled: bool = True) -> Iterator[None]:
             f"cannot write to the workdir {workdir} ({error.strerror}): name another --workdir"
         ) from None
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _lock(lock):
             lock.seek(0)
             raise UserError(
                 f"another process ({lock.read().strip() or 'unknown'}) runs in {workdir}: "
@@ -86,6 +89,20 @@ def claimed(workdir: Path, *, enabled: bool = True) -> Iterator[None]:
         lock.write(f"process {os.getpid()} on {platform.node()}\n")
         lock.flush()
         yield
+
+
+def _lock(file: IO[str]) -> bool:
+    """Locks a file, and returns whether that succeeded.
+
+    It is tried a few times: whoever only asks `is_claimed` holds the lock for an instant.
+    """
+    for wait in (0.01, 0.02, 0.05, 0.1, 0.2, None):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        if wait:
+            time.sleep(wait)
+    return False
 
 
 def is_claimed(workdir: Path) -> bool:
@@ -174,15 +191,25 @@ def located(config: Any, workdir: Path) -> Any:
     return with_fields(config, paths)
 
 
-def describe(experiment: Experiment, workdir: Path, **facts: Any) -> None:
-    """Writes config.json and run.json, from which the run can be understood and repeated.
+def describe(
+    experiment: Experiment,
+    workdir: Path,
+    *,
+    step: int | None = None,
+    devices: Iterable[str] = (),
+    **facts: Any,
+) -> None:
+    """Writes config.json, and adds an attempt to run.json: from both the run can be repeated.
 
     Of several processes of one run, the first writes.
 
     Args:
         experiment: what is run.
         workdir: where.
-        **facts: JSON values that only the run knows (parameters, data, devices).
+        step: what the attempt begins with, as the number of train steps (of finished stages, in a
+            pipeline) that earlier attempts have left; None for what is made anew each time.
+        devices: that this attempt computes on.
+        **facts: JSON values that only the run knows (parameters, data).
     """
     from cnn_research.core.distributed import is_first_process
 
@@ -191,21 +218,30 @@ def describe(experiment: Experiment, workdir: Path, **facts: Any) -> None:
     write_text(workdir / CONFIG, canonical_json(experiment))
     before = read_json(workdir / RUN)
     commit, difference = source_facts()
+    name = None
     if difference:
-        write_text(workdir / "source.diff", difference)
+        # Named after its contents: attempts with the same changes share a file.
+        name = f"source-{hashlib.sha256(difference.encode()).hexdigest()[:8]}.diff"
+        write_text(workdir / name, difference)
+    attempt = {
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "from_step": step,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "commit": commit,
+        "commit_is_clean": not difference,
+        "source_diff": name,
+        "machine": machine(),
+        "versions": versions(),
+        "devices": list(devices),
+    }
     write_json(
         workdir / RUN,
         {
-            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             **before,
             "experiment": experiment.name,
-            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-            "commit": commit,
-            "commit_is_clean": not difference,
-            "machine": machine(),
-            "versions": versions(),
             "seed": getattr(experiment, "seed", None),
             **facts,
+            "attempts": [*before.get("attempts", ()), attempt],
         },
     )
 
@@ -216,6 +252,25 @@ def add_facts(workdir: Path, **facts: Any) -> None:
 
     if is_first_process():
         write_json(workdir / RUN, {**read_json(workdir / RUN), **facts})
+
+
+def effective_attempts(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The attempts of a run.json that its result comes from, in order.
+
+    An attempt counts if a later one began with a step of it, or the run ended with one: neither a
+    start of what was finished, nor one that was stopped before its first checkpoint. Of what is
+    made anew each time it is the last.
+    """
+    attempts = list(run.get("attempts", ()))
+    if attempts and attempts[-1]["from_step"] is None:
+        return attempts[-1:]
+    effective = []
+    end = run.get("steps", math.inf)
+    for attempt in reversed(attempts):
+        if attempt["from_step"] < end:
+            effective.append(attempt)
+            end = attempt["from_step"]
+    return effective[::-1]
 
 
 def machine() -> dict[str, Any]:
@@ -291,22 +346,26 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 @functools.cache
-def source_facts() -> tuple[str, str]:
-    """The commit that runs, and what differs from it; empty where there is no git."""
-    root = Path(__file__).resolve().parent.parent
+def source_facts(root: Path = ROOT) -> tuple[str, str]:
+    """The commit that runs, and what differs from it; empty where no git keeps this source.
+
+    Args:
+        root: the folder that holds the package.
+    """
     if record := read_json(root / SOURCE_RECORD):
         return record["commit"], record["difference"]
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(root), *words]
-        try:
-            return subprocess.run(
-                command, capture_output=True, text=True, check=True, timeout=10
-            ).stdout
-        except (OSError, subprocess.SubprocessError):
-            return ""
+        ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+        return ended.stdout
 
-    return git("rev-parse", "HEAD").strip(), git("diff", "HEAD", "--", "*.py", "*.cfg", "*.toml")
+    try:
+        # Installed below somebody's checkout, the package is not one of that repository's files.
+        git("ls-files", "--error-unmatch", str(Path(__file__).resolve().relative_to(ROOT)))
+        return git("rev-parse", "HEAD").strip(), git("diff", "HEAD", "--", *SOURCE_FILES)
+    except (OSError, subprocess.SubprocessError):
+        return "", ""
 
 
 def _cpu_name() -> str:

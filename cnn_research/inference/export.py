@@ -133,7 +133,7 @@ def described(model: TrainedModel) -> dict[str, Any]:
         "heads": heads,
         "platforms": list(PLATFORMS),
         "versions": folders.versions(),
-        "commit": run.get("commit", ""),
+        "commit": ", ".join(dict.fromkeys(a["commit"] for a in folders.effective_attempts(run))),
         "step": step,
         "evaluation": {name: fields[name] for name in HOW_EVALUATED},
         "figures": figures if evaluation.get("step") == step else {},
@@ -183,7 +183,7 @@ def card(facts: Mapping[str, Any], run: Mapping[str, Any], onnx: bool) -> str:
         "---\n" + "\n".join(front) + "\n---",
         f"# {name}",
         f"A network trained on the data set {data} for {facts['step']:,} steps by cnn-research "
-        f"(commit {facts['commit'][:12] or 'unknown'}), with {run.get('parameters', 0):,} "
+        f"(commit {facts['commit'] or 'unknown'}), with {run.get('parameters', 0):,} "
         f"parameters. It takes images of {height}x{width} pixels ({facts['input']['channels']}) "
         f"and says {'; '.join(_what(head) for head in heads)}.",
         *_results(facts["figures"], facts["evaluation"]),

@@ -6,7 +6,7 @@ import abc
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,13 @@ from cnn_research.core.errors import UserError
 from cnn_research.core.metrics import Direction
 from cnn_research.core.metrics_log import by_epoch
 from cnn_research.core.progress import duration
-from cnn_research.core.run_folder import RUN, evaluated_config, read_json, whole_folder
+from cnn_research.core.run_folder import (
+    RUN,
+    effective_attempts,
+    evaluated_config,
+    read_json,
+    whole_folder,
+)
 from cnn_research.data.images import printable
 from cnn_research.report.html import write_page
 from cnn_research.report.markdown import markdown_table, number
@@ -144,24 +150,33 @@ def write_report(
 
 
 def _what_was_run(config: Mapping[str, Any], run: Mapping[str, Any]) -> Iterator[str]:
-    command = run.get("command")
-    machine = run.get("machine") or {}
-    changed = "" if run.get("commit_is_clean", True) else ", with the changes in source.diff"
+    attempts = effective_attempts(run)
+    command = attempts[-1]["command"] if attempts else ()
+    machines = (", ".join(f"{k}: {v}" for k, v in a["machine"].items()) for a in attempts)
     seconds = run.get("wall_seconds")
+
+    def listed(values: Iterable[str]) -> str:
+        return "; ".join(dict.fromkeys(values))
+
     for name, value in (
         ("Experiment", config.get("name")),
         ("Document", run.get("document")),
         ("Data", run.get("data", {}).get("name")),
         ("Command", f"`{' '.join(map(printable, command))}`" if command else None),
-        ("Commit", run.get("commit", "") + changed),
-        ("Machine", ", ".join(f"{key}: {value}" for key, value in machine.items())),
-        ("Devices", ", ".join(run.get("devices", []))),
-        ("Started", run.get("started")),
+        ("Commit", listed(map(_commit, attempts))),
+        ("Machine", listed(machines)),
+        ("Devices", listed(", ".join(attempt["devices"]) for attempt in attempts)),
+        ("Started", listed(attempt["started"] for attempt in attempts)),
         ("Time", None if seconds is None else duration(seconds)),
         ("Seed", run.get("seed")),
     ):
         if value not in (None, ""):
             yield f"- {name}: {value}"
+
+
+def _commit(attempt: Mapping[str, Any]) -> str:
+    changes = attempt["source_diff"]
+    return attempt["commit"] + (f", with the changes in {changes}" if changes else "")
 
 
 def _evaluation(

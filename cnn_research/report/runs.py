@@ -18,6 +18,7 @@ from cnn_research.core.run_folder import (
     EVALUATION,
     RUN,
     SWEEP,
+    effective_attempts,
     evaluated_config,
     read_json,
 )
@@ -221,6 +222,7 @@ def summary(groups: Sequence[Group]) -> DataFrame:
 def results(group: Group, name: str) -> dict[str, Any]:
     """What `--output` writes of a group: figures over seeds, and all that it takes to repeat."""
     records = [run.record for run in group.runs]
+    attempts = [attempt for record in records for attempt in effective_attempts(record)]
     config = unseeded(group.runs[0].config)
     return {
         "name": name,
@@ -228,14 +230,14 @@ def results(group: Group, name: str) -> dict[str, Any]:
         "experiment": group.runs[0].experiment,
         "document": records[0].get("document"),
         "document_results": records[0].get("document_results") or {},
-        "command": [record.get("command") for record in records],
+        "command": [attempt["command"] for attempt in attempts],
         "data": _one_or_all(record.get("data") for record in records),
         "parameters": _one_or_all(record.get("parameters") for record in records),
-        "commit": _one_or_all(record.get("commit") for record in records),
-        "commit_is_clean": all(record.get("commit_is_clean", True) for record in records),
-        "machine": _one_or_all(record.get("machine") for record in records),
-        "versions": _one_or_all(record.get("versions") for record in records),
-        "date": max(str(record.get("started", ""))[:10] for record in records),
+        "commit": _one_or_all(attempt["commit"] for attempt in attempts),
+        "commit_is_clean": all(attempt["commit_is_clean"] for attempt in attempts),
+        "machine": _one_or_all(attempt["machine"] for attempt in attempts),
+        "versions": _one_or_all(attempt["versions"] for attempt in attempts),
+        "date": max((attempt["started"][:10] for attempt in attempts), default=""),
         "wall_seconds": sum(record.get("wall_seconds", 0) for record in records),
         "wall_seconds_of_runs": [record.get("wall_seconds") for record in records],
         "seeds": group.seeds,

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from cnn_research.core.errors import UsageError, UserError, run_command
-from cnn_research.core.run_folder import claimed
+from cnn_research.core.run_folder import claimed, read_json
 
 EPILOG = """\
 Other words are overrides of every run, as launch.py takes them: --epochs=3 --batch-size=64.
@@ -39,66 +39,40 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     what = parser.add_argument_group("what is run")
-    what.add_argument(
-        "--experiment", action="append", default=[], metavar="NAME", help="again for another"
-    )
-    what.add_argument(
-        "--grid",
-        action="append",
-        default=[],
-        metavar="FIELD=A,B",
-        help="values of a field; every combination of all grids is run",
-    )
-    what.add_argument(
-        "--variant",
-        action="append",
-        default=[],
-        metavar="WORDS",
-        help="overrides that go together; again for another",
-    )
-    what.add_argument(
-        "--seeds", type=int, default=0, metavar="N", help="run it all with seeds 0 to N-1"
-    )
-    what.add_argument(
-        "--search",
-        action="append",
-        default=[],
-        metavar="FIELD=LOW..HIGH",
-        help="a field that Optuna chooses: '1e-4..1e-2 log', 16..64, or adam,sgd",
-    )
-    what.add_argument(
-        "--trials", type=int, default=0, metavar="N", help="how many runs a search comes to"
-    )
-    what.add_argument(
-        "--file",
-        type=Path,
-        metavar="FILE.toml",
-        help="all of that from a file: experiments/sweeps/",
-    )
+    for name, metavar, text in (
+        ("experiment", "NAME", "again for another"),
+        ("grid", "FIELD=A,B", "values of a field; every combination of all grids is run"),
+        ("variant", "WORDS", "overrides that go together; again for another"),
+        (
+            *("search", "FIELD=LOW..HIGH"),
+            "a field that Optuna chooses: '1e-4..1e-2 log', 16..64, or adam,sgd",
+        ),
+    ):
+        what.add_argument(f"--{name}", action="append", default=[], metavar=metavar, help=text)
+    for name, text in (
+        ("seeds", "run it all with seeds 0 to N-1"),
+        ("trials", "how many runs a search comes to"),
+    ):
+        what.add_argument(f"--{name}", type=int, default=0, metavar="N", help=text)
+    text = "all of that from a file: experiments/sweeps/"
+    what.add_argument("--file", type=Path, metavar="FILE.toml", help=text)
     where = parser.add_argument_group("where")
-    where.add_argument(
-        "--workdir", type=Path, metavar="FOLDER", help="of the sweep (default: runs/NAME-HASH)"
-    )
+    text = "of the sweep (default: runs/NAME-HASH)"
+    where.add_argument("--workdir", type=Path, metavar="FOLDER", help=text)
     where.add_argument("--cluster", choices=("local", "slurm"), default="local")
-    where.add_argument(
-        "--workers", type=int, metavar="N", help="here: processes side by side (default: 1)"
-    )
-    where.add_argument("--partition", metavar="NAME", help="on SLURM: of the cluster")
-    where.add_argument(
-        "--time",
-        type=int,
-        metavar="MINUTES",
-        help=f"after which a run saves, and queues again (default: {MINUTES})",
-    )
-    where.add_argument("--cpus", type=int, metavar="N", help="of each run")
-    where.add_argument("--gpus", type=int, metavar="N", help="of each run")
-    where.add_argument("--memory", type=float, metavar="GB", help="of each run")
-    where.add_argument(
-        "--parallel",
-        type=int,
-        metavar="N",
-        help=f"at most so many runs at a time (default: {PARALLEL})",
-    )
+    for name, kind, metavar, text in (
+        ("workers", int, "N", "here: processes side by side (default: 1)"),
+        ("partition", str, "NAME", "on SLURM: of the cluster"),
+        (
+            *("time", int, "MINUTES"),
+            f"after which a run saves, and queues again (default: {MINUTES})",
+        ),
+        ("cpus", int, "N", "of each run"),
+        ("gpus", int, "N", "of each run"),
+        ("memory", float, "GB", "of each run"),
+        ("parallel", int, "N", f"at most so many runs at a time (default: {PARALLEL})"),
+    ):
+        where.add_argument(f"--{name}", type=kind, metavar=metavar, help=text)
     return parser
 
 
@@ -183,7 +157,7 @@ def _run_here(runs: Sequence, folder: Path, workers: int) -> int:
     from cnn_research.sweep import local, states
 
     left = _left(runs, folder)
-    said = _Said(len(runs), len(runs) - len(left))
+    said = _Progress(len(runs), len(runs) - len(left))
     if left:
         from cnn_research.sweep.source import copied
 
@@ -201,11 +175,13 @@ def _search(sweep, folder: Path, workers: int) -> int:
 
     feed = search.Search(sweep, folder)
     with claimed(folder):
-        feed.go_on()
+        feed.resume()
         definition.write(sweep, (), folder)
-        said = _Said(sweep.trials, feed.finished)
-        if feed.finished < sweep.trials:
-            print(f"{feed.finished} of {sweep.trials} trials are over; the others run in {folder}")
+        said = _Progress(sweep.trials, feed.num_finished)
+        if feed.num_finished < sweep.trials:
+            print(
+                f"{feed.num_finished} of {sweep.trials} trials are over; the others run in {folder}"
+            )
             stopped = local.run_locally(feed, workers, copied(folder), said)
             if stopped:
                 over = f"{said.finished} of {sweep.trials} trials are over in {folder}"
@@ -229,29 +205,35 @@ def _submit(runs: Sequence, folder: Path, resources) -> int:
 
 
 def _left(runs: Sequence, folder: Path) -> list:
-    """The runs that are neither complete nor on their way."""
+    """The runs that are neither complete nor on their way.
+
+    Raises:
+        UserError: nobody can say what is on its way.
+    """
     from cnn_research.sweep import states
 
-    queue = states.jobs_in_queue() or {}
-    jobs = states.read_json(folder / states.JOBS)
-    return [
-        run
-        for run in runs
-        if states.read(run.workdir).state not in states.ENDED and jobs.get(run.name) not in queue
-    ]
+    left = [run for run in runs if states.read(run.workdir).state not in states.ENDED]
+    jobs = read_json(folder / states.JOBS)
+    submitted = [run.name for run in left if run.name in jobs]
+    if not submitted:
+        return left
+    queue = states.jobs_in_queue()
+    if queue is None:
+        raise UserError(
+            f"squeue does not answer, and {len(submitted)} runs that were submitted may be on "
+            "their way: nothing was begun; try again where and when it answers, or remove "
+            f"{folder / states.JOBS} if none of them is"
+        )
+    return [run for run in left if jobs.get(run.name) not in queue]
 
 
 def _announce(runs: Sequence, left: Sequence, folder: Path) -> None:
     before = len(runs) - len(left)
-    print(
-        f"{len(runs)} runs in {folder}: "
-        + (f"{before} complete or on their way, " if before else "")
-        + f"{len(left)} to run",
-        flush=True,
-    )
+    done = f"{before} complete or on their way, " if before else ""
+    print(f"{len(runs)} runs in {folder}: {done}{len(left)} to run", flush=True)
 
 
-class _Said:
+class _Progress:
     """A line on the terminal for each run that is over."""
 
     def __init__(self, total: int, finished: int):
@@ -283,7 +265,7 @@ def _conclude(found, folder: Path) -> int:
     if groups:
         print(f"\n{as_markdown(groups)}\n")
     print(f"{states.counts(found.values())}; tensorboard --logdir {folder}", flush=True)
-    failed = {w.name: s.message for w, s in found.items() if s.state == "failed"}
+    failed = {w.name: s.message or s.state for w, s in found.items() if s.state not in states.ENDED}
     for name, message in failed.items():
         print(f"failed: {name}: {message}", file=sys.stderr)
     if failed:

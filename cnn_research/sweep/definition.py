@@ -16,12 +16,9 @@ from typing import Any
 from cnn_research.core.config import canonical_json, config_hash, did_you_mean, flatten
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.experiment import Experiment, lookup
-from cnn_research.core.metrics_log import read_rows
 from cnn_research.core.run_folder import CONFIG, SWEEP, read_json, write_json
 
 RUNS = "runs"
-TRIALS = "trials.jsonl"
-"""Of a search: what was tried, and what came of it."""
 LONGEST_NAME = 100
 """Characters of a run's name before its hash."""
 
@@ -62,7 +59,8 @@ class Sweep:
     @property
     def hash(self) -> str:
         """Eight hexadecimal digits that identify it; a search may go on for more trials."""
-        text = json.dumps(dataclasses.asdict(self) | {"trials": 0}, sort_keys=True)
+        given = {name: value for name, value in dataclasses.asdict(self).items() if value}
+        text = json.dumps(given | {"trials": 0}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def runs(self, folder: Path) -> list[Run]:
@@ -253,9 +251,8 @@ def read(folder: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def trial_folders(folder: Path) -> list[Path]:
-    """The folders of a search's runs so far."""
-    rows = read_rows(folder / TRIALS, "number")
-    return [folder.absolute() / RUNS / row["name"] for row in rows if "name" in row]
+    """The folders of a search's runs so far, in order."""
+    return sorted((folder.absolute() / RUNS).glob("trial-*"))
 
 
 def check_same(sweep: Sweep, folder: Path) -> None:

@@ -31,16 +31,16 @@ class Feed(Protocol):
     def next(self) -> Run | None:
         """The next run; None where there is none to begin now."""
 
-    def hopeless(self, run: Run) -> bool:
+    def should_prune(self, run: Run) -> bool:
         """Whether a run that goes on should be stopped."""
 
-    def over(self, run: Run, state: State, *, gave_up: bool) -> State:
+    def finished(self, run: Run, state: State, *, pruned: bool) -> State:
         """Takes note of how a run ended; the state that counts.
 
         Args:
             run: what was run.
             state: that it left.
-            gave_up: whether it was stopped because it was hopeless.
+            pruned: whether it was stopped because `should_prune` said so.
         """
 
 
@@ -53,10 +53,10 @@ class Listed:
     def next(self) -> Run | None:
         return self._left.pop() if self._left else None
 
-    def hopeless(self, run: Run) -> bool:
+    def should_prune(self, run: Run) -> bool:
         return False
 
-    def over(self, run: Run, state: State, *, gave_up: bool) -> State:
+    def finished(self, run: Run, state: State, *, pruned: bool) -> State:
         return state
 
 
@@ -87,14 +87,14 @@ def run_locally(
                     return interruption
                 for worker in _heard(busy):
                     run, state = worker.result(stopping=bool(interruption))
-                    say(run, feed.over(run, state, gave_up=worker.gave_up))
+                    say(run, feed.finished(run, state, pruned=worker.pruned))
                 for worker in busy:
-                    if worker.run is None or worker.gave_up:
+                    if worker.run is None or worker.pruned:
                         continue
                     if interruption and not told:
                         worker.stop()
-                    elif not interruption and feed.hopeless(worker.run):
-                        worker.gave_up = True
+                    elif not interruption and feed.should_prune(worker.run):
+                        worker.pruned = True
                         worker.stop()
                 told = bool(interruption)
     finally:
@@ -115,7 +115,7 @@ class _Worker:
 
     def __init__(self, source: Path, *, alone: bool):
         self.run: Run | None = None
-        self.gave_up = False
+        self.pruned = False
         self._process: subprocess.Popen[str] | None = None
         self._environment = os.environ | {"PYTHONPATH": search_path(source)}
         if not alone:
@@ -140,7 +140,7 @@ class _Worker:
                 start_new_session=True,
             )
         assert self._process.stdin is not None
-        self.run, self.gave_up = run, False
+        self.run, self.pruned = run, False
         values = dataclasses.asdict(run) | {"workdir": str(run.workdir)}
         self._process.stdin.write(json.dumps(values) + "\n")
         self._process.stdin.flush()
@@ -158,13 +158,13 @@ class _Worker:
         """
         assert self.run is not None and self._process is not None
         run, self.run = self.run, None
-        if self.output.readline():
-            return run, states.read(run.workdir)
+        if line := self.output.readline():
+            return run, State(**json.loads(line))
         code = self._process.wait()
         before = states.read(run.workdir)
         if before.state != "running":
             before = states.begun(run.workdir)
-        if stopping or self.gave_up:
+        if stopping or self.pruned:
             return run, states.ended(run.workdir, before, "stopped", "stopped", 75)
         how = f"with {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         hint = " (out of memory?)" if code == -signal.SIGKILL else ""

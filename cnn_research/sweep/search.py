@@ -1,7 +1,6 @@
-"""A search for good values: Optuna proposes, and one process asks it, tells it and keeps its past.
+"""A search for good values: Optuna proposes, and one process, that of the sweep, asks and tells it.
 
-`trials.jsonl` is the study: a row when a trial is begun, and one when it is over. It is written by
-the sweep alone, and read when the same search goes on.
+The study is kept in the sweep's folder as Optuna's own journal.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import re
 import sys
 import warnings
@@ -21,11 +19,13 @@ from cnn_research.core.config import from_dict
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.experiment import lookup
 from cnn_research.core.metrics import best
-from cnn_research.core.metrics_log import METRICS_FILE, read_metrics, read_rows
+from cnn_research.core.metrics_log import METRICS_FILE, read_metrics
 from cnn_research.sweep import states
-from cnn_research.sweep.definition import TRIALS, Run, Sweep, override, planned
+from cnn_research.sweep.definition import Run, Sweep, override, planned
 from cnn_research.sweep.states import State
 from cnn_research.train.config import Training
+
+STUDY = "study.jsonl"
 
 _RANGE = re.compile(r"(?P<low>[^.\s][^\s]*?)\.\.(?P<high>\S+)(?P<log>\s+log)?")
 
@@ -85,9 +85,11 @@ def space(search: Mapping[str, str]) -> dict[str, Range | Choices]:
 
 
 class Search:
-    """The runs that Optuna proposes: TPE, and a run is given up where half did better by then.
+    """The runs that Optuna proposes: TPE, and a run is pruned where half did better by then.
 
-    With one worker the runs are a function of the sweep, also where it was stopped and went on.
+    With one worker the runs are a function of the sweep, also where it was stopped and resumed.
+    A trial of Optuna's is one attempt at a run; both of an attempt that was stopped or failed and
+    of the next one the attribute `number` is the run's.
     """
 
     def __init__(self, sweep: Sweep, folder: Path):
@@ -108,6 +110,7 @@ class Search:
         if not isinstance(training, Training):
             raise UsageError(f"{sweep.experiments[0]} is no training: a search needs its figures")
         self._selection = training.selection
+        self._direction = training.task.directions[training.selection.metric]
         try:
             import optuna
         except ImportError:
@@ -117,111 +120,105 @@ class Search:
         self._optuna = optuna
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-        self._direction = training.direction
-        self._study = optuna.create_study(
-            direction=self._direction, pruner=optuna.pruners.MedianPruner()
-        )
         self._distributions = {
             path: self._distribution(values) for path, values in self._space.items()
         }
+        self._study: Any = None
         self._trials: dict[Path, Any] = {}
-        self._number: dict[Path, int] = {}
         self._seen: dict[Path, tuple[int, list[float]]] = {}
-        self._unfinished: list[tuple[int, dict[str, Any]]] = []
-        self._begun = 0
 
-    def go_on(self) -> None:
-        """Tells Optuna what was tried before; trials that are not over, or failed, come first.
+    def resume(self) -> None:
+        """Opens the study in the folder; runs that are not finished come first.
 
         For the process that holds the folder.
 
         Raises:
-            UserError: the file of trials is damaged; a last line cut short is left out, and said.
+            UserError: the study's file is damaged; a last line cut short is left out.
         """
-        file = self._folder / TRIALS
-        rows = read_rows(file, "number")
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        if file.exists() and file.read_text() != text:
-            print(f"{file}: its last line was cut short, and is left out", file=sys.stderr)
-            temporary = file.with_suffix(".tmp")
-            temporary.write_text(text)
-            os.replace(temporary, file)
-        begun = {row["number"]: row["params"] for row in rows if "params" in row}
-        over = {row["number"]: row for row in rows if row.get("state", "FAIL") != "FAIL"}
-        self._begun = len(begun)
-        for number, row in over.items():
-            self._study.add_trial(
-                self._optuna.trial.create_trial(
-                    state=self._optuna.trial.TrialState[row["state"]],
-                    params=begun[number],
-                    distributions=self._distributions,
-                    value=row["value"] if row["state"] == "COMPLETE" else None,
-                    intermediate_values={
-                        index + 1: value for index, value in enumerate(row["validation"])
-                    },
-                )
+        from optuna.storages.journal import JournalFileBackend
+
+        file, states = self._folder / STUDY, self._optuna.trial.TrialState
+        if file.exists():
+            text = file.read_bytes()
+            whole = text.rpartition(b"\n")[0] + b"\n"
+            if whole != text:
+                print(f"{file}: its last line was cut short, and is left out", file=sys.stderr)
+                file.write_bytes(whole)
+        try:
+            journal = JournalFileBackend(str(file))
+            self._study = self._optuna.create_study(
+                storage=self._optuna.storages.JournalStorage(journal),
+                study_name=STUDY,
+                direction=self._direction,
+                pruner=self._optuna.pruners.MedianPruner(),
+                load_if_exists=True,
             )
-        self._unfinished = [(n, params) for n, params in begun.items() if n not in over]
+        except (ValueError, KeyError) as error:
+            raise UserError(
+                f"{file} is damaged ({error}): restore it, or name another --workdir"
+            ) from None
+        finished = self._numbers(states.COMPLETE, states.PRUNED)
+        for number, trial in self._numbers(states.RUNNING, states.FAIL).items():
+            if trial.state == states.RUNNING:
+                self._study.tell(trial.number, state=states.FAIL)
+            if number not in finished:
+                self._study.enqueue_trial(trial.params, user_attrs={"number": number})
+
+    def _numbers(self, *states: Any) -> dict[int, Any]:
+        """The last trial of each run's that is in one of the states, by the run's number."""
+        trials = self._study.get_trials(deepcopy=False, states=states or None)
+        return {t.user_attrs["number"]: t for t in trials if "number" in t.user_attrs}
 
     # What a feed of runs does.
 
     def next(self) -> Run | None:
-        if self._unfinished:
-            number, params = self._unfinished.pop(0)
-            self._study.enqueue_trial(params)
-        elif self._begun < self._sweep.trials:
-            number, params = self._begun, {}
-            self._begun += 1
-        else:
+        waiting = self._optuna.trial.TrialState.WAITING
+        number = min(self._numbers(waiting), default=len(self._numbers()))
+        if number >= self._sweep.trials:
             return None
         # Anew for each, so that what is proposed does not depend on where a search was stopped.
         self._study.sampler = self._optuna.samplers.TPESampler(seed=number, constant_liar=True)
         trial = self._study.ask(self._distributions)
+        trial.set_user_attr("number", number)
         run = self._run(number, trial.params)
-        if not params:
-            self._append({"number": number, "name": run.name, "params": trial.params})
-        self._trials[run.workdir], self._number[run.workdir] = trial, number
+        self._trials[run.workdir] = trial
         return run
 
-    def hopeless(self, run: Run) -> bool:
-        trial = self._trials[run.workdir]
+    def should_prune(self, run: Run) -> bool:
         self._report(run)
-        return bool(trial.should_prune())
+        return bool(self._trials[run.workdir].should_prune())
 
-    def over(self, run: Run, state: State, *, gave_up: bool) -> State:
-        trial, number = self._trials[run.workdir], self._number[run.workdir]
+    def finished(self, run: Run, state: State, *, pruned: bool) -> State:
+        trial, outcomes = self._trials[run.workdir], self._optuna.trial.TrialState
         values = self._report(run)
         if state.state == "complete" and not values:
             message = "no validation figures to search by: set --data.validation above 0"
             state = states.ended(run.workdir, state, "failed", message, 1)
-        if state.state == "stopped" and gave_up:
+        if state.state == "stopped" and pruned:
             state = states.ended(run.workdir, state, "pruned", "half did better by then")
-        if state.state == "stopped":
-            return state
-        outcome, value = "FAIL", None
-        if state.state in states.ENDED:
-            outcome = "COMPLETE" if state.state == "complete" else "PRUNED"
-            value = self._value(values)
-        told = self._optuna.trial.TrialState[outcome]
-        self._study.tell(trial, value if outcome == "COMPLETE" else None, state=told)
-        self._append({"number": number, "state": outcome, "value": value, "validation": values})
+        if state.state == "complete":
+            # What a run's report is about: its last state, or its best.
+            last = self._selection.report == "last"
+            self._study.tell(trial, values[-1] if last else best(values, self._direction))
+        elif state.state != "stopped":
+            self._study.tell(
+                trial, state=outcomes.PRUNED if state.state == "pruned" else outcomes.FAIL
+            )
         return state
 
     def best(self) -> str:
         """The best run so far, in a line; "" where none is complete."""
-        complete = self._study.get_trials(
-            deepcopy=False, states=[self._optuna.trial.TrialState.COMPLETE]
-        )
-        if not complete:
+        if not self._numbers(self._optuna.trial.TrialState.COMPLETE):
             return ""
         best = self._study.best_trial
         words = " ".join(word for path, v in best.params.items() for word in self._words(path, v))
         return f"Best: validation {self._selection.metric} {best.value:.4f} with {words}"
 
     @property
-    def finished(self) -> int:
-        """How many trials are over, and did not fail."""
-        return self._begun - len(self._unfinished)
+    def num_finished(self) -> int:
+        """How many runs are over, and did not fail."""
+        states = self._optuna.trial.TrialState
+        return len(self._numbers(states.COMPLETE, states.PRUNED))
 
     # Between Optuna and runs.
 
@@ -255,13 +252,3 @@ class Search:
             self._trials[run.workdir].report(values[index], index + 1)
         self._seen[run.workdir] = (changed, values)
         return values
-
-    def _value(self, values: list[float]) -> float:
-        """What a run's report is about: its last state, or its best."""
-        if self._selection.report == "last":
-            return values[-1]
-        return best(values, self._direction)
-
-    def _append(self, row: Mapping[str, Any]) -> None:
-        with (self._folder / TRIALS).open("a") as file:
-            file.write(json.dumps(row) + "\n")

@@ -1,12 +1,13 @@
 """The process that serves many runs: `python -m cnn_research.sweep.worker`, for `local` alone.
 
-A line of standard input is a run; a line of standard output says that it is over, however it
-ended. When standard input ends, so does the process, after its run has saved.
+A line of standard input is a run; a line of standard output is the state that it ended in. When
+standard input ends, so does the process, after its run has saved.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import queue
@@ -22,6 +23,7 @@ from absl import logging
 from cnn_research.cli.run import run
 from cnn_research.core.config import from_dict
 from cnn_research.core.errors import Interrupted, UserError, one_line
+from cnn_research.core.run_folder import is_claimed
 from cnn_research.sweep import states
 from cnn_research.sweep.definition import Run
 from cnn_research.sweep.states import State
@@ -29,6 +31,10 @@ from cnn_research.sweep.states import State
 
 def execute(planned: Run) -> State:
     """Runs it in this process, its output to its log, and takes note of how it ended."""
+    if is_claimed(planned.workdir):
+        # What the folder says of itself is the other process's to write.
+        message = f"another process runs in {planned.workdir}: wait for it"
+        return State("failed", message=message, exit_code=1)
     before = states.begun(planned.workdir)
     # What run.json will say: the command that repeats the run.
     sys.argv = planned.command
@@ -91,16 +97,10 @@ def main() -> None:
     threading.Thread(target=read, daemon=True).start()
     while (values := runs.get()) is not None:
         busy.set()
-        execute(
-            Run(
-                values["experiment"],
-                tuple(values["words"]),
-                Path(values["workdir"]),
-                values["config"],
-            )
-        )
+        words, workdir = tuple(values["words"]), Path(values["workdir"])
+        state = execute(Run(values["experiment"], words, workdir, values["config"]))
         busy.clear()
-        print("over", flush=True)
+        print(json.dumps(dataclasses.asdict(state)), flush=True)
 
 
 if __name__ == "__main__":

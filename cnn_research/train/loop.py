@@ -234,7 +234,7 @@ def _train(
     parameters = sum(leaf.size for leaf in jax.tree.leaves(states[0].params))
     if first and not dry:
         for run in runs:
-            describe(run, experiment, dataset, mesh, parameters, weights)
+            describe(run, experiment, dataset, mesh, parameters, weights, restored or 0)
     progress = Progress(
         last_step, experiment.batch_size * len(runs), experiment.epochs, enabled=first
     )
@@ -397,16 +397,18 @@ def describe(
     mesh: Mesh,
     parameters: int,
     weights: Loaded | None,
+    step: int,
 ) -> None:
     """Writes down what a run is, in its folder; `experiment` is bound to the data."""
     entry = registry().get(experiment.name)
     folders.describe(
         run.experiment,
         run.workdir,
+        step=step,
+        devices=map(str, mesh.devices.flat),
         document=entry.document if entry else "-",
         document_results=dict(entry.document_results) if entry else {},
         data={"name": dataset.name, **dataset.provenance},
-        devices=[str(device) for device in mesh.devices.flat],
         parameters=parameters,
         **({"pretrained": dataclasses.asdict(weights)} if weights else {}),
     )
