@@ -104,6 +104,8 @@ class Pipeline:
             splits = {k: v for k, v in figures.items() if k in folders.EVALUATED}
             result = Result(folder, step, splits)
         self.stages.append(name)
+        if step is None:
+            folders.add_facts(self.workdir, stages=self.stages)
         return result
 
     def once(
@@ -144,11 +146,12 @@ def open_pipeline(experiment: Experiment, workdir: Path) -> Iterator[Pipeline]:
     several = jax.process_count() > 1
     with folders.claimed(workdir), Interruption(largest if several else None) as interruption:
         folders.check_same(experiment, workdir, experiment.resumable_fields)
-        folders.describe(experiment, workdir, finished=None)
+        before = folders.read_json(workdir / folders.RUN).get("stages", ())
+        folders.describe(experiment, workdir, step=len(before), finished=None)
         pipeline = Pipeline(workdir, interruption)
         yield pipeline
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        folders.add_facts(workdir, stages=pipeline.stages, finished=now)
+        folders.add_facts(workdir, stages=pipeline.stages, steps=len(pipeline.stages), finished=now)
 
 
 def dry_run(workdir: Path, stages: Sequence[tuple[str, Training]]) -> Result:
