@@ -24,8 +24,9 @@ from cnn_research.models import SSCNN, PaletteNet
 from cnn_research.models.palette_net import PaletteHead
 from cnn_research.models.pretrained import Pretrained
 from cnn_research.ops import colours, palettes
+from cnn_research.tasks.decode import palette_of
 from cnn_research.tasks.histogram import Histogram
-from cnn_research.tasks.palette import Palette, nearest_names, palette_of, with_strip
+from cnn_research.tasks.palette import Palette, nearest_names, with_strip
 from cnn_research.tasks.task import PIXELS
 from cnn_research.train.config import Evaluation, Selection, Training
 from cnn_research.train.optimizers import Optimizer

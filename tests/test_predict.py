@@ -166,9 +166,9 @@ def test_folding_keeps_what_is_near():
 
 
 def test_what_predict_refuses(digits, tmp_path):
-    with pytest.raises(UsageError, match="--mode=predict and --input=IMAGES"):
+    with pytest.raises(UsageError, match="--mode=predict needs --input=IMAGES"):
         run(DIGITS, digits / "run", "predict")
-    with pytest.raises(UsageError, match="--mode=predict and --input=IMAGES"):
+    with pytest.raises(UsageError, match="--input goes with --mode=predict"):
         run(DIGITS, digits / "run", "evaluate", "image.png")
     with pytest.raises(UsageError, match="--neighbours goes with --mode=predict; got --mode=eval"):
         run(DIGITS, digits / "run", "evaluate", neighbours=3)

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.special import softmax
 
 from cnn_research.core.errors import UserError, one_line
+from cnn_research.tasks.decode import DIGITS, decode
 
 FORMAT = 1
 """Of the folder; another one is not read."""
@@ -28,8 +28,6 @@ FACTS = "export.json"
 SUMS = "SHA256SUMS"
 CALLS = {"shape_assertion"}
 """What the program may call outside itself: JAX's check that there is an image at all."""
-DIGITS = {"classes": 4, "shares": 6, "number": 6, "palette": 4}
-"""Per kind of head, the digits after the point of its answers, as in predictions."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -89,7 +87,7 @@ class Exported:
             probabilities the shares that they cover; of numbers `[{"value": number}]`.
         """
         return [
-            {head["name"]: _answer(head, row[head["start"] : head["stop"]]) for head in self.heads}
+            {head["name"]: decode(head, row[head["start"] : head["stop"]]) for head in self.heads}
             for row in outputs
         ]
 
@@ -97,22 +95,6 @@ class Exported:
     def heads(self) -> list[dict[str, Any]]:
         """How to read the outputs, head by head."""
         return self.facts["heads"]
-
-
-def _answer(head: Mapping[str, Any], outputs: np.ndarray) -> list[dict[str, Any]]:
-    """One head's answer for one image; `outputs` are its own, float32 `[outputs]`."""
-    digits = DIGITS[head["kind"]]
-    if head["kind"] == "number":
-        return [{"value": round(float(outputs[0]) * head["std"] + head["mean"], digits)}]
-    if head["kind"] == "palette":
-        from cnn_research.tasks.palette import palette_of
-
-        palette = palette_of(outputs)
-        labels, shares = palette.hex, palette.shares
-    else:
-        labels, shares = head["classes"], softmax(outputs.astype(np.float64), axis=-1)
-    order = np.argsort(-shares, kind="stable")
-    return [{"label": labels[i], "probability": round(float(shares[i]), digits)} for i in order]
 
 
 def open_export(folder: Path) -> Exported:
@@ -193,7 +175,7 @@ def _wrong(facts: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _is_readable(head: Mapping[str, Any], outputs: int) -> bool:
-    """Whether a head of a known kind has what `_answer` needs."""
+    """Whether a head of a known kind has what `decode` needs."""
     start, stop, classes = head.get("start"), head.get("stop"), head.get("classes")
     if not (isinstance(start, int) and isinstance(stop, int) and 0 <= start < stop <= outputs):
         return False

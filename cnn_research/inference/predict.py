@@ -35,7 +35,7 @@ from cnn_research.data.images import (
 from cnn_research.data.prepare.files import files_below
 from cnn_research.ops.batching import apply_in_batches
 from cnn_research.report.markdown import markdown_table
-from cnn_research.tasks.task import Answer
+from cnn_research.tasks.decode import Answer
 from cnn_research.train.config import Training
 from cnn_research.train.trained import TrainedModel
 

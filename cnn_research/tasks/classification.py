@@ -16,17 +16,13 @@ from cnn_research.core.errors import UsageError, UserError
 from cnn_research.data.dataset import MISSING, UNSEEN
 from cnn_research.report.markdown import markdown_table
 from cnn_research.report.page import Predictions
-from cnn_research.tasks.task import Answer, FittedTask, Sums
+from cnn_research.tasks.task import FittedTask, Sums
 
 if TYPE_CHECKING:
     import jax
 
     from cnn_research.data.dataset import Dataset
 
-TOP = 5
-"""Classes that an answer names."""
-OTHERS = 3
-"""Of them on the terminal."""
 MOST_PAIRS = 10
 UNSEEN_NAME = "(unseen)"
 """What reports call all labels that training has not seen."""
@@ -194,25 +190,6 @@ class Classification(FittedTask):
             trained=np.isin(np.arange(self.outputs(dataset)), trained),
         )
         return {self.head: predicted}
-
-    def answers(
-        self, outputs: np.ndarray, class_names: Mapping[str, tuple[str, ...]]
-    ) -> list[dict[str, Answer]]:
-        names = class_names[self.head]
-        answers = []
-        for share in softmax(outputs.astype(np.float64), axis=-1):
-            best = np.argsort(-share, kind="stable")[:TOP]
-            first = names[best[0]]
-            probability = round(float(share[best[0]]), 4)
-            top = {names[index]: round(float(share[index]), 4) for index in best}
-            answer = Answer(
-                text=f"{first} {probability:.0%}",
-                values={"class": first, "probability": probability, "top": top},
-                columns={"": first, "probability": probability},
-                others=", ".join(f"{name} {each:.0%}" for name, each in [*top.items()][1:OTHERS]),
-            )
-            answers.append({self.head: answer})
-        return answers
 
     def described(self, class_names: Mapping[str, tuple[str, ...]]) -> list[dict[str, Any]]:
         names = list(class_names[self.head])

@@ -14,15 +14,13 @@ from scipy.special import softmax
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UserError
 from cnn_research.report.page import Predictions
-from cnn_research.tasks.task import Answer, FittedTask, Sums, Task
+from cnn_research.tasks.task import FittedTask, Sums, Task
 
 if TYPE_CHECKING:
     import jax
 
     from cnn_research.data.dataset import Dataset
 
-SHOWN = 5
-"""How many clusters an answer has."""
 LEAST = 1e-12
 """Stands for a share of 0 under a logarithm."""
 
@@ -91,7 +89,7 @@ class FittedHistogram(Histogram, FittedTask):
         from cnn_research.ops.kmeans import histogram
 
         target = histogram(labels[self.head], outputs.shape[-1])
-        losses = -(target * jax.nn.log_softmax(outputs.astype(np.float64), axis=-1)).sum(axis=-1)
+        losses = -(target * jax.nn.log_softmax(outputs)).sum(axis=-1)
         return {"loss": (jnp.sum(weights * losses), weights.sum())}
 
     def averaged(self, views: Sequence[jax.Array]) -> jax.Array:
@@ -113,19 +111,6 @@ class FittedHistogram(Histogram, FittedTask):
             loss=means["loss"],
         )
         return {self.head: predicted}
-
-    def answers(
-        self, outputs: np.ndarray, class_names: Mapping[str, tuple[str, ...]]
-    ) -> list[dict[str, Answer]]:
-        """The clusters with the largest shares."""
-        colours = class_names[self.head]
-        found = []
-        for shares in softmax(outputs.astype(np.float64), axis=-1):
-            largest = np.argsort(-shares, kind="stable")[:SHOWN]
-            values = {colours[index]: round(float(shares[index]), 6) for index in largest}
-            text = ", ".join(f"{colour} {share:.0%}" for colour, share in values.items())
-            found.append({self.head: Answer(text, {"shares": values}, {"": next(iter(values))})})
-        return found
 
     def described(self, class_names: Mapping[str, tuple[str, ...]]) -> list[dict[str, Any]]:
         names = list(class_names[self.head])

@@ -15,7 +15,7 @@ from cnn_research.core.errors import UsageError, UserError
 from cnn_research.report.markdown import markdown_table, number
 from cnn_research.report.page import Predictions
 from cnn_research.tasks.classification import Classification, check_measured
-from cnn_research.tasks.task import Answer, FittedTask, Sums, Task
+from cnn_research.tasks.task import FittedTask, Sums, Task
 
 if TYPE_CHECKING:
     import jax
@@ -211,17 +211,6 @@ class FittedMultiHead(MultiHead, FittedTask):
         rows = [(head, *(number(figures[head].get(name)) for name in shown)) for head in heads]
         mean = ("mean", *(number(figures.get(name)) for name in shown))
         return markdown_table(("head", *shown), [*rows, mean]) + "\n"
-
-    def answers(
-        self, outputs: np.ndarray, class_names: Mapping[str, tuple[str, ...]]
-    ) -> list[dict[str, Answer]]:
-        by_head = [
-            part.answers(logits, class_names)
-            for part, logits in zip(self.parts, self.split(outputs), strict=True)
-        ]
-        return [
-            dict(item for answer in image for item in answer.items()) for image in zip(*by_head)
-        ]
 
     def described(self, class_names: Mapping[str, tuple[str, ...]]) -> list[dict[str, Any]]:
         heads, start = [], 0

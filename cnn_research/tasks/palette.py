@@ -15,7 +15,8 @@ from cnn_research.core.errors import UsageError, UserError
 from cnn_research.data.dataset import PALETTE
 from cnn_research.data.images import decode, printable
 from cnn_research.report.page import Predictions
-from cnn_research.tasks.task import PIXELS, Answer, FittedTask, Sums, Task
+from cnn_research.tasks.decode import DIGITS, Answer, PaletteColours, palette_of
+from cnn_research.tasks.task import PIXELS, FittedTask, Sums, Task
 
 if TYPE_CHECKING:
     import jax
@@ -188,12 +189,6 @@ class FittedPalette(Palette, FittedTask):
         )
         return {PALETTE: predicted}
 
-    def answers(
-        self, outputs: np.ndarray, class_names: Mapping[str, tuple[str, ...]]
-    ) -> list[dict[str, Answer]]:
-        """The colours, the one that covers most first, with their shares and names."""
-        return [{PALETTE: palette_answer(palette_of(row))} for row in outputs]
-
     def described(self, class_names: Mapping[str, tuple[str, ...]]) -> list[dict[str, Any]]:
         return [{"name": PALETTE, "kind": "palette", "start": 0, "stop": 4 * self.colours}]
 
@@ -276,46 +271,16 @@ class PalettePredictions(Predictions):
             yield f"![Images with their palettes]({name})"
 
 
-@dataclasses.dataclass(frozen=True)
-class PaletteColours:
-    """A palette that a network said, the colour that covers most first.
-
-    Attributes:
-        rgb: uint8 `[colours, 3]`; colours that are nearest to no pixel are left out.
-        shares: of the image that each covers, float64 `[colours]`.
-    """
-
-    rgb: np.ndarray
-    shares: np.ndarray
-
-    @property
-    def hex(self) -> list[str]:
-        """Each colour as `#rrggbb`."""
-        return ["#" + bytes(colour).hex() for colour in self.rgb]
-
-
-def palette_of(outputs: np.ndarray) -> PaletteColours:
-    """The palette of a network's outputs for one image, float32 `[colours * 4]`.
-
-    Colours that are the same in 8 bits are one.
-    """
-    import jax.numpy as jnp
-
-    from cnn_research.ops.colours import lab_to_srgb
-
-    rows = outputs.reshape(-1, 4)
-    rgb = np.rint(np.asarray(lab_to_srgb(jnp.asarray(rows[:, :3]))) * 255).astype(np.uint8)
-    different, places = np.unique(rgb, axis=0, return_inverse=True)
-    shares = np.bincount(places.ravel(), rows[:, 3].astype(np.float64), len(different))
-    order = [place for place in np.argsort(-shares, kind="stable") if shares[place] > 0]
-    return PaletteColours(different[order], shares[order])
-
-
 def palette_answer(palette: PaletteColours) -> Answer:
     """The palette in words, as JSON values and as columns."""
     names = nearest_names(palette.rgb)
     colours = [
-        {"hex": code, "rgb": colour.tolist(), "share": round(float(share), 4), "name": name}
+        {
+            "hex": code,
+            "rgb": colour.tolist(),
+            "share": round(float(share), DIGITS["palette"]),
+            "name": name,
+        }
         for code, colour, share, name in zip(
             palette.hex, palette.rgb, palette.shares, names, strict=True
         )

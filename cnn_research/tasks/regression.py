@@ -12,7 +12,7 @@ import numpy as np
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.report.page import Predictions
-from cnn_research.tasks.task import Answer, FittedTask, Sums, Task
+from cnn_research.tasks.task import FittedTask, Sums, Task
 
 if TYPE_CHECKING:
     import jax
@@ -131,15 +131,6 @@ class FittedRegression(Regression, FittedTask):
             loss=means["loss"],
         )
         return {self.head: predicted}
-
-    def answers(
-        self, outputs: np.ndarray, class_names: Mapping[str, tuple[str, ...]]
-    ) -> list[dict[str, Answer]]:
-        numbers = outputs[:, 0].astype(np.float64) * self.deviation + self.mean
-        return [
-            {self.head: Answer(f"{x:.5g}", {"number": round(x, 6)}, {"": round(x, 6)})}
-            for x in numbers.tolist()
-        ]
 
     def described(self, class_names: Mapping[str, tuple[str, ...]]) -> list[dict[str, Any]]:
         head = {"name": self.head, "kind": "number", "start": 0, "stop": 1}

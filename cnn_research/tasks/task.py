@@ -12,6 +12,7 @@ import numpy as np
 
 from cnn_research.core.metrics import Direction
 from cnn_research.report.page import Predictions
+from cnn_research.tasks.decode import Answer, answer
 
 if TYPE_CHECKING:
     import jax
@@ -26,23 +27,6 @@ Sums = Mapping[str, tuple["jax.Array", "jax.Array"]]
 PIXELS = "/pixels"
 """Among the labels of a task that sees images: these themselves, 0 to 255, as they are before the
 model's scaling. No head is called so."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    """What a model says about one image, for one head.
-
-    Attributes:
-        text: for people, in a few words.
-        values: for programs: JSON values.
-        columns: the same for a table, by what follows the head's name; "" is the answer itself.
-        others: for people, what else it may be, in a few words; empty where there is nothing.
-    """
-
-    text: str
-    values: Mapping[str, Any]
-    columns: Mapping[str, str | float]
-    others: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,16 +142,20 @@ class FittedTask(Task):
         (one,) = predictions.values()
         return one.text()
 
-    @abc.abstractmethod
     def answers(
         self, outputs: np.ndarray, class_names: Mapping[str, tuple[str, ...]]
     ) -> list[dict[str, Answer]]:
-        """What the model says about each image, for each head.
+        """The prediction for each image, for each head.
 
         Args:
             outputs: float32 `[images, outputs]`, the model's.
             class_names: per head of classes, the name of each class.
         """
+        heads = self.described(class_names)
+        return [
+            {head["name"]: answer(head, row[head["start"] : head["stop"]]) for head in heads}
+            for row in outputs
+        ]
 
     @abc.abstractmethod
     def described(self, class_names: Mapping[str, tuple[str, ...]]) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ from cnn_research.data.images import BadImage, decode, grey, printable
 from cnn_research.inference.exported import Exported
 from cnn_research.inference.serve.batching import Answer, Batcher
 from cnn_research.inference.serve.limits import App, Guard, Limits, refusal
-from cnn_research.tasks.classification import TOP
+from cnn_research.tasks.decode import TOP
 
 MOST_IMAGES = 32
 """In one request."""

@@ -1,0 +1,119 @@
+"""Decodes outputs into answers, with NumPy alone: for predictions, reports, exports, the server.
+
+What an output means is said by the `described` head of a task, which exports carry as JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from scipy.special import softmax
+
+DIGITS = {"classes": 4, "shares": 6, "number": 6, "palette": 4}
+"""Per kind of head, the digits after the point of its answers."""
+TOP = 5
+"""Classes, or clusters of a histogram, that an answer lists."""
+OTHERS = 3
+"""Classes that an answer has in words, the most probable one included."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """The prediction for one image, for one head.
+
+    Attributes:
+        text: for people, in a few words.
+        values: for programs: JSON values.
+        columns: the same for a table, by what follows the head's name; "" is the answer itself.
+        others: for people, what else it may be, in a few words; empty where there is nothing.
+    """
+
+    text: str
+    values: Mapping[str, Any]
+    columns: Mapping[str, str | float]
+    others: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class PaletteColours:
+    """A palette that a network predicts, the colour that covers most first.
+
+    Attributes:
+        rgb: uint8 `[colours, 3]`; colours that are nearest to no pixel are left out.
+        shares: of the image that each covers, float64 `[colours]`.
+    """
+
+    rgb: np.ndarray
+    shares: np.ndarray
+
+    @property
+    def hex(self) -> list[str]:
+        """Each colour as `#rrggbb`."""
+        return ["#" + bytes(colour).hex() for colour in self.rgb]
+
+
+def decode(head: Mapping[str, Any], outputs: np.ndarray) -> list[dict[str, Any]]:
+    """Decodes the outputs of one head for one image.
+
+    Args:
+        head: its description, from `Task.described`.
+        outputs: its own, float32 `[stop - start]`.
+
+    Returns:
+        JSON values. Of a number `[{"value": number}]`; otherwise `[{"label": name, "probability":
+        share}, ...]` for all classes, the most probable first. The labels of a palette are colours,
+        `#rrggbb`, and the probabilities the shares that they cover.
+    """
+    digits = DIGITS[head["kind"]]
+    if head["kind"] == "number":
+        return [{"value": round(float(outputs[0]) * head["std"] + head["mean"], digits)}]
+    if head["kind"] == "palette":
+        palette = palette_of(outputs)
+        labels, shares = palette.hex, palette.shares
+    else:
+        labels, shares = head["classes"], softmax(outputs.astype(np.float64))
+    order = np.argsort(-shares, kind="stable")
+    return [{"label": labels[i], "probability": round(float(shares[i]), digits)} for i in order]
+
+
+def answer(head: Mapping[str, Any], outputs: np.ndarray) -> Answer:
+    """The answer of one head for one image; the arguments are those of `decode`."""
+    if head["kind"] == "palette":
+        from cnn_research.tasks.palette import palette_answer
+
+        return palette_answer(palette_of(outputs))
+    decoded = decode(head, outputs)
+    if head["kind"] == "number":
+        number = decoded[0]["value"]
+        return Answer(f"{number:.5g}", {"number": number}, {"": number})
+    top = {each["label"]: each["probability"] for each in decoded[:TOP]}
+    words = [f"{label} {share:.0%}" for label, share in top.items()]
+    first, share = next(iter(top.items()))
+    if head["kind"] == "shares":
+        return Answer(", ".join(words), {"shares": top}, {"": first})
+    return Answer(
+        text=words[0],
+        values={"class": first, "probability": share, "top": top},
+        columns={"": first, "probability": share},
+        others=", ".join(words[1:OTHERS]),
+    )
+
+
+def palette_of(outputs: np.ndarray) -> PaletteColours:
+    """The palette of a network's outputs for one image, float32 `[colours * 4]`.
+
+    Colours that are the same in 8 bits are one.
+    """
+    import jax.numpy as jnp
+
+    from cnn_research.ops.colours import lab_to_srgb
+
+    rows = outputs.reshape(-1, 4)
+    rgb = np.rint(np.asarray(lab_to_srgb(jnp.asarray(rows[:, :3]))) * 255).astype(np.uint8)
+    different, places = np.unique(rgb, axis=0, return_inverse=True)
+    shares = np.bincount(places.ravel(), rows[:, 3].astype(np.float64), len(different))
+    order = [place for place in np.argsort(-shares, kind="stable") if shares[place] > 0]
+    return PaletteColours(different[order], shares[order])
