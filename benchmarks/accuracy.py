@@ -9,13 +9,11 @@ override fields of every experiment named, as in `--data.path=FOLDER`.
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks.results import launch
 from cnn_research.report.compare import main as report
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> int:
@@ -29,14 +27,9 @@ def main() -> int:
     for name in options.experiments:
         runs = [Path("runs") / name / f"seed-{seed}" for seed in range(options.seeds)]
         for seed, workdir in enumerate(runs):
-            if (workdir / "evaluation.json").exists():
-                continue
-            command = [f"--experiment={name}", f"--seed={seed}", f"--workdir={workdir}"]
-            if options.splits:
-                command.append(f"--data.split-seed={seed}")
-            subprocess.run(
-                [sys.executable, "launch.py", *command, *overrides], cwd=ROOT, check=True
-            )
+            if not (workdir / "evaluation.json").exists():
+                splits = [f"--data.split-seed={seed}"] if options.splits else []
+                launch(name, workdir, f"--seed={seed}", *splits, *overrides)
         report([*map(str, runs), f"--output=results/{name}.json"])
     return 0
 

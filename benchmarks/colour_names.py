@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,11 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.results import ROOT, Measurement, arguments, row
+from benchmarks.results import ROOT, flag, launch, measurement, row
 from cnn_research.core import run_folder as folders
 
 FLIPPED = (0.0, 0.2, 0.4)
-SEEDS = 3
+SEEDS = range(3)
 FIRST, STEP = (5, -100, -100), 5
 """The first L*, a* and b* of w2c11.mat's grid, and its steps; L* changes fastest, b* slowest."""
 GRID = (20, 42, 42)
@@ -42,22 +41,16 @@ Votes = Callable[[np.ndarray], np.ndarray]
 """CIELAB `[pixels, 3]` -> an index into `TERMS` for each."""
 
 
-def main() -> int:
-    parser = arguments(__doc__)
-    parser.add_argument("--photos", type=Path, required=True, help="folder or archive")
-    parser.add_argument("--names", type=Path, required=True, help="w2c11.mat and xkcd_rgb.txt")
-    parser.add_argument("--seeds", type=int, default=SEEDS)
-    options = parser.parse_args()
-    measurement = Measurement(
-        "colour_names",
-        what="balanced accuracy of the colour's name on the test photographs",
-        target="at least 0.60, above voting; purification gains 3 points with flipped labels",
-        seeds=range(options.seeds),
-    )
+@measurement(
+    flag("--photos", type=Path, required=True, help="folder or archive"),
+    flag("--names", type=Path, required=True, help="w2c11.mat and xkcd_rgb.txt"),
+    what="balanced accuracy of the colour's name on the test photographs",
+    target="at least 0.60, above voting; purification gains 3 points with flipped labels",
+    seeds=SEEDS,
+)
+def main(options):
     accuracy = {
-        str(share): [
-            trained(share, seed, options.photos, again=number > 0) for seed in range(options.seeds)
-        ]
+        str(share): [trained(share, seed, options.photos, again=number > 0) for seed in SEEDS]
         for number, share in enumerate(FLIPPED)
     }
     voted = voting(options.names)
@@ -66,7 +59,7 @@ def main() -> int:
     rows = [
         row(
             "colour name of a product photograph, 11 names, balanced accuracy, mean of "
-            f"{options.seeds} seeds; voting: "
+            f"{len(SEEDS)} seeds; voting: "
             + ", ".join(f"{name} {value:.2f}" for name, value in voted.items()),
             ">= 0.60, above voting",
             f"{ours:.3f}",
@@ -86,8 +79,7 @@ def main() -> int:
                 statistics.fmean(gains) >= 3 or not flipped,
             )
         )
-    figures = {"test accuracy of each round": accuracy, "voting": voted}
-    return measurement.finish(rows, figures, options.output)
+    return rows, {"test accuracy of each round": accuracy, "voting": voted}
 
 
 def trained(share: float, seed: int, photos: Path, again: bool) -> list[float]:
@@ -100,12 +92,8 @@ def trained(share: float, seed: int, photos: Path, again: bool) -> list[float]:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(runs / "flipped-0" / f"seed-{seed}" / "ss_cnn", partial)
         partial.rename(workdir / "ss_cnn")
-    command = [
-        *("launch.py", "--experiment=colour_names", f"--workdir={workdir}", f"--seed={seed}"),
-        *(f"--ss-cnn.data.source.path={photos}", f"--naming.data.flipped={share}"),
-        f"--naming.data.seed={seed}",
-    ]
-    subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
+    words = (f"--ss-cnn.data.source.path={photos}", f"--naming.data.flipped={share}")
+    launch("colour_names", workdir, f"--seed={seed}", f"--naming.data.seed={seed}", *words)
     found = sorted(workdir.glob("round_*"), key=lambda folder: int(folder.name.split("_")[1]))
     return [
         folders.read_json(folder / folders.EVALUATION)["test"]["macro recall"] for folder in found

@@ -10,27 +10,23 @@ another order and agree to rounding; they are written down beside the counts.
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import ROOT, Measurement, arguments, row
+from benchmarks.results import Row, in_process, last_checkpoint, launch, measurement, row
 
 BATCH_SIZES = (1, 7, 128)
 DEVICES = (1, 8)
 
 
-def counts(workdir: Path) -> dict[str, Any]:
+def counts(workdir: str | Path) -> dict[str, Any]:
     """Per split and batch size: correct, counted and summed loss, on this process's devices."""
-    from benchmarks.results import last_checkpoint
     from cnn_research.core.distributed import data_mesh
     from cnn_research.train.evaluator import Evaluator
 
-    experiment, state, step = last_checkpoint(workdir)
+    experiment, state, step = last_checkpoint(Path(workdir))
     dataset = experiment.data.load()
     model = experiment.task.bind(experiment.model, dataset)
     found: dict[str, Any] = {"step": step, "devices": data_mesh().size}
@@ -53,26 +49,12 @@ def counts(workdir: Path) -> dict[str, Any]:
 
 def on_devices(workdir: Path, devices: int) -> dict[str, Any]:
     """`counts` in a process of its own that sees so many devices."""
-    flag = f"--xla_force_host_platform_device_count={devices}"
-    ended = subprocess.run(
-        [sys.executable, "-m", "benchmarks.evaluation_exactness", "--counts-of", str(workdir)],
-        cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flag},
-        capture_output=True,
-        text=True,
-    )
-    if ended.returncode:
-        raise RuntimeError(ended.stderr)
-    return json.loads(ended.stdout.splitlines()[-1])
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    return in_process(counts, str(workdir), environment=environment)
 
 
-def trained(name: str, workdir: Path, *words: str) -> None:
-    """Trains an experiment for a little while."""
-    command = [sys.executable, "launch.py", f"--experiment={name}", f"--workdir={workdir}", *words]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-
-
-def compare(name: str, workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def compare(name: str, workdir: Path) -> tuple[Row, dict[str, Any]]:
     """The row of one trained model, and its figures."""
     found = {f"{devices} devices": on_devices(workdir, devices) for devices in DEVICES}
     outcomes: dict[str, set[tuple[float, float]]] = {}
@@ -90,42 +72,34 @@ def compare(name: str, workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         f"{split} " + " or ".join(f"{correct:g} of {count:g}" for correct, count in sorted(pairs))
         for split, pairs in outcomes.items()
     )
-    same = everything and all(len(pairs) == 1 for pairs in outcomes.values())
     sizes = ", ".join(map(str, BATCH_SIZES))
     line = row(
         f"correct test and validation examples of {name} in batches of {sizes} on 1 and 8 devices",
         "the same number in all six",
         shown,
-        same,
+        everything and all(len(pairs) == 1 for pairs in outcomes.values()),
     )
     return line, {"by_devices": found, "relative_spread_of_loss_sums": spread}
 
 
-def main() -> int:
-    parser = arguments(__doc__)
-    parser.add_argument("--counts-of", type=Path, help="a workdir: print its counts only")
-    chosen = parser.parse_args()
-    if chosen.counts_of:
-        print(json.dumps(counts(chosen.counts_of)))
-        return 0
+@measurement(
+    what="evaluation in batches of several sizes and on several devices",
+    target="the same numbers of correct and of counted examples",
+    seeds=[0],
+)
+def main(options):
     from cnn_research.data.sources import FashionMnist
 
-    measurement = Measurement(
-        "evaluation_exactness",
-        what="evaluation in batches of several sizes and on several devices",
-        target="the same numbers of correct and of counted examples",
-        seeds=[0],
-    )
     rows, figures = [], {}
     runs = {"digits_cnn": ["--epochs=5"]}
     if (FashionMnist.home() / "dataset_info.json").is_file():
         runs["fashion_mnist_cnn"] = ["--epochs=0.2", "--evaluate-every=0.2"]
     with tempfile.TemporaryDirectory() as scratch:
         for name, words in runs.items():
-            trained(name, Path(scratch, name), *words)
+            launch(name, Path(scratch, name), *words)
             line, figures[name] = compare(name, Path(scratch, name))
             rows.append(line)
-    return measurement.finish(rows, figures, chosen.output)
+    return rows, figures
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.results import ROOT, Measurement, arguments, row
+from benchmarks.results import ROOT, flag, measurement, row
 
 BATCHES = (1, 7, 64)
 ALLOWED = 3.0
@@ -127,15 +127,12 @@ def children_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def main() -> int:
-    parser = arguments(__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
-    measurement = Measurement(
-        "export",
-        what="exports in an environment with JAX alone",
-        target=f"bit-equal logits in batches of {BATCHES}; first answer in under {ALLOWED} s",
-    )
+@measurement(
+    flag("--rounds", type=int, default=5),
+    what="exports in an environment with JAX alone",
+    target=f"bit-equal logits in batches of {BATCHES}; first answer in under {ALLOWED} s",
+)
+def main(options):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         python = fresh_environment(folder / "environment")
@@ -164,7 +161,7 @@ def main() -> int:
                 found["median_seconds"] < ALLOWED,
             )
         )
-    return measurement.finish(rows, {"load": round(load, 1), **figures}, options.output)
+    return rows, {"load": round(load, 1), **figures}
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import ROOT, Measurement, arguments, digest, last_checkpoint, row, rows_of
+from benchmarks.results import ROOT, digest, flag, last_checkpoint, measurement, row, rows_of
 from cnn_research.train.checkpoint import CHECKSUMS
 
 # Saves every fourth of an epoch, and an evaluation of many batches: both take their share.
@@ -149,23 +149,20 @@ def outcome(workdir: Path) -> dict[str, Any]:
     }
 
 
-def main() -> int:
-    parser = arguments(__doc__)
-    parser.add_argument("--runs", type=int, default=20, help="how many runs are killed")
-    chosen = parser.parse_args()
-    measurement = Measurement(
-        "kill_and_resume",
-        what="training killed with SIGKILL at random moments, then gone on with",
-        target="the same parameters, bit for bit, as the run that was left alone",
-        seeds=[SEED],
-    )
+@measurement(
+    flag("--runs", type=int, default=20, help="how many runs are killed"),
+    what="training killed with SIGKILL at random moments, then resumed",
+    target="the same parameters, bit for bit, as the run that was left alone",
+    seeds=[SEED],
+)
+def main(options):
     rng = random.Random(SEED)
     runs, fell_in = [], collections.Counter()
     with tempfile.TemporaryDirectory() as scratch:
         alone = Path(scratch, "alone")
         length = finish(alone, Path(scratch, "alone.txt"))
         expected = outcome(alone)
-        for number in range(chosen.runs):
+        for number in range(options.runs):
             workdir = Path(scratch, f"run{number}")
             kills = killed_run(workdir, workdir.with_suffix(".txt"), rng, length)
             found = outcome(workdir)
@@ -177,31 +174,29 @@ def main() -> int:
     rows_same = sum("validation" not in run["differing"] for run in runs)
     identical = sum(not run["differing"] for run in runs)
     kills = sum(fell_in.values())
-    return measurement.finish(
-        [
-            row(
-                "runs killed with SIGKILL that end with the parameters of a run left alone",
-                f"{chosen.runs} of {chosen.runs}, bit for bit",
-                f"{same} of {chosen.runs}; {kills} kills, {fell_in['save']} of them in a save",
-                same == chosen.runs and kills >= chosen.runs / 2 and fell_in["save"] >= 3,
-            ),
-            row(
-                "the same runs' validation rows, optimizer state and test figures",
-                f"{chosen.runs} of {chosen.runs} the same",
-                f"{identical} of {chosen.runs}",
-                rows_same == identical == chosen.runs,
-            ),
-        ],
-        {
-            "options": OPTIONS,
-            "parameters_sha256": expected["parameters"],
-            "steps": expected["step"],
-            "seconds_left_alone": round(length, 1),
-            "kills": {phase: fell_in[phase] for phase in PHASES},
-            "runs": runs,
-        },
-        chosen.output,
-    )
+    rows = [
+        row(
+            "runs killed with SIGKILL that end with the parameters of a run left alone",
+            f"{options.runs} of {options.runs}, bit for bit",
+            f"{same} of {options.runs}; {kills} kills, {fell_in['save']} of them in a save",
+            same == options.runs and kills >= options.runs / 2 and fell_in["save"] >= 3,
+        ),
+        row(
+            "the same runs' validation rows, optimizer state and test figures",
+            f"{options.runs} of {options.runs} the same",
+            f"{identical} of {options.runs}",
+            rows_same == identical == options.runs,
+        ),
+    ]
+    figures = {
+        "options": OPTIONS,
+        "parameters_sha256": expected["parameters"],
+        "steps": expected["step"],
+        "seconds_left_alone": round(length, 1),
+        "kills": {phase: fell_in[phase] for phase in PHASES},
+        "runs": runs,
+    }
+    return rows, figures
 
 
 if __name__ == "__main__":

@@ -9,9 +9,6 @@ by a process of its own.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -19,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.results import ROOT, Measurement, arguments, row
+from benchmarks.results import flag, in_process, measurement, row
 
 LEAST = 32
 BATCHES = (1, 3)
@@ -67,36 +64,22 @@ def _drawn(shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
     return random.normal(0, np.sqrt(2 / np.prod(shape[:-1])), shape).astype(np.float32)
 
 
-def in_process(name: str) -> dict[str, Any]:
-    """`compare` in a process of its own: what one network does to the converter stays there."""
-    code = (
-        "import json, sys; from benchmarks.onnx_parity import compare; "
-        f"print('\\n' + json.dumps(compare({name!r})))"
-    )
-    ended = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=os.environ, capture_output=True, text=True
-    )
-    if ended.returncode:
-        return {"why_not": f"the process ended with {ended.returncode}: {ended.stderr[-200:]}"}
-    return json.loads(ended.stdout.splitlines()[-1])
-
-
-def main() -> int:
+@measurement(
+    flag("--only", nargs="*", help="architectures; all by default"),
+    what="logits of ONNX Runtime against ours, by the largest logit",
+    target="largest difference under 0.0001 of the largest logit",
+    seeds=[0],
+)
+def main(options):
     from cnn_research.inference.onnx import LARGEST_DIFFERENCE
     from cnn_research.models.registry import architectures
 
-    parser = arguments(__doc__)
-    parser.add_argument("--only", nargs="*", help="architectures; all by default")
-    options = parser.parse_args()
-    measurement = Measurement(
-        "onnx_parity",
-        what="logits of ONNX Runtime against ours, by the largest logit",
-        target=f"largest difference under {LARGEST_DIFFERENCE} of the largest logit",
-        seeds=[0],
-    )
     figures: dict[str, Any] = {}
     for name in options.only or architectures():
-        figures[name] = in_process(name)
+        try:  # in a process of its own: what a network does to the converter stays there
+            figures[name] = in_process(compare, name)
+        except RuntimeError as error:
+            figures[name] = {"why_not": str(error)[-200:]}
         print(name, figures[name], flush=True)
     apart = {
         name: max(found["relative"].values())
@@ -113,7 +96,7 @@ def main() -> int:
             bool(apart) and not failed and max(apart.values()) < LARGEST_DIFFERENCE,
         )
     ]
-    return measurement.finish(rows, figures, options.output)
+    return rows, figures
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Trains on folders of images by the one command of the documentation, and takes the time.
 
-    python -m benchmarks.own_images --cifar10=data/cifar10 data/artworks \\
+    python -m benchmarks.own_images --cifar10=../data/cifar10 ../data/artworks \\
         --output results/own_images.json
 
 The folders are as they come out of their archives: a folder for each class. Half an hour on two
@@ -9,58 +9,37 @@ free cores.
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import ROOT, Measurement, arguments, row
+from benchmarks.results import flag, measurement, python, row
+from cnn_research.core import run_folder as folders
 
 ACCURACY, MINUTES = 0.75, 15
 """What CIFAR-10 must come to, and how soon."""
 
 
 def trained(folder: Path, workdir: Path) -> dict[str, Any]:
-    """From a folder to an evaluated model: its minutes, figures and what was chosen for it.
-
-    Raises:
-        RuntimeError: the command fails.
-    """
+    """From a folder to an evaluated model: its minutes, figures and what was chosen for it."""
     words = ["--experiment=image_folder", f"--data.path={folder}", f"--workdir={workdir}"]
-    began = time.monotonic()
-    ended = subprocess.run(
-        [sys.executable, "launch.py", *words],
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,  # so that a question would fail
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    minutes = (time.monotonic() - began) / 60
-    if ended.returncode:
-        raise RuntimeError(f"{folder}: exit code {ended.returncode}: {ended.stdout[-2000:]}")
-    chosen = [line.split()[0] for line in ended.stdout.splitlines() if line.startswith("  --")]
+    seconds, said = python("launch.py", *words)
     return {
-        "minutes": minutes,
-        "chosen": chosen,
-        "test": json.loads((workdir / "evaluation.json").read_text())["test"],
+        "minutes": seconds / 60,
+        "chosen": [line.split()[0] for line in said.splitlines() if line.startswith("  --")],
+        "test": folders.read_json(workdir / folders.EVALUATION)["test"],
     }
 
 
-def main() -> int:
-    parser = arguments(__doc__)
-    parser.add_argument("folders", nargs="*", type=Path, help="other folders")
-    parser.add_argument("--cifar10", type=Path, required=True, help="CIFAR-10's folder")
-    options = parser.parse_args()
-    measurement = Measurement(
-        "own_images",
-        what="a folder of images to an evaluated model, by image_folder as it is",
-        target=f"CIFAR-10: test accuracy {ACCURACY} within {MINUTES} minutes; no edit, no question",
-        seeds=[0],
-    )
+@measurement(
+    flag("folders", nargs="*", type=Path, help="other folders"),
+    flag("--cifar10", type=Path, required=True, help="CIFAR-10's folder"),
+    what="a folder of images to an evaluated model, by image_folder as it is",
+    target=f"CIFAR-10: test accuracy {ACCURACY} within {MINUTES} minutes; no edit, no question",
+    seeds=[0],
+)
+def main(options):
     rows, figures = [], {}
     with tempfile.TemporaryDirectory() as scratch:
         for folder in (options.cifar10, *options.folders):
@@ -75,7 +54,7 @@ def main() -> int:
                     not asked or (accuracy >= ACCURACY and minutes <= MINUTES),
                 )
             )
-    return measurement.finish(rows, figures, options.output)
+    return rows, figures
 
 
 if __name__ == "__main__":

@@ -10,67 +10,46 @@ prepared.
 
 from __future__ import annotations
 
-import json
 import os
 import resource
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
-from benchmarks.results import ROOT, Measurement, arguments, row
+from benchmarks.results import flag, in_process, launch, measurement, row
 
 MOST_GIGABYTES = 6.0
 MOST_SECONDS = 5.0
 EVALUATIONS = 3
 """What each leaves behind in memory could add up."""
-OPEN = """
-import json, time
-start = time.perf_counter()
-from cnn_research.core.experiment import lookup
-dataset = lookup("artworks_red1").experiment().data.load()
-counts = {name: len(split) for name, split in dataset.splits.items()}
-print(json.dumps({"seconds": time.perf_counter() - start, "examples": counts}))
-"""
 
 
-def train(steps_share: float) -> float:
-    """Peak resident memory of a short training and its evaluation, in GB."""
+def opened() -> dict[str, int]:
+    """The images of each split."""
+    from cnn_research.core.experiment import lookup
+
+    dataset = lookup("artworks_red1").experiment().data.load()
+    return {name: len(split) for name, split in dataset.splits.items()}
+
+
+@measurement(
+    flag("--epochs", type=float, default=1.0, help="how long to train"),
+    what="peak resident memory of a training on 8,355 paintings; time to open them again",
+    target=f"under {MOST_GIGABYTES:g} GB; under {MOST_SECONDS:g} s",
+)
+def main(options):
+    epochs = options.epochs
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            *(sys.executable, "launch.py", "--experiment=artworks_red1"),
-            *(f"--workdir={Path(folder) / 'run'}", f"--epochs={steps_share}"),
-            f"--evaluate-every={steps_share / EVALUATIONS}",
-        ]
-        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        words = (f"--epochs={epochs}", f"--evaluate-every={epochs / EVALUATIONS}")
+        launch("artworks_red1", Path(folder, "run"), *words)
     # Of all children the largest: in kilobytes on Linux, in bytes on macOS.
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return peak / (1e9 if sys.platform == "darwin" else 1e9 / 1024)
-
-
-def second_start() -> dict[str, object]:
-    """Seconds from importing to open arrays in a fresh process, and what they hold."""
+    peak /= 1e9 if sys.platform == "darwin" else 1e9 / 1024
     started = time.perf_counter()
-    said = subprocess.run(
-        [sys.executable, "-c", OPEN], cwd=ROOT, check=True, capture_output=True, text=True
-    )
-    whole = time.perf_counter() - started
-    return {**json.loads(said.stdout.splitlines()[-1]), "seconds_of_the_process": whole}
-
-
-def main() -> int:
-    parser = arguments(__doc__)
-    parser.add_argument("--epochs", type=float, default=1.0, help="how long to train")
-    chosen = parser.parse_args()
-    measurement = Measurement(
-        "paintings_memory",
-        what="peak resident memory of a training on 8,355 paintings; time to open them again",
-        target=f"under {MOST_GIGABYTES:g} GB; under {MOST_SECONDS:g} s",
-    )
-    peak = train(chosen.epochs)
-    opened = second_start()
-    seconds = float(str(opened["seconds_of_the_process"]))
+    examples = in_process(opened)
+    seconds = time.perf_counter() - started
     rows = [
         row(
             "peak resident memory while training and evaluating artworks_red1 on 8,355 paintings",
@@ -85,8 +64,8 @@ def main() -> int:
             seconds < MOST_SECONDS,
         ),
     ]
-    figures = {"peak_gigabytes": peak, "second_start": opened, "cores": os.cpu_count()}
-    return measurement.finish(rows, figures, chosen.output)
+    figures: dict[str, Any] = {"peak_gigabytes": peak, "cores": os.cpu_count()}
+    return rows, figures | {"second_start": {"examples": examples, "seconds": seconds}}
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from benchmarks.results import ROOT, Measurement, arguments, row
+from benchmarks.results import ROOT, flag, measurement, row
 from cnn_research.cli.run import run
 from cnn_research.core import run_folder as folders
 from cnn_research.models.pretrained import Pretrained
@@ -31,19 +31,15 @@ LOSSES = {
 """Target, difference and matching of the task."""
 
 
-def main() -> int:
-    parser = arguments(__doc__)
-    parser.add_argument("--run", type=Path, default=ROOT / "runs/palette", help="of `palette`")
-    options = parser.parse_args()
-    measurement = Measurement(
-        "palette_losses",
-        what=f"validation CIEDE2000 of palettes after {EPOCHS:g} epochs with each loss",
-        target="none: the document names no target",
-        seeds=[0],
-    )
-    head = folders.saved_config(options.run / SECOND)
+@measurement(
+    flag("--run", type=Path, default=ROOT / "runs/palette", help="of `palette`"),
+    what=f"validation CIEDE2000 of palettes after {EPOCHS:g} epochs with each loss",
+    target="none: the document names no target",
+    seeds=[0],
+)
+def main(options):
     head = dataclasses.replace(
-        head,
+        folders.saved_config(options.run / SECOND),
         name="",
         epochs=EPOCHS,
         pretrained=Pretrained(str(options.run / FIRST), fresh=("head",)),
@@ -60,7 +56,7 @@ def main() -> int:
         row(f"palettes trained on {name}: validation CIEDE2000", "-", f"{found:.3f}", True)
         for name, found in figures.items()
     ]
-    return measurement.finish(rows, figures, options.output)
+    return rows, figures
 
 
 if __name__ == "__main__":

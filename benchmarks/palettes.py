@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.results import ROOT, Measurement, arguments, row
+from benchmarks.results import ROOT, flag, measurement, row
 from cnn_research.core import run_folder as folders
 from cnn_research.core.errors import UserError
 from cnn_research.workflows.palette.colour_naming import small
@@ -55,22 +55,17 @@ Method = Callable[[np.ndarray], Sequence[np.ndarray]]
 """uint8 `[height, width, 3]` -> palettes, uint8 `[colours, 3]`; their errors are averaged."""
 
 
-def main() -> int:
-    parser = arguments(__doc__)
-    parser.add_argument("--palettes", type=Path, required=True, help="folder or archive")
-    parser.add_argument("--run", type=Path, default=ROOT / "runs/palette", help="of `palette`")
-    parser.add_argument(
-        "--covering", type=Path, default=ROOT / "runs/palette_covering", help="of it"
-    )
-    options = parser.parse_args()
+@measurement(
+    flag("--palettes", type=Path, required=True, help="folder or archive"),
+    flag("--run", type=Path, default=ROOT / "runs/palette", help="of `palette`"),
+    flag("--covering", type=Path, default=ROOT / "runs/palette_covering", help="of it"),
+    what="mean CIEDE2000 of palettes of ten colours: from the pixels of held-out photographs, "
+    "and to palettes that people made",
+    target="at most 1.10 times k-means'; nearer to people's than every other method",
+)
+def main(options):
     if importlib.util.find_spec("colorthief") is None:
-        parser.error("colorthief is missing: `pip install colorthief`")
-    measurement = Measurement(
-        "palettes",
-        what="mean CIEDE2000 of palettes of ten colours: from the pixels of held-out photographs, "
-        "and to palettes that people made",
-        target="at most 1.10 times k-means'; nearer to people's than every other method",
-    )
+        raise SystemExit("colorthief is missing: `pip install colorthief`")
     folder = ROOT / "runs" / "palette_benchmark"
     folder.mkdir(parents=True, exist_ok=True)
     pixels = of_pixels(options.run, folder)
@@ -118,7 +113,7 @@ def main() -> int:
         "palettes per second": speeds,
         "histograms": first,
     }
-    return measurement.finish(rows, figures, options.output)
+    return rows, figures
 
 
 def _listed(means: Mapping[str, float]) -> str:

@@ -1,15 +1,17 @@
-"""How a measurement is written down, and what several of them need: digests of final states."""
+"""The frame of every measurement: its options, rows against targets, results file and processes."""
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,69 +19,123 @@ from cnn_research.core import run_folder as folders
 
 ROOT = Path(__file__).resolve().parent.parent
 
+Row = dict[str, Any]
+Measured = tuple[Sequence[Row], Mapping[str, Any]]
+"""Rows, and what was measured in full, JSON values."""
 
-def row(what: str, target: str, measured: str, met: bool) -> dict[str, Any]:
+
+def row(what: str, target: str, measured: str, met: bool) -> Row:
     """One line of the README's table, and whether the target was met."""
     return {"what": what, "target": target, "measured": measured, "met": bool(met)}
 
 
-class Measurement:
-    """Takes note of when a measurement began; writes its results file at the end."""
-
-    def __init__(self, module: str, *, what: str, target: str, seeds: Sequence[int] = ()):
-        self._started = time.monotonic()
-        self._known = {
-            "what": what,
-            "target": target,
-            "command": ["python", "-m", f"benchmarks.{module}", *sys.argv[1:]],
-            "commit": commit(),
-            "machine": folders.machine(),
-            "versions": folders.versions(),
-            "seeds": list(seeds),
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        }
-
-    def finish(
-        self, rows: Sequence[Mapping[str, Any]], figures: Mapping[str, Any], output: Path | None
-    ) -> int:
-        """Says the rows, writes the file if one is asked for, and returns the exit code.
-
-        Args:
-            rows: made by `row`.
-            figures: JSON values: what was measured, in full.
-            output: the results file, or None.
-
-        Returns:
-            0 if every target was met, else 1.
-        """
-        for line in rows:
-            verdict = "met" if line["met"] else "MISSED"
-            print(f"{line['what']}: {line['measured']} (target: {line['target']}): {verdict}")
-        if output is not None:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            folders.write_json(
-                output,
-                {
-                    **self._known,
-                    "wall_seconds": round(time.monotonic() - self._started, 1),
-                    "figures": dict(figures),
-                    "rows": [dict(line) for line in rows],
-                },
-            )
-        return 0 if all(line["met"] for line in rows) else 1
+def flag(*names: str, **options: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """An option of a measurement, as `ArgumentParser.add_argument` takes it."""
+    return names, options
 
 
-def arguments(documentation: str | None) -> argparse.ArgumentParser:
-    """A parser with the option that every measurement has, `--output`."""
-    parser = argparse.ArgumentParser(description=(documentation or "").strip().split("\n")[0])
-    parser.add_argument("--output", type=Path, help="the results file, as results/NAME.json")
-    return parser
+def measurement(
+    *flags: tuple[tuple[str, ...], dict[str, Any]],
+    what: str,
+    target: str,
+    seeds: Sequence[int] = (),
+) -> Callable[[Callable[[argparse.Namespace], Measured]], Callable[[], int]]:
+    """Decorates a function of the options that measures; it becomes the program's `main`.
+
+    The program prints the rows, writes the results file where `--output` names one, and ends with
+    0 if every target was met, else 1.
+    """
+
+    def decorate(measure: Callable[[argparse.Namespace], Measured]) -> Callable[[], int]:
+        @functools.wraps(measure)
+        def main() -> int:
+            documentation = measure.__globals__["__doc__"]
+            parser = argparse.ArgumentParser(description=documentation.strip().split("\n")[0])
+            parser.add_argument("--output", type=Path, help="the results file, results/NAME.json")
+            for names, options in flags:
+                parser.add_argument(*names, **options)
+            chosen = parser.parse_args()
+            surroundings = {"what": what, "target": target} | began(measure, seeds)
+            started = time.monotonic()
+            rows, figures = measure(chosen)
+            for line in rows:
+                verdict = "met" if line["met"] else "MISSED"
+                print(f"{line['what']}: {line['measured']} (target: {line['target']}): {verdict}")
+            if chosen.output is not None:
+                seconds = round(time.monotonic() - started, 1)
+                found = {"wall_seconds": seconds, "figures": dict(figures), "rows": list(rows)}
+                chosen.output.parent.mkdir(parents=True, exist_ok=True)
+                folders.write_json(chosen.output, surroundings | found)
+            return 0 if all(line["met"] for line in rows) else 1
+
+        return main
+
+    return decorate
 
 
-def commit() -> str:
-    """The commit that is measured, with `-dirty` where files differ from it."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+def began(function: Callable[..., Any], seeds: Sequence[int] = ()) -> dict[str, Any]:
+    """Command, commit, machine, versions and date, as results files have them."""
+    describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"]
+    return {
+        "command": ["python", "-m", _module(function), *sys.argv[1:]],
+        "commit": subprocess.run(describe, capture_output=True, text=True).stdout.strip(),
+        "machine": folders.machine(),
+        "versions": folders.versions(),
+        "seeds": list(seeds),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _module(function: Callable[..., Any]) -> str:
+    return f"benchmarks.{Path(function.__code__.co_filename).stem}"
+
+
+# Processes ---------------------------------------------------------------------------------------
+
+
+def python(*words: object, environment: Mapping[str, str] | None = None) -> tuple[float, str]:
+    """Runs Python in the repository: the seconds of the process, and what it printed.
+
+    Raises:
+        RuntimeError: it failed; with the end of what it said.
+    """
+    started = time.monotonic()
+    ended = subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=ROOT,
+        env={**os.environ, **(environment or {})},
+        stdin=subprocess.DEVNULL,  # so that a question would fail
+        capture_output=True,
+        text=True,
+    )
+    if ended.returncode:
+        said = (ended.stdout + ended.stderr)[-2000:]
+        raise RuntimeError(f"{words} ended with code {ended.returncode}: {said}")
+    return time.monotonic() - started, ended.stdout
+
+
+def launch(experiment: str, workdir: Path, *words: object) -> float:
+    """Trains in a folder, as from a terminal; the seconds that it took."""
+    return python("launch.py", f"--experiment={experiment}", f"--workdir={workdir}", *words)[0]
+
+
+def in_process(
+    function: Callable[..., Any], *arguments: Any, environment: Mapping[str, str] | None = None
+) -> Any:
+    """What a benchmark's function returns in a process of its own; all of it JSON values.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    code = (
+        f"import json, sys; from {_module(function)} import {function.__name__} as function; "
+        "print('\\n' + json.dumps(function(*json.loads(sys.argv[1]))))"
+    )
+    _, said = python("-c", code, json.dumps(arguments), environment=environment)
+    return json.loads(said.splitlines()[-1])
+
+
+# Runs --------------------------------------------------------------------------------------------
 
 
 def last_checkpoint(workdir: Path) -> tuple[Any, Any, int]:
@@ -110,6 +166,17 @@ def digest(tree: Any) -> str:
         total.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
         total.update(array.tobytes())
     return total.hexdigest()
+
+
+def apart(tree: Any, other: Any) -> float:
+    """The largest difference between numbers of two trees of arrays."""
+    import jax
+    import numpy as np
+
+    differences = jax.tree.map(
+        lambda a, b: float(np.abs(np.asarray(a) - np.asarray(b)).max()), tree, other
+    )
+    return max(jax.tree.leaves(differences))
 
 
 def rows_of(workdir: Path, split: str) -> list[dict[str, Any]]:

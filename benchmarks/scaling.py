@@ -1,25 +1,168 @@
-"""Reads what devices send each other in a compiled train step, and compares it with the model.
+"""What devices send each other in a train step: a cost model, and what is compiled.
 
     python -m benchmarks.scaling --output results/scaling.json
+    python -m benchmarks.scaling --table
 
-ResNet-50 for 1,000 classes, SGD with momentum, two images of 224x224 for each of 2, 4 and 8 virtual
-CPU devices; with all parameters on every device, and with shares of them. Nothing is trained: the
-steps are compiled, in about five minutes on two free cores, and their collectives read.
+The steps of ResNet-50 for 1,000 classes, SGD with momentum, two images of 224x224 for each of 2, 4
+and 8 virtual CPU devices, are compiled, with all parameters on every device and with shares of
+them, and their collectives read; nothing is trained. Takes about five minutes on two free cores.
+`--table` prints what the model says of up to 1,024 accelerators. Seconds follow from their figures,
+which are assumptions.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import subprocess
+import math
+import re
 import sys
 from typing import Any
 
-from benchmarks.results import ROOT, Measurement, arguments, row
+from benchmarks.results import flag, in_process, measurement, row
 
 DEVICES = (2, 4, 8)
 TOLERANCE = 0.05
+NUMBER_BYTES = 4
+"""Parameters, gradients and moments are float32."""
+PASSES = 3
+"""Forward passes that a train step is worth: the backward pass is twice as much."""
+
+
+# The model ---------------------------------------------------------------------------------------
+
+
+def all_gather_bytes(size: float, devices: int) -> float:
+    """What each device of a ring sends so that all have the `size` bytes that they have shares of.
+
+    As much as for each to have its share of the sum of such arrays, a reduce-scatter.
+    """
+    return (devices - 1) / devices * size
+
+
+def all_reduce_bytes(size: float, devices: int) -> float:
+    """What each sends so that all have the sum of arrays of `size` bytes: one and the other."""
+    return 2 * all_gather_bytes(size, devices)
+
+
+@dataclasses.dataclass(frozen=True)
+class Accelerator:
+    """One among many; every figure is a round one, of no product in particular."""
+
+    flops: float = 100e12
+    """Operations a second that convolutions reach, not the peak."""
+    link: float = 50e9
+    """Bytes a second that it sends to its neighbour in the ring."""
+    latency: float = 5e-6
+    """Seconds of one message to the neighbour."""
+    input: float = 2e9
+    """Bytes of images a second that reach it, decoded."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A train step of one device among several, in seconds.
+
+    Batch norm's sums and the metrics are left out: they are thousands of numbers, not millions.
+
+    Attributes:
+        compute: of the forward and the backward pass.
+        sending: of gradients and, where devices have shares, parameters: both ways as much.
+        input: of images.
+    """
+
+    compute: float
+    sending: float
+    input: float
+
+    @classmethod
+    def of(cls, parameters: int, flops: int, image_bytes: int, devices: int, batch: int) -> Step:
+        """Of a network whose forward pass takes `flops` an image, `batch` images a device."""
+        machine = Accelerator()
+        sent = all_reduce_bytes(NUMBER_BYTES * parameters, devices)
+        return cls(
+            compute=PASSES * flops * batch / machine.flops,
+            sending=sent / machine.link + 2 * (devices - 1) * machine.latency,
+            input=batch * image_bytes / machine.input,
+        )
+
+    @property
+    def least(self) -> float:
+        """If everything goes on at once."""
+        return max(self.compute, self.sending, self.input)
+
+    @property
+    def most(self) -> float:
+        """If nothing is sent before all is computed; input comes in meanwhile."""
+        return max(self.compute + self.sending, self.input)
+
+
+def table(batch: int = 64) -> str:
+    """ResNet-50 on up to 1,024 devices, in Markdown."""
+    from cnn_research.models.flops import cost
+    from cnn_research.models.registry import architectures
+    from cnn_research.report.markdown import markdown_table
+
+    found = architectures()["resnet50"]
+    counted, image = cost(found.model, found.image_shape), math.prod(found.image_shape)
+    alone, rows = Step.of(counted.parameters, counted.flops, image, 1, batch), []
+    for devices in (2**power for power in range(11)):
+        step = Step.of(counted.parameters, counted.flops, image, devices, batch)
+        sent = all_reduce_bytes(NUMBER_BYTES * counted.parameters, devices)
+        rows.append(
+            (
+                f"{devices:,}",
+                f"{devices * batch:,}",
+                f"{1e3 * step.compute:.1f}",
+                f"{sent / 1e6:.1f}",
+                f"{1e3 * step.sending:.1f}",
+                f"{devices * batch / step.most:,.0f}",
+                f"{alone.most / step.most:.0%} to {alone.least / step.least:.0%}",
+                f"{devices * batch * image / step.most / 1e9:.2f}",
+            )
+        )
+    header = "devices|batch|compute, ms|sent by each, MB|sending, ms|images/s at least|efficiency"
+    saved = NUMBER_BYTES * (2 * counted.parameters + counted.statistics)
+    return (
+        f"{markdown_table([*header.split('|'), 'input of all, GB/s'], rows)}\n\n"
+        f"A checkpoint has {saved / 1e6:.0f} MB; an image has {image / 1e3:.0f} kB and takes "
+        f"{PASSES * counted.flops / 1e9:.1f} GFLOP."
+    )
+
+
+# Compiled programs -------------------------------------------------------------------------------
+
+_COLLECTIVE = re.compile(
+    r"= (?P<results>.*?) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all"
+    r"|collective-permute)(?:-start)?\("
+)
+_ARRAY = re.compile(r"\b(pred|[a-z]+\d+)\[([\d,]*)\]")
+
+
+def collective_bytes(program: str) -> dict[str, int]:
+    """The bytes of the results of each kind of collective in a compiled program.
+
+    Args:
+        program: its text, `jax.jit(f).lower(...).compile().as_text()`; each is counted once, also
+            in a loop.
+
+    Returns:
+        By kind, as HLO names it: `{"all-reduce": 1234, ...}`.
+    """
+    found: dict[str, int] = {}
+    for line in program.splitlines():
+        if match := _COLLECTIVE.search(line):
+            size = sum(
+                math.prod(map(int, filter(None, shape.split(",")))) * _bytes_of(kind)
+                for kind, shape in _ARRAY.findall(match["results"])
+            )
+            found[match["kind"]] = found.get(match["kind"], 0) + size
+    return found
+
+
+def _bytes_of(kind: str) -> int:
+    """Of one number of an HLO type: `f32`, `bf16`, `u8`, `pred`."""
+    bits = re.search(r"\d+", kind)
+    return max(1, int(bits.group()) // 8) if bits else 1
 
 
 def compiled(name: str) -> dict[str, dict[str, Any]]:
@@ -29,65 +172,37 @@ def compiled(name: str) -> dict[str, dict[str, Any]]:
         name: of a registered network.
     """
     import jax
-    import jax.numpy as jnp
     import numpy as np
     from jax.sharding import Mesh
 
-    from benchmarks.cost_model import NUMBER_BYTES, collective_bytes
-    from cnn_research.core.distributed import LEAST_SHARDED, replicated
-    from cnn_research.data.sources import Synthetic
+    from benchmarks.steps import noise, steps_of
+    from cnn_research.core.distributed import LEAST_SHARDED
     from cnn_research.models.registry import architectures
     from cnn_research.train.config import Training
-    from cnn_research.train.loop import Arrays, make_steps, shardings_of
     from cnn_research.train.optimizers import Optimizer
-    from cnn_research.train.trained import abstract_state, bound
 
     found = architectures()[name]
-    shape = found.image_shape
     figures = {}
     for devices in DEVICES:
         mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
-        experiment = Training(
-            data=Synthetic(
-                train=16,
-                validation=2,
-                test=2,
-                image_shape=shape,
-                classes=(found.model.num_classes,),
-            ),
-            model=found.model,
-            optimizer=Optimizer(name="sgd", learning_rate=0.1, momentum=0.9),
-            batch_size=2 * devices,
-        )
-        dataset = experiment.data.load()
         for sharded in (False, True):
-            experiment = bound(dataclasses.replace(experiment, shard_parameters=sharded), dataset)
-            state = abstract_state(experiment, shape, mesh)
-            on = replicated(mesh)
-            arrays = Arrays(
-                jax.ShapeDtypeStruct((16, *shape), jnp.uint8, sharding=on),
-                {"label": jax.ShapeDtypeStruct((16,), jnp.int32, sharding=on)},
+            experiment = Training(
+                data=noise(found.image_shape, found.model.num_classes, train=16),
+                model=found.model,
+                optimizer=Optimizer(name="sgd", learning_rate=0.1, momentum=0.9),
+                batch_size=2 * devices,
+                shard_parameters=sharded,
             )
-            seed = jax.ShapeDtypeStruct((), jnp.uint32, sharding=on)
-            with jax.set_mesh(mesh):
-                steps = make_steps(
-                    experiment,
-                    experiment.model,
-                    experiment.optimizer.build(100),
-                    16,
-                    mesh,
-                    where=(shardings_of(state),),
-                )
-                program = steps.lower((state,), arrays, (seed,), 1).compile()  # type: ignore[attr-defined]
-            sizes = [leaf.size for leaf in jax.tree.leaves(state.params)]
+            steps = steps_of(experiment, mesh=mesh)
+            leaves = jax.tree.leaves(steps.states[0].params)
             divided = [
                 leaf.size
-                for leaf in jax.tree.leaves(state.params)
+                for leaf in leaves
                 if leaf.size >= LEAST_SHARDED and any(n % devices == 0 for n in leaf.shape)
             ]
             figures[f"{devices} devices{', in shares' * sharded}"] = {
-                "compiled": collective_bytes(program.as_text()),
-                "gradients": NUMBER_BYTES * sum(sizes),
+                "compiled": collective_bytes(steps.compiled().text()),  # type: ignore[attr-defined]
+                "gradients": NUMBER_BYTES * sum(leaf.size for leaf in leaves),
                 "gathered": NUMBER_BYTES * sum(divided) if sharded else 0,
             }
     return figures
@@ -95,21 +210,12 @@ def compiled(name: str) -> dict[str, dict[str, Any]]:
 
 def on_virtual_devices(name: str) -> dict[str, dict[str, Any]]:
     """The same in a process of its own, with as many devices as are needed."""
-    ended = subprocess.run(
-        [sys.executable, "-m", "benchmarks.scaling", "--work", name],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "JAX_NUM_CPU_DEVICES": str(max(DEVICES)),
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "--xla_backend_optimization_level=0",
-        },
-        capture_output=True,
-        text=True,
-    )
-    if ended.returncode:
-        raise RuntimeError(ended.stderr[-2000:])
-    return json.loads(ended.stdout.splitlines()[-1])
+    environment = {
+        "JAX_NUM_CPU_DEVICES": str(max(DEVICES)),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    }
+    return in_process(compiled, name, environment=environment)
 
 
 def compared(figures: dict[str, Any]) -> float:
@@ -125,18 +231,15 @@ def compared(figures: dict[str, Any]) -> float:
     )
 
 
-def main() -> int:
-    parser = arguments(__doc__)
-    parser.add_argument("--work", help="compile the steps of this network, here")
-    chosen = parser.parse_args()
-    if chosen.work:
-        print(json.dumps(compiled(chosen.work)))
-        return 0
-    measurement = Measurement(
-        "scaling",
-        what="bytes of collectives in compiled train steps of ResNet-50, against the model's",
-        target=f"within {TOLERANCE:.0%} on {', '.join(map(str, DEVICES))} devices",
-    )
+@measurement(
+    flag("--table", action="store_true", help="print the model's table, and compile nothing"),
+    what="bytes of collectives in compiled train steps of ResNet-50, against the model's",
+    target=f"within {TOLERANCE:.0%} on {', '.join(map(str, DEVICES))} devices",
+)
+def main(options):
+    if options.table:
+        print(table())
+        return [], {}
     figures = on_virtual_devices("resnet50")
     rows = [
         row(
@@ -148,7 +251,7 @@ def main() -> int:
         )
         for way, found in figures.items()
     ]
-    return measurement.finish(rows, figures, chosen.output)
+    return rows, figures
 
 
 if __name__ == "__main__":

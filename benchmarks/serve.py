@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.results import ROOT, Measurement, arguments, row
+from benchmarks.results import ROOT, measurement, row
 from cnn_research.inference.exported import FACTS, FORMAT, MODEL, write_sums
 
 NETWORKS = {"resnet20_cifar": 1000, "resnet18_small": 400, "resnet18": 100}
@@ -391,15 +391,12 @@ def siege(scratch: Path) -> dict[str, Any]:
     }
 
 
-def main() -> int:
-    parser = arguments(__doc__)
-    options = parser.parse_args()
-    measurement = Measurement(
-        "serve",
-        what="python -m cnn_research serve under load and under attack",
-        target="no failure; batches answer more images a second; memory grows by at most 20 %",
-        seeds=[SEED],
-    )
+@measurement(
+    what="python -m cnn_research serve under load and under attack",
+    target="no failure; batches answer more images a second; memory grows by at most 20 %",
+    seeds=[SEED],
+)
+def main(options):
     with tempfile.TemporaryDirectory() as folder:
         speeds = {
             name: throughput(name, requests, Path(folder)) for name, requests in NETWORKS.items()
@@ -433,7 +430,7 @@ def main() -> int:
             not attacked["unclear"] and good == {200: 1000} and attacked["growth"] <= 0.2,
         )
     )
-    return measurement.finish(rows, {"throughput": speeds, "siege": attacked}, options.output)
+    return rows, {"throughput": speeds, "siege": attacked}
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import ROOT, Measurement, arguments, digest, last_checkpoint, row
-from benchmarks.two_processes import BATCH, STEPS, TOLERANCE, TRAINING_EXAMPLES, compared
+from benchmarks.results import ROOT, digest, flag, last_checkpoint, measurement, python, row
+from benchmarks.two_processes import RULES, STEPS, compared, words_of
 from cnn_research.sweep import definition, states
 from tests.slurm import PROGRAMS, Slurm, running_slurm
 
@@ -40,10 +40,6 @@ PREEMPTED = (
 TIME = 3
 """Minutes that SLURM gives it; the signal comes a minute and a half before, or up to a minute
 earlier."""
-RULES = {
-    "sgd": ("sgd", "--optimizer.learning-rate=0.05", "--optimizer.momentum=0.9"),
-    "adam": ("adam", "--optimizer.learning-rate=1e-3"),
-}
 
 
 def until(happened: Callable[[], Any], what: str) -> Any:
@@ -60,17 +56,10 @@ def until(happened: Callable[[], Any], what: str) -> Any:
     return answer
 
 
-def said_by(*command: str) -> str:
-    """Runs a command of the project; what it says."""
-    words = [sys.executable, *command]
-    ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
-    return ended.stdout
-
-
 def swept(folder: Path, *words: str) -> str:
     """Submits a sweep; what the command says."""
     shared = (f"--workdir={folder}", "--cluster=slurm", "--cpus=1")
-    return said_by("-m", "cnn_research.sweep", *words, *shared)
+    return python("-m", "cnn_research.sweep", *words, *shared)[1]
 
 
 # An array ----------------------------------------------------------------------------------------
@@ -95,7 +84,7 @@ def array(cluster: Slurm, folder: Path) -> dict[str, Any]:
         "attempts": {path.name: state.attempt for path, state in after.items()},
         "results": sum((path / "evaluation.json").exists() for path in runs),
         "failed": {p.name: s.message for p, s in before.items() if s.state == "failed"},
-        "table": said_by("-m", "cnn_research.sweep", "status", str(folder)),
+        "table": python("-m", "cnn_research.sweep", "status", folder)[1],
     }
 
 
@@ -175,13 +164,9 @@ def on_two_nodes(cluster: Slurm, words: Sequence[str], said: Path) -> subprocess
 
 def together(cluster: Slurm, folder: Path, rule: str) -> dict[str, float]:
     """50 steps on two nodes and in one process: how far they are apart."""
-    name, *options = RULES[rule]
-    words = [
-        *("--experiment=digits_cnn", f"--optimizer.name={name}", *options, "--log-every=1"),
-        *(f"--epochs={STEPS * BATCH / TRAINING_EXAMPLES}", f"--batch-size={BATCH}"),
-    ]
+    words = ["--experiment=digits_cnn", *words_of(rule)]
     one, two = folder / f"{rule}-one", folder / f"{rule}-two"
-    said_by("launch.py", *words, f"--workdir={one}")
+    python("launch.py", *words, f"--workdir={one}")
     said = folder / f"{rule}.txt"
     if code := on_two_nodes(cluster, [*words, f"--workdir={two}"], said).wait(LIMIT):
         raise RuntimeError(f"srun ended with {code}: {said.read_text()[-2000:]}")
@@ -224,27 +209,24 @@ def killed(cluster: Slurm, folder: Path) -> dict[str, Any]:
     }
 
 
-def main() -> int:
-    parser = arguments(__doc__)
-    parser.add_argument("--epochs", type=int, default=250, help="of the run that is preempted")
-    chosen = parser.parse_args()
+@measurement(
+    flag("--epochs", type=int, default=250, help="of the run that is preempted"),
+    what="runs on a SLURM of two nodes on this machine",
+    target="what fails, is preempted or killed costs nothing else",
+    seeds=[0],
+)
+def main(options):
     if missing := [name for name in (*PROGRAMS, "srun") if shutil.which(name) is None]:
-        parser.error(f"{missing[0]} is not installed: apt-get install slurm-wlm munge")
-    measurement = Measurement(
-        "slurm",
-        what="runs on a SLURM of two nodes on this machine",
-        target="what fails, is preempted or killed costs nothing else",
-        seeds=[0],
-    )
+        raise SystemExit(f"{missing[0]} is not installed: apt-get install slurm-wlm munge")
     with tempfile.TemporaryDirectory() as scratch, running_slurm() as cluster:
         os.environ |= cluster.environment
         folder = Path(scratch)
         sweep = array(cluster, folder / "array")
         print(sweep["table"], flush=True)
-        workdir, stops = preempted(cluster, folder / "preempted", chosen.epochs)
+        workdir, stops = preempted(cluster, folder / "preempted", options.epochs)
         print(stops, flush=True)
         alone = folder / "alone"
-        said_by("launch.py", *PREEMPTED, f"--epochs={chosen.epochs}", f"--workdir={alone}")
+        python("launch.py", *PREEMPTED, f"--epochs={options.epochs}", f"--workdir={alone}")
         same = digest(last_checkpoint(workdir)[1]) == digest(last_checkpoint(alone)[1])
         apart = {rule: together(cluster, folder, rule) for rule in RULES}
         print(apart, flush=True)
@@ -275,12 +257,12 @@ def main() -> int:
         *(
             row(
                 f"2 nodes of 1 process and 2 devices under srun, {STEPS} steps of {rule}, against "
-                f"1 process: {'parameters' if rule == 'sgd' else 'loss'}",
-                f"within {TOLERANCE[rule]:g}{', relative' * (rule == 'adam')}",
-                f"{found['parameters' if rule == 'sgd' else 'loss']:.1e}",
-                found["parameters" if rule == "sgd" else "loss"] <= TOLERANCE[rule],
+                f"1 process: {quantity}",
+                f"within {tolerance:g}{', relative' * (quantity == 'loss')}",
+                f"{apart[rule][quantity]:.1e}",
+                apart[rule][quantity] <= tolerance,
             )
-            for rule, found in apart.items()
+            for rule, (quantity, tolerance, _) in RULES.items()
         ),
         row(
             "a process of one node killed with SIGKILL: until all are gone",
@@ -295,8 +277,7 @@ def main() -> int:
             ended["went on"] and ended["exit code of the next"] == 0,
         ),
     ]
-    figures = {"array": sweep, "stopped at": stops, "apart": apart, "killed": ended}
-    return measurement.finish(rows, figures, chosen.output)
+    return rows, {"array": sweep, "stopped at": stops, "apart": apart, "killed": ended}
 
 
 if __name__ == "__main__":

@@ -8,15 +8,14 @@ the least that configs of flax modules cost. What the machine does meanwhile thu
 
 from __future__ import annotations
 
-import os
 import statistics
 import subprocess
 import sys
 import time
 
-from benchmarks.results import ROOT, Measurement, arguments, row
+from benchmarks.results import ROOT, flag, measurement, row
 
-FLOOR = ["-c", "import flax.linen, optax"]
+FLOOR = (["-c", "import flax.linen, optax"], 0)
 COMMANDS = {
     "--list": (["launch.py", "--list"], 0),
     "a mistyped experiment": (["launch.py", "--experiment=digits_cn"], 2),
@@ -30,53 +29,37 @@ ALLOWED = 0.5
 def seconds(words: list[str], expected: int) -> float:
     """The wall time of one process of Python, which must end with the expected exit code."""
     started = time.perf_counter()
-    ended = subprocess.run([sys.executable, *words], cwd=ROOT, env=os.environ, capture_output=True)
-    taken = time.perf_counter() - started
+    ended = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True)
     if ended.returncode != expected:
         raise RuntimeError(f"{words} ended with {ended.returncode}: {ended.stderr.decode()}")
-    return taken
+    return round(time.perf_counter() - started, 3)
 
 
-def main() -> int:
-    parser = arguments(__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
-    rounds = parser.parse_args()
-    measurement = Measurement(
-        "start_time",
-        what="wall time of commands that train nothing",
-        target=f"each within {ALLOWED} s of `import flax.linen, optax`, medians of the same rounds",
-    )
-    floor: list[float] = []
-    times: dict[str, list[float]] = {name: [] for name in COMMANDS}
+@measurement(
+    flag("--rounds", type=int, default=7),
+    what="wall time of commands that train nothing",
+    target=f"each within {ALLOWED} s of `import flax.linen, optax`, medians of the same rounds",
+)
+def main(options):
+    commands = {**COMMANDS, "imports": FLOOR}
     # The first round fills the disk's cache, and the folder of compiled modules; it is not counted.
-    for number in range(rounds.rounds + 1):
-        taken = {name: seconds(*command) for name, command in COMMANDS.items()}
-        imports = seconds(FLOOR, 0)
-        if number:
-            floor.append(imports)
-            for name, value in taken.items():
-                times[name].append(value)
-    base = statistics.median(floor)
+    rounds = [
+        {name: seconds(*command) for name, command in commands.items()}
+        for _ in range(options.rounds + 1)
+    ][1:]
+    times = {name: [each[name] for each in rounds] for name in commands}
     medians = {name: statistics.median(values) for name, values in times.items()}
-    return measurement.finish(
-        [
-            row(
-                f"time to answer {name}",
-                f"at most {ALLOWED} s more than the imports alone",
-                f"{median:.2f} s; the imports alone {base:.2f} s",
-                median - base <= ALLOWED,
-            )
-            for name, median in medians.items()
-        ],
-        {
-            "seconds": {
-                name: [round(value, 3) for value in values] for name, values in times.items()
-            },
-            "imports_seconds": [round(value, 3) for value in floor],
-            "more_than_imports": {name: round(m - base, 3) for name, m in medians.items()},
-        },
-        rounds.output,
-    )
+    base = medians.pop("imports")
+    rows = [
+        row(
+            f"time to answer {name}",
+            f"at most {ALLOWED} s more than the imports alone",
+            f"{median:.2f} s; the imports alone {base:.2f} s",
+            median - base <= ALLOWED,
+        )
+        for name, median in medians.items()
+    ]
+    return rows, {"seconds": times}
 
 
 if __name__ == "__main__":

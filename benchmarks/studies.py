@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
+from pathlib import Path
 
-from benchmarks.results import ROOT, Measurement
+from benchmarks.results import ROOT, began, launch
+from cnn_research.core import run_folder as folders
 
 
 def main() -> int:
@@ -21,15 +22,12 @@ def main() -> int:
     parser.add_argument("studies", nargs="+", help="names of registered studies")
     options, overrides = parser.parse_known_args()
     for name in options.studies:
-        measurement = Measurement(
-            "studies",
-            what=f"{name}: test accuracy of each kind of pooling, per seed and shift in pixels",
-            target="none: the lectures give no numbers",
-        )
-        command = [f"--experiment={name}", f"--workdir=runs/{name}", *overrides]
-        subprocess.run([sys.executable, "launch.py", *command], cwd=ROOT, check=True)
+        what = f"{name}: test accuracy of each kind of pooling, per seed and shift in pixels"
+        surroundings = {"what": what} | began(main)
+        launch(name, Path("runs") / name, *overrides)
         found = json.loads((ROOT / "runs" / name / "results.json").read_text())
-        measurement.finish([], {"study": found}, ROOT / "results" / f"{name}.json")
+        file = ROOT / "results" / f"{name}.json"
+        folders.write_json(file, surroundings | {"figures": {"study": found}, "rows": []})
     return 0
 
 

@@ -1,7 +1,7 @@
 """What a local sweep adds to each of 200 trivial runs: processes, files, the command itself.
 
-The whole command is timed, from its start to its end, and compared with the same runs by
-`cli.run.run` in one warm process.
+The whole command is timed, from its start to its end, and compared with the same runs one after
+the other in one warm process.
 
 python -m benchmarks.sweep_overhead --output results/sweep_overhead.json
 """
@@ -9,36 +9,34 @@ python -m benchmarks.sweep_overhead --output results/sweep_overhead.json
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.results import ROOT, Measurement, arguments, row
+from benchmarks.results import flag, measurement, python, row
 
 TARGET = 0.3
 """Seconds a run."""
 EXPERIMENT = "digits_mlp"
-WORDS = ("--epochs=0.05", "--model.dense", "8")
+EPOCHS, UNITS = 0.05, 8
 
 
 def plain(seeds: range, folder: Path) -> list[float]:
     """Seconds of each run by itself, in this process."""
-    from cnn_research.cli.fields import overridden
     from cnn_research.cli.run import run
     from cnn_research.core.experiment import lookup
 
+    trivial = lookup(EXPERIMENT).experiment()
+    model = trivial.model.clone(dense=(UNITS,))
     seconds = []
     for seed in seeds:
-        words = [*WORDS, f"--seed={seed}"]
-        experiment = overridden(lookup(EXPERIMENT).experiment(), words)
-        with (
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
+        experiment = dataclasses.replace(trivial, model=model, epochs=EPOCHS, seed=seed)
+        silent = io.StringIO()
+        with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
             started = time.monotonic()
             run(experiment, folder / str(seed))
             seconds.append(time.monotonic() - started)
@@ -49,27 +47,21 @@ def swept(runs: int, folder: Path) -> tuple[float, list[float]]:
     """Seconds of the command, and of each of its runs as their folders have it."""
     from cnn_research.sweep import definition, states
 
-    command = [
-        *(sys.executable, "-m", "cnn_research.sweep", f"--experiment={EXPERIMENT}", *WORDS),
-        *(f"--seeds={runs}", f"--workdir={folder}", "--workers=1"),
-    ]
-    started = time.monotonic()
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    whole = time.monotonic() - started
+    words = (f"--epochs={EPOCHS}", "--model.dense", UNITS, f"--seeds={runs}", "--workers=1")
+    command = ("-m", "cnn_research.sweep", f"--experiment={EXPERIMENT}", f"--workdir={folder}")
+    whole, _ = python(*command, *words)
     names = definition.read(folder)[1]
     return whole, [states.read(folder / definition.RUNS / name).seconds for name in names]
 
 
-def main() -> int:
-    parser = arguments(__doc__)
-    parser.add_argument("--runs", type=int, default=200)
-    parser.add_argument(
-        "--plain", type=int, default=40, help="runs by themselves, half of them before"
-    )
-    options = parser.parse_args()
-    measurement = Measurement(
-        "sweep_overhead", what="a local sweep's own cost", target=f"< {TARGET} s a run", seeds=[0]
-    )
+@measurement(
+    flag("--runs", type=int, default=200),
+    flag("--plain", type=int, default=40, help="runs by themselves, half of them before"),
+    what="a local sweep's own cost",
+    target=f"< {TARGET} s a run",
+    seeds=[0],
+)
+def main(options):
     half = options.plain // 2
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -96,7 +88,7 @@ def main() -> int:
             overhead < TARGET,
         )
     ]
-    return measurement.finish(rows, figures, options.output)
+    return rows, figures
 
 
 if __name__ == "__main__":

@@ -11,61 +11,50 @@ saved is evaluated on one device and on eight, too. About four minutes on two fr
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from benchmarks.evaluation_exactness import on_devices
-from benchmarks.results import ROOT, Measurement, arguments, last_checkpoint, row, rows_of
+from benchmarks.results import ROOT, apart, last_checkpoint, measurement, row, rows_of
 
 STEPS, BATCH = 50, 64
 TRAINING_EXAMPLES = 1197
-TOLERANCE = {"sgd": 1e-5, "adam": 1e-3}
+RULES = {
+    "sgd": ("parameters", 1e-5, ("--optimizer.learning-rate=0.05", "--optimizer.momentum=0.9")),
+    "adam": ("loss", 1e-3, ("--optimizer.learning-rate=1e-3",)),
+}
+"""By optimizer: what is compared, how far apart it may be, and its options."""
+WAYS = {"2 processes of 2 devices": (2, 2), "1 process of 8 devices": (1, 8)}
 LIMIT = 150
 """Seconds after which processes that wait for each other are ended."""
 
+WORK = """
+import sys
+import jax
+port, processes, rank = map(int, sys.argv[1:4])
+if processes > 1:
+    jax.distributed.initialize(f"127.0.0.1:{port}", processes, rank)
+from pathlib import Path
+from cnn_research.cli.fields import overridden
+from cnn_research.cli.run import run
+from cnn_research.core.experiment import lookup
+run(overridden(lookup("digits_cnn").experiment(), sys.argv[5:]), sys.argv[4])
+"""
+"""One process of a run, where no SLURM joins them."""
 
-def experiment(optimizer: str) -> Any:
+
+def words_of(optimizer: str) -> list[str]:
     """Exactly 50 steps of the network for digits, on batches that every number here divides."""
-    from cnn_research.core.experiment import lookup
-    from cnn_research.train.optimizers import Optimizer
-
-    rules = {
-        "sgd": Optimizer(name="sgd", learning_rate=0.05, momentum=0.9),
-        "adam": Optimizer(name="adam", learning_rate=1e-3),
-    }
-    return dataclasses.replace(
-        lookup("digits_cnn").experiment(),
-        optimizer=rules[optimizer],
-        epochs=STEPS * BATCH / TRAINING_EXAMPLES,
-        batch_size=BATCH,
-        log_every=1,
-    )
+    epochs = f"--epochs={STEPS * BATCH / TRAINING_EXAMPLES}"
+    fields = [f"--optimizer.name={optimizer}", *RULES[optimizer][2]]
+    return [*fields, epochs, f"--batch-size={BATCH}", "--log-every=1"]
 
 
-def work(optimizer: str, workdir: Path, devices: int, rank: int, processes: int, port: int) -> None:
-    """One process of a run."""
-    import jax
-
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", devices)
-    if processes > 1:
-        jax.distributed.initialize(f"127.0.0.1:{port}", processes, rank)
-    from cnn_research.cli.run import run
-
-    result = run(experiment(optimizer), workdir)
-    print(json.dumps({"rank": rank, "step": result.step, "devices": jax.device_count()}))
-
-
-def trained(optimizer: str, workdir: Path, *, processes: int, devices: int) -> str | None:
+def trained(optimizer: str, workdir: Path, processes: int, devices: int) -> str | None:
     """Runs the processes of a run together; why it failed, or None.
 
     Args:
@@ -77,18 +66,15 @@ def trained(optimizer: str, workdir: Path, *, processes: int, devices: int) -> s
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
     children = []
     for rank in range(processes):
-        words = [optimizer, str(workdir), str(devices), str(rank), str(processes), str(port)]
+        words = [*map(str, (port, processes, rank, workdir)), *words_of(optimizer)]
         with workdir.with_name(f"{workdir.name}.{rank}.txt").open("wb") as said:
+            command = [sys.executable, "-c", WORK, *words]
             children.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", "benchmarks.two_processes", "--work", *words],
-                    cwd=ROOT,
-                    env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
-                    stdout=said,
-                    stderr=said,
-                )
+                subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=said)
             )
     fault = None
     for rank, child in enumerate(children):
@@ -109,25 +95,18 @@ def trained(optimizer: str, workdir: Path, *, processes: int, devices: int) -> s
 
 def compared(one: Path, other: Path) -> dict[str, float]:
     """The largest differences between two runs."""
-    import jax
-
     (_, first, step), (_, second, other_step) = last_checkpoint(one), last_checkpoint(other)
     if step != other_step or step != STEPS:
         raise RuntimeError(f"{one.name} ended at step {step}, {other.name} at {other_step}")
-    apart = jax.tree.map(
-        lambda a, b: float(np.abs(np.asarray(a) - np.asarray(b)).max()), first.params, second.params
-    )
     losses = [
         abs(a["loss"] - b["loss"]) / abs(a["loss"])
         for a, b in zip(rows_of(one, "train"), rows_of(other, "train"), strict=True)
     ]
+    counts = [[r["accuracy"] for r in rows_of(run, "validation")] for run in (one, other)]
     return {
-        "parameters": max(jax.tree.leaves(apart)),
+        "parameters": apart(first.params, second.params),
         "loss": max(losses),
-        "validation_counts_differ": float(
-            [r["accuracy"] for r in rows_of(one, "validation")]
-            != [r["accuracy"] for r in rows_of(other, "validation")]
-        ),
+        "validation_counts_differ": float(counts[0] != counts[1]),
     }
 
 
@@ -141,59 +120,45 @@ def counted(workdir: Path, devices: int) -> dict[str, list[float]]:
     }
 
 
-def main() -> int:
-    parser = arguments(__doc__)
-    parser.add_argument("--work", nargs=6, help="be one process of a run")
-    chosen = parser.parse_args()
-    if chosen.work:
-        optimizer, workdir, *numbers = chosen.work
-        work(optimizer, Path(workdir), *map(int, numbers))
-        return 0
-    measurement = Measurement(
-        "two_processes",
-        what=f"{STEPS} steps of digits_cnn, batches of {BATCH}, on several devices",
-        target="SGD: parameters within 1e-5 of one device's; Adam: losses within 1e-3, relative",
-        seeds=[0],
-    )
-    ways = {
-        "2 processes of 2 devices": {"processes": 2, "devices": 2},
-        "1 process of 8 devices": {"processes": 1, "devices": 8},
-    }
+@measurement(
+    what=f"{STEPS} steps of digits_cnn, batches of {BATCH}, on several devices",
+    target="SGD: parameters within 1e-5 of one device's; Adam: losses within 1e-3, relative",
+    seeds=[0],
+)
+def main(options):
     rows, figures = [], {}
     with tempfile.TemporaryDirectory() as scratch:
-        for optimizer, tolerance in TOLERANCE.items():
+        for optimizer, (quantity, tolerance, _) in RULES.items():
             one = Path(scratch, f"{optimizer}-one")
-            fault = trained(optimizer, one, processes=1, devices=1)
-            if fault:
+            if fault := trained(optimizer, one, 1, 1):
                 raise RuntimeError(fault)
-            quantity = "parameters" if optimizer == "sgd" else "loss"
-            for way, numbers in ways.items():
+            for way, numbers in WAYS.items():
                 other = Path(scratch, f"{optimizer}-{way.replace(' ', '-')}")
-                fault = trained(optimizer, other, **numbers)
+                fault = trained(optimizer, other, *numbers)
                 found = {} if fault else compared(one, other)
                 figures[f"{optimizer}, {way}"] = found or fault
                 largest = found.get(quantity, float("inf"))
-                relative = "" if optimizer == "sgd" else ", relative"
                 rows.append(
                     row(
                         f"{quantity} after {STEPS} steps of {optimizer}, {way} against 1 device",
-                        f"within {tolerance:g}{relative}",
+                        f"within {tolerance:g}" + ", relative" * (quantity == "loss"),
                         fault or f"{largest:.1e}",
                         largest <= tolerance,
                     )
                 )
-        apart = Path(scratch, "sgd-2-processes-of-2-devices")
-        counts = {devices: counted(apart, devices) for devices in (1, 8)}
+        several = Path(scratch, "sgd-2-processes-of-2-devices")
+        counts = {devices: counted(several, devices) for devices in (1, 8)}
+    same = counts[1] == counts[8]
     rows.append(
         row(
             "correct examples of what 2 processes of 2 devices saved, on 1 and on 8 devices",
             "the same numbers",
-            "the same" if counts[1] == counts[8] else f"{counts[1]} and {counts[8]}",
-            counts[1] == counts[8],
+            "the same" if same else f"{counts[1]} and {counts[8]}",
+            same,
         )
     )
     figures["restored, correct and counted"] = {str(n): found for n, found in counts.items()}
-    return measurement.finish(rows, figures, chosen.output)
+    return rows, figures
 
 
 if __name__ == "__main__":

@@ -14,8 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import cost_model as scaling
-from benchmarks import scaling as benchmark
+from benchmarks import scaling
 from benchmarks.results import last_checkpoint, rows_of
 from cnn_research import ops
 from cnn_research.cli.run import run
@@ -206,15 +205,12 @@ def test_bytes_of_collectives_are_read_from_a_program():
 def test_a_ring_sends_as_much_in_two_halves():
     assert scaling.all_reduce_bytes(100, 1) == 0
     assert scaling.all_reduce_bytes(100, 4) == 150
-    assert scaling.sent_bytes(25, 4) == scaling.sent_bytes(25, 4, sharded=True) == 150
-    one, many = (
-        scaling.step(scaling.Network(10**6, 0, 10**9, 1000), n, 8, scaling.Machine())
-        for n in (1, 64)
-    )
+    assert scaling.all_gather_bytes(100, 4) == 75
+    one, many = (scaling.Step.of(10**6, 10**9, 1000, devices, 8) for devices in (1, 64))
     assert one.compute == many.compute == pytest.approx(8 * 3e9 / 100e12)
     assert one.sending == 0 < many.sending and many.least <= many.most
 
 
 def test_compiled_steps_send_what_the_model_says():
-    for way, figures in benchmark.on_virtual_devices("lenet5").items():
-        assert benchmark.compared(figures) < benchmark.TOLERANCE, (way, figures)
+    for way, figures in scaling.on_virtual_devices("lenet5").items():
+        assert scaling.compared(figures) < scaling.TOLERANCE, (way, figures)

@@ -18,6 +18,7 @@ from flax import traverse_util
 from jax import lax
 
 from benchmarks import architectures as benchmark
+from benchmarks.results import in_process
 from cnn_research import ops
 from cnn_research.core.experiment import lookup
 from cnn_research.models import __main__ as table
@@ -390,7 +391,7 @@ def test_the_table(monkeypatch, capsys):
 
 
 def test_a_training_step_is_measured_in_a_process_of_its_own():
-    found = benchmark.in_a_process("lenet5")
+    found = in_process(benchmark.step_of, "lenet5")
     assert found["parameters"] == 61_706
     assert len(found["step_seconds"]) == len(found["losses"]) == benchmark.STEPS
     assert 1e8 < found["peak_bytes"] < benchmark.MOST_BYTES

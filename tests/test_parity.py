@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import keras_parity
+from benchmarks import parity
 from cnn_research.models.registry import architectures
 
 pytest.importorskip("keras", reason="Keras, of the extra `dev`, is not installed")
@@ -26,7 +26,7 @@ CASES = {
 def test_logits_and_parameters_are_those_of_keras(name):
     ours, fields, size, suffix = CASES[name]
     model = architectures()[ours].model.clone(num_classes=5, **fields)
-    reference = keras_parity.application(name, size, classes=5)
-    found = keras_parity.difference(reference, model, suffix)
+    reference = parity.keras_application(name, size, classes=5)
+    found = parity.keras_difference(reference, model, suffix)
     assert found["relative"] < 1e-4
     assert found["parameters"] == found["reference_parameters"]

@@ -621,7 +621,7 @@ def test_resnets_against_transformers(name, torch):
     pytest.importorskip("transformers", reason="transformers, which is no requirement, is absent")
     from transformers import ResNetConfig, ResNetForImageClassification
 
-    from benchmarks.transformers_parity import CONFIGS, difference, randomise
+    from benchmarks.parity import CONFIGS, randomise, torch_difference
 
     models = {
         "resnet18": ResNet(num_classes=9),
@@ -632,7 +632,7 @@ def test_resnets_against_transformers(name, torch):
     torch.manual_seed(0)
     module = ResNetForImageClassification(ResNetConfig(**config, num_labels=9))
     randomise(module)
-    found = difference(module, models[name], image_size=70)
+    found = torch_difference(module, models[name], image_size=70)
     assert found["relative"] < 1e-4
     assert found["parameters"] == found["reference_parameters"]
 
@@ -682,21 +682,21 @@ def joined(torch, features, pool, classifier):
 
 @pytest.mark.parametrize("size", [224, 96])
 def test_alexnet_against_pytorch(size, torch):
-    from benchmarks.transformers_parity import difference, randomise
+    from benchmarks.parity import randomise, torch_difference
 
     module = torch_alexnet(torch, 32, 9)
     randomise(module)
-    assert difference(module, AlexNet(hidden=32, num_classes=9), size)["relative"] < 1e-4
+    assert torch_difference(module, AlexNet(hidden=32, num_classes=9), size)["relative"] < 1e-4
 
 
 @pytest.mark.parametrize("size", [64, 224])
 def test_vgg_against_pytorch(size, torch):
-    from benchmarks.transformers_parity import difference, randomise
+    from benchmarks.parity import randomise, torch_difference
 
     module = torch_vgg11_bn(torch, 32, 9)
     randomise(module)
     model = VGG(11, batch_norm=True, hidden=32, num_classes=9)
-    assert difference(module, model, size, batch=1)["relative"] < 1e-4
+    assert torch_difference(module, model, size, batch=1)["relative"] < 1e-4
 
 
 def test_wide_resnet_against_pytorch(torch, tmp_path):

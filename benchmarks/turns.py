@@ -1,0 +1,80 @@
+"""Programs that are timed in turns, so that a disturbance of the machine falls on all alike."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results import ROOT
+
+TURN_SECONDS = 2.0
+
+
+class Contender:
+    """A process of its own that works when it is told to, and sleeps in between.
+
+    Thread pools and allocators thus do not disturb each other. The program prints a JSON object
+    when it is ready, and then another, with `seconds` a step, for every line of input, which is a
+    number of steps.
+    """
+
+    def __init__(
+        self, *words: str, folder: Path = ROOT, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, *words],
+            cwd=folder,
+            env={**os.environ, "JAX_PLATFORMS": "cpu", **(environment or {})},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.ready = self._answer()
+        self._steps = 1
+        self._steps = max(1, round(TURN_SECONDS / self.turn()))
+
+    def _answer(self) -> dict[str, Any]:
+        # Others may write to standard output too; an answer is a JSON object.
+        for line in self.process.stdout or ():
+            if line.startswith("{"):
+                return json.loads(line)
+        raise RuntimeError(f"{self.process.args} ended with exit code {self.process.wait()}")
+
+    def turn(self) -> float:
+        """Seconds a step, over one turn."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{self._steps}\n")
+        self.process.stdin.flush()
+        return self._answer()["seconds"]
+
+    def close(self) -> None:
+        """Ends it."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def rounds_of(contenders: Mapping[str, Contender], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds a step of each, over rounds in which each takes a turn."""
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, contender in contenders.items():
+            times[name].append(1e3 * contender.turn())
+    return times
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Of every round, and what they come to."""
+    found = {"median": statistics.median(values), "min": min(values), "max": max(values)}
+    return {**found, "rounds": list(values)}
+
+
+def ratios(some: Sequence[float], others: Sequence[float]) -> dict[str, Any]:
+    """Of two times within each round: median, least and largest."""
+    return spread([one / other for one, other in zip(some, others, strict=True)])
