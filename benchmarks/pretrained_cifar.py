@@ -19,10 +19,11 @@ import jax
 import numpy as np
 from PIL import Image
 
-from benchmarks.results import ROOT, Measurement, arguments, row
+from benchmarks.results import ROOT, flag, measurement, row
 from cnn_research.models.pretrained import Pretrained, load_pretrained
 from cnn_research.models.registry import architectures
 
+SHARED = ROOT.parent / "shared" / "data"
 PUBLISHED = {
     "resnet20_cifar": ("resnet20-12fca82f.th", 8.27),
     "resnet56_cifar": ("resnet56-4bfd9763.th", 6.61),
@@ -55,7 +56,8 @@ def test_images(source: Path) -> tuple[np.ndarray, np.ndarray]:
 def wrong(name: str, weights: Path, images: np.ndarray, labels: np.ndarray) -> int:
     """How many test images one network takes for another class."""
     model = architectures()[name].model
-    variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+    blank = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+    variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), blank)
     variables, _ = load_pretrained(model, variables, Pretrained(str(weights)))
 
     @jax.jit
@@ -67,17 +69,13 @@ def wrong(name: str, weights: Path, images: np.ndarray, labels: np.ndarray) -> i
     return int((np.concatenate([classes(part) for part in parts]) != labels).sum())
 
 
-def main() -> int:
-    parser = arguments(__doc__)
-    shared = ROOT.parent / "shared" / "data"
-    parser.add_argument("--weights", type=Path, default=shared / "weights", help="the folder")
-    parser.add_argument("--images", type=Path, default=shared / "cifar10_test_lossless.tar.xz")
-    options = parser.parse_args()
-    measurement = Measurement(
-        "pretrained_cifar",
-        what="test error of PyTorch's weights on CIFAR-10",
-        target="the published error, to the second decimal",
-    )
+@measurement(
+    flag("--weights", type=Path, default=SHARED / "weights", help="the folder"),
+    flag("--images", type=Path, default=SHARED / "cifar10_test_lossless.tar.xz"),
+    what="test error of PyTorch's weights on CIFAR-10",
+    target="the published error, to the second decimal",
+)
+def main(options):
     images, labels = test_images(options.images)
     rows, figures = [], {}
     for name, (file, published) in PUBLISHED.items():
@@ -92,7 +90,7 @@ def main() -> int:
                 round(percent, 2) == published,
             )
         )
-    return measurement.finish(rows, figures, options.output)
+    return rows, figures
 
 
 if __name__ == "__main__":

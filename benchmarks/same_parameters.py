@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import Measurement, arguments, row
+from benchmarks.results import flag, measurement, row
 from benchmarks.worktrees import started_in, work_trees
 
 CHANGED: dict[str, str] = {}
@@ -127,19 +127,16 @@ for name, entry in registry().items():
 """
 
 
-def main() -> int:
-    parser = arguments(__doc__)
-    parser.add_argument("--old", required=True, help="a commit")
-    parser.add_argument("--new", default="HEAD", help="another; its files must be committed")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these experiments")
-    parser.add_argument("--full", nargs="*", default=[], metavar="NAME", help="optimised, as well")
-    parser.add_argument("--digests", type=Path, help="where digests are kept; else nowhere")
-    options = parser.parse_args()
-    measurement = Measurement(
-        "same_parameters",
-        what="parameters after 3 steps of every training at test size, at two commits",
-        target="bit for bit the same, except where a mended fault changes them",
-    )
+@measurement(
+    flag("--old", required=True, help="a commit"),
+    flag("--new", default="HEAD", help="another; its files must be committed"),
+    flag("--only", nargs="+", default=[], metavar="NAME", help="these experiments"),
+    flag("--full", nargs="*", default=[], metavar="NAME", help="these compiled optimised, too"),
+    flag("--digests", type=Path, help="where digests are kept; else nowhere"),
+    what="parameters after 3 steps of every training at test size, at two commits",
+    target="bit for bit the same, except where a mended fault changes them",
+)
+def main(options):
     folder = options.digests or Path(tempfile.mkdtemp())
     rows, figures = [], {}
     with work_trees(options.old, options.new) as trees:
@@ -170,7 +167,7 @@ def main() -> int:
             )
     if options.digests is None:
         shutil.rmtree(folder)
-    return measurement.finish(rows, figures, options.output)
+    return rows, figures
 
 
 def digests(
