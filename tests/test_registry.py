@@ -126,10 +126,13 @@ def blank_pictures(monkeypatch):
         return Figure(figsize=(1, 1))
 
     for name in (
-        *("confusion_matrix", "confusions", "mistakes", "training_curves"),
-        *("palettes", "histograms", "colour_cube"),
+        "report.plots.training_curves",
+        *(f"tasks.classification.{name}_plot" for name in ("confusion_matrix", "confusions")),
+        *(f"tasks.{name}.mistakes_plot" for name in ("classification", "regression")),
+        *("tasks.palette.palettes_plot", "tasks.histogram.histograms_plot"),
+        "tasks.histogram.colour_cube_plot",
     ):
-        monkeypatch.setattr(f"cnn_research.report.plots.{name}", blank)
+        monkeypatch.setattr(f"cnn_research.{name}", blank)
 
 
 @pytest.mark.parametrize("name", TRAININGS)

@@ -25,9 +25,15 @@ from cnn_research.data import Dataset, ImageTable, Synthetic
 from cnn_research.data.dataset import Split
 from cnn_research.data.prepare import splits
 from cnn_research.models import MLP
-from cnn_research.report import plots as figures
+from cnn_research.report.plots import training_curves
 from cnn_research.tasks.classification import Classification
-from cnn_research.tasks.regression import FittedRegression, NumberPredictions, Regression
+from cnn_research.tasks.regression import (
+    FittedRegression,
+    NumberPredictions,
+    Regression,
+    estimates_plot,
+    mistakes_plot,
+)
 from cnn_research.train.config import Evaluation, Selection, Training
 from cnn_research.train.optimizers import Optimizer
 
@@ -282,12 +288,12 @@ def test_without_variance_nothing_is_explained():
 
 def test_estimates_are_drawn_against_the_true_numbers():
     true, predicted = np.array([1.5, 2.5, 4.5]), np.array([2.0, 2.5, 3.0])
-    (axes,) = figures.estimates(true, predicted, "price", 2.25).axes
+    (axes,) = estimates_plot(true, predicted, "price", 2.25).axes
     np.testing.assert_array_equal(axes.collections[0].get_offsets(), np.c_[true, predicted])
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("true price", "estimated price")
     assert axes.get_xlim() == axes.get_ylim()
     # Whole numbers stay nearest to their own tick.
-    (axes,) = figures.estimates(np.full(99, 7.0), np.arange(99.0), "year", 3).axes
+    (axes,) = estimates_plot(np.full(99, 7.0), np.arange(99.0), "year", 3).axes
     aside = np.asarray(axes.collections[0].get_offsets())[:, 0] - 7
     assert np.abs(aside).max() <= 0.3 and len(np.unique(aside.round(4))) == 99
     assert axes.get_xlabel() == "true year (points spread sideways)"
@@ -296,7 +302,7 @@ def test_estimates_are_drawn_against_the_true_numbers():
 def test_mistakes_come_by_their_size_without_unknown_or_exact_ones():
     images = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1) * np.ones((1, 4, 4, 1), np.uint8)
     true = np.array([2010, 2011, math.nan, 2012, 2013])
-    figure = figures.number_mistakes(images, true, np.array([2010.5, 2011, 1990, 2009.25, 2014]))
+    figure = mistakes_plot(images, true, np.array([2010.5, 2011, 1990, 2009.25, 2014]))
     shown = [axes for axes in figure.axes if axes.images]
     assert [int(axes.images[0].get_array()[0, 0]) for axes in shown] == [3, 4, 0]
     assert shown[0].get_title() == "2009.2\ntrue: 2012"
@@ -307,7 +313,7 @@ def test_curves_show_the_absolute_error_and_its_lowest_value():
         {"epoch": epoch, "train": {"loss": 1, "MAE": 3}, "validation": {"loss": 1, "MAE": error}}
         for epoch, error in ((1, 2.5), (2, 1.5), (3, 2.0))
     ]
-    _, axes = figures.training_curves(epochs, Regression().directions).axes
+    _, axes = training_curves(epochs, Regression().directions).axes
     assert axes.get_title(loc="left") == "MAE"
     assert "lowest in validation: 1.5000, epoch 2" in [text.get_text() for text in axes.texts]
 

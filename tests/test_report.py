@@ -23,17 +23,21 @@ from cnn_research.core.config import to_dict
 from cnn_research.core.errors import UserError
 from cnn_research.core.experiment import lookup
 from cnn_research.core.metrics_log import by_epoch
-from cnn_research.report import plots as figures
+from cnn_research.inference.predict import predictions_plot
+from cnn_research.report import plots
 from cnn_research.report.change_log import WIDEST_COLUMN, change_log
 from cnn_research.report.compare import main
 from cnn_research.report.html import write_page
 from cnn_research.report.markdown import markdown_table
 from cnn_research.report.page import write_report
 from cnn_research.report.runs import group_runs, read_run, run_folders
+from cnn_research.tasks import classification
 from cnn_research.tasks.classification import Classification, ClassPredictions
 from cnn_research.tasks.histogram import Histogram
 from cnn_research.tasks.multi_head import MultiHead
-from cnn_research.tasks.regression import Regression
+from cnn_research.tasks.regression import Regression, estimates_plot
+from cnn_research.workflows.palette.colour_naming import named_pixels_plot
+from cnn_research.workflows.palette.purification import image_rows_plot
 
 NAMES = ("bag", "coat", "shirt")
 
@@ -66,7 +70,7 @@ def lines(axes: Any) -> dict[str, list[tuple[float, float]]]:
 
 
 def test_curves_show_each_epoch_once_with_rows_weighted_by_their_examples():
-    loss, accuracy = figures.training_curves(by_epoch(HISTORY), DIRECTIONS).axes
+    loss, accuracy = plots.training_curves(by_epoch(HISTORY), DIRECTIONS).axes
     assert lines(loss) == {"training": [(1, 2.5), (2, 0.5)], "validation": [(1, 0.75), (2, 0.875)]}
     assert lines(accuracy)["training"] == [(1, pytest.approx(0.1)), (2, 0.8)]
     assert "lowest in validation: 0.7500, epoch 1" in [text.get_text() for text in loss.texts]
@@ -75,14 +79,14 @@ def test_curves_show_each_epoch_once_with_rows_weighted_by_their_examples():
 
 def test_curves_of_a_run_without_validation_or_accuracy_or_with_nan():
     history = [{"step": 1, "epoch": 1.0, "split": "train", "loss": float("nan"), "count": 4}]
-    (axes,) = figures.training_curves(by_epoch(history), DIRECTIONS).axes
+    (axes,) = plots.training_curves(by_epoch(history), DIRECTIONS).axes
     assert list(lines(axes)) == ["training"]
     assert axes.get_xlim() == (0.6, 1.4)
 
 
 def test_confusion_matrix_colours_are_shares_of_the_row_and_cells_hold_counts():
     matrix = np.array([[3, 1, 0], [0, 0, 0], [0, 2, 8]])
-    axes = figures.confusion_matrix(matrix, NAMES).axes[0]
+    axes = classification.confusion_matrix_plot(matrix, NAMES).axes[0]
     (picture,) = axes.images
     expected = [[0.75, 0.25, 0], [0, 0, 0], [0, 0.2, 0.8]]  # a class without examples has no share
     np.testing.assert_allclose(picture.get_array(), expected)
@@ -92,7 +96,9 @@ def test_confusion_matrix_colours_are_shares_of_the_row_and_cells_hold_counts():
 
 
 def test_confusion_matrix_of_many_classes_has_no_text_in_cells():
-    figure = figures.confusion_matrix(np.eye(31, dtype=int), [f"class {i}" for i in range(31)])
+    figure = classification.confusion_matrix_plot(
+        np.eye(31, dtype=int), [f"class {i}" for i in range(31)]
+    )
     assert not figure.axes[0].texts
     assert len(figure.axes[0].get_xticklabels()) == 31
 
@@ -102,7 +108,7 @@ def test_no_label_of_a_confusion_matrix_is_cut_off(classes):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     names = [f"a class of some name, {index}" for index in range(classes)]
-    figure = figures.confusion_matrix(np.eye(classes, dtype=int), names)
+    figure = classification.confusion_matrix_plot(np.eye(classes, dtype=int), names)
     FigureCanvasAgg(figure).draw()
     axes = figure.axes[0]
     for label in [*axes.get_xticklabels(), *axes.get_yticklabels(), axes.xaxis.label]:
@@ -113,7 +119,7 @@ def test_no_label_of_a_confusion_matrix_is_cut_off(classes):
 
 def test_mistakes_come_by_confidence_and_without_correct_or_unlabelled_examples():
     images = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1) * np.ones((1, 4, 4, 1), np.uint8)
-    figure = figures.mistakes(
+    figure = classification.mistakes_plot(
         images,
         labels=np.array([0, 1, 2, -1, 0]),
         predictions=np.array([1, 1, 0, 0, 2]),
@@ -128,7 +134,7 @@ def test_mistakes_come_by_confidence_and_without_correct_or_unlabelled_examples(
 
 
 def test_mistakes_of_a_perfect_model_says_so():
-    figure = figures.mistakes(
+    figure = classification.mistakes_plot(
         np.zeros((2, 4, 4, 3), np.uint8), np.arange(2), np.arange(2), np.ones(2), NAMES
     )
     assert [text.get_text() for text in figure.texts] == ["No mistakes."]
@@ -344,15 +350,15 @@ def test_what_data_calls_things_is_no_formula_in_figures():
     shares = np.full((2, 2), 0.5)
     epoch = {"epoch": 1, "train": {"loss": 1.0, "a$_$b accuracy": 1.0}, "validation": {}}
     for figure in (
-        figures.confusion_matrix(np.array([[1, 1], [1, 1]]), odd),
-        figures.mistakes(pixels, labels, said, np.ones(4), odd),
-        figures.confusions(pixels, labels, said, [(0, 1), (1, 0)], odd),
-        figures.predictions(list(pixels[:1]), odd[:1], odd[1:], [[(pixels[0], odd[0])]]),
-        figures.estimates(shares[0], shares[1], odd[0], 0.5),
-        figures.named_pixels(np.zeros((4, 4, 3), np.uint8), np.array([[0, 1]]), odd),
-        figures.image_rows({odd[0]: pixels}),
-        figures.training_curves([epoch], DIRECTIONS),
-        figures.compared_curves({odd[0]: [by_epoch(HISTORY)]}, DIRECTIONS),
+        classification.confusion_matrix_plot(np.array([[1, 1], [1, 1]]), odd),
+        classification.mistakes_plot(pixels, labels, said, np.ones(4), odd),
+        classification.confusions_plot(pixels, labels, said, [(0, 1), (1, 0)], odd),
+        predictions_plot(list(pixels[:1]), odd[:1], odd[1:], [[(pixels[0], odd[0])]]),
+        estimates_plot(shares[0], shares[1], odd[0], 0.5),
+        named_pixels_plot(np.zeros((4, 4, 3), np.uint8), np.array([[0, 1]]), odd),
+        image_rows_plot({odd[0]: pixels}),
+        plots.training_curves([epoch], DIRECTIONS),
+        plots.compared_curves({odd[0]: [by_epoch(HISTORY)]}, DIRECTIONS),
     ):
         figure.savefig(io.BytesIO(), format="png")
 
@@ -632,9 +638,9 @@ def test_log_as_html_has_the_table_and_a_line_per_config_in_one_file(tmp_path, m
         row = {"step": 10, "epoch": 1.0, "split": "validation", "accuracy": number / 4}
         rows = [row, {**row, "step": 20, "epoch": 2.0, "accuracy": 1.0}]
         (run / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
-    drawn, original = [], figures.compared_curves
+    drawn, original = [], plots.compared_curves
     monkeypatch.setattr(
-        figures, "compared_curves", lambda *given: drawn.append(original(*given)) or drawn[0]
+        plots, "compared_curves", lambda *given: drawn.append(original(*given)) or drawn[0]
     )
     path = tmp_path / "log.html"
     assert main([*map(str, runs), f"--output={path}"]) == 0

@@ -10,10 +10,11 @@ import csv
 import dataclasses
 import glob
 import json
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -35,9 +36,13 @@ from cnn_research.data.images import (
 from cnn_research.data.prepare.files import files_below
 from cnn_research.ops.batching import apply_in_batches
 from cnn_research.report.markdown import markdown_table
+from cnn_research.report.plots import GREY, VERBATIM, blank_grid, shortened, show_image
 from cnn_research.tasks.decode import Answer
 from cnn_research.train.config import Training
 from cnn_research.train.trained import TrainedModel
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FOLDER = "predictions"
 SHOWN = 24
@@ -304,12 +309,48 @@ def _write_table(file: Path, predictions: Sequence[Prediction]) -> None:
 
 
 def _write_picture(file: Path, predictions: Sequence[Prediction], nearest: Nearest | None) -> None:
-    from cnn_research.report import plots
-
     titles = ["\n".join(answer.text for answer in each.answers.values()) for each in predictions]
     neighbours: list[list[tuple[np.ndarray, str]]] = []
     if nearest is not None:
         neighbours = [[nearest.titled(i) for i in each.nearest.tolist()] for each in predictions]
     images = [each.image for each in predictions if each.image is not None]
     names = [Path(each.file).name for each in predictions]
-    plots.predictions(images, names, titles, neighbours).savefig(file)
+    predictions_plot(images, names, titles, neighbours).savefig(file)
+
+
+def predictions_plot(
+    images: Sequence[np.ndarray],
+    names: Sequence[str],
+    answers: Sequence[str],
+    neighbours: Sequence[Sequence[tuple[np.ndarray, str]]],
+) -> Figure:
+    """Images with the answers to them and, in the same row, the nearest training images.
+
+    Args:
+        images: uint8 `[height, width, channels]` each.
+        names: of each image.
+        answers: to each image, a line for each head.
+        neighbours: of each image, (image, title) each; empty for a plain grid.
+    """
+    titles = [
+        "\n".join(
+            [
+                shortened(name, 22),
+                *(part for line in answer.splitlines() for part in textwrap.wrap(line, 24)),
+            ]
+        )
+        for name, answer in zip(names, answers, strict=True)
+    ]
+    lines = max(title.count("\n") + 1 for title in titles)
+    columns = 1 + len(neighbours[0]) if neighbours else min(6, len(images))
+    rows = len(images) if neighbours else -(-len(images) // columns)
+    size = (1.8 * columns, (1.7 + 0.14 * lines) * rows)
+    figure, grid = blank_grid(rows, columns, size, padding=0.08)
+    for place, (image, title) in enumerate(zip(images, titles, strict=True)):
+        axes = grid[place, 0] if neighbours else grid.ravel()[place]
+        show_image(axes, image)
+        axes.set_title(title, fontsize=7.5, linespacing=1.3, fontweight="bold", **VERBATIM)
+        for column, (near, said) in enumerate(neighbours[place] if neighbours else (), start=1):
+            show_image(grid[place, column], near)
+            grid[place, column].set_title(said, fontsize=7, linespacing=1.3, color=GREY, **VERBATIM)
+    return figure

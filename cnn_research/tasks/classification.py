@@ -16,14 +16,20 @@ from cnn_research.core.errors import UsageError, UserError
 from cnn_research.data.dataset import MISSING, UNSEEN
 from cnn_research.report.markdown import markdown_table
 from cnn_research.report.page import Predictions
+from cnn_research.report.plots import VERBATIM, image_grid, no_mistakes, shortened, show_image
 from cnn_research.tasks.task import FittedTask, Sums
 
 if TYPE_CHECKING:
     import jax
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from cnn_research.data.dataset import Dataset
 
 MOST_PAIRS = 10
+MOST_MISTAKES = 24
+MOST_CLASSES_WITH_COUNTS = 30
+CONFUSED_ROWS, CONFUSED_COLUMNS = 6, 3
 UNSEEN_NAME = "(unseen)"
 """What reports call all labels that training has not seen."""
 
@@ -296,8 +302,6 @@ class ClassPredictions(Predictions):
 
     def page(self, folder: Path, suffix: str, images: np.ndarray | None) -> Iterator[str]:
         """The classification report, the confusion matrix and the worst mistakes."""
-        from cnn_research.report import plots as figures
-
         labels, _ = self.known()
         unseen = int((~self._seen(labels)).sum())
         if unseen:
@@ -311,7 +315,7 @@ class ClassPredictions(Predictions):
 
         matrix = self.confusion_counts()
         name = f"confusion_matrix{suffix}.png"
-        figures.confusion_matrix(matrix, self.class_names).savefig(folder / name)
+        confusion_matrix_plot(matrix, self.class_names).savefig(folder / name)
         yield f"![Confusion matrix: true classes down, predicted ones across]({name})"
         pairs = _most_confused(matrix)
         if pairs:
@@ -332,12 +336,12 @@ class ClassPredictions(Predictions):
         predicted = self.logits.argmax(axis=1)
         if pairs:
             name = f"confusions{suffix}.png"
-            figures.confusions(images, self.labels, predicted, pairs, self.class_names).savefig(
+            confusions_plot(images, self.labels, predicted, pairs, self.class_names).savefig(
                 folder / name
             )
             yield f"![Images of the confused pairs, beside those of the predicted class]({name})"
         name = f"mistakes{suffix}.png"
-        figures.mistakes(
+        mistakes_plot(
             images,
             np.where(self.labels == UNSEEN, len(self.class_names), self.labels),
             predicted,
@@ -405,3 +409,153 @@ def _most_confused(matrix: np.ndarray) -> list[tuple[int, int]]:
         for true, predicted in zip(rows.tolist(), columns.tolist(), strict=True)
         if confusions[true, predicted]
     ]
+
+
+def confusion_matrix_plot(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
+    """Counts of (true class, predicted class); the colours are shares of the true class.
+
+    Args:
+        matrix: int `[classes, classes]`; a row is a true class, a column a predicted one.
+        class_names: one for each class.
+
+    Returns:
+        A figure that grows with the classes; the counts are written into the cells of up to
+        30 classes.
+    """
+    from matplotlib.colors import PowerNorm
+    from matplotlib.figure import Figure
+
+    classes = len(class_names)
+    with_counts = classes <= MOST_CLASSES_WITH_COUNTS
+    cell = 0.4 if with_counts else 0.17  # inches: four digits, or one line of small type
+    font = 8 if with_counts else 6
+    names = [shortened(name, 24) for name in class_names]
+    margin = 1.2 + 0.012 * font * max(map(len, names))  # the labels, and the bar of colours
+    side = max(3.2, cell * classes + margin)
+    figure = Figure(figsize=(side + 0.9, side), dpi=144, layout="constrained")
+    axes = figure.subplots()
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    # By the square root: a hundredth of a class, once confused, is to be seen.
+    scale = PowerNorm(0.5, vmin=0, vmax=1)
+    picture = axes.imshow(shares, cmap="Blues", norm=scale)
+    _class_ticks(axes, names, font, slanted=with_counts)
+    if with_counts:
+        for row, column in zip(*np.nonzero(matrix), strict=True):
+            axes.text(
+                column,
+                row,
+                f"{matrix[row, column]}",
+                ha="center",
+                va="center",
+                fontsize=font,
+                color="white" if scale(shares[row, column]) > 0.6 else "black",
+            )
+    bar = figure.colorbar(picture, ax=axes, shrink=0.6, pad=0.02)
+    bar.set_ticks([0, 0.01, 0.05, 0.2, 0.5, 1])
+    bar.set_label("share of the true class", fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+    bar.outline.set_visible(False)
+    return figure
+
+
+def _class_ticks(axes: Axes, names: Sequence[str], font: int, slanted: bool) -> None:
+    """Labels both axes with the classes, and draws lines between their cells."""
+    ticks = np.arange(len(names))
+    # Slanted names need room between them; upright ones fit over any column.
+    slant: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    if not slanted:
+        slant = {"rotation": 90}
+    elif max(map(len, names)) <= 3:
+        slant = {}
+    axes.set_xticks(ticks, names, fontsize=font, **slant, **VERBATIM)
+    axes.set_yticks(ticks, names, fontsize=font, **VERBATIM)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    # Lines between the cells, drawn as a grid of minor ticks.
+    axes.set_xticks(ticks[1:] - 0.5, minor=True)
+    axes.set_yticks(ticks[1:] - 0.5, minor=True)
+    axes.grid(which="minor", color="#EEEEEE", linewidth=0.6)
+    axes.tick_params(which="minor", length=0)
+
+
+def mistakes_plot(
+    images: np.ndarray,
+    labels: np.ndarray,
+    predictions: np.ndarray,
+    probabilities: np.ndarray,
+    class_names: Sequence[str],
+) -> Figure:
+    """The mistakes that were made with most confidence, the worst first.
+
+    Args:
+        images: uint8 `[examples, height, width, channels]`, all examples; few are read.
+        labels: int `[examples]`; -1, not known, is no mistake.
+        predictions: int `[examples]`.
+        probabilities: float `[examples]`, that of the predicted class.
+        class_names: one for each class.
+
+    Returns:
+        A grid of up to 24 images, each with its predicted class, probability and true class.
+    """
+    wrong = np.flatnonzero((labels != MISSING) & (predictions != labels))
+    # A stable sort: of equal probabilities, the earlier example comes first.
+    worst = wrong[np.argsort(-probabilities[wrong], kind="stable")][:MOST_MISTAKES]
+    if not worst.size:
+        return no_mistakes()
+    return image_grid(
+        images[worst],
+        [
+            f"{shortened(class_names[predictions[index]], 15)}, {probabilities[index]:.0%}\n"
+            f"true: {shortened(class_names[labels[index]], 16)}"
+            for index in worst
+        ],
+    )
+
+
+def confusions_plot(
+    images: np.ndarray,
+    labels: np.ndarray,
+    predictions: np.ndarray,
+    pairs: Sequence[tuple[int, int]],
+    class_names: Sequence[str],
+) -> Figure:
+    """Pairs of classes that are confused: images of the one, beside images of the other.
+
+    Args:
+        images: uint8 `[examples, height, width, channels]`, all examples; few are read.
+        labels: int `[examples]`.
+        predictions: int `[examples]`.
+        pairs: (true class, predicted class) each; up to 6 are shown.
+        class_names: one for each class.
+
+    Returns:
+        A row for each pair: on the left examples of the true class that were taken for the other,
+        on the right examples of that other.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    shown = pairs[:CONFUSED_ROWS]
+    height = 1.9 * len(shown)
+    figure = Figure(
+        figsize=(1.6 * 2 * CONFUSED_COLUMNS + 0.4, height),
+        dpi=144,
+        layout=ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.04),
+    )
+    rows: Any = figure.subfigures(len(shown), 1, squeeze=False)
+    for row, (true, predicted) in zip(rows.ravel(), shown, strict=True):
+        left = np.flatnonzero((labels == true) & (predictions == predicted))
+        of_other = np.flatnonzero(labels == predicted)
+        # Those that were recognised first: a label may be wrong.
+        right = of_other[np.argsort(predictions[of_other] != predicted, kind="stable")]
+        titles = (
+            f"{shortened(class_names[true], 28)}, taken for",
+            shortened(class_names[predicted], 34),
+        )
+        for half, chosen, title in zip(row.subfigures(1, 2), (left, right), titles, strict=True):
+            half.suptitle(title, fontsize=9, **VERBATIM)
+            for axes, place in zip(half.subplots(1, CONFUSED_COLUMNS), range(len(images))):
+                axes.set_axis_off()
+                if place < len(chosen):
+                    show_image(axes, images[chosen[place]])
+    return figure

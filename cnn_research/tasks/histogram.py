@@ -14,13 +14,16 @@ from scipy.special import softmax
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UserError
 from cnn_research.report.page import Predictions
+from cnn_research.report.plots import GREY, blank_grid, show_image
 from cnn_research.tasks.task import FittedTask, Sums, Task
 
 if TYPE_CHECKING:
     import jax
+    from matplotlib.figure import Figure
 
     from cnn_research.data.dataset import Dataset
 
+MOST_IMAGES = 24
 LEAST = 1e-12
 """Stands for a share of 0 under a logarithm."""
 
@@ -165,10 +168,8 @@ class HistogramPredictions(Predictions):
 
     def page(self, folder: Path, suffix: str, images: np.ndarray | None) -> Iterator[str]:
         """The clusters in the cube of colours, and histograms beside their images."""
-        from cnn_research.report import plots as figures
-
         name = f"clusters{suffix}.png"
-        figures.colour_cube(self.colours, self.mean).savefig(folder / name)
+        colour_cube_plot(self.colours, self.mean).savefig(folder / name)
         yield (
             "The loss is the cross-entropy, which no estimate can bring below the entropy of the "
             "true histograms. `gap closed` is the share of the way from always saying the training "
@@ -179,6 +180,64 @@ class HistogramPredictions(Predictions):
         yield f"![Clusters in the cube of colours]({name})"
         if images is not None:
             name = f"histograms{suffix}.png"
-            figures.histograms(images, self.true, self.shares, self.colours).savefig(folder / name)
+            histograms_plot(images, self.true, self.shares, self.colours).savefig(folder / name)
             yield "Images, their histograms, and below what was estimated, from good to bad:"
             yield f"![Images with true and estimated histograms]({name})"
+
+
+def colour_cube_plot(colours: Sequence[str], shares: np.ndarray) -> Figure:
+    """Clusters in the RGB cube: document 000's figure 5.
+
+    Args:
+        colours: of each cluster, as hex.
+        shares: of each, float `[clusters]`: the area of its point.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.6), dpi=144, layout="constrained")
+    points = np.array([[int(hexed[at : at + 2], 16) for at in (1, 3, 5)] for hexed in colours])
+    for place, azimuth in enumerate((35, 125), 1):
+        axes: Any = figure.add_subplot(1, 2, place, projection="3d")
+        areas = 12 + 120 * shares / shares.max()
+        axes.scatter(
+            *points.T, c=list(colours), s=areas, edgecolors=GREY, linewidths=0.3, depthshade=False
+        )
+        axes.set_box_aspect((1, 1, 1), zoom=0.82)  # else a label is cut off
+        axes.view_init(elev=22, azim=azimuth)
+        for name in "xyz":
+            axes.set(**{f"{name}lim": (0, 255), f"{name}ticks": (0, 128, 255)})
+        axes.set_xlabel("red")
+        axes.set_ylabel("green")
+        axes.set_zlabel("blue")
+        axes.tick_params(labelsize=7)
+    return figure
+
+
+def histograms_plot(
+    images: np.ndarray, true: np.ndarray, estimated: np.ndarray, colours: Sequence[str]
+) -> Figure:
+    """Images with their histograms as strips of colour, as wide as their share.
+
+    They are equally spaced in how well the estimate fits, the best first.
+
+    Args:
+        images: uint8 `[examples, height, width, 3]`.
+        true: the share of each cluster, float `[examples, clusters]`.
+        estimated: the same, as estimated; shown in the lower strip.
+        colours: of each cluster, as hex.
+    """
+    overlap = np.minimum(true, estimated).sum(axis=1)
+    order = np.argsort(-overlap, kind="stable")
+    shown = order[np.linspace(0, len(order) - 1, min(MOST_IMAGES, len(order))).astype(int)]
+    columns = 3
+    rows = -(-len(shown) // columns)
+    size = (3.6 * columns, 1.15 * rows)
+    figure, grid = blank_grid(rows, 2 * columns, size, width_ratios=[1, 2.6] * columns)
+    for index, (picture, strips) in zip(shown, grid.reshape(-1, 2), strict=False):
+        show_image(picture, images[index])
+        strips.set_title(f"overlap {overlap[index]:.0%}", fontsize=7.5, loc="left", pad=2)
+        for height, shares in ((1, true[index]), (0, estimated[index])):
+            ends = np.cumsum(shares)
+            strips.barh(height, shares, left=ends - shares, height=0.9, color=list(colours))
+        strips.set_xlim(0, 1)
+    return figure

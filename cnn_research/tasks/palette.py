@@ -15,17 +15,20 @@ from cnn_research.core.errors import UsageError, UserError
 from cnn_research.data.dataset import PALETTE
 from cnn_research.data.images import decode, printable
 from cnn_research.report.page import Predictions
+from cnn_research.report.plots import blank_grid, show_image
 from cnn_research.tasks.decode import DIGITS, Answer, PaletteColours, palette_of
 from cnn_research.tasks.task import PIXELS, FittedTask, Sums, Task
 
 if TYPE_CHECKING:
     import jax
     from flax import linen as nn
+    from matplotlib.figure import Figure
 
     from cnn_research.data.dataset import Dataset
 
 LOOKED_AT = 32
 """About so many rows and columns of an image's pixels are compared with its palette."""
+MOST_IMAGES = 24
 STRIP = 0.2
 """The height of the strip of colours below an image, as a share of the image's."""
 SHOWN = 3
@@ -247,8 +250,6 @@ class PalettePredictions(Predictions):
 
     def page(self, folder: Path, suffix: str, images: np.ndarray | None) -> Iterator[str]:
         """Images with their palettes."""
-        from cnn_research.report import plots as figures
-
         if self.people is None:
             yield (
                 "The loss is the mean CIEDE2000 from about 1,000 pixels of each image, on a grid, "
@@ -267,8 +268,32 @@ class PalettePredictions(Predictions):
             rows = {"network": [palette.rgb for palette in self.palettes], "person": made}
         if images is not None:
             name = f"palettes{suffix}.png"
-            figures.palettes(images, rows).savefig(folder / name)
+            palettes_plot(images, rows).savefig(folder / name)
             yield f"![Images with their palettes]({name})"
+
+
+def palettes_plot(images: np.ndarray, rows: Mapping[str, Sequence[np.ndarray]]) -> Figure:
+    """Images, and below each its palettes as strips.
+
+    Args:
+        images: uint8 `[examples, height, width, 3]`; so many as there is room for are shown.
+        rows: per title, the palette of each image, uint8 `[colours, 3]`.
+    """
+    shown = min(MOST_IMAGES, len(images))
+    columns = min(6, shown)
+    lines = -(-shown // columns)
+    strips = len(rows)
+    heights = [5.0, *[1.0] * strips] * lines
+    size = (2 * columns, (1.6 + 0.3 * strips) * lines)
+    figure, grid = blank_grid(len(heights), columns, size, height_ratios=heights)
+    for index in range(shown):
+        line, column = divmod(index, columns)
+        picture, *below = grid[line * (1 + strips) :, column][: 1 + strips]
+        show_image(picture, images[index])
+        for axes, (title, of_images) in zip(below, rows.items(), strict=True):
+            axes.imshow(of_images[index][None], aspect="auto")
+            axes.set_title(title, fontsize=6, loc="left", pad=1)
+    return figure
 
 
 def palette_answer(palette: PaletteColours) -> Answer:

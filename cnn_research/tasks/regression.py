@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,12 +13,16 @@ import numpy as np
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.report.page import Predictions
+from cnn_research.report.plots import GREY, SERIES, VERBATIM, image_grid, no_mistakes
 from cnn_research.tasks.task import FittedTask, Sums, Task
 
 if TYPE_CHECKING:
     import jax
+    from matplotlib.figure import Figure
 
     from cnn_research.data.dataset import Dataset
+
+MOST_MISTAKES = 24
 
 
 @register_config
@@ -188,11 +193,9 @@ class NumberPredictions(Predictions):
 
     def page(self, folder: Path, suffix: str, images: np.ndarray | None) -> Iterator[str]:
         """The estimates against the true numbers, and the worst of them as pictures."""
-        from cnn_research.report import plots as figures
-
         true, predicted = self.known()
         name = f"estimates{suffix}.png"
-        figures.estimates(true, predicted, self.name, self.training_mean).savefig(folder / name)
+        estimates_plot(true, predicted, self.name, self.training_mean).savefig(folder / name)
         yield (
             "MAE is the mean absolute error, RMSE the root of the mean squared error, both in the "
             f"unit of {self.name}, and beside them those of always saying the training mean; R2 is "
@@ -201,7 +204,7 @@ class NumberPredictions(Predictions):
         yield f"![Estimates against true numbers]({name})"
         if images is not None:
             name = f"mistakes{suffix}.png"
-            figures.number_mistakes(images, self.numbers, self.predicted).savefig(folder / name)
+            mistakes_plot(images, self.numbers, self.predicted).savefig(folder / name)
             yield "The estimates that are farthest off:"
             yield f"![Images whose estimates are farthest off]({name})"
 
@@ -209,3 +212,79 @@ class NumberPredictions(Predictions):
         """True and estimated numbers, float64 `[known]` each, of the examples with a number."""
         known = ~np.isnan(self.numbers)
         return self.numbers[known].astype(np.float64), self.predicted[known]
+
+
+def estimates_plot(
+    true: np.ndarray, predicted: np.ndarray, name: str, training_mean: float
+) -> Figure:
+    """Estimated numbers against true ones, a point for each example.
+
+    Args:
+        true: float `[examples]`.
+        predicted: float `[examples]`.
+        name: what the numbers are; it labels the axes.
+        training_mean: marked: the estimate of who sees no image.
+
+    Returns:
+        A square figure with equal axes and the line on which all points would lie. Where the true
+        numbers are whole, their points are spread sideways, or they would hide each other.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    whole = bool((true == np.round(true)).all())
+    # Steps of the golden ratio fill a column evenly, and the same each time.
+    aside = 0.6 * (np.arange(len(true)) * 0.618034 % 1 - 0.5) if whole else 0
+    low, high = (f([f(true), f(predicted)]) for f in (np.min, np.max))
+    margin = 0.05 * (high - low) or 1.0
+    limits = (low - margin, high + margin)
+    figure = Figure(figsize=(4.8, 4.8), dpi=144, layout="constrained")
+    axes = figure.subplots()
+    faint = float(np.clip(300 / len(true), 0.08, 0.8))
+    axes.scatter(true + aside, predicted, s=6, alpha=faint, color=SERIES[0], linewidths=0)
+    axes.axline((low, low), slope=1, color=GREY, linewidth=1.2, label="estimated = true")
+    axes.axhline(
+        training_mean, color=SERIES[1], linestyle="--", linewidth=1.2, label="training mean"
+    )
+    axes.set(xlim=limits, ylim=limits, aspect="equal")
+    spread = " (points spread sideways)" if whole else ""
+    axes.set_xlabel(f"true {name}{spread}", **VERBATIM)
+    axes.set_ylabel(f"estimated {name}", **VERBATIM)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(7, integer=whole))
+    axes.ticklabel_format(useOffset=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9, loc="upper left")
+    return figure
+
+
+def mistakes_plot(images: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> Figure:
+    """The estimates that are farthest from the true numbers, the worst first.
+
+    Args:
+        images: uint8 `[examples, height, width, channels]`, all examples; few are read.
+        true: float `[examples]`; NaN, not known, is no mistake.
+        predicted: float `[examples]`.
+
+    Returns:
+        A grid of up to 24 images, each with its estimated and its true number.
+    """
+    errors = np.abs(np.nan_to_num(predicted - true))
+    worst = np.argsort(-errors, kind="stable")[:MOST_MISTAKES]
+    worst = worst[errors[worst] > 0]
+    digits = _digits(np.nanstd(true))
+    titles = [
+        f"{_rounded(predicted[index], digits)}\ntrue: {_rounded(true[index], digits)}"
+        for index in worst
+    ]
+    return image_grid(images[worst], titles) if worst.size else no_mistakes()
+
+
+def _digits(spread: float) -> int:
+    """How many digits after the point show differences of a hundredth of the spread."""
+    return max(0, 1 - math.floor(math.log10(spread))) if spread > 0 else 0
+
+
+def _rounded(number: float, digits: int) -> str:
+    """A number with so many digits after the point at most, and no zeros at its end."""
+    return np.format_float_positional(round(float(number), digits), trim="-")

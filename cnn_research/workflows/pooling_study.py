@@ -7,7 +7,7 @@ import functools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
@@ -18,10 +18,13 @@ from cnn_research.core.errors import UsageError
 from cnn_research.core.experiment import Experiment, Result
 from cnn_research.data.dataset import Split
 from cnn_research.report.markdown import markdown_table
-from cnn_research.report.plots import kinds_accuracy, shifted_accuracy
+from cnn_research.report.plots import MARKERS, SERIES, plain_axes
 from cnn_research.report.runs import mean_and_deviation
 from cnn_research.train.config import Training
 from cnn_research.workflows import pipeline
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RESULTS = "results.json"
 ACCURACY = "accuracy.json"
@@ -159,3 +162,53 @@ def write(study: PoolingStudy, workdir: Path, accuracy: Mapping[str, list[list[f
         folders.write_json(workdir / RESULTS, results)
     means = {kind: np.mean(values, axis=0)[still] for kind, values in accuracy.items()}
     return Result(workdir, 0, {kind: {"accuracy": float(mean)} for kind, mean in means.items()})
+
+
+def shifted_accuracy(
+    shifts: Sequence[int], accuracy: Mapping[str, Sequence[Sequence[float]]]
+) -> Figure:
+    """Accuracy against the shift of images, a line per kind of network and a band over its seeds.
+
+    Args:
+        shifts: in pixels.
+        accuracy: per kind, per seed, the accuracy at each shift.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.0), dpi=144, layout="constrained")
+    axes = figure.subplots()
+    for (kind, values), color, marker in zip(accuracy.items(), SERIES, MARKERS):
+        mean = np.mean(values, axis=0)
+        axes.fill_between(
+            shifts, np.min(values, axis=0), np.max(values, axis=0), color=color, alpha=0.2, lw=0
+        )
+        axes.plot(shifts, mean, color=color, marker=marker, markersize=4, linewidth=1.8, label=kind)
+    axes.set_xlabel("images moved to the right by, pixels")
+    axes.set_ylabel("test accuracy")
+    axes.set_ylim(0, 1)
+    axes.legend(frameon=False, title="pooling", alignment="left")
+    plain_axes(axes)
+    return figure
+
+
+def kinds_accuracy(accuracy: Mapping[str, Sequence[float]]) -> Figure:
+    """The accuracy of each kind of network: a point per seed, and their mean.
+
+    Args:
+        accuracy: per kind, per seed.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.5 * len(accuracy) + 1.8, 3.6), dpi=144, layout="constrained")
+    axes = figure.subplots()
+    for place, (values, color) in enumerate(zip(accuracy.values(), SERIES)):
+        mean = float(np.mean(values))
+        axes.scatter([place] * len(values), values, color=color, s=28, alpha=0.7, linewidths=0)
+        axes.plot([place - 0.2, place + 0.2], [mean, mean], color=color, linewidth=2)
+        axes.annotate(f"{mean:.4f}", (place + 0.24, mean), va="center", fontsize=9)
+    axes.set_xticks(range(len(accuracy)), list(accuracy))
+    axes.set_xlim(-0.5, len(accuracy) - 0.2)
+    axes.set_xlabel("pooling")
+    axes.set_ylabel("test accuracy")
+    plain_axes(axes)
+    return figure

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from cnn_research.models.layer_outputs import Exciting, Layer
-from cnn_research.workflows.galleries.gallery import GREY
+from cnn_research.report.plots import GREY, shortened
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -152,11 +152,6 @@ def filter_slices(kernel: np.ndarray, slices: int, colour: bool) -> list[np.ndar
     pixels = 127.5 + 127.5 * shown / max(float(abs(shown).max()), 1e-12)
     pixels = np.round(pixels).astype(np.uint8)
     return [pixels] if colour else [pixels[..., at] for at in range(slices)]
-
-
-def shortened(name: str, length: int) -> str:
-    """The name, or its beginning."""
-    return name if len(name) <= length else name[: length - 1] + "…"
 
 
 def cams_figure(

@@ -24,7 +24,8 @@ from cnn_research.ops.filters import (
     gaussian,
     output_size,
 )
-from cnn_research.workflows.galleries.gallery import GREY, Page, grid, new_page, photographs, show
+from cnn_research.report.plots import GREY
+from cnn_research.workflows.galleries.gallery import Page, grid, new_page, photographs, show
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,6 +15,7 @@ from cnn_research.core.config import flatten, to_dict
 from cnn_research.core.experiment import Experiment
 from cnn_research.data.images import decode
 from cnn_research.report.html import MARKDOWN, write_page
+from cnn_research.report.plots import GREY, VERBATIM
 from cnn_research.report.writers import MetricsWriter
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 REPORT_FOLDER = "report"
 SAMPLES = ("china.jpg", "flower.jpg")
 """The photographs that ship with scikit-learn."""
-GREY = "#555555"
 
 
 @dataclasses.dataclass
@@ -128,7 +128,7 @@ def grid(
         fontsize=13,
         fontweight="bold",
         va="top",
-        parse_math=False,
+        **VERBATIM,
     )
     figure.text(
         *(0.1 / width, 1 - 0.4 / height, subtitle),
@@ -136,7 +136,7 @@ def grid(
         color=GREY,
         va="top",
         linespacing=1.45,
-        parse_math=False,
+        **VERBATIM,
     )
     axes = figure.subplots(rows, columns, squeeze=False)
     for each in axes.ravel():
@@ -161,7 +161,7 @@ def show(axes: Axes, pixels: np.ndarray, title: str = "", note: str = "", **how:
     # Small images are to show their pixels, large ones not to flicker.
     smooth = "nearest" if max(pixels.shape[:2]) <= 256 else "auto"
     axes.imshow(pixels, **{"interpolation": smooth, **how})
-    axes.set_title(title, fontsize=10, parse_math=False)
+    axes.set_title(title, fontsize=10, **VERBATIM)
     if note:
         axes.text(
             *(0.5, -0.04, note),
@@ -171,5 +171,5 @@ def show(axes: Axes, pixels: np.ndarray, title: str = "", note: str = "", **how:
             family="DejaVu Sans Mono",
             fontsize=8,
             linespacing=1.2,
-            parse_math=False,
+            **VERBATIM,
         )

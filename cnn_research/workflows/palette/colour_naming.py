@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -18,9 +19,12 @@ from cnn_research.core.experiment import Result
 from cnn_research.data.images import BadImage, decode, printable, resized
 from cnn_research.inference.predict import FOLDER, image_files, stems
 from cnn_research.ops.batching import apply_in_batches
-from cnn_research.report import plots as figures
+from cnn_research.report.plots import GREY, verbatim_legend
 from cnn_research.train.trained import TrainedModel
 from cnn_research.workflows.palette.purification import Purification, last_round
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LONGEST = 240
 """Sides of images that are longer are reduced to so many pixels first."""
@@ -59,7 +63,7 @@ def name_pixels(experiment: Purification, workdir: Path, source: str) -> Result:
                 shares = np.bincount(labels.ravel(), minlength=len(names)) / labels.size
                 row = {"file": printable(file), "shares": _rounded(names, shares)}
                 lines.write(json.dumps(row, ensure_ascii=False) + "\n")
-                picture = figures.named_pixels(image, labels, names)
+                picture = named_pixels_plot(image, labels, names)
                 picture.savefig(partial / f"{stem}.png")
                 largest = ", ".join(f"{names[i]} {shares[i]:.0%}" for i in np.argsort(-shares)[:3])
                 print(f"{printable(file.name)}: {largest}")
@@ -103,3 +107,49 @@ def crops_around(image: np.ndarray, window: tuple[int, int]) -> tuple[np.ndarray
 
 def _rounded(names: Sequence[str], shares: np.ndarray) -> dict[str, float]:
     return {name: round(float(share), 4) for name, share in zip(names, shares, strict=True)}
+
+
+TERMS = {
+    **{"black": "#111111", "blue": "#1f4ee0", "brown": "#7a4a21", "green": "#1f9e3a"},
+    **{"grey": "#8c8c8c", "gray": "#8c8c8c", "orange": "#ff8a1f", "pink": "#ff8fc2"},
+    **{"purple": "#7d2fb0", "red": "#d9182b", "white": "#f7f7f7", "yellow": "#f7dc1f"},
+}
+"""What the basic colour terms are painted in."""
+
+
+def named_pixels_plot(image: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Figure:
+    """An image beside a map of its colour names, painted in these colours.
+
+    Args:
+        image: uint8 `[height, width, 3]`.
+        labels: which name each place of a grid over the image has, int `[rows, columns]`.
+        names: basic colour terms, or others, which are painted in colours of their own.
+    """
+    from matplotlib import colormaps
+    from matplotlib.colors import to_rgb
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    other = colormaps["tab20"]
+    palette = np.array(
+        [
+            to_rgb(TERMS[name.lower()]) if name.lower() in TERMS else other(index % 20)[:3]
+            for index, name in enumerate(names)
+        ]
+    )
+    height, width = image.shape[:2]
+    figure = Figure(figsize=(9, 1 + 4 * min(2.0, height / width)), dpi=120, layout="constrained")
+    picture, painted = figure.subplots(1, 2)
+    for axes in (picture, painted):
+        axes.set_axis_off()
+    picture.imshow(image)
+    painted.imshow(palette[labels], interpolation="nearest", extent=(0, width, height, 0))
+    shares = np.bincount(labels.ravel(), minlength=len(names)) / labels.size
+    handles = [
+        Patch(facecolor=palette[i], edgecolor=GREY, label=f"{names[i]} {shares[i]:.0%}")
+        for i in np.argsort(-shares, kind="stable")
+        if shares[i] >= 0.005
+    ]
+    below: dict[str, Any] = {"loc": "outside lower center", "ncols": 6}
+    verbatim_legend(figure.legend(handles=handles, **below, frameon=False, fontsize=8))
+    return figure

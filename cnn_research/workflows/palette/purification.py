@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,6 +19,7 @@ from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.experiment import Experiment, Result
 from cnn_research.models.pretrained import Pretrained
 from cnn_research.report.markdown import markdown_table
+from cnn_research.report.plots import SERIES, VERBATIM, blank_grid, plain_axes, show_image
 from cnn_research.train.config import Training
 from cnn_research.train.transfer import Transfer
 from cnn_research.workflows import pipeline
@@ -250,8 +251,6 @@ def discarded_figure(
     dataset: Dataset, head: str, labels: np.ndarray, ratios: np.ndarray, away: np.ndarray
 ) -> Any:
     """A row of discarded crops for each class, the farthest first."""
-    from cnn_research.report import plots as figures
-
     rows = {
         name: np.flatnonzero(away & (labels == label))
         for label, name in enumerate(dataset.class_names[head])
@@ -261,13 +260,11 @@ def discarded_figure(
         for name, found in rows.items()
     }
     images = dataset.splits["train"].images
-    return figures.image_rows({title: images[found[:20]] for title, found in ordered.items()})
+    return image_rows_plot({title: images[found[:20]] for title, found in ordered.items()})
 
 
 def write(experiment: Purification, workdir: Path) -> Result:
     """Writes `report/`, a page and its figure, from what the stages have left."""
-    from cnn_research.report import plots as figures
-
     rounds: dict[str, Mapping[str, Any]] = {}
     crops = ["all"]
     for number in range(experiment.rounds + 1):
@@ -287,8 +284,50 @@ def write(experiment: Purification, workdir: Path) -> Result:
     print(f"\n{table}\n")
     with pipeline.new_page(experiment, workdir, experiment.name or "Purification") as page:
         page.text(table)
-        page.picture("rounds", figures.rounds(curves), "Accuracy by round.")
+        page.picture("rounds", rounds_plot(curves), "Accuracy by round.")
         for number in range(experiment.rounds):
             page.text(f"Discarded after round {number}, the farthest first:")
             page.text(f"![Discarded crops of each class](../round_{number}/{DISCARDED})")
     return Result(workdir, 0, {name: dict(values) for name, values in rounds.items()})
+
+
+def image_rows_plot(rows: Mapping[str, np.ndarray]) -> Figure:
+    """Rows of small images, each with its title before it.
+
+    Args:
+        rows: uint8 `[images, height, width, channels]` per title; may be empty.
+    """
+    columns = max([1, *map(len, rows.values())])
+    size = (1.2 + 0.42 * columns, 0.46 * len(rows))
+    ratios = [1.2 / 0.42, *[1] * columns]
+    figure, grid = blank_grid(len(rows), columns + 1, size, width_ratios=ratios)
+    for (title, images), (first, *rest) in zip(rows.items(), grid, strict=True):
+        where: dict[str, Any] = {"ha": "right", "va": "center", "transform": first.transAxes}
+        first.text(1, 0.5, title, fontsize=7.5, **where, **VERBATIM)
+        for axes, image in zip(rest, images, strict=False):
+            show_image(axes, image)
+    return figure
+
+
+def rounds_plot(accuracy: Mapping[str, Sequence[float]]) -> Figure:
+    """The accuracy of each round, a line per split.
+
+    Args:
+        accuracy: per split, of each round.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 3.2), dpi=144, layout="constrained")
+    axes = figure.subplots()
+    for (name, values), color in zip(accuracy.items(), SERIES):
+        axes.plot(range(len(values)), values, color=color, marker="o", markersize=4, label=name)
+        axes.annotate(
+            f"{values[-1]:.3f}", (len(values) - 1, values[-1]), xytext=(6, 0),
+            textcoords="offset points", va="center", fontsize=8, color=color,
+        )  # fmt: skip
+    axes.set_xticks(range(len(next(iter(accuracy.values())))))
+    axes.set_xlabel("rounds of purification before the training")
+    axes.set_ylabel("accuracy, mean of classes")
+    axes.legend(frameon=False)
+    plain_axes(axes)
+    return figure
