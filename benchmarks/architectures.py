@@ -63,12 +63,13 @@ def step_of(name: str) -> dict[str, Any]:
     import jax
 
     from benchmarks.steps import mean_loss, noise, steps_of
-    from cnn_research import ops
+    from cnn_research.core import memory
     from cnn_research.models.registry import architectures
     from cnn_research.train.config import Training
     from cnn_research.train.optimizers import Optimizer
 
-    ops.keep_freed_memory()
+    memory.use_one_arena()
+    memory.keep_freed_memory()
     found = architectures()[name]
     experiment = Training(
         name=name,

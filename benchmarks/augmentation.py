@@ -67,13 +67,14 @@ def main(options):
     import jax.numpy as jnp
 
     from benchmarks.steps import noise, steps_of
-    from cnn_research import ops
+    from cnn_research.core import memory
     from cnn_research.core.random import example_keys, stream_key
     from cnn_research.models import ConvNet
     from cnn_research.train.config import Training
     from cnn_research.train.optimizers import Optimizer
 
-    ops.keep_freed_memory()
+    memory.use_one_arena()
+    memory.keep_freed_memory()
     shape = (options.side, options.side, 3)
     experiment = Training(
         data=noise(shape, 50, train=2 * BATCH),

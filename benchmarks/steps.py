@@ -13,7 +13,9 @@ from jax.sharding import Mesh
 from cnn_research.core.distributed import data_mesh, replicated
 from cnn_research.data.sources import Synthetic
 from cnn_research.train.config import Training
-from cnn_research.train.loop import Arrays, initial_state, make_steps, shardings_of
+from cnn_research.train.initial import initial_state, shardings_of
+from cnn_research.train.state import Arrays, StepContext
+from cnn_research.train.step import make_steps
 from cnn_research.train.trained import abstract_state, bound
 
 SCHEDULE = 1_000_000
@@ -76,7 +78,7 @@ def steps_of(experiment: Training, *, mesh: Mesh | None = None, dataset: Any = N
     on = mesh or data_mesh()
     with jax.set_mesh(on):
         if mesh is None:
-            state = initial_state(experiment, experiment.model, optimizer, dataset, on)
+            state = initial_state(experiment, optimizer, dataset.image_shape, on)
             rest = jax.device_put((arrays, seeds), replicated(on))
         else:
             state = abstract_state(experiment, dataset.image_shape, on)
@@ -84,14 +86,9 @@ def steps_of(experiment: Training, *, mesh: Mesh | None = None, dataset: Any = N
                 lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated(on)),
                 (arrays, seeds),
             )
-        jitted = make_steps(
-            experiment,
-            experiment.model,
-            optimizer,
-            len(train) * dataset.windows,
-            on,
-            where=(shardings_of(state),),
-        )
+        examples = len(train) * dataset.windows
+        context = StepContext(experiment, experiment.model, optimizer, examples, on)
+        jitted = make_steps(context, (shardings_of(state),))
     return Steps((state,), jitted, rest, on)
 
 

@@ -11,7 +11,7 @@ In a round each takes one turn of a few seconds while the others sleep: ratios a
 rounds. PyTorch runs eagerly, with channels last, and compiled; its best is what counts.
 
 Where steps are large, our side keeps memory that one step freed for the next, as training does
-there (`ops.keep_freed_memory`). PyTorch runs as it comes. It would gain from the same setting: its
+there (`core.memory`). PyTorch runs as it comes. It would gain from the same setting: its
 best mode with it is timed as well, against ours again, and stored beside the comparison as
 `pytorch_with_kept_memory`.
 
@@ -229,9 +229,10 @@ def torch_runner(name: str, mode: str) -> tuple[Callable[[int], float], int]:
 def contend(name: str, contender: str, keep_memory: bool) -> None:
     """The life of a contender: get ready, then answer each number of steps with a time."""
     if keep_memory:
-        from cnn_research import ops
+        from cnn_research.core import memory
 
-        ops.keep_freed_memory()
+        memory.use_one_arena()
+        memory.keep_freed_memory()
     run, parameters = jax_runner(name) if contender == OURS else torch_runner(name, contender)
     run(WARM_UP_STEPS)
     print(json.dumps({"parameters": parameters}), flush=True)
@@ -256,10 +257,7 @@ def measure(model: str, rounds: int) -> dict[str, Any]:
     """Milliseconds a step of every contender in every round, and what follows from them."""
     case = CASES[model]
     with contextlib.ExitStack() as stack:
-        contenders = {
-            name: contender(stack, model, name, case.keep_memory and name == OURS)
-            for name in (OURS, *THEIRS)
-        }
+        contenders = {name: contender(stack, model, name, name == OURS) for name in (OURS, *THEIRS)}
         counts = {each.ready["parameters"] for each in contenders.values()}
         if len(counts) > 1:
             raise RuntimeError(f"{model} is not the same network everywhere: {counts} parameters")

@@ -57,7 +57,6 @@ def red(
         evaluation=Evaluation(batch_size=64),
         epochs=20,
         batch_size=32,
-        keep_memory=True,
     )
 
 
@@ -148,7 +147,6 @@ def artworks_best() -> Training:
         epochs=50,
         batch_size=64,
         evaluate_every=5,
-        keep_memory=True,
     )  # fmt: skip
 
 

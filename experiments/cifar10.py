@@ -222,5 +222,4 @@ def cifar10_best() -> Training:
         batch_size=512,
         evaluation=Evaluation(mirror=True, shift=1),
         log_every=20,
-        keep_memory=True,
     )

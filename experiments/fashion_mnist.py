@@ -136,5 +136,4 @@ def fashion_mnist_best() -> Training:
         batch_size=128,
         evaluation=Evaluation(mirror=True, shift=1),
         evaluate_every=2,
-        keep_memory=True,
     )

@@ -38,7 +38,6 @@ SS_CNN = Training(
     epochs=100,
     batch_size=128,
     evaluate_every=4,
-    keep_memory=True,
 )
 
 

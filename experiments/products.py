@@ -58,7 +58,6 @@ def row(
         evaluation=Evaluation(batch_size=100),
         epochs=epochs,
         batch_size=batch_size,
-        keep_memory=True,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from cnn_research.cli.run import run
@@ -16,19 +17,24 @@ from cnn_research.data.dataset import MISSING
 from cnn_research.data.sources import Synthetic
 from cnn_research.models import MLP
 from cnn_research.tasks.regression import Regression
-from cnn_research.train import loop as runner
+from cnn_research.train.batch import draw_batch
 from cnn_research.train.config import Selection, Training
+from cnn_research.train.state import Arrays, StepContext
 from cnn_research.train.transfer import Transfer
 
 LABELS = np.array([2, 0, 0, MISSING, 0, 2, 0, 0, 5], np.int32)
 IMAGES = np.arange(9 * 4 * 4 * 3, dtype=np.uint8).reshape(9, 4, 4, 3)
 
 
+def context(experiment, examples, mesh):
+    return StepContext(experiment, experiment.model, optax.identity(), examples, mesh)
+
+
 def made(steps: int = 1, batch_size: int = 9, **fields):
     """(images, targets) of the first steps, as the model would take them."""
     experiment = Training(data=Synthetic(), model=MLP(), batch_size=batch_size, **fields)
     balanced = experiment.sampling == "balanced"
-    arrays = runner.Arrays(
+    arrays = Arrays(
         images=jnp.asarray(IMAGES),
         labels={"label": jnp.asarray(LABELS)},
         classes=jax.tree.map(jnp.asarray, class_members(LABELS)) if balanced else None,
@@ -36,7 +42,7 @@ def made(steps: int = 1, batch_size: int = 9, **fields):
     examples = len(IMAGES) * experiment.augmentation.copies
     mesh = data_mesh()
     with jax.set_mesh(mesh):
-        step = jax.jit(lambda at: runner.batch(experiment, examples, mesh, arrays, 0, at))
+        step = jax.jit(lambda at: draw_batch(context(experiment, examples, mesh), arrays, 0, at))
         return [step(jnp.int32(at)) for at in range(steps)]
 
 
@@ -151,10 +157,10 @@ def test_cached_features_are_mixed_as_images_are():
     )
     experiment.check()
     features = jax.random.normal(jax.random.key(0), (9, 1, 5))
-    arrays = runner.Arrays(features, {"label": jnp.arange(9)})
+    arrays = Arrays(features, {"label": jnp.arange(9)})
     mesh = data_mesh()
     with jax.set_mesh(mesh):
-        images, targets = runner.batch(experiment, 9, mesh, arrays, 0, jnp.int32(0))
+        images, targets = draw_batch(context(experiment, 9, mesh), arrays, 0, jnp.int32(0))
     ((first, share), (second, _)) = targets
     expected = (
         share[:, None] * features[first["label"], 0]
@@ -169,7 +175,7 @@ def windows(seed: int, steps: int = 2, examples: int = 8, window=(3, 5)):
         np.broadcast_arrays(np.arange(4)[:, None, None], np.arange(7)[:, None], np.arange(11)),
         axis=-1,
     )
-    arrays = runner.Arrays(
+    arrays = Arrays(
         images=jnp.asarray(places, jnp.uint8),
         labels={"pixel": jnp.asarray(places[..., 2], jnp.uint8), "one": jnp.arange(4)},
         window=window,
@@ -177,7 +183,7 @@ def windows(seed: int, steps: int = 2, examples: int = 8, window=(3, 5)):
     experiment = Training(data=Synthetic(), model=MLP(), batch_size=4)
     mesh = data_mesh()
     with jax.set_mesh(mesh):
-        step = jax.jit(lambda at: runner.batch(experiment, examples, mesh, arrays, seed, at))
+        step = jax.jit(lambda at: draw_batch(context(experiment, examples, mesh), arrays, seed, at))
         found = [step(jnp.int32(at)) for at in range(steps)]
     images = np.concatenate([np.rint(np.asarray(images) * 255) for images, _ in found])
     labels = [np.concatenate([np.asarray(t[0][0][head]) for _, t in found]) for head in

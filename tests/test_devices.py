@@ -23,9 +23,11 @@ from cnn_research.core.errors import UsageError
 from cnn_research.data.sources import Synthetic
 from cnn_research.models import MLP, ConvNet
 from cnn_research.tasks.classification import Classification
-from cnn_research.train import loop as runner
 from cnn_research.train.config import Training
+from cnn_research.train.initial import initial_state
 from cnn_research.train.optimizers import Optimizer, Penalty
+from cnn_research.train.state import Arrays, StepContext
+from cnn_research.train.step import make_steps
 from cnn_research.train.trained import bound
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,9 +57,9 @@ def stepped(experiment, labels, steps=3):
     mesh = data_mesh()
     optimizer = experiment.optimizer.build(10)
     with jax.set_mesh(mesh):
-        states = (runner.initial_state(experiment, experiment.model, optimizer, dataset, mesh),)
-        step = runner.make_steps(experiment, experiment.model, optimizer, 40, mesh)
-        arrays = runner.Arrays(jnp.asarray(dataset.splits["train"].images), {"label": labels})
+        states = (initial_state(experiment, optimizer, dataset.image_shape, mesh),)
+        step = make_steps(StepContext(experiment, experiment.model, optimizer, 40, mesh))
+        arrays = Arrays(jnp.asarray(dataset.splits["train"].images), {"label": labels})
         for _ in range(steps):
             states, metrics = step(states, arrays, (jnp.uint32(0),), 1)
     return states[0], metrics
@@ -111,12 +113,12 @@ WIDE = dataclasses.replace(
 IN_SHARES = """
 import dataclasses, json, sys
 import jax, numpy as np
-from cnn_research import runner
+from cnn_research.train import job
 from cnn_research.core.config import from_dict
 from cnn_research.cli.run import run
 
 shares = []
-original = runner.make_steps
+original = job.make_steps
 
 def make_steps(*arguments):
     (where,) = arguments[-1]
@@ -127,7 +129,7 @@ def make_steps(*arguments):
     })
     return original(*arguments)
 
-runner.make_steps = make_steps
+job.make_steps = make_steps
 experiment = from_dict(json.loads(sys.argv[1]))
 run(experiment, sys.argv[2])
 print(json.dumps({"devices": jax.device_count(), "shares": shares[0]}))

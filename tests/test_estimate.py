@@ -4,56 +4,90 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from cnn_research.cli import doctor
 from cnn_research.cli.run import run
+from cnn_research.core import memory
+from cnn_research.core.distributed import data_mesh
 from cnn_research.core.experiment import lookup
-from cnn_research.train import estimate
-from cnn_research.train import loop as runner
-from cnn_research.train.estimate import with_prefix
+from cnn_research.core.progress import Progress
+from cnn_research.data.sources import Synthetic
+from cnn_research.models import MLP
+from cnn_research.train import loop
+from cnn_research.train.config import Training
+from cnn_research.train.evaluator import Evaluator
 from cnn_research.train.trained import TrainedModel
+from tests.sizes import scaled_down
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_trying_steps_changes_nothing(tmp_path, monkeypatch):
-    experiment = dataclasses.replace(lookup("digits_mlp").experiment(), epochs=1)
+    experiment = scaled_down(lookup("digits_mlp").experiment())
     run(experiment, tmp_path / "tried")
     called = []
-    monkeypatch.setattr(runner, "estimate", lambda *args: called.append(args) or "")
+    monkeypatch.setattr(loop, "estimate", lambda job: called.append(job) or "")
     run(experiment, tmp_path / "untried")
     assert called
     states = [TrainedModel.load(tmp_path / name).state for name in ("tried", "untried")]
     jax.tree.map(np.testing.assert_array_equal, *states)
 
 
-def test_steps_and_evaluations_left():
-    def due_after(step):
-        return min(step + 10, 35)
-
-    assert runner.evaluations_after(0, due_after, 35) == 4
-    assert runner.evaluations_after(30, due_after, 35) == 1
-    assert runner.evaluations_after(35, due_after, 35) == 0
-
-
-@pytest.mark.parametrize(
-    ("number", "text"),
-    [(0, "0 "), (999, "999 "), (1234, "1.23 k"), (5.6e9, "5.6 G"), (7e15, "7e+03 T")],
-)
-def test_prefixes(number, text):
-    assert with_prefix(number) == text
+def test_a_dry_run_says_what_a_run_will_take_and_writes_nothing(tmp_path, capsys):
+    experiment = scaled_down(lookup("digits_mlp").experiment())
+    assert run(experiment, tmp_path / "run", "dry-run").step == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "Expected" in line]
+    found = re.fullmatch(
+        r"Expected: \d+s, with (.*) ms a step and \d+s of evaluation; "
+        r"a step needs (.*) MB of memory; (.*) MFLOP an image\.",
+        line,
+    )
+    assert found and all(float(number) > 0 for number in found.groups())
+    assert not (tmp_path / "run").exists()
 
 
-def test_memory_is_that_of_this_process():
-    peak, where = estimate.peak_memory()
-    assert where == "memory" and peak > 1e8
-    block = np.ones(round(peak), np.uint8)
-    assert estimate.peak_memory()[0] > block.nbytes
-    assert 1e8 < estimate.available_memory() < math.inf
+def test_small_splits_are_not_padded_to_the_batch_size(tmp_path):
+    """Four classes of three images took as long as two thousand images."""
+    data = Synthetic(train=12, validation=3, test=2, image_shape=(6, 6, 1), classes=(4,))
+    seen = []
+
+    class Counted(MLP):
+        @nn.compact
+        def __call__(self, images, train):
+            seen.append(len(images))
+            return super().__call__(images, train)
+
+    training = Training(data=data, model=MLP(dense=(4,)), epochs=1, batch_size=12)
+    splits = data.load().splits
+    model = Counted(dense=(4,), num_classes=4)
+    ready = dataclasses.replace(training, task=training.task.fitted(data.load()))
+    variables = model.init(jax.random.key(0), splits["test"].images / 255, train=False)
+    measure = Evaluator(ready, model, data_mesh())
+    seen.clear()
+    for name in ("validation", "test"):
+        sums, outputs = measure(variables, splits[name])
+        assert sums["accuracy"][1] == len(outputs) == len(splits[name])
+    assert seen == [3, 2]
+
+
+def test_time_left_counts_evaluations_and_saves(monkeypatch, capsys):
+    """Steps of a second each, and after ten of them ten seconds of evaluation."""
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    progress = Progress(40, 8, 4.0)
+    progress.begin(0)
+    progress.trained(10, 10.0)
+    now[0] = 20.0
+    progress.evaluated(10, 1.0, {"loss": 1.0}, None)
+    assert "8 images/s  1m 00s left" in capsys.readouterr().err
 
 
 def test_doctor(monkeypatch, tmp_path, capsys):
@@ -67,7 +101,7 @@ def test_doctor(monkeypatch, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "flax>=999 is needed" in said and "nowhere>=1 is needed, and none is installed" in said
     assert "take small batches" in said
-    monkeypatch.setattr(estimate, "available_memory", lambda: math.inf)
+    monkeypatch.setattr(memory, "available_memory", lambda: math.inf)
     doctor.main()
     assert "inf GB" not in capsys.readouterr().out
 

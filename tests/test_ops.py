@@ -1,7 +1,6 @@
 """Convolutions and pools against XLA's own, forward and backward, on one device and on eight."""
 
 import os
-import platform
 import subprocess
 import sys
 import textwrap
@@ -456,53 +455,3 @@ def test_eight_devices_give_the_gradients_of_one():
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "same gradients\n"
-
-
-MEMORY = """
-    import ctypes, resource, sys
-    from cnn_research import ops
-
-    libc = ctypes.CDLL(None)
-    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-    libc.free.argtypes = [ctypes.c_void_p]
-
-    def faults_of_a_large_block():
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        block = libc.malloc(100_000_000)
-        ctypes.memset(block, 1, 100_000_000)
-        libc.free(block)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-    if sys.argv[1] != "default":
-        assert ops.keep_freed_memory()
-    if sys.argv[1] == "return":
-        with ops.large_blocks_returned():
-            faults_of_a_large_block()
-            print(faults_of_a_large_block(), end=" ")
-    faults_of_a_large_block()
-    print(faults_of_a_large_block(), end=" ")
-    ops.return_freed_memory()
-    print(faults_of_a_large_block())
-"""
-
-
-@pytest.mark.skipif(
-    not (sys.platform == "linux" and platform.libc_ver()[0] == "glibc"),
-    reason="a setting of glibc's",
-)
-def test_freed_memory_is_kept_and_returned_where_it_is_said():
-    faults = {
-        mode: subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(MEMORY), mode],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=120,
-        ).stdout
-        for mode in ("default", "keep", "return")
-    }
-    default, _ = map(int, faults["default"].split())
-    keep, once_returned = map(int, faults["keep"].split())
-    returned, after, _ = map(int, faults["return"].split())
-    assert keep * 10 < default and after * 10 < default < returned * 2
-    assert default < once_returned * 2

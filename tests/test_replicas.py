@@ -18,9 +18,9 @@ from cnn_research.data.augmentation.config import Augmentation
 from cnn_research.data.sources import Synthetic
 from cnn_research.models import ConvNet
 from cnn_research.train import checkpoint
-from cnn_research.train import loop as runner
 from cnn_research.train.config import Selection, Training
 from cnn_research.train.optimizers import Optimizer
+from cnn_research.train.step_metrics import StepMetrics
 from cnn_research.train.trained import TrainedModel
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -83,7 +83,7 @@ def test_replicas_are_the_runs_of_their_seeds(vmapped, one_by_one, tmp_path, cap
 
 def test_replicas_go_on_together_from_the_newest_checkpoint_of_all(one_by_one, tmp_path):
     """Stopped by a signal, and then one's newest checkpoint gone, as if killed while saving."""
-    original, left = runner.Window.add, [7]
+    original, left = StepMetrics.add, [7]
 
     def add(window, now, metrics):
         original(window, now, metrics)
@@ -92,7 +92,7 @@ def test_replicas_go_on_together_from_the_newest_checkpoint_of_all(one_by_one, t
             signal.raise_signal(signal.SIGTERM)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner.Window, "add", add)
+        patch.setattr(StepMetrics, "add", add)
         with pytest.raises(Interrupted, match="step 7 is saved"):
             run(SEVERAL, tmp_path, replicas=2)
     saved = [tmp_path / f"seed-{seed}" / "checkpoints" for seed in SEEDS]

@@ -40,11 +40,14 @@ from cnn_research.data.augmentation.config import Augmentation
 from cnn_research.data.batches import batch_indices, steps_at
 from cnn_research.data.sources import ImageFolder, Synthetic
 from cnn_research.models import MLP, ConvNet
-from cnn_research.train import checkpoint, evaluator
-from cnn_research.train import loop as runner
+from cnn_research.train import checkpoint, evaluator, loop
+from cnn_research.train import step as stepping
 from cnn_research.train.config import Selection, Training
+from cnn_research.train.initial import initial_state
 from cnn_research.train.optimizers import Optimizer, Penalty
 from cnn_research.train.state import TrainState
+from cnn_research.train.step import moving_average
+from cnn_research.train.step_metrics import StepMetrics
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 ROOT = Path(__file__).resolve().parent.parent
@@ -100,7 +103,7 @@ def assert_same_run(workdir, expected):
 
 def at_step(patch, step, act):
     """Calls `act` once, when the runner takes note of step `step`."""
-    original, left = runner.Window.add, [step]
+    original, left = StepMetrics.add, [step]
 
     def add(window, now, metrics):
         original(window, now, metrics)
@@ -108,7 +111,7 @@ def at_step(patch, step, act):
             left.clear()
             act()
 
-    patch.setattr(runner.Window, "add", add)
+    patch.setattr(StepMetrics, "add", add)
 
 
 # Resumption --------------------------------------------------------------------------------------
@@ -145,7 +148,7 @@ def test_a_signal_in_an_evaluation_stops_it_and_it_is_made_again(alone, tmp_path
             return original(evaluator, arrays)
 
         patch.setattr(evaluator.Evaluator, "_on_devices", on_devices)
-        patch.setattr(runner, "estimate", lambda *arguments: "")  # it evaluates a batch, too
+        patch.setattr(loop, "estimate", lambda *arguments: "")  # it evaluates a batch, too
         many = tiny(evaluation=dataclasses.replace(TINY.evaluation, batch_size=4))
         with pytest.raises(Interrupted, match="step 3 is saved"):
             run(many, tmp_path)
@@ -384,7 +387,7 @@ def test_a_profiled_run_is_the_same_run_and_leaves_a_trace(alone, tmp_path, caps
 
     run(TINY, tmp_path, profile=True)
     assert "no step was left" in capsys.readouterr().out
-    with pytest.raises(UsageError, match="--profile traces the steps of one training"):
+    with pytest.raises(UsageError, match="--profile goes with --mode=train"):
         run(TINY, tmp_path, "evaluate", profile=True)
 
 
@@ -392,7 +395,7 @@ def test_a_profiled_run_is_the_same_run_and_leaves_a_trace(alone, tmp_path, caps
 
 
 def test_a_loss_that_is_nan_stops_the_run_and_names_the_step(alone, tmp_path):
-    original = runner.train_step
+    original = stepping.train_step
 
     def broken(*arguments):
         state, metrics = original(*arguments)
@@ -400,7 +403,7 @@ def test_a_loss_that_is_nan_stops_the_run_and_names_the_step(alone, tmp_path):
         return state, metrics | {"loss": jnp.where(bad, jnp.nan, metrics["loss"])}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "train_step", broken)
+        patch.setattr(stepping, "train_step", broken)
         with pytest.raises(UserError, match="the loss is nan at step 7") as stopped:
             run(TINY, tmp_path)
     assert stopped.value.exit_code == 1
@@ -411,7 +414,7 @@ def test_a_loss_that_is_nan_stops_the_run_and_names_the_step(alone, tmp_path):
 
 def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
     """The loss of the step that spoilt the state was still finite: only the evaluation shows it."""
-    original = runner.train_step
+    original = stepping.train_step
 
     def broken(*arguments):
         state, metrics = original(*arguments)
@@ -421,7 +424,7 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
         return state.replace(params=spoilt[0], ema=spoilt[1]), metrics
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "train_step", broken)
+        patch.setattr(stepping, "train_step", broken)
         with pytest.raises(UserError, match="at step 5"):
             run(TINY, tmp_path)
     assert checkpoint.newest(tmp_path / "checkpoints") == 3
@@ -589,7 +592,8 @@ def initial(config):
     model = config.task.bind(config.model, dataset)
     mesh = data_mesh()
     with jax.set_mesh(mesh):
-        return runner.initial_state(config, model, config.optimizer.build(1), dataset, mesh)
+        ready = dataclasses.replace(config, model=model)
+        return initial_state(ready, config.optimizer.build(1), dataset.image_shape, mesh)
 
 
 # Moving averages ---------------------------------------------------------------------------------
@@ -605,7 +609,7 @@ def test_moving_average_follows_its_formula():
         new = {"params": {"w": jnp.float32(now)}}
         state = state.replace(
             step=jnp.int32(step),
-            ema=runner.averaged(decay, state.replace(step=jnp.int32(step)), new),
+            ema=moving_average(decay, state.replace(step=jnp.int32(step)), new),
         )
         weight = min(decay, (1 + step) / (10 + step))
         average = weight * average + (1 - weight) * now
@@ -635,7 +639,7 @@ def with_validation_losses(patch, losses):
     steps = [3, 5, 8, 10, 13, 15]
     original = evaluator.Evaluator.__call__
     at = {"step": 0}
-    at_each_step = runner.Window.flush
+    at_each_step = StepMetrics.flush
 
     def flush(window, step):
         at["step"] = step
@@ -647,7 +651,7 @@ def with_validation_losses(patch, losses):
         sums, logits = original(evaluator, variables, split, stop=stop)
         return sums | {"loss": (losses[steps.index(at["step"])], 1.0)}, logits
 
-    patch.setattr(runner.Window, "flush", flush)
+    patch.setattr(StepMetrics, "flush", flush)
     patch.setattr(evaluator.Evaluator, "__call__", call)
 
 

@@ -27,7 +27,7 @@ from cnn_research.train import checkpoint
 from cnn_research.train.config import Evaluation, Training
 from cnn_research.train.evaluator import scaled, views_of
 from cnn_research.train.feature_cache import FromFeatures, before, cached_features, one_view
-from cnn_research.train.loop import initial_state
+from cnn_research.train.initial import initial_state
 from cnn_research.train.optimizers import Optimizer
 from cnn_research.train.trained import abstract_state, bound
 from cnn_research.train.transfer import Transfer, frozen_statistics
@@ -63,7 +63,7 @@ def states(config: Training, folder) -> list[dict[str, np.ndarray]]:
     dataset = config.data.load()
     fixed = bound(config, dataset)
     optimizer = fixed.transfer.optimizer(config.optimizer, 1, lambda epoch: 1)
-    drawn = initial_state(fixed, fixed.model, optimizer, dataset, data_mesh())
+    drawn = initial_state(fixed, optimizer, dataset.image_shape, data_mesh())
     saved = folder / folders.CHECKPOINTS
     like = abstract_state(fixed, dataset.image_shape, data_mesh())
     steps = sorted(int(file.name) for file in saved.iterdir() if file.name.isdigit())
@@ -209,7 +209,7 @@ def test_first_step_of_an_unfrozen_layer_is_adams_first():
     base = Optimizer(name="adam", learning_rate=1.0, schedule="one_cycle")
     state = None
     for step in range(12):
-        phase, _ = transfer.phase_at(step, lambda epoch: 2 * int(epoch), 20)
+        phase = max(epoch for epoch in transfer.phases() if 2 * epoch <= step)
         update = transfer.optimizer(base, 20, lambda epoch: 2 * int(epoch), phase)
         state = update.init(params) if state is None else state
         updates, state = update.update(gradients, state, params)

@@ -185,7 +185,7 @@ def short(error: Exception) -> str:
 
 def memory() -> Finding:
     """Of the machine, for processes."""
-    from cnn_research.train.estimate import available_memory
+    from cnn_research.core.memory import available_memory
 
     free = available_memory()
     if math.isinf(free):

@@ -44,7 +44,7 @@ MODES: dict[str, Mapping[str, Mode]] = {
             takes_profile=True,
         ),
         "dry-run": Mode(
-            "cnn_research.train.loop:dry_run",
+            "cnn_research.train.dry_run:dry_run",
             replicated="cnn_research.workflows.replicas:dry_run",
         ),
         "evaluate": Mode("cnn_research.train.finish:evaluate"),

@@ -16,9 +16,14 @@ class Progress:
         self._live = enabled and sys.stderr.isatty()
         self._shown = 0.0
         self._seconds, self._done = 0.0, 0
+        self._began: tuple[float, int] | None = None
+
+    def begin(self, step: int) -> None:
+        """Start the clock by which the time that is left is reckoned, evaluations included."""
+        self._began = time.monotonic(), step
 
     def trained(self, steps: int, seconds: float) -> None:
-        """Counts steps and the time that they took, from which speed and time left follow."""
+        """Count steps and the time that they took, from which their speed follows."""
         self._seconds += seconds
         self._done += steps
 
@@ -65,9 +70,10 @@ class Progress:
             print(("\r\x1b[K" if self._live else "") + text, file=sys.stderr, flush=True)
 
     def _pace(self, step: int) -> str:
-        if not self._done:
+        if not self._done or self._began is None or step == self._began[1]:
             return ""
-        left = (self._steps - step) * self._seconds / self._done
+        began, first = self._began
+        left = (self._steps - step) * (time.monotonic() - began) / (step - first)
         return f"{self.images_per_second:,.0f} images/s  {duration(left)} left"
 
 

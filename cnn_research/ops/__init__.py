@@ -8,9 +8,6 @@ from cnn_research.ops.platform import (
     Formulation,
     current_formulation,
     default_formulation,
-    keep_freed_memory,
-    large_blocks_returned,
-    return_freed_memory,
     use_formulation,
 )
 from cnn_research.ops.pooling import adaptive_avg_pool, avg_pool, max_pool, min_pool
@@ -25,11 +22,8 @@ __all__ = [
     "default_formulation",
     "filter_image",
     "filter_signal",
-    "keep_freed_memory",
-    "large_blocks_returned",
     "local_response_norm",
     "max_pool",
     "min_pool",
-    "return_freed_memory",
     "use_formulation",
 ]

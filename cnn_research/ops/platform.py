@@ -7,9 +7,7 @@ The choice is made while JAX traces. It takes part in the key of jit's cache, so
 was compiled under one formulation is traced again under another.
 """
 
-import ctypes
 import dataclasses
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -81,68 +79,3 @@ def use_formulation(formulation: Formulation) -> Iterator[Formulation]:
     """Trace everything in the `with` block under `formulation`, for example :data:`PLAIN`."""
     with _override(formulation):
         yield formulation
-
-
-# From glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
-_LARGE = 2**25
-"""Bytes; glibc takes no higher threshold."""
-_MAPPED = 65_536
-"""glibc's own limit of blocks that the kernel gives directly."""
-_keeps_freed_memory = False
-
-
-def keep_freed_memory() -> bool:
-    """Tell the C library to keep memory that was freed, for the next step to use again.
-
-    By default glibc hands each large block back to the kernel, and the next train step takes it
-    as new, zeroed page by page: over a third of a step on 244x244 images. Call it once, before
-    JAX starts its threads; the process then stays as large as it was at most since
-    :func:`return_freed_memory`.
-
-    Returns:
-        Whether the C library took the setting; only glibc knows it.
-    """
-    global _keeps_freed_memory
-    if sys.platform != "linux":
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return False
-    # One arena: only the main one can grow to any size without mapping.
-    settings = (
-        (_M_ARENA_MAX, 1),
-        (_M_MMAP_MAX, 0),
-        (_M_MMAP_THRESHOLD, _LARGE),
-        (_M_TRIM_THRESHOLD, -1),
-    )
-    _keeps_freed_memory = all([mallopt(name, value) == 1 for name, value in settings])
-    return _keeps_freed_memory
-
-
-def return_freed_memory() -> None:
-    """Where freed memory is kept, hand all of it back to the kernel, once.
-
-    What a start and each evaluation leave behind lies between the blocks of the train steps that
-    follow, and would stay unused.
-    """
-    if _keeps_freed_memory:
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-@contextmanager
-def large_blocks_returned() -> Iterator[None]:
-    """Where freed memory is kept, hand large blocks that are taken in here back to the kernel.
-
-    Between the blocks of a train step, which are the same each time, those of an evaluation would
-    leave gaps that fit neither: the process would grow with every batch.
-    """
-    if not _keeps_freed_memory:
-        yield
-        return
-    mallopt = ctypes.CDLL(None).mallopt
-    mallopt(_M_MMAP_MAX, _MAPPED)
-    try:
-        yield
-    finally:
-        mallopt(_M_MMAP_MAX, 0)

@@ -57,7 +57,6 @@ class Training(Experiment):
         "epochs",
         "log_every",
         "keep_checkpoints",
-        "keep_memory",
         "shard_parameters",
     )
 
@@ -107,9 +106,6 @@ class Training(Experiment):
     keep_checkpoints: Annotated[int, Range(minimum=2)] = 2
     """How many of the newest checkpoints stay, beside the best: at least 2, since the newest may be
     cut short when the machine stops."""
-    keep_memory: bool = False
-    """Keep freed memory in the process, on a CPU: a sixth faster or more where a step needs over
-    64 MB, slower where it needs little."""
 
     @property
     def fitted_task(self) -> FittedTask:

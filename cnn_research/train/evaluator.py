@@ -11,7 +11,6 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from cnn_research import ops
 from cnn_research.core.distributed import batch_sharded, replicated
 from cnn_research.data.dataset import Split
 from cnn_research.models.layer_outputs import last_features
@@ -112,7 +111,7 @@ class Evaluator:
                 result is None.
         """
         fetched, pending = [], None
-        with ops.large_blocks_returned(), jax.set_mesh(self._mesh):
+        with jax.set_mesh(self._mesh):
             for indices, weights in padded_batches(len(split), self._size_for(split)):
                 if stop():
                     return None
@@ -138,7 +137,7 @@ class Evaluator:
         def features(images: np.ndarray) -> jax.Array:
             return self._features(variables, self._on_devices(images))
 
-        with ops.large_blocks_returned(), jax.set_mesh(self._mesh):
+        with jax.set_mesh(self._mesh):
             return apply_in_batches(features, split.images, self._size_for(split))
 
     def _size_for(self, split: Split) -> int:

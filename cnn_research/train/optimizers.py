@@ -10,6 +10,7 @@ from cnn_research.core.errors import UsageError
 from cnn_research.core.ranges import NonNegativeFloat, PositiveFloat, Range
 
 if TYPE_CHECKING:
+    import jax
     import optax
 
 Decay = Annotated[float, Range(minimum=0, below=1)]
@@ -120,7 +121,7 @@ class Penalty:
     def __bool__(self) -> bool:
         return bool(self.l1 or self.l2)
 
-    def __call__(self, params) -> object:
+    def __call__(self, params) -> jax.Array:
         """The penalty, float32 `[]`, of a tree of parameters."""
         import jax
         import jax.numpy as jnp

@@ -1,7 +1,10 @@
-"""The state of a training run: arrays only, all that the next step depends on."""
+"""What a train step is a function of: its context, the state, the data (and a seed)."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.struct
@@ -9,6 +12,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
+from jax.sharding import Mesh
+
+from cnn_research.train.config import Training
 
 
 @flax.struct.dataclass
@@ -32,6 +38,52 @@ class TrainState:
     def variables(self) -> dict[str, Any]:
         """What the model is evaluated with: the moving average where there is one."""
         return self.ema or {"params": self.params, **self.model_state}
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("images", "labels", "classes"),
+    meta_fields=("window",),
+)
+@dataclasses.dataclass(frozen=True)
+class Arrays:
+    """The training split on the device.
+
+    Attributes:
+        images: uint8 `[examples, height, width, channels]`; or cached features, float32
+            `[examples, views, *output]`.
+        labels: per head, int32 or float32 `[examples]`; or of each pixel, integers
+            `[examples, height, width]`.
+        classes: the examples of each class, where classes are drawn equally often.
+        window: height and width of what is cut from an image, and from its labels per pixel, each
+            time it is drawn; None takes it whole.
+    """
+
+    images: Any
+    labels: Mapping[str, Any]
+    classes: Mapping[str, Any] | None = None
+    window: tuple[int, int] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class StepContext:
+    """All that is constant in a train step.
+
+    Attributes:
+        experiment: what is trained, bound to its data.
+        model: the network: of the experiment, or what comes after cached features.
+        optimizer: in force at the step.
+        examples: examples in an epoch.
+        mesh: the batch is split over its axis `data`; None: one device has all of it.
+        frozen: whether a layer keeps its parameters and statistics, by its path; None: none does.
+    """
+
+    experiment: Training
+    model: nn.Module
+    optimizer: optax.GradientTransformation
+    examples: int
+    mesh: Mesh | None
+    frozen: Callable[[str], bool] | None = None
 
 
 def init_state(

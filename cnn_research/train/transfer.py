@@ -39,6 +39,11 @@ class Transfer:
     """Compute this layer's output once per image, and train only what comes after it; everything
     before is frozen. Images can be mirrored then, but not augmented otherwise."""
 
+    @property
+    def names_layers(self) -> bool:
+        """Whether any field names layers, which a network may lack."""
+        return bool(self.freeze or self.unfreeze or self.rates)
+
     def check_layers(self, params: Any) -> None:
         """Raises `UsageError` for a pattern that fits no parameter.
 
@@ -75,12 +80,6 @@ class Transfer:
         """The epochs at which what learns changes: 0 and those of `unfreeze`."""
         return sorted({0.0, *(epoch for _, epoch in self.unfreeze)})
 
-    def phase_at(self, step: int, step_of: Callable[[float], int], due: int) -> tuple[float, int]:
-        """The phase that a step is in, and the step that the next one begins at; at most `due`."""
-        begun = {epoch: step_of(epoch) if epoch else 0 for epoch in self.phases()}
-        phase = max(epoch for epoch, begins in begun.items() if begins <= step)
-        return phase, min([due, *(begins for begins in begun.values() if begins > step)])
-
     def frozen(self, phase: float) -> Callable[[str], bool] | None:
         """Whether a leaf or layer is frozen from epoch `phase` on, by its path; None if none is."""
         if not (self.freeze or any(epoch > phase for _, epoch in self.unfreeze)):
@@ -96,7 +95,7 @@ class Transfer:
             base: updates each group of leaves that begin to learn together; a norm is clipped
                 within the group.
             steps: of the whole run.
-            step_of: the step at which an epoch begins.
+            step_of: the step at which an epoch begins; 0 for epoch 0.
             phase: one of `phases`.
         """
         import jax
@@ -118,7 +117,7 @@ class Transfer:
         if self.freeze or self.unfreeze:
             groups = {str(math.inf): optax.set_to_zero()}
             for begins in self.phases():
-                group = base.build(steps, first=step_of(begins) if begins else 0)
+                group = base.build(steps, first=step_of(begins))
                 groups[str(begins)] = group if begins <= phase else _asleep(group)
             update = optax.partition(groups, group_of)
         return optax.chain(update, optax.stateless(multiplied)) if self.rates else update

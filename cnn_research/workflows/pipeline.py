@@ -89,7 +89,7 @@ class Pipeline:
             Interrupted: a signal asked the pipeline to stop.
             UserError: as `train.loop.train`.
         """
-        from cnn_research.train import loop as runner
+        from cnn_research.train import loop
 
         self.check()
         folder = self.workdir / name
@@ -97,7 +97,7 @@ class Pipeline:
         step = agreed(figures.get("step"))
         if step is None:
             print(f"{name}: training in {folder}.")
-            result = runner.train(training, folder)
+            result = loop.train(training, folder)
             wait_for_all(name)
         else:
             print(f"{name}: complete in {folder}.")
@@ -156,12 +156,12 @@ def open_pipeline(experiment: Experiment, workdir: Path) -> Iterator[Pipeline]:
 
 def dry_run(workdir: Path, stages: Sequence[tuple[str, Training]]) -> Result:
     """Estimates each training; the run that it will start from need not be there yet."""
-    from cnn_research.train import loop as runner
+    from cnn_research.train.dry_run import dry_run as dry_run_of
 
     for name, training in stages:
         print(f"{name}:")
         start = folders.located(training.pretrained, workdir / name).source
         if start and not Path(start).exists():
             training = dataclasses.replace(training, pretrained=Pretrained())
-        result = runner.dry_run(training, workdir / name)
+        result = dry_run_of(training, workdir / name)
     return result

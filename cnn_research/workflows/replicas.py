@@ -17,7 +17,9 @@ from cnn_research.core.errors import UsageError
 from cnn_research.core.experiment import Result
 from cnn_research.report.runs import as_markdown, group_runs, read_run, results
 from cnn_research.train.config import Training
-from cnn_research.train.loop import Run, train_together
+from cnn_research.train.dry_run import dry_run_seeds
+from cnn_research.train.loop import train_seeds
+from cnn_research.train.session import SeedRun
 
 REPLICAS = "replicas.json"
 """Their seeds."""
@@ -27,8 +29,7 @@ RESULTS = "results.json"
 
 def dry_run(experiment: Training, workdir: Path, count: int) -> Result:
     """Says what a training of all replicas will take; writes nothing."""
-    runs = _runs(experiment, workdir, count)
-    return train_together(runs, workdir, dry=True)[0]
+    return dry_run_seeds(_runs(experiment, workdir, count), workdir)
 
 
 def train(experiment: Training, workdir: Path, count: int, *, profile: bool = False) -> Result:
@@ -64,7 +65,7 @@ def train(experiment: Training, workdir: Path, count: int, *, profile: bool = Fa
             raise UsageError(f"{workdir} holds a run of its own: name another --workdir")
         if first:
             folders.write_json(workdir / REPLICAS, {"seeds": seeds})
-        found = train_together(runs, workdir, profile=profile)
+        found = train_seeds(runs, workdir, profile=profile)
         if first:
             _summarise(runs, workdir)
     means = {
@@ -78,7 +79,7 @@ def train(experiment: Training, workdir: Path, count: int, *, profile: bool = Fa
     return Result(workdir, found[0].step, means)
 
 
-def _runs(experiment: Training, workdir: Path, count: int) -> list[Run]:
+def _runs(experiment: Training, workdir: Path, count: int) -> list[SeedRun]:
     if experiment.selection.patience:
         raise UsageError(
             "--replicas are trained for as long as each other: leave --selection.patience at 0"
@@ -89,11 +90,12 @@ def _runs(experiment: Training, workdir: Path, count: int) -> list[Run]:
         )
     seeds = range(experiment.seed, experiment.seed + count)
     return [
-        Run(dataclasses.replace(experiment, seed=seed), workdir / f"seed-{seed}") for seed in seeds
+        SeedRun(dataclasses.replace(experiment, seed=seed), workdir / f"seed-{seed}")
+        for seed in seeds
     ]
 
 
-def _summarise(runs: list[Run], workdir: Path) -> None:
+def _summarise(runs: list[SeedRun], workdir: Path) -> None:
     """Writes results.json, and says the means."""
     evaluated = [found for run in runs if (found := read_run(run.workdir)) is not None]
     if not evaluated:

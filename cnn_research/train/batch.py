@@ -1,0 +1,97 @@
+"""The batch of a step, drawn inside jit as a function of (seed, step)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cnn_research.core.distributed import batch_sharded, replicated
+from cnn_research.core.random import example_keys, fold_name, stream_key
+from cnn_research.data.augmentation import stages
+from cnn_research.data.batches import balanced_indices, batch_indices, random_corners, windows_of
+from cnn_research.tasks.task import PIXELS
+from cnn_research.train.evaluator import scaled
+from cnn_research.train.feature_cache import one_view
+from cnn_research.train.state import Arrays, StepContext
+
+Targets = list[tuple[Mapping[str, jax.Array], jax.Array]]
+"""(labels, weight of these labels for each image, float32 `[batch]`): one pair, or two where images
+are mixed."""
+
+
+def draw_batch(
+    context: StepContext, data: Arrays, seed: jax.Array, step: jax.Array
+) -> tuple[jax.Array, Targets]:
+    """The images of a step as the model takes them, and their targets.
+
+    Args:
+        context: of the step.
+        data: the training split.
+        seed: uint32 `[]`.
+        step: int32 `[]`, from 0.
+    """
+    experiment = context.experiment
+    size, augmentation = experiment.batch_size, experiment.augmentation
+    if data.classes is not None:
+        indices, draws = balanced_indices(seed, step, size, data.classes)
+    else:
+        indices, draws = batch_indices(seed, step, size, context.examples)
+    # From here on all randomness is keyed by the example and by how often it was drawn.
+    keys = example_keys(stream_key(seed, "augmentation"), draws, indices)
+    count = len(data.images)
+    copy = indices // count % augmentation.copies
+
+    def augmented(keys, images):
+        if experiment.transfer.cache_after:
+            return one_view(keys, images)
+        if not (augmentation.changes or augmentation.size):
+            return images
+        return stages.apart(lambda: augmentation(keys, images, copy), step)
+
+    images, labels, keys = _take(context, data, indices % count, keys)
+    images, targets = augmented(keys, images), [(labels, jnp.ones(size, jnp.float32))]
+    if augmentation.mixes:
+        others, other_labels, other_keys = _take(
+            context, data, augmentation.partners(keys, count), fold_name(keys, "other")
+        )
+        images, weight = augmentation.mixed(keys, images, augmented(other_keys, others))
+        targets = [(labels, weight), (other_labels, 1 - weight)]
+    if experiment.task.sees_images:
+        targets = [({**labels, PIXELS: images}, weight) for labels, weight in targets]
+    return images if experiment.transfer.cache_after else scaled(images, experiment), targets
+
+
+def _take(context: StepContext, data: Arrays, indices: jax.Array, keys: jax.Array):
+    """Images, labels and keys of some examples, divided among the devices."""
+    images, labels, window = data.images, data.labels, data.window
+    if window is None:
+        images, labels = jax.tree.map(lambda values: values[indices], (images, labels))
+    else:
+        corners = random_corners(keys, images.shape[1:3], window)
+        images, labels = jax.tree.map(
+            lambda values: windows_of(values, indices, corners, window), (images, labels)
+        )
+    taken = (images, labels, keys)
+    if context.mesh is None:
+        return taken
+    return jax.lax.with_sharding_constraint(taken, batch_sharded(context.mesh))
+
+
+def first_images(
+    context: StepContext, data: Arrays, seeds: Sequence[jax.Array]
+) -> list[np.ndarray]:
+    """What the first step trains on with each seed, uint8 `[batch, height, width, channels]`."""
+    assert context.mesh is not None
+    experiment = context.experiment
+
+    @functools.partial(jax.jit, out_shardings=replicated(context.mesh))
+    def images(data, seed):
+        seen, _ = draw_batch(context, data, seed, jnp.int32(0))
+        pixels = seen * jnp.array(experiment.std) + jnp.array(experiment.mean)
+        return jnp.clip(jnp.rint(255 * pixels), 0, 255).astype(jnp.uint8)
+
+    return [np.asarray(images(data, seed)) for seed in seeds]

@@ -1,0 +1,139 @@
+"""What a training will take: a few of its steps are tried on a copy of its state."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from cnn_research import ops
+from cnn_research.core.experiment import Result
+from cnn_research.core.memory import available_memory
+from cnn_research.core.progress import duration
+from cnn_research.models.flops import cost
+from cnn_research.train.config import Training
+from cnn_research.train.job import Job, prepare
+from cnn_research.train.session import SeedRun, open_session
+
+TRIED = 3
+"""Dispatches of steps that are timed."""
+
+
+def dry_run(experiment: Training, workdir: Path) -> Result:
+    """Say what a training will take, and stop before its first step; write nothing.
+
+    Raises:
+        UsageError, UserError: those of `train` before its first step.
+    """
+    return dry_run_seeds([SeedRun(experiment, workdir)], workdir)
+
+
+def dry_run_seeds(runs: list[SeedRun], workdir: Path) -> Result:
+    """The same of several seeds at once."""
+    with open_session(runs, workdir, read_only=True) as session:
+        job = prepare(session)
+        if job.step < job.plan.last_step and not job.out_of_patience:
+            session.progress.say(str(estimate(job)))
+        return Result(workdir, job.step, {})
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What a training is expected to take from here on.
+
+    Attributes:
+        seconds: of steps and evaluations, if nothing stops it early.
+        step_seconds: of a train step.
+        evaluation_seconds: of all evaluations.
+        step_bytes: memory of a train step, by the compiler: state, data and what is computed.
+        flops: floating-point operations of one image's forward pass.
+    """
+
+    seconds: float
+    step_seconds: float
+    evaluation_seconds: float
+    step_bytes: int
+    flops: int
+
+    def __str__(self) -> str:
+        return (
+            f"Expected: {duration(self.seconds)}, with {1000 * self.step_seconds:,.1f} ms a step "
+            f"and {duration(self.evaluation_seconds)} of evaluation; a step needs "
+            f"{self.step_bytes / 1e6:,.1f} MB of memory; {self.flops / 1e6:,.3g} MFLOP an image."
+        )
+
+
+def estimate(job: Job) -> Estimate:
+    """Compile and time a few steps, on a copy of the state, and a batch of an evaluation.
+
+    Raises:
+        Interrupted: a signal asked the process to stop.
+    """
+    session, plan = job.session, job.plan
+    phase, until = plan.phase_at(job.step, plan.last_step)
+    count = min(ops.current_formulation().steps_per_dispatch, until - job.step)
+    train = job.train_steps(phase)
+    states = jax.tree.map(jnp.copy, job.states)
+    needed = train.lower(states, job.data, job.seeds, count).compile().memory_analysis()  # type: ignore[attr-defined]
+    step_bytes = (
+        needed.argument_size_in_bytes
+        + needed.output_size_in_bytes
+        - needed.alias_size_in_bytes
+        + needed.temp_size_in_bytes
+        if needed
+        else 0
+    )
+    warn_of_memory(needed.temp_size_in_bytes if needed else 0)
+
+    def dispatch() -> None:
+        nonlocal states
+        states, metrics = train(states, job.data, job.seeds, count)
+        jax.block_until_ready(metrics)
+
+    step_seconds = seconds_of(dispatch, TRIED, session.interruption.check) / count
+    del states
+    evaluation_seconds = 0.0
+    evaluated = {name: len(split) for name, split in job.splits.items() if name != "train"}
+    if evaluated:
+        split = job.splits[next(iter(evaluated))]
+        batch = split.take(np.arange(min(len(split), job.evaluator.batch_size)))
+        variables = job.runs[0].state.variables()
+        each = seconds_of(lambda: job.evaluator(variables, batch), 1, session.interruption.check)
+        left = plan.evaluations_left(job.step) * evaluated.get("validation", 0)
+        batches = (left + sum(evaluated.values())) / len(batch)
+        evaluation_seconds = len(job.runs) * batches * each
+    return Estimate(
+        seconds=(plan.last_step - job.step) * step_seconds + evaluation_seconds,
+        step_seconds=step_seconds,
+        evaluation_seconds=evaluation_seconds,
+        step_bytes=step_bytes,
+        flops=cost(session.experiment.model, session.dataset.image_shape).flops,
+    )
+
+
+def seconds_of(work: Callable[[], object], times: int, check: Callable[[], None]) -> float:
+    """The fastest of some calls, after one that may wait for what is set up once."""
+    taken = []
+    for _ in range(times + 1):
+        check()
+        started = time.monotonic()
+        work()
+        taken.append(time.monotonic() - started)
+    return min(taken[1:])
+
+
+def warn_of_memory(needed: float) -> None:
+    """Warn where a step needs more memory than the machine has free."""
+    free = available_memory()
+    if jax.default_backend() == "cpu" and needed > free:
+        logging.warning(
+            "a step needs %.1f GB of memory, and %.1f GB are free: take a smaller --batch-size",
+            needed / 1e9,
+            free / 1e9,
+        )

@@ -1,0 +1,76 @@
+"""When a training does what: steps, phases of unfreezing and evaluations, without JAX."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from cnn_research.data.batches import steps_at
+from cnn_research.data.dataset import Dataset
+from cnn_research.train.config import Training
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The course of a training, which follows from its config and the size of its data alone.
+
+    Attributes:
+        batch_size: examples in a step.
+        examples: examples in an epoch.
+        last_step: the number of steps in all.
+        evaluate_every: epochs between evaluations.
+        phases: the epochs at which other layers begin to learn; the first is 0.
+    """
+
+    batch_size: int
+    examples: int
+    last_step: int
+    evaluate_every: float
+    phases: tuple[float, ...] = (0.0,)
+
+    @classmethod
+    def of(cls, experiment: Training, dataset: Dataset) -> Plan:
+        """The plan of an experiment with its data."""
+        # As many as an epoch sees: with copies, or windows cut from it, each image several times.
+        per_image = experiment.augmentation.copies * dataset.windows
+        examples = len(dataset.splits["train"]) * per_image
+        return cls(
+            batch_size=experiment.batch_size,
+            examples=examples,
+            last_step=steps_at(experiment.epochs, experiment.batch_size, examples),
+            evaluate_every=experiment.evaluate_every,
+            phases=tuple(experiment.transfer.phases()),
+        )
+
+    def step_at(self, epoch: float) -> int:
+        """The number of steps after which so many epochs are complete; 0 before the first."""
+        return steps_at(epoch, self.batch_size, self.examples) if epoch else 0
+
+    def epoch_at(self, step: int) -> float:
+        """The number of epochs that so many steps complete."""
+        return step * self.batch_size / self.examples
+
+    def next_evaluation(self, after: int) -> int:
+        """The first step after `after` at which an evaluation is due; the last step at most."""
+        # No more often than after every step.
+        every = max(self.evaluate_every, self.batch_size / self.examples)
+        done = math.floor(self.epoch_at(after) / every)
+        due = (self.step_at(number * every) for number in (done, done + 1, done + 2))
+        return min([self.last_step, *(step for step in due if step > after)])
+
+    def evaluation_due(self, step: int, evaluated: int) -> bool:
+        """Whether to evaluate at a step; `evaluated` is the last step that was."""
+        return step > evaluated and step >= self.next_evaluation(evaluated)
+
+    def evaluations_left(self, step: int) -> int:
+        """The number of evaluations that are due after a step."""
+        count = 0
+        while step < self.last_step:
+            step, count = self.next_evaluation(step), count + 1
+        return count
+
+    def phase_at(self, step: int, due: int) -> tuple[float, int]:
+        """The phase that a step is in, and the step at which the next begins; `due` at most."""
+        starts = {epoch: self.step_at(epoch) for epoch in self.phases}
+        phase = max(epoch for epoch, start in starts.items() if start <= step)
+        return phase, min([due, *(start for start in starts.values() if start > step)])

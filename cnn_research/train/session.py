@@ -1,0 +1,203 @@
+"""What a training needs before its first step; whatever can be refused is refused here."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+from cnn_research.core import run_folder as folders
+from cnn_research.core.distributed import agreed, check_divides, data_mesh, largest
+from cnn_research.core.errors import UsageError
+from cnn_research.core.preemption import Interruption
+from cnn_research.core.progress import Progress
+from cnn_research.data.dataset import Dataset
+from cnn_research.report.tensorboard import Histograms
+from cnn_research.report.writers import MetricsWriter
+from cnn_research.train import checkpoint
+from cnn_research.train.config import Training
+from cnn_research.train.plan import Plan
+from cnn_research.train.state import TrainState
+from cnn_research.train.trained import abstract_state, bound, check_same_data
+
+
+@dataclasses.dataclass
+class HostState:
+    """The state of a run that is no array: in every checkpoint, beside those."""
+
+    best: float | None = None
+    """The best validation value of the selection metric."""
+    stale: int = 0
+    """Evaluations since then."""
+    evaluated: int = 0
+    """The last step that was evaluated."""
+    seconds: float = 0.0
+    """Wall time, over all continuations."""
+
+
+@dataclasses.dataclass
+class SeedRun:
+    """One seed of a training, in a folder of its own.
+
+    Attributes:
+        experiment: as it was asked for.
+        workdir: its folder.
+        host: what it has decided so far.
+        state: its arrays, once there are any; then its outputs, once they are open.
+    """
+
+    experiment: Training
+    workdir: Path
+    host: HostState = dataclasses.field(default_factory=HostState)
+    state: TrainState = dataclasses.field(init=False)
+    writer: MetricsWriter = dataclasses.field(init=False)
+    checkpoints: checkpoint.Checkpoints = dataclasses.field(init=False)
+    histograms: Histograms = dataclasses.field(init=False)
+
+    @property
+    def saved(self) -> Path:
+        """The folder of its checkpoints."""
+        return self.workdir / folders.CHECKPOINTS
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """Folders that are locked, data that fits, and devices.
+
+    Attributes:
+        runs: what is trained at once; they differ in seed and folder alone.
+        workdir: of all of them together.
+        experiment: bound to the data; its seed is the first run's.
+        dataset: its data.
+        mesh: of all devices.
+        plan: when what is done.
+        restored: the newest step of which all runs have a good checkpoint; None for a new run.
+        interruption: whether a signal asks the process to stop.
+        progress: on the terminal.
+        read_only: nothing is written.
+    """
+
+    runs: Sequence[SeedRun]
+    workdir: Path
+    experiment: Training
+    dataset: Dataset
+    mesh: Mesh
+    plan: Plan
+    restored: int | None
+    interruption: Interruption
+    progress: Progress
+    read_only: bool
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes to the folders: the first one does."""
+        return jax.process_index() == 0 and not self.read_only
+
+    @functools.cached_property
+    def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and shardings of each run's state."""
+        return abstract_state(self.experiment, self.dataset.image_shape, self.mesh)
+
+
+@contextlib.contextmanager
+def open_session(
+    runs: Sequence[SeedRun], workdir: Path, *, read_only: bool = False
+) -> Iterator[Session]:
+    """Lock the folders, handle signals, load the data, and bind the experiment to it.
+
+    Args:
+        runs: what is trained at once.
+        workdir: of all of them together.
+        read_only: write nothing, and lock nothing.
+
+    Raises:
+        UsageError: a folder holds another experiment, or the config does not fit the data.
+        UserError: the data is not there.
+        Interrupted: a signal asked the process to stop.
+    """
+    experiment, first = runs[0].experiment, jax.process_index() == 0
+    with contextlib.ExitStack() as stack:
+        # Locks come first: what is read from the folders must not change any more.
+        for run in runs:
+            stack.enter_context(folders.claimed(run.workdir, enabled=first and not read_only))
+        several = jax.process_count() > 1
+        interruption = stack.enter_context(Interruption(largest if several else None))
+        for run in runs:
+            folders.check_same(run.experiment, run.workdir, experiment.resumable_fields)
+        # The data is read only for a config that its folder agrees with.
+        with interruption.preparation():
+            dataset = folders.located(experiment.data, runs[0].workdir).load()
+        check_data(experiment, dataset)
+        mesh = data_mesh()
+        check_divides(mesh, experiment.batch_size, experiment.accumulate)
+        stack.enter_context(jax.set_mesh(mesh))
+        plan, ready = Plan.of(experiment, dataset), bound(experiment, dataset)
+        saved = [run.saved for run in runs]
+        newest = checkpoint.newest_of_all(saved, repair=not read_only) if first else None
+        batch_size = experiment.batch_size * len(runs)
+        session = Session(
+            runs=runs,
+            workdir=workdir,
+            experiment=ready,
+            dataset=dataset,
+            mesh=mesh,
+            plan=plan,
+            restored=agreed(newest),
+            interruption=interruption,
+            progress=Progress(plan.last_step, batch_size, experiment.epochs, enabled=first),
+            read_only=read_only,
+        )
+        if session.restored is not None:
+            for run in runs:
+                check_same_data(run.workdir, dataset)
+        elif ready.transfer.names_layers:
+            experiment.transfer.check_layers(session.abstract_state.params)
+            session.experiment.transfer.check_learns(session.abstract_state.params)
+        yield session
+
+
+def check_data(experiment: Training, dataset: Dataset) -> None:
+    """Raises `UserError` for data that the experiment cannot be trained on."""
+    experiment.task.check_data(dataset)
+    channels = dataset.image_shape[2]
+    for name, values in (("mean", experiment.mean), ("std", experiment.std)):
+        if len(values) not in (1, channels):
+            raise UsageError(
+                f"--{name} has {len(values)} numbers, but images of data set {dataset.name} have "
+                f"{channels} channel{'s' * (channels > 1)}: give one number, or one for each"
+            )
+    examples = len(dataset.splits["train"]) * dataset.windows
+    if experiment.batch_size > examples:
+        raise UsageError(
+            f"--batch-size is {experiment.batch_size}, but data set {dataset.name} has only "
+            f"{examples} training examples: take a smaller batch"
+        )
+    if experiment.sampling == "balanced":
+        check_balanced(experiment.task.heads, dataset)
+    chooses = experiment.selection.patience or experiment.selection.report == "best"
+    if chooses and "validation" not in dataset.splits:
+        raise UsageError(
+            f"--selection chooses by validation {experiment.selection.metric}, but data set "
+            f"{dataset.name} has no validation split: set --data.validation above 0"
+        )
+
+
+def check_balanced(heads: Sequence[str], dataset: Dataset) -> None:
+    """Raises `UsageError` where an example has no class by which to draw it."""
+    labels = dataset.splits["train"].labels
+    if not heads or heads[0] not in dataset.class_names:
+        found = (
+            f"'{heads[0]}' of data set {dataset.name} has numbers" if heads else "there are none"
+        )
+    elif labels[heads[0]].ndim > 1:
+        found = f"'{heads[0]}' of data set {dataset.name} has a class of each pixel"
+    else:
+        return
+    raise UsageError(
+        f"--sampling=balanced draws classes equally often, but {found}: leave it uniform"
+    )

@@ -1,0 +1,245 @@
+"""The train step: a pure function of (context, state, data, seed), and its jitted loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import PartitionSpec as P
+
+from cnn_research import ops
+from cnn_research.core.distributed import replicated
+from cnn_research.core.random import stream_key
+from cnn_research.train.batch import Targets, draw_batch
+from cnn_research.train.state import Arrays, StepContext, TrainState
+from cnn_research.train.transfer import frozen_statistics, stopped, with_frozen
+
+Sums = dict[str, Any]
+"""Per metric, (sum, count)."""
+States = tuple[TrainState, ...]
+
+
+def train_step(
+    context: StepContext, state: TrainState, data: Arrays, seed: jax.Array
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One step; all its randomness is keyed by (seed, step).
+
+    Args:
+        context: what is constant.
+        state: before the step.
+        data: the training split.
+        seed: uint32 `[]`.
+
+    Returns:
+        The state after the step, and its metrics: (sum, count), float32 `[2]` each.
+    """
+    images, targets = draw_batch(context, data, seed, state.step)
+    dropout = jax.random.fold_in(stream_key(seed, "dropout"), state.step)
+    # Where devices keep shares of the parameters, these are gathered here, once a step.
+    params = state.params
+    if context.mesh is not None:
+        params = jax.lax.with_sharding_constraint(params, replicated(context.mesh))
+    find = _gradients if context.experiment.accumulate == 1 else _accumulated_gradients
+    gradients, sums, model_state = find(
+        context, params, state.model_state, images, targets, dropout
+    )
+    after = _apply_gradients(context, state, gradients, model_state)
+    return after, {name: jnp.stack(pair) for name, pair in sums.items()}
+
+
+def _gradients(
+    context: StepContext, params, model_state, images, targets: Targets, dropout, counts=None
+) -> tuple[Any, Sums, Any]:
+    """The gradients, the sums of metrics, and the model's other collections after the pass."""
+    gradient = jax.grad(functools.partial(_objective, context), has_aux=True)
+    gradients, (sums, model_state) = gradient(params, model_state, images, targets, dropout, counts)
+    return gradients, sums, model_state
+
+
+def _accumulated_gradients(
+    context: StepContext, params, model_state, images, targets: Targets, dropout
+) -> tuple[Any, Sums, Any]:
+    """The same of a batch in parts, one after the other."""
+    parts, task = context.experiment.accumulate, context.experiment.fitted_task
+    # The number of terms in the batch is known from its labels alone.
+    logits, _ = jax.eval_shape(
+        functools.partial(_forward, context), params, model_state, images, dropout
+    )
+    terms = _summed(task.objective, jnp.zeros(logits.shape, logits.dtype), targets)
+    counts = {name: count for name, (_, count) in terms.items()}
+
+    def add_part(carry, part):
+        total, model_state = carry
+        more, sums, model_state = _gradients(context, params, model_state, *part, counts)
+        return (jax.tree.map(jnp.add, total, more), model_state), sums
+
+    # Every part has as many of each device's images.
+    images, targets = jax.tree.map(
+        lambda values: values.reshape(-1, parts, *values.shape[1:]).swapaxes(0, 1),
+        (images, targets),
+    )
+    (gradients, model_state), sums = jax.lax.scan(
+        add_part,
+        (jax.tree.map(jnp.zeros_like, params), model_state),
+        (images, targets, jax.random.split(dropout, parts)),
+        # Where loops are slow, steps are not dispatched in one, either.
+        unroll=ops.current_formulation().steps_per_dispatch == 1,
+    )
+    return gradients, jax.tree.map(lambda values: values.sum(axis=0), sums), model_state
+
+
+def _objective(
+    context: StepContext, params, model_state, images, targets: Targets, dropout, counts=None
+) -> tuple[jax.Array, tuple[Sums, Any]]:
+    """What is minimised; of a part of a batch, its share, where `counts` has the batch's terms."""
+    experiment = context.experiment
+    task, penalised, parts = experiment.fitted_task, experiment.penalty, experiment.accumulate
+    params = stopped(context.frozen, params)
+    logits, model_state = _forward(context, params, model_state, images, dropout)
+    # Auxiliary heads of a model, in training: (weight, logits) each.
+    auxiliary = jax.tree.leaves(model_state.pop("auxiliary", {}), is_leaf=_is_head)
+    penalty: Any = penalised(params) / parts if penalised else jnp.float32(0)
+    value = penalty
+    for weight, outputs in [(1.0, logits), *auxiliary]:
+        terms = _summed(task.objective, outputs, targets)
+        value += weight * task.total(
+            {
+                name: total / jnp.maximum(counts[name] if counts else count, 1e-6)
+                for name, (total, count) in terms.items()
+            }
+        )
+    sums = dict(_summed(task.sums, logits, targets))
+    if penalised:
+        sums["penalty"] = (penalty, jnp.float32(1 / parts))
+    if penalised or task.own_objective or auxiliary:
+        sums["objective"] = (value, jnp.float32(1 / parts))
+    return value, (sums, model_state)
+
+
+def _forward(context: StepContext, params, model_state, images, dropout) -> tuple[Any, Any]:
+    """The model's outputs in training, and its other collections after the pass."""
+    with frozen_statistics(context.frozen):
+        return context.model.apply(
+            {"params": params, **model_state},
+            images,
+            train=True,
+            mutable=[*model_state, "auxiliary"],
+            rngs={"dropout": dropout},
+        )
+
+
+def _apply_gradients(context: StepContext, state: TrainState, gradients, model_state) -> TrainState:
+    """The state after an update, where frozen layers and their statistics are as before."""
+    updates, opt_state = context.optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    decay = context.experiment.optimizer.ema_decay
+    ema = moving_average(decay, state, {"params": params, **model_state})
+
+    def kept(old, new):
+        return {name: with_frozen(context.frozen, old[name], new[name]) for name in new}
+
+    return TrainState(
+        step=state.step + 1,
+        params=params,
+        model_state=kept(state.model_state, model_state),
+        opt_state=opt_state,
+        ema=kept(state.ema, ema),
+    )
+
+
+def moving_average(decay: float, state: TrainState, new: Mapping[str, Any]) -> Any:
+    """The moving average after a step; young averages forget faster, so that none starts stale."""
+    if not state.ema:
+        return state.ema
+    weight = jnp.minimum(decay, (1 + state.step) / (10 + state.step))
+    return jax.tree.map(lambda old, now: weight * old + (1 - weight) * now, state.ema, dict(new))
+
+
+def _summed(function: Callable[..., Mapping[str, Any]], outputs: Any, targets: Targets) -> Sums:
+    """(sum, count) of each metric or term, over all targets."""
+    each = [function(outputs, labels, weight) for labels, weight in targets]
+    return jax.tree.map(lambda *terms: sum(terms), *each)
+
+
+def _is_head(value: object) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], float)
+
+
+# Many steps, and several states ------------------------------------------------------------------
+
+
+def make_steps(
+    context: StepContext, shardings: Any = None
+) -> Callable[[States, Arrays, tuple[jax.Array, ...], int], tuple[States, dict[str, jax.Array]]]:
+    """The jitted `(states, data, seeds, count) -> (states, metrics)`, which does `count` steps.
+
+    One state with its seed, or several that are trained at once. Their buffers are donated.
+    Metrics are (sum, count), float32 `[count, states, 2]` each.
+
+    Args:
+        context: of each step; its mesh is not None.
+        shardings: of the states' arrays; None: every device holds all of them.
+    """
+    mesh = context.mesh
+    assert mesh is not None
+
+    @functools.partial(
+        jax.jit,
+        static_argnames="count",
+        donate_argnums=0,
+        out_shardings=(shardings or replicated(mesh), replicated(mesh)),
+    )
+    def steps(states, data, seeds, count):
+        how = ops.current_formulation()
+        if len(states) == 1 or len(states) % mesh.size or not how.vmapped_replicas:
+            return _repeated(
+                functools.partial(_sequential_step, context), states, data, seeds, count
+            )
+        # Not measured under vmap.
+        with ops.use_formulation(dataclasses.replace(how, sliced_weight_gradient=False)):
+            step = functools.partial(_vmapped_step, context)
+            after, metrics = _repeated(step, _stacked(states), data, _stacked(seeds), count)
+        return tuple(_one_of(after, place) for place in range(len(states))), metrics
+
+    return steps
+
+
+def _sequential_step(context: StepContext, states, data, seeds):
+    """A step of each state, with every batch divided among all devices."""
+    each = [
+        train_step(context, state, data, seed) for state, seed in zip(states, seeds, strict=True)
+    ]
+    return tuple(state for state, _ in each), _stacked([metrics for _, metrics in each])
+
+
+def _vmapped_step(context: StepContext, states, data, seeds):
+    """A step of states along a leading axis, which is divided among the devices."""
+    alone = functools.partial(train_step, dataclasses.replace(context, mesh=None))
+    along = P("data")
+    return jax.shard_map(
+        jax.vmap(alone, in_axes=(0, None, 0)),
+        mesh=context.mesh,
+        in_specs=(along, P(), along),
+        out_specs=along,
+        check_vma=False,
+    )(states, data, seeds)
+
+
+def _repeated(step, states, data, seeds, count):
+    if count == 1:
+        states, metrics = step(states, data, seeds)
+        return states, {name: value[None] for name, value in metrics.items()}
+    return jax.lax.scan(lambda states, _: step(states, data, seeds), states, None, count)
+
+
+def _stacked(trees: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _one_of(stacked: Any, place: int) -> Any:
+    return jax.tree.map(lambda leaves: leaves[place], stacked)
