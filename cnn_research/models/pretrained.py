@@ -119,11 +119,7 @@ def load_pretrained(
         UsageError: a pattern of `fresh` matches nothing.
     """
     weights = weights or read_weights(_local_file(pretrained.source))
-    ours = {
-        leaf: np.asarray(value)
-        for collection in _COLLECTIONS
-        for leaf, value in _flat(variables.get(collection, {})).items()
-    }
+    ours = _leaves(variables)
     names = _best_names(model, ours, weights)
     fresh = [leaf for leaf in ours if matches(leaf, pretrained.fresh)]
     wanted = {leaf: _key(leaf, names) for leaf in ours if leaf not in fresh}
@@ -135,14 +131,7 @@ def load_pretrained(
         for leaf, key in wanted.items()
         if key in weights.arrays
     }
-    # What of the file no leaf takes, by the path that it would have here.
-    taken = set(wanted.values())
-    modules = {name: module for module, name in names.items()}
-    unused = {
-        f"{modules.get(layer, layer)}/{weight}": array
-        for (layer, weight), array in weights.arrays.items()
-        if (layer, weight) not in taken
-    }
+    unused = _unused(weights, wanted, names)
     skipped = [path for path in unused if matches(path, pretrained.fresh)]
 
     _check_patterns(pretrained.fresh, [*ours, *unused], model)
@@ -158,15 +147,42 @@ def load_pretrained(
     if pretrained.channels == "bgr":
         _turn_first_kernel(ours, arrays)
 
-    found = ours | {leaf: array.astype(ours[leaf].dtype) for leaf, array in arrays.items()}
+    values = ours | {leaf: array.astype(ours[leaf].dtype) for leaf, array in arrays.items()}
+    return _with_values(variables, values), Loaded(
+        pretrained.source, weights.sha256, tuple(arrays), tuple(fresh), tuple(skipped)
+    )
+
+
+def _leaves(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The leaves that a file may hold, by their path within their collection."""
+    return {
+        leaf: np.asarray(value)
+        for collection in _COLLECTIONS
+        for leaf, value in _flat(variables.get(collection, {})).items()
+    }
+
+
+def _with_values(variables: Mapping[str, Any], values: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The variables with other values of the leaves of `_leaves`."""
     collections = dict(variables)
     for collection in _COLLECTIONS:
         if collection in variables:
-            values = {leaf: found[leaf] for leaf in _flat(variables[collection])}
-            collections[collection] = traverse_util.unflatten_dict(values, sep="/")
-    return collections, Loaded(
-        pretrained.source, weights.sha256, tuple(arrays), tuple(fresh), tuple(skipped)
-    )
+            own = {leaf: values[leaf] for leaf in _flat(variables[collection])}
+            collections[collection] = traverse_util.unflatten_dict(own, sep="/")
+    return collections
+
+
+def _unused(
+    weights: Weights, wanted: Mapping[str, tuple[str, str]], names: Mapping[str, str]
+) -> dict[str, np.ndarray]:
+    """Arrays of the file that no leaf takes, by the path that they would have here."""
+    taken = set(wanted.values())
+    modules = {name: module for module, name in names.items()}
+    return {
+        f"{modules.get(layer, layer)}/{weight}": array
+        for (layer, weight), array in weights.arrays.items()
+        if (layer, weight) not in taken
+    }
 
 
 def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:

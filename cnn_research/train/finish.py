@@ -83,15 +83,12 @@ def report(
         figures[name] = task.figures(predictions[name])
     # Figures on data that the run chose by are shown where there are no others.
     shown = [name for name in evaluated if name != "validation"] or evaluated
+    # The projector's points: features of some images, and what is predicted for them.
     places = chosen(splits[shown[0]])
-    points = Points(
-        dataset.splits[shown[0]].take(places),
-        evaluator.features(state.variables(), splits[shown[0]].take(places)),
-        [
-            {head: answer.text for head, answer in image.items()}
-            for image in task.answers(outputs[shown[0]][places], dataset.class_names)
-        ],
-    )
+    features = evaluator.features(state.variables(), splits[shown[0]].take(places))
+    answers = task.answers(outputs[shown[0]][places], dataset.class_names)
+    texts = [{head: answer.text for head, answer in image.items()} for image in answers]
+    points = Points(dataset.splits[shown[0]].take(places), features, texts)
     # All processes have computed; what follows is written once.
     if jax.process_index() != 0:
         return Result(workdir, step, figures)
@@ -112,8 +109,7 @@ def report(
     for name in shown:
         print(f"Result on the {name} split, step {step:,}:")
         print(task.text(predictions[name]))
-    print(f"Report: {page}")
-    print(f"Look at it: tensorboard --logdir {workdir.parent}")
+    print(f"Report: {page}\nTensorBoard: tensorboard --logdir {workdir.parent}")
     return Result(workdir, step, figures)
 
 

@@ -101,6 +101,66 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 }
 
 
+class Routes:
+    """The functions behind the addresses; `application` gives the arguments."""
+
+    def __init__(
+        self,
+        network: Exported,
+        ask: Callable[[Sequence[np.ndarray]], list[Answer]],
+        max_batch: int,
+        wait: float,
+    ):
+        self._network = network
+        self._batcher = Batcher(ask, max_batch, wait)
+        self._threads = ThreadPoolExecutor(cores(), "decode")
+        # A palette is whole; of classes, and of the colours of a histogram, the first are listed.
+        self._most = {h["name"]: None if h["kind"] == "palette" else TOP for h in network.heads}
+        self._page = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        batches = asyncio.create_task(self._batcher.run())
+        yield
+        batches.cancel()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def start(self) -> HTMLResponse:
+        return HTMLResponse(self._page)
+
+    async def predict(self, request: Request) -> Predictions:
+        """Predictions for one image, or several.
+
+        Images are stretched to the network's size, as in training. They may be JPEG, PNG, GIF, BMP,
+        WebP, TIFF or what else Pillow reads.
+        """
+        loop = asyncio.get_running_loop()
+        shape = self._network.image_shape
+        with self._batcher.coming():
+            uploads = await received(request)
+            decoding = (
+                loop.run_in_executor(self._threads, decoded, content, name, shape)
+                for name, content in uploads
+            )
+            images = await asyncio.gather(*decoding)
+        answers = await asyncio.gather(*(self._batcher.ask(image) for image in images))
+        predictions = []
+        for (name, _), answer in zip(uploads, answers, strict=True):
+            if answer is None:
+                raise HTTPException(422, f"the network's outputs for {shown(name)} are not finite")
+            first = {head: said[: self._most[head]] for head, said in answer.items()}
+            predictions.append(Prediction.model_validate({"file": name, "answers": first}))
+        return Predictions(predictions=predictions)
+
+    async def health(self) -> Health:
+        """Whether the server answers, and how many images it has answered."""
+        return Health(status="ok", images=self._batcher.images, batches=self._batcher.batches)
+
+    async def model(self) -> dict[str, Any]:
+        """The exported network: its input, its heads with their classes, its figures."""
+        return dict(self._network.facts)
+
+
 def application(
     network: Exported,
     ask: Callable[[Sequence[np.ndarray]], list[Answer]],
@@ -118,88 +178,41 @@ def application(
         max_batch: images in one forward pass.
         wait: seconds that an image waits for others that are coming, to be answered with them.
     """
-    batcher = Batcher(ask, max_batch, wait)
-    threads = ThreadPoolExecutor(cores(), "decode")
-    # A palette is whole; of classes, and of the many colours of a histogram, the first are told.
-    most = {h["name"]: None if h["kind"] == "palette" else TOP for h in network.heads}
-    page = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
-
-    @contextlib.asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        batches = asyncio.create_task(batcher.run())
-        yield
-        batches.cancel()
-        threads.shutdown(wait=False, cancel_futures=True)
-
+    routes = Routes(network, ask, max_batch, wait)
     app = FastAPIOffline(
         redoc_url=None,
         # It goes as it is into the page of /docs, and a stranger may have written it.
         title=html.escape(str(network.facts["experiment"])),
-        description="What an exported network says about images.",
+        description="Predictions of an exported network for images.",
         version=str(network.facts["step"]),
-        lifespan=lifespan,
+        lifespan=routes.lifespan,
     )
-
-    @app.get("/", include_in_schema=False)
-    async def start() -> HTMLResponse:
-        return HTMLResponse(page)
-
-    @app.post("/predict", openapi_extra={"requestBody": BODY}, responses=REFUSALS)
-    async def predict(request: Request) -> Predictions:
-        """What the network says about one image, or several.
-
-        Images are stretched to the network's size, as in training. They may be JPEG, PNG, GIF, BMP,
-        WebP, TIFF or what else Pillow reads.
-        """
-        loop = asyncio.get_running_loop()
-        with batcher.coming():
-            uploads = await received(request)
-            decoding = (
-                loop.run_in_executor(threads, decoded, content, name, network.image_shape)
-                for name, content in uploads
-            )
-            images = await asyncio.gather(*decoding)
-        answers = await asyncio.gather(*(batcher.ask(image) for image in images))
-        predictions = []
-        for (name, _), answer in zip(uploads, answers, strict=True):
-            if answer is None:
-                raise HTTPException(422, f"the network's outputs for {shown(name)} are not finite")
-            first = {head: said[: most[head]] for head, said in answer.items()}
-            predictions.append(Prediction.model_validate({"file": name, "answers": first}))
-        return Predictions(predictions=predictions)
-
-    @app.get("/health")
-    async def health() -> Health:
-        """Whether the server answers, and how many images it has answered."""
-        return Health(status="ok", images=batcher.images, batches=batcher.batches)
-
-    @app.get("/model")
-    async def model() -> dict[str, Any]:
-        """What was exported: the input, the heads with their classes, the figures of its test."""
-        return dict(network.facts)
-
-    @app.exception_handler(HTTPException)
-    async def refused(request: Request, error: HTTPException) -> Response:
-        why = one_line(Exception(error.detail))
-        if error.status_code == 404:
-            why = "there is no such address: POST /predict, GET /, /health, /model or /docs"
-        elif error.status_code == 405:
-            why = f"{request.method} is not for this address: POST /predict, GET all others"
-        return refusal(error.status_code, why, error.headers)
-
-    @app.exception_handler(BadImage)
-    async def bad_image(request: Request, error: BadImage) -> Response:
-        return refusal(400, one_line(error))
-
-    @app.exception_handler(ClientDisconnect)
-    async def gone(request: Request, error: ClientDisconnect) -> Response:
-        return refusal(400, "the connection ended before the request did")  # nobody reads it
-
-    @app.exception_handler(Exception)
-    async def failed(request: Request, error: Exception) -> Response:
-        return refusal(500, "the server failed: its log says how")
-
+    app.get("/", include_in_schema=False)(routes.start)
+    app.post("/predict", openapi_extra={"requestBody": BODY}, responses=REFUSALS)(routes.predict)
+    app.get("/health")(routes.health)
+    app.get("/model")(routes.model)
+    for kind in (HTTPException, BadImage, ClientDisconnect, Exception):
+        app.exception_handler(kind)(refused)
     return Guard(app, limits)
+
+
+async def refused(request: Request, error: Exception) -> Response:
+    """The answer to a request that failed."""
+    match error:
+        case HTTPException(status_code=404):
+            why = "there is no such address: POST /predict, GET /, /health, /model or /docs"
+            return refusal(404, why, error.headers)
+        case HTTPException(status_code=405):
+            why = f"{request.method} is not for this address: POST /predict, GET all others"
+            return refusal(405, why, error.headers)
+        case HTTPException():
+            why = one_line(Exception(error.detail))
+            return refusal(error.status_code, why, error.headers)
+        case BadImage():
+            return refusal(400, one_line(error))
+        case ClientDisconnect():  # nobody reads it
+            return refusal(400, "the connection ended before the request did")
+    return refusal(500, "the server failed: its log says how")
 
 
 async def received(request: Request) -> list[tuple[str | None, bytes]]:
