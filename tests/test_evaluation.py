@@ -1,4 +1,4 @@
-"""An evaluation says how it evaluated; reports, tables and exports know it."""
+"""Evaluation: by batches of one size; and how it was done, which reports and exports know."""
 
 from __future__ import annotations
 
@@ -6,16 +6,23 @@ import dataclasses
 import json
 import shutil
 
+import jax
+import numpy as np
 import pytest
+from flax import linen as nn
 
 from cnn_research.cli.run import run
 from cnn_research.core import run_folder as folders
+from cnn_research.core.distributed import data_mesh
 from cnn_research.core.errors import UsageError
-from cnn_research.data.sources import Digits
+from cnn_research.data.sources import Digits, Synthetic
 from cnn_research.inference.exported import open_export
 from cnn_research.models import MLP
+from cnn_research.ops.batching import apply_in_batches
 from cnn_research.report.runs import group_runs, read_run
 from cnn_research.train.config import Evaluation, Training
+from cnn_research.train.evaluator import Evaluator
+from cnn_research.train.trained import bound
 
 PLAIN = Training(data=Digits(), model=MLP(dense=(8,)), epochs=1, batch_size=64, name="plain")
 MIRRORED = dataclasses.replace(PLAIN, evaluation=Evaluation(mirror=True))
@@ -72,3 +79,46 @@ def test_numbers_that_json_lacks_become_null(tmp_path):
     text = (tmp_path / "some.json").read_text()
     values = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert values == {"test": {"loss": None, "count": 3}}
+
+
+# Batches -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 7, 10])
+def test_functions_of_batches_are_applied_to_every_example(batch_size):
+    examples = np.arange(14.0).reshape(7, 2)
+    shapes = set()
+
+    def function(batch):
+        shapes.add(batch.shape)
+        return {"double": 2 * batch, "sum": batch.sum(axis=1)}
+
+    found = apply_in_batches(function, examples, batch_size)
+    assert shapes == {(batch_size, 2)}
+    np.testing.assert_array_equal(found["double"], 2 * examples)
+    np.testing.assert_array_equal(found["sum"], examples.sum(axis=1))
+
+
+class Recorder(nn.Module):
+    """Notes the shapes that it is traced with."""
+
+    num_classes: int = 3
+    shapes = []
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        self.shapes.append(images.shape)
+        return nn.Dense(self.num_classes)(images.reshape(len(images), -1))
+
+
+def test_a_small_split_is_not_padded_to_a_whole_batch():
+    data = Synthetic(train=6, test=5, classes=(3,), image_shape=(4, 4, 1))
+    dataset = data.load()
+    training = bound(Training(data=data, model=Recorder()), dataset)
+    assert training.evaluation.batch_size == 500
+    split = dataset.splits["test"]
+    variables = training.model.init(jax.random.key(0), np.zeros((1, 4, 4, 1), np.float32))
+    Recorder.shapes.clear()
+    sums, outputs = Evaluator(training, training.model, data_mesh())(variables, split)
+    assert set(Recorder.shapes) == {(5, 4, 4, 1)}
+    assert outputs.shape == (5, 3) and sums["accuracy"][1] == 5
