@@ -32,25 +32,6 @@ from cnn_research.train.state import TrainState, init_state
 from cnn_research.train.transfer import Transfer
 
 
-def check_run(workdir: Path) -> None:
-    """Raises `UserError` for a folder that holds no run."""
-    if not (workdir / folders.CONFIG).exists():
-        raise UserError(f"{workdir} holds no run: train one there first, with --mode=train")
-
-
-def check_same_data(workdir: Path, dataset: Dataset) -> None:
-    """Raises `UsageError` if the run in a folder was trained on other examples or classes."""
-    before = folders.read_json(workdir / folders.RUN).get("data", {}).get("content")
-    names = folders.read_json(workdir / folders.BOUND).get("class_names")
-    now = dataset.provenance.get("content")
-    renamed = names is not None and names != {h: list(n) for h, n in dataset.class_names.items()}
-    if renamed or (before and now and before != now):
-        raise UsageError(
-            f"{workdir} holds a run on other data: images, labels or classes of {dataset.name} "
-            "have changed since it was trained; put them back, or name another --workdir"
-        )
-
-
 @dataclasses.dataclass(frozen=True)
 class TrainedModel:
     """A trained model, from the folder of its run alone.
@@ -201,6 +182,62 @@ def weights_of_run(workdir: Path) -> Weights:
     return Weights(arrays, "keras", hashlib.sha256(checksums.read_bytes()).hexdigest())
 
 
+def check_run(workdir: Path) -> None:
+    """Raises `UserError` for a folder that holds no run."""
+    if not (workdir / folders.CONFIG).exists():
+        raise UserError(f"{workdir} holds no run: train one there first, with --mode=train")
+
+
+def check_same_data(workdir: Path, dataset: Dataset) -> None:
+    """Raises `UsageError` if the run in a folder was trained on other examples or classes."""
+    before = folders.read_json(workdir / folders.RUN).get("data", {}).get("content")
+    names = folders.read_json(workdir / folders.BOUND).get("class_names")
+    now = dataset.provenance.get("content")
+    renamed = names is not None and names != {h: list(n) for h, n in dataset.class_names.items()}
+    if renamed or (before and now and before != now):
+        raise UsageError(
+            f"{workdir} holds a run on other data: images, labels or classes of {dataset.name} "
+            "have changed since it was trained; put them back, or name another --workdir"
+        )
+
+
+def reported_step(experiment: Training, workdir: Path) -> int:
+    """The step of the checkpoint that a run's report is about.
+
+    Raises:
+        UserError: there is no good checkpoint.
+    """
+    folder, selection = workdir / folders.CHECKPOINTS, experiment.selection
+    if selection.report == "best":
+        step = checkpoint.best(folder, selection.metric, experiment.direction)
+    else:
+        step = checkpoint.newest(folder)
+    if step is None:
+        raise UserError(f"{folder} has no good checkpoint: train first, with --mode=train")
+    return step
+
+
+def abstract_state(
+    experiment: Training, image_shape: tuple[int, int, int], mesh: Mesh
+) -> TrainState:
+    """Shapes, dtypes and shardings of a bound experiment's state, without computing any of it."""
+    optimizer = experiment.transfer.optimizer(experiment.optimizer, 1, lambda epoch: 1)
+    shapes = jax.eval_shape(
+        lambda key: init_state(
+            experiment.model,
+            optimizer,
+            key,
+            image_shape,
+            ema=bool(experiment.optimizer.ema_decay),
+        ),
+        jax.random.key(0),
+    )
+    where = state_shardings(mesh, shapes, sharded=experiment.shard_parameters)
+    return jax.tree.map(
+        lambda x, on: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on), shapes, where
+    )
+
+
 def bound(experiment: Training, dataset: Dataset) -> Training:
     """The experiment with all that it has to know of its data.
 
@@ -253,40 +290,3 @@ def inputs(
         say=say,
     )
     return FromFeatures(experiment.model, layer, dataset.image_shape), splits
-
-
-def reported_step(experiment: Training, workdir: Path) -> int:
-    """The step of the checkpoint that a run's report is about.
-
-    Raises:
-        UserError: there is no good checkpoint.
-    """
-    folder, selection = workdir / folders.CHECKPOINTS, experiment.selection
-    if selection.report == "best":
-        step = checkpoint.best(folder, selection.metric, experiment.direction)
-    else:
-        step = checkpoint.newest(folder)
-    if step is None:
-        raise UserError(f"{folder} has no good checkpoint: train first, with --mode=train")
-    return step
-
-
-def abstract_state(
-    experiment: Training, image_shape: tuple[int, int, int], mesh: Mesh
-) -> TrainState:
-    """Shapes, dtypes and shardings of a bound experiment's state, without computing any of it."""
-    optimizer = experiment.transfer.optimizer(experiment.optimizer, 1, lambda epoch: 1)
-    shapes = jax.eval_shape(
-        lambda key: init_state(
-            experiment.model,
-            optimizer,
-            key,
-            image_shape,
-            ema=bool(experiment.optimizer.ema_decay),
-        ),
-        jax.random.key(0),
-    )
-    where = state_shardings(mesh, shapes, sharded=experiment.shard_parameters)
-    return jax.tree.map(
-        lambda x, on: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on), shapes, where
-    )
