@@ -23,6 +23,7 @@ from cnn_research.core.experiment import lookup
 from cnn_research.data import Synthetic
 from cnn_research.models import MLP
 from cnn_research.train.config import Training
+from cnn_research.workflows.pipeline import open_pipeline
 
 ROOT = Path(__file__).resolve().parent.parent
 BLANK = Image.new("RGB", (1, 1))
@@ -98,6 +99,16 @@ def test_a_finished_run_keeps_the_commit_that_trained_it(tmp_path, source, monke
     assert run_folder.effective_attempts(record) == [first]
     page = (tmp_path / "report" / "report.md").read_text()
     assert f"- Commit: old, with the changes in {first['source_diff']}\n" in page
+
+
+def test_a_finished_pipeline_keeps_the_commit_of_its_stages(tmp_path, source):
+    for commit, stages in (("first", 1), ("second", 2), ("unrelated", 2)):
+        source(commit)
+        with open_pipeline(lookup("filters").experiment(), tmp_path) as pipeline:
+            pipeline.stages.extend(["pretraining", "training"][:stages])
+    record = run_folder.read_json(tmp_path / run_folder.RUN)
+    commits = [attempt["commit"] for attempt in run_folder.effective_attempts(record)]
+    assert commits == ["first", "second"]
 
 
 def test_another_repository_s_commit_is_not_ours(tmp_path):

@@ -170,9 +170,15 @@ def _run_here(runs: Sequence, folder: Path, workers: int) -> int:
 
 
 def _search(sweep, folder: Path, workers: int) -> int:
-    from cnn_research.sweep import definition, local, search, states
+    from cnn_research.sweep import definition, local, states
     from cnn_research.sweep.source import copied
 
+    try:
+        from cnn_research.sweep import search
+    except ModuleNotFoundError:
+        raise UserError(
+            "a search needs Optuna, which is not installed: pip install 'cnn-research[search]'"
+        ) from None
     feed = search.Search(sweep, folder)
     with claimed(folder):
         feed.resume()

@@ -5,7 +5,6 @@ The study is kept in the sweep's folder as Optuna's own journal.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import re
@@ -15,11 +14,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
 from cnn_research.core.config import from_dict
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.experiment import lookup
 from cnn_research.core.metrics import best
 from cnn_research.core.metrics_log import METRICS_FILE, read_metrics
+from cnn_research.core.run_folder import write_text
 from cnn_research.sweep import states
 from cnn_research.sweep.definition import Run, Sweep, override, planned
 from cnn_research.sweep.states import State
@@ -30,33 +40,13 @@ STUDY = "study.jsonl"
 _RANGE = re.compile(r"(?P<low>[^.\s][^\s]*?)\.\.(?P<high>\S+)(?P<log>\s+log)?")
 
 
-@dataclasses.dataclass(frozen=True)
-class Range:
-    """Numbers from `low` to `high`, both included: whole ones where both ends are."""
-
-    low: float
-    high: float
-    log: bool
-
-    @property
-    def ends(self) -> tuple[float, ...]:
-        return (self.low, self.high)
-
-
-@dataclasses.dataclass(frozen=True)
-class Choices:
-    """One of several values."""
-
-    ends: tuple[str, ...]
-
-
-def space(search: Mapping[str, str]) -> dict[str, Range | Choices]:
-    """What a search chooses from, by the path of its field.
+def space(search: Mapping[str, str]) -> dict[str, BaseDistribution]:
+    """What a search chooses from, by the path of its field; whole numbers where both ends are.
 
     Raises:
         UsageError: a text is neither a range nor a list.
     """
-    found: dict[str, Range | Choices] = {}
+    found: dict[str, BaseDistribution] = {}
     for path, text in search.items():
         if ".." not in text:
             values = tuple(value.strip() for value in text.split(","))
@@ -65,23 +55,29 @@ def space(search: Mapping[str, str]) -> dict[str, Range | Choices]:
                     f"--search {path} is '{text}': give a range as 1e-4..1e-2, with ' log' after "
                     "it or not, or values as adam,sgd"
                 )
-            found[path] = Choices(values)
+            found[path] = CategoricalDistribution(values)
             continue
         match = _RANGE.fullmatch(text.strip())
         try:
             assert match is not None
-            ends = [match["low"], match["high"]]
+            ends, log = [match["low"], match["high"]], bool(match["log"])
             whole = all(re.fullmatch(r"[+-]?\d+", end) for end in ends)
             low, high = (int(end) if whole else float(end) for end in ends)
-            log = bool(match["log"])
             assert -math.inf < low < high < math.inf and (low > 0 or not log)
+            kind: Any = IntDistribution if whole else FloatDistribution
+            found[path] = kind(low, high, log=log)
         except (AssertionError, ValueError):
             raise UsageError(
                 f"--search {path} is '{text}': a range goes from a lower to a higher number, as "
                 "1e-4..1e-2; a logarithmic one, as '1e-4..1e-2 log', begins above 0"
             ) from None
-        found[path] = Range(low, high, log)
     return found
+
+
+def _ends(values: Any) -> tuple[Any, ...]:
+    """What is tried before a search begins: both ends of a range, or every choice."""
+    listed = isinstance(values, CategoricalDistribution)
+    return values.choices if listed else (values.low, values.high)
 
 
 class Search:
@@ -97,34 +93,23 @@ class Search:
 
         Raises:
             UsageError: no training, or values that its experiment refuses.
-            UserError: Optuna is not installed.
         """
         self._sweep, self._folder = sweep, folder
         self._default = lookup(sweep.experiments[0]).experiment()
         self._space = space(sweep.search)
-        first = {path: values.ends[0] for path, values in self._space.items()}
+        first = {path: _ends(values)[0] for path, values in self._space.items()}
         for path, values in self._space.items():
-            for end in values.ends:
+            for end in _ends(values):
                 run = self._run(0, {**first, path: end})
         training = from_dict(json.loads(run.config))
         if not isinstance(training, Training):
             raise UsageError(f"{sweep.experiments[0]} is no training: a search needs its figures")
         self._selection = training.selection
         self._direction = training.task.directions[training.selection.metric]
-        try:
-            import optuna
-        except ImportError:
-            raise UserError(
-                "a search needs Optuna, which is not installed: pip install 'cnn-research[search]'"
-            ) from None
-        self._optuna = optuna
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-        self._distributions = {
-            path: self._distribution(values) for path, values in self._space.items()
-        }
-        self._study: Any = None
-        self._trials: dict[Path, Any] = {}
+        self._study: optuna.Study
+        self._trials: dict[Path, optuna.Trial] = {}
         self._seen: dict[Path, tuple[int, list[float]]] = {}
 
     def resume(self) -> None:
@@ -135,33 +120,29 @@ class Search:
         Raises:
             UserError: the study's file is damaged; a last line cut short is left out.
         """
-        from optuna.storages.journal import JournalFileBackend
-
-        file, states = self._folder / STUDY, self._optuna.trial.TrialState
-        if file.exists():
-            text = file.read_bytes()
-            whole = text.rpartition(b"\n")[0] + b"\n"
-            if whole != text:
-                print(f"{file}: its last line was cut short, and is left out", file=sys.stderr)
-                file.write_bytes(whole)
+        file = self._folder / STUDY
+        text = file.read_text() if file.exists() else ""
+        if (whole := text[: text.rfind("\n") + 1]) != text:
+            print(f"{file}: its last line was cut short, and is left out", file=sys.stderr)
+            write_text(file, whole)
         try:
             journal = JournalFileBackend(str(file))
-            self._study = self._optuna.create_study(
-                storage=self._optuna.storages.JournalStorage(journal),
+            self._study = optuna.create_study(
+                storage=optuna.storages.JournalStorage(journal),
                 study_name=STUDY,
                 direction=self._direction,
-                pruner=self._optuna.pruners.MedianPruner(),
+                pruner=optuna.pruners.MedianPruner(),
                 load_if_exists=True,
             )
         except (ValueError, KeyError) as error:
             raise UserError(
                 f"{file} is damaged ({error}): restore it, or name another --workdir"
             ) from None
-        finished = self._numbers(states.COMPLETE, states.PRUNED)
-        for number, trial in self._numbers(states.RUNNING, states.FAIL).items():
-            if trial.state == states.RUNNING:
-                self._study.tell(trial.number, state=states.FAIL)
-            if number not in finished:
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            self._study.tell(trial.number, state=TrialState.FAIL)
+        done = self._numbers(TrialState.COMPLETE, TrialState.PRUNED, TrialState.WAITING)
+        for number, trial in sorted(self._numbers(TrialState.FAIL).items()):
+            if number not in done:
                 self._study.enqueue_trial(trial.params, user_attrs={"number": number})
 
     def _numbers(self, *states: Any) -> dict[int, Any]:
@@ -172,13 +153,13 @@ class Search:
     # What a feed of runs does.
 
     def next(self) -> Run | None:
-        waiting = self._optuna.trial.TrialState.WAITING
-        number = min(self._numbers(waiting), default=len(self._numbers()))
-        if number >= self._sweep.trials:
+        number = len(self._numbers())
+        if number >= self._sweep.trials and not self._numbers(TrialState.WAITING):
             return None
         # Anew for each, so that what is proposed does not depend on where a search was stopped.
-        self._study.sampler = self._optuna.samplers.TPESampler(seed=number, constant_liar=True)
-        trial = self._study.ask(self._distributions)
+        self._study.sampler = optuna.samplers.TPESampler(seed=number, constant_liar=True)
+        trial = self._study.ask(self._space)
+        number = trial.user_attrs.get("number", number)
         trial.set_user_attr("number", number)
         run = self._run(number, trial.params)
         self._trials[run.workdir] = trial
@@ -189,7 +170,7 @@ class Search:
         return bool(self._trials[run.workdir].should_prune())
 
     def finished(self, run: Run, state: State, *, pruned: bool) -> State:
-        trial, outcomes = self._trials[run.workdir], self._optuna.trial.TrialState
+        trial = self._trials[run.workdir]
         values = self._report(run)
         if state.state == "complete" and not values:
             message = "no validation figures to search by: set --data.validation above 0"
@@ -201,14 +182,13 @@ class Search:
             last = self._selection.report == "last"
             self._study.tell(trial, values[-1] if last else best(values, self._direction))
         elif state.state != "stopped":
-            self._study.tell(
-                trial, state=outcomes.PRUNED if state.state == "pruned" else outcomes.FAIL
-            )
+            pruned = state.state == "pruned"
+            self._study.tell(trial, state=TrialState.PRUNED if pruned else TrialState.FAIL)
         return state
 
     def best(self) -> str:
         """The best run so far, in a line; "" where none is complete."""
-        if not self._numbers(self._optuna.trial.TrialState.COMPLETE):
+        if not self._numbers(TrialState.COMPLETE):
             return ""
         best = self._study.best_trial
         words = " ".join(word for path, v in best.params.items() for word in self._words(path, v))
@@ -217,8 +197,7 @@ class Search:
     @property
     def num_finished(self) -> int:
         """How many runs are over, and did not fail."""
-        states = self._optuna.trial.TrialState
-        return len(self._numbers(states.COMPLETE, states.PRUNED))
+        return len(self._numbers(TrialState.COMPLETE, TrialState.PRUNED))
 
     # Between Optuna and runs.
 
@@ -230,14 +209,6 @@ class Search:
         return planned(
             self._default, [*self._sweep.words, *words], self._folder, (), f"trial-{number:04}"
         )
-
-    def _distribution(self, values: Range | Choices) -> Any:
-        kinds = self._optuna.distributions
-        if isinstance(values, Choices):
-            return kinds.CategoricalDistribution(values.ends)
-        if isinstance(values.low, int) and isinstance(values.high, int):
-            return kinds.IntDistribution(values.low, values.high, log=values.log)
-        return kinds.FloatDistribution(values.low, values.high, log=values.log)
 
     def _report(self, run: Run) -> list[float]:
         """Tells Optuna what a run has measured since; all its validation figures."""
