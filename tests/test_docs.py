@@ -145,7 +145,7 @@ def fruit(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_own_images_page_works_as_it_stands(fruit):
+def test_own_images_page_works_as_it_stands(fruit, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -157,13 +157,14 @@ def test_own_images_page_works_as_it_stands(fruit):
                 quick = [extra for word in words for extra in QUICK.get(word, [])]
                 with flagsaver.flagsaver():
                     cli.main(cli.parse_flags([*words[1:], *quick]))
-            elif words[2:3] == ["cnn_research.inference.serve"]:
+            elif words[2:4] == ["cnn_research", "serve"]:
                 pytest.importorskip("fastapi", reason="serving needs the extra [serve]")
                 server = subprocess.Popen(
                     [sys.executable, *words[1:]], env={**os.environ, "PYTHONPATH": str(ROOT)}
                 )
                 wait_for(int(port), server)
             elif words[0] == "python":
+                monkeypatch.setattr(sys, "argv", words[2:])
                 with pytest.raises(SystemExit) as end:
                     runpy.run_module(words[2], run_name="__main__")
                 assert not end.value.code
