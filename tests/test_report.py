@@ -402,7 +402,7 @@ def make_run(folder: Path, *, accuracy: float | None, seed: int = 0, **config: A
     record = {
         "document": "004",
         "attempts": [attempt(["launch.py", f"--seed={seed}"])],
-        "wall_seconds": 10.0 + seed,
+        **({} if accuracy is None else {"wall_seconds": 10.0 + seed}),
         "document_results": {"test accuracy": 0.8978, "macro F1": 0.899302},
     }
     (folder / "run.json").write_text(json.dumps(record))
@@ -626,6 +626,32 @@ def test_a_sweeps_folder_stands_for_its_runs_in_its_order(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert main([str(tmp_path / "empty")]) == 2
     assert "holds none: it has no config.json" in capsys.readouterr().err
+
+
+def test_a_finished_pipeline_gallery_or_training_without_test_data_is_not_unfinished(
+    tmp_path, capsys
+):
+    pipeline, gallery, alone = (
+        make_run(tmp_path / name, accuracy=None) for name in ("pipeline", "gallery", "alone")
+    )
+    for stage, accuracy in (("pretraining", 0.25), ("training", 0.75)):
+        make_run(pipeline / stage, accuracy=accuracy, name=f"palette/{stage}")
+    record = {"stages": ["pretraining", "training"], "finished": "2026-03-01T12:00:00+00:00"}
+    (pipeline / "run.json").write_text(json.dumps(record))
+    (gallery / "report").mkdir()
+    (gallery / "report" / "report.html").write_text("pictures")
+    (alone / "run.json").write_text('{"wall_seconds": 9.5}')
+    assert main([str(pipeline), str(gallery), str(alone)]) == 0
+    told = capsys.readouterr()
+    assert [row[0] for row in table(told.out)[2::2]] == ["palette/pretraining", "palette/training"]
+    assert told.err.splitlines() == [
+        f"no figures: {gallery} (its page is {gallery / 'report' / 'report.html'})",
+        f"no figures: {alone} (it was trained, but not evaluated)",
+    ]
+    # A stopped one says how far it has come.
+    (pipeline / "run.json").write_text(json.dumps({**record, "finished": None}))
+    assert main([str(pipeline)]) == 0
+    assert capsys.readouterr().err == f"unfinished: {pipeline} (2 stages complete)\n"
 
 
 def test_log_as_html_has_the_table_and_a_line_per_config_in_one_file(tmp_path, monkeypatch):

@@ -9,20 +9,24 @@ from pathlib import Path
 
 from cnn_research.core.errors import UsageError, run_command
 from cnn_research.core.metrics_log import read_metrics
-from cnn_research.core.run_folder import write_json, write_text
+from cnn_research.core.run_folder import RUN, read_json, write_json, write_text
 from cnn_research.report.change_log import (
     change_log,
     log_as_html,
     log_as_markdown,
     write_log_as_xlsx,
 )
+from cnn_research.report.html import HTML
 from cnn_research.report.runs import (
+    REPORT_FOLDER,
     Group,
     as_markdown,
     group_runs,
+    is_finished,
     read_run,
     results,
     run_folders,
+    stage_folders,
     summary,
 )
 
@@ -40,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         nargs="+",
         type=Path,
         metavar="RUN",
-        help="the folder of a run, or of several: of a sweep, of replicas",
+        help="the folder of a run, or of several: of a sweep, of replicas, of a pipeline's stages",
     )
     parser.add_argument(
         "--format", choices=("markdown", "csv"), default="markdown", help="what is printed"
@@ -62,7 +66,8 @@ def _compare(folders: Sequence[Path], table_format: str, output: Path | None) ->
         raise UsageError(f"--output is {output}: its name must end in {', '.join(OUTPUTS)}")
     # One folder given twice would pass for two runs.
     found = {run.resolve(): run for folder in folders for run in run_folders(folder)}.values()
-    read = [(folder, read_run(folder)) for folder in found]
+    stages = {folder: stage_folders(folder) for folder in found}
+    read = [(run, read_run(run)) for folder, below in stages.items() for run in below or [folder]]
     groups = group_runs(run for _, run in read if run is not None)
     if output is not None:
         order = [folder for folder, _ in read]
@@ -71,10 +76,9 @@ def _compare(folders: Sequence[Path], table_format: str, output: Path | None) ->
         as_csv = table_format == "csv"
         table = summary(groups).to_csv(index=False) if as_csv else as_markdown(groups)
         print(table.rstrip("\n"), flush=True)
-    for folder, run in read:
-        if run is None:
-            step = max((row["step"] for row in read_metrics(folder)), default=0)
-            print(f"unfinished: {folder} (step {step})", file=sys.stderr)
+    pipelines = [folder for folder, below in stages.items() if below and not is_finished(folder)]
+    for folder in [*pipelines, *(folder for folder, run in read if run is None)]:
+        print(_why_missing(folder), file=sys.stderr)
     for group in groups:
         if len(set(group.seeds)) < len(group.seeds):
             print(
@@ -82,6 +86,19 @@ def _compare(folders: Sequence[Path], table_format: str, output: Path | None) ->
                 "their spread is not one over seeds",
                 file=sys.stderr,
             )
+
+
+def _why_missing(folder: Path) -> str:
+    """Why a folder has no row of its own."""
+    page = folder / REPORT_FOLDER / HTML
+    if is_finished(folder):
+        reason = f"its page is {page}" if page.exists() else "it was trained, but not evaluated"
+        return f"no figures: {folder} ({reason})"
+    record = read_json(folder / RUN)
+    if "finished" in record:
+        return f"unfinished: {folder} ({len(record.get('stages', ()))} stages complete)"
+    step = max((row["step"] for row in read_metrics(folder)), default=0)
+    return f"unfinished: {folder} (step {step})"
 
 
 def _write(output: Path, groups: Sequence[Group]) -> None:

@@ -26,9 +26,8 @@ from cnn_research.core.run_folder import (
 from cnn_research.data.images import printable
 from cnn_research.report.html import write_page
 from cnn_research.report.markdown import markdown_table, number
-from cnn_research.report.runs import by_name, flat
+from cnn_research.report.runs import REPORT_FOLDER, by_name, flat
 
-REPORT_FOLDER = "report"
 LONGEST_SUFFIX = 40
 """Characters, of four bytes at most: with what stands around it a name has at most 255 bytes."""
 

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 UNCOMPARED = ("step", "correct", "count", "wall_seconds")
 """Numbers of a run that no table compares."""
 
+REPORT_FOLDER = "report"
+"""Of the run's page."""
+
 MOST_ACCURACIES = 2
 """Where runs have more accuracies, tables compare those alone."""
 
@@ -129,6 +132,21 @@ def run_folders(folder: Path) -> list[Path]:
     if not found:
         raise UsageError(f"{folder} is not a run's folder, and holds none: it has no {CONFIG}")
     return found
+
+
+def stage_folders(folder: Path) -> list[Path]:
+    """The runs of a pipeline's or a study's stages, in order; empty for any other run."""
+    stages = [file.parent for file in sorted(folder.glob(f"*/{CONFIG}"))]
+    order = list(read_json(folder / RUN).get("stages", ()))
+    return sorted(stages, key=lambda s: order.index(s.name) if s.name in order else len(order))
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run has come to its end: a training, a pipeline, or what only draws a page."""
+    record = read_json(folder / RUN)
+    if "finished" in record:
+        return bool(record["finished"])
+    return "wall_seconds" in record or (folder / REPORT_FOLDER).exists()
 
 
 def group_runs(runs: Iterable[Run]) -> list[Group]:
