@@ -272,7 +272,7 @@ def test_every_image_is_in_the_test_of_one_fold(tmp_path):
 
 def test_tables_of_palettes_that_cannot_be_used(tmp_path):
     folder = folder_of_palettes(tmp_path / "made")
-    with pytest.raises(UsageError, match="folds are two or more"):
+    with pytest.raises(UsageError, match=r"--data\.fold is 5: must be below --data\.folds=5"):
         Palettes(str(folder), fold=5).load()
     with pytest.raises(UsageError, match=r"--data\.path is empty"):
         Palettes().load()

@@ -147,8 +147,8 @@ def test_flipped_labels_are_as_many_as_asked_and_always_wrong(folder):
     ("fields", "words"),
     [
         ({"window": (37, 37)}, "data.window is"),
-        ({"grid": (0, 2)}, "data.grid is"),
-        ({"flipped": 1.0}, "data.flipped 1.0"),
+        ({"grid": (0, 2)}, "--data.grid is 0: must be above 0"),
+        ({"flipped": 1.0}, "--data.flipped is 1.0: must be 0 or more and below 1"),
     ],
 )
 def test_crops_that_cannot_be(fields, words):

@@ -68,18 +68,8 @@ def assign(
         raise UserError("there are no examples to train on: the split 'train' is empty")
     indices = {"train": given["train"]}
     drawn = {}
-    total = len(given["train"])
-    counts = {
-        name: round(size * total) if isinstance(size, float) else size
-        for name, size in sizes.items()
-        if not given[name].size
-    }
-    if min([*counts.values(), 0]) < 0 or sum(counts.values()) >= total:
-        asked = " and ".join(f"{count} for {name}" for name, count in counts.items())
-        raise UsageError(
-            f"{asked} cannot be drawn from {total} examples so that some are left to train on: "
-            "ask for fewer"
-        )
+    counts = _counts(sizes, given)
+    # The test first, so that whether there is a validation split changes nothing of it.
     for name in ("test", "validation"):
         if given[name].size:
             indices[name] = given[name]
@@ -99,25 +89,52 @@ def assign(
         "duplicates": _duplicates(examples, digests, indices),
         "content": {name: _content(examples, digests, chosen) for name, chosen in indices.items()},
     }
-    across = report["duplicates"]["across_splits"]
-    if across:
+    single = _single(examples, digests, given["train"]) if drawn else []
+    return indices, {**report, **_warnings(examples, indices, report, copies, single)}
+
+
+def _counts(sizes: Mapping[str, float], given: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """How many examples of train are drawn for each split that is not given."""
+    total = len(given["train"])
+    counts = {
+        name: round(size * total) if isinstance(size, float) else size
+        for name, size in sizes.items()
+        if not given[name].size
+    }
+    if min([*counts.values(), 0]) < 0 or sum(counts.values()) >= total:
+        asked = " and ".join(f"{count} for {name}" for name, count in counts.items())
+        raise UsageError(
+            f"{asked} cannot be drawn from {total} examples so that some are left to train on: "
+            "ask for fewer"
+        )
+    return counts
+
+
+def _warnings(
+    examples: Examples,
+    indices: Mapping[str, np.ndarray],
+    report: Mapping[str, Any],
+    copies: Mapping[str, Any],
+    single: Sequence[str],
+) -> dict[str, Any]:
+    """Logs what is odd about the splits, and returns it for the report."""
+    found: dict[str, Any] = {}
+    if across := report["duplicates"]["across_splits"]:
         logging.warning("images that are in two splits: %s", duplicates_line(across))
     if copies:
         logging.warning("left out of target: %s", copies_line(copies))
-        report["left_out_of_target"] = copies
-    single = _single(examples, digests, given["train"]) if drawn else []
+        found["left_out_of_target"] = copies
     if single:
         logging.warning("classes of a single image, which is trained on: %s", ", ".join(single))
-        report["classes_of_a_single_image"] = single
-    untrained = _untrained(examples, indices)
-    if untrained:
+        found["classes_of_a_single_image"] = single
+    if untrained := _untrained(examples, indices):
         logging.warning("classes without training examples: %s", untrained)
-        report["classes_without_training_examples"] = untrained
+        found["classes_without_training_examples"] = untrained
     if "target" in indices:
         unseen = {head: examples.labels[head][indices["target"]] for head in examples.class_names}
         counts = {head: int(np.sum(labels == UNSEEN)) for head, labels in unseen.items()}
-        report["target_examples_of_unseen_classes"] = counts
-    return indices, report
+        found["target_examples_of_unseen_classes"] = counts
+    return found
 
 
 def duplicates_line(across: Mapping[str, Any]) -> str:

@@ -7,12 +7,13 @@ import hashlib
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError
+from cnn_research.core.ranges import PositiveInt, Range, Seed, check_ranges
 from cnn_research.data.dataset import Dataset, Split, check_window
 from cnn_research.data.prepare import cache
 from cnn_research.data.sources.folder import Photos
@@ -45,11 +46,11 @@ class Clustered:
 
     source: Any = Photos()
     """Where the images come from."""
-    clusters: int = 128
-    """How many clusters of colours; 256 at most."""
-    window: tuple[int, int] = (37, 37)
+    clusters: Annotated[int, Range(minimum=2, maximum=256)] = 128
+    """How many clusters of colours."""
+    window: tuple[PositiveInt, PositiveInt] = (37, 37)
     """Height and width of what a model is given."""
-    seed: int = 0
+    seed: Seed = 0
     """Decides where k-means starts."""
 
     @property
@@ -64,15 +65,14 @@ class Clustered:
         The head `cluster` has a class per cluster, from dark to light, named by its colour as hex.
 
         Raises:
-            UsageError: images are smaller than a window, or there are too many clusters.
+            UsageError: images are smaller than a window or have no colours.
         """
+        check_ranges(self, "data.")
         dataset = self.source.load()
         check_window(self.window, dataset)
-        channels = dataset.image_shape[2]
-        if not 2 <= self.clusters <= 256 or channels != 3:
+        if (channels := dataset.image_shape[2]) != 3:
             raise UsageError(
-                f"data.clusters is {self.clusters}, and the images have {channels} channels: "
-                "2 to 256 clusters of colours can be found"
+                f"the images of {dataset.name} have {channels} channels: clusters of colours need 3"
             )
         names, maps, facts = self._clustered(dataset)
         return Dataset(

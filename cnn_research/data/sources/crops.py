@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from cnn_research.core.config import register_config
-from cnn_research.core.errors import UsageError, UserError
+from cnn_research.core.errors import UserError
+from cnn_research.core.ranges import PositiveInt, Seed, check_ranges
 from cnn_research.data.dataset import MISSING, Dataset, Split, check_window
+from cnn_research.data.sources.loading import Share
 from cnn_research.data.sources.table import Products
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -36,16 +38,16 @@ class Crops:
     ending, which are then nowhere else. As seen from the project. Empty keeps the splits."""
     validation_list: str = ""
     """The same for the validation split."""
-    window: tuple[int, int] = (37, 37)
+    window: tuple[PositiveInt, PositiveInt] = (37, 37)
     """Height and width of a window."""
-    grid: tuple[int, int] = (3, 2)
+    grid: tuple[PositiveInt, PositiveInt] = (3, 2)
     """Rows and columns of windows in a training image."""
     kept: str = ""
     """A .npy file, bool `[training windows]`: those that are false count as not labelled. Empty
     keeps all."""
-    flipped: float = 0.0
+    flipped: Share = 0.0
     """The share of training images that are given a wrong label, on purpose."""
-    seed: int = 0
+    seed: Seed = 0
     """Decides which, and what they are given."""
 
     @property
@@ -60,13 +62,9 @@ class Crops:
             UsageError: a window is larger than the images, or a field is out of range.
             UserError: a name of the list is not there.
         """
+        check_ranges(self, "data.")
         dataset = self.source.load()
         check_window(self.window, dataset)
-        if min(self.grid) < 1 or not 0 <= self.flipped < 1:
-            raise UsageError(
-                f"data.grid is {self.grid} and data.flipped {self.flipped}: the grid has one row "
-                "and one column at least, and the share is from 0 to below 1"
-            )
         splits = dict(dataset.splits)
         for name, listing in (("test", self.test_list), ("validation", self.validation_list)):
             if listing:

@@ -17,7 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 import numpy as np
 
 from cnn_research.core.errors import UsageError, UserError
-from cnn_research.core.ranges import PositiveInt, Range, check_ranges
+from cnn_research.core.ranges import PositiveInt, Range, Seed, check_ranges
 from cnn_research.data.dataset import Dataset
 from cnn_research.data.images import decode, printable
 from cnn_research.data.prepare import cache
@@ -188,7 +188,7 @@ class ImageFiles:
     """Which fraction of train is held out for validation, where the source has none; 0 for none."""
     test: Share = 0.1
     """Which fraction of train is held out for the test, where the source has none; 0 for none."""
-    split_seed: int = 0
+    split_seed: Seed = 0
     """Decides which examples are held out."""
     on_bad_image: Literal["stop", "skip"] = "stop"
     """What to do with a file that is no image: stop and name it, or leave it out and count it."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UserError
-from cnn_research.core.ranges import NonNegativeInt
+from cnn_research.core.ranges import Range, Seed
 from cnn_research.data.dataset import Dataset
 from cnn_research.data.images import printable
 from cnn_research.data.prepare import cache, cifar10
@@ -27,9 +27,9 @@ class FashionMnist:
     Prepared once by `python -m cnn_research.data prepare fashion_mnist`.
     """
 
-    validation: NonNegativeInt = 10_000
+    validation: Annotated[int, Range(minimum=0, maximum=59_999)] = 10_000
     """How many of the 60,000 training examples are held out; 0 for no validation split."""
-    split_seed: int = 0
+    split_seed: Seed = 0
     """Decides which examples are held out."""
 
     @property
@@ -82,7 +82,7 @@ class Cifar10:
     first use; empty for the official data."""
     validation: Share = 0.1
     """Which fraction of the training examples is held out; 0 for no validation split."""
-    split_seed: int = 0
+    split_seed: Seed = 0
     """Decides which examples are held out."""
 
     @property

@@ -6,15 +6,18 @@ import dataclasses
 import hashlib
 import re
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError, UserError
+from cnn_research.core.ranges import NonNegativeInt, PositiveInt, Range, Seed, check_ranges
 from cnn_research.data.dataset import PALETTE, Dataset, Split
 from cnn_research.data.images import printable
 from cnn_research.data.prepare.files import existing, opened, stem_of
 from cnn_research.data.sources.folder import Photos
+from cnn_research.data.sources.loading import Share
 from cnn_research.data.sources.rows import find_table, read_table
 
 IMAGE, COLOURS = "image", "colours"
@@ -32,15 +35,15 @@ class Palettes:
 
     path: str = ""
     """A folder or archive with the images and one .csv file, anywhere in it."""
-    image_size: tuple[int, int] = (128, 128)
+    image_size: tuple[PositiveInt, PositiveInt] = (128, 128)
     """Height and width to which every image is stretched."""
-    folds: int = 5
+    folds: Annotated[int, Range(minimum=2)] = 5
     """How many folds."""
-    fold: int = 0
+    fold: NonNegativeInt = 0
     """Which of them is the test."""
-    validation: float = 0.125
+    validation: Share = 0.125
     """Which fraction of the other folds is held out for validation; 0 for none."""
-    split_seed: int = 0
+    split_seed: Seed = 0
     """Decides which image is in which fold."""
 
     @property
@@ -49,6 +52,16 @@ class Palettes:
         fold = f"fold {self.fold + 1} of {self.folds}"
         return f"images of {stem_of(self.path)} with people's palettes, {fold}"
 
+    def check(self) -> None:
+        """Raises `UsageError` for fields that contradict each other."""
+        if not self.path:
+            raise UsageError("--data.path is empty: name the folder or archive of the palettes")
+        if self.fold >= self.folds:
+            raise UsageError(
+                f"--data.fold is {self.fold}: must be below --data.folds={self.folds}, as the "
+                "first is 0"
+            )
+
     def load(self) -> Dataset:
         """Images are uint8 `[examples, *image_size, 3]`; the labels `palette` as in `Split`.
 
@@ -56,14 +69,8 @@ class Palettes:
             UsageError: no path, or a fold that there is not.
             UserError: an image without a row, or a row without colours.
         """
-        if not self.path:
-            raise UsageError("--data.path is empty: name the folder or archive of the palettes")
-        if not (0 <= self.fold < self.folds > 1 and 0 <= self.validation < 1):
-            raise UsageError(
-                f"--data.fold is {self.fold} of {self.folds}, --data.validation "
-                f"{self.validation}: folds are two or more and count from 0, and the share is from "
-                "0 to below 1"
-            )
+        check_ranges(self, "data.")
+        self.check()
         dataset = Photos(self.path, self.image_size, validation=0.0, test=0.0).load()
         everything = dataset.splits["train"]
         assert everything.names is not None, "files have names"

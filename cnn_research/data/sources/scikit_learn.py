@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from cnn_research.core.config import register_config
-from cnn_research.core.ranges import NonNegativeInt
+from cnn_research.core.ranges import NonNegativeInt, Seed
 from cnn_research.data.dataset import Dataset
 from cnn_research.data.prepare.splits import Examples
 from cnn_research.data.sources.loading import Origin, from_scikit_learn, load
@@ -22,7 +22,7 @@ class Digits:
     """How many examples are held out for validation."""
     test: NonNegativeInt = 300
     """How many examples are held out for the test."""
-    split_seed: int = 0
+    split_seed: Seed = 0
     """Decides which examples are held out."""
 
     @property

@@ -8,6 +8,7 @@ import numpy as np
 
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError
+from cnn_research.core.ranges import NonNegativeInt, PositiveInt, Seed
 from cnn_research.data.dataset import PALETTE, UNSEEN, Dataset, Split
 
 
@@ -16,25 +17,25 @@ from cnn_research.data.dataset import PALETTE, UNSEEN, Dataset, Split
 class Synthetic:
     """Noise with random labels, of any shape: for tests and benchmarks."""
 
-    train: int = 256
+    train: PositiveInt = 256
     """How many training examples."""
-    validation: int = 64
+    validation: NonNegativeInt = 64
     """How many validation examples; 0 for no validation split."""
-    test: int = 64
+    test: NonNegativeInt = 64
     """How many test examples."""
-    target: int = 0
+    target: NonNegativeInt = 0
     """How many examples of another domain, a few of classes that training lacks; 0 for none."""
-    image_shape: tuple[int, int, int] = (32, 32, 3)
+    image_shape: tuple[PositiveInt, PositiveInt, PositiveInt] = (32, 32, 3)
     """Height, width and channels."""
     heads: tuple[str, ...] = ("label",)
     """The name of each set of classes."""
-    classes: tuple[int, ...] = (10,)
+    classes: tuple[PositiveInt, ...] = (10,)
     """How many classes each head has."""
     numbers: tuple[str, ...] = ()
     """The name of each set of numbers, which are normally distributed."""
-    palette: int = 0
+    palette: NonNegativeInt = 0
     """The most colours that a person's palette of an image has; 0 for no palettes."""
-    seed: int = 0
+    seed: Seed = 0
     """Decides every pixel and label."""
 
     @property
@@ -43,13 +44,17 @@ class Synthetic:
         labels = [f"{classes} classes" for classes in self.classes]
         return f"random images, {shape}, {' and '.join([*labels, *self.numbers])}"
 
-    def load(self) -> Dataset:
-        """Images are uint8 `[examples, *image_shape]`, uniform noise."""
+    def check(self) -> None:
+        """Raises `UsageError` for fields that contradict each other."""
         if len(self.heads) != len(self.classes):
             raise UsageError(
                 f"{len(self.heads)} heads {self.heads} but {len(self.classes)} numbers of classes "
                 f"{self.classes}: give one for each"
             )
+
+    def load(self) -> Dataset:
+        """Images are uint8 `[examples, *image_shape]`, uniform noise."""
+        self.check()
         sizes = {
             **{"train": self.train, "validation": self.validation},
             **{"test": self.test, "target": self.target},

@@ -1,10 +1,11 @@
-"""Fields of networks that are out of range or do not fit together are refused before any data."""
+"""Fields that are out of range or do not fit together are refused in a line, before any data."""
 
 import dataclasses
 
 import pytest
 
 from cnn_research.cli.fields import overridden, with_model
+from cnn_research.cli.run import run
 from cnn_research.core.errors import UsageError
 from cnn_research.core.experiment import lookup
 from cnn_research.core.ranges import check_ranges
@@ -82,3 +83,31 @@ def test_every_number_of_every_network_has_a_range_and_its_defaults_fit():
                 wrong = (-1,) if isinstance(value, tuple) else -1
                 with pytest.raises(UsageError, match=f"{field.name.replace('_', '-')} is -1"):
                     check_ranges(model.clone(**{field.name: wrong}))
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "message"),
+    [
+        ("digits_cnn", "--data.validation=-1", "--data.validation is -1: must be 0 or more"),
+        ("fashion_mnist_mlp", "--data.validation=60000", "must be from 0 to 59999"),
+        ("image_folder", "--data.validation=0.6 --data.test=0.5", "together they must be below 1"),
+        ("image_folder", "--data.image-size 0 8", "--data.image-size is 0: must be above 0"),
+        ("image_table", "--data.min-examples=0", "--data.min-examples is 0: must be above 0"),
+        ("artworks_red1", "--data.image-size 300 300", "prepared at up to 256: ask for no more"),
+        ("artworks_red1", "--data.split-seed=-1", "--data.split-seed is -1: must be from 0"),
+        ("cifar10_exercise", "--data.validation=1", "--data.validation is 1.0: must be 0 or more"),
+        ("palette_ss_cnn", "--data.clusters=257", "--data.clusters is 257: must be from 2 to 256"),
+        (
+            "palette_ss_cnn",
+            "--data.source.test=-0.1",
+            "--data.source.test is -0.1: must be 0 or more",
+        ),
+        ("cifar10_best", "--augmentation.crop 0.5 0.2", "must be the lower number first"),
+    ],
+)
+def test_fields_of_data_that_make_no_sense_are_refused(name, words, message, monkeypatch):
+    experiment = overridden(lookup(name).experiment(), words.split())
+    monkeypatch.setattr(type(experiment.data), "load", lambda _: pytest.fail("data was read"))
+    with pytest.raises(UsageError) as error:
+        run(experiment, "nowhere")
+    assert message in str(error.value) and "\n" not in str(error.value)
