@@ -9,8 +9,7 @@
 The test photographs of the run's first training, which neither of its trainings has seen, are what
 colours are compared with, pixel by pixel, at 240 pixels. PALETTES is the folder or archive of
 images with palettes that people made: each is asked of the run that did not see it,
-`runs/palette_people/fold-0` and so on, which are trained first where they are missing.
-`runs/palette_benchmark` gets contact sheets of all images with every method's palette. Needs
+`runs/palette_people/fold-0` and so on, which are trained first where they are missing. Needs
 `colorthief`.
 """
 
@@ -21,10 +20,8 @@ import functools
 import importlib.util
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +29,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.results import ROOT, flag, measurement, row
+from benchmarks.results import ROOT, flag, launch, measurement, python, row
 from cnn_research.core import run_folder as folders
 from cnn_research.core.errors import UserError
 from cnn_research.workflows.palette.colour_naming import small
@@ -47,8 +44,6 @@ DRAWS = 10
 RESAMPLES = 10_000
 TIMES = 3
 """That the speed is measured."""
-SHEET = 20
-"""Images on a contact sheet."""
 OURS, BEST, RANDOM = "network", "k-means in Lab", "random pixels"
 
 Method = Callable[[np.ndarray], Sequence[np.ndarray]]
@@ -66,10 +61,8 @@ Method = Callable[[np.ndarray], Sequence[np.ndarray]]
 def main(options):
     if importlib.util.find_spec("colorthief") is None:
         raise SystemExit("colorthief is missing: `pip install colorthief`")
-    folder = ROOT / "runs" / "palette_benchmark"
-    folder.mkdir(parents=True, exist_ok=True)
-    pixels = of_pixels(options.run, folder)
-    people = of_people(options.palettes, options.covering, folder)
+    pixels = of_pixels(options.run)
+    people = of_people(options.palettes, options.covering)
     speeds = palettes_per_second(options.run)
     speed = statistics.median(speeds)
     ratio = pixels["ratio to k-means in Lab"]
@@ -191,7 +184,7 @@ def _bytes(rgb: Any) -> np.ndarray:
 # The two comparisons -----------------------------------------------------------------------------
 
 
-def of_pixels(run: Path, folder: Path) -> dict[str, Any]:
+def of_pixels(run: Path) -> dict[str, Any]:
     """Every method's error on the photographs that no network has seen.
 
     Raises:
@@ -218,7 +211,6 @@ def of_pixels(run: Path, folder: Path) -> dict[str, Any]:
         ]
         for name, found in palettes.items()
     }
-    contact_sheets(images, palettes, folder, "pixels")
     means = {name: float(np.mean(values)) for name, values in errors.items()}
     return {
         "images": len(images),
@@ -228,7 +220,7 @@ def of_pixels(run: Path, folder: Path) -> dict[str, Any]:
     }
 
 
-def of_people(palettes: Path, run: Path, folder: Path) -> dict[str, Any]:
+def of_people(palettes: Path, run: Path) -> dict[str, Any]:
     """Every method's difference to people's palettes, the network's from five folds."""
     from cnn_research.data.images import ENDINGS, decode, printable
     from cnn_research.data.prepare.files import files_below, opened
@@ -244,11 +236,8 @@ def of_people(palettes: Path, run: Path, folder: Path) -> dict[str, Any]:
     for fold in range(data.folds):
         workdir = ROOT / "runs" / "palette_people" / f"fold-{fold}"
         # One that is complete is not trained again, one of another config is an error.
-        command = [
-            *("launch.py", "--experiment=palette_people", f"--workdir={workdir}"),
-            *(f"--data.path={palettes}", f"--data.fold={fold}", f"--pretrained.source={run}"),
-        ]
-        subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
+        words = (f"--data.path={palettes}", f"--data.fold={fold}", f"--pretrained.source={run}")
+        launch("palette_people", workdir, *words)
         began = folders.read_json(workdir / folders.RUN)["pretrained"]["sha256"]
         if began != start.sha256:
             raise UserError(f"{workdir} began from other weights than {run} has: delete it")
@@ -268,9 +257,6 @@ def of_people(palettes: Path, run: Path, folder: Path) -> dict[str, Any]:
         )
         for name, of_method in made.items()
     }
-    shown = {OURS: made[OURS], "person": [[person] for _, person in everyone]}
-    shown |= {name: made[name] for name in made if name != OURS}
-    contact_sheets([image for image, _ in everyone], shown, folder, "people")
     rng = np.random.default_rng(0)
     drawn = rng.integers(0, len(everyone), (RESAMPLES, len(everyone)))
     less = {name: values - errors[OURS] for name, values in errors.items() if name != OURS}
@@ -328,36 +314,6 @@ def _padded(palette: np.ndarray) -> np.ndarray:
     return np.concatenate([palette, np.repeat(palette[:1], max(0, COLOURS - len(palette)), axis=0)])
 
 
-def contact_sheets(
-    images: Sequence[np.ndarray],
-    palettes: Mapping[str, Sequence[Sequence[np.ndarray]]],
-    folder: Path,
-    name: str,
-) -> None:
-    """Writes `NAME-1.png` and so on: each image with every method's palette beside it."""
-    from matplotlib.figure import Figure
-
-    for sheet, start in enumerate(range(0, len(images), SHEET), 1):
-        part = range(start, min(start + SHEET, len(images)))
-        rows = -(-len(part) // 2)
-        figure = Figure(figsize=(13, 1.5 * rows), dpi=110, layout="constrained")
-        grid = figure.subplots(rows, 4, width_ratios=[1, 3, 1, 3], squeeze=False)
-        for axes in grid.ravel():
-            axes.set_axis_off()
-        for index, (picture, strips) in zip(part, grid.reshape(-1, 2), strict=False):
-            picture.imshow(images[index])
-            for line, (method, found) in enumerate(palettes.items()):
-                colours = found[index][0]
-                colours = colours[np.argsort(colours @ [0.2126, 0.7152, 0.0722])]
-                ends = np.linspace(0, 1, len(colours) + 1)
-                strips.barh(
-                    -line, ends[1:] - ends[:-1], left=ends[:-1], height=0.85, color=colours / 255
-                )
-                strips.text(-0.01, -line, method, ha="right", va="center", fontsize=7)
-            strips.set_xlim(-0.25, 1)
-        figure.savefig(folder / f"{name}-{sheet}.png")
-
-
 def palettes_per_second(run: Path) -> list[float]:
     """Of the whole command, pictures and files written, beyond what it takes for one image."""
     from cnn_research.data.prepare.files import files_below, opened
@@ -369,12 +325,8 @@ def palettes_per_second(run: Path) -> list[float]:
         shutil.copytree(run, copy)
 
         def seconds(source: Path) -> float:
-            command = ["launch.py", f"--workdir={copy}", "--mode=predict", f"--input={source}"]
-            started = time.monotonic()
-            subprocess.run(
-                [sys.executable, *command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL
-            )
-            return time.monotonic() - started
+            words = (f"--workdir={copy}", "--mode=predict", f"--input={source}")
+            return python("launch.py", *words)[0]
 
         pairs = [(seconds(files[0]), seconds(folder)) for _ in range(TIMES)]
     return [(len(files) - 1) / (many - one) for one, many in pairs]

@@ -17,7 +17,12 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
 
-from benchmarks.serve import (
+from cnn_research.core.errors import run_command
+from cnn_research.data.images import decode
+from cnn_research.inference.exported import FACTS, MODEL, open_export, write_sums
+from cnn_research.inference.serve import __main__ as command
+from cnn_research.inference.serve.batching import compiled
+from tests.serving import (
     Server,
     encoded,
     exchange,
@@ -27,11 +32,6 @@ from benchmarks.serve import (
     request,
     write_export,
 )
-from cnn_research.core.errors import run_command
-from cnn_research.data.images import decode
-from cnn_research.inference.exported import FACTS, MODEL, open_export, write_sums
-from cnn_research.inference.serve import __main__ as command
-from cnn_research.inference.serve.batching import compiled
 
 SHAPE = (8, 6, 3)
 CLASSES = [f"class {index}" for index in range(7)]

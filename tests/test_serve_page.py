@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-from benchmarks.serve import Server, encoded, noise  # noqa: E402
+from tests.serving import Server, encoded, noise  # noqa: E402
 from tests.test_serve import (  # noqa: E402
     CLASSES,
     HEADS,
