@@ -95,13 +95,6 @@ def trainings(name, experiment):
 def digests(training):
     "Per leaf, of the state before the first step and after the last."
     states.clear()
-    # What is estimated before a run costs more than the steps.
-    try:
-        loop = importlib.import_module("cnn_research.train.loop")
-    except ImportError:  # of older commits
-        loop = importlib.import_module("cnn_research.runner")
-    if hasattr(loop, "estimate"):
-        loop.estimate = lambda *unused, **options: ""
     with tempfile.TemporaryDirectory() as folder:
         try:
             run(training, Path(folder) / "run")
@@ -111,9 +104,19 @@ def digests(training):
         return digests(dataclasses.replace(training, epochs=STEPS * training.epochs))
     return {"steps": states[STEPS][0], "before": states[0][1], "after": states[STEPS][1]}
 
+# What is estimated before a run costs more than its steps.
+for name in ("cnn_research.train.loop", "cnn_research.runner"):
+    try:
+        loop = importlib.import_module(name)
+    except ImportError:
+        continue
+    if hasattr(loop, "estimate"):
+        loop.estimate = lambda *unused, **options: ""
+
 known, *only = sys.argv[1:]
 known = Path(known)
 results = json.loads(known.read_text()) if known.exists() else {}
+results = {name: found for name, found in results.items() if "error" not in found}
 for name, entry in registry().items():
     experiment = entry.experiment()
     if only and name not in only or not callable(getattr(entry, "experiment", None)):
