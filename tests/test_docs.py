@@ -36,7 +36,7 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
-PROGRAMS = {"pip", "ruff", "mypy", "tensorboard", "curl", "taskset", "sbatch", "."}
+PROGRAMS = {"pip", "ruff", "mypy", "tensorboard", "curl", "taskset", "sbatch", "hf", "."}
 """What commands begin with that are not this project's."""
 
 
