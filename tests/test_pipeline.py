@@ -112,7 +112,10 @@ def test_of_several_processes_the_first_claims_a_folder_for_all(tmp_path, monkey
         with pytest.raises(UserError, match=f"process {os.getpid()}"), folders.claimed(tmp_path):
             pass
         monkeypatch.setattr("cnn_research.core.distributed.is_first_process", lambda: False)
-        with folders.claimed(tmp_path), folders.whole_folder(tmp_path / "report") as thrown_away:
+        with (
+            folders.claimed(tmp_path),
+            folders.atomic_directory(tmp_path / "report") as thrown_away,
+        ):
             (thrown_away / "a.png").touch()
         assert not (tmp_path / "report").exists() and not thrown_away.exists()
         with open_pipeline(TWO, tmp_path):

@@ -323,7 +323,7 @@ def write_text(file: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
+def atomic_directory(folder: Path) -> Iterator[Path]:
     """An empty folder to write to, which takes the place of `folder` when all is written.
 
     Of several processes of one run, the first one's does; the others' are thrown away.

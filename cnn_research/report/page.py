@@ -18,10 +18,10 @@ from cnn_research.core.metrics_log import by_epoch
 from cnn_research.core.progress import duration
 from cnn_research.core.run_folder import (
     RUN,
+    atomic_directory,
     effective_attempts,
     evaluated_config,
     read_json,
-    whole_folder,
 )
 from cnn_research.data.images import printable
 from cnn_research.report.html import write_page
@@ -137,7 +137,7 @@ def write_report(
     run, config = read_json(workdir / RUN), evaluated_config(workdir)
     parts = [f"# {title}", "\n".join(_what_was_run(config, run))]
     folder = workdir / REPORT_FOLDER
-    with whole_folder(folder) as partial:
+    with atomic_directory(folder) as partial:
         for number_, (split, heads) in enumerate(predictions.items()):
             suffix = f"_{split}" if number_ else ""
             parts += _evaluation(partial, suffix, split, figures[split], heads, images, run)

@@ -7,7 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
-from cnn_research.core.run_folder import SOURCE_RECORD, source_facts, whole_folder, write_json
+from cnn_research.core.run_folder import SOURCE_RECORD, atomic_directory, source_facts, write_json
 
 PACKAGES = ("cnn_research", "experiments")
 
@@ -31,7 +31,7 @@ def copied(folder: Path) -> Path:
         total.update(f"{file.relative_to(root)} {len(contents)}\n".encode() + contents)
     copy = folder.absolute() / "source" / total.hexdigest()[:8]
     if not copy.exists():
-        with whole_folder(copy) as partial:
+        with atomic_directory(copy) as partial:
             for file in files:
                 there = partial / file.relative_to(root)
                 there.parent.mkdir(parents=True, exist_ok=True)

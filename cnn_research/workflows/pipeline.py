@@ -61,7 +61,7 @@ class Page:
 @contextlib.contextmanager
 def new_page(experiment: Experiment, workdir: Path, title: str) -> Iterator[Page]:
     """A page to be filled, which becomes `report/` of the folder when it is whole."""
-    with folders.whole_folder(workdir / REPORT) as partial:
+    with folders.atomic_directory(workdir / REPORT) as partial:
         page = Page(partial, [f"# {title}"])
         yield page
         written = write_page(partial, page.parts, to_dict(experiment))
