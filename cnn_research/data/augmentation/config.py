@@ -17,7 +17,7 @@ from cnn_research.data.augmentation import colour, erasing, geometry, mixing
 from cnn_research.data.augmentation.erasing import EraseFill
 from cnn_research.data.augmentation.geometry import Fill, rounded
 from cnn_research.data.augmentation.rand_augment import STRONGEST, RandAugment
-from cnn_research.data.augmentation.sample import Draws, numbers
+from cnn_research.data.augmentation.sample import AugmentationSample, numbers
 from cnn_research.data.augmentation.stages import in_turn
 
 Shares = tuple[Annotated[float, Range(above=0, maximum=1)], Annotated[float, Range(maximum=1)]]
@@ -152,19 +152,19 @@ class Augmentation:
         Returns:
             As `images`; of height and width `size`, if that is set.
         """
-        draws = Draws(numbers(keys), self.changes, self._chosen(keys, copy))
+        sample = AugmentationSample(numbers(keys), self.changes, self._chosen(keys, copy))
         drawn = None
         if self.rand_augment:
             drawn = RandAugment(
                 fold_name(keys, "rand_augment"),
                 self.rand_augment,
                 self.magnitude,
-                draws.happens("rand_augment"),
+                sample.applies("rand_augment"),
             )
-        images = self._placed(draws, drawn, images)
+        images = self._warp_geometry(sample, drawn, images)
         stages = [] if drawn is None else [drawn.coloured]
-        images = in_turn([*stages, *self._colours(draws)], images)
-        for hole in self._holes(draws, (images.shape[1], images.shape[2])):
+        images = in_turn([*stages, *self._colours(sample)], images)
+        for hole in self._holes(sample, (images.shape[1], images.shape[2])):
             images = erasing.filled(images, hole, self.erase_fill, keys)
         return images
 
@@ -179,51 +179,53 @@ class Augmentation:
             raise ValueError('with choose="copies", each image needs the number of its copy')
         return copy
 
-    def _placed(self, draws: Draws, drawn: RandAugment | None, images: jax.Array) -> jax.Array:
+    def _warp_geometry(
+        self, sample: AugmentationSample, drawn: RandAugment | None, images: jax.Array
+    ) -> jax.Array:
         """Images after all geometric changes at once, of the height and width `size`."""
         size = (images.shape[1], images.shape[2])
         out = (self.size[0], self.size[1]) if self.size else size
         if _WARPS & set(self.changes) or out != size:
-            return geometry.warped(images, self._warp(draws, drawn, size, out), out, self.fill)
+            return geometry.warped(images, self._warp(sample, drawn, size, out), out, self.fill)
         for name, axis in (("mirror", 2), ("flip", 1)):
             if name in self.changes:
-                turn = draws.happens(name, 0.5)[:, None, None, None]
+                turn = sample.applies(name, 0.5)[:, None, None, None]
                 images = jnp.where(turn, jnp.flip(images, axis), images)
-        return geometry.shifted(images, draws, self.shift, self.fill) if self.shift else images
+        return geometry.shifted(images, sample, self.shift, self.fill) if self.shift else images
 
     def _warp(
         self,
-        draws: Draws,
+        sample: AugmentationSample,
         drawn: RandAugment | None,
         size: tuple[int, int],
         out: tuple[int, int],
     ) -> jax.Array:
         """All geometric changes in one, from images of one size to another: `[batch, 2, 3]`."""
-        (height, width), batch = size, draws.batch
+        (height, width), batch = size, sample.batch
         one, none = jnp.ones(batch), jnp.zeros(batch)
         warps = []
         if {"mirror", "flip"} & set(self.changes):
             flip, mirror = (
-                jnp.where(draws.happens(name, 0.5), -1.0, 1.0) if name in self.changes else one
+                jnp.where(sample.applies(name, 0.5), -1.0, 1.0) if name in self.changes else one
                 for name in ("flip", "mirror")
             )
             warps.append(geometry.scaling(flip, mirror))
         if "crop" in self.changes:
-            warps.append(geometry.random_crop(draws, self.crop, size))
+            warps.append(geometry.random_crop(sample, self.crop, size))
         if "zoom" in self.changes:
-            smaller = 1 / draws.amount_or(1.0, "zoom", self.zoom)
+            smaller = 1 / sample.strength(1.0, "zoom", self.zoom)
             warps.append(geometry.scaling(smaller, smaller))
         if "rotation" in self.changes:
             limits = (-self.rotation, self.rotation)
-            warps.append(geometry.rotation(draws.amount_or(0.0, "rotation", limits)))
+            warps.append(geometry.rotation(sample.strength(0.0, "rotation", limits)))
         moves = {"left": width, "right": width, "up": height, "down": height}
         if {"shift", *moves} & set(self.changes):
             by = {
-                name: jnp.round(length * draws.amount_or(0.0, name, (0, getattr(self, name))))
+                name: jnp.round(length * sample.strength(0.0, name, (0, getattr(self, name))))
                 for name, length in moves.items()
                 if name in self.changes
             }
-            down, right = geometry.random_shift(draws, self.shift) if self.shift else (none, none)
+            down, right = geometry.random_shift(sample, self.shift) if self.shift else (none, none)
             down += by.get("down", none) - by.get("up", none)
             right += by.get("right", none) - by.get("left", none)
             warps.append(geometry.translation(-down, -right))
@@ -233,12 +235,12 @@ class Augmentation:
             warps.append(geometry.scaling(one * (height / out[0]), one * (width / out[1])))
         return geometry.compose(*warps)
 
-    def _colours(self, draws: Draws) -> list[Callable[[jax.Array], jax.Array]]:
+    def _colours(self, sample: AugmentationSample) -> list[Callable[[jax.Array], jax.Array]]:
         """The changes of colours that are on, in their order."""
 
         def stage(name: str, change: Callable[[jax.Array, jax.Array], jax.Array]):
             most = getattr(self, name)
-            factor = draws.amount_or(1.0, name, (1 - most, 1 + most))
+            factor = sample.strength(1.0, name, (1 - most, 1 + most))
             return lambda images: rounded(change(images.astype(jnp.float32), factor), images.dtype)
 
         changes = {
@@ -248,14 +250,14 @@ class Augmentation:
         }
         return [stage(name, change) for name, change in changes.items() if name in self.changes]
 
-    def _holes(self, draws: Draws, size: tuple[int, int]) -> list[jax.Array]:
+    def _holes(self, sample: AugmentationSample, size: tuple[int, int]) -> list[jax.Array]:
         """The boxes that are erased, one after the other, as of `boxes`."""
         holes = []
         if "cutout" in self.changes:
-            holes.append(erasing.cutout(draws, size, self.cutout))
+            holes.append(erasing.cutout(sample, size, self.cutout))
         if "erasing" in self.changes:
             ranges = self.erasing_area, self.erasing_aspect
-            holes.append(erasing.random_erasing(draws, size, self.erasing, *ranges))
+            holes.append(erasing.random_erasing(sample, size, self.erasing, *ranges))
         return holes
 
     def partners(self, keys: jax.Array, examples: int) -> jax.Array:

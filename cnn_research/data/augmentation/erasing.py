@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from cnn_research.core.random import fold_name
 from cnn_research.data.augmentation.geometry import rounded
-from cnn_research.data.augmentation.sample import Draws
+from cnn_research.data.augmentation.sample import AugmentationSample
 
 EraseFill = Literal["black", "mean", "noise"]
 
@@ -34,37 +34,37 @@ def boxes(
     return inside[0][:, :, None] & inside[1][:, None, :]
 
 
-def cutout(draws: Draws, size: tuple[int, int], side: int) -> jax.Array:
+def cutout(sample: AugmentationSample, size: tuple[int, int], side: int) -> jax.Array:
     """A square of `side` pixels with its centre anywhere, as `boxes`."""
-    sides = jnp.where(draws.happens("cutout"), side, 0)
+    sides = jnp.where(sample.applies("cutout"), side, 0)
     top, left = (
-        jnp.floor(draws.numbers[name] * length) - side // 2
+        jnp.floor(sample.numbers[name] * length) - side // 2
         for name, length in zip(("cutout_down", "cutout_right"), size)
     )
     return boxes(size, (top, left), (sides, sides))
 
 
 def random_erasing(
-    draws: Draws,
+    sample: AugmentationSample,
     size: tuple[int, int],
     chance: float,
     areas: tuple[float, float],
     aspects: tuple[float, float],
 ) -> jax.Array:
-    """A box inside the image, as `boxes`; where the paper draws again until it fits, its longer
+    """A box inside the image, as `boxes`; where the paper sample again until it fits, its longer
     side is cut."""
-    area = draws.amount("erasing_area", areas)
-    aspect = draws.amount("erasing_aspect", aspects, log=True)
+    area = sample.amount("erasing_area", areas)
+    aspect = sample.amount("erasing_aspect", aspects, log=True)
     height, width = (
         jnp.clip(jnp.round(length * jnp.sqrt(area * ratio)), 1, length)
         for length, ratio in zip(size, (aspect, 1 / aspect))
     )
     top, left = (
-        jnp.floor(draws.numbers[name] * (length - side + 1))
+        jnp.floor(sample.numbers[name] * (length - side + 1))
         for name, length, side in zip(("erasing_down", "erasing_right"), size, (height, width))
     )
     hole = boxes(size, (top, left), (height, width))
-    return hole & draws.happens("erasing", chance)[:, None, None]
+    return hole & sample.applies("erasing", chance)[:, None, None]
 
 
 def filled(images: jax.Array, hole: jax.Array, fill: EraseFill, keys: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from cnn_research.data.augmentation.sample import Draws
+from cnn_research.data.augmentation.sample import AugmentationSample
 
 CROP_ASPECT = (3 / 4, 4 / 3)
 
@@ -130,19 +130,19 @@ def rounded(values: jax.Array, dtype: jnp.dtype) -> jax.Array:
 # Random changes ----------------------------------------------------------------------------------
 
 
-def random_shift(draws: Draws, most: int) -> tuple[jax.Array, jax.Array]:
+def random_shift(sample: AugmentationSample, most: int) -> tuple[jax.Array, jax.Array]:
     """By how many pixels, `most` at most, images move down and right: float32 `[batch]` each."""
     down, right = (
-        jnp.floor(draws.numbers[name] * (2 * most + 1)) - most
+        jnp.floor(sample.numbers[name] * (2 * most + 1)) - most
         for name in ("shift_down", "shift_right")
     )
-    on = draws.happens("shift")
+    on = sample.applies("shift")
     return jnp.where(on, down, 0), jnp.where(on, right, 0)
 
 
-def shifted(images: jax.Array, draws: Draws, most: int, fill: Fill) -> jax.Array:
+def shifted(images: jax.Array, sample: AugmentationSample, most: int, fill: Fill) -> jax.Array:
     """Images `[batch, height, width, channels]` after `random_shift`: less work than a warp."""
-    down, right = random_shift(draws, most)
+    down, right = random_shift(sample, most)
     mode = {"black": "constant", "edge": "edge", "reflect": "reflect"}[fill]
     wide = jnp.pad(images, ((0, 0), *((most, most),) * 2, (0, 0)), mode=mode)
     starts = jnp.stack([most - down, most - right], axis=1).astype(jnp.int32)
@@ -152,17 +152,19 @@ def shifted(images: jax.Array, draws: Draws, most: int, fill: Fill) -> jax.Array
     return cut(wide, starts)
 
 
-def random_crop(draws: Draws, limits: tuple[float, float], size: tuple[int, int]) -> jax.Array:
+def random_crop(
+    sample: AugmentationSample, limits: tuple[float, float], size: tuple[int, int]
+) -> jax.Array:
     """The warp from a part of an image of this size to all of it; limits are of its area."""
-    area = draws.amount("crop", limits)
-    aspect = draws.amount("crop_aspect", CROP_ASPECT, log=True)
-    on = draws.happens("crop")
+    area = sample.amount("crop", limits)
+    aspect = sample.amount("crop_aspect", CROP_ASPECT, log=True)
+    on = sample.applies("crop")
     # Where a side would be longer than the image's, which others draw again, it is cut.
     sides = [
         jnp.where(on, jnp.minimum(jnp.sqrt(area * ratio), 1), 1) for ratio in (aspect, 1 / aspect)
     ]
     down, right = (
-        (draws.numbers[name] - 0.5) * (1 - side) * length
+        (sample.numbers[name] - 0.5) * (1 - side) * length
         for name, side, length in zip(("crop_down", "crop_right"), sides, size)
     )
     return compose(translation(down, right), scaling(*sides))

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-# Of every image, in this order and whether they are used or not: what one change draws does not
+# Of every image, in this order and whether they are used or not: what one change sample does not
 # depend on which others are on. A change's own number says whether it happens, or how much of it.
 _NAMES = (
     *("mirror", "flip", "crop", "crop_aspect", "crop_down", "crop_right", "zoom"),
@@ -19,7 +19,7 @@ _NAMES = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Draws:
+class AugmentationSample:
     """Numbers, and which changes they are for.
 
     Attributes:
@@ -38,7 +38,7 @@ class Draws:
         """How many images."""
         return len(self.numbers["mirror"])
 
-    def happens(self, change: str, chance: float = 1.0) -> jax.Array:
+    def applies(self, change: str, chance: float = 1.0) -> jax.Array:
         """Whether an image gets a change, bool `[batch]`: by this chance, unless it was chosen."""
         if self.chosen is not None:
             return self.chosen == 1 + self.changes.index(change)
@@ -52,12 +52,12 @@ class Draws:
         value = low + (high - low) * self.numbers[name]
         return jnp.exp(value) if log else value
 
-    def amount_or(self, off: float, change: str, limits: tuple[float, float]) -> jax.Array:
+    def strength(self, off: float, change: str, limits: tuple[float, float]) -> jax.Array:
         """How much of a change an image gets; `off` where it does not get it."""
-        return jnp.where(self.happens(change), self.amount(change, limits), off)
+        return jnp.where(self.applies(change), self.amount(change, limits), off)
 
 
 def numbers(keys: jax.Array) -> dict[str, jax.Array]:
-    """`Draws.numbers` of keys `[batch]`."""
+    """`AugmentationSample.numbers` of keys `[batch]`."""
     drawn = jax.vmap(lambda key: jax.random.uniform(key, (len(_NAMES),)))(keys)
     return {name: drawn[:, at] for at, name in enumerate(_NAMES)}
