@@ -51,7 +51,7 @@ def random_erasing(
     areas: tuple[float, float],
     aspects: tuple[float, float],
 ) -> jax.Array:
-    """A box inside the image, as `boxes`; where the paper sample again until it fits, its longer
+    """A box inside the image, as `boxes`; where the paper draws again until it fits, its longer
     side is cut."""
     area = sample.amount("erasing_area", areas)
     aspect = sample.amount("erasing_aspect", aspects, log=True)

@@ -32,7 +32,7 @@ class RandAugment:
     """
 
     def __init__(self, keys: jax.Array, changes: int, magnitude: float, on: jax.Array):
-        """AugmentationSample for keys `[batch]`; `on`, bool `[batch]`, is whether an image is changed at all."""
+        """Draws for keys `[batch]`; `on`, bool `[batch]`, is whether an image is changed at all."""
         draw = jax.vmap(lambda key: jax.random.uniform(key, (changes, 2)))(keys)
         kinds = jnp.floor(draw[..., 0] * len(OPERATIONS)).astype(jnp.int32)
         self._kinds = jnp.where(on[:, None], kinds, OPERATIONS.index("identity"))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 # Of every image, in this order and whether they are used or not: what one change sample does not
-# depend on which others are on. A change's own number says whether it happens, or how much of it.
+# depend on which others are on. A change's own number says whether it applies, or how much of it.
 _NAMES = (
     *("mirror", "flip", "crop", "crop_aspect", "crop_down", "crop_right", "zoom"),
     *("rotation", "left", "right", "up", "down", "shift_down", "shift_right"),
