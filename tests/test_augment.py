@@ -604,7 +604,7 @@ def test_changes_are_computed_apart_where_that_is_faster():
     images = jnp.arange(2 * 8 * 8 * 3, dtype=jnp.uint8).reshape(2, 8, 8, 3)
 
     def changed(images, step):
-        return stages.apart(lambda: images[:, ::-1] // 2, step)
+        return stages.materialize(lambda: images[:, ::-1] // 2, step)
 
     step = jnp.int32(0)
     for formulation in (ops.PLAIN, ops.default_formulation("cpu")):

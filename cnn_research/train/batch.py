@@ -50,7 +50,7 @@ def draw_batch(
             return one_view(keys, images)
         if not (augmentation.changes or augmentation.size):
             return images
-        return stages.apart(lambda: augmentation(keys, images, copy), step)
+        return stages.materialize(lambda: augmentation(keys, images, copy), step)
 
     images, labels, keys = _take(context, data, indices % count, keys)
     images, targets = augmented(keys, images), [(labels, jnp.ones(size, jnp.float32))]

@@ -18,7 +18,7 @@ from cnn_research.data.augmentation.erasing import EraseFill
 from cnn_research.data.augmentation.geometry import Fill, rounded
 from cnn_research.data.augmentation.rand_augment import STRONGEST, RandAugment
 from cnn_research.data.augmentation.sample import AugmentationSample, numbers
-from cnn_research.data.augmentation.stages import in_turn
+from cnn_research.data.augmentation.stages import run_in_stages
 
 Shares = tuple[Annotated[float, Range(above=0, maximum=1)], Annotated[float, Range(maximum=1)]]
 Factors = tuple[Annotated[float, Range(above=0)], Annotated[float, Range(above=0)]]
@@ -163,7 +163,7 @@ class Augmentation:
             )
         images = self._warp_geometry(sample, drawn, images)
         stages = [] if drawn is None else [drawn.coloured]
-        images = in_turn([*stages, *self._colours(sample)], images)
+        images = run_in_stages([*stages, *self._colours(sample)], images)
         for hole in self._holes(sample, (images.shape[1], images.shape[2])):
             images = erasing.filled(images, hole, self.erase_fill, keys)
         return images

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from cnn_research.data.augmentation import colour, geometry
 from cnn_research.data.augmentation.geometry import rounded
-from cnn_research.data.augmentation.stages import in_turn
+from cnn_research.data.augmentation.stages import run_in_stages
 
 OPERATIONS = (
     *("identity", "rotate", "shear_x", "shear_y", "translate_x", "translate_y"),
@@ -76,7 +76,7 @@ class RandAugment:
                 now[1],
             ),
         ]
-        return in_turn(stages, (images, table))[0]
+        return run_in_stages(stages, (images, table))[0]
 
     def _away(
         self,

@@ -13,7 +13,7 @@ from cnn_research.ops import platform
 Values = TypeVar("Values")
 
 
-def in_turn(stages: Sequence[Callable[[Values], Values]], values: Values) -> Values:
+def run_in_stages(stages: Sequence[Callable[[Values], Values]], values: Values) -> Values:
     """Does one stage after the other, each of which is computed in full before the next begins.
 
     Fused by XLA, stages would compute each pixel anew for every use of it in the next: RandAugment
@@ -33,7 +33,7 @@ def in_turn(stages: Sequence[Callable[[Values], Values]], values: Values) -> Val
     return jax.lax.scan(step, values, jnp.arange(len(stages)))[0]
 
 
-def apart(function: Callable[[], Values], step: jax.Array) -> Values:
+def materialize(function: Callable[[], Values], step: jax.Array) -> Values:
     """What `function` returns, computed in full before it is used where that is faster.
 
     Document 002's six changes cost a tenth of a train step of its network Red 1 on a CPU when they
