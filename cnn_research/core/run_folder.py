@@ -191,7 +191,7 @@ def located(config: Any, workdir: Path) -> Any:
     return with_fields(config, paths)
 
 
-def describe(
+def write_metadata(
     experiment: Experiment,
     workdir: Path,
     *,

@@ -166,7 +166,7 @@ def _describe(session: Session, run: SeedRun, parameters: int, loaded: Loaded | 
     """Write down in the run's folder what it is."""
     experiment, dataset = session.experiment, session.dataset
     entry = registry().get(experiment.name)
-    folders.describe(
+    folders.write_metadata(
         run.experiment,
         run.workdir,
         step=session.restored or 0,

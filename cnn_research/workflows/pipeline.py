@@ -147,7 +147,7 @@ def open_pipeline(experiment: Experiment, workdir: Path) -> Iterator[Pipeline]:
     with folders.claimed(workdir), Interruption(largest if several else None) as interruption:
         folders.check_same(experiment, workdir, experiment.resumable_fields)
         before = folders.read_json(workdir / folders.RUN).get("stages", ())
-        folders.describe(experiment, workdir, step=len(before), finished=None)
+        folders.write_metadata(experiment, workdir, step=len(before), finished=None)
         pipeline = Pipeline(workdir, interruption)
         yield pipeline
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

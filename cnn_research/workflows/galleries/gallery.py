@@ -71,7 +71,7 @@ def new_page(experiment: Experiment, workdir: Path, title: str, **facts: Any) ->
             page = Page(partial, [f"# {title}"])
             yield page
             written = write_page(partial, page.parts, to_dict(experiment))
-        folders.describe(experiment, workdir, **facts)
+        folders.write_metadata(experiment, workdir, **facts)
         report = workdir / REPORT_FOLDER / written.name
         with MetricsWriter(workdir, restored_step=None) as writer:
             for name in page.pictures:
