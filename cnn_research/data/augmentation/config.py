@@ -288,11 +288,11 @@ class Augmentation:
             other's.
         """
         if not self.cutmix:
-            return mixing.added(keys, images, others, self.mixup)
-        pasted, pasted_share = mixing.pasted(keys, images, others, self.cutmix)
+            return mixing.mixup(keys, images, others, self.mixup)
+        pasted, pasted_share = mixing.cutmix(keys, images, others, self.cutmix)
         if not self.mixup:
             return pasted, pasted_share
-        added, added_share = mixing.added(keys, images, others, self.mixup)
+        added, added_share = mixing.mixup(keys, images, others, self.mixup)
         adds = jax.vmap(jax.random.bernoulli)(fold_name(keys, "mix"))
         return (
             jnp.where(adds[:, None, None, None], added, pasted),

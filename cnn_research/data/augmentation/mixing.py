@@ -10,7 +10,7 @@ from cnn_research.data.augmentation.erasing import boxes
 from cnn_research.data.augmentation.geometry import rounded
 
 
-def added(
+def mixup(
     keys: jax.Array, images: jax.Array, others: jax.Array, alpha: float
 ) -> tuple[jax.Array, jax.Array]:
     """Mixup: weighted sums of images and others (Zhang et al. 2018).
@@ -31,13 +31,13 @@ def added(
     return rounded(values, images.dtype), share
 
 
-def pasted(
+def cutmix(
     keys: jax.Array, images: jax.Array, others: jax.Array, alpha: float
 ) -> tuple[jax.Array, jax.Array]:
     """CutMix: images with a box of others in them (Yun et al. 2019).
 
     The box has the image's proportions and its middle anywhere, so that a part of it may lie
-    outside. Arguments are those of `added`, and so is what is returned: the share is that of the
+    outside. Arguments are those of `mixup`, and so is what is returned: the share is that of the
     pixels that stay, not the one that was drawn.
     """
     size = (images.shape[1], images.shape[2])
