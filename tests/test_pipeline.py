@@ -108,12 +108,12 @@ def test_what_was_computed_from_a_stage_is_not_computed_again(tmp_path, monkeypa
 
 
 def test_of_several_processes_the_first_claims_a_folder_for_all(tmp_path, monkeypatch):
-    with folders.claimed(tmp_path):
-        with pytest.raises(UserError, match=f"process {os.getpid()}"), folders.claimed(tmp_path):
+    with folders.locked(tmp_path):
+        with pytest.raises(UserError, match=f"process {os.getpid()}"), folders.locked(tmp_path):
             pass
         monkeypatch.setattr("cnn_research.core.distributed.is_first_process", lambda: False)
         with (
-            folders.claimed(tmp_path),
+            folders.locked(tmp_path),
             folders.atomic_directory(tmp_path / "report") as thrown_away,
         ):
             (thrown_away / "a.png").touch()

@@ -31,16 +31,16 @@ CLASS = re.compile(r"^@register_config\n(?:@.*\n)*class (\w+)", re.M)
 
 
 def test_a_glance_at_the_lock_does_not_keep_a_run_from_starting(tmp_path):
-    """`is_claimed` holds the lock for an instant, every two seconds in `sweep status`."""
-    with run_folder.claimed(tmp_path):
-        assert run_folder.is_claimed(tmp_path)
+    """`is_locked` holds the lock for an instant, every two seconds in `sweep status`."""
+    with run_folder.locked(tmp_path):
+        assert run_folder.is_locked(tmp_path)
         with pytest.raises(UserError, match=r"another process \(process \d+ on"):
-            run_folder.claimed(tmp_path).__enter__()
-    assert not run_folder.is_claimed(tmp_path)
+            run_folder.locked(tmp_path).__enter__()
+    assert not run_folder.is_locked(tmp_path)
     with (tmp_path / ".lock").open() as glance:
         fcntl.flock(glance, fcntl.LOCK_SH)
         threading.Timer(0.05, fcntl.flock, (glance, fcntl.LOCK_UN)).start()
-        with run_folder.claimed(tmp_path):
+        with run_folder.locked(tmp_path):
             pass
 
 

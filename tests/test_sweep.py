@@ -240,7 +240,7 @@ def test_another_sweep_in_the_folder_is_refused(tmp_path, capsys, pretending):
 
 
 def test_a_second_process_in_the_folder_is_refused(tmp_path, capsys):
-    with folders.claimed(tmp_path):
+    with folders.locked(tmp_path):
         assert sweep(tmp_path, rates(1)) == 1
     assert f"another process (process {os.getpid()}" in capsys.readouterr().err
 
@@ -344,7 +344,7 @@ def test_what_runs_here_is_running_while_its_sweep_is_there(tmp_path):
     workdir = tmp_path / "runs" / "one"
     workdir.mkdir(parents=True)
     states.write(workdir, RUNNING)
-    with folders.claimed(tmp_path):
+    with folders.locked(tmp_path):
         assert states.all_states(tmp_path, [workdir])[workdir].state == "running"
     assert states.all_states(tmp_path, [workdir])[workdir].state == "stopped"
 
@@ -458,7 +458,7 @@ def test_a_queue_that_does_not_answer_resubmits_nothing(tmp_path, capsys, monkey
 
 def test_a_second_job_of_a_run_leaves_the_first_one_s_state(tmp_path):
     (run,) = Sweep(experiments=("digits_mlp",)).runs(tmp_path)
-    with folders.claimed(run.workdir):
+    with folders.locked(run.workdir):
         before = states.begun(run.workdir)
         after = worker.execute(run)
         assert (after.state, after.exit_code) == ("failed", 1)

@@ -54,10 +54,10 @@ PACKAGES = (
 
 
 @contextlib.contextmanager
-def claimed(workdir: Path, *, enabled: bool = True) -> Iterator[None]:
+def locked(workdir: Path, *, enabled: bool = True) -> Iterator[None]:
     """Makes the folder, and keeps every other run from writing to it meanwhile.
 
-    Of several processes of one run, the first claims it for all.
+    Of several processes of one run, the first locks it for all.
 
     Args:
         workdir: the run's folder.
@@ -94,7 +94,7 @@ def claimed(workdir: Path, *, enabled: bool = True) -> Iterator[None]:
 def _lock(file: IO[str]) -> bool:
     """Locks a file, and returns whether that succeeded.
 
-    It is tried a few times: whoever only asks `is_claimed` holds the lock for an instant.
+    It is tried a few times: whoever only asks `is_locked` holds the lock for an instant.
     """
     for wait in (0.01, 0.02, 0.05, 0.1, 0.2, None):
         with contextlib.suppress(BlockingIOError):
@@ -105,7 +105,7 @@ def _lock(file: IO[str]) -> bool:
     return False
 
 
-def is_claimed(workdir: Path) -> bool:
+def is_locked(workdir: Path) -> bool:
     """Whether a process of this machine holds the folder."""
     try:
         with (workdir / ".lock").open() as lock:

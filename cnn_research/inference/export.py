@@ -58,7 +58,7 @@ def export_to(experiment: Training, workdir: Path, folder: Path) -> Result:
     folders.check_same(experiment, workdir, ("data.path", "evaluation", "selection.report"))
     check_evaluated(experiment, workdir)
     model = TrainedModel.load(workdir, experiment)
-    with folders.claimed(workdir), folders.atomic_directory(folder) as partial:
+    with folders.locked(workdir), folders.atomic_directory(folder) as partial:
         (partial / exported.MODEL).write_bytes(program(model).serialize())
         (partial / "model.safetensors").write_bytes(save(_flat(model.state.variables())))
         (partial / folders.CONFIG).write_text(canonical_json(experiment))

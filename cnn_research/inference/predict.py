@@ -67,7 +67,7 @@ def predict_images(
     folders.check_same(experiment, workdir, ("data.path", "evaluation"))
     model = TrainedModel.load(workdir, experiment)
     files = image_files(source)
-    with folders.claimed(workdir), folders.atomic_directory(workdir / FOLDER) as partial:
+    with folders.locked(workdir), folders.atomic_directory(workdir / FOLDER) as partial:
         nearest = Nearest(model, neighbours) if neighbours else None
         predictions = _write_each(files, model, nearest, partial)
         if not predictions:

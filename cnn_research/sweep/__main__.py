@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from cnn_research.core.errors import UsageError, UserError, run_command
-from cnn_research.core.run_folder import claimed, read_json
+from cnn_research.core.run_folder import locked, read_json
 
 EPILOG = """\
 Other words are overrides of every run, as launch.py takes them: --epochs=3 --batch-size=64.
@@ -105,7 +105,7 @@ def _sweep(arguments: Sequence[str]) -> int:
     if sweep.search:
         return _search(sweep, folder, options.workers or 1)
     runs = sweep.runs(folder)
-    with claimed(folder):
+    with locked(folder):
         definition.write(sweep, runs, folder)
         if on_slurm:
             resources = slurm.Resources(
@@ -180,7 +180,7 @@ def _search(sweep, folder: Path, workers: int) -> int:
             "a search needs Optuna, which is not installed: pip install 'cnn-research[search]'"
         ) from None
     feed = search.Search(sweep, folder)
-    with claimed(folder):
+    with locked(folder):
         feed.resume()
         definition.write(sweep, (), folder)
         said = _Progress(sweep.trials, feed.num_finished)

@@ -14,7 +14,7 @@ from typing import Any
 from cnn_research.core.errors import UserError
 from cnn_research.core.metrics_log import read_metrics
 from cnn_research.core.progress import duration
-from cnn_research.core.run_folder import is_claimed, read_json, write_json
+from cnn_research.core.run_folder import is_locked, read_json, write_json
 from cnn_research.report.markdown import markdown_table, number
 
 STATE = "sweep_run.json"
@@ -85,7 +85,7 @@ def all_states(folder: Path, workdirs: Sequence[Path]) -> dict[Path, State]:
     """
     jobs = read_json(folder / JOBS)
     queue = jobs_in_queue() if jobs else {}
-    here = is_claimed(folder)
+    here = is_locked(folder)
     return {
         workdir: _now(read(workdir), jobs.get(workdir.name), queue, here) for workdir in workdirs
     }

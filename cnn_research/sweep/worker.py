@@ -24,7 +24,7 @@ from cnn_research.cli.run import run
 from cnn_research.core.config import from_dict
 from cnn_research.core.errors import Interrupted, UserError, one_line
 from cnn_research.core.memory import use_one_arena
-from cnn_research.core.run_folder import is_claimed
+from cnn_research.core.run_folder import is_locked
 from cnn_research.sweep import states
 from cnn_research.sweep.definition import Run
 from cnn_research.sweep.states import State
@@ -32,7 +32,7 @@ from cnn_research.sweep.states import State
 
 def execute(planned: Run) -> State:
     """Runs it in this process, its output to its log, and takes note of how it ended."""
-    if is_claimed(planned.workdir):
+    if is_locked(planned.workdir):
         # What the folder says of itself is the other process's to write.
         message = f"another process runs in {planned.workdir}: wait for it"
         return State("failed", message=message, exit_code=1)

@@ -35,7 +35,7 @@ def evaluate(experiment: Training, workdir: Path) -> Result:
     """
     check_run(workdir)
     first = jax.process_index() == 0
-    with folders.claimed(workdir, enabled=first):
+    with folders.locked(workdir, enabled=first):
         # Other data, or the same split otherwise, may be what the model was trained on; where it
         # lies does not matter, for `load_data` looks at what it is.
         free = ("data.path", "evaluation", "selection.report")

@@ -124,7 +124,7 @@ def open_session(
     with contextlib.ExitStack() as stack:
         # Locks come first: what is read from the folders must not change any more.
         for run in runs:
-            stack.enter_context(folders.claimed(run.workdir, enabled=first and not read_only))
+            stack.enter_context(folders.locked(run.workdir, enabled=first and not read_only))
         several = jax.process_count() > 1
         interruption = stack.enter_context(Interruption(largest if several else None))
         for run in runs:

@@ -70,7 +70,7 @@ def new_page(experiment: Experiment, workdir: Path, title: str) -> Iterator[Page
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """An experiment's stages, while its folder is claimed; of several processes all run them.
+    """An experiment's stages, while its folder is locked; of several processes all run them.
 
     Attributes:
         workdir: the folder of the pipeline; a stage's is below it.
@@ -144,7 +144,7 @@ def open_pipeline(experiment: Experiment, workdir: Path) -> Iterator[Pipeline]:
         UsageError: the folder belongs to another experiment.
     """
     several = jax.process_count() > 1
-    with folders.claimed(workdir), Interruption(largest if several else None) as interruption:
+    with folders.locked(workdir), Interruption(largest if several else None) as interruption:
         folders.check_same(experiment, workdir, experiment.resumable_fields)
         before = folders.read_json(workdir / folders.RUN).get("stages", ())
         folders.write_metadata(experiment, workdir, step=len(before), finished=None)

@@ -53,7 +53,7 @@ def train(experiment: Training, workdir: Path, count: int, *, profile: bool = Fa
     """
     runs = _runs(experiment, workdir, count)
     first = jax.process_index() == 0
-    with folders.claimed(workdir, enabled=first):
+    with folders.locked(workdir, enabled=first):
         seeds = [run.experiment.seed for run in runs]
         before = folders.read_json(workdir / REPLICAS).get("seeds", seeds)
         if before != seeds:

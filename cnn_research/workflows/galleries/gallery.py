@@ -66,7 +66,7 @@ def new_page(experiment: Experiment, workdir: Path, title: str, **facts: Any) ->
     """
     # Drawn anew from any fields: all of them may differ from an earlier page's.
     folders.check_same(experiment, workdir, tuple(flatten(experiment)))
-    with folders.claimed(workdir):
+    with folders.locked(workdir):
         with folders.atomic_directory(workdir / REPORT_FOLDER) as partial:
             page = Page(partial, [f"# {title}"])
             yield page

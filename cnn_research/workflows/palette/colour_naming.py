@@ -48,7 +48,7 @@ def name_pixels(experiment: Purification, workdir: Path, source: str) -> Result:
     forward = jax.jit(model.forward())
 
     done = 0
-    with folders.claimed(workdir), folders.atomic_directory(workdir / FOLDER) as partial:
+    with folders.locked(workdir), folders.atomic_directory(workdir / FOLDER) as partial:
         with (partial / "predictions.jsonl").open("w", encoding="utf-8") as lines:
             files = image_files(source)
             for file, stem in zip(files, stems(files), strict=True):
