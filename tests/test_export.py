@@ -184,6 +184,15 @@ def test_facts_that_are_none_are_said_in_a_line(digits, tmp_path, change, said):
         open_export(copy)
 
 
+def test_numbers_that_json_lacks_are_read_as_none(digits, tmp_path):
+    """The server passes the facts on, as JSON."""
+    copy = Path(shutil.copytree(digits / "run" / "export", tmp_path / "copy"))
+    facts = json.loads((copy / "export.json").read_text())
+    (copy / "export.json").write_text(json.dumps(facts | {"figures": {"loss": float("nan")}}))
+    write_sums(copy)
+    assert open_export(copy).facts["figures"] == {"loss": None}
+
+
 def with_head(facts: dict, **values) -> dict:
     return facts | {"heads": [facts["heads"][0] | values]}
 

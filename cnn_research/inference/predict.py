@@ -6,7 +6,6 @@ data set.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import glob
 import json
@@ -298,14 +297,18 @@ class Nearest:
 
 
 def _write_table(file: Path, predictions: Sequence[Prediction]) -> None:
-    first = predictions[0].answers
-    columns = [f"{head} {name}".strip() for head in first for name in first[head].columns]
-    with file.open("w", encoding="utf-8", newline="") as text:
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["file", *columns])
-        for each in predictions:
-            values = [x for answer in each.answers.values() for x in answer.columns.values()]
-            writer.writerow([each.file, *values])
+    import pandas
+
+    rows = [
+        {"file": each.file}
+        | {
+            f"{head} {name}".strip(): value
+            for head, answer in each.answers.items()
+            for name, value in answer.columns.items()
+        }
+        for each in predictions
+    ]
+    pandas.DataFrame(rows).to_csv(file, index=False, lineterminator="\n")
 
 
 def _write_picture(file: Path, predictions: Sequence[Prediction], nearest: Nearest | None) -> None:
