@@ -43,7 +43,7 @@ def augmentations() -> Augmentations:
 
 @register(document="001", data="a run's")
 def features() -> Features:
-    """A trained run's filters, feature maps, most exciting images and Grad-CAM.
+    """A trained run's filters, feature maps, top activating images and Grad-CAM.
 
     python launch.py --experiment=features --run=FOLDER
     python launch.py --experiment=features --run=FOLDER --target-class=Coat --layers=12

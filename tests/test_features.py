@@ -15,7 +15,13 @@ from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.experiment import lookup
 from cnn_research.data.dataset import Dataset, Split
 from cnn_research.models import ConvNet
-from cnn_research.models.layer_outputs import grad_cam, kernel_of, layers, maps, most_exciting
+from cnn_research.models.layer_outputs import (
+    grad_cam,
+    kernel_of,
+    layers,
+    maps,
+    top_activating_images,
+)
 from cnn_research.models.layers import BatchNorm, Conv
 from cnn_research.tasks.regression import Regression
 from cnn_research.train.config import Training
@@ -139,7 +145,7 @@ def test_maps_are_the_layers_outputs():
     assert block.shape == (3, 4, 4, 4) and (block >= 0).all()
 
 
-def test_most_exciting_images_are_a_loops():
+def test_top_activating_images_are_a_loops():
     model = Deep()
     variables, _ = made(model, (8, 8, 2))
     images = RNG.integers(0, 256, (75, 8, 8, 2), np.uint8)
@@ -152,17 +158,19 @@ def test_most_exciting_images_are_a_loops():
     def preprocess(x):
         return x / 255
 
-    found = most_exciting(model, variables, images, searched, preprocess, chosen, units=5, best=4)
+    found = top_activating_images(
+        model, variables, images, searched, preprocess, chosen, units=5, best=4
+    )
     _, values = maps(model, variables, preprocess(jnp.asarray(images)), [c.path for c in chosen])
-    for exciting, value in zip(found, map(np.asarray, values), strict=True):
+    for activations, value in zip(found, map(np.asarray, values), strict=True):
         units = min(5, value.shape[3])
-        assert exciting.indices.shape == (units, 4)
+        assert activations.indices.shape == (units, 4)
         for unit in range(units):
             peaks = value[..., unit].max(axis=(1, 2))
             expected = sorted(searched, key=lambda i, p=peaks: (-p[i], i))[:4]
-            np.testing.assert_array_equal(exciting.indices[unit], expected)
-            np.testing.assert_allclose(exciting.values[unit], peaks[expected], rtol=1e-5)
-            for index, (row, column) in zip(expected, exciting.places[unit], strict=True):
+            np.testing.assert_array_equal(activations.indices[unit], expected)
+            np.testing.assert_allclose(activations.values[unit], peaks[expected], rtol=1e-5)
+            for index, (row, column) in zip(expected, activations.places[unit], strict=True):
                 size = value.shape[1]
                 at = np.unravel_index(value[index, ..., unit].argmax(), (size, size))
                 np.testing.assert_allclose(

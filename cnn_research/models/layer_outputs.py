@@ -1,4 +1,4 @@
-"""What a network's layers respond to: their maps, the images that excite them most, Grad-CAM."""
+"""Outputs of a network's layers: feature maps, top activating images, Grad-CAM."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flax import linen as nn
 from cnn_research.ops.batching import apply_in_batches
 
 BATCH = 32
-"""Images in one forward pass of the search for those that excite most."""
+"""Images in one forward pass of the search for top activations."""
 LONGEST_FEATURES = 2048
 """Features of more numbers than this are folded."""
 
@@ -36,8 +36,8 @@ class Layer:
 
 
 @dataclasses.dataclass(frozen=True)
-class Exciting:
-    """The images that excite a layer's first units most, and where.
+class TopActivations:
+    """The images with the largest activations of a layer's first units, and where those are.
 
     Attributes:
         indices: int `[units, best]`, the strongest first.
@@ -161,7 +161,7 @@ def folded(features: jax.Array) -> jax.Array:
     return flat / jnp.maximum(jnp.linalg.norm(flat, axis=1, keepdims=True), 1e-12)
 
 
-def most_exciting(
+def top_activating_images(
     model: nn.Module,
     variables: Mapping[str, Any],
     images: np.ndarray,
@@ -171,7 +171,7 @@ def most_exciting(
     *,
     units: int,
     best: int,
-) -> list[Exciting]:
+) -> list[TopActivations]:
     """For the first units of each layer, the images with the largest output anywhere.
 
     Args:
@@ -201,7 +201,7 @@ def most_exciting(
         scale = np.array(images.shape[1:3]) / np.array(layer.shape[:2])
         places = (np.stack([rows, columns], axis=-1) + 0.5) * scale - 0.5
         results.append(
-            Exciting(
+            TopActivations(
                 indices=searched[order.T],
                 values=np.take_along_axis(values, order, axis=0).T,
                 places=places.astype(np.float32),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from cnn_research.models.layer_outputs import Exciting, Layer
+from cnn_research.models.layer_outputs import Layer, TopActivations
 from cnn_research.report.plots import GREY, shortened
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def layer_figure(
     layer: Layer,
     kernels: np.ndarray,
     images: np.ndarray,
-    exciting: Exciting,
+    activations: TopActivations,
     label: Callable[[int], str],
 ) -> Figure:
     """A row for each unit: its filter, and the images that excite it most.
@@ -112,7 +112,7 @@ def layer_figure(
         layer: a convolution.
         kernels: float32 `[height, width, inputs, units]`.
         images: uint8 `[examples, height, width, channels]`.
-        exciting: which of them, for each unit that is shown.
+        activations: which of them, for each unit that is shown.
         label: gives the class of an image by its place.
     """
     colour = kernels.shape[2] == images.shape[3] == 3
@@ -122,16 +122,16 @@ def layer_figure(
     left = 0.65
     right = left + slices * (0.75 + 0.06) + 0.3
     row = side * ratio + gap
-    shown = exciting.indices.shape[1]
+    shown = activations.indices.shape[1]
     width = max(6.0, right + shown * (side + 0.06) + 0.1)
     height, wide, inputs = kernels.shape[:3]
     subtitle = f"{height}x{wide} over {inputs} input" + "s" * (inputs > 1)
     if not colour and slices < inputs:
         subtitle += f", of which the first {slices} are shown"
-    canvas = Canvas(width, TOP + 0.2 + row * len(exciting.indices) + 0.05, layer.path, subtitle)
+    canvas = Canvas(width, TOP + 0.2 + row * len(activations.indices) + 0.05, layer.path, subtitle)
     canvas.text(left, TOP, "filter", fontweight="bold")
     canvas.text(right, TOP, "images that excite it most", fontweight="bold")
-    for unit, chosen in enumerate(exciting.indices):
+    for unit, chosen in enumerate(activations.indices):
         y = TOP + 0.22 + unit * row
         canvas.text(0.1, y + 0.18, f"unit {unit}")
         for at, part in enumerate(filter_slices(kernels[..., unit], slices, colour)):
@@ -141,7 +141,7 @@ def layer_figure(
             x = right + at * (side + 0.06)
             canvas.text(x, y, shortened(label(int(index)), 16), fontsize=7.5)
             canvas.image(x, y + 0.18, side, side * ratio, images[index])
-            down, along = (exciting.places[unit, at] + 0.5) / images.shape[1:3]
+            down, along = (activations.places[unit, at] + 0.5) / images.shape[1:3]
             canvas.cross(x + along * side, y + 0.18 + down * side * ratio)
     return canvas.figure
 

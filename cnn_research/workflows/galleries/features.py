@@ -21,7 +21,7 @@ from cnn_research.models.layer_outputs import (
     kernel_of,
     layers,
     maps,
-    most_exciting,
+    top_activating_images,
 )
 from cnn_research.report.markdown import markdown_table
 from cnn_research.train.config import Training
@@ -38,7 +38,7 @@ CAMS = 12
 @register_config
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Features(Experiment):
-    """Filters, feature maps, most exciting images and Grad-CAM of a trained run."""
+    """Filters, feature maps, top activating images and Grad-CAM of a trained run."""
 
     run: str = ""
     """The folder of the trained run."""
@@ -206,7 +206,7 @@ def _convolutions(
         f"Searched: {len(searched):,} of the split's {len(split):,} images. The cross is where "
         "the output is largest."
     )
-    exciting_images = most_exciting(
+    top_activations = top_activating_images(
         model,
         opened.variables,
         split.images,
@@ -216,13 +216,15 @@ def _convolutions(
         units=experiment.units,
         best=BEST,
     )
-    for number, (layer, exciting) in enumerate(zip(chosen, exciting_images, strict=True), start=1):
+    for number, (layer, activations) in enumerate(
+        zip(chosen, top_activations, strict=True), start=1
+    ):
         kernels = np.asarray(kernel_of(opened.variables, layer.path), np.float32)
         label = functools.cache(opened.label)
         page.picture(
             f"layer_{number}",
-            layer_figure(layer, kernels, split.images, exciting, label),
-            f"{layer.path}: {len(exciting.indices)} of {layer.shape[2]} units. "
+            layer_figure(layer, kernels, split.images, activations, label),
+            f"{layer.path}: {len(activations.indices)} of {layer.shape[2]} units. "
             "In a filter, zero is mid-grey.",
         )
 
