@@ -92,7 +92,7 @@ def trained(share: float, seed: int, photos: Path, again: bool) -> list[float]:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(runs / "flipped-0" / f"seed-{seed}" / "ss_cnn", partial)
         partial.rename(workdir / "ss_cnn")
-    words = (f"--ss-cnn.data.source.path={photos}", f"--naming.data.flipped={share}")
+    words = (f"--ss-cnn.data.source.path={photos}", f"--naming.data.label-noise={share}")
     launch("colour_names", workdir, f"--seed={seed}", f"--naming.data.seed={seed}", *words)
     found = sorted(workdir.glob("round_*"), key=lambda folder: int(folder.name.split("_")[1]))
     return [

@@ -95,7 +95,12 @@ def scaled_down_data(source: Any) -> Any:
                 classes=(3,),
             )
             return dataclasses.replace(
-                source, source=noise, test_list="", validation_list="", grid=(2, 1), kept=""
+                source,
+                source=noise,
+                test_list="",
+                validation_list="",
+                grid=(2, 1),
+                keep_mask_file="",
             )
     return source
 

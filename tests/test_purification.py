@@ -132,7 +132,7 @@ def test_the_registered_lists_are_balanced():
 def test_flipped_labels_are_as_many_as_asked_and_always_wrong(folder):
     clean = Crops(source=source(folder), window=(8, 8), grid=(2, 1))
     before = clean.load().splits["train"].labels["label"]
-    flipped = dataclasses.replace(clean, flipped=0.25)
+    flipped = dataclasses.replace(clean, label_noise=0.25)
     after = flipped.load().splits["train"].labels["label"]
     assert (before != after).mean() == 0.25 and after.min() == 0 and after.max() == 2
     np.testing.assert_array_equal(after[::2], after[1::2])
@@ -148,7 +148,7 @@ def test_flipped_labels_are_as_many_as_asked_and_always_wrong(folder):
     [
         ({"window": (37, 37)}, "data.window is"),
         ({"grid": (0, 2)}, "--data.grid is 0: must be above 0"),
-        ({"flipped": 1.0}, "--data.flipped is 1.0: must be 0 or more and below 1"),
+        ({"label_noise": 1.0}, "--data.label-noise is 1.0: must be 0 or more and below 1"),
     ],
 )
 def test_crops_that_cannot_be(fields, words):
@@ -161,7 +161,7 @@ def test_a_list_of_kept_windows_of_other_data(tmp_path):
     np.save(tmp_path / "kept.npy", np.ones(5, bool))
     noise = Synthetic(image_shape=(20, 16, 3))
     with pytest.raises(UserError, match=r"about 5 windows, and there are 1536"):
-        Crops(source=noise, window=(8, 8), kept=str(tmp_path / "kept.npy")).load()
+        Crops(source=noise, window=(8, 8), keep_mask_file=str(tmp_path / "kept.npy")).load()
 
 
 def test_centres_are_the_means_of_the_surest_and_the_farthest_go():
@@ -194,7 +194,7 @@ def small(folder: Path, **fields) -> Purification:
             **fields,
         ),
         naming=Training(
-            data=Crops(source=source(folder), window=(12, 12), grid=(2, 2), flipped=0.3),
+            data=Crops(source=source(folder), window=(12, 12), grid=(2, 2), label_noise=0.3),
             task=Classification(head="label"),
             optimizer=adam,
             **fields,
@@ -207,7 +207,7 @@ def small(folder: Path, **fields) -> Purification:
 def test_rounds_discard_flipped_labels_and_a_restart_runs_nothing(folder, tmp_path, monkeypatch):
     experiment = small(folder)
     result = run(experiment, tmp_path / "run")
-    clean = dataclasses.replace(experiment.naming.data, flipped=0.0).load().splits["train"]
+    clean = dataclasses.replace(experiment.naming.data, label_noise=0.0).load().splits["train"]
     flipped = experiment.naming.data.load().splits["train"]
     wrong = clean.labels["label"] != flipped.labels["label"]
     shares = [wrong.mean()]

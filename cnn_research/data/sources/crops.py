@@ -42,10 +42,10 @@ class Crops:
     """Height and width of a window."""
     grid: tuple[PositiveInt, PositiveInt] = (3, 2)
     """Rows and columns of windows in a training image."""
-    kept: str = ""
+    keep_mask_file: str = ""
     """A .npy file, bool `[training windows]`: those that are false count as not labelled. Empty
     keeps all."""
-    flipped: Share = 0.0
+    label_noise: Share = 0.0
     """The share of training images that are given a wrong label, on purpose."""
     seed: Seed = 0
     """Decides which, and what they are given."""
@@ -72,31 +72,31 @@ class Crops:
         rng = np.random.default_rng(self.seed)
         train = splits["train"]
         labels = {
-            head: self._flipped(values, len(dataset.class_names[head]), rng)
+            head: self._noisy(values, len(dataset.class_names[head]), rng)
             for head, values in train.labels.items()
         }
-        splits["train"] = self._kept(in_grid(train, labels, self.window, self.grid))
+        splits["train"] = self._labelled(in_grid(train, labels, self.window, self.grid))
         for name in splits.keys() - {"train"}:
             splits[name] = in_grid(splits[name], splits[name].labels, self.window, (1, 1))
         return dataclasses.replace(dataset, splits=splits)
 
-    def _flipped(self, labels: np.ndarray, classes: int, rng: np.random.Generator) -> np.ndarray:
+    def _noisy(self, labels: np.ndarray, classes: int, rng: np.random.Generator) -> np.ndarray:
         known = np.flatnonzero(labels >= 0)
-        wrong = rng.permutation(known)[: round(self.flipped * len(known))]
+        wrong = rng.permutation(known)[: round(self.label_noise * len(known))]
         labels = np.array(labels)
         labels[wrong] = (labels[wrong] + rng.integers(1, classes, len(wrong))) % classes
         return labels
 
-    def _kept(self, train: Split) -> Split:
-        if not self.kept:
+    def _labelled(self, train: Split) -> Split:
+        if not self.keep_mask_file:
             return train
         try:
-            kept = np.load(self.kept)
+            kept = np.load(self.keep_mask_file)
         except (OSError, ValueError) as error:
-            raise UserError(f"{self.kept} cannot be read ({error})") from error
+            raise UserError(f"{self.keep_mask_file} cannot be read ({error})") from error
         if kept.shape != (len(train),):
             raise UserError(
-                f"{self.kept} is about {len(kept)} windows, and there are {len(train)}: it is of "
+                f"{self.keep_mask_file} is about {len(kept)} windows, and there are {len(train)}: it is of "
                 "other data"
             )
         labels = {head: np.where(kept, values, MISSING) for head, values in train.labels.items()}

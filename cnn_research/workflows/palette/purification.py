@@ -83,7 +83,7 @@ class Purification(Experiment):
         kept = f"{folders.STAGE}round_{number - 1}/{KEPT}" if number else ""
         return dataclasses.replace(
             self.naming,
-            data=dataclasses.replace(self.naming.data, kept=kept),
+            data=dataclasses.replace(self.naming.data, keep_mask_file=kept),
             pretrained=Pretrained(f"{folders.STAGE}{FIRST}", fresh=(LAST,)),
             transfer=Transfer(cache_after=FEATURES),
             seed=self.seed,
