@@ -56,7 +56,7 @@ def test_replicas_are_the_runs_of_their_seeds(vmapped, one_by_one, tmp_path, cap
         result = run(SEVERAL, tmp_path, replicas=2)
     for seed in SEEDS:
         ours, theirs = tmp_path / f"seed-{seed}", one_by_one / f"seed-{seed}"
-        for name in ("config.json", "bound.json"):
+        for name in ("config.json", "resolved_config.json"):
             assert (ours / name).read_text() == (theirs / name).read_text()
         states = [last_checkpoint(workdir)[1] for workdir in (ours, theirs)]
         for a, b in zip(*map(jax.tree.leaves, states), strict=True):

@@ -27,7 +27,7 @@ from cnn_research.core.experiment import Experiment
 
 CONFIG = "config.json"
 RUN = "run.json"
-BOUND = "bound.json"
+RESOLVED_CONFIG = "resolved_config.json"
 """What training has taken from its data, so that the network can be asked without it."""
 EVALUATION = "evaluation.json"
 EVALUATED = ("validation", "test", "target")

@@ -178,7 +178,7 @@ def _describe(session: Session, run: SeedRun, parameters: int, loaded: Loaded | 
         **({"pretrained": dataclasses.asdict(loaded)} if loaded else {}),
     )
     folders.write_json(
-        run.workdir / folders.BOUND,
+        run.workdir / folders.RESOLVED_CONFIG,
         {
             "experiment": to_dict(dataclasses.replace(experiment, seed=run.experiment.seed)),
             "image_shape": dataset.image_shape,

@@ -154,13 +154,13 @@ def bound_experiment(workdir: Path) -> Training:
 
 
 def _facts(workdir: Path) -> Mapping[str, Any]:
-    facts = folders.read_json(workdir / folders.BOUND)
+    facts = folders.read_json(workdir / folders.RESOLVED_CONFIG)
     if facts:
         return facts
     if not isinstance(folders.saved_config(workdir), Training):
         raise UserError(f"{workdir} has no trained network: name the folder of a training")
     raise UserError(
-        f"{workdir} has no {folders.BOUND} that can be read: run its training again, which resumes "
+        f"{workdir} has no {folders.RESOLVED_CONFIG} that can be read: run its training again, which resumes "
         "where it ended"
     )
 
@@ -191,7 +191,7 @@ def check_run(workdir: Path) -> None:
 def check_same_data(workdir: Path, dataset: Dataset) -> None:
     """Raises `UsageError` if the run in a folder was trained on other examples or classes."""
     before = folders.read_json(workdir / folders.RUN).get("data", {}).get("content")
-    names = folders.read_json(workdir / folders.BOUND).get("class_names")
+    names = folders.read_json(workdir / folders.RESOLVED_CONFIG).get("class_names")
     now = dataset.provenance.get("content")
     renamed = names is not None and names != {h: list(n) for h, n in dataset.class_names.items()}
     if renamed or (before and now and before != now):
