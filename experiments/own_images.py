@@ -7,7 +7,7 @@ python launch.py --experiment=image_table --data.path=FILE.csv --data.label=COLU
 from cnn_research.core.experiment import register
 from cnn_research.data.sources import ImageFolder, ImageTable
 from cnn_research.models import ResNet9
-from cnn_research.train.auto_config import choices
+from cnn_research.train.auto_config import suggest_fields
 from cnn_research.train.config import Training
 from cnn_research.train.optimizers import Optimizer
 
@@ -26,7 +26,7 @@ def residual_network(data: ImageFolder | ImageTable) -> Training:
     )
 
 
-@register(data="your folder", choices=choices)
+@register(data="your folder", suggest_fields=suggest_fields)
 def image_folder() -> Training:
     """A small residual network on a folder of images, `<split>/<class>/*` or `<class>/*`.
 
@@ -40,7 +40,7 @@ def image_folder() -> Training:
     return residual_network(ImageFolder(path=""))
 
 
-@register(data="your CSV", choices=choices)
+@register(data="your CSV", suggest_fields=suggest_fields)
 def image_table() -> Training:
     """A small residual network on the images that a CSV file names, and columns of labels.
 

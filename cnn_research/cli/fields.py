@@ -78,16 +78,18 @@ def fitted(default: Experiment, words: list[str]) -> tuple[Experiment, str]:
         UserError: there are no such data.
     """
     experiment = overridden(default, words)
-    suggest = registry()[default.name].choices
+    suggest = registry()[default.name].suggest_fields
     if suggest is None:
         return experiment, ""
-    choices = suggest(experiment)
-    chosen = with_fields(default, {path: choice.value for path, choice in choices.items()})
+    suggestions = suggest(experiment)
+    chosen = with_fields(
+        default, {path: suggestion.value for path, suggestion in suggestions.items()}
+    )
     experiment = overridden(chosen, words)
     taken = {
-        _as_typed(path, choice.value): choice.reason
-        for path, choice in choices.items()
-        if operator.attrgetter(path)(experiment) == choice.value
+        _as_typed(path, suggestion.value): suggestion.reason
+        for path, suggestion in suggestions.items()
+        if operator.attrgetter(path)(experiment) == suggestion.value
     }
     width = max(map(len, taken), default=0)
     lines = [f"  {typed:{width}}  {reason}" for typed, reason in taken.items()]

@@ -43,7 +43,7 @@ class Experiment:
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class Suggestion:
     """What an experiment chooses for one of its fields from its data, and why."""
 
     value: Any
@@ -60,7 +60,7 @@ class Entry:
         data: its data set, in a word or two.
         document_results: figures that the document gives, for reports to show beside ours.
         make: the decorated function.
-        choices: what the experiment's data suggest for its fields, by their paths; None where the
+        suggest_fields: what the experiment's data suggest for its fields, by their paths; None where the
             config says all.
     """
 
@@ -69,7 +69,7 @@ class Entry:
     data: str
     document_results: Mapping[str, float]
     make: Callable[[], Experiment]
-    choices: Callable[[Any], Mapping[str, Choice]] | None = None
+    suggest_fields: Callable[[Any], Mapping[str, Suggestion]] | None = None
 
     def experiment(self) -> Experiment:
         """The experiment with its defaults."""
@@ -89,7 +89,7 @@ def register(
     document: str = "-",
     data: str,
     document_results: Mapping[str, float] | None = None,
-    choices: Callable[[Any], Mapping[str, Choice]] | None = None,
+    suggest_fields: Callable[[Any], Mapping[str, Suggestion]] | None = None,
 ) -> Callable[[Callable[[], Experiment]], Callable[[], Experiment]]:
     """Decorates a function that returns an `Experiment`; its name becomes the experiment's."""
 
@@ -97,7 +97,7 @@ def register(
         name = make.__name__
         if name in _REGISTRY:
             raise ValueError(f"two experiments are named {name}")
-        _REGISTRY[name] = Entry(name, document, data, document_results or {}, make, choices)
+        _REGISTRY[name] = Entry(name, document, data, document_results or {}, make, suggest_fields)
         return make
 
     return decorate

@@ -12,7 +12,7 @@ from typing import Any
 
 from cnn_research.core.config import with_fields
 from cnn_research.core.errors import UsageError
-from cnn_research.core.experiment import Choice
+from cnn_research.core.experiment import Suggestion
 from cnn_research.data.images import printable
 from cnn_research.data.prepare.files import existing, opened
 from cnn_research.data.sources import ImageTable
@@ -39,7 +39,7 @@ UNEVEN = (5, 50)
 a few images would weigh as much as thousands."""
 
 
-def choices(experiment: Training) -> dict[str, Choice]:
+def suggest_fields(experiment: Training) -> dict[str, Suggestion]:
     """What suits the experiment's data, by the path of the field.
 
     Args:
@@ -68,7 +68,7 @@ def choices(experiment: Training) -> dict[str, Choice]:
     }
 
 
-def _of_table(data: ImageTable) -> Iterator[tuple[str, Choice]]:
+def _of_table(data: ImageTable) -> Iterator[tuple[str, Suggestion]]:
     """Columns, where the usual ones are not there."""
     path = existing(data.path)
     with opened(path) as root:
@@ -76,7 +76,7 @@ def _of_table(data: ImageTable) -> Iterator[tuple[str, Choice]]:
         table = tables.find_table(root, shown) if root.is_dir() else root
         rows = tables.read_table(table, shown)
         if data.number and data.label == ("label",) and "label" not in rows[0]:
-            yield "data.label", Choice((), "numbers are asked for, and no classes")
+            yield "data.label", Suggestion((), "numbers are asked for, and no classes")
         if data.image == "image" and "image" not in rows[0]:
             column = tables.image_column(rows, table.parent)
             if column is None:
@@ -84,10 +84,10 @@ def _of_table(data: ImageTable) -> Iterator[tuple[str, Choice]]:
                     f"{shown} has no column 'image', and no column names files beside it: say "
                     "which, as --data.image=COLUMN or --data.image='images/{COLUMN}.jpg'"
                 )
-            yield "data.image", Choice(column, "names files that are there")
+            yield "data.image", Suggestion(column, "names files that are there")
 
 
-def _of_task(data: object, seen: Survey) -> Iterator[tuple[str, Choice]]:
+def _of_task(data: object, seen: Survey) -> Iterator[tuple[str, Suggestion]]:
     numbers = data.number if isinstance(data, ImageTable) else ()
     heads = tuple(seen.classes)
     if len(numbers) > 1 or (numbers and heads):
@@ -98,25 +98,25 @@ def _of_task(data: object, seen: Survey) -> Iterator[tuple[str, Choice]]:
             "take one of them (a bare --data.label for no classes)"
         )
     if numbers and not heads:
-        yield "task", Choice(Regression(head=numbers[0]), "a column of numbers")
-        yield "selection.metric", Choice("MAE", "of numbers there is no accuracy")
+        yield "task", Suggestion(Regression(head=numbers[0]), "a column of numbers")
+        yield "selection.metric", Suggestion("MAE", "of numbers there is no accuracy")
         return
     if len(heads) > 1:
-        yield "task", Choice(MultiHead(label=heads), f"{len(heads)} columns of classes")
+        yield "task", Suggestion(MultiHead(label=heads), f"{len(heads)} columns of classes")
     elif heads != ("label",):
-        yield "task", Choice(Classification(head=heads[0]), "the column of classes")
-    yield "task.label_smoothing", Choice(0.1, "so that a few wrong labels do less harm")
+        yield "task", Suggestion(Classification(head=heads[0]), "the column of classes")
+    yield "task.label_smoothing", Suggestion(0.1, "so that a few wrong labels do less harm")
     sizes = [count for counts in seen.classes.values() for count in counts.values()]
     if UNEVEN[0] < max(sizes) / min(sizes) <= UNEVEN[1]:
         yield (
             "task.class_weights",
-            Choice("balanced", f"classes have from {min(sizes):,} to {max(sizes):,} images"),
+            Suggestion("balanced", f"classes have from {min(sizes):,} to {max(sizes):,} images"),
         )
 
 
 def _of_size(
     experiment: Training, seen: Survey, train: int, validation: bool
-) -> Iterator[tuple[str, Choice]]:
+) -> Iterator[tuple[str, Suggestion]]:
     """Image size and network, and from what they cost the length of training."""
     from cnn_research.models.flops import cost
 
@@ -135,37 +135,40 @@ def _of_size(
         length = f"{FEWEST_EPOCHS} epochs at least, though more than ten minutes on two cores"
     epochs = min(max(epochs, FEWEST_EPOCHS), MOST_EPOCHS)
     reason = f"the images have {seen.height}x{seen.width} pixels, by the median"
-    yield "data.image_size", Choice(size, reason)
+    yield "data.image_size", Suggestion(size, reason)
     for field, value in fields.items():
-        yield f"model.{field}", Choice(value, f"for {size[0]}x{size[1]} pixels")
-    yield "epochs", Choice(float(epochs), f"{train:,} training images: {length}")
+        yield f"model.{field}", Suggestion(value, f"for {size[0]}x{size[1]} pixels")
+    yield "epochs", Suggestion(float(epochs), f"{train:,} training images: {length}")
     batch_size = next((b for b in (128, 64, 32, 16) if train * epochs >= 1500 * b), 8)
     # Of a few images some may turn out to be damaged: half of them still fill a batch.
     batch_size = min(batch_size, max(1, train // 2))
-    yield "batch_size", Choice(batch_size, "1,500 steps or more, where it can be")
+    yield "batch_size", Suggestion(batch_size, "1,500 steps or more, where it can be")
     if validation:
-        yield "selection.report", Choice("best", "there are validation images to choose by")
+        yield "selection.report", Suggestion("best", "there are validation images to choose by")
         patience = max(5, epochs // 3)
-        yield "selection.patience", Choice(patience, "epochs without a better one, then it stops")
+        yield (
+            "selection.patience",
+            Suggestion(patience, "epochs without a better one, then it stops"),
+        )
     else:
-        yield "selection.report", Choice("last", "fewer than 2 validation images to choose by")
+        yield "selection.report", Suggestion("last", "fewer than 2 validation images to choose by")
 
 
-def _of_images(seen: Survey) -> Iterator[tuple[str, Choice]]:
+def _of_images(seen: Survey) -> Iterator[tuple[str, Suggestion]]:
     names = {name for counts in seen.classes.values() for name in counts}
     mirror = not names or any(len(name) > 1 for name in names)
     reason = "as photographs may be" if mirror else "classes are single characters: no mirror"
-    yield "augmentation.mirror", Choice(mirror, reason)
+    yield "augmentation.mirror", Suggestion(mirror, reason)
     yield (
         "evaluation.mirror",
-        Choice(mirror, "answers are averaged over both" if mirror else reason),
+        Suggestion(mirror, "answers are averaged over both" if mirror else reason),
     )
     shorter = min(seen.height, seen.width)
     if max(seen.height, seen.width) <= SMALL:
-        yield "augmentation.shift", Choice(max(1, shorter // 10), "pixels: small images")
+        yield "augmentation.shift", Suggestion(max(1, shorter // 10), "pixels: small images")
     else:
-        yield "augmentation.crop", Choice((0.4, 1.0), "large images")
-    yield "data.on_bad_image", Choice("skip", "damaged files are counted and left out")
+        yield "augmentation.crop", Suggestion((0.4, 1.0), "large images")
+    yield "data.on_bad_image", Suggestion("skip", "damaged files are counted and left out")
 
 
 def image_size(seen: Survey, longer: int) -> tuple[int, int]:
