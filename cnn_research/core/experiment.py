@@ -60,8 +60,8 @@ class Entry:
         data: its data set, in a word or two.
         document_results: figures that the document gives, for reports to show beside ours.
         make: the decorated function.
-        suggest_fields: what the experiment's data suggest for its fields, by their paths; None where the
-            config says all.
+        suggest_fields: what the experiment's data suggest for its fields, by their paths; None
+            where the config says all.
     """
 
     name: str

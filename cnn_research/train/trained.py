@@ -160,8 +160,8 @@ def _facts(workdir: Path) -> Mapping[str, Any]:
     if not isinstance(folders.saved_config(workdir), Training):
         raise UserError(f"{workdir} has no trained network: name the folder of a training")
     raise UserError(
-        f"{workdir} has no {folders.RESOLVED_CONFIG} that can be read: run its training again, which resumes "
-        "where it ended"
+        f"{workdir} has no {folders.RESOLVED_CONFIG} that can be read: run its training again, "
+        "which resumes where it ended"
     )
 
 

@@ -96,8 +96,8 @@ class Crops:
             raise UserError(f"{self.keep_mask_file} cannot be read ({error})") from error
         if kept.shape != (len(train),):
             raise UserError(
-                f"{self.keep_mask_file} is about {len(kept)} windows, and there are {len(train)}: it is of "
-                "other data"
+                f"{self.keep_mask_file} is about {len(kept)} windows, and there are {len(train)}: "
+                "it is of other data"
             )
         labels = {head: np.where(kept, values, MISSING) for head, values in train.labels.items()}
         return dataclasses.replace(train, labels=labels)
