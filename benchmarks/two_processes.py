@@ -39,10 +39,10 @@ port, processes, rank = map(int, sys.argv[1:4])
 if processes > 1:
     jax.distributed.initialize(f"127.0.0.1:{port}", processes, rank)
 from pathlib import Path
-from cnn_research.cli.fields import overridden
+from cnn_research.cli.fields import with_overrides
 from cnn_research.cli.run import run
 from cnn_research.core.experiment import lookup
-run(overridden(lookup("digits_cnn").experiment(), sys.argv[5:]), sys.argv[4])
+run(with_overrides(lookup("digits_cnn").experiment(), sys.argv[5:]), sys.argv[4])
 """
 """One process of a run, where no SLURM joins them."""
 

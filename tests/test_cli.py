@@ -25,7 +25,7 @@ from absl.testing import flagsaver
 
 import launch  # noqa: F401 (defines the flags)
 from cnn_research.cli import main as cli
-from cnn_research.cli.fields import LAUNCHER_FLAGS, overridden
+from cnn_research.cli.fields import LAUNCHER_FLAGS, with_overrides
 from cnn_research.cli.run import MODES, Mode, modes_of, run
 from cnn_research.core import run_folder as folders
 from cnn_research.core.config import (
@@ -167,7 +167,7 @@ def test_overrides_reach_the_fields_and_nothing_else():
         "--task.head=kind",
         "--seed=7",
     ]
-    changed = flatten(overridden(default, words))
+    changed = flatten(with_overrides(default, words))
     differing = {name: value for name, value in changed.items() if value != flatten(default)[name]}
     assert differing == {
         "optimizer.learning_rate": 3e-4,
@@ -178,7 +178,7 @@ def test_overrides_reach_the_fields_and_nothing_else():
         "task.head": "kind",
         "seed": 7,
     }
-    assert overridden(default, []) == default
+    assert with_overrides(default, []) == default
 
 
 # --help and --list -------------------------------------------------------------------------------
@@ -207,7 +207,7 @@ def field_docstrings(config, prefix=""):
 def test_model_by_name(words):
     """Another network, whose own fields can be overridden beside it."""
     default = lookup("digits_cnn").experiment()
-    found = overridden(default, [*words, "--model.features", "8", "16", "8", "--seed=3"])
+    found = with_overrides(default, [*words, "--model.features", "8", "16", "8", "--seed=3"])
     expected = architectures()["resnet9"].model.clone(features=(8, 16, 8))
     assert found == dataclasses.replace(default, model=expected, seed=3)
 

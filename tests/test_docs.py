@@ -26,7 +26,7 @@ from PIL import Image
 
 import launch  # noqa: F401 (defines the flags)
 from cnn_research.cli import main as cli
-from cnn_research.cli.fields import LAUNCHER_FLAGS, overridden
+from cnn_research.cli.fields import LAUNCHER_FLAGS, with_overrides
 from cnn_research.cli.run import modes_of
 from cnn_research.core.experiment import lookup, registry
 
@@ -92,7 +92,7 @@ def check_launch(words: list[str], modes: set[str]) -> None:
     assert flags.get("mode") in (None, *modes), words
     # Of a run's folder nobody knows here what it holds: fields are as most trainings have them.
     experiment = lookup(flags.get("experiment", "image_folder")).experiment()
-    overridden(experiment, fields).check()
+    with_overrides(experiment, fields).check()
 
 
 def test_the_spanish_readme_has_the_same_commands():

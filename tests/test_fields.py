@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from cnn_research.cli.fields import overridden, with_model
+from cnn_research.cli.fields import with_model, with_overrides
 from cnn_research.cli.run import run
 from cnn_research.core.errors import UsageError
 from cnn_research.core.experiment import lookup
@@ -17,7 +17,7 @@ def refusal(model: str, words: list[str]) -> str:
     experiment, rest = with_model(
         lookup("fashion_mnist_cnn").experiment(), [f"--model={model}", *words]
     )
-    experiment = overridden(experiment, rest)
+    experiment = with_overrides(experiment, rest)
     object.__setattr__(experiment, "data", None)  # which is not there to be read
     with pytest.raises(UsageError) as error:
         experiment.check()
@@ -62,7 +62,7 @@ def test_fields_that_make_no_network_are_refused(model, words, message):
 
 def test_depths_outside_of_the_known_are_no_option():
     with pytest.raises(UsageError, match="depth"):
-        overridden(
+        with_overrides(
             with_model(lookup("digits_cnn").experiment(), ["--model=vgg16"])[0],
             ["--model.depth=12"],
         )
@@ -106,7 +106,7 @@ def test_every_number_of_every_network_has_a_range_and_its_defaults_fit():
     ],
 )
 def test_fields_of_data_that_make_no_sense_are_refused(name, words, message, monkeypatch):
-    experiment = overridden(lookup(name).experiment(), words.split())
+    experiment = with_overrides(lookup(name).experiment(), words.split())
     monkeypatch.setattr(type(experiment.data), "load", lambda _: pytest.fail("data was read"))
     with pytest.raises(UsageError) as error:
         run(experiment, "nowhere")

@@ -36,7 +36,7 @@ def picture(seed, size=(40, 30), mode="RGB"):
 
 
 def fitted(name, *words):
-    return fields.fitted(lookup(name).experiment(), list(words))
+    return fields.with_suggestions(lookup(name).experiment(), list(words))
 
 
 def make_folder(root, counts, **options):

@@ -16,7 +16,7 @@ from PIL import Image
 from sklearn import metrics
 
 from benchmarks import readme_tables
-from cnn_research.cli.fields import overridden
+from cnn_research.cli.fields import with_overrides
 from cnn_research.cli.run import run
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.experiment import lookup
@@ -239,13 +239,13 @@ def test_a_selection_goes_by_what_the_task_measures(task):
 
 def test_fields_of_the_task_on_the_command_line():
     year = lookup("products_year").experiment()
-    changed = overridden(year, ["--task.head=price", "--data.number", "price", "weight"])
+    changed = with_overrides(year, ["--task.head=price", "--data.number", "price", "weight"])
     assert changed.task == Regression(head="price")
     assert changed.data.number == ("price", "weight")
-    digits = overridden(lookup("digits_mlp").experiment(), ["--task.label-smoothing=0.2"])
+    digits = with_overrides(lookup("digits_mlp").experiment(), ["--task.label-smoothing=0.2"])
     assert digits.task == Classification(label_smoothing=0.2)
     with pytest.raises(UsageError, match=r"no field --task\.label-smoothing"):
-        overridden(year, ["--task.label-smoothing=0.2"])
+        with_overrides(year, ["--task.label-smoothing=0.2"])
 
 
 # Figures and pictures ----------------------------------------------------------------------------

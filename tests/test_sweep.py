@@ -22,7 +22,7 @@ from absl.testing import flagsaver
 
 import launch  # noqa: F401 (defines the flags)
 from cnn_research.cli import main as cli
-from cnn_research.cli.fields import overridden
+from cnn_research.cli.fields import with_overrides
 from cnn_research.core import run_folder as folders
 from cnn_research.core.config import from_dict
 from cnn_research.core.errors import UsageError, run_command
@@ -115,7 +115,7 @@ def test_a_grid_is_every_combination_and_variants_and_seeds_are_run_with_each(tm
     # The command of a run makes the same config.
     _, name, *words, _ = runs[-1].command
     with flagsaver.flagsaver():
-        again = overridden(lookup(name.partition("=")[2]).experiment(), words)
+        again = with_overrides(lookup(name.partition("=")[2]).experiment(), words)
     assert again == configs[-1]
 
 

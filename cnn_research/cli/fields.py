@@ -29,7 +29,7 @@ LAUNCHER_FLAGS = (
 HELP = ("--help", "-h", "-help", "-?")
 
 
-def overridden(default: Experiment, words: list[str]) -> Experiment:
+def with_overrides(default: Experiment, words: list[str]) -> Experiment:
     """The experiment with fields replaced, as typed.
 
     Args:
@@ -67,17 +67,17 @@ def overridden(default: Experiment, words: list[str]) -> Experiment:
         raise UsageError(f"{_first_sentence(said.getvalue())}; --help shows all fields") from None
 
 
-def fitted(default: Experiment, words: list[str]) -> tuple[Experiment, str]:
+def with_suggestions(default: Experiment, words: list[str]) -> tuple[Experiment, str]:
     """The experiment as typed, with what its data suggest for the fields that are not named.
 
     Returns:
         It, and what was chosen and why, a line each; empty where its config says all.
 
     Raises:
-        UsageError: as `overridden`, or the data do not suit the experiment.
+        UsageError: as `with_overrides`, or the data do not suit the experiment.
         UserError: there are no such data.
     """
-    experiment = overridden(default, words)
+    experiment = with_overrides(default, words)
     suggest = registry()[default.name].suggest_fields
     if suggest is None:
         return experiment, ""
@@ -85,7 +85,7 @@ def fitted(default: Experiment, words: list[str]) -> tuple[Experiment, str]:
     chosen = with_fields(
         default, {path: suggestion.value for path, suggestion in suggestions.items()}
     )
-    experiment = overridden(chosen, words)
+    experiment = with_overrides(chosen, words)
     taken = {
         _as_typed(path, suggestion.value): suggestion.reason
         for path, suggestion in suggestions.items()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from absl import flags, logging
 
-from cnn_research.cli.fields import HELP, LAUNCHER_FLAGS, fitted, overridden
+from cnn_research.cli.fields import HELP, LAUNCHER_FLAGS, with_overrides
 from cnn_research.cli.run import bind_mode
 from cnn_research.core.config import config_hash, did_you_mean
 from cnn_research.core.errors import UsageError, UserError, one_line, print_error, run_command
@@ -89,10 +89,10 @@ def launch(words: list[str]) -> None:
         raise UsageError(f"--dry-run is about training: leave --mode={FLAGS.mode} out")
     if saved is not None:
         default, suggested = saved, ""
-        experiment = overridden(saved, words)
+        experiment = with_overrides(saved, words)
     else:
         default = lookup(FLAGS.experiment).experiment()
-        experiment, suggested = fitted(default, words)
+        experiment, suggested = with_suggestions(default, words)
     call = bind_mode(
         experiment,
         "dry-run" if FLAGS.dry_run else FLAGS.mode,

@@ -143,9 +143,9 @@ def planned(
     Raises:
         UsageError: the words are not the experiment's, or contradict each other.
     """
-    from cnn_research.cli.fields import fitted
+    from cnn_research.cli.fields import with_suggestions
 
-    experiment, _ = fitted(default, list(words))
+    experiment, _ = with_suggestions(default, list(words))
     experiment.check()
     if not name:
         parts = [_last_part(word) if word.startswith("--") else word for word in naming]
