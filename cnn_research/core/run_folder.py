@@ -224,7 +224,7 @@ def write_metadata(
         name = f"source-{hashlib.sha256(difference.encode()).hexdigest()[:8]}.diff"
         write_text(workdir / name, difference)
     attempt = {
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "started": now(),
         "from_step": step,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "commit": commit,
@@ -244,6 +244,11 @@ def write_metadata(
             "attempts": [*before.get("attempts", ()), attempt],
         },
     )
+
+
+def now() -> str:
+    """The time, UTC, as records have it."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def add_facts(workdir: Path, **facts: Any) -> None:

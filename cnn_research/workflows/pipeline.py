@@ -8,64 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import jax
 
 from cnn_research.core import run_folder as folders
-from cnn_research.core.config import to_dict
 from cnn_research.core.distributed import agreed, is_first_process, largest, wait_for_all
 from cnn_research.core.experiment import Experiment, Result
 from cnn_research.core.preemption import Interruption
 from cnn_research.models.pretrained import Pretrained
-from cnn_research.report.html import write_page
 from cnn_research.train.config import Training
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 T = TypeVar("T")
-
-REPORT = "report"
-"""The folder of a pipeline's page."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Page:
-    """A page of text and pictures that is being written.
-
-    Attributes:
-        folder: where its pictures go.
-        parts: its Markdown so far.
-        pictures: the names of its pictures, without the ending.
-    """
-
-    folder: Path
-    parts: list[str]
-    pictures: list[str] = dataclasses.field(default_factory=list)
-
-    def text(self, markdown: str) -> None:
-        """Adds a paragraph, a heading or a table."""
-        self.parts.append(markdown)
-
-    def picture(self, name: str, figure: Figure, caption: str = "") -> None:
-        """Adds a picture as `name.png`, with its caption below."""
-        figure.savefig(self.folder / f"{name}.png")
-        self.pictures.append(name)
-        self.parts.append(f"![{name.replace('_', ' ')}]({name}.png)\n\n{caption}".rstrip())
-
-
-@contextlib.contextmanager
-def new_page(experiment: Experiment, workdir: Path, title: str) -> Iterator[Page]:
-    """A page to be filled, which becomes `report/` of the folder when it is whole."""
-    with folders.atomic_directory(workdir / REPORT) as partial:
-        page = Page(partial, [f"# {title}"])
-        yield page
-        written = write_page(partial, page.parts, to_dict(experiment))
-    print(f"Report: {workdir / REPORT / written.name}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,8 +106,8 @@ def open_pipeline(experiment: Experiment, workdir: Path) -> Iterator[Pipeline]:
         folders.write_metadata(experiment, workdir, step=len(before), finished=None)
         pipeline = Pipeline(workdir, interruption)
         yield pipeline
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        folders.add_facts(workdir, stages=pipeline.stages, steps=len(pipeline.stages), finished=now)
+        finished = {"finished": folders.now(), "steps": len(pipeline.stages)}
+        folders.add_facts(workdir, stages=pipeline.stages, **finished)
 
 
 def dry_run(workdir: Path, stages: Sequence[tuple[str, Training]]) -> Result:

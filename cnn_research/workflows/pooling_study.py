@@ -16,12 +16,14 @@ from cnn_research.core.config import register_config
 from cnn_research.core.distributed import is_first_process
 from cnn_research.core.errors import UsageError
 from cnn_research.core.experiment import Experiment, Result
+from cnn_research.core.ranges import NonNegativeInt, PositiveInt
 from cnn_research.data.dataset import Split
 from cnn_research.report.markdown import markdown_table
 from cnn_research.report.plots import MARKERS, SERIES, plain_axes
 from cnn_research.report.runs import mean_and_deviation
 from cnn_research.train.config import Training
 from cnn_research.workflows import pipeline
+from cnn_research.workflows.page import new_page
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,17 +44,15 @@ class PoolingStudy(Experiment):
     """What is trained; its model is a ConvNet."""
     pooling: tuple[Literal["max", "average", "min", "stride"], ...] = ("max", "average", "min")
     """The kinds; 'stride' is no pooling, but convolutions that move two pixels at a time."""
-    seeds: int = 3
+    seeds: PositiveInt = 3
     """Trainings of each kind."""
-    largest_shift: int = 0
+    largest_shift: NonNegativeInt = 0
     """Evaluate on images moved sideways by up to so many pixels; 0 only where they are."""
 
     def check(self) -> None:
         super().check()
-        if self.seeds < 1 or self.largest_shift < 0 or not self.pooling:
-            raise UsageError(
-                "--seeds must be 1 or more, --largest-shift 0 or more, --pooling given"
-            )
+        if not self.pooling:
+            raise UsageError("--pooling is empty: give one kind or more")
         self.training.check()
 
     @property
@@ -152,7 +152,7 @@ def write(study: PoolingStudy, workdir: Path, accuracy: Mapping[str, list[list[f
     else:
         figure = kinds_accuracy({kind: [v[0] for v in values] for kind, values in accuracy.items()})
     print(f"\n{table}\n")
-    with pipeline.new_page(study, workdir, study.name or "Pooling") as page:
+    with new_page(study, workdir, study.name or "Pooling") as page:
         seeds = f"{study.seeds} training{'s' * (study.seeds > 1)} of each kind"
         page.text(f"{seeds}; mean ± standard deviation.")
         page.text(table)

@@ -12,6 +12,7 @@ from cnn_research.core import run_folder as folders
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UserError
 from cnn_research.core.experiment import Experiment, Result
+from cnn_research.core.ranges import Seed
 from cnn_research.models.pretrained import Pretrained
 from cnn_research.train.config import Training
 from cnn_research.workflows import pipeline
@@ -34,7 +35,7 @@ class TwoStage(Experiment):
     """The second."""
     fresh: Annotated[tuple[str, ...], tyro.conf.Suppress]
     """What of its network is new: patterns, as in `Pretrained`."""
-    seed: int = 0
+    seed: Seed = 0
     """Of both."""
 
     def check(self) -> None:

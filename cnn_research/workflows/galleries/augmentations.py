@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,16 @@ from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError
 from cnn_research.core.experiment import Experiment, Result
 from cnn_research.core.random import example_keys, stream_key
+from cnn_research.core.ranges import Range, Seed
 from cnn_research.data.augmentation.config import Augmentation
-from cnn_research.data.images import MAX_PIXELS
-from cnn_research.workflows.galleries.gallery import grid, new_page, photographs, show
-from cnn_research.workflows.galleries.pooling import cut
+from cnn_research.workflows.galleries.gallery import (
+    Size,
+    check_size,
+    gallery_page,
+    heading,
+    photographs,
+)
+from cnn_research.workflows.galleries.layout import grid, ratio, show
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,11 +51,11 @@ class Augmentations(Experiment):
 
     image: str = ""
     """An image file; the default are scikit-learn's two sample photographs."""
-    size: tuple[int, int] = (244, 244)
+    size: Size = (244, 244)
     """Height and width to which the middle of the image is cut and scaled."""
-    draws: int = 6
+    draws: Annotated[int, Range(minimum=1, maximum=20)] = 6
     """How often each change is drawn."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the changes."""
     augmentation: Augmentation = Augmentation(
         mirror=True,
@@ -76,13 +82,7 @@ class Augmentations(Experiment):
 
     def check(self) -> None:
         super().check()
-        if min(self.size) < 1 or self.size[0] * self.size[1] > MAX_PIXELS:
-            raise UsageError(
-                f"--size is {self.size[0]} {self.size[1]}: must be 1 or more each, and at most "
-                f"{MAX_PIXELS // 1_000_000} million pixels in all"
-            )
-        if not 1 <= self.draws <= 20:
-            raise UsageError(f"--draws is {self.draws}: must be from 1 to 20")
+        check_size(self.size)
         self.augmentation.check()
         if self.augmentation.size:
             raise UsageError(
@@ -100,16 +100,16 @@ def draw(experiment: Augmentations, workdir: Path) -> Result:
         UserError: the image cannot be read.
     """
     how = experiment.augmentation
-    photos = {n: cut(x, experiment.size) for n, x in photographs(experiment.image).items()}
-    others = list(photos.values())[1:] or [cut(photographs("")["flower"], experiment.size)]
+    photos = photographs(experiment.image, experiment.size)
+    others = list(photos.values())[1:] or [photographs("", experiment.size)["flower"]]
     others.append(next(iter(photos.values())))
-    with new_page(experiment, workdir, "Augmentations") as page:
+    with gallery_page(experiment, workdir, "Augmentations") as page:
         page.text(
             "Each change alone, drawn several times, as training would do it; what comes in from "
             f"outside is {outside(how)}."
         )
         for (name, pixels), other in zip(photos.items(), others):
-            page.text(f"## {Path(experiment.image).name or name}")
+            page.text(heading(experiment.image, name))
             rows = alone(how, pixels, experiment.draws, experiment.seed)
             if set(FIGURE_12) <= set(rows):
                 page.picture(
@@ -237,10 +237,9 @@ def rows_figure(
     title: str,
 ) -> Figure:
     """A row for each label: the image, and what it has become, perhaps with a word above."""
-    height, width = pixels.shape[:2]
     columns = 1 + max(len(shown) for shown in rows.values())
     words = any(isinstance(shown, tuple) for row in rows.values() for shown in row)
-    cell = (1.5, 1.5 * min(2.5, height / width) + (0.5 if words else 0.3))
+    cell = (1.5, 1.5 * ratio(pixels.shape) + (0.5 if words else 0.3))
     figure, axes = grid(len(rows), columns, cell, title, "The first column is the image itself.")
     above = "\n" if words else ""
     for places, (label, row) in zip(axes, rows.items()):
@@ -262,8 +261,7 @@ def rows_figure(
 
 def figure_12(pixels: np.ndarray, rows: Mapping[str, np.ndarray], how: Augmentation) -> Figure:
     """The image, and of each of document 002's changes the draw that differs most from it."""
-    height, width = pixels.shape[:2]
-    cell = (2.2, 2.2 * min(2.5, height / width) + 0.3)
+    cell = (2.2, 2.2 * ratio(pixels.shape) + 0.3)
     title = "Document 002, figure 12: one change for each copy"
     figure, axes = grid(2, 4, cell, title, f"What comes in from outside is {outside(how)}.")
     places = axes.ravel()

@@ -3,53 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
 
 from cnn_research.models.layer_outputs import Layer, TopActivations
-from cnn_research.report.plots import GREY, shortened
+from cnn_research.report.plots import shortened
+from cnn_research.workflows.galleries.layout import Canvas, ratio
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INPUTS = 4
 """Slices of a kernel that are shown."""
-
-
-class Canvas:
-    """A figure whose parts are placed in inches from its upper left corner."""
-
-    def __init__(self, width: float, height: float, title: str, subtitle: str):
-        from matplotlib.figure import Figure
-
-        self.figure: Figure = Figure(figsize=(width, height), dpi=144)
-        self._axes = self.figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
-        self._axes.set_axis_off()
-        self._axes.set_autoscale_on(False)
-        self.text(0.1, 0.12, title, fontsize=13, fontweight="bold")
-        self.text(0.1, 0.42, subtitle, fontsize=9.5, color=GREY)
-
-    def image(self, x: float, y: float, width: float, height: float, pixels: np.ndarray) -> None:
-        """Draws `[height, width, 3]` or, grey from 0 to 255, `[height, width]` or `[..., 1]`."""
-        # Grey ones in colour too: their levels are then shown as they are, not stretched.
-        self._axes.imshow(
-            np.broadcast_to(np.atleast_3d(pixels), (*pixels.shape[:2], 3)),
-            extent=(x, x + width, y + height, y),
-            aspect="auto",
-            interpolation="nearest" if max(pixels.shape[:2]) <= 96 else "auto",
-        )
-
-    def text(self, x: float, y: float, words: str, **how: Any) -> None:
-        """Writes `words` below and to the right of a point."""
-        how = {"fontsize": 8, "va": "top", "parse_math": False, **how}
-        self._axes.text(x, y, words, **how)
-
-    def cross(self, x: float, y: float) -> None:
-        """Marks a point."""
-        for width, colour in ((3.0, "white"), (1.2, "#D55E00")):
-            self._axes.plot(x, y, "+", color=colour, markersize=8, markeredgewidth=width)
 
 
 TOP = 0.75
@@ -67,9 +34,9 @@ def maps_figure(
         chosen: the layers.
         found: for each, `[map_height, map_width, units]`.
     """
-    ratio = min(2.0, max(0.5, image.shape[0] / image.shape[1]))
     side, gap = 1.05, 0.28
-    row = side * ratio + gap
+    tall = side * ratio(image.shape, 2.0, 0.5)
+    row = tall + gap
     columns = max(each.shape[2] for each in found)
     width = max(5.5, 0.2 + (side + 0.06) * columns)
     canvas = Canvas(
@@ -79,7 +46,7 @@ def maps_figure(
         "from the first convolution, below the image, to the last",
     )
     canvas.text(0.1, TOP, f"image: {label}")
-    canvas.image(0.1, TOP + 0.18, side, side * ratio, image)
+    canvas.image(0.1, TOP + 0.18, side, tall, image)
     for at, (layer, each) in enumerate(zip(chosen, found, strict=True), start=1):
         y = TOP + at * row
         height, wide, units = layer.shape
@@ -89,7 +56,7 @@ def maps_figure(
         )
         for unit in range(each.shape[2]):
             x = 0.1 + unit * (side + 0.06)
-            canvas.image(x, y + 0.18, side, side * ratio, stretched(each[..., unit]))
+            canvas.image(x, y + 0.18, side, tall, stretched(each[..., unit]))
     return canvas.figure
 
 
@@ -117,11 +84,11 @@ def layer_figure(
     """
     colour = kernels.shape[2] == images.shape[3] == 3
     slices = 1 if colour else min(INPUTS, kernels.shape[2])
-    ratio = min(2.0, max(0.5, images.shape[1] / images.shape[2]))
     side, gap = 1.05, 0.25
+    tall = side * ratio(images.shape[1:], 2.0, 0.5)
     left = 0.65
     right = left + slices * (0.75 + 0.06) + 0.3
-    row = side * ratio + gap
+    row = tall + gap
     shown = activations.indices.shape[1]
     width = max(6.0, right + shown * (side + 0.06) + 0.1)
     height, wide, inputs = kernels.shape[:3]
@@ -135,14 +102,14 @@ def layer_figure(
         y = TOP + 0.22 + unit * row
         canvas.text(0.1, y + 0.18, f"unit {unit}")
         for at, part in enumerate(filter_slices(kernels[..., unit], slices, colour)):
-            tall, broad = 0.75 * np.array(part.shape[:2]) / max(part.shape[:2])
-            canvas.image(left + at * 0.81, y + 0.18, float(broad), float(tall), part)
+            high, broad = 0.75 * np.array(part.shape[:2]) / max(part.shape[:2])
+            canvas.image(left + at * 0.81, y + 0.18, float(broad), float(high), part)
         for at, index in enumerate(chosen):
             x = right + at * (side + 0.06)
             canvas.text(x, y, shortened(label(int(index)), 16), fontsize=7.5)
-            canvas.image(x, y + 0.18, side, side * ratio, images[index])
+            canvas.image(x, y + 0.18, side, tall, images[index])
             down, along = (activations.places[unit, at] + 0.5) / images.shape[1:3]
-            canvas.cross(x + along * side, y + 0.18 + down * side * ratio)
+            canvas.cross(x + along * side, y + 0.18 + down * tall)
     return canvas.figure
 
 
@@ -172,20 +139,20 @@ def cams_figure(
         title: of the figure.
         subtitle: a line.
     """
-    ratio = min(2.0, max(0.5, images.shape[1] / images.shape[2]))
     side, gap = 1.45, 0.5
+    tall = side * ratio(images.shape[1:], 2.0, 0.5)
     columns = min(4, len(images))
     rows = -(-len(images) // columns)
     pair = 2 * side + 0.3
     width = max(4.0, 0.1 + columns * pair)
-    row = side * ratio + gap
+    row = tall + gap
     canvas = Canvas(width, TOP + rows * row, title, subtitle)
     for at, (image, cam) in enumerate(zip(images, cams, strict=True)):
         x, y = 0.1 + at % columns * pair, TOP + at // columns * row
         canvas.text(x, y, f"true: {shortened(labels[at], 40)}")
         canvas.text(x, y + 0.15, shortened(said[at], 46))
-        canvas.image(x, y + 0.33, side, side * ratio, image)
-        canvas.image(x + side + 0.04, y + 0.33, side, side * ratio, overlaid(image, cam))
+        canvas.image(x, y + 0.33, side, tall, image)
+        canvas.image(x + side + 0.04, y + 0.33, side, tall, overlaid(image, cam))
     return canvas.figure
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from cnn_research.core.config import did_you_mean, register_config
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.experiment import Experiment, Result
+from cnn_research.core.ranges import NonNegativeInt, PositiveInt
 from cnn_research.data.dataset import Dataset, Split
 from cnn_research.models.layer_outputs import (
     Layer,
@@ -27,7 +28,8 @@ from cnn_research.report.markdown import markdown_table
 from cnn_research.train.config import Training
 from cnn_research.train.state import TrainState
 from cnn_research.workflows.galleries.feature_pictures import cams_figure, layer_figure, maps_figure
-from cnn_research.workflows.galleries.gallery import Page, new_page
+from cnn_research.workflows.galleries.gallery import gallery_page
+from cnn_research.workflows.page import Page
 
 BEST = 8
 """Images shown for each unit."""
@@ -44,13 +46,13 @@ class Features(Experiment):
     """The folder of the trained run."""
     split: Literal["train", "validation", "test"] = "test"
     """Whose images are shown."""
-    layers: int = 6
+    layers: PositiveInt = 6
     """How many convolutions are shown, from the first to the last, evenly between."""
-    units: int = 8
+    units: PositiveInt = 8
     """How many units of each are shown, the first ones."""
-    search: int = 1000
+    search: PositiveInt = 1000
     """How many images, evenly from the split, are searched for those that excite a unit most."""
-    example: int = 0
+    example: NonNegativeInt = 0
     """The image whose feature maps are drawn, by its place in the split."""
     target_class: str = ""
     """Grad-CAM for this class, on images of it; the default shows the predicted class of an image
@@ -63,9 +65,6 @@ class Features(Experiment):
         super().check()
         if not self.run:
             raise UsageError("--run is missing: the folder of a trained run, as --run=runs/a")
-        for name in ("layers", "units", "search"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"--{name} is {getattr(self, name)}: must be 1 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +87,8 @@ class Opened:
 
     @property
     def variables(self) -> dict[str, Any]:
-        return self.state.variables()
+        # On the host: of several processes, each draws by itself.
+        return jax.tree.map(np.asarray, self.state.variables())
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -130,7 +130,7 @@ def draw(experiment: Features, workdir: Path) -> Result:
     indices = cam_images(opened, target)
     step, name = int(opened.state.step), opened.training.name or "a training"
     facts = {"run": experiment.run, "step": step}
-    with new_page(experiment, workdir, f"What {name} has learned to see", **facts) as page:
+    with gallery_page(experiment, workdir, f"What {name} has learned to see", **facts) as page:
         page.text(
             f"The run {experiment.run} at step {step:,}; images of the {experiment.split} split. A "
             "convolution's map is its output before normalisation and activation."

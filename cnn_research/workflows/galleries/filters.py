@@ -13,6 +13,7 @@ import numpy as np
 from cnn_research.core.config import did_you_mean, register_config
 from cnn_research.core.errors import UsageError
 from cnn_research.core.experiment import Experiment, Result
+from cnn_research.core.ranges import NonNegativeInt, PositiveInt
 from cnn_research.data.images import MAX_PIXELS
 from cnn_research.ops.filters import (
     KERNELS,
@@ -25,7 +26,9 @@ from cnn_research.ops.filters import (
     output_size,
 )
 from cnn_research.report.plots import GREY
-from cnn_research.workflows.galleries.gallery import Page, grid, new_page, photographs, show
+from cnn_research.workflows.galleries.gallery import gallery_page, heading, photographs
+from cnn_research.workflows.galleries.layout import grid, ratio, show
+from cnn_research.workflows.page import Page
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,9 +57,9 @@ class Filters(Experiment):
     """One kernel: a name (identity, sharpen, mean_blur, gaussian_blur, laplacian, sobel_x,
     sobel_y) or its numbers, row by row: "0 -1 0; -1 5 -1; 0 -1 0", fractions as 1/9. The default
     shows all that have names."""
-    stride: int = 1
+    stride: PositiveInt = 1
     """Pixels from one place of the kernel to the next."""
-    padding: int = 1
+    padding: NonNegativeInt = 1
     """Pixels added at each side."""
     border: Border = "zeros"
     """What they are: zeros, or the outermost pixels, repeated."""
@@ -66,10 +69,6 @@ class Filters(Experiment):
 
     def check(self) -> None:
         super().check()
-        if self.stride < 1:
-            raise UsageError(f"--stride is {self.stride}: must be 1 or more")
-        if self.padding < 0:
-            raise UsageError(f"--padding is {self.padding}: must be 0 or more")
         if self.kernel:
             parse_kernel(self.kernel)
 
@@ -131,7 +130,7 @@ def draw(experiment: Filters, workdir: Path) -> Result:
     for pixels in images.values():
         for kernel in kernels.values():
             _check_size(experiment, pixels, len(kernel))
-    with new_page(experiment, workdir, "Filters") as page:
+    with gallery_page(experiment, workdir, "Filters") as page:
         page.text(
             f"{experiment.operation.capitalize()}: {ORDER[experiment.operation]}. Each channel is "
             "filtered by itself. Where a kernel's numbers sum to zero the result has no "
@@ -140,7 +139,7 @@ def draw(experiment: Filters, workdir: Path) -> Result:
             f"{'zeros' if experiment.border == 'zeros' else 'the outermost pixels, repeated'}."
         )
         for name, pixels in images.items():
-            page.text(f"## {Path(experiment.image).name or name}")
+            page.text(heading(experiment.image, name))
             _filters(page, experiment, name, pixels, kernels)
             page.picture(
                 f"channels_{name}",
@@ -240,7 +239,7 @@ def filters_figure(
     width = 3.1 if len(kernels) > 1 else 4.2
     largest = max(map(len, kernels.values()))
     note = 0.16 * (largest if largest <= LARGEST_WRITTEN else 1) + 0.15
-    cell = (width, width * min(2.5, pixels.shape[0] / pixels.shape[1]) + 0.35 + note)
+    cell = (width, width * ratio(pixels.shape) + 0.35 + note)
     figure, axes = grid(rows, columns, cell, title, subtitle)
     show(axes[0, 0], pixels, f"Image {pixels.shape[:2]}")
     for place, (name, kernel) in zip(axes.ravel()[1:], kernels.items(), strict=False):
@@ -286,7 +285,7 @@ def matrix(kernel: Kernel) -> str:
 
 def channels_figure(pixels: np.ndarray) -> Figure:
     """An image, uint8 `[height, width, 3]`, and its three channels as grey levels."""
-    cell = (3.1, 3.1 * min(2.5, pixels.shape[0] / pixels.shape[1]) + 0.35)
+    cell = (3.1, 3.1 * ratio(pixels.shape) + 0.35)
     figure, axes = grid(1, 4, cell, "Channels", "each as grey levels, 0 black and 255 white")
     show(axes[0, 0], pixels, "image")
     for channel, title in enumerate(("red (R)", "green (G)", "blue (B)")):

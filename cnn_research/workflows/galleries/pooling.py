@@ -15,10 +15,17 @@ from cnn_research import ops
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError
 from cnn_research.core.experiment import Experiment, Result
-from cnn_research.data.images import MAX_PIXELS
+from cnn_research.core.ranges import PositiveInt
 from cnn_research.ops.filters import output_size
 from cnn_research.report.markdown import markdown_table
-from cnn_research.workflows.galleries.gallery import grid, new_page, photographs, show
+from cnn_research.workflows.galleries.gallery import (
+    Size,
+    check_size,
+    gallery_page,
+    heading,
+    photographs,
+)
+from cnn_research.workflows.galleries.layout import grid, ratio, show
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,20 +46,14 @@ class PoolingPyramid(Experiment):
 
     image: str = ""
     """An image file; the default are scikit-learn's two sample photographs."""
-    size: tuple[int, int] = (446, 450)
+    size: Size = (446, 450)
     """Height and width to which the middle of the image is cut and scaled."""
-    rounds: int = 3
+    rounds: PositiveInt = 3
     """How many pools follow each other."""
 
     def check(self) -> None:
         super().check()
-        if min(self.size) < 1 or self.size[0] * self.size[1] > MAX_PIXELS:
-            raise UsageError(
-                f"--size is {self.size[0]} {self.size[1]}: must be 1 or more each, and at most "
-                f"{MAX_PIXELS // 1_000_000} million pixels in all"
-            )
-        if self.rounds < 1:
-            raise UsageError(f"--rounds is {self.rounds}: must be 1 or more")
+        check_size(self.size)
         # As many as leave one pixel, whatever comes of the other side.
         most = min(self.size).bit_length() - 1
         if self.rounds > most:
@@ -68,11 +69,9 @@ def draw(experiment: PoolingPyramid, workdir: Path) -> Result:
     Raises:
         UserError: the image cannot be read.
     """
-    images = {
-        name: cut(pixels, experiment.size) for name, pixels in photographs(experiment.image).items()
-    }
     sizes = pyramid_sizes(experiment.size, experiment.rounds)
-    with new_page(experiment, workdir, "Pooling pyramid") as page:
+    images = photographs(experiment.image, experiment.size)
+    with gallery_page(experiment, workdir, "Pooling pyramid") as page:
         page.text(
             f"Windows of {WINDOW}x{WINDOW} pixels, stride {WINDOW}, no padding: "
             "O = 1 + (I − K)/S, floored where it does not divide: the last row or column is then "
@@ -91,21 +90,13 @@ def draw(experiment: PoolingPyramid, workdir: Path) -> Result:
             )
         )
         for name, pixels in images.items():
-            page.text(f"## {Path(experiment.image).name or name}")
+            page.text(heading(experiment.image, name))
             page.picture(
                 f"pyramid_{name}",
                 pyramid_figure(pixels, experiment.rounds),
                 "The maximum keeps what is bright, the minimum what is dark, the mean blurs.",
             )
     return Result(workdir, 0, {})
-
-
-def cut(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The middle of an image, uint8 `[height, width, 3]`, at another size and its proportions."""
-    from PIL import Image, ImageOps
-
-    fitted = ImageOps.fit(Image.fromarray(pixels), size[::-1], Image.Resampling.BICUBIC)
-    return np.asarray(fitted)
 
 
 def pyramid(pixels: np.ndarray, pool: Callable[..., jax.Array], rounds: int) -> list[np.ndarray]:
@@ -134,8 +125,7 @@ def _formula(size: int) -> str:
 
 def pyramid_figure(pixels: np.ndarray, rounds: int) -> Figure:
     """A row for each kind of pool, a column for each round; all drawn at one size."""
-    height, width = pixels.shape[:2]
-    cell = (2.6, 2.6 * min(2.5, height / width) + 0.3)
+    cell = (2.6, 2.6 * ratio(pixels.shape) + 0.3)
     figure, axes = grid(
         len(POOLS),
         rounds + 1,

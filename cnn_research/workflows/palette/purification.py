@@ -9,20 +9,22 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 
 from cnn_research.core import run_folder as folders
 from cnn_research.core.config import register_config
-from cnn_research.core.errors import UsageError, UserError
+from cnn_research.core.errors import UserError
 from cnn_research.core.experiment import Experiment, Result
+from cnn_research.core.ranges import NonNegativeInt, Range, Seed
 from cnn_research.models.pretrained import Pretrained
 from cnn_research.report.markdown import markdown_table
 from cnn_research.report.plots import SERIES, VERBATIM, blank_grid, plain_axes, show_image
 from cnn_research.train.config import Training
 from cnn_research.train.transfer import Transfer
 from cnn_research.workflows import pipeline
+from cnn_research.workflows.page import new_page
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,21 +58,17 @@ class Purification(Experiment):
     naming: Training
     """The second: its data are `Crops`. It starts from the first phase's network, and trains a new
     last layer alone."""
-    rounds: int = 3
+    rounds: NonNegativeInt = 3
     """Rounds of purification, each with a training after it; 0 trains on all crops alone."""
-    seeds: float = 0.1
+    seeds: Annotated[float, Range(above=0, maximum=1)] = 0.1
     """The share of a class's correctly named crops that are its seeds: the surest ones."""
-    discard: float = 0.1
+    discard: Annotated[float, Range(above=0, below=1)] = 0.1
     """The share of a class's crops that a round discards."""
-    seed: int = 0
+    seed: Seed = 0
     """Of every training below."""
 
     def check(self) -> None:
         super().check()
-        if self.rounds < 0 or not 0 < self.seeds <= 1 or not 0 < self.discard < 1:
-            raise UsageError(
-                "--rounds must be 0 or more, --seeds above 0 to 1, --discard between 0 and 1"
-            )
         self.ss_cnn.check()
         self.naming.check()
 
@@ -282,7 +280,7 @@ def write(experiment: Purification, workdir: Path) -> Result:
         ],
     )
     print(f"\n{table}\n")
-    with pipeline.new_page(experiment, workdir, experiment.name or "Purification") as page:
+    with new_page(experiment, workdir, experiment.name or "Purification") as page:
         page.text(table)
         page.picture("rounds", rounds_plot(curves), "Accuracy by round.")
         for number in range(experiment.rounds):

@@ -1,0 +1,55 @@
+"""The page of an experiment that is no single training: its text and pictures, in `report/`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cnn_research.core import run_folder as folders
+from cnn_research.core.config import to_dict
+from cnn_research.core.experiment import Experiment
+from cnn_research.report.html import write_page
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+REPORT = "report"
+"""The folder of a page."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """A page that is being written.
+
+    Attributes:
+        folder: where its pictures go.
+        parts: its Markdown so far.
+        pictures: the names of its pictures, without the ending.
+    """
+
+    folder: Path
+    parts: list[str]
+    pictures: list[str] = dataclasses.field(default_factory=list)
+
+    def text(self, markdown: str) -> None:
+        """Adds a paragraph, a heading or a table."""
+        self.parts.append(markdown)
+
+    def picture(self, name: str, figure: Figure, caption: str) -> None:
+        """Adds a picture as `name.png`, with its caption below."""
+        figure.savefig(self.folder / f"{name}.png")
+        self.pictures.append(name)
+        self.parts.append(f"![{name.replace('_', ' ')}]({name}.png)\n\n{caption}")
+
+
+@contextlib.contextmanager
+def new_page(experiment: Experiment, workdir: Path, title: str) -> Iterator[Page]:
+    """A page to be filled; it replaces an earlier one in `workdir` when it is whole."""
+    with folders.atomic_directory(workdir / REPORT) as partial:
+        page = Page(partial, [f"# {title}"])
+        yield page
+        written = write_page(partial, page.parts, to_dict(experiment))
+    print(f"Report: {workdir / REPORT / written.name}")
