@@ -9,7 +9,7 @@ from pathlib import Path
 
 from absl import flags, logging
 
-from cnn_research.cli.fields import HELP, LAUNCHER_FLAGS, with_overrides
+from cnn_research.cli.fields import HELP, LAUNCHER_FLAGS, with_overrides, with_suggestions
 from cnn_research.cli.run import bind_mode
 from cnn_research.core.config import config_hash, did_you_mean
 from cnn_research.core.errors import UsageError, UserError, one_line, print_error, run_command
