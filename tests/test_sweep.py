@@ -284,11 +284,11 @@ def test_a_real_worker_runs_names_what_fails_and_keeps_its_words(tmp_path, capsy
 
 
 def test_the_source_is_copied_once(tmp_path):
-    copy = source.copied(tmp_path)
+    copy = source.copy_source(tmp_path)
     assert (copy / "experiments" / "digits.py").read_bytes() == (
         ROOT / "experiments" / "digits.py"
     ).read_bytes()
-    assert source.copied(tmp_path) == copy
+    assert source.copy_source(tmp_path) == copy
     code = (
         "import cnn_research, experiments, sys\n"
         "from cnn_research.core.run_folder import source_facts\n"
@@ -459,7 +459,7 @@ def test_a_queue_that_does_not_answer_resubmits_nothing(tmp_path, capsys, monkey
 def test_a_second_job_of_a_run_leaves_the_first_one_s_state(tmp_path):
     (run,) = Sweep(experiments=("digits_mlp",)).runs(tmp_path)
     with folders.locked(run.workdir):
-        before = states.begun(run.workdir)
+        before = states.record_start(run.workdir)
         after = worker.execute(run)
         assert (after.state, after.exit_code) == ("failed", 1)
         assert "another process runs in" in after.message

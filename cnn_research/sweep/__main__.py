@@ -159,11 +159,11 @@ def _run_here(runs: Sequence, folder: Path, workers: int) -> int:
     left = _left(runs, folder)
     said = _Progress(len(runs), len(runs) - len(left))
     if left:
-        from cnn_research.sweep.source import copied
+        from cnn_research.sweep.source import copy_source
 
         _announce(runs, left, folder)
         workers = min(workers, len(left))
-        stopped = local.run_locally(local.Listed(left), workers, copied(folder), said)
+        stopped = local.run_locally(local.Listed(left), workers, copy_source(folder), said)
         if stopped:
             raise stopped.error(f"{said.finished} of {len(runs)} runs are over in {folder}")
     return _conclude(states.all_states(folder, [run.workdir for run in runs]), folder)
@@ -171,7 +171,7 @@ def _run_here(runs: Sequence, folder: Path, workers: int) -> int:
 
 def _search(sweep, folder: Path, workers: int) -> int:
     from cnn_research.sweep import definition, local, states
-    from cnn_research.sweep.source import copied
+    from cnn_research.sweep.source import copy_source
 
     try:
         from cnn_research.sweep import search
@@ -188,7 +188,7 @@ def _search(sweep, folder: Path, workers: int) -> int:
             print(
                 f"{feed.num_finished} of {sweep.trials} trials are over; the others run in {folder}"
             )
-            stopped = local.run_locally(feed, workers, copied(folder), said)
+            stopped = local.run_locally(feed, workers, copy_source(folder), said)
             if stopped:
                 over = f"{said.finished} of {sweep.trials} trials are over in {folder}"
                 raise stopped.error(over)
@@ -198,12 +198,12 @@ def _search(sweep, folder: Path, workers: int) -> int:
 
 def _submit(runs: Sequence, folder: Path, resources) -> int:
     from cnn_research.sweep import slurm
-    from cnn_research.sweep.source import copied
+    from cnn_research.sweep.source import copy_source
 
     left = _left(runs, folder)
     _announce(runs, left, folder)
     if left:
-        number = slurm.submit(left, folder, copied(folder), resources)
+        number = slurm.submit(left, folder, copy_source(folder), resources)
         at_once = min(len(left), resources.parallel)
         print(f"Submitted as job {number}: {len(left)} runs, {at_once} at a time.")
     print(f"Look at it: python -m cnn_research.sweep status {folder}")

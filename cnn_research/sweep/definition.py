@@ -79,7 +79,7 @@ class Sweep:
         for name in self.experiments:
             default = lookup(name).experiment()
             for words in self._overrides(default):
-                run = planned(default, [*self.words, *words], folder, words)
+                run = plan_run(default, [*self.words, *words], folder, words)
                 if run.config in found:
                     raise UsageError(
                         "two runs of the sweep are the same: "
@@ -128,7 +128,7 @@ class Run:
         return ["launch.py", experiment, *self.words, f"--workdir={self.workdir}"]
 
 
-def planned(
+def plan_run(
     default: Experiment, words: Sequence[str], folder: Path, naming: Sequence[str], name: str = ""
 ) -> Run:
     """The run of an experiment with overrides; its config is checked, its data are not looked at.

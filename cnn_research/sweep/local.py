@@ -163,13 +163,13 @@ class _Worker:
         code = self._process.wait()
         before = states.read(run.workdir)
         if before.state != "running":
-            before = states.begun(run.workdir)
+            before = states.record_start(run.workdir)
         if stopping or self.pruned:
-            return run, states.ended(run.workdir, before, "stopped", "stopped", 75)
+            return run, states.record_end(run.workdir, before, "stopped", "stopped", 75)
         how = f"with {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         hint = " (out of memory?)" if code == -signal.SIGKILL else ""
         message = f"its process ended {how}{hint}; see {run.workdir / states.LOG}"
-        return run, states.ended(run.workdir, before, "failed", message, code)
+        return run, states.record_end(run.workdir, before, "failed", message, code)
 
     def close(self) -> None:
         """Ends the process, once its run has saved."""

@@ -31,7 +31,7 @@ from cnn_research.core.metrics import best
 from cnn_research.core.metrics_log import METRICS_FILE, read_metrics
 from cnn_research.core.run_folder import write_text
 from cnn_research.sweep import states
-from cnn_research.sweep.definition import Run, Sweep, override, planned
+from cnn_research.sweep.definition import Run, Sweep, override, plan_run
 from cnn_research.sweep.states import State
 from cnn_research.train.config import Training
 
@@ -174,9 +174,9 @@ class Search:
         values = self._report(run)
         if state.state == "complete" and not values:
             message = "no validation figures to search by: set --data.validation above 0"
-            state = states.ended(run.workdir, state, "failed", message, 1)
+            state = states.record_end(run.workdir, state, "failed", message, 1)
         if state.state == "stopped" and pruned:
-            state = states.ended(run.workdir, state, "pruned", "half did better by then")
+            state = states.record_end(run.workdir, state, "pruned", "half did better by then")
         if state.state == "complete":
             # What a run's report is about: its last state, or its best.
             last = self._selection.report == "last"
@@ -206,7 +206,7 @@ class Search:
 
     def _run(self, number: int, params: Mapping[str, Any]) -> Run:
         words = [word for path, value in params.items() for word in self._words(path, value)]
-        return planned(
+        return plan_run(
             self._default, [*self._sweep.words, *words], self._folder, (), f"trial-{number:04}"
         )
 

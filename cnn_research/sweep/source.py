@@ -12,7 +12,7 @@ from cnn_research.core.run_folder import SOURCE_RECORD, atomic_directory, source
 PACKAGES = ("cnn_research", "experiments")
 
 
-def copied(folder: Path) -> Path:
+def copy_source(folder: Path) -> Path:
     """Copies the packages' files below a sweep's folder, unless the same are there already.
 
     Returns:

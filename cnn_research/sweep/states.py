@@ -57,7 +57,7 @@ def write(workdir: Path, state: State) -> None:
     write_json(workdir / STATE, dataclasses.asdict(state))
 
 
-def begun(workdir: Path) -> State:
+def record_start(workdir: Path) -> State:
     """The state of a run that begins now; written."""
     workdir.mkdir(parents=True, exist_ok=True)
     state = State("running", read(workdir).attempt + 1, time.time())
@@ -65,7 +65,7 @@ def begun(workdir: Path) -> State:
     return state
 
 
-def ended(
+def record_end(
     workdir: Path, before: State, state: str, message: str = "", exit_code: int | None = 0
 ) -> State:
     """The state of a run that ends now; written."""

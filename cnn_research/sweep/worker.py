@@ -36,7 +36,7 @@ def execute(planned: Run) -> State:
         # What the folder says of itself is the other process's to write.
         message = f"another process runs in {planned.workdir}: wait for it"
         return State("failed", message=message, exit_code=1)
-    before = states.begun(planned.workdir)
+    before = states.record_start(planned.workdir)
     # What run.json will say: the command that repeats the run.
     sys.argv = planned.command
     # Orbax tells every step of every save.
@@ -46,17 +46,19 @@ def execute(planned: Run) -> State:
             run(from_dict(json.loads(planned.config)), planned.workdir)
         except Interrupted as error:
             print(one_line(error), file=sys.stderr)
-            return states.ended(
+            return states.record_end(
                 planned.workdir, before, "stopped", one_line(error), error.exit_code
             )
         except UserError as error:
             print(f"error: {one_line(error)}", file=sys.stderr)
-            return states.ended(planned.workdir, before, "failed", one_line(error), error.exit_code)
+            return states.record_end(
+                planned.workdir, before, "failed", one_line(error), error.exit_code
+            )
         except Exception as error:
             traceback.print_exc()
             message = f"{type(error).__name__}: {one_line(error)}"
-            return states.ended(planned.workdir, before, "failed", message, 1)
-        return states.ended(planned.workdir, before, "complete")
+            return states.record_end(planned.workdir, before, "failed", message, 1)
+        return states.record_end(planned.workdir, before, "complete")
 
 
 @contextlib.contextmanager
