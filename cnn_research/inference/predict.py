@@ -299,12 +299,14 @@ class Nearest:
 def _write_table(file: Path, predictions: Sequence[Prediction]) -> None:
     import pandas
 
-    rows = [
-        {"file": each.file}
-        | {
-            f"{head} {name}".strip(): value
-            for head, answer in each.answers.items()
-            for name, value in answer.columns.items()
+    rows: list[dict[str, Any]] = [
+        {
+            "file": each.file,
+            **{
+                f"{head} {name}".strip(): value
+                for head, answer in each.answers.items()
+                for name, value in answer.columns.items()
+            },
         }
         for each in predictions
     ]
