@@ -18,7 +18,7 @@ from cnn_research.core.errors import UsageError, UserError
 from cnn_research.data.sources import Digits, Synthetic
 from cnn_research.inference import predict
 from cnn_research.models import MLP, ConvNet
-from cnn_research.models.layer_outputs import LONGEST_FEATURES, folded
+from cnn_research.models.layer_outputs import MAX_FEATURES, count_sketch
 from cnn_research.tasks.multi_head import MultiHead
 from cnn_research.tasks.regression import Regression
 from cnn_research.train.config import Evaluation, Training
@@ -153,14 +153,14 @@ def test_a_regression_answers_with_a_number(tmp_path):
     assert isinstance(row["x"]["number"], float)
 
 
-def test_folding_keeps_what_is_near():
+def test_a_count_sketch_keeps_inner_products():
     random = np.random.default_rng(0)
     features = random.normal(size=(3, 20_000)).astype(np.float32)
     features[1] = features[0] + 0.1 * features[1]
-    short = np.asarray(folded(features[:, :100]))
+    short = np.asarray(count_sketch(features[:, :100]))
     np.testing.assert_allclose(np.linalg.norm(short, axis=1), 1, rtol=1e-5)
-    mixed = np.asarray(folded(features))
-    assert mixed.shape == (3, LONGEST_FEATURES)
+    mixed = np.asarray(count_sketch(features))
+    assert mixed.shape == (3, MAX_FEATURES)
     exact = features / np.linalg.norm(features, axis=1, keepdims=True)
     np.testing.assert_allclose(mixed @ mixed.T, exact @ exact.T, atol=0.06)
 

@@ -16,8 +16,8 @@ from cnn_research.ops.batching import apply_in_batches
 
 BATCH = 32
 """Images in one forward pass of the search for top activations."""
-LONGEST_FEATURES = 2048
-"""Features of more numbers than this are folded."""
+MAX_FEATURES = 2048
+"""Features of more numbers than this are reduced to a count sketch."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,10 +134,10 @@ def last_features(
 
     with nn.intercept_methods(intercept):
         outputs: Any = model.apply(variables, images, train=False)
-    return outputs, folded(seen[-1] if seen else outputs)
+    return outputs, count_sketch(seen[-1] if seen else outputs)
 
 
-def folded(features: jax.Array) -> jax.Array:
+def count_sketch(features: jax.Array) -> jax.Array:
     """Features of unit length, at most 2,048 of them.
 
     More are added up in groups drawn once, with signs drawn once: a count sketch (Charikar, Chen
@@ -151,13 +151,13 @@ def folded(features: jax.Array) -> jax.Array:
     """
     flat = features.reshape(len(features), -1).astype(jnp.float32)
     size = flat.shape[1]
-    if size > LONGEST_FEATURES:
+    if size > MAX_FEATURES:
         random = np.random.default_rng(0)
         order = random.permutation(size)
         signs = random.choice(np.array([-1.0, 1.0], np.float32), size)
-        rows = -(-size // LONGEST_FEATURES)
-        mixed = jnp.pad(flat[:, order] * signs, ((0, 0), (0, rows * LONGEST_FEATURES - size)))
-        flat = mixed.reshape(len(flat), rows, LONGEST_FEATURES).sum(axis=1)
+        rows = -(-size // MAX_FEATURES)
+        mixed = jnp.pad(flat[:, order] * signs, ((0, 0), (0, rows * MAX_FEATURES - size)))
+        flat = mixed.reshape(len(flat), rows, MAX_FEATURES).sum(axis=1)
     return flat / jnp.maximum(jnp.linalg.norm(flat, axis=1, keepdims=True), 1e-12)
 
 
