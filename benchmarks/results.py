@@ -145,13 +145,13 @@ def last_checkpoint(workdir: Path) -> tuple[Any, Any, int]:
     """
     from cnn_research.core.distributed import data_mesh
     from cnn_research.train import checkpoint
-    from cnn_research.train.trained import abstract_state, bound
+    from cnn_research.train.trained import abstract_state, bind_to_dataset
 
     experiment = folders.saved_config(workdir)
     dataset = experiment.data.load()
     folder = workdir.absolute() / folders.CHECKPOINTS
     step = checkpoint.newest(folder)
-    like = abstract_state(bound(experiment, dataset), dataset.image_shape, data_mesh())
+    like = abstract_state(bind_to_dataset(experiment, dataset), dataset.image_shape, data_mesh())
     return experiment, checkpoint.restore(folder, step, like)[0], step
 
 

@@ -16,7 +16,7 @@ from cnn_research.train.config import Training
 from cnn_research.train.initial import initial_state, shardings_of
 from cnn_research.train.state import Arrays, StepContext
 from cnn_research.train.step import make_steps
-from cnn_research.train.trained import abstract_state, bound
+from cnn_research.train.trained import abstract_state, bind_to_dataset
 
 SCHEDULE = 1_000_000
 """Steps: more than anything here takes."""
@@ -70,7 +70,7 @@ def steps_of(experiment: Training, *, mesh: Mesh | None = None, dataset: Any = N
         dataset: what the experiment's data load as, where that is known.
     """
     dataset = dataset or experiment.data.load()
-    experiment = bound(experiment, dataset)
+    experiment = bind_to_dataset(experiment, dataset)
     optimizer = experiment.optimizer.build(SCHEDULE)
     train = dataset.splits["train"]
     arrays = Arrays(train.images, dict(train.labels), window=dataset.window)

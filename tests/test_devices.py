@@ -28,7 +28,7 @@ from cnn_research.train.initial import initial_state
 from cnn_research.train.optimizers import Optimizer, Penalty
 from cnn_research.train.state import Arrays, StepContext
 from cnn_research.train.step import make_steps
-from cnn_research.train.trained import bound
+from cnn_research.train.trained import bind_to_dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -53,7 +53,7 @@ SMALL = Training(
 def stepped(experiment, labels, steps=3):
     """The state and the metrics after some steps on images whose labels are given."""
     dataset = experiment.data.load()
-    experiment = bound(experiment, dataset)
+    experiment = bind_to_dataset(experiment, dataset)
     mesh = data_mesh()
     optimizer = experiment.optimizer.build(10)
     with jax.set_mesh(mesh):

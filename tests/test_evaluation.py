@@ -22,7 +22,7 @@ from cnn_research.ops.batching import apply_in_batches
 from cnn_research.report.runs import group_runs, read_run
 from cnn_research.train.config import Evaluation, Training
 from cnn_research.train.evaluator import Evaluator
-from cnn_research.train.trained import bound
+from cnn_research.train.trained import bind_to_dataset
 
 PLAIN = Training(data=Digits(), model=MLP(dense=(8,)), epochs=1, batch_size=64, name="plain")
 MIRRORED = dataclasses.replace(PLAIN, evaluation=Evaluation(mirror=True))
@@ -114,7 +114,7 @@ class Recorder(nn.Module):
 def test_a_small_split_is_not_padded_to_a_whole_batch():
     data = Synthetic(train=6, test=5, classes=(3,), image_shape=(4, 4, 1))
     dataset = data.load()
-    training = bound(Training(data=data, model=Recorder()), dataset)
+    training = bind_to_dataset(Training(data=data, model=Recorder()), dataset)
     assert training.evaluation.batch_size == 500
     split = dataset.splits["test"]
     variables = training.model.init(jax.random.key(0), np.zeros((1, 4, 4, 1), np.float32))

@@ -31,7 +31,7 @@ from cnn_research.tasks.multi_head import MultiHead
 from cnn_research.tasks.regression import Regression
 from cnn_research.train.config import Evaluation, Training
 from cnn_research.train.state import TrainState
-from cnn_research.train.trained import TrainedModel, abstract_state, bound
+from cnn_research.train.trained import TrainedModel, abstract_state, bind_to_dataset
 from cnn_research.train.transfer import Transfer
 from tests.sizes import scaled_down
 
@@ -299,7 +299,7 @@ def test_every_training_exports_for_any_batch(name):
     small = scaled_down(lookup(name).experiment())
     dataset = small.data.load()
     # Whole images are taken, not cached features.
-    experiment = dataclasses.replace(bound(small, dataset), transfer=Transfer())
+    experiment = dataclasses.replace(bind_to_dataset(small, dataset), transfer=Transfer())
     like = abstract_state(experiment, dataset.image_shape, data_mesh())
     state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
     names = {head: tuple(names) for head, names in dataset.class_names.items()}

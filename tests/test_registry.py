@@ -30,7 +30,7 @@ from cnn_research.core.experiment import lookup, registry
 from cnn_research.inference.exported import open_export
 from cnn_research.train import checkpoint
 from cnn_research.train.config import Training
-from cnn_research.train.trained import abstract_state, bound
+from cnn_research.train.trained import abstract_state, bind_to_dataset
 from cnn_research.workflows.palette.purification import Purification
 from cnn_research.workflows.two_stage import TwoStage
 from tests.sizes import scaled_down
@@ -140,7 +140,7 @@ def test_experiment_trains_goes_on_and_evaluates(name, tmp_path, capsys, blank_p
     small = scaled_down(lookup(name).experiment())
     dataset = small.data.load()
     examples = len(dataset.splits["train"]) * dataset.windows * small.augmentation.copies
-    like = abstract_state(bound(small, dataset), dataset.image_shape, data_mesh())
+    like = abstract_state(bind_to_dataset(small, dataset), dataset.image_shape, data_mesh())
     saved = tmp_path / folders.CHECKPOINTS
 
     def of_steps(steps):

@@ -109,7 +109,7 @@ class Training(Experiment):
 
     @property
     def fitted_task(self) -> FittedTask:
-        """The task of an experiment that is bound to its data (`evaluate.bound`)."""
+        """The task of an experiment that is bound to its data (`trained.bind_to_dataset`)."""
         assert isinstance(self.task, FittedTask), "only a bound experiment knows its data"
         return self.task
 

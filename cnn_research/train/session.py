@@ -23,7 +23,7 @@ from cnn_research.train import checkpoint
 from cnn_research.train.config import Training
 from cnn_research.train.plan import Plan
 from cnn_research.train.state import TrainState
-from cnn_research.train.trained import abstract_state, bound, check_same_data
+from cnn_research.train.trained import abstract_state, bind_to_dataset, check_same_data
 
 
 @dataclasses.dataclass
@@ -136,7 +136,7 @@ def open_session(
         mesh = data_mesh()
         check_divides(mesh, experiment.batch_size, experiment.accumulate)
         stack.enter_context(jax.set_mesh(mesh))
-        plan, ready = Plan.of(experiment, dataset), bound(experiment, dataset)
+        plan, ready = Plan.of(experiment, dataset), bind_to_dataset(experiment, dataset)
         saved = [run.saved for run in runs]
         newest = checkpoint.newest_of_all(saved, repair=not read_only) if first else None
         batch_size = experiment.batch_size * len(runs)

@@ -238,7 +238,7 @@ def abstract_state(
     )
 
 
-def bound(experiment: Training, dataset: Dataset) -> Training:
+def bind_to_dataset(experiment: Training, dataset: Dataset) -> Training:
     """The experiment with all that it has to know of its data.
 
     The model has the outputs that the task needs, the task knows what it takes from the training
