@@ -24,7 +24,7 @@ from cnn_research.tasks.task import Task
 from cnn_research.train.config import Training
 from cnn_research.train.evaluator import Evaluator
 from cnn_research.train.state import TrainState
-from cnn_research.train.trained import TrainedModel, check_run, inputs
+from cnn_research.train.trained import TrainedModel, check_run, model_and_splits
 
 
 def evaluate(experiment: Training, workdir: Path) -> Result:
@@ -42,7 +42,7 @@ def evaluate(experiment: Training, workdir: Path) -> Result:
         folders.check_same(experiment, workdir, free)
         model = TrainedModel.load(workdir, experiment)
         dataset = model.load_data()
-        network, splits = inputs(model.experiment, model.state, dataset)
+        network, splits = model_and_splits(model.experiment, model.state, dataset)
         evaluator = Evaluator(model.experiment, network, data_mesh())
         last = max((row["step"] for row in read_metrics(workdir)), default=0)
         with MetricsWriter(workdir, restored_step=last, enabled=first) as writer:
@@ -66,7 +66,7 @@ def report(
         experiment: what was trained, bound to its data.
         workdir: where; gets evaluation.json and `report/`.
         dataset: its data.
-        splits: of what the evaluator is given, from `inputs`.
+        splits: of what the evaluator is given, from `model_and_splits`.
         state: the state that the report is about.
         evaluator: of the model.
         writer: the run's, for the figures in TensorBoard.

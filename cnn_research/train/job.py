@@ -24,7 +24,7 @@ from cnn_research.train.plan import Plan
 from cnn_research.train.session import HostState, SeedRun, Session
 from cnn_research.train.state import Arrays, StepContext, TrainState
 from cnn_research.train.step import make_steps
-from cnn_research.train.trained import inputs
+from cnn_research.train.trained import model_and_splits
 
 
 @dataclasses.dataclass(eq=False)
@@ -126,7 +126,7 @@ def prepare(session: Session) -> Job:
         say(f"Pretrained: {loaded}.")
     # Cached features depend on the parameters, and so come after them.
     with session.interruption.preparation():
-        model, splits = inputs(experiment, session.runs[0].state, session.dataset, say)
+        model, splits = model_and_splits(experiment, session.runs[0].state, session.dataset, say)
     train = splits["train"]
     balanced = experiment.sampling == "balanced"
     classes = class_members(train.labels[experiment.task.heads[0]]) if balanced else None

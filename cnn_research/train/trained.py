@@ -262,7 +262,7 @@ def bind_to_dataset(experiment: Training, dataset: Dataset) -> Training:
     )
 
 
-def inputs(
+def model_and_splits(
     experiment: Training,
     state: TrainState,
     dataset: Dataset,

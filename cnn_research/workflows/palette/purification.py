@@ -147,11 +147,11 @@ def discard(
     """
     from cnn_research.core.distributed import data_mesh
     from cnn_research.train.evaluator import Evaluator
-    from cnn_research.train.trained import TrainedModel, inputs
+    from cnn_research.train.trained import TrainedModel, model_and_splits
 
     model = TrainedModel.load(folder, training)
     dataset = model.load_data()
-    network, splits = inputs(model.experiment, model.state, dataset)
+    network, splits = model_and_splits(model.experiment, model.state, dataset)
     evaluator = Evaluator(model.experiment, network, data_mesh())
     outcome = evaluator(model.state.variables(), splits["train"])
     assert outcome is not None, "nothing stops it"
