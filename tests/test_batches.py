@@ -13,12 +13,13 @@ from cnn_research.core.distributed import data_mesh
 from cnn_research.core.errors import UsageError
 from cnn_research.data.augmentation.config import Augmentation
 from cnn_research.data.batches import balanced_indices, class_members
-from cnn_research.data.dataset import MISSING
+from cnn_research.data.dataset import MISSING, Dataset, Split
 from cnn_research.data.sources import Synthetic
 from cnn_research.models import MLP
 from cnn_research.tasks.regression import Regression
 from cnn_research.train.batch import draw_batch
 from cnn_research.train.config import Selection, Training
+from cnn_research.train.session import check_balanced
 from cnn_research.train.state import Arrays, StepContext
 from cnn_research.train.transfer import Transfer
 
@@ -216,3 +217,16 @@ def test_every_place_has_its_turn():
     images, *_ = windows(seed=0, steps=100)
     rows, columns = np.unique(images[:, 0, 0, 1]), np.unique(images[:, 0, 0, 2])
     assert rows.tolist() == list(range(5)) and columns.tolist() == list(range(7))
+
+
+def test_balanced_draws_need_a_class_of_each_image():
+    images, pixels = np.zeros((4, 6, 6, 3), np.uint8), np.zeros((4, 6, 6), np.int32)
+    for heads, labels, found in (
+        (("pixel",), {"pixel": pixels}, "'pixel' of data set made has a class of each pixel"),
+        (("number",), {"number": np.ones(4, np.float32)}, "'number' of data set made has numbers"),
+        ((), {}, "there are none"),
+    ):
+        names = {"pixel": ("a", "b")} if "pixel" in labels else {}
+        dataset = Dataset("made", {"train": Split(images, labels)}, names, {})
+        with pytest.raises(UsageError, match=f"draws classes equally often, but {found}"):
+            check_balanced(heads, dataset)

@@ -16,7 +16,8 @@ import pytest
 from benchmarks.results import ROOT, last_checkpoint, rows_of
 from cnn_research.cli.run import run
 from cnn_research.core import preemption as interruption
-from cnn_research.core.errors import Interrupted
+from cnn_research.core.distributed import DETECTED, TPU_HOSTS, UNDETECTED, launch_options
+from cnn_research.core.errors import Interrupted, UsageError
 from cnn_research.core.experiment import lookup
 from cnn_research.core.preemption import Interruption
 from cnn_research.data.sources import Digits
@@ -146,3 +147,54 @@ def test_a_signal_before_the_first_step_ends_the_run(kind, method, tmp_path, mon
         run(scaled_down(lookup("digits_mlp").experiment()), tmp_path)
     assert stopped.value.exit_code == 75
     assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_the_first_signal_counts():
+    with Interruption() as asked:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        assert asked
+        error = asked.error("saved")
+    assert error.exit_code == 75 and "SIGTERM" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("environment", "options"),
+    [
+        ({}, None),
+        ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1"}, None),
+        ({"SLURM_STEP_NUM_TASKS": "2"}, {}),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, {}),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, {}),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"},
+            {"num_processes": 2, "process_id": 1},
+        ),
+    ],
+)
+def test_what_a_launcher_says_is_understood(environment, options, launched_by):
+    launched_by(environment)
+    assert launch_options() == options
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"WORLD_SIZE": "8"}, r"one of 8 processes \(WORLD_SIZE\).* set JAX_COORDINATOR_ADDRESS"),
+        ({"JAX_PROCESS_ID": "first"}, "JAX_PROCESS_ID is 'first': must be a whole number"),
+    ],
+)
+def test_processes_that_cannot_find_each_other_are_refused(environment, message, launched_by):
+    launched_by(environment)
+    with pytest.raises(UsageError, match=message):
+        launch_options()
+
+
+@pytest.fixture
+def launched_by(monkeypatch):
+    """Sets the environment to what a launcher gives, and nothing of another one."""
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    for name in (*names, *DETECTED, *TPU_HOSTS, *UNDETECTED):
+        monkeypatch.delenv(name, raising=False)
+    return lambda environment: [monkeypatch.setenv(*pair) for pair in environment.items()]

@@ -22,22 +22,39 @@ from cnn_research.core.errors import Interrupted, UsageError, UserError, one_lin
 LEAST_SHARDED = 2**14
 """Numbers in an array, below which dividing it among devices gains nothing."""
 
+# Of a SLURM step, which `srun` sets: the script that a job runs has only the job's.
+DETECTED = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+"""The number of processes, where JAX finds the others by itself."""
+TPU_HOSTS = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
+"""The hosts of a slice of Cloud TPUs, with commas between them."""
+UNDETECTED = ("PMI_SIZE", "WORLD_SIZE")
+"""The number of processes of MPICH and torchrun, of which JAX knows nothing."""
+
 SILENCE_SECONDS = 30
 """A process that has not been heard of for so long is gone, and the others end, too."""
 
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-    """Under `srun` with several tasks, these are one program; otherwise nothing is changed.
+    """Make one program of the processes that a launcher started; alone, change nothing.
 
     Before anything else asks JAX for devices. Where one of several processes fails, it ends here
     and at once with its exit code: the others would wait for it, and it for them.
+
+    Raises:
+        UsageError: there are several processes, and no way for them to find each other.
     """
-    # Of the step, which `srun` sets: the script that a job runs has only the job's.
-    if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) == 1:
+    options = launch_options()
+    if options is None:
         yield
         return
-    jax.distributed.initialize(heartbeat_timeout_seconds=SILENCE_SECONDS)
+    try:
+        jax.distributed.initialize(heartbeat_timeout_seconds=SILENCE_SECONDS, **options)
+    except ValueError as error:
+        raise UsageError(
+            f"JAX cannot connect the processes ({error}): set JAX_COORDINATOR_ADDRESS, "
+            "JAX_NUM_PROCESSES and JAX_PROCESS_ID in each"
+        ) from None
     try:
         yield
     except Interrupted:
@@ -50,6 +67,42 @@ def joined() -> Iterator[None]:
     except Exception:
         traceback.print_exc()
         os._exit(1)
+
+
+def launch_options() -> dict[str, Any] | None:
+    """The arguments of `jax.distributed.initialize`, from the environment; None for one process.
+
+    Variables of JAX's own count first. Of SLURM, Open MPI and Cloud TPUs JAX knows by itself how
+    their processes find each other.
+
+    Raises:
+        UsageError: a launcher has started several processes that JAX cannot connect.
+    """
+    names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    explicit = {name: os.environ[name] for name in names if name in os.environ}
+    if "JAX_COORDINATOR_ADDRESS" in os.environ or explicit:
+        return {
+            name.removeprefix("JAX_").lower(): _whole(name, value)
+            for name, value in explicit.items()
+        }
+    if any(int(os.environ.get(name, 1)) > 1 for name in DETECTED) or any(
+        "," in os.environ.get(name, "") for name in TPU_HOSTS
+    ):
+        return {}
+    for name in UNDETECTED:
+        if (count := os.environ.get(name, "1")) not in ("", "1"):
+            raise UsageError(
+                f"this is one of {count} processes ({name}), which JAX cannot connect by itself: "
+                "set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID in each"
+            )
+    return None
+
+
+def _whole(name: str, value: str) -> int:
+    try:
+        return int(value)
+    except ValueError:
+        raise UsageError(f"{name} is '{value}': must be a whole number") from None
 
 
 def _end(error: UserError, code: int) -> None:

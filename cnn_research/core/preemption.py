@@ -36,6 +36,7 @@ class Interruption:
         self._largest = largest
         self._pending: SupportsInt = 0
         self._received = 0
+        self._asked_by_hand = False
         self._agreed = 0
         self._before: dict[signal.Signals, Any] = {}
         self._outer: Interruption | None = None
@@ -83,9 +84,10 @@ class Interruption:
         )
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self._received == signal.SIGINT:
+        if number == signal.SIGINT and self._asked_by_hand:
             os._exit(EXIT_CODES[signal.SIGINT])
-        self._received = number
+        self._asked_by_hand |= number == signal.SIGINT
+        self._received = self._received or number
 
     def __enter__(self) -> Interruption:
         global _current

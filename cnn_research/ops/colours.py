@@ -91,18 +91,16 @@ def ciede2000(first: jax.Array, second: jax.Array) -> jax.Array:
     chroma_1, chroma_2 = _length(a_1, b_1), _length(a_2, b_2)
     # 7 to 11. The difference of hues as a chord, 2 sqrt(C1 C2) sin(dh / 2), has no jump in it but
     # its sign, which only the last term sees.
-    product = chroma_1 * chroma_2
     hue_1, hue_2 = _hue(a_1, b_1), _hue(a_2, b_2)
     apart = hue_2 - hue_1
     apart = apart - 360 * jnp.sign(apart) * (jnp.abs(apart) > 180)
-    chord = 2 * jnp.sqrt(product + _TINY) * jnp.sin(jnp.radians(apart) / 2)
+    chord = 2 * jnp.sqrt(chroma_1 * chroma_2 + _TINY) * jnp.sin(jnp.radians(apart) / 2)
     # 12 to 14.
     lightness = (lightness_1 + lightness_2) / 2
     chroma = (chroma_1 + chroma_2) / 2
     total = hue_1 + hue_2
     wrapped = jnp.where(total < 360, total + 360, total - 360)
     hue = jnp.where(jnp.abs(hue_1 - hue_2) > 180, wrapped, total) / 2
-    hue = jnp.where(product < _TINY, total, hue)
     # 15 to 21.
     tone = (
         1

@@ -73,7 +73,6 @@ def conv_general_dilated(
     Returns:
         `[batch, out_height, out_width, out]`, of the dtype of `lhs`.
     """
-    formulation = platform.current_formulation()
     plain: Callable[..., jax.Array] = functools.partial(
         lax.conv_general_dilated,
         window_strides=window_strides,
@@ -87,43 +86,58 @@ def conv_general_dilated(
         preferred_element_type=preferred_element_type,
         **kwargs,
     )
-    depthwise = feature_group_count > 1 and rhs.shape[-1:] == (feature_group_count,)
-    if not (
-        jnp.ndim(lhs) == jnp.ndim(rhs) == 4
-        and lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers) == _NHWC
-        and lhs.shape[3] == rhs.shape[2] * feature_group_count
-        and lhs.dtype == rhs.dtype
-        and jnp.issubdtype(lhs.dtype, jnp.floating)
+    ordinary = (
+        _is_of_images(lhs, rhs, dimension_numbers, feature_group_count)
         and preferred_element_type in (None, lhs.dtype)
         and set(lhs_dilation or (1,)) == set(rhs_dilation or (1,)) == {1}
-        and (feature_group_count == 1 or (depthwise and rhs.shape[2] == 1))
         and batch_group_count == 1
         and not any(value is not None for value in kwargs.values())
         and len(window_strides) == 2
-        and 0 not in lhs.shape + rhs.shape
-    ):
-        return plain(lhs, rhs)
-
+    )
     strides = tuple(window_strides)
-    kernel_size = rhs.shape[:2]
+    pads = _pads(lhs, rhs.shape[:2], strides, padding) if ordinary else None
+    if pads is None:
+        return plain(lhs, rhs)
+    return _by_formulation(plain, lhs, rhs, strides, pads, feature_group_count > 1, precision)
+
+
+def _is_of_images(lhs, rhs, dimension_numbers, groups: int) -> bool:
+    """Whether one group, or a group for each channel, of images and a kernel that fit together."""
+    return (
+        jnp.ndim(lhs) == jnp.ndim(rhs) == 4
+        and lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers) == _NHWC
+        and lhs.shape[3] == rhs.shape[2] * groups
+        and lhs.dtype == rhs.dtype
+        and jnp.issubdtype(lhs.dtype, jnp.floating)
+        and (groups == 1 or (rhs.shape[3] == groups and rhs.shape[2] == 1))
+        and 0 not in lhs.shape + rhs.shape
+    )
+
+
+def _pads(lhs, kernel_size, strides, padding) -> _Pads | None:
+    """Pixels before and after along each side; None where they are cut off, or nothing is left."""
     sides: Sequence[tuple[int, int]] = (
         lax.padtype_to_pads(lhs.shape[1:3], kernel_size, strides, padding)
         if isinstance(padding, str)
         else padding
     )
     if len(sides) != 2:
-        return plain(lhs, rhs)
+        return None
     (top, bottom), (left, right) = sides
     pads = ((int(top), int(bottom)), (int(left), int(right)))
     if min(min(pads)) < 0 or 0 in _output_size(lhs, kernel_size, strides, pads):
-        return plain(lhs, rhs)
+        return None
+    return pads
 
+
+def _by_formulation(plain, lhs, rhs, strides, pads: _Pads, depthwise: bool, precision):
+    """The convolution as is fastest on the platform."""
+    formulation = platform.current_formulation()
     if depthwise:
-        if formulation.depthwise_as_shifts:
-            return _depthwise(lhs, rhs, strides, pads)
-        return plain(lhs, rhs)
+        shifts = formulation.depthwise_as_shifts
+        return _depthwise(lhs, rhs, strides, pads) if shifts else plain(lhs, rhs)
     if formulation.few_channels_as_product:
-        if kernel_size == (1, 1) and pads == ((0, 0), (0, 0)):
+        if rhs.shape[:2] == (1, 1) and pads == ((0, 0), (0, 0)):
             return _product(lhs, rhs, strides, pads, precision)
         if lhs.shape[3] <= _FEW_CHANNELS and math.prod(rhs.shape[:3]) <= _LONGEST_PRODUCT:
             return _few_channels(lhs, rhs, strides, pads, precision)
