@@ -10,7 +10,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from cnn_research.core.errors import UsageError, UserError, run_command
+from cnn_research.core.progress import duration
 from cnn_research.core.run_folder import locked, read_json
+from cnn_research.sweep import definition, local, slurm, states
+from cnn_research.sweep.source import copy_source
 
 EPILOG = """\
 Other words are overrides of every run, as launch.py takes them: --epochs=3 --batch-size=64.
@@ -88,8 +91,6 @@ def _sweep(arguments: Sequence[str]) -> int:
         if (value := getattr(options, name)) is not None and value < 1:
             raise UsageError(f"--{name} is {value}: must be 1 or more")
 
-    from cnn_research.sweep import definition, slurm
-
     sweep = _definition(options, words)
     sweep.check()
     if on_slurm:
@@ -120,10 +121,8 @@ def _sweep(arguments: Sequence[str]) -> int:
         return _run_here(runs, folder, options.workers or 1)
 
 
-def _definition(options: argparse.Namespace, words: Sequence[str]):
+def _definition(options: argparse.Namespace, words: Sequence[str]) -> definition.Sweep:
     """The sweep that is typed, or the one of a file."""
-    from cnn_research.sweep import definition
-
     if options.file is None:
         return definition.Sweep(
             experiments=tuple(options.experiment),
@@ -153,26 +152,19 @@ def _assignment(text: str) -> tuple[str, str]:
 # Three ways to run -------------------------------------------------------------------------------
 
 
-def _run_here(runs: Sequence, folder: Path, workers: int) -> int:
-    from cnn_research.sweep import local, states
-
+def _run_here(runs: Sequence[definition.Run], folder: Path, workers: int) -> int:
     left = _left(runs, folder)
-    said = _Progress(len(runs), len(runs) - len(left))
+    progress = _Progress(len(runs), len(runs) - len(left))
     if left:
-        from cnn_research.sweep.source import copy_source
-
         _announce(runs, left, folder)
         workers = min(workers, len(left))
-        stopped = local.run_locally(local.Listed(left), workers, copy_source(folder), said)
+        stopped = local.run_locally(local.Listed(left), workers, copy_source(folder), progress)
         if stopped:
-            raise stopped.error(f"{said.finished} of {len(runs)} runs are over in {folder}")
+            raise stopped.error(f"{progress} runs are over in {folder}")
     return _conclude(states.all_states(folder, [run.workdir for run in runs]), folder)
 
 
-def _search(sweep, folder: Path, workers: int) -> int:
-    from cnn_research.sweep import definition, local, states
-    from cnn_research.sweep.source import copy_source
-
+def _search(sweep: definition.Sweep, folder: Path, workers: int) -> int:
     try:
         from cnn_research.sweep import search
     except ModuleNotFoundError:
@@ -183,57 +175,47 @@ def _search(sweep, folder: Path, workers: int) -> int:
     with locked(folder):
         feed.resume()
         definition.write(sweep, (), folder)
-        said = _Progress(sweep.trials, feed.num_finished)
+        progress = _Progress(sweep.trials, feed.num_finished)
         if feed.num_finished < sweep.trials:
-            print(
-                f"{feed.num_finished} of {sweep.trials} trials are over; the others run in {folder}"
-            )
-            stopped = local.run_locally(feed, workers, copy_source(folder), said)
+            print(f"{progress} trials are over; the others run in {folder}")
+            stopped = local.run_locally(feed, workers, copy_source(folder), progress)
             if stopped:
-                over = f"{said.finished} of {sweep.trials} trials are over in {folder}"
-                raise stopped.error(over)
+                raise stopped.error(f"{progress} trials are over in {folder}")
         print(feed.best(), flush=True)
         return _conclude(states.all_states(folder, definition.trial_folders(folder)), folder)
 
 
-def _submit(runs: Sequence, folder: Path, resources) -> int:
-    from cnn_research.sweep import slurm
-    from cnn_research.sweep.source import copy_source
-
+def _submit(runs: Sequence[definition.Run], folder: Path, resources: slurm.Resources) -> int:
     left = _left(runs, folder)
     _announce(runs, left, folder)
     if left:
         number = slurm.submit(left, folder, copy_source(folder), resources)
-        at_once = min(len(left), resources.parallel)
-        print(f"Submitted as job {number}: {len(left)} runs, {at_once} at a time.")
+        at_once = f"at most {resources.parallel} at a time"
+        print(f"Submitted as job {number}: {len(left)} runs, {at_once}.")
     print(f"Look at it: python -m cnn_research.sweep status {folder}")
     return 0
 
 
-def _left(runs: Sequence, folder: Path) -> list:
+def _left(runs: Sequence[definition.Run], folder: Path) -> list[definition.Run]:
     """The runs that are neither complete nor on their way.
 
     Raises:
         UserError: nobody can say what is on its way.
     """
-    from cnn_research.sweep import states
-
     left = [run for run in runs if states.read(run.workdir).state not in states.ENDED]
     jobs = read_json(folder / states.JOBS)
-    submitted = [run.name for run in left if run.name in jobs]
-    if not submitted:
-        return left
-    queue = states.jobs_in_queue()
+    submitted = sum(run.name in jobs for run in left)
+    queue = states.jobs_in_queue() if submitted else {}
     if queue is None:
         raise UserError(
-            f"squeue does not answer, and {len(submitted)} runs that were submitted may be on "
+            f"squeue does not answer, and {submitted} runs that were submitted may be on "
             "their way: nothing was begun; try again where and when it answers, or remove "
             f"{folder / states.JOBS} if none of them is"
         )
     return [run for run in left if jobs.get(run.name) not in queue]
 
 
-def _announce(runs: Sequence, left: Sequence, folder: Path) -> None:
+def _announce(runs: Sequence[definition.Run], left: Sequence[definition.Run], folder: Path) -> None:
     before = len(runs) - len(left)
     done = f"{before} complete or on their way, " if before else ""
     print(f"{len(runs)} runs in {folder}: {done}{len(left)} to run", flush=True)
@@ -245,9 +227,10 @@ class _Progress:
     def __init__(self, total: int, finished: int):
         self.finished, self._total = finished, total
 
-    def __call__(self, run, state) -> None:
-        from cnn_research.core.progress import duration
+    def __str__(self) -> str:
+        return f"{self.finished} of {self._total}"
 
+    def __call__(self, run, state) -> None:
         self.finished += state.state != "stopped"
         message = f"  {state.message}" if state.state == "failed" else ""
         print(
@@ -260,7 +243,6 @@ class _Progress:
 def _conclude(found, folder: Path) -> int:
     """Says what the runs came to."""
     from cnn_research.report.runs import as_markdown, group_runs, read_run
-    from cnn_research.sweep import states
 
     complete = [workdir for workdir, state in found.items() if state.state == "complete"]
     groups = group_runs(
@@ -291,8 +273,6 @@ def _status(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     folder = parser.parse_args(arguments).folder
-
-    from cnn_research.sweep import definition, states
 
     live = sys.stdout.isatty()
     while True:

@@ -70,9 +70,7 @@ def record_end(
 ) -> State:
     """The state of a run that ends now; written."""
     seconds = round(time.time() - before.since, 3)
-    after = dataclasses.replace(
-        before, state=state, seconds=seconds, message=message, exit_code=exit_code
-    )
+    after = State(state, before.attempt, before.since, seconds, message, exit_code)
     write(workdir, after)
     return after
 
@@ -86,9 +84,7 @@ def all_states(folder: Path, workdirs: Sequence[Path]) -> dict[Path, State]:
     jobs = read_json(folder / JOBS)
     queue = jobs_in_queue() if jobs else {}
     here = is_locked(folder)
-    return {
-        workdir: _now(read(workdir), jobs.get(workdir.name), queue, here) for workdir in workdirs
-    }
+    return {each: _now(read(each), jobs.get(each.name), queue, here) for each in workdirs}
 
 
 def _now(state: State, job: str | None, queue: Mapping[str, str] | None, here: bool) -> State:
@@ -116,10 +112,10 @@ def jobs_in_queue() -> dict[str, str] | None:
         return None
     command = ["squeue", "--me", "--noheader", "--array", "--format=%i %T"]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+        listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     except (OSError, subprocess.SubprocessError):
         return None
-    return dict(line.split() for line in said.stdout.splitlines())
+    return dict(line.split() for line in listed.stdout.splitlines())
 
 
 # The table ---------------------------------------------------------------------------------------

@@ -41,24 +41,18 @@ def execute(planned: Run) -> State:
     sys.argv = planned.command
     # Orbax tells every step of every save.
     logging.set_verbosity(logging.WARNING)
+    state, message, code = "complete", "", 0
     with output_to(planned.workdir / states.LOG):
         try:
             run(from_dict(json.loads(planned.config)), planned.workdir)
-        except Interrupted as error:
-            print(one_line(error), file=sys.stderr)
-            return states.record_end(
-                planned.workdir, before, "stopped", one_line(error), error.exit_code
-            )
         except UserError as error:
-            print(f"error: {one_line(error)}", file=sys.stderr)
-            return states.record_end(
-                planned.workdir, before, "failed", one_line(error), error.exit_code
-            )
+            state = "stopped" if isinstance(error, Interrupted) else "failed"
+            message, code = one_line(error), error.exit_code
+            print(f"error: {message}", file=sys.stderr)
         except Exception as error:
             traceback.print_exc()
-            message = f"{type(error).__name__}: {one_line(error)}"
-            return states.record_end(planned.workdir, before, "failed", message, 1)
-        return states.record_end(planned.workdir, before, "complete")
+            state, message, code = "failed", f"{type(error).__name__}: {one_line(error)}", 1
+    return states.record_end(planned.workdir, before, state, message, code)
 
 
 @contextlib.contextmanager
