@@ -131,7 +131,7 @@ def palette_covering() -> Training:
     return dataclasses.replace(
         HEAD,
         task=Palette(difference="lab", power=4.0),
-        model=PaletteNet(accents=64),
+        model=PaletteNet(pixel_features=64),
         pretrained=Pretrained("runs/palette/training", fresh=("head/pixels", "head/accents")),
         epochs=5,
     )
@@ -150,7 +150,7 @@ def palette_people() -> Training:
     return dataclasses.replace(
         HEAD,
         data=Palettes(),
-        model=PaletteNet(accents=64, retouch=16),
+        model=PaletteNet(pixel_features=64, residual_refiner=16),
         task=Palette(target="people"),
         # 100 images: of the network, only what moves its colours is trained.
         pretrained=Pretrained("runs/palette_covering", fresh=("head/retouch",)),

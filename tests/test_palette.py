@@ -148,7 +148,9 @@ def test_colours_come_with_the_share_that_each_covers(size):
 def test_a_reading_that_reaches_finds_the_middle_of_the_far_ones():
     """The least mean of squared distances is at the mean; of cubes it is nearer to the far one."""
     pixels = jnp.array([[[50.0, 0, 0]] * 9 + [[50.0, 30.0, 0]]])
-    head = PaletteHead(colours=1, hidden=(), readings=40, accents=0, retouch=0)
+    head = PaletteHead(
+        colours=1, hidden=(), refinement_steps=40, pixel_features=0, residual_refiner=0
+    )
     params = head.init(jax.random.key(0), jnp.ones((1, 4)), pixels)["params"]
     for power, least in ((2, 3.0), (3, 7.5)):
         params["reaches"] = jnp.full(40, power / 2 - 1)

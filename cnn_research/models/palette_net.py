@@ -27,7 +27,7 @@ class PaletteHead(nn.Module):
     """Colours from a histogram, moved to where the image's pixels are.
 
     A network says from the histogram where in CIELAB the colours are; what the pixels themselves
-    say of it, by their mean and by the most of each unit, keeps what is rare. Each reading then
+    say of it, by their mean and by the most of each unit, keeps what is rare. Each step of refinement then
     replaces every colour by the mean of the pixels that are its own: those that are nearer to it
     than to the others, by a softmax over squared distances whose width is learnt. How much more
     those count that are far from it is learnt too. At last each colour may be retouched: people
@@ -36,13 +36,13 @@ class PaletteHead(nn.Module):
 
     colours: int
     hidden: tuple[int, ...]
-    readings: int
-    accents: int
-    retouch: int
+    refinement_steps: int
+    pixel_features: int
+    residual_refiner: int
 
     @nn.compact
     def __call__(self, histogram: jax.Array, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The colours before and after the readings, CIELAB, float32 `[batch, colours, 3]` each.
+        """The colours before and after refinement, CIELAB, float32 `[batch, colours, 3]` each.
 
         Args:
             histogram: float32 `[batch, clusters]`.
@@ -52,8 +52,8 @@ class PaletteHead(nn.Module):
         x = jnp.sqrt(histogram * histogram.shape[-1])
         for number, features in enumerate(self.hidden, 1):
             x = nn.Dense(features, name=f"hidden{number}")(x)
-            if number == 1 and self.accents:
-                units = nn.relu(nn.Dense(self.accents, name="pixels")(pixels / SCALE))
+            if number == 1 and self.pixel_features:
+                units = nn.relu(nn.Dense(self.pixel_features, name="pixels")(pixels / SCALE))
                 seen = jnp.concatenate([units.max(axis=1), units.mean(axis=1)], axis=-1)
                 # At first nothing, so that a head which was trained without goes on as it is.
                 x += nn.Dense(features, kernel_init=nn.initializers.zeros, name="accents")(seen)
@@ -65,18 +65,20 @@ class PaletteHead(nn.Module):
             name="colours_dense",
         )(x)
         first = colours = SCALE * x.reshape(-1, self.colours, 3)
-        widths = self.param("widths", nn.initializers.constant(3.0), (self.readings,))
-        reaches = self.param("reaches", nn.initializers.zeros, (self.readings,))
-        for width, reach in zip(widths, reaches):
+        log_bandwidths = self.param(
+            "widths", nn.initializers.constant(3.0), (self.refinement_steps,)
+        )
+        exponents = self.param("reaches", nn.initializers.zeros, (self.refinement_steps,))
+        for log_bandwidth, exponent in zip(log_bandwidths, exponents):
             squares = ((pixels[:, :, None] - colours[:, None]) ** 2).sum(-1)
-            own = nn.softmax(-squares * jnp.exp(-width))
+            own = nn.softmax(-squares * jnp.exp(-log_bandwidth))
             # With p / 2 - 1 it is a step to the least mean of distances to the power p.
-            weights = own * (squares / 100 + 0.01) ** reach
+            weights = own * (squares / 100 + 0.01) ** exponent
             sums = jnp.einsum("bpc,bpd->bcd", weights, pixels)
             # One pixel's weight on where it was: a colour without pixels stays there.
             colours = (sums + colours) / (weights.sum(axis=1) + 1)[..., None]
-        if self.retouch:
-            colours = Retouch(self.retouch, name="retouch")(colours, own.mean(axis=1))
+        if self.residual_refiner:
+            colours = Retouch(self.residual_refiner, name="retouch")(colours, own.mean(axis=1))
         return first, colours
 
 
@@ -127,14 +129,14 @@ class PaletteNet(SSCNN):
     """Of a palette; set from the task."""
     hidden: Widths = (512, 512)
     """Units of the head's hidden layers."""
-    readings: PositiveInt = 6
+    refinement_steps: PositiveInt = 6
     """How often the head's colours are moved to the pixels that are nearest; once at least."""
-    accents: NonNegativeInt = 0
+    pixel_features: NonNegativeInt = 0
     """Units by which the head sees the pixels, beside their histogram; 0 leaves them out."""
-    retouch: NonNegativeInt = 0
+    residual_refiner: NonNegativeInt = 0
     """Hidden units of a small network that then moves each colour; 0 leaves them."""
     first_weight: NonNegativeFloat = 0.3
-    """Of the colours before the readings in the objective."""
+    """Of the colours before refinement in the objective."""
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -161,7 +163,12 @@ class PaletteNet(SSCNN):
         seen = images[:, ::2, ::2] if train else images
         pixels = srgb_to_lab(seen.reshape(seen.shape[0], -1, 3).astype(jnp.float32))
         first, colours = PaletteHead(
-            self.colours, self.hidden, self.readings, self.accents, self.retouch, name="head"
+            self.colours,
+            self.hidden,
+            self.refinement_steps,
+            self.pixel_features,
+            self.residual_refiner,
+            name="head",
         )(histogram, pixels)
         if self.first_weight:
             self.sow("auxiliary", "first", (self.first_weight, with_shares(first, pixels)))
