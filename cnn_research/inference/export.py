@@ -1,6 +1,6 @@
 """A trained network as files that need neither this project nor flax: `--mode=export`.
 
-All that it takes is the run's folder. `exported.open_export` reads the folder that it writes, and
+The run's folder is enough. `exported.open_export` reads the folder that it writes, and
 so does anyone with JAX alone, as its README.md says.
 """
 
@@ -113,7 +113,7 @@ def program(model: TrainedModel) -> jax.export.Exported:
 
 
 def described(model: TrainedModel) -> dict[str, Any]:
-    """What export.json says."""
+    """The contents of export.json."""
     heads = model.experiment.fitted_task.described(model.class_names)
     run = folders.read_json(model.workdir / folders.RUN)
     evaluation = folders.read_json(model.workdir / folders.EVALUATION)
@@ -185,19 +185,19 @@ def card(facts: Mapping[str, Any], run: Mapping[str, Any], onnx: bool) -> str:
         f"A network trained on the data set {data} for {facts['step']:,} steps by cnn-research "
         f"(commit {facts['commit'] or 'unknown'}), with {run.get('parameters', 0):,} "
         f"parameters. It takes images of {height}x{width} pixels ({facts['input']['channels']}) "
-        f"and says {'; '.join(_what(head) for head in heads)}.",
+        f"and predicts {'; '.join(_what(head) for head in heads)}.",
         *_results(facts["figures"], facts["evaluation"]),
         "## Use",
         "With JAX alone (`pip install jax flatbuffers pillow`), on a CPU, a CUDA GPU or a TPU:",
         "```python\n" + _code(channels, heads) + "```",
-        "`export.json` says how outputs are read, `SHA256SUMS` whether files are whole "
+        "`export.json` describes the outputs, `SHA256SUMS` shows whether files are whole "
         "(`sha256sum -c SHA256SUMS`; a flipped byte in `model.jaxexport` would load without an "
         "error), `config.json` how the network was trained. `model.safetensors` holds its "
         "variables alone" + (f", `{ONNX}` the same network for ONNX Runtime." if onnx else "."),
         "## Limits",
         f"Images of another size are resized ({facts['input']['resize']}). The figures are of the "
-        "data named above: on other images the network may do worse, and it says one of its "
-        "answers whatever it is shown.",
+        "data named above: on other images the network may do worse, and it gives one of its "
+        "answers for any image.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -224,21 +224,21 @@ def _results(figures: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[
 
 def _by_name(figures: Mapping[str, Any], before: str = "") -> dict[str, float]:
     """A split's figures; those of a head after its name, `material accuracy`."""
-    found: dict[str, float] = {}
+    flat: dict[str, float] = {}
     for name, value in figures.items():
         inner = isinstance(value, Mapping)
-        found |= _by_name(value, f"{before}{name} ") if inner else {before + name: value}
-    return found
+        flat |= _by_name(value, f"{before}{name} ") if inner else {before + name: value}
+    return flat
 
 
 def _code(channels: int, heads: list[dict[str, Any]]) -> str:
-    """How the network is asked, with JAX alone."""
+    """Code that runs the network, with JAX alone."""
     grey = "" if channels == 3 else "pixels = np.round(pixels @ [0.299, 0.587, 0.114])\n"
     answers = {
-        "number": 'print(head["name"], said[0] * head["std"] + head["mean"])',
-        "palette": "print(said.reshape(-1, 4))  # L*, a*, b* of CIELAB, and the share",
+        "number": 'print(head["name"], values[0] * head["std"] + head["mean"])',
+        "palette": "print(values.reshape(-1, 4))  # L*, a*, b* of CIELAB, and the share",
     }
-    answer = answers.get(heads[0]["kind"], 'print(head["name"], head["classes"][said.argmax()])')
+    answer = answers.get(heads[0]["kind"], 'print(head["name"], head["classes"][values.argmax()])')
     return f"""\
 import json, jax, numpy as np
 from jax import export
@@ -251,6 +251,6 @@ image = Image.open("IMAGE").convert("RGB").resize((width, height), Image.Resampl
 pixels = np.asarray(image)
 {grey}outputs = np.asarray(network(pixels.reshape(1, height, width, channels).astype(np.uint8)))
 for head in facts["heads"]:
-    said = outputs[0, head["start"] : head["stop"]]
+    values = outputs[0, head["start"] : head["stop"]]
     {answer}
 """

@@ -1,4 +1,4 @@
-"""A network that `--mode=export` has written, asked with JAX and NumPy alone.
+"""Exported networks, as `--mode=export` writes them, run with JAX and NumPy alone.
 
     network = open_export(Path("runs/a/export"))
     network.answers(network(images))
@@ -76,7 +76,7 @@ class Exported:
         return jax.jit(self.program.call)
 
     def answers(self, outputs: np.ndarray) -> list[dict[str, list[dict[str, Any]]]]:
-        """What the network says about each image, for each head.
+        """The decoded outputs for each image, for each head.
 
         Args:
             outputs: float32 `[images, outputs]`, from a call.
@@ -144,14 +144,14 @@ def open_export(folder: Path) -> Exported:
     shapes = [[aval.shape[1:] for aval in avals] for avals in (program.in_avals, program.out_avals)]
     if shapes != [[tuple(facts["input"]["shape"][1:])], [(facts["outputs"],)]]:
         raise UserError(
-            f"{folder / FACTS} tells other shapes of images or outputs than {MODEL} has: export "
+            f"{folder / FACTS} gives other shapes of images or outputs than {MODEL} has: export "
             "the run again"
         )
     return Exported(folder, facts, program)
 
 
 def _wrong(facts: Mapping[str, Any]) -> Iterator[str]:
-    """What the values of export.json lack for the network to be asked; nothing if all is well."""
+    """What export.json lacks for the network to be used; nothing if all is well."""
     for name, kind in (("experiment", str), ("step", int), ("outputs", int)):
         if not isinstance(facts.get(name), kind):
             yield f"has no good `{name}`"
@@ -195,16 +195,16 @@ def _calls(program: Any) -> set[str]:
     from jax.interpreters import mlir
     from jaxlib.mlir import ir
 
-    found = set()
+    targets = set()
 
     def note(operation: Any) -> Any:
         if operation.name.endswith("custom_call"):
-            found.add(ir.StringAttr(operation.attributes["call_target_name"]).value)
+            targets.add(ir.StringAttr(operation.attributes["call_target_name"]).value)
         return ir.WalkResult.ADVANCE
 
     with mlir.make_ir_context():
         program.mlir_module(serialized=False).operation.walk(note)
-    return found
+    return targets
 
 
 def check(folder: Path) -> None:

@@ -1,6 +1,6 @@
 """Predictions for any images: `--mode=predict --input=FILE_OR_FOLDER_OR_GLOB`.
 
-The run's folder is enough. Only the nearest training images, where they are asked for, need the
+The run's folder is enough. Only the nearest training images, where they are wanted, need the
 data set.
 """
 
@@ -94,7 +94,7 @@ class Prediction:
         answers: for each head.
         image: uint8 `[height, width, channels]`, as the network takes it; None beyond the first
             images, of which there is a picture.
-        nearest: indices of the nearest training images; empty where they are not asked for.
+        nearest: indices of the nearest training images; empty where none are wanted.
     """
 
     file: str
@@ -182,13 +182,13 @@ def image_files(source: str) -> list[Path]:
 
 
 def stems(files: Sequence[Path]) -> Iterator[str]:
-    """For each file a name of its own for what is written about it: its own, numbered if taken."""
-    taken: Counter[str] = Counter()
+    """Yields for each file a unique name for its outputs: its own, numbered where it repeats."""
+    uses: Counter[str] = Counter()
     for file in files:
         # Names are at most 255 bytes, and an ending follows.
         name = printable(file.name).encode()[:200].decode("utf-8", "ignore")
-        taken[name] += 1
-        yield name if taken[name] == 1 else f"{name}-{taken[name]}"
+        uses[name] += 1
+        yield name if uses[name] == 1 else f"{name}-{uses[name]}"
 
 
 def outputs_of(
@@ -238,7 +238,7 @@ def _decoded(file: Path, image_shape: tuple[int, int, int]) -> np.ndarray | BadI
 class Nearest:
     """The training images whose features are nearest to those of an image.
 
-    The features of the training split are computed once for each checkpoint that is asked, and
+    The features of the training split are computed once for each checkpoint that is used, and
     stored in the run's folder.
 
     Args:
@@ -355,7 +355,9 @@ def predictions_plot(
         axes = grid[place, 0] if neighbours else grid.ravel()[place]
         show_image(axes, image)
         axes.set_title(title, fontsize=7.5, linespacing=1.3, fontweight="bold", **VERBATIM)
-        for column, (near, said) in enumerate(neighbours[place] if neighbours else (), start=1):
+        for column, (near, title) in enumerate(neighbours[place] if neighbours else (), start=1):
             show_image(grid[place, column], near)
-            grid[place, column].set_title(said, fontsize=7, linespacing=1.3, color=GREY, **VERBATIM)
+            grid[place, column].set_title(
+                title, fontsize=7, linespacing=1.3, color=GREY, **VERBATIM
+            )
     return figure

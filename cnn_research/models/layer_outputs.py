@@ -60,7 +60,7 @@ def layers(
         variables: its parameters and statistics, or their shapes.
         image_shape: `(height, width, channels)`.
     """
-    found: dict[str, Layer] = {}
+    by_path: dict[str, Layer] = {}
 
     def see(module: nn.Module, path: str, output: jax.Array) -> jax.Array:
         _, height, width, units = output.shape
@@ -68,13 +68,13 @@ def layers(
         if isinstance(module, nn.Conv):
             tall, wide, inputs, _ = kernel_of(variables, path).shape
             kernel = (tall, wide, inputs)
-        found.setdefault(path, Layer(path, (height, width, units), kernel))
+        by_path.setdefault(path, Layer(path, (height, width, units), kernel))
         return output
 
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     with _seen(see):
         jax.eval_shape(lambda v, x: model.apply(v, x, train=False), variables, images)
-    return list(found.values())
+    return list(by_path.values())
 
 
 def kernel_of(variables: Mapping[str, Any], path: str) -> jax.Array:
@@ -99,16 +99,16 @@ def maps(
     Returns:
         float32 `[batch, outputs]`, and float32 `[batch, height, width, units]` for each path.
     """
-    found: dict[str, jax.Array] = {}
+    outputs_at: dict[str, jax.Array] = {}
 
     def keep(module: nn.Module, path: str, output: jax.Array) -> jax.Array:
         if path in paths:
-            found.setdefault(path, output.astype(jnp.float32))
+            outputs_at.setdefault(path, output.astype(jnp.float32))
         return output
 
     with _seen(keep):
         outputs = model.apply(variables, images, train=False)
-    return outputs, [found[path] for path in paths]  # type: ignore[return-value]
+    return outputs, [outputs_at[path] for path in paths]  # type: ignore[return-value]
 
 
 def last_features(
@@ -187,13 +187,13 @@ def top_activating_images(
 
     @jax.jit
     def strongest(variables, images):
-        _, found = maps(model, variables, preprocess(images), [layer.path for layer in chosen])
-        flat = [x[..., :units].reshape(len(x), -1, min(units, x.shape[3])) for x in found]
+        _, layer_maps = maps(model, variables, preprocess(images), [layer.path for layer in chosen])
+        flat = [x[..., :units].reshape(len(x), -1, min(units, x.shape[3])) for x in layer_maps]
         return [(x.max(axis=1), x.argmax(axis=1)) for x in flat]
 
-    found = apply_in_batches(lambda at: strongest(variables, images[at]), searched, BATCH)
+    peaks = apply_in_batches(lambda at: strongest(variables, images[at]), searched, BATCH)
     results = []
-    for layer, (values, at) in zip(chosen, found, strict=True):
+    for layer, (values, at) in zip(chosen, peaks, strict=True):
         # Of equals, the earlier image.
         order = np.argsort(-values, axis=0, kind="stable")[:best]
         at = np.take_along_axis(at, order, axis=0).T
@@ -237,22 +237,22 @@ def grad_cam(
     shape = jax.eval_shape(lambda: maps(model, variables, images, [path])[1][0]).shape
 
     def score(added):
-        found = []
+        captured = []
 
         def add(module: nn.Module, at: str, output: jax.Array) -> jax.Array:
-            if at != path or found:
+            if at != path or captured:
                 return output
-            found.append(output.astype(jnp.float32))
+            captured.append(output.astype(jnp.float32))
             return output + added.astype(output.dtype)
 
         with _seen(add):
             outputs = model.apply(variables, images, train=False)
         # Without batch statistics an image's outputs depend on no other image: one sum will do.
-        return jnp.take_along_axis(outputs, targets[:, None], axis=1).sum(), (found[0], outputs)
+        return jnp.take_along_axis(outputs, targets[:, None], axis=1).sum(), (captured[0], outputs)
 
-    gradient, (found, outputs) = jax.grad(score, has_aux=True)(jnp.zeros(shape))
+    gradient, (activations, outputs) = jax.grad(score, has_aux=True)(jnp.zeros(shape))
     weights = gradient.mean(axis=(1, 2))
-    return nn.relu(jnp.einsum("bhwk,bk->bhw", found, weights)), outputs
+    return nn.relu(jnp.einsum("bhwk,bk->bhw", activations, weights)), outputs
 
 
 @contextlib.contextmanager

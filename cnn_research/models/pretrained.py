@@ -1,4 +1,4 @@
-"""Weights that others trained: from a file or the Hugging Face hub into a model's variables.
+"""Pretrained weights: from a file or the Hugging Face hub into a model's variables.
 
 A model's modules are called as in torchvision, so that `layer1.0.conv1.weight` of a PyTorch file
 is the leaf `layer1.0/conv1/kernel` here. Two properties, which a model may have, tell the rest:
@@ -54,7 +54,7 @@ class Pretrained:
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """What became of a file's weights.
+    """The use of a file's weights.
 
     Attributes:
         source: where they came from.
@@ -331,10 +331,10 @@ def _files_of(repository: str) -> list[str]:
 def _weight_file(files: Sequence[str], source: str) -> str:
     """The file of a repository that holds its weights, .safetensors before all others."""
     for suffix in (".safetensors", ".bin", ".pth", ".pt", ".th", ".h5", ".keras", ".npz"):
-        found = sorted(file for file in files if file.endswith(suffix))
-        usual = [file for file in found if file in ("model.safetensors", "pytorch_model.bin")]
-        if len(usual or found) == 1:
-            return (usual or found)[0]
-        if found:
-            raise UsageError(f"{source} has several weight files: add one of {', '.join(found)}")
+        matching = sorted(file for file in files if file.endswith(suffix))
+        usual = [file for file in matching if file in ("model.safetensors", "pytorch_model.bin")]
+        if len(usual or matching) == 1:
+            return (usual or matching)[0]
+        if matching:
+            raise UsageError(f"{source} has several weight files: add one of {', '.join(matching)}")
     raise UserError(f"{source} has no weight file")

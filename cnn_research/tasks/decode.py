@@ -1,6 +1,6 @@
 """Decodes outputs into answers, with NumPy alone: for predictions, reports, exports, the server.
 
-What an output means is said by the `described` head of a task, which exports carry as JSON.
+The description of a head, from `Task.described`, is JSON, so that exports carry it.
 """
 
 from __future__ import annotations

@@ -27,12 +27,12 @@ def scaled(images: jax.Array, experiment: Training) -> jax.Array:
 
 
 def views_of(inputs: jax.Array, experiment: Training) -> list[jax.Array]:
-    """What the model is asked about each example: the image, and views of it to average over.
+    """The inputs for each example: the image, and the views of test-time augmentation.
 
     Args:
         inputs: uint8 images `[batch, height, width, channels]`, or cached features, float32
             `[batch, views, *output]`.
-        experiment: says which views.
+        experiment: whose `evaluation` names the views.
 
     Returns:
         As the model takes them: the first is the image as it is.
@@ -56,7 +56,7 @@ def views_of(inputs: jax.Array, experiment: Training) -> list[jax.Array]:
 def predict(
     model: nn.Module, variables: Mapping[str, Any], views: Sequence[jax.Array], task: FittedTask
 ) -> jax.Array:
-    """The model's outputs for images, or what the task makes of those for several views of each.
+    """Outputs for images; of several views of each, as the task averages them.
 
     Args:
         model: the network.

@@ -44,10 +44,10 @@ class FromFeatures(nn.Module):
         """Logits of `features`, `[batch, *the layer's output]`, or `[batch, numbers]`."""
 
         def intercept(call, args, kwargs, context):
-            said = call(*args, **kwargs)
+            output = call(*args, **kwargs)
             if _is_call(context) and _path(context) == self.layer:
-                return _parted(features, said)
-            return said
+                return _parted(features, output)
+            return output
 
         with nn.intercept_methods(intercept):
             images = jnp.full((len(features), *self.image_shape), jnp.nan, jnp.float32)
@@ -64,11 +64,11 @@ def before(model: nn.Module, image_shape: tuple[int, int, int], layer: str) -> t
     outputs: dict[str, Any] = {}
 
     def intercept(call, args, kwargs, context):
-        said = call(*args, **kwargs)
+        output = call(*args, **kwargs)
         if _is_call(context):
-            outputs.setdefault(_path(context), said)
+            outputs.setdefault(_path(context), output)
             done.append(_path(context))
-        return said
+        return output
 
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
 
@@ -77,15 +77,15 @@ def before(model: nn.Module, image_shape: tuple[int, int, int], layer: str) -> t
             return model.init(jax.random.key(0), images, train=False)
 
     variables = jax.eval_shape(init, images)
-    found = outputs.get(layer)
-    if not layer or found is None:
+    cached = outputs.get(layer)
+    if not layer or cached is None:
         layers = [path for path in outputs if path and "/" not in path]
         raise UsageError(
             f"--transfer.cache-after: the network has no layer '{layer}'"
             f"{did_you_mean(layer, list(outputs))}; it has {', '.join(layers)}"
         )
     zeros, features = jax.tree.map(
-        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (variables, found)
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (variables, cached)
     )
     tail = FromFeatures(model, layer, image_shape)
     logits = jax.jit(lambda v, x: tail.apply(v, x, train=False))(zeros, _joined(features))
@@ -122,7 +122,7 @@ def cached_features(
         preprocess: from uint8 images to what the model takes.
         mirror: whether there is a second view.
         frozen: whether a leaf is part of what comes before, by its path.
-        say: told what is computed.
+        say: called with a message when features are computed.
     """
     names = {split: _digests(content.images) for split, content in splits.items()}
     wanted = np.unique(np.concatenate(list(names.values())))

@@ -202,7 +202,7 @@ def check_same_data(workdir: Path, dataset: Dataset) -> None:
 
 
 def reported_step(experiment: Training, workdir: Path) -> int:
-    """The step of the checkpoint that a run's report is about.
+    """The step of the checkpoint that a run reports on: the newest, or the best.
 
     Raises:
         UserError: there is no good checkpoint.
@@ -239,7 +239,7 @@ def abstract_state(
 
 
 def bind_to_dataset(experiment: Training, dataset: Dataset) -> Training:
-    """The experiment with all that it has to know of its data.
+    """Binds an experiment to its data.
 
     The model has the outputs that the task needs, the task knows what it takes from the training
     split, and what comes before cached features is frozen.
@@ -268,13 +268,13 @@ def model_and_splits(
     dataset: Dataset,
     say: Callable[[str], None] = lambda text: None,
 ) -> tuple[nn.Module, Mapping[str, Split]]:
-    """The model and the splits that it is given: images, or features that are computed once.
+    """The network that is trained or evaluated, and its inputs: images, or cached features.
 
     Args:
         experiment: bound to its data.
         state: with the parameters that features are computed with.
         dataset: its data.
-        say: told when features have to be computed.
+        say: called with a message when features have to be computed.
     """
     layer = experiment.transfer.cache_after
     if not layer:

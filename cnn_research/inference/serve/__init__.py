@@ -1,1 +1,1 @@
-"""Answers over HTTP from an exported network: `python -m cnn_research serve EXPORT`."""
+"""Predictions over HTTP from an exported network: `python -m cnn_research serve EXPORT`."""

@@ -1,4 +1,4 @@
-"""Answers predictions over HTTP from an export's folder.
+"""Serves predictions over HTTP from an export's folder.
 
 python launch.py --mode=export --workdir=runs/a
 python -m cnn_research serve runs/a/export
@@ -23,7 +23,7 @@ def main(words: Sequence[str]) -> None:
     """Serves the export that `words` name, until a signal ends it."""
     parser = argparse.ArgumentParser(
         prog="python -m cnn_research serve",
-        description="Answers predictions over HTTP from an export's folder.",
+        description="Serves predictions over HTTP from an export's folder.",
     )
     parser.add_argument("export", type=Path, metavar="EXPORT", help="the folder")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
@@ -55,7 +55,7 @@ def main(words: Sequence[str]) -> None:
 
 
 def serve(options: argparse.Namespace) -> None:
-    """Answers until a signal ends it.
+    """Serves until a signal ends it.
 
     Raises:
         UserError: the port is taken, or the folder holds no good export.

@@ -1,4 +1,4 @@
-"""The routes: what is asked, and how it is answered."""
+"""The routes of the server: requests and their answers."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class Number(BaseModel):
 
 
 class Prediction(BaseModel):
-    """What the network says about one image: for each head the most probable classes, the number,
-    or the colours."""
+    """The prediction for one image: for each head the most probable classes, the number, or the
+    colours."""
 
     file: str | None
     answers: dict[str, list[Share | Number]]
@@ -107,12 +107,12 @@ class Routes:
     def __init__(
         self,
         network: Exported,
-        ask: Callable[[Sequence[np.ndarray]], list[Answer]],
+        predict: Callable[[Sequence[np.ndarray]], list[Answer]],
         max_batch: int,
         wait: float,
     ):
         self._network = network
-        self._batcher = Batcher(ask, max_batch, wait)
+        self._batcher = Batcher(predict, max_batch, wait)
         self._threads = ThreadPoolExecutor(cores(), "decode")
         # A palette is whole; of classes, and of the colours of a histogram, the first are listed.
         self._most = {h["name"]: None if h["kind"] == "palette" else TOP for h in network.heads}
@@ -143,12 +143,12 @@ class Routes:
                 for name, content in uploads
             )
             images = await asyncio.gather(*decoding)
-        answers = await asyncio.gather(*(self._batcher.ask(image) for image in images))
+        answers = await asyncio.gather(*(self._batcher.predict(image) for image in images))
         predictions = []
         for (name, _), answer in zip(uploads, answers, strict=True):
             if answer is None:
                 raise HTTPException(422, f"the network's outputs for {shown(name)} are not finite")
-            first = {head: said[: self._most[head]] for head, said in answer.items()}
+            first = {head: each[: self._most[head]] for head, each in answer.items()}
             predictions.append(Prediction.model_validate({"file": name, "answers": first}))
         return Predictions(predictions=predictions)
 
@@ -163,7 +163,7 @@ class Routes:
 
 def application(
     network: Exported,
-    ask: Callable[[Sequence[np.ndarray]], list[Answer]],
+    predict: Callable[[Sequence[np.ndarray]], list[Answer]],
     *,
     limits: Limits,
     max_batch: int,
@@ -173,12 +173,12 @@ def application(
 
     Args:
         network: says what its images and heads are.
-        ask: from `compiled`, for `max_batch` images.
+        predict: from `compiled`, for `max_batch` images.
         limits: of requests.
         max_batch: images in one forward pass.
         wait: seconds that an image waits for others that are coming, to be answered with them.
     """
-    routes = Routes(network, ask, max_batch, wait)
+    routes = Routes(network, predict, max_batch, wait)
     app = FastAPIOffline(
         redoc_url=None,
         # It goes as it is into the page of /docs, and a stranger may have written it.

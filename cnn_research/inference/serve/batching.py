@@ -1,4 +1,4 @@
-"""Images that are asked about at the same time are answered together."""
+"""Dynamic batching: images that arrive at the same time share a forward pass."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from cnn_research.inference.exported import Exported
 
 Answer = dict[str, list[dict[str, Any]]] | None
-"""What a network says about one image, for each head; None where its outputs are not finite."""
+"""The decoded outputs for one image, for each head; None where they are not finite."""
 
 
 def batch_sizes(largest: int) -> list[int]:
@@ -27,22 +27,22 @@ def compiled(network: Exported, largest: int) -> Callable[[Sequence[np.ndarray]]
     It takes uint8 images `[height, width, channels]`, and gives an answer for each.
     """
 
-    def ask(images: Sequence[np.ndarray]) -> list[Answer]:
+    def predict(images: Sequence[np.ndarray]) -> list[Answer]:
         outputs = network(np.stack(images))
         finite = np.isfinite(outputs).all(axis=1)
-        said = iter(network.answers(outputs[finite]))
-        return [next(said) if good else None for good in finite]
+        answers = iter(network.answers(outputs[finite]))
+        return [next(answers) if good else None for good in finite]
 
     for size in batch_sizes(largest):
-        ask([np.zeros(network.image_shape, np.uint8)] * size)
-    return ask
+        predict([np.zeros(network.image_shape, np.uint8)] * size)
+    return predict
 
 
 class Batcher:
     """Gathers images for one forward pass at a time, while the one before is under way.
 
     Args:
-        ask: from `compiled`.
+        predict: from `compiled`.
         largest: how many images it takes at most.
         wait: seconds that the first image of a batch waits for others that are coming.
 
@@ -52,10 +52,10 @@ class Batcher:
     """
 
     def __init__(
-        self, ask: Callable[[Sequence[np.ndarray]], list[Answer]], largest: int, wait: float
+        self, predict: Callable[[Sequence[np.ndarray]], list[Answer]], largest: int, wait: float
     ):
         self.images = self.batches = 0
-        self._ask, self._largest, self._wait = ask, largest, wait
+        self._predict, self._largest, self._wait = predict, largest, wait
         self._coming = 0
         self._waiting: asyncio.Queue[tuple[np.ndarray, asyncio.Future[Answer]]] = asyncio.Queue()
 
@@ -68,7 +68,7 @@ class Batcher:
         finally:
             self._coming -= 1
 
-    async def ask(self, image: np.ndarray) -> Answer:
+    async def predict(self, image: np.ndarray) -> Answer:
         """The answer for one image, uint8 `[height, width, channels]`."""
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.put_nowait((image, answer))
@@ -93,26 +93,26 @@ class Batcher:
                     count = batch_sizes(min(len(waiting), self._largest))[-1]
                     batch, waiting = waiting[:count], waiting[count:]
                     images = [image for image, _ in batch]
-                    found = await loop.run_in_executor(thread, self._attempt, images)
-                    self._tell(batch, found)
+                    answers = await loop.run_in_executor(thread, self._attempt, images)
+                    self._resolve(batch, answers)
 
     def _attempt(self, images: Sequence[np.ndarray]) -> list[Answer] | Exception:
         try:
-            return self._ask(images)
+            return self._predict(images)
         except Exception as error:  # one batch fails, not the server
             return error
 
-    def _tell(
+    def _resolve(
         self,
         batch: Sequence[tuple[np.ndarray, asyncio.Future[Answer]]],
-        found: list[Answer] | Exception,
+        answers: list[Answer] | Exception,
     ) -> None:
         self.images += len(batch)
         self.batches += 1
         for place, (_, answer) in enumerate(batch):
             if answer.done():
                 continue
-            if isinstance(found, Exception):
-                answer.set_exception(found)
+            if isinstance(answers, Exception):
+                answer.set_exception(answers)
             else:
-                answer.set_result(found[place])
+                answer.set_result(answers[place])

@@ -1,4 +1,4 @@
-"""What a client may ask of the server in bytes, seconds and number, and how it is told no."""
+"""Limits of requests, in bytes, seconds and number, and the refusals beyond them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PATIENCE = 1.5
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What is refused above.
+    """Upper limits.
 
     Attributes:
         megabytes: of a request's body.
