@@ -27,11 +27,11 @@ class PaletteHead(nn.Module):
     """Colours from a histogram, moved to where the image's pixels are.
 
     A network says from the histogram where in CIELAB the colours are; what the pixels themselves
-    say of it, by their mean and by the most of each unit, keeps what is rare. Each step of refinement then
-    replaces every colour by the mean of the pixels that are its own: those that are nearer to it
-    than to the others, by a softmax over squared distances whose width is learnt. How much more
-    those count that are far from it is learnt too. At last each colour may be retouched: people
-    choose other colours than the means of pixels.
+    say of it, by their mean and by the most of each unit, keeps what is rare. Each step of
+    refinement then is one of soft k-means: it replaces every colour by the mean of the pixels that
+    are its own, those that are nearer to it than to the others, by a softmax over squared distances
+    whose bandwidth is learnt. How much more those count that are far from it is learnt too. At last
+    each colour may be moved a little: people choose other colours than the means of pixels.
     """
 
     colours: int
