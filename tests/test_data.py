@@ -21,7 +21,7 @@ from PIL import Image, PngImagePlugin
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.data import (
     MISSING,
-    UNSEEN,
+    UNKNOWN_CLASS,
     Artworks,
     Dataset,
     Digits,
@@ -212,7 +212,7 @@ def test_classes_that_only_other_splits_have_are_reported():
 def test_images_of_the_target_that_the_source_has_are_left_out_of_it():
     given = ["train"] * 8 + ["target"] * 5
     content = [*range(8), 3, 20, 21, 5, 20]
-    examples = make_examples([0, 1] * 4 + [0, 1, UNSEEN, UNSEEN, 1], content, given)
+    examples = make_examples([0, 1] * 4 + [0, 1, UNKNOWN_CLASS, UNKNOWN_CLASS, 1], content, given)
     indices, report = splits.assign(examples, {"validation": 2, "test": 2}, 0)
     assert list(indices) == ["train", "validation", "test", "target"]
     assert indices["target"].tolist() == [9, 10, 12]
@@ -239,10 +239,10 @@ def test_unseen_classes_are_allowed_outside_of_train():
         part = Split(np.zeros((1, 2, 2, 1), np.uint8), {"x": np.array([label], np.int32)})
         return Dataset("made up", {split: part}, {"x": ("a", "b")}, {})
 
-    assert dataset("target", UNSEEN).splits["target"].labels["x"] == [-2]
+    assert dataset("target", UNKNOWN_CLASS).splits["target"].labels["x"] == [-2]
     dataset("train", MISSING)
     with pytest.raises(UserError, match=r"label 'x' of example 0 is -2, outside 0..1"):
-        dataset("train", UNSEEN)
+        dataset("train", UNKNOWN_CLASS)
     with pytest.raises(UserError, match="is -3, outside"):
         dataset("target", -3)
 
@@ -321,7 +321,7 @@ def test_folder_of_a_target_with_a_class_of_its_own(tmp_path):
         sizes = {name: len(part) for name, part in dataset.splits.items()}
         assert sizes == {"train": 8, "validation": 4, "test": 4, "target": 5}
         target = dataset.splits["target"]
-        assert target.labels["label"].tolist() == [UNSEEN, UNSEEN, 1, 1, 1]
+        assert target.labels["label"].tolist() == [UNKNOWN_CLASS, UNKNOWN_CLASS, 1, 1, 1]
         assert target.names[0] == "target/banana/0.png"
         left_out = {"images": 1, "first": [["train/pear/1.png", "target/banana/copy.png"]]}
         assert dataset.provenance["left_out_of_target"] == left_out
@@ -723,7 +723,7 @@ def test_rows_and_target_of_a_table(tmp_path):
         assert sizes == {"train": 24, "validation": 3, "test": 3, "target": 7}
         assert dataset.class_names == {"type": ("hat", "shoe"), "brand": ("a", "b")}
         for split, part in dataset.splits.items():
-            other = UNSEEN if split == "target" else MISSING
+            other = UNKNOWN_CLASS if split == "target" else MISSING
             for at, name in enumerate(part.names):
                 row = rows[int(Path(name).stem)]
                 assert (split == "target") == (row["year"] == "2016")
@@ -753,7 +753,7 @@ def test_target_of_a_column_split(tmp_path):
     rows[15]["kind"] = "hat"
     table = make_table(tmp_path / "shop", rows)
     dataset = ImageTable(str(table), image="file", label=("kind",), validation=0.0).load()
-    assert dataset.splits["target"].labels["kind"].tolist() == [1, 0, 1, UNSEEN]
+    assert dataset.splits["target"].labels["kind"].tolist() == [1, 0, 1, UNKNOWN_CLASS]
 
 
 @pytest.mark.parametrize(

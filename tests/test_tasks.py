@@ -15,7 +15,7 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from cnn_research.cli.run import run
 from cnn_research.core.errors import UsageError, UserError
-from cnn_research.data.dataset import MISSING, UNSEEN, Dataset, Split
+from cnn_research.data.dataset import MISSING, UNKNOWN_CLASS, Dataset, Split
 from cnn_research.data.sources import Synthetic
 from cnn_research.models import MLP
 from cnn_research.tasks.classification import Classification, ClassPredictions
@@ -75,7 +75,7 @@ def test_missing_labels_have_no_loss_and_are_not_counted(smoothing):
 
 
 def test_an_unseen_label_is_a_wrong_answer_without_a_loss():
-    labels = {"label": jnp.asarray([0, UNSEEN, MISSING, UNSEEN])}
+    labels = {"label": jnp.asarray([0, UNKNOWN_CLASS, MISSING, UNKNOWN_CLASS])}
     sums = Classification().sums(LOGITS, labels, jnp.ones(4))
     assert float(sums["loss"][0]) == pytest.approx(by_hand(LOGITS[0], [1, 0, 0]), rel=1e-6)
     assert float(sums["loss"][1]) == 1
@@ -89,7 +89,7 @@ def test_an_unseen_label_is_a_wrong_answer_without_a_loss():
 
 def test_figures_tell_seen_labels_from_the_others():
     logits = np.eye(3, dtype=np.float32)[[0, 1, 2, 2, 0, 1]]
-    labels = np.array([0, 1, UNSEEN, 2, MISSING, 2], np.int32)
+    labels = np.array([0, 1, UNKNOWN_CLASS, 2, MISSING, 2], np.int32)
     names = ("a", "b", "c")
     made = ClassPredictions("target", logits, labels, names, loss=0.5)
     figures = made.figures()
@@ -110,7 +110,7 @@ def test_figures_tell_seen_labels_from_the_others():
 
 def test_page_with_unseen_labels_says_so_and_names_them(tmp_path):
     logits = np.eye(2, dtype=np.float32)[[0, 1, 1]]
-    labels = np.array([0, UNSEEN, 0], np.int32)
+    labels = np.array([0, UNKNOWN_CLASS, 0], np.int32)
     made = ClassPredictions("target", logits, labels, ("a", "b"), loss=0.5)
     page = "\n".join(made.page(tmp_path, "", np.zeros((3, 4, 4, 3), np.uint8)))
     assert "1 of 3 labels are of classes without training examples" in page

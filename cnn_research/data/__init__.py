@@ -1,6 +1,6 @@
 """Images and labels: what a data set is, the sources it comes from, and preparing it once."""
 
-from cnn_research.data.dataset import MISSING, UNSEEN, Dataset, Split
+from cnn_research.data.dataset import MISSING, UNKNOWN_CLASS, Dataset, Split
 from cnn_research.data.sources import (
     Artworks,
     Cifar10,
@@ -18,7 +18,7 @@ from cnn_research.data.sources import (
 
 __all__ = [
     "MISSING",
-    "UNSEEN",
+    "UNKNOWN_CLASS",
     "Artworks",
     "Cifar10",
     "Clustered",

@@ -17,7 +17,7 @@ MISSING = -1
 """The class of an example whose class is not known: it has no loss and is not counted. A number
 that is not known is NaN."""
 
-UNSEEN = -2
+UNKNOWN_CLASS = -2
 """The class of an example whose class is known but that no training example can have: a class that
 only the split `target` has. No prediction of it can be right, so it is counted as wrong."""
 
@@ -32,9 +32,9 @@ class Split:
     Attributes:
         images: uint8 `[examples, height, width, channels]`, often a read-only memory map.
         labels: per head, classes, int32 `[examples]`, `MISSING` (-1) where not known and, outside
-            of `train`, `UNSEEN` (-2) where no class; or numbers, float32 `[examples]`, NaN where
-            not known; or a class of each pixel, uint8 `[examples, height, width]`; or palettes,
-            sRGB 0 to 1, float32 `[examples, most, 3]`, NaN where one has fewer colours.
+            of `train`, `UNKNOWN_CLASS` (-2) where no class; or numbers, float32 `[examples]`, NaN
+            where not known; or a class of each pixel, uint8 `[examples, height, width]`; or
+            palettes, sRGB 0 to 1, float32 `[examples, most, 3]`, NaN where one has fewer colours.
         names: per example, where it came from (`train/Coat/17.jpg`), or None if it has no name.
     """
 
@@ -93,7 +93,7 @@ class Dataset:
                 if head in self.class_names:
                     classes = len(self.class_names[head])
                     allowed = f"outside 0..{classes - 1}"
-                    lowest = MISSING if split_name == "train" else UNSEEN
+                    lowest = MISSING if split_name == "train" else UNKNOWN_CLASS
                     wrong = np.flatnonzero((labels < lowest) | (labels >= classes))
                 else:
                     allowed = "not a finite number"

@@ -13,7 +13,7 @@ from scipy.special import softmax
 
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError, UserError
-from cnn_research.data.dataset import MISSING, UNSEEN
+from cnn_research.data.dataset import MISSING, UNKNOWN_CLASS
 from cnn_research.report.markdown import markdown_table
 from cnn_research.report.page import Predictions
 from cnn_research.report.plots import VERBATIM, image_grid, no_mistakes, shortened, show_image
@@ -30,7 +30,7 @@ MOST_PAIRS = 10
 MOST_MISTAKES = 24
 MOST_CLASSES_WITH_COUNTS = 30
 CONFUSED_ROWS, CONFUSED_COLUMNS = 6, 3
-UNSEEN_NAME = "(unseen)"
+UNKNOWN_CLASS_NAME = "(unseen)"
 """What reports call all labels that training has not seen."""
 
 
@@ -307,7 +307,7 @@ class ClassPredictions(Predictions):
         if unseen:
             yield (
                 f"{unseen:,} of {len(labels):,} labels are of classes without training examples: "
-                f"every answer to them counts as wrong; {UNSEEN_NAME} stands for them below."
+                f"every answer to them counts as wrong; {UNKNOWN_CLASS_NAME} stands for them below."
             )
         text = self.text()
         (folder / f"classification_report{suffix}.txt").write_text(text, encoding="utf-8")
@@ -343,10 +343,10 @@ class ClassPredictions(Predictions):
         name = f"mistakes{suffix}.png"
         mistakes_plot(
             images,
-            np.where(self.labels == UNSEEN, len(self.class_names), self.labels),
+            np.where(self.labels == UNKNOWN_CLASS, len(self.class_names), self.labels),
             predicted,
             softmax(self.logits.astype(np.float64), axis=-1).max(axis=1),
-            (*self.class_names, UNSEEN_NAME),
+            (*self.class_names, UNKNOWN_CLASS_NAME),
         ).savefig(folder / name)
         yield "The mistakes made with most confidence, with the probability of the wrong class:"
         yield f"![Images of the surest mistakes, with answer and true class]({name})"
@@ -369,14 +369,14 @@ class ClassPredictions(Predictions):
     def _seen(self, labels: np.ndarray) -> np.ndarray:
         """Whether training has seen each label, bool `[known]`."""
         trained = np.ones(len(self.class_names), bool) if self.trained is None else self.trained
-        return (labels != UNSEEN) & trained[labels]
+        return (labels != UNKNOWN_CLASS) & trained[labels]
 
     def confusion_counts(self) -> np.ndarray:
         """int64 `[classes, classes]`: how often each true class (row) was predicted as each."""
         classes = len(self.class_names)
         matrix = np.zeros((classes, classes), np.int64)
         labels, predicted = self.known()
-        np.add.at(matrix, (labels[labels != UNSEEN], predicted[labels != UNSEEN]), 1)
+        np.add.at(matrix, (labels[labels != UNKNOWN_CLASS], predicted[labels != UNKNOWN_CLASS]), 1)
         return matrix
 
     def _sklearn_report(self, *, as_text: bool) -> Any:
@@ -385,8 +385,8 @@ class ClassPredictions(Predictions):
         labels, predicted = self.known()
         if not labels.size:
             raise UserError(f"split {self.split}: no example has a label to evaluate against")
-        names = (*self.class_names, UNSEEN_NAME)
-        labels = np.where(labels == UNSEEN, len(self.class_names), labels)
+        names = (*self.class_names, UNKNOWN_CLASS_NAME)
+        labels = np.where(labels == UNKNOWN_CLASS, len(self.class_names), labels)
         present = np.union1d(labels, predicted)
         return metrics.classification_report(
             labels,

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from cnn_research.core.errors import UserError
 from cnn_research.core.preemption import poll
-from cnn_research.data.dataset import UNSEEN
+from cnn_research.data.dataset import UNKNOWN_CLASS
 from cnn_research.data.images import BadImage, encode, resized
 from cnn_research.data.prepare import cache, cifar10
 from cnn_research.data.prepare.files import Plan, Record
@@ -40,8 +40,8 @@ from cnn_research.data.prepare.splits import Examples
 CHUNK = 1024
 POOL_CHUNK = 256
 
-UNSEEN_NAME = "(a class that only the target has)"
-"""What records name `UNSEEN`, after the classes of a head: TFDS takes no label -2."""
+UNKNOWN_CLASS_NAME = "(a class that only the target has)"
+"""What records name `UNKNOWN_CLASS`, after the classes of a head: TFDS takes no label -2."""
 
 FASHION_FILES = {
     "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
@@ -166,8 +166,8 @@ with tfds.core.registered.skip_registration():
             )
 
         def _names(self, head: str) -> list[str]:
-            unseen = any(record.labels[head] == UNSEEN for record in self.plan.records)
-            return [*self.plan.class_names[head], *[UNSEEN_NAME] * unseen]
+            unseen = any(record.labels[head] == UNKNOWN_CLASS for record in self.plan.records)
+            return [*self.plan.class_names[head], *[UNKNOWN_CLASS_NAME] * unseen]
 
         def _columns(self) -> dict[str, Any]:
             cells = self.plan.records[0].cells
@@ -177,7 +177,7 @@ with tfds.core.registered.skip_registration():
 
         def _example(self, record: Record, image: bytes) -> dict[str, Any]:
             labels = {
-                head: len(self.plan.class_names[head]) if label == UNSEEN else label
+                head: len(self.plan.class_names[head]) if label == UNKNOWN_CLASS else label
                 for head, label in record.labels.items()
             }
             cells = {} if record.cells is None else {"row": record.cells}
@@ -504,7 +504,7 @@ def _read(
     shape = (*image_size, 3) if image_size else features["image"].shape
     images = _memory_map(scratch, total, shape)
     class_names = {
-        head: tuple(name for name in features[head].names if name != UNSEEN_NAME)
+        head: tuple(name for name in features[head].names if name != UNKNOWN_CLASS_NAME)
         for head in heads
         if isinstance(features[head], tfds.features.ClassLabel)
     }
@@ -522,7 +522,7 @@ def _read(
             names.append(f"{split}/{index}" if file is None else file.decode())
             given.append(split)
     for head, classes in class_names.items():
-        labels[head][labels[head] == len(classes)] = UNSEEN
+        labels[head][labels[head] == len(classes)] = UNKNOWN_CLASS
     examples = Examples(
         images=images,
         labels=labels,

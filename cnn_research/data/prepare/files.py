@@ -35,7 +35,7 @@ class Record:
         path: the file.
         name: what to call it, printable, relative to the source.
         split: where the source puts it; `train` where it says nothing.
-        labels: per head, the class index, `MISSING` or `UNSEEN`; or the number, or NaN.
+        labels: per head, the class index, `MISSING` or `UNKNOWN_CLASS`; or the number, or NaN.
         cells: the text of its row in a table, by column, where that is to be kept.
     """
 

@@ -12,7 +12,7 @@ import numpy as np
 from absl import logging
 
 from cnn_research.core.errors import UsageError, UserError
-from cnn_research.data.dataset import MISSING, UNSEEN, Split
+from cnn_research.data.dataset import MISSING, UNKNOWN_CLASS, Split
 
 SPLITS = ("train", "validation", "test", "target")
 
@@ -132,7 +132,7 @@ def _warnings(
         found["classes_without_training_examples"] = untrained
     if "target" in indices:
         unseen = {head: examples.labels[head][indices["target"]] for head in examples.class_names}
-        counts = {head: int(np.sum(labels == UNSEEN)) for head, labels in unseen.items()}
+        counts = {head: int(np.sum(labels == UNKNOWN_CLASS)) for head, labels in unseen.items()}
         found["target_examples_of_unseen_classes"] = counts
     return found
 

@@ -13,7 +13,7 @@ import numpy as np
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.ranges import PositiveInt
-from cnn_research.data.dataset import UNSEEN, Dataset
+from cnn_research.data.dataset import UNKNOWN_CLASS, Dataset
 from cnn_research.data.images import ENDINGS, decode, is_named_as_image, printable, resized, turned
 from cnn_research.data.prepare.files import SPLIT_FOLDERS, Plan, Record, files_below, stem_of
 from cnn_research.data.prepare.splits import Examples
@@ -101,8 +101,8 @@ def plan_folder(root: Path, shown: str, class_of: Callable[[str], str] = printab
     """The records of `<split>/<class>/*` or `<class>/*` in `root`; errors name it `shown`.
 
     A single folder around everything is looked through. Classes that only the split `target` has
-    are `UNSEEN`. `class_of` makes a class of a folder's name. Where files are named as images, a
-    folder without any, as of annotations, is no class.
+    are `UNKNOWN_CLASS`. `class_of` makes a class of a folder's name. Where files are named as
+    images, a folder without any, as of annotations, is no class.
 
     Raises:
         UsageError: a table instead of a folder.
@@ -145,7 +145,7 @@ def plan_folder(root: Path, shown: str, class_of: Callable[[str], str] = printab
     index = {name: at for at, name in enumerate(classes)}
     return Plan(
         records=[
-            Record(root / path, printable(path), split, {"label": index.get(name, UNSEEN)})
+            Record(root / path, printable(path), split, {"label": index.get(name, UNKNOWN_CLASS)})
             for path, split, name in found
         ],
         class_names={"label": classes},

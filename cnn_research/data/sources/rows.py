@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from cnn_research.core.errors import UsageError, UserError
-from cnn_research.data.dataset import MISSING, UNSEEN
+from cnn_research.data.dataset import MISSING, UNKNOWN_CLASS
 from cnn_research.data.images import ENDINGS, printable
 from cnn_research.data.prepare.files import SPLIT_FOLDERS, Plan, Record, files_below
 
@@ -175,7 +175,8 @@ def plan_rows(
     """The records of the rows that are asked for, in their order.
 
     Classes, and how many rows each has, are those of the rows outside of the split `target`; there
-    a rarer class counts as `MISSING`, and in `target` a class that is none of them as `UNSEEN`.
+    a rarer class counts as `MISSING`, and in `target` a class that is none of them as
+    `UNKNOWN_CLASS`.
 
     Args:
         all_rows: the rows of a table.
@@ -200,7 +201,7 @@ def plan_rows(
     numbers = {head: _numbers(all_rows, splits, shown, head) for head in number}
     records = []
     for at, split in splits.items():
-        other = UNSEEN if split == "target" else MISSING
+        other = UNKNOWN_CLASS if split == "target" else MISSING
         cells = {head: printable(all_rows[at][head]) for head in label}
         found = {
             head: index[head].get(cell, other) if cell else MISSING for head, cell in cells.items()

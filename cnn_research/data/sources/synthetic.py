@@ -9,7 +9,7 @@ import numpy as np
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError
 from cnn_research.core.ranges import NonNegativeInt, PositiveInt, Seed
-from cnn_research.data.dataset import PALETTE, UNSEEN, Dataset, Split
+from cnn_research.data.dataset import PALETTE, UNKNOWN_CLASS, Dataset, Split
 
 
 @register_config
@@ -76,7 +76,7 @@ class Synthetic:
         }
         if "target" in splits:
             for head in self.heads:
-                splits["target"].labels[head][::5] = UNSEEN
+                splits["target"].labels[head][::5] = UNKNOWN_CLASS
         return Dataset(
             name="synthetic",
             splits=splits,
