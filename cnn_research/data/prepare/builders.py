@@ -48,6 +48,20 @@ FASHION_FILES = {
     "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
 }
 
+
+def _in_its_order(builder: Any, official: tfds.core.DatasetInfo, **options: Any) -> Any:
+    """The official description of a data set, whose examples keep the order of its files."""
+    return tfds.core.DatasetInfo(
+        builder=builder,
+        description=official.description,
+        features=official.features,
+        homepage=official.homepage,
+        citation=official.citation,
+        disable_shuffling=True,
+        **options,
+    )
+
+
 # Not registered: they share TFDS's names or make sense only with a plan.
 with tfds.core.registered.skip_registration():
 
@@ -58,15 +72,7 @@ with tfds.core.registered.skip_registration():
         """
 
         def _info(self) -> tfds.core.DatasetInfo:
-            official = super()._info()
-            return tfds.core.DatasetInfo(
-                builder=self,
-                description=official.description,
-                features=official.features,
-                homepage=official.homepage,
-                citation=official.citation,
-                disable_shuffling=True,
-            )
+            return _in_its_order(self, super()._info())
 
         def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
             return {
@@ -96,15 +102,7 @@ with tfds.core.registered.skip_registration():
         def _info(self) -> tfds.core.DatasetInfo:
             official = super()._info()
             official.features["label"].names = cifar10.CLASSES
-            return tfds.core.DatasetInfo(
-                builder=self,
-                description=official.description,
-                features=official.features,
-                homepage=official.homepage,
-                citation=official.citation,
-                metadata=tfds.core.MetadataDict(),
-                disable_shuffling=True,
-            )
+            return _in_its_order(self, official, metadata=tfds.core.MetadataDict())
 
         def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
             kind = cifar10.kind_of(self.archive)
@@ -407,7 +405,41 @@ def read(
         UserError: the records are damaged.
     """
     with _named_errors(home):
-        return _read(home, scratch, image_size)
+        builder = tfds.builder_from_directory(home)
+        features = builder.info.features
+        metadata = dict(builder.info.metadata or {})
+        heads = metadata.pop("heads", ["label"])
+        total = sum(split.num_examples for split in builder.info.splits.values())
+        shape = (*image_size, 3) if image_size else features["image"].shape
+        images = _memory_map(scratch, total, shape)
+        class_names = {
+            head: tuple(name for name in features[head].names if name != UNKNOWN_CLASS_NAME)
+            for head in heads
+            if isinstance(features[head], tfds.features.ClassLabel)
+        }
+        labels = {
+            head: np.empty(total, np.int32 if head in class_names else np.float32) for head in heads
+        }
+        names: list[str] = []
+        given: list[str] = []
+        for split in builder.info.splits:
+            for index, record in _records(builder, split):
+                images[len(names)] = _pixels(record["image"], image_size).reshape(shape)
+                for head, values in labels.items():
+                    values[len(names)] = record[head]
+                file = record.get("file")
+                names.append(f"{split}/{index}" if file is None else file.decode())
+                given.append(split)
+        for head, classes in class_names.items():
+            labels[head][labels[head] == len(classes)] = UNKNOWN_CLASS
+        examples = Examples(
+            images=images,
+            labels=labels,
+            class_names=class_names,
+            names=np.array(names),
+            given=np.array(given),
+        )
+        return examples, metadata
 
 
 def read_table(
@@ -491,46 +523,6 @@ def _memory_map(scratch: Path, count: int, shape: tuple[int, ...]) -> np.ndarray
 def _pixels(png: bytes, image_size: tuple[int, int] | None) -> np.ndarray:
     image = np.asarray(Image.open(io.BytesIO(png)))
     return resized(image, image_size) if image_size else image
-
-
-def _read(
-    home: Path, scratch: Path, image_size: tuple[int, int] | None
-) -> tuple[Examples, dict[str, Any]]:
-    builder = tfds.builder_from_directory(home)
-    features = builder.info.features
-    metadata = dict(builder.info.metadata or {})
-    heads = metadata.pop("heads", ["label"])
-    total = sum(split.num_examples for split in builder.info.splits.values())
-    shape = (*image_size, 3) if image_size else features["image"].shape
-    images = _memory_map(scratch, total, shape)
-    class_names = {
-        head: tuple(name for name in features[head].names if name != UNKNOWN_CLASS_NAME)
-        for head in heads
-        if isinstance(features[head], tfds.features.ClassLabel)
-    }
-    labels = {
-        head: np.empty(total, np.int32 if head in class_names else np.float32) for head in heads
-    }
-    names: list[str] = []
-    given: list[str] = []
-    for split in builder.info.splits:
-        for index, record in _records(builder, split):
-            images[len(names)] = _pixels(record["image"], image_size).reshape(shape)
-            for head, values in labels.items():
-                values[len(names)] = record[head]
-            file = record.get("file")
-            names.append(f"{split}/{index}" if file is None else file.decode())
-            given.append(split)
-    for head, classes in class_names.items():
-        labels[head][labels[head] == len(classes)] = UNKNOWN_CLASS
-    examples = Examples(
-        images=images,
-        labels=labels,
-        class_names=class_names,
-        names=np.array(names),
-        given=np.array(given),
-    )
-    return examples, metadata
 
 
 def fashion_checksums() -> dict[str, str]:
