@@ -6,7 +6,6 @@ import dataclasses
 import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from cnn_research.core.config import did_you_mean
 from cnn_research.core.errors import UsageError
@@ -20,28 +19,27 @@ class Mode:
 
     Attributes:
         function: called as `function(experiment, workdir)`.
+        options: the flags that it takes: `input`, as a third argument, which it then needs, and as
+            keywords `profile` and `neighbours`.
         replicated: called instead, as `function(experiment, workdir, replicas)`, for several seeds
             at once; "" where the mode trains nothing.
-        takes_input: whether `function` takes, and needs, the images of `--input` as a third
-            argument.
-        takes_profile: whether `function` takes `profile=True`, and then traces train steps.
-        takes_neighbours: whether `function` takes `neighbours=K`, the number of nearest training
-            images to show.
     """
 
     function: str
+    options: tuple[str, ...] = ()
     replicated: str = ""
-    takes_input: bool = False
-    takes_profile: bool = False
-    takes_neighbours: bool = False
+
+    def takes(self, option: str) -> bool:
+        """Whether it goes with a flag."""
+        return bool(self.replicated) if option == "replicas" else option in self.options
 
 
 MODES: dict[str, Mapping[str, Mode]] = {
     "Training": {
         "train": Mode(
             "cnn_research.train.loop:train",
+            options=("profile",),
             replicated="cnn_research.workflows.replicas:train",
-            takes_profile=True,
         ),
         "dry-run": Mode(
             "cnn_research.train.dry_run:dry_run",
@@ -49,7 +47,7 @@ MODES: dict[str, Mapping[str, Mode]] = {
         ),
         "evaluate": Mode("cnn_research.train.finish:evaluate"),
         "predict": Mode(
-            "cnn_research.inference.predict:predict_images", takes_input=True, takes_neighbours=True
+            "cnn_research.inference.predict:predict_images", options=("input", "neighbours")
         ),
         "export": Mode("cnn_research.inference.export:export"),
     },
@@ -58,7 +56,7 @@ MODES: dict[str, Mapping[str, Mode]] = {
         "dry-run": Mode("cnn_research.workflows.two_stage:dry_run"),
         "evaluate": Mode("cnn_research.workflows.two_stage:evaluate"),
         "predict": Mode(
-            "cnn_research.workflows.two_stage:predict", takes_input=True, takes_neighbours=True
+            "cnn_research.workflows.two_stage:predict", options=("input", "neighbours")
         ),
         "export": Mode("cnn_research.workflows.two_stage:export"),
     },
@@ -66,7 +64,7 @@ MODES: dict[str, Mapping[str, Mode]] = {
         "run": Mode("cnn_research.workflows.palette.purification:purify"),
         "dry-run": Mode("cnn_research.workflows.palette.purification:dry_run"),
         "predict": Mode(
-            "cnn_research.workflows.palette.colour_naming:name_pixels", takes_input=True
+            "cnn_research.workflows.palette.colour_naming:name_pixels", options=("input",)
         ),
         "export": Mode("cnn_research.workflows.palette.purification:export"),
     },
@@ -116,31 +114,26 @@ def bind_mode(
             f"give --mode={'|'.join(modes)}"
         )
     chosen = modes[name]
-    if chosen.takes_input and source is None:
+    if chosen.takes("input") and source is None:
         raise UsageError(f"--mode={name} needs --input=IMAGES: a file, a folder or a pattern")
-    if source is not None and not chosen.takes_input:
-        raise UsageError(f"--input goes with {_that(modes, 'takes_input')}; got --mode={name}")
-    if profile and not chosen.takes_profile:
-        raise UsageError(f"--profile goes with {_that(modes, 'takes_profile')}; got --mode={name}")
-    if replicas is not None and not chosen.replicated:
-        raise UsageError(f"--replicas goes with {_that(modes, 'replicated')}; got --mode={name}")
-    if neighbours and not chosen.takes_neighbours:
-        flag = _that(modes, "takes_neighbours")
-        raise UsageError(f"--neighbours goes with {flag}; got --mode={name}")
-    if neighbours < 0:
-        raise UsageError(f"--neighbours is {neighbours}: must be 0 or more")
-    if replicas is not None and replicas < 1:
-        raise UsageError(f"--replicas is {replicas}: must be 1 or more")
+    options = {"profile": profile or None, "neighbours": neighbours or None}
+    for option, value in {"input": source, "replicas": replicas, **options}.items():
+        if value is not None and not chosen.takes(option):
+            takers = "|".join(key for key, each in modes.items() if each.takes(option))
+            where = f"--mode={takers}" if takers else "another kind of experiment"
+            raise UsageError(f"--{option} goes with {where}; got --mode={name}")
+    for option, value, least in (("neighbours", neighbours, 0), ("replicas", replicas, 1)):
+        if value is not None and value < least:
+            raise UsageError(f"--{option} is {value}: must be {least} or more")
     experiment.check()
     arguments = tuple(value for value in (source, replicas) if value is not None)
-    given = {"profile": profile, "neighbours": neighbours}
-    options: dict[str, Any] = {option: value for option, value in given.items() if value}
+    keywords = {option: value for option, value in options.items() if value is not None}
 
     def call(workdir: Path) -> Result:
         path = chosen.function if replicas is None else chosen.replicated
         module, _, function = path.partition(":")
         called = getattr(importlib.import_module(module), function)
-        return called(experiment, workdir.absolute(), *arguments, **options)
+        return called(experiment, workdir.absolute(), *arguments, **keywords)
 
     return call
 
@@ -176,9 +169,3 @@ def run(
         experiment, mode, source, neighbours=neighbours, profile=profile, replicas=replicas
     )
     return call(Path(workdir))
-
-
-def _that(modes: Mapping[str, Mode], option: str) -> str:
-    """Which modes have an option, as the flag that is typed."""
-    names = [name for name, mode in modes.items() if getattr(mode, option)]
-    return f"--mode={'|'.join(names)}" if names else "another kind of experiment"
