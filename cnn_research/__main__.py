@@ -11,6 +11,7 @@ doctor    what works on this machine
 import importlib
 import sys
 
+from cnn_research.core.config import did_you_mean
 from cnn_research.core.errors import UsageError, run_command
 
 COMMANDS = {
@@ -29,7 +30,8 @@ def main(words: list[str]) -> int | None:
         print(__doc__, end="")
         return 0
     if words[0] not in COMMANDS:
-        raise UsageError(f"no command is named '{words[0]}': take {', '.join(COMMANDS)}")
+        near = did_you_mean(words[0], list(COMMANDS))
+        raise UsageError(f"no command is named '{words[0]}'{near}: take {', '.join(COMMANDS)}")
     return importlib.import_module(COMMANDS[words[0]]).main(words[1:])
 
 

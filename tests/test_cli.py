@@ -24,6 +24,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 import launch  # noqa: F401 (defines the flags)
+from cnn_research import __main__ as package
 from cnn_research.cli import main as cli
 from cnn_research.cli.fields import LAUNCHER_FLAGS, with_overrides
 from cnn_research.cli.run import MODES, Mode, modes_of, run
@@ -35,7 +36,13 @@ from cnn_research.core.config import (
     flatten,
     register_config,
 )
-from cnn_research.core.errors import NOBODY_READS, UsageError
+from cnn_research.core.errors import (
+    NOBODY_READS,
+    Interrupted,
+    UsageError,
+    UserError,
+    run_command,
+)
 from cnn_research.core.experiment import Experiment, Result, lookup, registry
 from cnn_research.models.registry import architectures
 
@@ -148,6 +155,54 @@ def test_what_is_typed_wrong_is_said_in_one_line(what, command, tmp_path, monkey
 def test_bad_choice_names_the_field_and_the_choices(command):
     err = command(DIGITS, "--optimizer.name=adamm").err
     is_one_error(err, "--optimizer.name", "'sgd'", "'adamw'")
+
+
+@pytest.mark.parametrize(
+    ("word", "dry"), [("--dry-run", True), ("--dry-run=true", True), ("--dry-run=false", False)]
+)
+def test_a_launcher_flag_with_a_dash_takes_a_value(word, dry):
+    with flagsaver.flagsaver():
+        assert cli.parse_flags(["launch.py", DIGITS, word]) == ["launch.py"]
+        assert cli.FLAGS.dry_run is dry
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (UserError("no\nluck"), 1, "error: no luck"),
+        (UsageError("no such field"), 2, "error: no such field"),
+        (Interrupted("saved", 75), 75, "error: saved"),
+        (KeyboardInterrupt(), 130, "error: interrupted: nothing that was saved before is lost"),
+        (
+            OSError(28, "No space left on device", "runs/a"),
+            *(1, "error: No space left on device (runs/a): nothing that was saved before is lost"),
+        ),
+    ],
+)
+def test_every_command_turns_errors_into_one_line_and_an_exit_code(error, code, line, capsys):
+    def fail(words):
+        print("before")
+        raise error
+
+    assert run_command(fail, []) == code
+    assert tuple(capsys.readouterr()) == ("before\n", f"{line}\n")
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run_command(lambda words: 1 // 0, [])
+
+
+def test_the_package_s_commands(capsys):
+    assert run_command(package.main, ["--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"\n{name} " in said for name in package.COMMANDS)
+    assert run_command(package.main, ["modles"]) == 2
+    is_one_error(capsys.readouterr().err, "no command is named 'modles' (did you mean 'models'?)")
+    for name, module in package.COMMANDS.items():
+        assert callable(importlib.import_module(module).main), name
+    assert run_command(package.main, ["models", "--help"]) == 0
+    assert run_command(package.main, ["models", "--all"]) == 2
 
 
 # Overrides ---------------------------------------------------------------------------------------
