@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from cnn_research.core.errors import UsageError, UserError, run_command
@@ -277,13 +277,11 @@ def _status(arguments: Sequence[str]) -> int:
     live = sys.stdout.isatty()
     while True:
         known, names = definition.read(folder)
-        workdirs: Iterable[Path] = [folder.absolute() / definition.RUNS / name for name in names]
-        if known["search"]:
-            workdirs = definition.trial_folders(folder)
-        found = states.all_states(folder, list(workdirs))
+        workdirs = [folder.absolute() / definition.RUNS / name for name in names]
+        workdirs = definition.trial_folders(folder) if known["search"] else workdirs
+        found = states.all_states(folder, workdirs)
         going = any(state.state in ("running", "queued") for state in found.values())
-        clear = "\x1b[H\x1b[2J" if live else ""
-        print(clear + states.table(found), flush=True)
+        print(("\x1b[H\x1b[2J" if live else "") + states.table(found), flush=True)
         if not (live and going):
             return 0
         time.sleep(REFRESH_SECONDS)
