@@ -32,6 +32,8 @@ PAGES = (
 """Those with tables."""
 COLOURS = ("palettes", "palette_losses", "colour_names")
 """Results files of document 000."""
+JPEG = "cifar10_jpeg_"
+"""Runs on CIFAR-10's images as they were saved again, which lost; not comparable with others."""
 NOTHING = "*Not measured yet.*"
 TABLE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -149,8 +151,8 @@ def of_document(document: str, results: Results) -> str:
     """The accuracies of each experiment that implements a document, beside the document's."""
     rows = []
     for name, result in results.items():
-        # The exercise's changes have a table of their own.
-        if result.get("document") != document or name.startswith("cifar10_exercise_"):
+        # The log's rows have a table of their own.
+        if result.get("document") != document or name.startswith(JPEG):
             continue
         for figure, called in ACCURACIES.items():
             values = result["figures"].get(figure, {}).get("values", [])
@@ -187,7 +189,7 @@ def accuracy(results: Results) -> str:
     for name, result in results.items():
         figures = result.get("figures", {})
         # The log's rows, of document 003, have tables of their own.
-        logged = name.startswith(("cifar10_exercise_", "products_"))
+        logged = name.startswith((JPEG, "products_"))
         if "accuracy" not in figures or "document_results" not in result or logged:
             continue
         theirs = result["document_results"].get("test accuracy")
@@ -223,7 +225,9 @@ def regression(results: Results) -> str:
 def speed(results: Results) -> str:
     """Milliseconds a training step beside PyTorch's fastest mode, from train_speed.json."""
     rows = []
-    for model, result in results.get("train_speed", {}).get("models", {}).items():
+    for model, result in (
+        results.get("train_speed", {}).get("figures", {}).get("models", {}).items()
+    ):
         medians = {mode: f"{m['median']:.1f}" for mode, m in result["milliseconds_a_step"].items()}
         mode, ratio = result["best_of_pytorch"], result["times_as_fast"]
         times_as_fast = f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})"
@@ -252,29 +256,38 @@ def robustness(results: Results) -> str:
 
 
 def cifar10_changes(results: Results) -> str:
-    """The log of document 003's exercise, a change a row."""
-    groups = groups_of(results, "cifar10_exercise")
+    """The log of document 003's exercise, a change a row; all of it on the JPEG copies."""
+    groups = groups_of(results, f"{JPEG}exercise")
     return log_as_markdown(change_log(groups)) if groups else ""
+
+
+def _with_fields_of(other: Any, config: Any) -> Any:
+    """A config with the fields of another one, whose version of the code may be another."""
+    if not isinstance(config, Mapping):
+        return config
+    like = other if isinstance(other, Mapping) and other["class"] == config["class"] else config
+    fields = {name: _with_fields_of(like[name], config.get(name, like[name])) for name in like}
+    return {**fields, "class": config["class"].rpartition(".")[2]}
 
 
 def groups_of(results: Results, prefix: str) -> list[Group]:
     """The runs of every results file whose name begins so."""
+    chosen = {name: result for name, result in sorted(results.items()) if name.startswith(prefix)}
     groups = []
-    for name, result in sorted(results.items()):
-        if name.startswith(prefix):
-            figures = {figure: told["values"] for figure, told in result["figures"].items()}
-            directions = result.get("metric_directions", Classification().directions)
-            runs = [
-                Run(
-                    folder=Path(name),
-                    config=result["config"],
-                    record={**result, "wall_seconds": seconds},
-                    figures={figure: values[index] for figure, values in figures.items()},
-                    directions=directions,
-                )
-                for index, seconds in enumerate(result["wall_seconds_of_runs"])
-            ]
-            groups.append(Group(name, runs))
+    for name, result in chosen.items():
+        first = next(iter(chosen.values()))["config"]
+        figures = {figure: told["values"] for figure, told in result["figures"].items()}
+        runs = [
+            Run(
+                folder=Path(name),
+                config=_with_fields_of(first, result["config"]),
+                record={**result, "wall_seconds": seconds},
+                figures={figure: values[index] for figure, values in figures.items()},
+                directions=result.get("metric_directions", Classification().directions),
+            )
+            for index, seconds in enumerate(result["wall_seconds_of_runs"])
+        ]
+        groups.append(Group(name, runs))
     return groups
 
 
