@@ -265,9 +265,10 @@ def _with_fields_of(other: Any, config: Any) -> Any:
     """A config with the fields of another one, whose version of the code may be another."""
     if not isinstance(config, Mapping):
         return config
-    like = other if isinstance(other, Mapping) and other["class"] == config["class"] else config
+    kind = config.get("class", "")
+    like = other if isinstance(other, Mapping) and other.get("class", "") == kind else config
     fields = {name: _with_fields_of(like[name], config.get(name, like[name])) for name in like}
-    return {**fields, "class": config["class"].rpartition(".")[2]}
+    return {**fields, "class": kind.rpartition(".")[2]}
 
 
 def groups_of(results: Results, prefix: str) -> list[Group]:

@@ -759,7 +759,9 @@ def test_readme_tables_come_from_the_results(tmp_path, capsys):
         "times_as_fast": {"median": 1.5, "min": 1.4, "max": 1.625},
         "pytorch_with_kept_memory": {"times_as_fast": {"median": 0.9}},
     }
-    (tmp_path / "results" / "train_speed.json").write_text(json.dumps({"models": {"cnn": speed}}))
+    (tmp_path / "results" / "train_speed.json").write_text(
+        json.dumps({"figures": {"models": {"cnn": speed}}})
+    )
     rows = [
         {"what": "kill -9", "target": "bit-equal", "measured": "20 of 20", "met": True},
         {"what": "start", "target": "1 s", "measured": "1.2 s", "met": False},
@@ -789,7 +791,8 @@ def test_readme_has_the_changes_to_the_exercise_in_a_table_of_their_own(tmp_path
         run = make_run(tmp_path / name, accuracy=accuracy, width=len(name))
         config = json.loads((run / "config.json").read_text()) | {"name": name}
         (run / "config.json").write_text(json.dumps(config))
-        main([str(run), f"--output={tmp_path / 'results' / name}.json"])
+        file = name.replace("cifar10", "cifar10_jpeg")
+        main([str(run), f"--output={tmp_path / 'results' / file}.json"])
     readme = "".join(
         f"<!-- table: {name} -->\n<!-- end -->\n" for name in ("cifar10_changes", "accuracy")
     )
@@ -800,7 +803,7 @@ def test_readme_has_the_changes_to_the_exercise_in_a_table_of_their_own(tmp_path
         ["cifar10_exercise", "", "0.9900", "0.7000", "0.8978", "+0.0000"],
         ["cifar10_exercise_wider", "width 16 -> 22", "0.9900", "0.7500", "0.8978", "+0.0500"],
     ]
-    assert [row[0] for row in rows[2:]] == ["cifar10_exercise"]
+    assert not rows[2:]
 
 
 def test_the_table_of_documents_has_what_was_measured_in_two_languages(tmp_path):
