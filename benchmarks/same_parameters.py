@@ -12,7 +12,9 @@ interrupted comparison goes on there, and a commit that was run is not run again
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -20,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results import flag, measurement, row
-from benchmarks.worktrees import started_in, work_trees
+from benchmarks.worktrees import FIND, work_trees
 
 CHANGED: dict[str, str] = {}
 """Trainings whose parameters a mended fault changes at test size, and which it is."""
@@ -104,15 +106,6 @@ def digests(training):
         return digests(dataclasses.replace(training, epochs=STEPS * training.epochs))
     return {"steps": states[STEPS][0], "before": states[0][1], "after": states[STEPS][1]}
 
-# What is estimated before a run costs more than its steps.
-for name in ("cnn_research.train.loop", "cnn_research.runner"):
-    try:
-        loop = importlib.import_module(name)
-    except ImportError:
-        continue
-    if hasattr(loop, "estimate"):
-        loop.estimate = lambda *unused, **options: ""
-
 known, *only = sys.argv[1:]
 known = Path(known)
 results = json.loads(known.read_text()) if known.exists() else {}
@@ -192,7 +185,13 @@ def digests(
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
     print(f"{commit[:12]}, XLA_FLAGS='{flags}'", flush=True)
-    child = started_in(tree, PROGRAM, str(known), *only, environment=environment)
+    child = subprocess.Popen(
+        [sys.executable, "-c", FIND + PROGRAM, str(known), *only],
+        cwd=tree,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert child.stdout is not None
     for line in child.stdout:
         print(f"  {line.strip()}", flush=True)

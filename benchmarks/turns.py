@@ -63,9 +63,11 @@ class Contender:
 def rounds_of(contenders: Mapping[str, Contender], rounds: int) -> dict[str, list[float]]:
     """Milliseconds a step of each, over rounds in which each takes a turn."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
+    order = list(contenders)
     for _ in range(rounds):
-        for name, contender in contenders.items():
-            times[name].append(1e3 * contender.turn())
+        for name in order:
+            times[name].append(1e3 * contenders[name].turn())
+        order.reverse()  # nobody always runs after the same neighbour
     return times
 
 

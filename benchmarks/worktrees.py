@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.results import ROOT
@@ -21,9 +19,10 @@ sys.meta_path = [
     if not getattr(finder, "__module__", "").startswith("__editable__")
 ]
 
+import importlib
+
 def first_of(*paths):
     "The first of some `module:name`s that this commit has."
-    import importlib
     for path in paths:
         module, name = path.split(":")
         try:
@@ -36,6 +35,20 @@ registry = first_of("cnn_research.core.experiment:registry", "cnn_research.exper
 run = first_of(
     "cnn_research.cli.run:run", "cnn_research.core.experiment:run", "cnn_research.experiment:run"
 )
+
+# What is estimated before a run costs more than its steps.
+for name in ("cnn_research.train.loop", "cnn_research.runner"):
+    try:
+        loop = importlib.import_module(name)
+    except ImportError:
+        continue
+    if hasattr(loop, "estimate"):
+        loop.estimate = lambda *unused, **options: ""
+
+def has_states(arguments):
+    "Whether these are a train step's arguments."
+    states = arguments and arguments[0]
+    return isinstance(states, tuple) and states and type(states[0]).__name__ == "TrainState"
 
 def sized(experiment):
     "An experiment at test size."
@@ -66,17 +79,3 @@ def git(*arguments: str) -> str:
     """What a git command prints; raises where it fails."""
     command = ["git", "-C", str(ROOT), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-
-def started_in(
-    tree: Path, program: str, *arguments: str, environment: Mapping[str, str] | None = None
-) -> subprocess.Popen[str]:
-    """A Python program that runs in a work tree, whose packages it imports; its output is piped."""
-    return subprocess.Popen(
-        [sys.executable, "-c", FIND + program, *arguments],
-        cwd=tree,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", **(environment or {})},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
