@@ -47,7 +47,7 @@ class Palette(Task):
     """
 
     metrics: ClassVar = {"loss": "minimize"}
-    sees_images: ClassVar = True
+    needs_pixels: ClassVar = True
 
     colours: int = 10
     """Of a palette."""

@@ -39,7 +39,7 @@ class Task(abc.ABC):
     evaluation_metrics: ClassVar[Mapping[str, Direction]] = {}
     """The direction of those that an evaluation alone has; not of counts and the like, of which
     neither end is better."""
-    sees_images: ClassVar[bool] = False
+    needs_pixels: ClassVar[bool] = False
     """Whether the loss is about the images themselves, which are then among the labels."""
 
     @property

@@ -60,7 +60,7 @@ def draw_batch(
         )
         images, weight = augmentation.mixed(keys, images, augmented(other_keys, others))
         targets = [(labels, weight), (other_labels, 1 - weight)]
-    if experiment.task.sees_images:
+    if experiment.task.needs_pixels:
         targets = [({**labels, PIXELS: images}, weight) for labels, weight in targets]
     return images if experiment.transfer.cache_after else scaled(images, experiment), targets
 

@@ -134,7 +134,7 @@ class Training(Experiment):
                 "--sampling=balanced does not go with --augmentation.choose=copies, which trains "
                 "on every copy once an epoch"
             )
-        if self.task.sees_images and self.transfer.cache_after:
+        if self.task.needs_pixels and self.transfer.cache_after:
             raise UsageError("--transfer.cache-after leaves no images, and this task looks at them")
         plain = Augmentation(mirror=self.augmentation.mirror, mixup=self.augmentation.mixup)
         if self.transfer.cache_after and (self.evaluation.shift or self.augmentation != plain):

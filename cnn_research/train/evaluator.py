@@ -86,7 +86,7 @@ class Evaluator:
             views = views_of(images, experiment)
             task = experiment.fitted_task
             outputs = predict(model, variables, views, task)
-            seen = {**labels, PIXELS: images} if task.sees_images else labels
+            seen = {**labels, PIXELS: images} if task.needs_pixels else labels
             return task.sums(outputs, seen, weights), outputs
 
         def features(variables, images):
