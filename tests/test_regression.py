@@ -215,8 +215,8 @@ def test_loss_and_error_by_hand():
         "loss": (8.0, 3.0),
         "MAE": (6.0, 3.0),
     }
-    assert [float(x) for x in TASK.objective(outputs, labels, weights)["loss"]] == [8.0, 3.0]
-    gradient = jax.grad(lambda x: TASK.objective(x, labels, weights)["loss"][0])(outputs)
+    assert [float(x) for x in TASK.training_loss(outputs, labels, weights)["loss"]] == [8.0, 3.0]
+    gradient = jax.grad(lambda x: TASK.training_loss(x, labels, weights)["loss"][0])(outputs)
     np.testing.assert_array_equal(gradient[:, 0], [0, 4, -4, 0, 0])
 
 

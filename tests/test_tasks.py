@@ -45,7 +45,9 @@ def test_loss_and_accuracy_by_hand():
 
 def test_label_smoothing_by_hand():
     labels = {"label": jnp.asarray([0, 1, 2, 2])}
-    total, count = Classification(label_smoothing=0.3).objective(LOGITS, labels, PRESENT)["loss"]
+    total, count = Classification(label_smoothing=0.3).training_loss(LOGITS, labels, PRESENT)[
+        "loss"
+    ]
     target = 0.7 * np.eye(3)[[0, 1, 2]] + 0.1
     assert float(total) == pytest.approx(by_hand(LOGITS[:3], target).sum(), rel=1e-6)
     assert float(count) == 3
@@ -60,13 +62,13 @@ def test_missing_labels_have_no_loss_and_are_not_counted(smoothing):
     some = {"label": jnp.asarray([0, -1, 2, -1])}
     kept = jnp.asarray([0, 2])
     known = {"label": some["label"][kept]}
-    for function in (task.objective, task.sums):
+    for function in (task.training_loss, task.sums):
         total, count = function(LOGITS, some, jnp.ones(4))["loss"]
         expected, two = function(LOGITS[kept], known, jnp.ones(2))["loss"]
         assert float(total) == pytest.approx(float(expected), rel=1e-6)
         assert float(count) == float(two) == 2
     assert float(task.sums(LOGITS, some, jnp.ones(4))["accuracy"][1]) == 2
-    gradient = jax.grad(lambda x: task.objective(x, some, jnp.ones(4))["loss"][0])(LOGITS)
+    gradient = jax.grad(lambda x: task.training_loss(x, some, jnp.ones(4))["loss"][0])(LOGITS)
     assert (gradient[1] == 0).all()
     assert (gradient[0] != 0).all()
 
@@ -80,9 +82,9 @@ def test_an_unseen_label_is_a_wrong_answer_without_a_loss():
     assert float(sums["loss"][0]) == pytest.approx(by_hand(LOGITS[0], [1, 0, 0]), rel=1e-6)
     assert float(sums["loss"][1]) == 1
     assert [float(x) for x in sums["accuracy"]] == [1, 3]
-    gradient = jax.grad(lambda x: Classification().objective(x, labels, jnp.ones(4))["loss"][0])(
-        LOGITS
-    )
+    gradient = jax.grad(
+        lambda x: Classification().training_loss(x, labels, jnp.ones(4))["loss"][0]
+    )(LOGITS)
     assert (gradient[1:] == 0).all()
     assert (gradient[0] != 0).all()
 
@@ -136,7 +138,7 @@ def test_balanced_weights_are_scikit_learns():
     # Every class then has the same say in the objective, whatever its number of examples.
     logits = jnp.zeros((10, 3))
     share = jax.grad(
-        lambda x: task.objective(x, {"label": jnp.asarray(labels)}, jnp.ones(10))["loss"][0]
+        lambda x: task.training_loss(x, {"label": jnp.asarray(labels)}, jnp.ones(10))["loss"][0]
     )(logits)
     says = [float(jnp.abs(share[np.array(labels) == c, c]).sum()) for c in range(3)]
     np.testing.assert_allclose(says, says[0], rtol=1e-5)
@@ -157,7 +159,7 @@ def test_logit_adjustment_favours_rare_classes_by_their_shares():
     known, weights = {"label": jnp.asarray(labels)}, jnp.ones(10)
 
     def loss(logits):
-        return task.objective(jnp.tile(logits, (10, 1)), known, weights)["loss"][0]
+        return task.training_loss(jnp.tile(logits, (10, 1)), known, weights)["loss"][0]
 
     np.testing.assert_allclose(jax.grad(loss)(jnp.zeros(3)), 0, atol=1e-5)
     assert float(jnp.abs(jax.grad(loss)(jnp.log(jnp.array([0.6, 0.3, 0.1])))).max()) > 1
@@ -196,7 +198,7 @@ def test_loss_of_several_heads_by_hand():
     labels = {"kind": jnp.asarray([0, 2, MISSING]), "brand": jnp.asarray([MISSING, 1, MISSING])}
     kinds = by_hand(outputs[:2, :3], np.eye(3)[[0, 2]]).mean()
     brands = by_hand(outputs[1, 3:], np.eye(4)[1])
-    terms = task.objective(outputs, labels, jnp.ones(3))
+    terms = task.training_loss(outputs, labels, jnp.ones(3))
     total = task.total({name: s / c for name, (s, c) in terms.items()})
     assert float(total) == pytest.approx(kinds + 0.5 * brands, rel=1e-5)
     sums = task.sums(outputs, labels, jnp.ones(3))

@@ -371,7 +371,9 @@ def test_auxiliary_heads_learn_by_their_weight(tmp_path):
     x = np.asarray(scaled(jnp.asarray(split.images), config)).reshape(16, -1)
 
     def loss(kernel, bias, weight):
-        terms = Classification().objective(x @ kernel + bias, split.labels, np.ones(16, np.float32))
+        terms = Classification().training_loss(
+            x @ kernel + bias, split.labels, np.ones(16, np.float32)
+        )
         total, count = terms["loss"]
         return weight * total / count
 

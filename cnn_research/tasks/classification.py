@@ -80,7 +80,7 @@ class Classification(FittedTask):
         return (self.head,)
 
     @property
-    def own_objective(self) -> bool:
+    def has_training_loss(self) -> bool:
         return bool(self.label_smoothing) or self._counts_matter
 
     @property
@@ -158,15 +158,15 @@ class Classification(FittedTask):
             "accuracy": ((seen * hits).sum(), known.sum()),
         }
 
-    def objective(
+    def training_loss(
         self, outputs: jax.Array, labels: Mapping[str, jax.Array], weights: jax.Array
     ) -> Sums:
         """Cross-entropy with smoothed labels, weights of the classes and adjusted logits."""
         import jax.nn
         import optax
 
-        if not self.own_objective:
-            return super().objective(outputs, labels, weights)
+        if not self.has_training_loss:
+            return super().training_loss(outputs, labels, weights)
         seen, target = self._seen(labels, weights)
         one_hot = jax.nn.one_hot(target, outputs.shape[-1])
         losses = optax.softmax_cross_entropy(

@@ -109,8 +109,8 @@ class FittedMultiHead(MultiHead, FittedTask):
     """How many classes each has."""
 
     @property
-    def own_objective(self) -> bool:
-        return any(part.own_objective for part in self.parts)
+    def has_training_loss(self) -> bool:
+        return any(part.has_training_loss for part in self.parts)
 
     def split(self, outputs: Any) -> list[Any]:
         """The outputs of each head, `[..., classes]`, from those of the model, `[..., outputs]`."""
@@ -140,12 +140,12 @@ class FittedMultiHead(MultiHead, FittedTask):
             **means,
         }
 
-    def objective(
+    def training_loss(
         self, outputs: jax.Array, labels: Mapping[str, jax.Array], weights: jax.Array
     ) -> Sums:
         """A term for each head."""
         return {
-            part.head: part.objective(logits, labels, weights)["loss"]
+            part.head: part.training_loss(logits, labels, weights)["loss"]
             for part, logits in zip(self.parts, self.split(outputs), strict=True)
         }
 

@@ -124,7 +124,7 @@ class FittedPalette(Palette, FittedTask):
     """A palette task that is bound to its data."""
 
     @property
-    def own_objective(self) -> bool:
+    def has_training_loss(self) -> bool:
         """Whether training minimises something else than it reports."""
         plain = self.difference == "ciede2000" and self.matching == "nearest" and self.power == 1
         return not plain or self.target == "kmeans"
@@ -142,7 +142,7 @@ class FittedPalette(Palette, FittedTask):
         reported = "people" if self.target == "people" else "pixels"
         return self._sums(outputs, labels, weights, reported, "ciede2000", 1.0, "nearest")
 
-    def objective(
+    def training_loss(
         self, outputs: jax.Array, labels: Mapping[str, jax.Array], weights: jax.Array
     ) -> Sums:
         how = (self.target, self.difference, self.power, self.matching)

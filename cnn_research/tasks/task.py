@@ -78,7 +78,7 @@ class FittedTask(Task):
     """A task that can be trained and evaluated: it knows what it has to know of its data."""
 
     @property
-    def own_objective(self) -> bool:
+    def has_training_loss(self) -> bool:
         """Whether training minimises something else than the metric `loss`."""
         return False
 
@@ -100,7 +100,7 @@ class FittedTask(Task):
             name: total / count if count else float("nan") for name, (total, count) in sums.items()
         }
 
-    def objective(
+    def training_loss(
         self, outputs: jax.Array, labels: Mapping[str, jax.Array], weights: jax.Array
     ) -> Sums:
         """What training minimises, in terms whose means `total` adds up; the arguments are those
@@ -108,7 +108,7 @@ class FittedTask(Task):
         return {"loss": self.sums(outputs, labels, weights)["loss"]}
 
     def total(self, terms: Mapping[str, Any]) -> Any:
-        """The loss, from the mean of each term of `objective`: floats, or arrays `[]`."""
+        """The loss, from the mean of each term of `training_loss`: floats, or arrays `[]`."""
         return terms["loss"]
 
     @abc.abstractmethod

@@ -70,7 +70,7 @@ def _accumulated_gradients(
     logits, _ = jax.eval_shape(
         functools.partial(_forward, context), params, model_state, images, dropout
     )
-    terms = _summed(task.objective, jnp.zeros(logits.shape, logits.dtype), targets)
+    terms = _summed(task.training_loss, jnp.zeros(logits.shape, logits.dtype), targets)
     counts = {name: count for name, (_, count) in terms.items()}
 
     def add_part(carry, part):
@@ -106,7 +106,7 @@ def _objective(
     penalty: Any = penalised(params) / parts if penalised else jnp.float32(0)
     value = penalty
     for weight, outputs in [(1.0, logits), *auxiliary]:
-        terms = _summed(task.objective, outputs, targets)
+        terms = _summed(task.training_loss, outputs, targets)
         value += weight * task.total(
             {
                 name: total / jnp.maximum(counts[name] if counts else count, 1e-6)
@@ -116,7 +116,7 @@ def _objective(
     sums = dict(_summed(task.sums, logits, targets))
     if penalised:
         sums["penalty"] = (penalty, jnp.float32(1 / parts))
-    if penalised or task.own_objective or auxiliary:
+    if penalised or task.has_training_loss or auxiliary:
         sums["objective"] = (value, jnp.float32(1 / parts))
     return value, (sums, model_state)
 
