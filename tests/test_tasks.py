@@ -199,7 +199,7 @@ def test_loss_of_several_heads_by_hand():
     kinds = by_hand(outputs[:2, :3], np.eye(3)[[0, 2]]).mean()
     brands = by_hand(outputs[1, 3:], np.eye(4)[1])
     terms = task.training_loss(outputs, labels, jnp.ones(3))
-    total = task.total({name: s / c for name, (s, c) in terms.items()})
+    total = task.combine_losses({name: s / c for name, (s, c) in terms.items()})
     assert float(total) == pytest.approx(kinds + 0.5 * brands, rel=1e-5)
     sums = task.sums(outputs, labels, jnp.ones(3))
     means = task.means({name: (float(s), float(c)) for name, (s, c) in sums.items()})

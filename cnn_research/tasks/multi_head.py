@@ -135,7 +135,7 @@ class FittedMultiHead(MultiHead, FittedTask):
         losses = {head: known.get(f"{head} loss", 0.0) for head in self.heads}
         accuracies = [known[n] for n in (f"{head} accuracy" for head in self.heads) if n in known]
         return {
-            "loss": self.total(losses),
+            "loss": self.combine_losses(losses),
             "accuracy": float(np.mean(accuracies)) if accuracies else float("nan"),
             **means,
         }
@@ -149,7 +149,7 @@ class FittedMultiHead(MultiHead, FittedTask):
             for part, logits in zip(self.parts, self.split(outputs), strict=True)
         }
 
-    def total(self, terms: Mapping[str, Any]) -> Any:
+    def combine_losses(self, terms: Mapping[str, Any]) -> Any:
         """The weighted sum of the heads' losses."""
         first, *rest = (
             weight * terms[head]
@@ -194,7 +194,7 @@ class FittedMultiHead(MultiHead, FittedTask):
         seen = "accuracy of seen labels"
         losses = dict.fromkeys(predictions, 0.0) | {h: float(f["loss"]) for h, f in heads.items()}
         figures: dict[str, Any] = {
-            "loss": self.total(losses),
+            "loss": self.combine_losses(losses),
             "accuracy": float(np.mean([found["accuracy"] for found in heads.values()])),
         }
         if any(seen in found for found in heads.values()):

@@ -103,11 +103,11 @@ class FittedTask(Task):
     def training_loss(
         self, outputs: jax.Array, labels: Mapping[str, jax.Array], weights: jax.Array
     ) -> Sums:
-        """What training minimises, in terms whose means `total` adds up; the arguments are those
+        """What training minimises, in terms whose means `combine_losses` adds up; the arguments are those
         of `sums`."""
         return {"loss": self.sums(outputs, labels, weights)["loss"]}
 
-    def total(self, terms: Mapping[str, Any]) -> Any:
+    def combine_losses(self, terms: Mapping[str, Any]) -> Any:
         """The loss, from the mean of each term of `training_loss`: floats, or arrays `[]`."""
         return terms["loss"]
 

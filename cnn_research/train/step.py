@@ -107,7 +107,7 @@ def _objective(
     value = penalty
     for weight, outputs in [(1.0, logits), *auxiliary]:
         terms = _summed(task.training_loss, outputs, targets)
-        value += weight * task.total(
+        value += weight * task.combine_losses(
             {
                 name: total / jnp.maximum(counts[name] if counts else count, 1e-6)
                 for name, (total, count) in terms.items()
