@@ -222,7 +222,7 @@ def test_loss_and_error_by_hand():
 
 def test_views_are_averaged_as_numbers():
     views = [jnp.array([[1.0], [2.0]]), jnp.array([[3.0], [-2.0]])]
-    np.testing.assert_array_equal(TASK.averaged(views), [[2.0], [0.0]])
+    np.testing.assert_array_equal(TASK.average_views(views), [[2.0], [0.0]])
 
 
 @pytest.mark.parametrize("task", [Classification(), Regression(head="x")])

@@ -237,7 +237,7 @@ def test_figures_of_several_heads_and_their_mean():
 def test_views_are_averaged_head_by_head():
     _, task = two_heads()
     views = list(jax.random.normal(jax.random.key(1), (2, 4, 7)))
-    found = task.split(jnp.exp(task.averaged(views)))
+    found = task.split(jnp.exp(task.average_views(views)))
     for place, part in enumerate(found):
         expected = sum(jax.nn.softmax(task.split(view)[place]) for view in views) / 2
         np.testing.assert_allclose(part, expected, rtol=1e-5)

@@ -175,7 +175,7 @@ class Classification(FittedTask):
         seen = seen * self._weight_of(target)
         return {"loss": ((seen * losses).sum(), seen.sum())}
 
-    def averaged(self, views: Sequence[jax.Array]) -> jax.Array:
+    def average_views(self, views: Sequence[jax.Array]) -> jax.Array:
         """The logarithm of the views' mean probability."""
         import jax
         import jax.numpy as jnp

@@ -95,7 +95,7 @@ class FittedHistogram(Histogram, FittedTask):
         losses = -(target * jax.nn.log_softmax(outputs)).sum(axis=-1)
         return {"loss": (jnp.sum(weights * losses), weights.sum())}
 
-    def averaged(self, views: Sequence[jax.Array]) -> jax.Array:
+    def average_views(self, views: Sequence[jax.Array]) -> jax.Array:
         """The logarithm of the views' mean shares."""
         import jax
         import jax.numpy as jnp

@@ -159,13 +159,13 @@ class FittedMultiHead(MultiHead, FittedTask):
         )
         return sum(rest, first)
 
-    def averaged(self, views: Sequence[jax.Array]) -> jax.Array:
+    def average_views(self, views: Sequence[jax.Array]) -> jax.Array:
         """The logarithm of the views' mean probabilities, head by head."""
         import jax.numpy as jnp
 
         by_head = zip(*(self.split(view) for view in views), strict=True)
         return jnp.concatenate(
-            [part.averaged(logits) for part, logits in zip(self.parts, by_head, strict=True)],
+            [part.average_views(logits) for part, logits in zip(self.parts, by_head, strict=True)],
             axis=-1,
         )
 

@@ -177,7 +177,7 @@ class FittedPalette(Palette, FittedTask):
             losses = compare(palette, theirs, known, difference)
         return {"loss": (jnp.sum(weights * losses), weights.sum())}
 
-    def averaged(self, views: Sequence[jax.Array]) -> jax.Array:
+    def average_views(self, views: Sequence[jax.Array]) -> jax.Array:
         """The first view's: colours of other views may come in another order."""
         return views[0]
 

@@ -118,7 +118,7 @@ class FittedRegression(Regression, FittedTask):
             "MAE": ((weights * jnp.abs(error)).sum() * self.deviation, count),
         }
 
-    def averaged(self, views: Sequence[jax.Array]) -> jax.Array:
+    def average_views(self, views: Sequence[jax.Array]) -> jax.Array:
         """The views' mean."""
         import jax.numpy as jnp
 

@@ -112,7 +112,7 @@ class FittedTask(Task):
         return terms["loss"]
 
     @abc.abstractmethod
-    def averaged(self, views: Sequence[jax.Array]) -> jax.Array:
+    def average_views(self, views: Sequence[jax.Array]) -> jax.Array:
         """The outputs for several views of each image as one; all are `[batch, outputs]`."""
 
     @abc.abstractmethod

@@ -68,7 +68,7 @@ def predict(
         float32 `[batch, outputs]`.
     """
     outputs: list[Any] = [model.apply(variables, view, train=False) for view in views]
-    return outputs[0] if len(outputs) == 1 else task.averaged(outputs)
+    return outputs[0] if len(outputs) == 1 else task.average_views(outputs)
 
 
 class Evaluator:
