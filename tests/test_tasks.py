@@ -185,7 +185,7 @@ def two_heads(**fields) -> tuple[Dataset, FittedMultiHead]:
 def test_heads_share_one_layer_of_outputs():
     data, task = two_heads()
     assert task.heads == ("kind", "brand")
-    assert MultiHead().outputs(data) == 7
+    assert MultiHead().num_outputs(data) == 7
     outputs = jax.random.normal(jax.random.key(0), (5, 7))
     kind, brand = task.split(outputs)
     np.testing.assert_array_equal(jnp.concatenate([kind, brand], axis=1), outputs)

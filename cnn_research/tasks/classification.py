@@ -122,7 +122,7 @@ class Classification(FittedTask):
                     f"'{self.head}', so that nothing can be measured: take another split or head"
                 )
 
-    def outputs(self, dataset: Dataset) -> int:
+    def num_outputs(self, dataset: Dataset) -> int:
         """One per class."""
         return len(dataset.class_names[self.head])
 
@@ -131,7 +131,7 @@ class Classification(FittedTask):
         if not self._counts_matter:
             return self
         labels = dataset.splits["train"].labels[self.head]
-        counts = np.bincount(labels[labels >= 0], minlength=self.outputs(dataset))
+        counts = np.bincount(labels[labels >= 0], minlength=self.num_outputs(dataset))
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return CountedClassification(**fields, counts=tuple(counts.tolist()))
 
@@ -193,7 +193,7 @@ class Classification(FittedTask):
             labels=dataset.splits[split].labels[self.head],
             class_names=dataset.class_names[self.head],
             loss=means["loss"],
-            trained=np.isin(np.arange(self.outputs(dataset)), trained),
+            trained=np.isin(np.arange(self.num_outputs(dataset)), trained),
         )
         return {self.head: predicted}
 

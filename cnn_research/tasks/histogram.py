@@ -59,14 +59,14 @@ class Histogram(Task):
                 "data=Clustered(source=...)"
             )
 
-    def outputs(self, dataset: Dataset) -> int:
+    def num_outputs(self, dataset: Dataset) -> int:
         """One per cluster."""
         return len(dataset.class_names[self.head])
 
     def fitted(self, dataset: Dataset) -> FittedHistogram:
         """The task that knows the histogram of all training pixels."""
         labels = dataset.splits["train"].labels[self.head]
-        counts = np.bincount(labels.ravel(), minlength=self.outputs(dataset))
+        counts = np.bincount(labels.ravel(), minlength=self.num_outputs(dataset))
         return FittedHistogram(head=self.head, mean=tuple((counts / counts.sum()).tolist()))
 
 

@@ -76,9 +76,9 @@ class MultiHead(Task):
             part.check_head(dataset, "--task.label")
         check_measured(dataset, [part.head for part in parts])
 
-    def outputs(self, dataset: Dataset) -> int:
+    def num_outputs(self, dataset: Dataset) -> int:
         """One per class of each head."""
-        return sum(part.outputs(dataset) for part in self._classifications(dataset))
+        return sum(part.num_outputs(dataset) for part in self._classifications(dataset))
 
     def fitted(self, dataset: Dataset) -> FittedMultiHead:
         """The task that knows how many classes each head has."""
@@ -87,7 +87,7 @@ class MultiHead(Task):
         return FittedMultiHead(
             **{**fields, "label": tuple(part.head for part in parts)},
             parts=tuple(part.fitted(dataset) for part in parts),
-            sizes=tuple(part.outputs(dataset) for part in parts),
+            sizes=tuple(part.num_outputs(dataset) for part in parts),
         )
 
     def _classifications(self, dataset: Dataset) -> Iterator[Classification]:

@@ -97,7 +97,7 @@ class Palette(Task):
                 "data=Palettes(...), or --task.target=pixels"
             )
 
-    def outputs(self, dataset: Dataset) -> int:
+    def num_outputs(self, dataset: Dataset) -> int:
         """L*, a*, b* and a share for each colour."""
         return 4 * self.colours
 

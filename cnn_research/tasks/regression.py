@@ -73,7 +73,7 @@ class Regression(Task):
                     f"'{self.head}', so that nothing can be measured: take another split or column"
                 )
 
-    def outputs(self, dataset: Dataset) -> int:
+    def num_outputs(self, dataset: Dataset) -> int:
         """One."""
         return 1
 

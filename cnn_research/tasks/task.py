@@ -61,12 +61,12 @@ class Task(abc.ABC):
         """Raises `UserError` for a data set that lacks what the task needs."""
 
     @abc.abstractmethod
-    def outputs(self, dataset: Dataset) -> int:
+    def num_outputs(self, dataset: Dataset) -> int:
         """How many numbers a model has to say about an image of this data."""
 
     def bind(self, model: nn.Module, dataset: Dataset) -> nn.Module:
         """The model with as many outputs as the task needs for this data."""
-        return model.clone(num_classes=self.outputs(dataset))
+        return model.clone(num_classes=self.num_outputs(dataset))
 
     @abc.abstractmethod
     def fitted(self, dataset: Dataset) -> FittedTask:
