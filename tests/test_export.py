@@ -307,7 +307,7 @@ def test_every_training_exports_for_any_batch(name):
     exported = program(found)
     assert exported.platforms == PLATFORMS
     (outputs,) = exported.out_avals
-    heads = experiment.fitted_task.described(names)
+    heads = experiment.fitted_task.output_spec(names)
     assert str(outputs.shape[0]) == "batch" and outputs.shape[1] == heads[-1]["stop"]
     assert outputs.dtype == np.float32
     facts = {"heads": heads, "experiment": name, "step": 0, "commit": ""}

@@ -197,7 +197,7 @@ class Classification(FittedTask):
         )
         return {self.head: predicted}
 
-    def described(self, class_names: Mapping[str, tuple[str, ...]]) -> list[dict[str, Any]]:
+    def output_spec(self, class_names: Mapping[str, tuple[str, ...]]) -> list[dict[str, Any]]:
         names = list(class_names[self.head])
         head = {"name": self.head, "kind": "classes", "start": 0, "stop": len(names)}
         return [{**head, "classes": names}]

@@ -1,6 +1,6 @@
 """Decodes outputs into answers, with NumPy alone: for predictions, reports, exports, the server.
 
-The description of a head, from `Task.described`, is JSON, so that exports carry it.
+The description of a head, from `Task.output_spec`, is JSON, so that exports carry it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def decode(head: Mapping[str, Any], outputs: np.ndarray) -> list[dict[str, Any]]
     """Decodes the outputs of one head for one image.
 
     Args:
-        head: its description, from `Task.described`.
+        head: its description, from `Task.output_spec`.
         outputs: its own, float32 `[stop - start]`.
 
     Returns:

@@ -115,7 +115,7 @@ class FittedHistogram(Histogram, FittedTask):
         )
         return {self.head: predicted}
 
-    def described(self, class_names: Mapping[str, tuple[str, ...]]) -> list[dict[str, Any]]:
+    def output_spec(self, class_names: Mapping[str, tuple[str, ...]]) -> list[dict[str, Any]]:
         names = list(class_names[self.head])
         head = {"name": self.head, "kind": "shares", "start": 0, "stop": len(names)}
         return [{**head, "classes": names}]

@@ -212,10 +212,10 @@ class FittedMultiHead(MultiHead, FittedTask):
         mean = ("mean", *(number(figures.get(name)) for name in shown))
         return markdown_table(("head", *shown), [*rows, mean]) + "\n"
 
-    def described(self, class_names: Mapping[str, tuple[str, ...]]) -> list[dict[str, Any]]:
+    def output_spec(self, class_names: Mapping[str, tuple[str, ...]]) -> list[dict[str, Any]]:
         heads, start = [], 0
         for part in self.parts:
-            (head,) = part.described(class_names)
+            (head,) = part.output_spec(class_names)
             heads.append({**head, "start": start, "stop": start + head["stop"]})
             start = heads[-1]["stop"]
         return heads

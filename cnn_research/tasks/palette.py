@@ -192,7 +192,7 @@ class FittedPalette(Palette, FittedTask):
         )
         return {PALETTE: predicted}
 
-    def described(self, class_names: Mapping[str, tuple[str, ...]]) -> list[dict[str, Any]]:
+    def output_spec(self, class_names: Mapping[str, tuple[str, ...]]) -> list[dict[str, Any]]:
         return [{"name": PALETTE, "kind": "palette", "start": 0, "stop": 4 * self.colours}]
 
     def write_files(self, base: Path, file: Path, answers: Mapping[str, Answer]) -> None:

@@ -137,7 +137,7 @@ class FittedRegression(Regression, FittedTask):
         )
         return {self.head: predicted}
 
-    def described(self, class_names: Mapping[str, tuple[str, ...]]) -> list[dict[str, Any]]:
+    def output_spec(self, class_names: Mapping[str, tuple[str, ...]]) -> list[dict[str, Any]]:
         head = {"name": self.head, "kind": "number", "start": 0, "stop": 1}
         return [{**head, "mean": self.mean, "std": self.deviation}]
 

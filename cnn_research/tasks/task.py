@@ -151,14 +151,14 @@ class FittedTask(Task):
             outputs: float32 `[images, outputs]`, the model's.
             class_names: per head of classes, the name of each class.
         """
-        heads = self.described(class_names)
+        heads = self.output_spec(class_names)
         return [
             {head["name"]: answer(head, row[head["start"] : head["stop"]]) for head in heads}
             for row in outputs
         ]
 
     @abc.abstractmethod
-    def described(self, class_names: Mapping[str, tuple[str, ...]]) -> list[dict[str, Any]]:
+    def output_spec(self, class_names: Mapping[str, tuple[str, ...]]) -> list[dict[str, Any]]:
         """How outputs are read by who has an export alone: JSON values for each head.
 
         Args:
