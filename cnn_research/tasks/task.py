@@ -103,8 +103,8 @@ class FittedTask(Task):
     def training_loss(
         self, outputs: jax.Array, labels: Mapping[str, jax.Array], weights: jax.Array
     ) -> Sums:
-        """What training minimises, in terms whose means `combine_losses` adds up; the arguments are those
-        of `sums`."""
+        """What training minimises, in terms whose means `combine_losses` adds up; arguments as of
+        `sums`."""
         return {"loss": self.sums(outputs, labels, weights)["loss"]}
 
     def combine_losses(self, terms: Mapping[str, Any]) -> Any:
