@@ -93,7 +93,7 @@ def main(options):
     rows, figures = [], {}
     runs = {"digits_cnn": ["--epochs=5"]}
     if (FashionMnist.home() / "dataset_info.json").is_file():
-        runs["fashion_mnist_cnn"] = ["--epochs=0.2", "--evaluate-every=0.2"]
+        runs["fashion_mnist_cnn"] = ["--epochs=0.2", "--eval-every-epochs=0.2"]
     with tempfile.TemporaryDirectory() as scratch:
         for name, words in runs.items():
             launch(name, Path(scratch, name), *words)

@@ -27,9 +27,9 @@ from cnn_research.train.checkpoint import CHECKSUMS
 OPTIONS = (
     "--experiment=digits_cnn",
     "--epochs=4",
-    "--evaluate-every=0.25",
+    "--eval-every-epochs=0.25",
     "--evaluation.batch-size=10",
-    "--log-every=5",
+    "--log-every-steps=5",
 )
 SEED = 0
 PHASES = ("training or evaluation", "save", "report")

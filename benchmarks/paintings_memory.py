@@ -42,7 +42,7 @@ def opened() -> dict[str, int]:
 def main(options):
     epochs = options.epochs
     with tempfile.TemporaryDirectory() as folder:
-        words = (f"--epochs={epochs}", f"--evaluate-every={epochs / EVALUATIONS}")
+        words = (f"--epochs={epochs}", f"--eval-every-epochs={epochs / EVALUATIONS}")
         launch("artworks_red1", Path(folder, "run"), *words)
     # Of all children the largest: in kilobytes on Linux, in bytes on macOS.
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss

@@ -34,7 +34,7 @@ LIMIT = 900
 ALL_GONE = 60
 """Seconds within which the others end when one process is killed."""
 PREEMPTED = (
-    *("--experiment=digits_cnn", "--batch-size=16", "--log-every=10"),
+    *("--experiment=digits_cnn", "--batch-size=16", "--log-every-steps=10"),
     *("--model.features", "128", "256"),
 )
 TIME = 3

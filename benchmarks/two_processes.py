@@ -51,7 +51,7 @@ def words_of(optimizer: str) -> list[str]:
     """Exactly 50 steps of the network for digits, on batches that every number here divides."""
     epochs = f"--epochs={STEPS * BATCH / TRAINING_EXAMPLES}"
     fields = [f"--optimizer.name={optimizer}", *RULES[optimizer][2]]
-    return [*fields, epochs, f"--batch-size={BATCH}", "--log-every=1"]
+    return [*fields, epochs, f"--batch-size={BATCH}", "--log-every-steps=1"]
 
 
 def trained(optimizer: str, workdir: Path, processes: int, devices: int) -> str | None:

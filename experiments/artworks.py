@@ -85,7 +85,7 @@ def artworks_red1_copies() -> Training:
     """
     training = red((32, 64, 128))
     copies = dataclasses.replace(training.augmentation, choose="copies")
-    return dataclasses.replace(training, augmentation=copies, epochs=2, evaluate_every=0.5)
+    return dataclasses.replace(training, augmentation=copies, epochs=2, eval_every_epochs=0.5)
 
 
 @register(document="002", data="artworks", document_results=figures(0.59, 0.37))
@@ -146,7 +146,7 @@ def artworks_best() -> Training:
         evaluation=Evaluation(batch_size=128, mirror=True),
         epochs=50,
         batch_size=64,
-        evaluate_every=5,
+        eval_every_epochs=5,
     )  # fmt: skip
 
 

@@ -222,5 +222,5 @@ def cifar10_best() -> Training:
         epochs=11,
         batch_size=512,
         evaluation=Evaluation(mirror=True, shift=1),
-        log_every=20,
+        log_every_steps=20,
     )

@@ -135,5 +135,5 @@ def fashion_mnist_best() -> Training:
         epochs=14,
         batch_size=128,
         evaluation=Evaluation(mirror=True, shift=1),
-        evaluate_every=2,
+        eval_every_epochs=2,
     )

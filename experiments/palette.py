@@ -37,7 +37,7 @@ SS_CNN = Training(
     evaluation=Evaluation(batch_size=520, mirror=True),
     epochs=100,
     batch_size=128,
-    evaluate_every=4,
+    eval_every_epochs=4,
 )
 
 
@@ -170,5 +170,5 @@ def palette_people() -> Training:
         augmentation=Augmentation(mirror=True),
         epochs=60,
         batch_size=10,
-        evaluate_every=10,
+        eval_every_epochs=10,
     )

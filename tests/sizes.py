@@ -54,7 +54,7 @@ def scaled_down_training(training: Training) -> Training:
         batch_size=8,
         accumulate=1,
         evaluation=dataclasses.replace(training.evaluation, batch_size=8),
-        log_every=1,
+        log_every_steps=1,
     )
 
 

@@ -164,7 +164,7 @@ def test_a_network_learns_histograms_and_reports_them(tmp_path):
         selection=Selection(metric="loss"),
         epochs=60,
         batch_size=16,
-        evaluate_every=60,
+        eval_every_epochs=60,
     )
     result = run(training, tmp_path / "run")
     figures = result.figures["test"]

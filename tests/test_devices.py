@@ -46,7 +46,7 @@ SMALL = Training(
     penalty=Penalty(l2=0.1),
     epochs=4,
     batch_size=16,
-    log_every=1,
+    log_every_steps=1,
 )
 
 

@@ -29,7 +29,7 @@ TINY = Training(
     augmentation=Augmentation(mirror=True),
     epochs=2,
     batch_size=16,
-    log_every=1,
+    log_every_steps=1,
 )
 
 

@@ -181,7 +181,7 @@ def trained(task=None, data=None):
         evaluation=Evaluation(batch_size=4),
         epochs=8,
         batch_size=8,
-        evaluate_every=8,
+        eval_every_epochs=8,
     )  # fmt: skip
 
 
@@ -194,7 +194,7 @@ def trained(task=None, data=None):
     ],
 )
 def test_a_head_learns_and_the_rest_stays(tmp_path, monkeypatch, task):
-    few = dataclasses.replace(trained(task), epochs=0.5, log_every=1)
+    few = dataclasses.replace(trained(task), epochs=0.5, log_every_steps=1)
     result = run(few, tmp_path / "run")
     # As configs name it: relative to where one is.
     monkeypatch.chdir(tmp_path)

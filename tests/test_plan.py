@@ -32,14 +32,14 @@ def evaluations(plan: Plan) -> list[int]:
     ],
 )
 def test_evaluations_fall_on_steps_and_never_stop_before_the_end(every, steps):
-    plan = Plan(batch_size=16, examples=40, last_step=15, evaluate_every=every)
+    plan = Plan(batch_size=16, examples=40, last_step=15, eval_every_epochs=every)
     assert evaluations(plan) == steps
     assert plan.evaluations_left(0) == len(steps)
     assert plan.evaluations_left(14) == 1 and plan.evaluations_left(15) == 0
 
 
 def test_an_evaluation_that_was_stopped_is_still_due():
-    plan = Plan(batch_size=16, examples=40, last_step=15, evaluate_every=1.0)
+    plan = Plan(batch_size=16, examples=40, last_step=15, eval_every_epochs=1.0)
     assert [plan.evaluation_due(step, evaluated=3) for step in (3, 4, 5, 6)] == [
         *(False, False, True, True)
     ]
@@ -47,7 +47,7 @@ def test_an_evaluation_that_was_stopped_is_still_due():
 
 
 def test_phases_begin_where_their_epochs_do():
-    plan = Plan(16, 40, 15, evaluate_every=1.0, phases=(0.0, 1.0, 2.0))
+    plan = Plan(16, 40, 15, eval_every_epochs=1.0, phases=(0.0, 1.0, 2.0))
     assert plan.phase_at(0, due=15) == (0.0, 3)
     assert plan.phase_at(2, due=2) == (0.0, 2)
     assert plan.phase_at(3, due=15) == (1.0, 5)

@@ -182,7 +182,7 @@ def test_centres_are_the_means_of_the_surest_and_the_farthest_go():
 
 
 def small(folder: Path, **fields) -> Purification:
-    fields = {"epochs": 40, "batch_size": 60, "evaluate_every": 40,
+    fields = {"epochs": 40, "batch_size": 60, "eval_every_epochs": 40,
               "model": SSCNN(features=(8, 8, 8))} | fields  # fmt: skip
     adam = Optimizer(name="adam", learning_rate=1e-2)
     return Purification(

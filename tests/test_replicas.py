@@ -32,7 +32,7 @@ SEVERAL = Training(
     augmentation=Augmentation(mirror=True, shift=1),
     epochs=4,
     batch_size=16,
-    log_every=2,
+    log_every_steps=2,
     seed=3,
     selection=Selection(report="best"),
 )

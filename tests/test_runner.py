@@ -63,7 +63,7 @@ TINY = Training(
     augmentation=Augmentation(mirror=True, shift=1),
     epochs=6,
     batch_size=16,
-    log_every=2,
+    log_every_steps=2,
 )
 LAST_STEP = 15
 
@@ -198,7 +198,7 @@ def test_a_longer_run_goes_on_from_a_finished_one(tmp_path):
     assert_same_run(tmp_path / "in two", tmp_path / "at once")
 
 
-CHILD = ("--experiment=digits_mlp", "--epochs=5000", "--evaluate-every=1", "--model.dense", "8")
+CHILD = ("--experiment=digits_mlp", "--epochs=5000", "--eval-every-epochs=1", "--model.dense", "8")
 
 
 def add_images(folder, count, value):
@@ -431,7 +431,7 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
 
 
 def test_a_huge_learning_rate_is_told_to_be_lowered(tmp_path):
-    wild = dataclasses.replace(rated(name="sgd", learning_rate=1e30), evaluate_every=6)
+    wild = dataclasses.replace(rated(name="sgd", learning_rate=1e30), eval_every_epochs=6)
     with pytest.raises(UserError, match=r"at step [23]: .* lower --optimizer\.learning-rate"):
         run(wild, tmp_path)
 
@@ -742,7 +742,7 @@ def test_a_bfloat16_model_trains(tmp_path):
         model=TINY.model.clone(dtype="bfloat16", dropout=0.0),
         augmentation=Augmentation(),
         epochs=40,
-        evaluate_every=40,
+        eval_every_epochs=40,
     )
     run(half, tmp_path)
     losses = [row["loss"] for row in rows_of(tmp_path, "train")]
@@ -755,7 +755,7 @@ def test_several_steps_in_a_dispatch_give_the_same_and_resume_exactly(tmp_path):
     config = tiny(
         model=MLP(dense=(8,), dropout=0.2),
         optimizer=Optimizer(name="sgd", learning_rate=0.05),
-        evaluate_every=2,
+        eval_every_epochs=2,
     )
     run(config, tmp_path / "one by one")
     formulation = dataclasses.replace(ops.current_formulation(), steps_per_dispatch=4)
@@ -785,7 +785,7 @@ FIRST_LOSSES = [2.56263, 2.54985, 2.29175, 2.23369]
 def test_first_losses_of_digits_cnn(tmp_path):
     digits = lookup("digits_cnn").experiment()
     examples = len(digits.data.load().splits["train"])
-    short = dataclasses.replace(digits, epochs=4 * 64 / examples, log_every=1)
+    short = dataclasses.replace(digits, epochs=4 * 64 / examples, log_every_steps=1)
     run(short, tmp_path)
     losses = [row["loss"] for row in rows_of(tmp_path, "train")]
     assert losses == pytest.approx(FIRST_LOSSES, rel=2e-3), (

@@ -310,7 +310,7 @@ def test_several_heads_train_and_are_reported(tmp_path):
         task=MultiHead(class_weights="balanced"),
         epochs=1,
         batch_size=8,
-        log_every=2,
+        log_every_steps=2,
     )
     result = run(training, tmp_path)
     figures = result.figures["test"]

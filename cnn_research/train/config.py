@@ -55,7 +55,7 @@ class Training(Experiment):
     resumable_fields: ClassVar = (
         "data.path",  # the same images elsewhere: their content is compared
         "epochs",
-        "log_every",
+        "log_every_steps",
         "keep_checkpoints",
         "shard_parameters",
     )
@@ -99,9 +99,9 @@ class Training(Experiment):
     """Which state of the run counts."""
     evaluation: Evaluation = Evaluation()
     """How the model is evaluated."""
-    evaluate_every: PositiveFloat = 1.0
+    eval_every_epochs: PositiveFloat = 1.0
     """Epochs between evaluations on the validation split; each is followed by a checkpoint."""
-    log_every: PositiveInt = 100
+    log_every_steps: PositiveInt = 100
     """Steps between training rows in metrics.jsonl."""
     keep_checkpoints: Annotated[int, Range(minimum=2)] = 2
     """How many of the newest checkpoints stay, beside the best: at least 2, since the newest may be

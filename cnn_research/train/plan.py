@@ -18,14 +18,14 @@ class Plan:
         batch_size: examples in a step.
         examples: examples in an epoch.
         last_step: the number of steps in all.
-        evaluate_every: epochs between evaluations.
+        eval_every_epochs: epochs between evaluations.
         phases: the epochs at which other layers begin to learn; the first is 0.
     """
 
     batch_size: int
     examples: int
     last_step: int
-    evaluate_every: float
+    eval_every_epochs: float
     phases: tuple[float, ...] = (0.0,)
 
     @classmethod
@@ -38,7 +38,7 @@ class Plan:
             batch_size=experiment.batch_size,
             examples=examples,
             last_step=steps_at(experiment.epochs, experiment.batch_size, examples),
-            evaluate_every=experiment.evaluate_every,
+            eval_every_epochs=experiment.eval_every_epochs,
             phases=tuple(experiment.transfer.phases()),
         )
 
@@ -53,7 +53,7 @@ class Plan:
     def next_evaluation(self, after: int) -> int:
         """The first step after `after` at which an evaluation is due; the last step at most."""
         # No more often than after every step.
-        every = max(self.evaluate_every, self.batch_size / self.examples)
+        every = max(self.eval_every_epochs, self.batch_size / self.examples)
         done = math.floor(self.epoch_at(after) / every)
         due = (self.step_at(number * every) for number in (done, done + 1, done + 2))
         return min([self.last_step, *(step for step in due if step > after)])

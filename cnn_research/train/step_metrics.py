@@ -32,7 +32,8 @@ class StepMetrics:
         writers: Sequence[MetricsWriter],
         progress: Progress,
     ):
-        self._task, self._log_every, self._plan = experiment.fitted_task, experiment.log_every, plan
+        self._task, self._plan = experiment.fitted_task, plan
+        self._log_every_steps = experiment.log_every_steps
         self._rate = experiment.optimizer.learning_rate_at(plan.last_step)
         self._writers, self._progress = writers, progress
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
@@ -87,7 +88,7 @@ class StepMetrics:
             self._epoch[name] = self._epoch.get(name, 0) + pairs.sum(axis=0)
         newest = self._means({name: pairs[-1].sum(axis=0) for name, pairs in values.items()})
         self._progress.step(step, newest["loss"])
-        if step // self._log_every > (step - count) // self._log_every:
+        if step // self._log_every_steps > (step - count) // self._log_every_steps:
             self._write(step)
 
     def _write(self, step: int) -> None:
