@@ -133,7 +133,7 @@ def artworks_best() -> Training:
             name="adamw",
             learning_rate=2e-3,
             weight_decay=0.05,
-            schedule="one_cycle",
+            schedule="linear",
             warmup=0.1,
             ema_decay=0.999,
         ),

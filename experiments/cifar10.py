@@ -209,7 +209,7 @@ def cifar10_best() -> Training:
         optimizer=Optimizer(
             name="sgd",
             learning_rate=0.75,
-            schedule="one_cycle",
+            schedule="linear",
             warmup=0.23,
             momentum=0.85,
             nesterov=True,

@@ -122,7 +122,7 @@ def fashion_mnist_best() -> Training:
         optimizer=Optimizer(
             name="sgd",
             learning_rate=0.2,
-            schedule="one_cycle",
+            schedule="linear",
             warmup=0.2,
             momentum=0.9,
             nesterov=True,

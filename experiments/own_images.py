@@ -18,7 +18,7 @@ def residual_network(data: ImageFolder | ImageTable) -> Training:
         data=data,
         model=ResNet9(),
         optimizer=Optimizer(
-            name="adamw", learning_rate=3e-3, weight_decay=0.05, schedule="one_cycle", warmup=0.2
+            name="adamw", learning_rate=3e-3, weight_decay=0.05, schedule="linear", warmup=0.2
         ),
         mean=(0.5,),
         std=(0.25,),

@@ -206,7 +206,7 @@ def test_first_step_of_an_unfrozen_layer_is_adams_first():
     params = {"a": {"kernel": jnp.ones(3)}, "b": {"kernel": jnp.ones(3)}}
     gradients = jax.tree.map(lambda x: 0.5 * x, params)
     transfer = Transfer(unfreeze=(("a", 5),))
-    base = Optimizer(name="adam", learning_rate=1.0, schedule="one_cycle")
+    base = Optimizer(name="adam", learning_rate=1.0, schedule="linear")
     state = None
     for step in range(12):
         phase = max(epoch for epoch in transfer.phases() if 2 * epoch <= step)

@@ -25,8 +25,8 @@ class Optimizer:
     """sgd with momentum, Adam (document 002, section 2), or Adam with decoupled weight decay."""
     learning_rate: PositiveFloat = 1e-3
     """Of the constant schedule; the peak of the others."""
-    schedule: Literal["constant", "cosine", "one_cycle"] = "constant"
-    """After the warm-up: constant; half a cosine down to 0; or one_cycle, a straight line to 0."""
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """After the warm-up: constant; half a cosine down to 0; or linear, a straight line to 0."""
     warmup: Decay = 0.0
     """Share of all steps in which the rate first rises in a straight line from 0, 0 to 1."""
     momentum: Decay = 0.9
@@ -62,7 +62,7 @@ class Optimizer:
         after = {
             "constant": optax.constant_schedule(self.learning_rate),
             "cosine": optax.cosine_decay_schedule(self.learning_rate, falling),
-            "one_cycle": optax.linear_schedule(self.learning_rate, 0.0, falling),
+            "linear": optax.linear_schedule(self.learning_rate, 0.0, falling),
         }[self.schedule]
         if not rising:
             return after
