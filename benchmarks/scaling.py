@@ -176,7 +176,7 @@ def compiled(name: str) -> dict[str, dict[str, Any]]:
     from jax.sharding import Mesh
 
     from benchmarks.steps import noise, steps_of
-    from cnn_research.core.distributed import LEAST_SHARDED
+    from cnn_research.core.distributed import MIN_SHARD_SIZE
     from cnn_research.models.registry import architectures
     from cnn_research.train.config import Training
     from cnn_research.train.optimizers import Optimizer
@@ -198,7 +198,7 @@ def compiled(name: str) -> dict[str, dict[str, Any]]:
             divided = [
                 leaf.size
                 for leaf in leaves
-                if leaf.size >= LEAST_SHARDED and any(n % devices == 0 for n in leaf.shape)
+                if leaf.size >= MIN_SHARD_SIZE and any(n % devices == 0 for n in leaf.shape)
             ]
             figures[f"{devices} devices{', in shares' * sharded}"] = {
                 "compiled": collective_bytes(steps.compiled().text()),  # type: ignore[attr-defined]

@@ -106,9 +106,9 @@ def launch(words: list[str]) -> None:
         workdir = Path("runs") / f"{experiment.name}-{config_hash(experiment, default)}{replicas}"
     if suggested and FLAGS.mode in TRAINING_MODES:
         print(suggested, flush=True)
-    from cnn_research.core.distributed import joined
+    from cnn_research.core.distributed import initialize_distributed
 
-    with joined():
+    with initialize_distributed():
         call(workdir)
 
 

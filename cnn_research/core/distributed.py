@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from cnn_research.core.errors import Interrupted, UsageError, UserError, one_line
 
-LEAST_SHARDED = 2**14
+MIN_SHARD_SIZE = 2**14
 """Numbers in an array, below which dividing it among devices gains nothing."""
 
 # Of a SLURM step, which `srun` sets: the script that a job runs has only the job's.
@@ -30,12 +30,12 @@ TPU_HOSTS = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
 UNDETECTED = ("PMI_SIZE", "WORLD_SIZE")
 """The number of processes of MPICH and torchrun, of which JAX knows nothing."""
 
-SILENCE_SECONDS = 30
+HEARTBEAT_TIMEOUT_SECONDS = 30
 """A process that has not been heard of for so long is gone, and the others end, too."""
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[None]:
+def initialize_distributed() -> Iterator[None]:
     """Make one program of the processes that a launcher started; alone, change nothing.
 
     Before anything else asks JAX for devices. Where one of several processes fails, it ends here
@@ -49,7 +49,7 @@ def joined() -> Iterator[None]:
         yield
         return
     try:
-        jax.distributed.initialize(heartbeat_timeout_seconds=SILENCE_SECONDS, **options)
+        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_SECONDS, **options)
     except ValueError as error:
         raise UsageError(
             f"JAX cannot connect the processes ({error}): set JAX_COORDINATOR_ADDRESS, "
@@ -132,13 +132,13 @@ def state_shardings(mesh: Mesh, state: Any, *, sharded: bool) -> Any:
     Args:
         mesh: of the devices.
         state: a tree of arrays, or of anything with a shape.
-        sharded: divide what has `LEAST_SHARDED` numbers or more among the devices, along the
+        sharded: divide what has `MIN_SHARD_SIZE` numbers or more among the devices, along the
             largest axis that their number divides; all else, every device holds.
     """
 
     def of(leaf: Any) -> NamedSharding:
         axes = [axis for axis, size in enumerate(leaf.shape) if size % mesh.size == 0]
-        if not (sharded and axes) or math.prod(leaf.shape) < LEAST_SHARDED:
+        if not (sharded and axes) or math.prod(leaf.shape) < MIN_SHARD_SIZE:
             return replicated(mesh)
         divided = max(axes, key=lambda axis: leaf.shape[axis])
         return NamedSharding(mesh, P(*[None] * divided, "data"))
@@ -157,7 +157,7 @@ def check_divides(mesh: Mesh, batch_size: int, parts: int) -> None:
         )
 
 
-def largest(value: int) -> jax.Array:
+def max_over_processes(value: int) -> jax.Array:
     """The largest of the processes' values, int32 `[]`, in every process.
 
     All must call it; it returns before it is computed.
@@ -185,7 +185,7 @@ def wait_for_all(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def agreed(value: int | None) -> int | None:
+def broadcast_from_process_zero(value: int | None) -> int | None:
     """The first process's value, in every process: what it read from the disk, all go by."""
     if jax.process_count() == 1:
         return value

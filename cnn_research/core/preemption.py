@@ -31,7 +31,7 @@ class Interruption:
         """
         Args:
             largest: the largest of what all processes give, computed while they go on
-                (`mesh.largest`); None where there is one process.
+                (`max_over_processes`); None where there is one process.
         """
         self._largest = largest
         self._pending: SupportsInt = 0

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cnn_research import ops
 from cnn_research.core import run_folder as folders
-from cnn_research.core.distributed import agreed
+from cnn_research.core.distributed import broadcast_from_process_zero
 from cnn_research.core.errors import Interrupted
 from cnn_research.core.experiment import Result
 from cnn_research.core.memory import freed_memory_kept
@@ -170,7 +170,9 @@ def finish(job: Job, run: SeedRun, outputs: Outputs) -> Result:
     session, state = job.session, run.state
     run.checkpoints.wait()
     if session.experiment.selection.report == "best":
-        step = agreed(reported_step(session.experiment, run.workdir) if session.writes else None)
+        step = broadcast_from_process_zero(
+            reported_step(session.experiment, run.workdir) if session.writes else None
+        )
         assert step is not None, "reported_step raises where there is none"
         state, _ = checkpoint.restore(run.saved, step, session.abstract_state)
     if session.writes:

@@ -12,7 +12,12 @@ import jax
 from jax.sharding import Mesh
 
 from cnn_research.core import run_folder as folders
-from cnn_research.core.distributed import agreed, check_divides, data_mesh, largest
+from cnn_research.core.distributed import (
+    broadcast_from_process_zero,
+    check_divides,
+    data_mesh,
+    max_over_processes,
+)
 from cnn_research.core.errors import UsageError
 from cnn_research.core.preemption import Interruption
 from cnn_research.core.progress import Progress
@@ -126,7 +131,7 @@ def open_session(
         for run in runs:
             stack.enter_context(folders.locked(run.workdir, enabled=first and not read_only))
         several = jax.process_count() > 1
-        interruption = stack.enter_context(Interruption(largest if several else None))
+        interruption = stack.enter_context(Interruption(max_over_processes if several else None))
         for run in runs:
             folders.check_same(run.experiment, run.workdir, experiment.resumable_fields)
         # The data is read only for a config that its folder agrees with.
@@ -147,7 +152,7 @@ def open_session(
             dataset=dataset,
             mesh=mesh,
             plan=plan,
-            restored=agreed(newest),
+            restored=broadcast_from_process_zero(newest),
             interruption=interruption,
             progress=Progress(plan.last_step, batch_size, experiment.epochs, enabled=first),
             read_only=read_only,

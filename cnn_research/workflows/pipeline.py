@@ -15,7 +15,12 @@ from typing import TypeVar
 import jax
 
 from cnn_research.core import run_folder as folders
-from cnn_research.core.distributed import agreed, is_first_process, largest, wait_for_all
+from cnn_research.core.distributed import (
+    broadcast_from_process_zero,
+    is_first_process,
+    max_over_processes,
+    wait_for_all,
+)
 from cnn_research.core.experiment import Experiment, Result
 from cnn_research.core.preemption import Interruption
 from cnn_research.models.pretrained import Pretrained
@@ -50,7 +55,7 @@ class Pipeline:
         self.check()
         folder = self.workdir / name
         figures = folders.read_json(folder / folders.EVALUATION)
-        step = agreed(figures.get("step"))
+        step = broadcast_from_process_zero(figures.get("step"))
         if step is None:
             print(f"{name}: training in {folder}.")
             result = loop.train(training, folder)
@@ -74,7 +79,7 @@ class Pipeline:
             compute: called by all processes.
             write: called by the first one, with the path to write to.
         """
-        if agreed(file.exists() or None):
+        if broadcast_from_process_zero(file.exists() or None):
             return
         self.check()
         value = compute()
@@ -100,7 +105,10 @@ def open_pipeline(experiment: Experiment, workdir: Path) -> Iterator[Pipeline]:
         UsageError: the folder belongs to another experiment.
     """
     several = jax.process_count() > 1
-    with folders.locked(workdir), Interruption(largest if several else None) as interruption:
+    with (
+        folders.locked(workdir),
+        Interruption(max_over_processes if several else None) as interruption,
+    ):
         folders.check_same(experiment, workdir, experiment.resumable_fields)
         before = folders.read_json(workdir / folders.RUN).get("stages", ())
         folders.write_metadata(experiment, workdir, step=len(before), finished=None)
