@@ -1,4 +1,4 @@
-.PHONY: env train test lint tables docs
+.PHONY: env train test slow lint tables docs
 
 env: .venv/bin/python
 .venv/bin/python: setup.cfg constraints.txt
@@ -10,6 +10,9 @@ train: env
 
 test: env
 	.venv/bin/python -m pytest
+
+slow: env
+	.venv/bin/python -m pytest -m slow
 
 lint: env
 	.venv/bin/ruff check .

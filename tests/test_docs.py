@@ -145,6 +145,7 @@ def fruit(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_own_images_page_works_as_it_stands(fruit, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -204,6 +205,7 @@ def test_notebooks_are_committed_without_outputs(notebook):
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=ids)
 def test_notebooks_run(notebook, tmp_path):
     nbclient = pytest.importorskip("nbclient", reason="running notebooks needs nbclient")

@@ -390,6 +390,7 @@ def test_the_table(monkeypatch, capsys):
         table.main(["--format"])
 
 
+@pytest.mark.slow
 def test_a_training_step_is_measured_in_a_process_of_its_own():
     found = in_process(benchmark.step_of, "lenet5")
     assert found["parameters"] == 61_706

@@ -143,6 +143,7 @@ def test_an_archive_is_surveyed_once(tmp_path, monkeypatch):
     assert fitted("image_folder", f"--data.path={archive}")[0] == first
 
 
+@pytest.mark.slow
 def test_a_folder_as_it_comes(tmp_path, capsys):
     """Formats, modes, damaged files, a single image, an odd name: one command, no question."""
     root = tmp_path / "stuff"

@@ -20,6 +20,8 @@ from cnn_research.data.sources import Synthetic
 from cnn_research.models import ConvNet
 from cnn_research.train.config import Training
 
+pytestmark = pytest.mark.slow
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 TINY = Training(

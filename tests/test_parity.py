@@ -12,6 +12,9 @@ from cnn_research.models.registry import architectures
 
 pytest.importorskip("keras", reason="Keras, of the extra `dev`, is not installed")
 
+# A whole network each, in two libraries.
+pytestmark = pytest.mark.slow
+
 CASES = {
     # Keras flattens the last map, which 32 pixels leave as one; so does the small variant.
     "VGG16": ("vgg16_small", {"hidden": 4096}, 32, ".weights.h5"),

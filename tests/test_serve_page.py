@@ -22,7 +22,10 @@ from tests.test_serve import (  # noqa: E402
 )
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="there is no chromium")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not CHROMIUM, reason="there is no chromium"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import time
 
+import pytest
 
+
+@pytest.mark.slow
 def test_both_nodes_run_what_they_are_given(slurm, tmp_path):
     said = tmp_path / "said.txt"
     for node in slurm.nodes:

@@ -492,6 +492,7 @@ def test_a_job_that_saved_is_queued_again_unless_it_was_cancelled(job, again, mo
     assert end.value.code == 75
 
 
+@pytest.mark.slow
 def test_an_array_on_slurm(request, tmp_path, capsys):
     if importlib.util.find_spec("submitit") is None:
         pytest.skip("the extra [slurm] is not installed")
