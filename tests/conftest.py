@@ -19,7 +19,6 @@ import psutil  # noqa: E402
 import pytest  # noqa: E402
 from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
-from cnn_research import ops  # noqa: E402
 from tests.slurm import slurm  # noqa: E402, F401 (a fixture)
 
 COMPILED_BYTES = 800e6
@@ -74,14 +73,6 @@ def pytest_terminal_summary(terminalreporter):
             f"{worker['peak_bytes'] / 1e9:.2f} GB resident; what it started, "
             f"{worker['peak_bytes_of_started'] / 1e9:.2f} GB"
         )
-
-
-@pytest.fixture(scope="session", autouse=True)
-def freed_memory_goes_back():
-    """A process that keeps what it freed, for one training, would keep it for all tests to come."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ops, "keep_freed_memory", lambda: False)
-        yield
 
 
 # Fixtures -----------------------------------------------------------------------------------------
