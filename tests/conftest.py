@@ -66,7 +66,7 @@ def pytest_testnodedown(node):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """The figures that benchmarks.test_time reads."""
+    """The figures that benchmarks.test_suite reads."""
     for name, worker in sorted((usage or {"main": used()}).items()):
         terminalreporter.write_line(
             f"{name}: {worker['seconds']:.0f} s of processor time, at most "
