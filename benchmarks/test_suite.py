@@ -20,7 +20,8 @@ MINUTES = 6
 GIGABYTES = 1.5
 """Resident, of a worker."""
 WORKER = re.compile(
-    r"^(\w+): (\d+) s of processor time, at most ([\d.]+) GB resident; what it started, ([\d.]+) GB",
+    r"^(\w+): (\d+) s of processor time, at most ([\d.]+) GB resident; "
+    r"what it started, ([\d.]+) GB",
     re.MULTILINE,
 )
 CLOSING = re.compile(r"^=* ?(\d+ (?:passed|failed).*?) in [\d.]+s", re.MULTILINE)
