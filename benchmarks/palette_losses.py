@@ -51,7 +51,7 @@ def main(options):
         )
         workdir = ROOT / "runs" / "palette_losses" / f"{target}-{difference}-{matching}"
         result = run(dataclasses.replace(head, task=task), workdir)
-        figures[name] = result.figures["validation"]["loss"]
+        figures[name] = result.metrics["validation"]["loss"]
     rows = [
         row(f"palettes trained on {name}: validation CIEDE2000", "-", f"{found:.3f}", True)
         for name, found in figures.items()

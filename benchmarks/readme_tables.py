@@ -283,7 +283,7 @@ def groups_of(results: Results, prefix: str) -> list[Group]:
                 folder=Path(name),
                 config=_with_fields_of(first, result["config"]),
                 record={**result, "wall_seconds": seconds},
-                figures={figure: values[index] for figure, values in figures.items()},
+                metrics={figure: values[index] for figure, values in figures.items()},
                 directions=result.get("metric_directions", Classification().directions),
             )
             for index, seconds in enumerate(result["wall_seconds_of_runs"])
@@ -313,7 +313,7 @@ def products_log(results: Results) -> str:
     header += [f"target {head or 'mean'}" for head in heads] + ["mean, seen labels"]
     rows = []
     for group in groups_of(results, "products_"):
-        if "accuracy" not in group.runs[0].figures:
+        if "accuracy" not in group.runs[0].metrics:
             continue  # a regression
         values, theirs = group.values(), group.document
         pixels = "x".join(map(str, group.runs[0].config["data"]["image_size"]))

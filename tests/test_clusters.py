@@ -144,7 +144,7 @@ def test_figures_of_a_perfect_of_a_constant_and_of_a_wrong_estimate():
             "test", ("#000000", "#ffffff"), shares, labels, mean, loss=loss
         )
         np.testing.assert_array_equal(predicted.true, true)
-        return predicted.figures()
+        return predicted.metrics()
 
     perfect = figures(true)
     assert perfect["gap closed"] == pytest.approx(1) and perfect["overlap"] == 1
@@ -167,7 +167,7 @@ def test_a_network_learns_histograms_and_reports_them(tmp_path):
         eval_every_epochs=60,
     )
     result = run(training, tmp_path / "run")
-    figures = result.figures["test"]
+    figures = result.metrics["test"]
     assert figures["gap closed"] > 0.5 and figures["count"] == 8
     assert figures["entropy"] < figures["loss"] < figures["loss of the mean histogram"]
     report = (tmp_path / "run" / "report" / "report.md").read_text()

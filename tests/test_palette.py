@@ -206,7 +206,7 @@ def test_a_head_learns_and_the_rest_stays(tmp_path, monkeypatch, task):
     for (layer, weight), values in weights_of_run(tmp_path / "run").arrays.items():
         same = np.array_equal(values, before[layer, weight])
         assert same != layer.startswith("head"), (layer, weight)
-    assert result.figures["test"]["count"] == 4 and result.figures["test"]["loss"] > 0
+    assert result.metrics["test"]["count"] == 4 and result.metrics["test"]["loss"] > 0
     assert (tmp_path / "run" / "report" / "palettes.png").exists()
     found = TrainedModel.load(tmp_path / "run")
     assert found.experiment.model.colours == 3
@@ -319,13 +319,13 @@ def test_the_second_training_starts_from_the_first_and_neither_runs_again(
     for leaf, values in start.items():
         np.testing.assert_array_equal(end[leaf], values)
     evaluated = run(experiment, tmp_path / "run", "evaluate")
-    assert evaluated.figures["test"] == pytest.approx(result.figures["test"], rel=1e-6)
+    assert evaluated.metrics["test"] == pytest.approx(result.metrics["test"], rel=1e-6)
     Image.new("RGB", (9, 9), RED).save(tmp_path / "red.png")
     run(experiment, tmp_path / "run", "predict", str(tmp_path / "red.png"))
     assert (tmp_path / "run" / "training" / "predictions" / "red.png.gpl").exists()
 
     monkeypatch.setattr("cnn_research.train.loop.train", lambda *_: pytest.fail("trained again"))
-    assert run(experiment, tmp_path / "run").figures == result.figures
+    assert run(experiment, tmp_path / "run").metrics == result.metrics
     named = dataclasses.replace(trained(), pretrained=Pretrained(str(tmp_path / "run/training")))
     stages = dataclasses.replace(experiment, training=named).stages()
     assert [name for name, _ in stages] == ["training"]

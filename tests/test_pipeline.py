@@ -65,9 +65,9 @@ def test_a_pipeline_that_was_stopped_and_moved_goes_on_where_it_is(tmp_path, mon
     (tmp_path / "b").rename(tmp_path / "c")
     moved = folders.saved_config(tmp_path / "c")
     monkeypatch.setattr(loop, "train", lambda *_: pytest.fail("trained again"))
-    assert run(moved, tmp_path / "c").figures == result.figures
-    assert run(moved, tmp_path / "c", "evaluate").figures["test"] == pytest.approx(
-        result.figures["test"]
+    assert run(moved, tmp_path / "c").metrics == result.metrics
+    assert run(moved, tmp_path / "c", "evaluate").metrics["test"] == pytest.approx(
+        result.metrics["test"]
     )
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "black.png")
     run(moved, tmp_path / "c", "predict", str(tmp_path / "black.png"))
@@ -97,14 +97,14 @@ def test_what_was_computed_from_a_stage_is_not_computed_again(tmp_path, monkeypa
     found = run(study, tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["shifts"] == [-1, 0, 1] and set(results["accuracy"]) == {"max", "min"}
-    assert found.figures["min"]["accuracy"] == results["accuracy"]["min"][0][1]
+    assert found.metrics["min"]["accuracy"] == results["accuracy"]["min"][0][1]
     assert (tmp_path / "report" / "accuracy.png").exists()
     monkeypatch.setattr(loop, "train", lambda *_: pytest.fail("trained again"))
     monkeypatch.setattr(
         "cnn_research.workflows.pooling_study.accuracies", lambda *_: pytest.fail("again")
     )
     more = dataclasses.replace(study, seeds=1)
-    assert run(more, tmp_path).figures == found.figures
+    assert run(more, tmp_path).metrics == found.metrics
 
 
 def test_of_several_processes_the_first_claims_a_folder_for_all(tmp_path, monkeypatch):

@@ -218,13 +218,13 @@ def test_rounds_discard_flipped_labels_and_a_restart_runs_nothing(folder, tmp_pa
         assert min(picture.size) > 100
     assert shares[0] == pytest.approx(0.3, abs=0.01)
     assert shares[1] < 0.17 and shares[2] < 0.05
-    assert result.figures["round_2"]["validation"]["accuracy"] > 0.95
+    assert result.metrics["round_2"]["validation"]["accuracy"] > 0.95
     report = (tmp_path / "run" / "report" / "report.md").read_text()
     assert report.count("![Discarded crops") == 2 and "| 2 " in report
 
     monkeypatch.setattr("cnn_research.train.loop.train", lambda *_: pytest.fail("trained again"))
     again = run(experiment, tmp_path / "run")
-    assert again.figures == result.figures
+    assert again.metrics == result.metrics
 
     half = np.zeros((40, 60, 3), np.uint8) + np.uint8(COLOURS[2])
     half[:, 30:] = COLOURS[0]

@@ -182,10 +182,10 @@ def test_experiment_trains_goes_on_and_evaluates(name, tmp_path, capsys, blank_p
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after.params))
 
     evaluated = run(folders.saved_config(tmp_path), tmp_path, "evaluate")
-    assert {"validation", "test"} <= set(evaluated.figures) == set(trained.figures)
-    for split, figures in trained.figures.items():
+    assert {"validation", "test"} <= set(evaluated.metrics) == set(trained.metrics)
+    for split, figures in trained.metrics.items():
         for metric in small.task.metrics:
-            assert evaluated.figures[split][metric] == pytest.approx(figures[metric], rel=1e-6)
+            assert evaluated.metrics[split][metric] == pytest.approx(figures[metric], rel=1e-6)
     assert {"report.md", "report.html"} <= {file.name for file in (tmp_path / "report").iterdir()}
 
 
@@ -196,9 +196,9 @@ def test_experiment_trains_goes_on_and_evaluates(name, tmp_path, capsys, blank_p
 def test_pipeline_runs_and_a_finished_one_trains_nothing(name, tmp_path, monkeypatch):
     small = scaled_down(lookup(name).experiment())
     result = run(small, tmp_path)
-    assert result.figures
+    assert result.metrics
     monkeypatch.setattr("cnn_research.train.loop.train", lambda *_: pytest.fail("trained again"))
-    assert run(folders.saved_config(tmp_path), tmp_path).figures == result.figures
+    assert run(folders.saved_config(tmp_path), tmp_path).metrics == result.metrics
     run(folders.saved_config(tmp_path), tmp_path, "export")
     assert open_export(tmp_path / "export").facts["step"] > 0
 

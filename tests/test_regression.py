@@ -263,7 +263,7 @@ def test_figures_are_scikit_learns_and_of_the_known_numbers():
     made = made_up(missing=10)
     true, predicted = made.numbers[10:].astype(float), made.predicted[10:]
     constant = np.full(40, 2011.0)
-    assert made.figures() == pytest.approx(
+    assert made.metrics() == pytest.approx(
         {
             "loss": 0.25,
             "MAE": metrics.mean_absolute_error(true, predicted),
@@ -274,16 +274,16 @@ def test_figures_are_scikit_learns_and_of_the_known_numbers():
             "count": 40,
         }
     )
-    assert f"{made.figures()['R2']:.4f} R2\n" in made.text()
+    assert f"{made.metrics()['R2']:.4f} R2\n" in made.text()
 
 
 def test_without_variance_nothing_is_explained():
     made = NumberPredictions(
         "test", "x", np.array([1.0]), np.array([2.0], np.float32), 0.0, loss=1.0
     )
-    assert "R2" not in made.figures()
+    assert "R2" not in made.metrics()
     with pytest.raises(UserError, match="no example has a number"):
-        made_up(missing=50).figures()
+        made_up(missing=50).metrics()
 
 
 def test_estimates_are_drawn_against_the_true_numbers():
@@ -321,7 +321,7 @@ def test_curves_show_the_absolute_error_and_its_lowest_value():
 def test_readme_table_shows_regressions_only():
     figures_ = {
         name: {"values": [value, value]}
-        for name, value in {**made_up().figures(), "MAE": 1.25}.items()
+        for name, value in {**made_up().metrics(), "MAE": 1.25}.items()
     }
     told = {"seeds": [0, 1], "wall_seconds_of_runs": [200.4, 300], "figures": figures_}
     results = {"years": told, "classes": {**told, "figures": {"accuracy": {"values": [0.5]}}}}
@@ -349,7 +349,7 @@ def test_a_run_learns_the_brightness_and_reports_it(tmp_path, capsys):
         evaluation=Evaluation(mirror=True, batch_size=7),
     )
     trained = run(training, tmp_path / "run")
-    found = trained.figures["test"]
+    found = trained.metrics["test"]
     assert found["R2"] > 0.95
     assert found["MAE"] < 0.2 * found["MAE of the training mean"]
     said = capsys.readouterr()
@@ -363,5 +363,5 @@ def test_a_run_learns_the_brightness_and_reports_it(tmp_path, capsys):
     assert "| epoch | training loss | validation loss | training MAE | validation MAE |" in page
     before = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     evaluated = run(saved_config(tmp_path / "run"), tmp_path / "run", "evaluate")
-    assert evaluated.figures == trained.figures
+    assert evaluated.metrics == trained.metrics
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text()) == before

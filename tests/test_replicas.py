@@ -77,7 +77,7 @@ def test_replicas_are_the_runs_of_their_seeds(vmapped, one_by_one, tmp_path, cap
     assert summary["seeds"] == list(SEEDS)
     assert summary["figures"]["accuracy"]["values"] == figures
     assert summary["figures"]["accuracy"]["std"] == pytest.approx(np.std(figures, ddof=1))
-    assert result.figures["test"]["accuracy"] == pytest.approx(np.mean(figures))
+    assert result.metrics["test"]["accuracy"] == pytest.approx(np.mean(figures))
     assert f"{np.mean(figures):.4f} ± {np.std(figures, ddof=1):.4f}" in capsys.readouterr().out
 
 

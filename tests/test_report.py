@@ -154,8 +154,8 @@ def test_classification_report_is_what_scikit_learn_prints():
 def test_examples_without_label_are_left_out_everywhere():
     made = made_up_predictions(missing=20)
     kept = ClassPredictions("test", made.logits[20:], made.labels[20:], NAMES, loss=0.5)
-    assert made.figures() == kept.figures()
-    assert made.figures()["count"] == 40
+    assert made.metrics() == kept.metrics()
+    assert made.metrics()["count"] == 40
     assert made.confusion_counts().sum() == 40
     assert made.text() == kept.text()
 
@@ -170,7 +170,7 @@ def test_summary_agrees_with_scikit_learn_where_classes_are_absent():
         precision, recall, f1, _ = metrics.precision_recall_fscore_support(
             labels, logits.argmax(axis=1), average="macro"
         )
-    found = made.figures()
+    found = made.metrics()
     assert (found["correct"], found["count"], found["loss"]) == (4, 6, 0.25)
     assert found["accuracy"] == 4 / 6
     assert (
@@ -183,7 +183,7 @@ def test_summary_agrees_with_scikit_learn_where_classes_are_absent():
 
 def test_split_without_any_label_is_a_user_error():
     with pytest.raises(UserError, match="no example has a label"):
-        made_up_predictions(missing=60).figures()
+        made_up_predictions(missing=60).metrics()
 
 
 def test_confusion_counts_are_scikit_learns():
@@ -193,12 +193,12 @@ def test_confusion_counts_are_scikit_learns():
 
 
 def write(workdir: Path, heads: dict[str, ClassPredictions], images: Any = None) -> Path:
-    own = {head: predicted.figures() for head, predicted in heads.items()}
+    own = {head: predicted.metrics() for head, predicted in heads.items()}
     params = {"conv": {"kernel": np.zeros((3, 3, 1, 12)), "bias": np.zeros(12)}}
     return write_report(
         workdir,
         title="Coats",
-        figures={"test": own if len(own) > 1 else own["label"]},
+        metrics={"test": own if len(own) > 1 else own["label"]},
         predictions={"test": heads},
         images={} if images is None else {"test": images},
         history=HISTORY,
@@ -273,7 +273,7 @@ def test_report_says_what_was_run_and_what_came_out(tmp_path):
     ):
         assert words in page
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in page.splitlines()]
-    assert ["accuracy", f"{made.figures()['accuracy']:.4f}", "0.8978"] in rows
+    assert ["accuracy", f"{made.metrics()['accuracy']:.4f}", "0.8978"] in rows
     assert ["epoch", *("training loss", "validation loss")] == rows_of(rows, "epoch")[:3]
     assert ["1", "2.5000", "0.7500", "0.1000", "0.5000"] in rows
     assert ["conv/kernel", "3 x 3 x 1 x 12", "108"] in rows
@@ -327,11 +327,11 @@ def test_a_head_whose_name_is_no_file_name(tmp_path):
 
 def test_a_head_without_labels_in_a_split_is_left_out_and_said_so(tmp_path):
     heads = {"kind": made_up_predictions(), "brand": made_up_predictions(missing=60)}
-    figures = {"kind": heads["kind"].figures()}
+    figures = {"kind": heads["kind"].metrics()}
     path = write_report(
         tmp_path,
         title="Coats",
-        figures={"test": figures},
+        metrics={"test": figures},
         predictions={"test": heads},
         images={},
         history=[],

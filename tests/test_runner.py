@@ -224,7 +224,7 @@ def test_a_run_goes_on_and_is_evaluated_where_its_images_are_now(tmp_path):
         run(pets, tmp_path / "run", "evaluate")
     data = dataclasses.replace(pets.data, path=str(tmp_path / "moved"))
     moved = dataclasses.replace(pets, data=data)
-    assert run(moved, tmp_path / "run", "evaluate").figures == before.figures
+    assert run(moved, tmp_path / "run", "evaluate").metrics == before.metrics
     cat = str(tmp_path / "moved" / "cat" / "0.png")
     words = "pets.* leave --neighbours out to predict"
     with pytest.raises(UserError, match=words):

@@ -94,7 +94,7 @@ def test_figures_tell_seen_labels_from_the_others():
     labels = np.array([0, 1, UNKNOWN_CLASS, 2, MISSING, 2], np.int32)
     names = ("a", "b", "c")
     made = ClassPredictions("target", logits, labels, names, loss=0.5)
-    figures = made.figures()
+    figures = made.metrics()
     assert (figures["correct"], figures["count"], figures["unseen"]) == (3, 5, 1)
     assert figures["accuracy"] == 3 / 5
     assert figures["accuracy of seen labels"] == 3 / 4
@@ -102,11 +102,11 @@ def test_figures_tell_seen_labels_from_the_others():
     assert made.confusion_counts().sum() == 4
     # A class may have an output and yet no training example.
     trained = np.array([True, True, False])
-    never = dataclasses.replace(made, trained=trained).figures()
+    never = dataclasses.replace(made, trained=trained).metrics()
     assert never["unseen"] == 3
     assert never["accuracy of seen labels"] == 1
     assert never["accuracy"] == 3 / 5
-    everything = ClassPredictions("test", logits[:2], labels[:2], names, loss=0.5).figures()
+    everything = ClassPredictions("test", logits[:2], labels[:2], names, loss=0.5).metrics()
     assert not {"unseen", "accuracy of seen labels"} & everything.keys()
 
 
@@ -224,7 +224,7 @@ def test_figures_of_several_heads_and_their_mean():
     data, task = two_heads()
     outputs = np.random.default_rng(0).normal(size=(8, 7)).astype(np.float32)
     made = task.predictions(data, "test", outputs, {"kind loss": 1.0, "brand loss": 0.5})
-    figures = task.figures(made)
+    figures = task.combine_metrics(made)
     expected = {
         head: metrics.accuracy_score(data.splits["test"].labels[head], part.argmax(axis=1))
         for head, part in zip(task.heads, task.split(outputs), strict=True)
@@ -293,7 +293,7 @@ def test_a_test_split_may_lack_the_labels_of_some_heads_but_not_of_all():
     outputs = np.random.default_rng(0).normal(size=(8, 7)).astype(np.float32)
     means = {"kind loss": 1.0, "brand loss": math.nan}
     made = task.predictions(some, "test", outputs, means)
-    figures = task.figures(made)
+    figures = task.combine_metrics(made)
     assert (figures["loss"], figures["accuracy"]) == (1.0, figures["kind"]["accuracy"])
     assert "brand" not in figures and "brand" not in task.text(made)
     with pytest.raises(UserError, match="test split has a known label 'brand'"):
@@ -313,7 +313,7 @@ def test_several_heads_train_and_are_reported(tmp_path):
         log_every_steps=2,
     )
     result = run(training, tmp_path)
-    figures = result.figures["test"]
+    figures = result.metrics["test"]
     assert figures["accuracy"] == pytest.approx(
         (figures["kind"]["accuracy"] + figures["brand"]["accuracy"]) / 2
     )
@@ -322,4 +322,4 @@ def test_several_heads_train_and_are_reported(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert {"accuracy", "kind accuracy", "brand loss"} <= rows[-1].keys()
     again = run(training, tmp_path, "evaluate")
-    assert again.figures == result.figures
+    assert again.metrics == result.metrics

@@ -16,11 +16,11 @@ from cnn_research.core.ranges import check_ranges
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a run ends with: its folder, the last step and the figures of its evaluation."""
+    """What a run ends with: its folder, the last step and the metrics of its evaluation."""
 
     workdir: Path
     step: int
-    figures: Mapping[str, Mapping[str, float]]
+    metrics: Mapping[str, Mapping[str, float]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class Entry:
         name: what `--experiment` takes.
         document: the document it implements, as `004`, or `-`.
         data: its data set, in a word or two.
-        document_results: figures that the document gives, for reports to show beside ours.
+        document_results: metrics that the document gives, for reports to show beside ours.
         make: the decorated function.
         suggest_fields: what the experiment's data suggest for its fields, by their paths; None
             where the config says all.

@@ -15,7 +15,7 @@ from cnn_research.core.progress import duration
 from cnn_research.data.images import printable
 from cnn_research.report.html import as_html
 from cnn_research.report.markdown import markdown_table, number
-from cnn_research.report.runs import Group, compared_figures
+from cnn_research.report.runs import Group, compared_metrics
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -62,7 +62,7 @@ def change_log(groups: Sequence[Group]) -> DataFrame:
 
 def _titles(groups: Sequence[Group]) -> dict[str, str]:
     """The log's figures, by the titles of their columns."""
-    compared = compared_figures(groups)
+    compared = compared_metrics(groups)
     measured = {name for group in groups for name in group.values()}
     titles: dict[str, str] = {}
     for name in [name for name in compared if "accuracy" in name] or compared:
@@ -161,7 +161,7 @@ def log_as_html(log: DataFrame, groups: Sequence[Group]) -> str:
         log: of the groups.
         groups: in the log's order.
     """
-    from cnn_research.report import plots as figures
+    from cnn_research.report import plots
 
     names = dict.fromkeys(group.runs[0].experiment for group in groups)
     parts = [f"# {', '.join(names)}", log_as_markdown(log)]
@@ -173,7 +173,7 @@ def log_as_html(log: DataFrame, groups: Sequence[Group]) -> str:
     directions = {name: d for group in groups for name, d in group.directions.items()}
     with tempfile.TemporaryDirectory() as folder:
         if curves:
-            figures.compared_curves(curves, directions).savefig(Path(folder, "curves.png"))
+            plots.compared_curves(curves, directions).savefig(Path(folder, "curves.png"))
             parts += ["## Curves", f"![Curves of {len(curves)} configs by epoch](curves.png)"]
             parts.append(
                 "Validation figures where there are any, otherwise training's. A line is the mean "

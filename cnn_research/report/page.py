@@ -49,7 +49,7 @@ class Predictions(abc.ABC):
         """How many examples there are, with a label or without."""
 
     @abc.abstractmethod
-    def figures(self) -> dict[str, float | int]:
+    def metrics(self) -> dict[str, float | int]:
         """The numbers of an evaluation, of the examples with a label.
 
         Raises:
@@ -57,10 +57,10 @@ class Predictions(abc.ABC):
         """
 
     def text(self) -> str:
-        """What a run prints at its end: the figures, one per line."""
+        """What a run prints at its end: the metrics, one per line."""
         return "".join(
             f"{value:>12,} {name}\n" if isinstance(value, int) else f"{value:>12.4f} {name}\n"
-            for name, value in self.figures().items()
+            for name, value in self.metrics().items()
         )
 
     @abc.abstractmethod
@@ -103,7 +103,7 @@ def write_report(
     workdir: Path,
     *,
     title: str,
-    figures: Mapping[str, Mapping[str, Any]],
+    metrics: Mapping[str, Mapping[str, Any]],
     predictions: Mapping[str, Mapping[str, Predictions]],
     images: Mapping[str, np.ndarray],
     history: Sequence[Mapping[str, Any]],
@@ -118,7 +118,7 @@ def write_report(
     Args:
         workdir: the run's folder; an earlier report in it is replaced.
         title: the heading of the page.
-        figures: of each split, as evaluation.json has them: numbers, and the heads' own under
+        metrics: of each split, as evaluation.json has them: numbers, and the heads' own under
             their names where there are several.
         predictions: of each split, for each head; files are named after the head where there are
             several, and after the split from the second on.
@@ -140,7 +140,7 @@ def write_report(
     with atomic_directory(folder) as partial:
         for number_, (split, heads) in enumerate(predictions.items()):
             suffix = f"_{split}" if number_ else ""
-            parts += _evaluation(partial, suffix, split, figures[split], heads, images, run)
+            parts += _evaluation(partial, suffix, split, metrics[split], heads, images, run)
         if history:
             parts += _training(partial, history, directions)
         parts += ["## Parameters", parameters_table(params)]
@@ -182,7 +182,7 @@ def _evaluation(
     folder: Path,
     suffix: str,
     split: str,
-    figures: Mapping[str, Any],
+    metrics: Mapping[str, Any],
     predictions: Mapping[str, Predictions],
     images: Mapping[str, np.ndarray],
     run: Mapping[str, Any],
@@ -191,7 +191,7 @@ def _evaluation(
     theirs = by_name(run.get("document_results") or {})
     where = "" if split == "test" else f"{split} "
     yield f"## Result on the {split} split"
-    yield _figures_table(figures, theirs, where)
+    yield _metrics_table(metrics, theirs, where)
     endings = file_suffixes(list(predictions))
     for head, predicted in predictions.items():
         shown = images.get(split)
@@ -204,14 +204,14 @@ def _evaluation(
             yield from predicted.page(folder, suffix, shown)
             continue
         yield f"### {head}, {split} split"
-        if head not in figures:
+        if head not in metrics:
             yield "No image of this split has a known label of this head: it is left out."
             continue
-        yield _figures_table(figures[head], theirs, f"{where}{head} ")
+        yield _metrics_table(metrics[head], theirs, f"{where}{head} ")
         yield from predicted.page(folder, f"{endings[head]}{suffix}", shown)
 
 
-def _figures_table(ours: Mapping[str, Any], theirs: Mapping[str, float], prefix: str) -> str:
+def _metrics_table(ours: Mapping[str, Any], theirs: Mapping[str, float], prefix: str) -> str:
     """Figures, beside the document's where it has any under the prefix and their names."""
     rows = [
         (name, number(value), number(theirs.get(f"{prefix}{name}")))
@@ -226,11 +226,11 @@ def _figures_table(ours: Mapping[str, Any], theirs: Mapping[str, float], prefix:
 def _training(
     folder: Path, history: Sequence[Mapping[str, Any]], directions: Mapping[str, Direction]
 ) -> Iterator[str]:
-    from cnn_research.report import plots as figures
+    from cnn_research.report import plots
 
     epochs = by_epoch(history)
-    figures.training_curves(epochs, directions).savefig(folder / "curves.png")
-    names = figures.curve_names(epochs, directions)
+    plots.training_curves(epochs, directions).savefig(folder / "curves.png")
+    names = plots.curve_names(epochs, directions)
     yield "## Training"
     yield (
         "Training figures are means over the examples of an epoch, while the network was learning "

@@ -45,7 +45,7 @@ class Run:
     folder: Path
     config: Mapping[str, Any]
     record: Mapping[str, Any]
-    figures: Mapping[str, float]
+    metrics: Mapping[str, float]
     directions: Mapping[str, Direction] = dataclasses.field(default_factory=dict)
     """Of the metrics, as the task declared them when the run was evaluated."""
 
@@ -67,8 +67,8 @@ class Group:
 
     def values(self) -> dict[str, list[float]]:
         """Per figure that every run has, and for `wall_seconds`, the values in order of runs."""
-        names = [n for n in self.runs[0].figures if all(n in run.figures for run in self.runs)]
-        values = {name: [float(run.figures[name]) for run in self.runs] for name in names}
+        names = [n for n in self.runs[0].metrics if all(n in run.metrics for run in self.runs)]
+        values = {name: [float(run.metrics[name]) for run in self.runs] for name in names}
         if all("wall_seconds" in run.record for run in self.runs):
             values["wall_seconds"] = [float(run.record["wall_seconds"]) for run in self.runs]
         return values
@@ -94,7 +94,7 @@ class Group:
 
     @property
     def document(self) -> dict[str, float]:
-        """The document's figures by the names of ours; empty where it gives none."""
+        """The document's metrics by the names of ours; empty where it gives none."""
         return by_name(self.runs[0].record.get("document_results") or {})
 
 
@@ -108,11 +108,11 @@ def read_run(folder: Path) -> Run | None:
     if not config:
         raise UsageError(f"{folder} is not a run's folder: it has no {CONFIG} that can be read")
     evaluation = read_json(folder / EVALUATION)
-    figures = by_name({name: evaluation.get(name, {}) for name in ("training", *EVALUATED)})
-    if not figures:
+    metrics = by_name({name: evaluation.get(name, {}) for name in ("training", *EVALUATED)})
+    if not metrics:
         return None
     directions = evaluation.get("metric_directions", {})
-    return Run(folder, config, read_json(folder / RUN), figures, directions)
+    return Run(folder, config, read_json(folder / RUN), metrics, directions)
 
 
 def run_folders(folder: Path) -> list[Path]:
@@ -182,10 +182,10 @@ def unseeded(config: Mapping[str, Any]) -> dict[str, Any]:
     return rest
 
 
-def compared_figures(groups: Sequence[Group]) -> list[str]:
-    """The names of the figures that tables show.
+def compared_metrics(groups: Sequence[Group]) -> list[str]:
+    """The names of the metrics that tables show.
 
-    Counts, weighted averages and, beside test figures, those on training and validation data are
+    Counts, weighted averages and, beside test metrics, those on training and validation data are
     left out, and all but accuracies where there are many: they are in each run's evaluation.json.
     """
     names = [
@@ -200,8 +200,8 @@ def compared_figures(groups: Sequence[Group]) -> list[str]:
 
 
 def as_markdown(groups: Sequence[Group]) -> str:
-    """Each group's mean ± standard deviation, and below it the document's figures, if any."""
-    shown = compared_figures(groups)
+    """Each group's mean ± standard deviation, and below it the document's metrics, if any."""
+    shown = compared_metrics(groups)
     rows = []
     for group in groups:
         values = group.values()
@@ -215,8 +215,8 @@ def as_markdown(groups: Sequence[Group]) -> str:
             ]
         )
         if group.document.keys() & set(shown):
-            figures = (number(group.document.get(name)) for name in shown)
-            rows.append(["- as the document gives it", "", *figures, ""])
+            metrics = (number(group.document.get(name)) for name in shown)
+            rows.append(["- as the document gives it", "", *metrics, ""])
     return markdown_table(["experiment", "runs", *shown, "time of a run"], rows)
 
 
@@ -224,7 +224,7 @@ def summary(groups: Sequence[Group]) -> DataFrame:
     """A row for each group, with means and deviations in columns of numbers."""
     from pandas import DataFrame
 
-    shown = [*compared_figures(groups), "wall_seconds"]
+    shown = [*compared_metrics(groups), "wall_seconds"]
     rows = [
         {"experiment": group.name, "runs": len(group.runs)}
         | {
@@ -238,13 +238,13 @@ def summary(groups: Sequence[Group]) -> DataFrame:
 
 
 def results(group: Group, name: str) -> dict[str, Any]:
-    """What `--output` writes of a group: figures over seeds, and all that it takes to repeat."""
+    """What `--output` writes of a group: metrics over seeds, and all that it takes to repeat."""
     records = [run.record for run in group.runs]
     attempts = [attempt for record in records for attempt in effective_attempts(record)]
     config = unseeded(group.runs[0].config)
     return {
         "name": name,
-        "what": f"{group.name}: figures of the evaluation, over {len(records)} run(s)",
+        "what": f"{group.name}: metrics of the evaluation, over {len(records)} run(s)",
         "experiment": group.runs[0].experiment,
         "document": records[0].get("document"),
         "document_results": records[0].get("document_results") or {},
@@ -279,12 +279,12 @@ def mean_and_deviation(values: Sequence[float]) -> str:
     return f"{statistics.fmean(values):.4f} ± {statistics.stdev(values):.4f}"
 
 
-def by_name(figures: Mapping[str, Any]) -> dict[str, float]:
-    """Nested figures under one name each, `material accuracy`; `test`, the usual split, is left
+def by_name(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Nested metrics under one name each, `material accuracy`; `test`, the usual split, is left
     out of it, so that `test accuracy` of a document is `accuracy` of ours."""
     return {
         path.removeprefix("test "): value
-        for path, value in flat(figures, " ")
+        for path, value in flat(metrics, " ")
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
 

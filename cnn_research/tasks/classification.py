@@ -271,8 +271,8 @@ class ClassPredictions(Predictions):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def figures(self) -> dict[str, float | int]:
-        """The figures of an evaluation; `correct` of `count` examples is the accuracy, exactly.
+    def metrics(self) -> dict[str, float | int]:
+        """The metrics of an evaluation; `correct` of `count` examples is the accuracy, exactly.
 
         Precision, recall and F1 are scikit-learn's, over the classes that occur as a label or a
         prediction; 0 where a class is never predicted. Where training has not seen all labels,
@@ -284,17 +284,17 @@ class ClassPredictions(Predictions):
         averages = self._sklearn_report(as_text=False)
         labels, predicted = self.known()
         correct = int((labels == predicted).sum())
-        figures: dict[str, float | int] = {"loss": self.loss, "accuracy": correct / len(labels)}
+        metrics: dict[str, float | int] = {"loss": self.loss, "accuracy": correct / len(labels)}
         seen = self._seen(labels)
         if not seen.all():
             hits = labels[seen] == predicted[seen]
-            figures["accuracy of seen labels"] = float(hits.mean()) if hits.size else float("nan")
+            metrics["accuracy of seen labels"] = float(hits.mean()) if hits.size else float("nan")
         for average in ("macro", "weighted"):
             for name, key in (("precision", "precision"), ("recall", "recall"), ("F1", "f1-score")):
-                figures[f"{average} {name}"] = float(averages[f"{average} avg"][key])
+                metrics[f"{average} {name}"] = float(averages[f"{average} avg"][key])
         if not seen.all():
-            figures["unseen"] = int((~seen).sum())
-        return {**figures, "correct": correct, "count": len(labels)}
+            metrics["unseen"] = int((~seen).sum())
+        return {**metrics, "correct": correct, "count": len(labels)}
 
     def text(self) -> str:
         """scikit-learn's classification report with four digits, as the library prints it."""

@@ -149,22 +149,22 @@ class HistogramPredictions(Predictions):
         counts = np.bincount(flat.ravel(), minlength=len(self) * clusters)
         return counts.reshape(len(self), clusters) / flat.shape[1]
 
-    def figures(self) -> dict[str, float | int]:
+    def metrics(self) -> dict[str, float | int]:
         """The cross-entropy; its least value, the mean entropy of the true histograms; that of
         always saying the training pixels' histogram; the share of the way from there to the least
         value; and the mean overlap of true and estimated histograms.
         """
         least = -(self.true * np.log(np.maximum(self.true, LEAST))).sum(axis=1).mean()
         constant = -(self.true @ np.log(np.maximum(self.mean, LEAST))).mean()
-        figures: dict[str, float | int] = {
+        metrics: dict[str, float | int] = {
             "loss": self.loss,
             "entropy": float(least),
             "loss of the mean histogram": float(constant),
         }
         if constant > least:
-            figures["gap closed"] = float((constant - self.loss) / (constant - least))
-        figures["overlap"] = float(np.minimum(self.true, self.shares).sum(axis=1).mean())
-        return {**figures, "count": len(self)}
+            metrics["gap closed"] = float((constant - self.loss) / (constant - least))
+        metrics["overlap"] = float(np.minimum(self.true, self.shares).sum(axis=1).mean())
+        return {**metrics, "count": len(self)}
 
     def page(self, folder: Path, suffix: str, images: np.ndarray | None) -> Iterator[str]:
         """The clusters in the cube of colours, and histograms beside their images."""

@@ -177,15 +177,15 @@ class FittedMultiHead(MultiHead, FittedTask):
             found |= part.predictions(dataset, split, logits, {"loss": means[f"{part.head} loss"]})
         return found
 
-    def figures(self, predictions: Mapping[str, Predictions]) -> dict[str, Any]:
-        """The heads' figures, their mean accuracy and the sum of their losses.
+    def combine_metrics(self, predictions: Mapping[str, Predictions]) -> dict[str, Any]:
+        """The heads' metrics, their mean accuracy and the sum of their losses.
 
         A head without any label in the split is left out.
         """
         heads: dict[str, Mapping[str, float | int]] = {}
         for head, predicted in predictions.items():
             with contextlib.suppress(UserError):  # no example has a label
-                heads[head] = predicted.figures()
+                heads[head] = predicted.metrics()
         if not heads:
             raise UserError(
                 f"no example has a label of {', '.join(predictions)}: there is nothing to evaluate "
@@ -193,23 +193,23 @@ class FittedMultiHead(MultiHead, FittedTask):
             )
         seen = "accuracy of seen labels"
         losses = dict.fromkeys(predictions, 0.0) | {h: float(f["loss"]) for h, f in heads.items()}
-        figures: dict[str, Any] = {
+        metrics: dict[str, Any] = {
             "loss": self.combine_losses(losses),
             "accuracy": float(np.mean([found["accuracy"] for found in heads.values()])),
         }
         if any(seen in found for found in heads.values()):
             values = [found.get(seen, found["accuracy"]) for found in heads.values()]
-            figures[seen] = float(np.mean(values))
-        return {**figures, **heads}
+            metrics[seen] = float(np.mean(values))
+        return {**metrics, **heads}
 
     def text(self, predictions: Mapping[str, Predictions]) -> str:
         """The heads' accuracies and macro F1 in a table, and the mean accuracy."""
-        figures = self.figures(predictions)
+        metrics = self.combine_metrics(predictions)
         names = ("accuracy", "accuracy of seen labels", "macro F1")
-        heads = [head for head in predictions if head in figures]
-        shown = [name for name in names if any(name in figures[head] for head in heads)]
-        rows = [(head, *(number(figures[head].get(name)) for name in shown)) for head in heads]
-        mean = ("mean", *(number(figures.get(name)) for name in shown))
+        heads = [head for head in predictions if head in metrics]
+        shown = [name for name in names if any(name in metrics[head] for head in heads)]
+        rows = [(head, *(number(metrics[head].get(name)) for name in shown)) for head in heads]
+        mean = ("mean", *(number(metrics.get(name)) for name in shown))
         return markdown_table(("head", *shown), [*rows, mean]) + "\n"
 
     def output_spec(self, class_names: Mapping[str, tuple[str, ...]]) -> list[dict[str, Any]]:

@@ -235,17 +235,17 @@ class PalettePredictions(Predictions):
     def __len__(self) -> int:
         return len(self.palettes)
 
-    def figures(self) -> dict[str, float | int]:
+    def metrics(self) -> dict[str, float | int]:
         """The mean colour difference, and how many colours a palette has that cover a pixel."""
         colours = float(np.mean([len(palette.rgb) for palette in self.palettes]))
         return {"loss": self.loss, "colours": colours, "count": len(self)}
 
     def text(self) -> str:
-        """The figures, one per line."""
+        """The metrics, one per line."""
         to = "the nearest colour" if self.people is None else "people's palettes, both directions"
         return (
             f"{self.loss:>12.4f} CIEDE2000 to {to}\n"
-            f"{self.figures()['colours']:>12.4f} colours in a palette\n{len(self):>12,} images\n"
+            f"{self.metrics()['colours']:>12.4f} colours in a palette\n{len(self):>12,} images\n"
         )
 
     def page(self, folder: Path, suffix: str, images: np.ndarray | None) -> Iterator[str]:

@@ -167,7 +167,7 @@ class NumberPredictions(Predictions):
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def figures(self) -> dict[str, float | int]:
+    def metrics(self) -> dict[str, float | int]:
         """Mean absolute error and root of the mean squared error, in the unit of the numbers;
         R^2, the share of the split's variance that is explained, where it has any; and both
         errors of one who always says the training mean.
@@ -180,16 +180,16 @@ class NumberPredictions(Predictions):
             raise UserError(f"split {self.split}: no example has a number to evaluate against")
         constant = np.full_like(true, self.training_mean)
         squared = ((predicted - true) ** 2).mean()
-        figures: dict[str, float | int] = {
+        metrics: dict[str, float | int] = {
             "loss": self.loss,
             "MAE": float(np.abs(predicted - true).mean()),
             "RMSE": float(np.sqrt(squared)),
         }
         if true.var() > 0:
-            figures["R2"] = float(1 - squared / true.var())
-        figures["MAE of the training mean"] = float(np.abs(constant - true).mean())
-        figures["RMSE of the training mean"] = float(np.sqrt(((constant - true) ** 2).mean()))
-        return {**figures, "count": len(true)}
+            metrics["R2"] = float(1 - squared / true.var())
+        metrics["MAE of the training mean"] = float(np.abs(constant - true).mean())
+        metrics["RMSE of the training mean"] = float(np.sqrt(((constant - true) ** 2).mean()))
+        return {**metrics, "count": len(true)}
 
     def page(self, folder: Path, suffix: str, images: np.ndarray | None) -> Iterator[str]:
         """The estimates against the true numbers, and the worst of them as pictures."""

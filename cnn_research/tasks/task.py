@@ -128,14 +128,14 @@ class FittedTask(Task):
             means: of the metrics.
         """
 
-    def figures(self, predictions: Mapping[str, Predictions]) -> dict[str, Any]:
-        """The figures of an evaluation: numbers, and under a head's name its own.
+    def combine_metrics(self, predictions: Mapping[str, Predictions]) -> dict[str, Any]:
+        """The metrics of an evaluation: numbers, and under a head's name its own.
 
         Raises:
             UserError: no example has a label.
         """
         (one,) = predictions.values()
-        return dict(one.figures())
+        return dict(one.metrics())
 
     def text(self, predictions: Mapping[str, Predictions]) -> str:
         """What a run says at its end."""

@@ -69,18 +69,18 @@ def report(
         splits: of what the evaluator is given, from `model_and_splits`.
         state: the state that the report is about.
         evaluator: of the model.
-        writer: the run's, for the figures in TensorBoard.
+        writer: the run's, for the metrics in TensorBoard.
     """
     step, task = int(state.step), experiment.fitted_task
     evaluated = [name for name in folders.EVALUATED if name in splits]
     if not evaluated:
         logging.warning("nothing to evaluate on, so there is no report: all images are trained on")
         return Result(workdir, step, {})
-    figures, predictions, outputs = {}, {}, {}
+    metrics, predictions, outputs = {}, {}, {}
     for name in evaluated:
         sums, outputs[name] = evaluator(state.variables(), splits[name]) or ({}, np.empty(0))
         predictions[name] = task.predictions(dataset, name, outputs[name], task.means(sums))
-        figures[name] = task.figures(predictions[name])
+        metrics[name] = task.combine_metrics(predictions[name])
     # Figures on data that the run chose by are shown where there are no others.
     shown = [name for name in evaluated if name != "validation"] or evaluated
     # The projector's points: features of some images, and what is predicted for them.
@@ -91,12 +91,12 @@ def report(
     points = Points(dataset.splits[shown[0]].take(places), features, texts)
     # All processes have computed; what follows is written once.
     if jax.process_index() != 0:
-        return Result(workdir, step, figures)
-    write_evaluation(experiment, workdir, step, figures)
+        return Result(workdir, step, metrics)
+    write_evaluation(experiment, workdir, step, metrics)
     page = write_report(
         workdir,
         title=experiment.name or "Training",
-        figures={name: figures[name] for name in shown},
+        metrics={name: metrics[name] for name in shown},
         predictions={name: predictions[name] for name in shown},
         images={name: dataset.splits[name].images for name in shown},
         history=read_metrics(workdir),
@@ -104,19 +104,19 @@ def report(
         params=state.params,
     )
     show_report(writer, dataset, page, {name: predictions[name] for name in shown}, points, step)
-    results = {f"{s}/{name}": figures[s][name] for s in evaluated for name in task.metrics}
+    results = {f"{s}/{name}": metrics[s][name] for s in evaluated for name in task.metrics}
     writer.hparams(flatten(folders.saved_config(workdir) or experiment), results)
     for name in shown:
         print(f"Result on the {name} split, step {step:,}:")
         print(task.text(predictions[name]))
     print(f"Report: {page}\nTensorBoard: tensorboard --logdir {workdir.parent}")
-    return Result(workdir, step, figures)
+    return Result(workdir, step, metrics)
 
 
 def write_evaluation(
-    experiment: Training, workdir: Path, step: int, figures: Mapping[str, Any]
+    experiment: Training, workdir: Path, step: int, metrics: Mapping[str, Any]
 ) -> None:
-    """Writes evaluation.json: the figures, and how they came about.
+    """Writes evaluation.json: the metrics, and how they came about.
 
     Its `config` has the parts of the experiment that `--mode=evaluate` may replace, as they were.
     """
@@ -129,7 +129,7 @@ def write_evaluation(
             "config": {name: to_dict(part) for name, part in config.items()},
             "metric_directions": dict(experiment.fitted_task.directions),
             "training": while_training(experiment.fitted_task, history, step),
-            **figures,
+            **metrics,
         },
     )
 

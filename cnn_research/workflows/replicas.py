@@ -70,11 +70,11 @@ def train(experiment: Training, workdir: Path, count: int, *, profile: bool = Fa
             _summarise(runs, workdir)
     means = {
         split: {
-            name: statistics.fmean(float(each.figures[split][name]) for each in found)
+            name: statistics.fmean(float(each.metrics[split][name]) for each in found)
             for name, value in figures.items()
             if isinstance(value, int | float)
         }
-        for split, figures in found[0].figures.items()
+        for split, figures in found[0].metrics.items()
     }
     return Result(workdir, found[0].step, means)
 
