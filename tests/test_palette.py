@@ -234,7 +234,7 @@ def test_what_cannot_be_trained_says_so(tmp_path):
     with pytest.raises(UserError, match="1 channels"):
         grey = Synthetic(image_shape=(40, 40, 1), heads=(), classes=())
         Palette().check_data(grey.load())
-    with pytest.raises(UsageError, match="SSCNN says no colours"):
+    with pytest.raises(UsageError, match="SSCNN does not predict colours"):
         Palette().bind(SSCNN(), Synthetic().load())
     cached = dataclasses.replace(trained(), transfer=Transfer(cache_after="fc"))
     with pytest.raises(UsageError, match="leaves no images"):

@@ -1,4 +1,4 @@
-"""Which of two values of a metric is better: tasks declare it, runs record it."""
+"""Directions of metrics, maximize or minimize: tasks declare them, runs record them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def best(values: Iterable[float], direction: Direction) -> float:
 
 
 def is_better(value: float, than: float | None, direction: Direction) -> bool:
-    """Whether a value beats the best so far; None is beaten by any."""
+    """True if a value beats the best so far; None is beaten by any."""
     if than is None:
         return True
     return value > than if direction == "maximize" else value < than

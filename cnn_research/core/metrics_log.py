@@ -62,7 +62,7 @@ def read_rows(path: Path, key: str) -> list[dict[str, Any]]:
                 break
             raise UserError(
                 f"{path}, line {number}: not a row of {path.stem} ({line[:40]!r}); "
-                "remove that line to go on without it"
+                "remove that line to continue without it"
             ) from None
         rows.append(row)
     return rows

@@ -1,1 +1,1 @@
-"""What a run shows: its page, its TensorBoard events, tables over many runs."""
+"""Reports: the page of a run, TensorBoard events, tables over many runs."""

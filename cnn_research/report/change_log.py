@@ -1,4 +1,4 @@
-"""The log of changes: a row for each config, with what it changes and what came of it."""
+"""The log of changes: a row for each config, with its changes and its results."""
 
 from __future__ import annotations
 

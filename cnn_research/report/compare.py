@@ -65,8 +65,8 @@ def _compare(folders: Sequence[Path], table_format: str, output: Path | None) ->
     if output is not None and output.suffix not in OUTPUTS:
         raise UsageError(f"--output is {output}: its name must end in {', '.join(OUTPUTS)}")
     # One folder given twice would pass for two runs.
-    found = {run.resolve(): run for folder in folders for run in run_folders(folder)}.values()
-    stages = {folder: stage_folders(folder) for folder in found}
+    runs = {run.resolve(): run for folder in folders for run in run_folders(folder)}.values()
+    stages = {folder: stage_folders(folder) for folder in runs}
     read = [(run, read_run(run)) for folder, below in stages.items() for run in below or [folder]]
     groups = group_runs(run for _, run in read if run is not None)
     if output is not None:

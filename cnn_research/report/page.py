@@ -46,7 +46,7 @@ class Predictions(abc.ABC):
 
     @abc.abstractmethod
     def __len__(self) -> int:
-        """How many examples there are, with a label or without."""
+        """The number of examples, with a label or without."""
 
     @abc.abstractmethod
     def metrics(self) -> dict[str, float | int]:
@@ -57,7 +57,7 @@ class Predictions(abc.ABC):
         """
 
     def text(self) -> str:
-        """What a run prints at its end: the metrics, one per line."""
+        """The text that a run ends with: the metrics, one per line."""
         return "".join(
             f"{value:>12,} {name}\n" if isinstance(value, int) else f"{value:>12.4f} {name}\n"
             for name, value in self.metrics().items()
@@ -81,22 +81,22 @@ class Predictions(abc.ABC):
 
 
 def file_suffixes(heads: Sequence[str]) -> dict[str, str]:
-    """For each head what the names of its files end with, before the dot: `_` and its own name.
+    """The ending of each head's file names, before the dot: `_` and its own name.
 
     A column may be called `Colour/Finish`: what is unsafe in a file's name becomes `_`, and a
     suffix that is taken is numbered. One head alone has "".
     """
     if len(heads) == 1:
         return {heads[0]: ""}
-    found: dict[str, str] = {}
+    suffixes: dict[str, str] = {}
     for head in heads:
         plain = suffix = "_" + re.sub(r"[^\w.=+-]+", "_", head)[:LONGEST_SUFFIX]
         number = 1
-        while suffix in found.values():
+        while suffix in suffixes.values():
             number += 1
             suffix = f"{plain}-{number}"
-        found[head] = suffix
-    return found
+        suffixes[head] = suffix
+    return suffixes
 
 
 def write_report(
@@ -112,8 +112,8 @@ def write_report(
 ) -> Path:
     """Writes `report/` with its page and figures; the folder is complete, or it is not there.
 
-    What was run is read from the workdir's config.json and run.json, and left out where those
-    say nothing.
+    The facts of the run are those of the workdir's config.json and run.json; what these lack is
+    left out.
 
     Args:
         workdir: the run's folder; an earlier report in it is replaced.

@@ -28,7 +28,7 @@ VERBATIM: dict[str, Any] = {"parse_math": False}
 """For texts from data: between two dollar signs matplotlib would read a formula, or fail to."""
 
 
-# What plots share --------------------------------------------------------------------------------
+# Shared parts ------------------------------------------------------------------------------------
 
 
 def shortened(name: str, length: int) -> str:
@@ -70,7 +70,7 @@ def image_grid(images: Sequence[np.ndarray] | np.ndarray, titles: Sequence[str])
 
 
 def no_mistakes() -> Figure:
-    """What is shown where there is no mistake to show."""
+    """The figure in place of mistakes where there are none."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4, 1), dpi=144)
@@ -162,7 +162,7 @@ def _best_point(points: Sequence[tuple[int, float]], direction: Direction | None
 def compared_curves(
     groups: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], directions: Mapping[str, Direction]
 ) -> Figure:
-    """What the runs of several configs had in each epoch: a panel per metric, a line per config.
+    """Curves of the runs of several configs: a panel per metric, a line per config.
 
     Args:
         groups: of each config its runs, each as `metrics_log.by_epoch` gives them.
@@ -184,7 +184,7 @@ def compared_curves(
             style["zorder"] = 3 if named else 2
             axes.plot(
                 list(values),
-                [sum(found) / len(found) for found in values.values()],
+                [sum(each) / len(each) for each in values.values()],
                 **style,
                 marker="o" if len(values) == 1 else "",
                 linewidth=1.8,

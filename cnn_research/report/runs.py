@@ -118,7 +118,7 @@ def read_run(folder: Path) -> Run | None:
 def run_folders(folder: Path) -> list[Path]:
     """The folder of a run, or those of the runs in it, as a sweep or replicas leave them.
 
-    A sweep's runs are in the order that it says.
+    A sweep's runs are in its own order.
 
     Raises:
         UsageError: there is none.
@@ -126,12 +126,12 @@ def run_folders(folder: Path) -> list[Path]:
     if (folder / CONFIG).exists():
         return [folder]
     below = (f"*/{CONFIG}", f"runs/*/{CONFIG}")
-    found = sorted(file.parent for pattern in below for file in folder.glob(pattern))
+    runs = sorted(file.parent for pattern in below for file in folder.glob(pattern))
     listed = [run["name"] for run in read_json(folder / SWEEP).get("runs", ())]
-    found.sort(key=lambda run: listed.index(run.name) if run.name in listed else len(listed))
-    if not found:
+    runs.sort(key=lambda run: listed.index(run.name) if run.name in listed else len(listed))
+    if not runs:
         raise UsageError(f"{folder} is not a run's folder, and holds none: it has no {CONFIG}")
-    return found
+    return runs
 
 
 def stage_folders(folder: Path) -> list[Path]:
@@ -142,7 +142,7 @@ def stage_folders(folder: Path) -> list[Path]:
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a run has come to its end: a training, a pipeline, or what only draws a page."""
+    """True for a finished training or pipeline, and for an experiment that only draws a page."""
     record = read_json(folder / RUN)
     if "finished" in record:
         return bool(record["finished"])
@@ -152,7 +152,7 @@ def is_finished(folder: Path) -> bool:
 def group_runs(runs: Iterable[Run]) -> list[Group]:
     """Runs by experiment and by config without its seeds, each group by rising seed.
 
-    Where an experiment has several groups, their names say in which fields they differ.
+    Where an experiment has several groups, their names have the fields in which they differ.
     """
     by_config: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
@@ -238,7 +238,7 @@ def summary(groups: Sequence[Group]) -> DataFrame:
 
 
 def results(group: Group, name: str) -> dict[str, Any]:
-    """What `--output` writes of a group: metrics over seeds, and all that it takes to repeat."""
+    """Values for `--output=FILE.json`: metrics over seeds, and all that it takes to repeat them."""
     records = [run.record for run in group.runs]
     attempts = [attempt for record in records for attempt in effective_attempts(record)]
     config = unseeded(group.runs[0].config)

@@ -1,4 +1,4 @@
-"""What a run shows in TensorBoard beside its curves: while it trains, and with its report."""
+"""TensorBoard beside the curves: histograms and images of a training, and mirrored reports."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Histograms:
 
     def __init__(self, writer: MetricsWriter, params: Any | None):
         """Takes the parameters at the last evaluation, or initially; None where they are not
-        known, because the run goes on from between two."""
+        known, because the run resumes between two."""
         self._writer = writer
         self._before = {} if params is None else sampled(params)
 
@@ -57,11 +57,11 @@ def sampled(params: Any) -> dict[str, np.ndarray]:
     if len(paths) > MOST_HISTOGRAMS:
         chosen = np.linspace(0, len(paths) - 1, MOST_HISTOGRAMS).round().astype(int)
         paths = [paths[place] for place in chosen]
-    found = {}
+    samples = {}
     for path in paths:
         numbers = np.asarray(leaves[path]).ravel()
-        found[path] = np.array(numbers[:: -(-numbers.size // MOST_NUMBERS)], np.float32)
-    return found
+        samples[path] = np.array(numbers[:: -(-numbers.size // MOST_NUMBERS)], np.float32)
+    return samples
 
 
 def thumbnails(images: np.ndarray, side: int) -> np.ndarray:
@@ -137,7 +137,7 @@ def show_report(
         page: of the report.
         predictions: of each split that the report shows, for each head.
         points: what the projector shows.
-        step: that the report is about.
+        step: of the reported state.
     """
     for picture in sorted(page.parent.glob("*.png")):
         writer.picture(f"report/{picture.stem}", picture, step)
@@ -165,7 +165,7 @@ def principal(features: np.ndarray) -> np.ndarray:
 
 
 def rows_of(dataset: Dataset, points: Points) -> list[dict[str, str]]:
-    """What the projector says about each image: its place, and per head its label and answer."""
+    """The projector's row for each image: its place, and per head its label and prediction."""
     rows = []
     for place, answers in enumerate(points.answers):
         row: dict[str, str] = {}

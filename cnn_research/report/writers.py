@@ -1,4 +1,4 @@
-"""What a run measures, as it goes: metrics.jsonl, and TensorBoard events that mirror it."""
+"""Writes metrics.jsonl while a run is under way, and TensorBoard events that mirror it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class MetricsWriter:
 
         Args:
             workdir: the run's folder; made if absent.
-            restored_step: the step of the checkpoint that the run goes on from; None for a run
+            restored_step: the step of the checkpoint that the run resumes from; None for a run
                 that starts at its beginning, which keeps no earlier row.
             evaluated_step: the last evaluation that the checkpoint knows of; a later one will be
                 made again, so its row is taken back. None if all up to `restored_step` count.
@@ -68,13 +68,13 @@ class MetricsWriter:
         self._last_evaluated = self._last_step if evaluated_step is None else evaluated_step
         path = workdir / METRICS_FILE
         if path.exists():
-            kept = [
+            rows = [
                 row
                 for row in read_metrics(workdir)
                 if row["step"] <= self._last_kept(row.get("split"))
             ]
             replacement = path.with_suffix(".tmp")
-            replacement.write_text("".join(map(metrics_line, kept)), encoding="utf-8")
+            replacement.write_text("".join(map(metrics_line, rows)), encoding="utf-8")
             os.replace(replacement, path)
         self._rows = path.open("a", encoding="utf-8")
         self._events = workdir / EVENTS_FOLDER
@@ -136,7 +136,7 @@ class MetricsWriter:
             tag: what it is called.
             members: whether each example is of the class, bool `[examples]`.
             probabilities: that the model gives the class, float `[examples]`.
-            step: that it is about.
+            step: of the reported state.
         """
         if self._rows is not None:
             self._writer(REPORT).add_pr_curve(tag, members, probabilities, step)
@@ -156,7 +156,7 @@ class MetricsWriter:
             vectors: float `[images, dimensions]`.
             rows: what is known of each image, under names for columns.
             images: squares, uint8 `[images, side, side, 3]`.
-            step: that they are about.
+            step: of the reported state.
         """
         if self._rows is None:
             return

@@ -31,13 +31,13 @@ MOST_MISTAKES = 24
 MOST_CLASSES_WITH_COUNTS = 30
 CONFUSED_ROWS, CONFUSED_COLUMNS = 6, 3
 UNKNOWN_CLASS_NAME = "(unseen)"
-"""What reports call all labels that training has not seen."""
+"""Name in reports of all labels that training has not seen."""
 
 
 def check_measured(dataset: Dataset, heads: Sequence[str]) -> None:
     """Raises `UserError` if the test or target split has no label of any of these heads.
 
-    Before training: the report, which comes after it, has nothing to say without one.
+    For a check before training: the report after it needs one.
     """
     for name in ("test", "target"):
         split = dataset.splits.get(name)
@@ -64,12 +64,12 @@ class Classification(FittedTask):
     )
 
     head: str = "label"
-    """Which of the data set's labels."""
+    """Name of the labels in the data set."""
     label_smoothing: float = 0.0
     """Share of the target that is spread evenly over all classes, in training only."""
     class_weights: Literal["equal", "balanced"] = "equal"
-    """What an example's class weighs in training: all the same, or as much less as the class has
-    more training examples."""
+    """Weights of classes in the training loss: equal, or inversely proportional to the number of
+    training examples."""
     logit_adjustment: float = 0.0
     """In training, add so many times the logarithm of each class's share of the examples to its
     logit (Menon et al. 2021): rare classes are predicted more often, at 1 as if all were as common.
@@ -229,7 +229,7 @@ class CountedClassification(Classification):
 
     @property
     def weights(self) -> np.ndarray:
-        """What an example of each class weighs, float64 `[classes]`."""
+        """Weight of an example of each class, float64 `[classes]`."""
         counts = np.array(self.counts)
         if self.class_weights == "equal":
             return np.ones(len(counts))
@@ -238,7 +238,7 @@ class CountedClassification(Classification):
 
     @property
     def adjustments(self) -> np.ndarray:
-        """What is added to the logit of each class in training, float64 `[classes]`."""
+        """Offset of each class's logit in training, float64 `[classes]`."""
         counts = np.maximum(self.counts, 1)
         return self.logit_adjustment * np.log(counts / counts.sum())
 
@@ -253,7 +253,7 @@ class CountedClassification(Classification):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ClassPredictions(Predictions):
-    """What a model said about every example of a split, for one head.
+    """Predicted classes of every example of a split, for one head.
 
     Attributes:
         logits: float32 `[examples, classes]`.
@@ -367,7 +367,7 @@ class ClassPredictions(Predictions):
         return self.labels[known], self.logits[known].argmax(axis=1)
 
     def _seen(self, labels: np.ndarray) -> np.ndarray:
-        """Whether training has seen each label, bool `[known]`."""
+        """True where training has seen the label, bool `[known]`."""
         trained = np.ones(len(self.class_names), bool) if self.trained is None else self.trained
         return (labels != UNKNOWN_CLASS) & trained[labels]
 

@@ -34,7 +34,7 @@ class Histogram(Task):
     """Cross-entropy against the histogram of an image's pixels by cluster.
 
     E = -1/n sum_i sum_j p^_ij log p_ij of document 000, where p^ is the histogram, normalised to 1,
-    and p what the network says, a softmax over the clusters.
+    and p the network's estimate, a softmax over the clusters.
     """
 
     metrics: ClassVar = {"loss": "minimize"}
@@ -123,7 +123,7 @@ class FittedHistogram(Histogram, FittedTask):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HistogramPredictions(Predictions):
-    """What a model estimated for every image of a split.
+    """Estimated histograms of every image of a split.
 
     Attributes:
         colours: of each cluster, as hex.

@@ -36,14 +36,14 @@ class MultiHead(Task):
     evaluation_metrics: ClassVar = Classification.evaluation_metrics
 
     label: tuple[str, ...] = ()
-    """Which of the data set's labels, each a head; empty for all that are classes."""
+    """Names of labels in the data set, each a head; empty for all that are classes."""
     loss_weights: tuple[float, ...] = ()
-    """What each head's loss counts; empty for 1 each."""
+    """Weight of each head's loss; empty for 1 each."""
     label_smoothing: float = 0.0
     """Share of each target that is spread evenly over its head's classes, in training only."""
     class_weights: Literal["equal", "balanced"] = "equal"
-    """What an example's class weighs in training: all the same, or as much less as the class has
-    more training examples."""
+    """Weights of classes in the training loss: equal, or inversely proportional to the number of
+    training examples."""
     logit_adjustment: float = 0.0
     """In training, add so many times the logarithm of each class's share of its head's examples to
     its logit (Menon et al. 2021): rare classes are predicted more often, at 1 as if all were as
@@ -106,7 +106,7 @@ class FittedMultiHead(MultiHead, FittedTask):
     parts: tuple[Classification, ...]
     """Of each head."""
     sizes: tuple[int, ...]
-    """How many classes each has."""
+    """Number of classes of each head."""
 
     @property
     def has_training_loss(self) -> bool:
@@ -172,10 +172,11 @@ class FittedMultiHead(MultiHead, FittedTask):
     def predictions(
         self, dataset: Dataset, split: str, outputs: np.ndarray, means: Mapping[str, float]
     ) -> dict[str, Predictions]:
-        found: dict[str, Predictions] = {}
+        predictions: dict[str, Predictions] = {}
         for part, logits in zip(self.parts, self.split(outputs), strict=True):
-            found |= part.predictions(dataset, split, logits, {"loss": means[f"{part.head} loss"]})
-        return found
+            loss = {"loss": means[f"{part.head} loss"]}
+            predictions |= part.predictions(dataset, split, logits, loss)
+        return predictions
 
     def combine_metrics(self, predictions: Mapping[str, Predictions]) -> dict[str, Any]:
         """The heads' metrics, their mean accuracy and the sum of their losses.
@@ -195,10 +196,10 @@ class FittedMultiHead(MultiHead, FittedTask):
         losses = dict.fromkeys(predictions, 0.0) | {h: float(f["loss"]) for h, f in heads.items()}
         metrics: dict[str, Any] = {
             "loss": self.combine_losses(losses),
-            "accuracy": float(np.mean([found["accuracy"] for found in heads.values()])),
+            "accuracy": float(np.mean([each["accuracy"] for each in heads.values()])),
         }
-        if any(seen in found for found in heads.values()):
-            values = [found.get(seen, found["accuracy"]) for found in heads.values()]
+        if any(seen in each for each in heads.values()):
+            values = [each.get(seen, each["accuracy"]) for each in heads.values()]
             metrics[seen] = float(np.mean(values))
         return {**metrics, **heads}
 

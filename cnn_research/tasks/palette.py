@@ -52,16 +52,16 @@ class Palette(Task):
     colours: int = 10
     """Of a palette."""
     target: Literal["pixels", "kmeans", "people"] = "pixels"
-    """What training compares a palette with: the image's pixels, the palette that k-means in CIELAB
+    """Target of the training loss: the image's pixels, the palette that k-means in CIELAB
     finds for them, or the one that a person made."""
     difference: Literal["ciede2000", "lab", "oklab", "rgb"] = "ciede2000"
-    """What training minimises: CIEDE2000, or the distance in a space of colours."""
+    """Colour difference in the training loss: CIEDE2000, or the distance in a colour space."""
     power: float = 1.0
     """Of the mean difference to the pixels that training minimises: above 1, it looks for the few
     that are far from every colour, as people do, who choose accents."""
     matching: Literal["nearest", "transport"] = "nearest"
-    """How training compares two palettes: each colour with the nearest of the other palette, or all
-    with all, at the least cost of moving one palette to the other."""
+    """Matching of two palettes in the training loss: each colour with the nearest of the other
+    palette, or all with all, at the least cost of moving one palette to the other."""
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -105,11 +105,11 @@ class Palette(Task):
         """The model with as many colours.
 
         Raises:
-            UsageError: it says no colours.
+            UsageError: it does not predict colours.
         """
         if not hasattr(model, "colours"):
             raise UsageError(
-                f"{type(model).__name__} says no colours: this task needs a PaletteNet"
+                f"{type(model).__name__} does not predict colours: this task needs a PaletteNet"
             )
         return model.clone(colours=self.colours)
 
@@ -125,7 +125,7 @@ class FittedPalette(Palette, FittedTask):
 
     @property
     def has_training_loss(self) -> bool:
-        """Whether training minimises something else than it reports."""
+        """True if training minimises something else than the metric `loss`."""
         plain = self.difference == "ciede2000" and self.matching == "nearest" and self.power == 1
         return not plain or self.target == "kmeans"
 

@@ -38,7 +38,7 @@ class Regression(Task):
     evaluation_metrics: ClassVar = {"RMSE": "minimize", "R2": "maximize"}
 
     head: str = "label"
-    """Which of the data set's labels."""
+    """Name of the labels in the data set."""
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -150,7 +150,7 @@ def _deviation(numbers: np.ndarray) -> float:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NumberPredictions(Predictions):
-    """What a model estimated for every example of a split, for one head.
+    """Estimated numbers of every example of a split, for one head.
 
     Attributes:
         name: what the numbers are, `year`.
@@ -170,7 +170,7 @@ class NumberPredictions(Predictions):
     def metrics(self) -> dict[str, float | int]:
         """Mean absolute error and root of the mean squared error, in the unit of the numbers;
         R^2, the share of the split's variance that is explained, where it has any; and both
-        errors of one who always says the training mean.
+        errors of the training mean as the estimate.
 
         Raises:
             UserError: no example has a number.
@@ -281,7 +281,7 @@ def mistakes_plot(images: np.ndarray, true: np.ndarray, predicted: np.ndarray) -
 
 
 def _digits(spread: float) -> int:
-    """How many digits after the point show differences of a hundredth of the spread."""
+    """Digits after the point that show differences of a hundredth of the spread."""
     return max(0, 1 - math.floor(math.log10(spread))) if spread > 0 else 0
 
 

@@ -1,4 +1,4 @@
-"""What a task is to training and to the report of a run."""
+"""Tasks: losses and metrics of a model's outputs, and the predictions for a report."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ model's scaling. No head is called so."""
 
 @dataclasses.dataclass(frozen=True)
 class Task(abc.ABC):
-    """What a model's outputs mean, and what is lost when they are wrong."""
+    """The meaning of a model's outputs, and their loss."""
 
     metrics: ClassVar[Mapping[str, Direction]] = {}
     """The direction of each metric of `means` that an evaluation has as well: states are selected,
@@ -40,7 +40,7 @@ class Task(abc.ABC):
     """The direction of those that an evaluation alone has; not of counts and the like, of which
     neither end is better."""
     needs_pixels: ClassVar[bool] = False
-    """Whether the loss is about the images themselves, which are then among the labels."""
+    """True if the loss compares with the images themselves, which are then among the labels."""
 
     @property
     def directions(self) -> Mapping[str, Direction]:
@@ -50,7 +50,7 @@ class Task(abc.ABC):
     @property
     @abc.abstractmethod
     def heads(self) -> tuple[str, ...]:
-        """Which of the data set's labels it is about; one or more."""
+        """Names of its labels in the data set; one or more."""
 
     @abc.abstractmethod
     def check(self) -> None:
@@ -62,7 +62,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def num_outputs(self, dataset: Dataset) -> int:
-        """How many numbers a model has to say about an image of this data."""
+        """Number of outputs that a model needs for this data."""
 
     def bind(self, model: nn.Module, dataset: Dataset) -> nn.Module:
         """The model with as many outputs as the task needs for this data."""
@@ -79,7 +79,7 @@ class FittedTask(Task):
 
     @property
     def has_training_loss(self) -> bool:
-        """Whether training minimises something else than the metric `loss`."""
+        """True if training minimises something else than the metric `loss`."""
         return False
 
     @abc.abstractmethod
@@ -103,7 +103,7 @@ class FittedTask(Task):
     def training_loss(
         self, outputs: jax.Array, labels: Mapping[str, jax.Array], weights: jax.Array
     ) -> Sums:
-        """What training minimises, in terms whose means `combine_losses` adds up; arguments as of
+        """The training loss, as terms whose means `combine_losses` adds up; arguments as of
         `sums`."""
         return {"loss": self.sums(outputs, labels, weights)["loss"]}
 
@@ -119,7 +119,7 @@ class FittedTask(Task):
     def predictions(
         self, dataset: Dataset, split: str, outputs: np.ndarray, means: Mapping[str, float]
     ) -> dict[str, Predictions]:
-        """What the report is made of, for each head.
+        """The predictions that a report shows, for each head.
 
         Args:
             dataset: with the labels.
@@ -138,7 +138,7 @@ class FittedTask(Task):
         return dict(one.metrics())
 
     def text(self, predictions: Mapping[str, Predictions]) -> str:
-        """What a run says at its end."""
+        """The text that a run ends with."""
         (one,) = predictions.values()
         return one.text()
 
@@ -159,7 +159,7 @@ class FittedTask(Task):
 
     @abc.abstractmethod
     def output_spec(self, class_names: Mapping[str, tuple[str, ...]]) -> list[dict[str, Any]]:
-        """How outputs are read by who has an export alone: JSON values for each head.
+        """Description of the outputs for users of an export: JSON values for each head.
 
         Args:
             class_names: per head of classes, the name of each class.
