@@ -122,13 +122,13 @@ def test_a_process_that_stops_alone_in_its_preparation_tells_the_others():
         return value
 
     with pytest.raises(Interrupted, match="stopped by SIGUSR1"):  # noqa: SIM117
-        with Interruption(largest) as asked, asked.preparation():
-            interruption.poll()
+        with Interruption(largest) as asked, asked.interruptible_setup():
+            interruption.raise_if_interrupted()
             signal.raise_signal(signal.SIGUSR1)
-            interruption.poll()
-            raise AssertionError("poll raises")
+            interruption.raise_if_interrupted()
+            raise AssertionError("raise_if_interrupted raises")
     assert told[0] == signal.SIGUSR1
-    interruption.poll()  # of no run: nothing to stop
+    interruption.raise_if_interrupted()  # of no run: nothing to stop
 
 
 @pytest.mark.parametrize(

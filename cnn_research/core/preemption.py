@@ -64,8 +64,8 @@ class Interruption:
             raise self.error(saved)
 
     @contextlib.contextmanager
-    def preparation(self) -> Iterator[None]:
-        """What each process does by itself before training, and may `poll` in; then a check."""
+    def interruptible_setup(self) -> Iterator[None]:
+        """Let each process prepare by itself, ended by `raise_if_interrupted`; then check for all."""
         # Who stops by itself meets the others at the check, so that they know of it.
         with contextlib.suppress(Interrupted):
             yield
@@ -111,7 +111,7 @@ class Interruption:
                 _current._received = _current._received or self._received
 
 
-def poll() -> None:
+def raise_if_interrupted() -> None:
     """Raises `Interrupted` if this process was asked to stop: for what prepares data, which takes
     long and belongs to no run but may be a part of one."""
     if _current is not None and _current._received:

@@ -15,7 +15,7 @@ from flax import linen as nn
 
 from cnn_research.core.config import did_you_mean
 from cnn_research.core.errors import UsageError
-from cnn_research.core.preemption import poll
+from cnn_research.core.preemption import raise_if_interrupted
 from cnn_research.data.dataset import Split
 from cnn_research.data.prepare import cache
 from cnn_research.ops.batching import map_batches
@@ -222,7 +222,7 @@ def _compute(
     """Writes the layer's output for the images at `where`, (split, index) each."""
 
     def features(places: np.ndarray) -> jax.Array:
-        poll()
+        raise_if_interrupted()
         chosen = (where[place] for place in places)
         return forward(variables, np.stack([splits[split].images[i] for split, i in chosen]))
 

@@ -125,7 +125,7 @@ def prepare(session: Session) -> Job:
     if loaded is not None:
         say(f"Pretrained: {loaded}.")
     # Cached features depend on the parameters, and so come after them.
-    with session.interruption.preparation():
+    with session.interruption.interruptible_setup():
         model, splits = model_and_splits(experiment, session.runs[0].state, session.dataset, say)
     train = splits["train"]
     balanced = experiment.sampling == "balanced"

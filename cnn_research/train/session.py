@@ -135,7 +135,7 @@ def open_session(
         for run in runs:
             folders.check_same(run.experiment, run.workdir, experiment.resumable_fields)
         # The data is read only for a config that its folder agrees with.
-        with interruption.preparation():
+        with interruption.interruptible_setup():
             dataset = folders.located(experiment.data, runs[0].workdir).load()
         check_data(experiment, dataset)
         mesh = data_mesh()

@@ -30,7 +30,7 @@ from tensorflow_datasets.image_classification import cifar, mnist
 from tqdm import tqdm
 
 from cnn_research.core.errors import UserError
-from cnn_research.core.preemption import poll
+from cnn_research.core.preemption import raise_if_interrupted
 from cnn_research.data.dataset import UNKNOWN_CLASS
 from cnn_research.data.images import BadImage, encode, resized
 from cnn_research.data.prepare import cache, cifar10
@@ -197,7 +197,7 @@ with tfds.core.registered.skip_registration():
             skipped = len(self.skipped)
             with ThreadPoolExecutor() as pool:  # Pillow decodes and resizes outside of the lock
                 for start in range(0, len(records), POOL_CHUNK):
-                    poll()
+                    raise_if_interrupted()
                     chunk = records[start : start + POOL_CHUNK]
                     for offset, (record, image) in enumerate(
                         zip(chunk, pool.map(self._encoded, chunk), strict=True)
@@ -510,7 +510,7 @@ def _records(
     chosen = range(len(records)) if indices is None else indices
     with tqdm(total=len(chosen), desc=f"reading {split}", disable=None) as progress:
         for start in range(0, len(chosen), CHUNK):
-            poll()
+            raise_if_interrupted()
             part = list(chosen[start : start + CHUNK])
             yield from zip(part, records.__getitems__(part), strict=True)
             progress.update(len(part))

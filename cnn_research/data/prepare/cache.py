@@ -15,7 +15,7 @@ import numpy as np
 from absl import logging
 
 from cnn_research.core.errors import UserError
-from cnn_research.core.preemption import poll
+from cnn_research.core.preemption import raise_if_interrupted
 from cnn_research.data.dataset import Dataset, Split
 from cnn_research.data.prepare.splits import Examples
 
@@ -114,7 +114,7 @@ def write(
                 shape=(len(chosen), *examples.images.shape[1:]),
             )
             for start in range(0, len(chosen), CHUNK):
-                poll()
+                raise_if_interrupted()
                 part = slice(start, start + CHUNK)
                 images[part] = examples.images[chosen[part]]
             images.flush()
