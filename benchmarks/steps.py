@@ -14,7 +14,7 @@ from cnn_research.core.distributed import data_mesh, replicated
 from cnn_research.data.sources import Synthetic
 from cnn_research.train.config import Training
 from cnn_research.train.initial import initial_state, shardings_of
-from cnn_research.train.state import Arrays, StepContext
+from cnn_research.train.state import StepContext, TrainData
 from cnn_research.train.step import make_steps
 from cnn_research.train.trained import abstract_state, bind_to_dataset
 
@@ -73,7 +73,7 @@ def steps_of(experiment: Training, *, mesh: Mesh | None = None, dataset: Any = N
     experiment = bind_to_dataset(experiment, dataset)
     optimizer = experiment.optimizer.build(SCHEDULE)
     train = dataset.splits["train"]
-    arrays = Arrays(train.images, dict(train.labels), window=dataset.window)
+    arrays = TrainData(train.images, dict(train.labels), window=dataset.window)
     seeds = (jnp.uint32(experiment.seed),)
     on = mesh or data_mesh()
     with jax.set_mesh(on):

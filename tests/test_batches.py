@@ -20,7 +20,7 @@ from cnn_research.tasks.regression import Regression
 from cnn_research.train.batch import draw_batch
 from cnn_research.train.config import Selection, Training
 from cnn_research.train.session import check_balanced
-from cnn_research.train.state import Arrays, StepContext
+from cnn_research.train.state import StepContext, TrainData
 from cnn_research.train.transfer import Transfer
 
 LABELS = np.array([2, 0, 0, MISSING, 0, 2, 0, 0, 5], np.int32)
@@ -35,7 +35,7 @@ def made(steps: int = 1, batch_size: int = 9, **fields):
     """(images, targets) of the first steps, as the model would take them."""
     experiment = Training(data=Synthetic(), model=MLP(), batch_size=batch_size, **fields)
     balanced = experiment.sampling == "balanced"
-    arrays = Arrays(
+    arrays = TrainData(
         images=jnp.asarray(IMAGES),
         labels={"label": jnp.asarray(LABELS)},
         classes=jax.tree.map(jnp.asarray, class_members(LABELS)) if balanced else None,
@@ -158,7 +158,7 @@ def test_cached_features_are_mixed_as_images_are():
     )
     experiment.check()
     features = jax.random.normal(jax.random.key(0), (9, 1, 5))
-    arrays = Arrays(features, {"label": jnp.arange(9)})
+    arrays = TrainData(features, {"label": jnp.arange(9)})
     mesh = data_mesh()
     with jax.set_mesh(mesh):
         images, targets = draw_batch(context(experiment, 9, mesh), arrays, 0, jnp.int32(0))
@@ -176,7 +176,7 @@ def windows(seed: int, steps: int = 2, examples: int = 8, window=(3, 5)):
         np.broadcast_arrays(np.arange(4)[:, None, None], np.arange(7)[:, None], np.arange(11)),
         axis=-1,
     )
-    arrays = Arrays(
+    arrays = TrainData(
         images=jnp.asarray(places, jnp.uint8),
         labels={"pixel": jnp.asarray(places[..., 2], jnp.uint8), "one": jnp.arange(4)},
         window=window,

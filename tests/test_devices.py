@@ -26,7 +26,7 @@ from cnn_research.tasks.classification import Classification
 from cnn_research.train.config import Training
 from cnn_research.train.initial import initial_state
 from cnn_research.train.optimizers import Optimizer, Penalty
-from cnn_research.train.state import Arrays, StepContext
+from cnn_research.train.state import StepContext, TrainData
 from cnn_research.train.step import make_steps
 from cnn_research.train.trained import bind_to_dataset
 
@@ -59,7 +59,7 @@ def stepped(experiment, labels, steps=3):
     with jax.set_mesh(mesh):
         states = (initial_state(experiment, optimizer, dataset.image_shape, mesh),)
         step = make_steps(StepContext(experiment, experiment.model, optimizer, 40, mesh))
-        arrays = Arrays(jnp.asarray(dataset.splits["train"].images), {"label": labels})
+        arrays = TrainData(jnp.asarray(dataset.splits["train"].images), {"label": labels})
         for _ in range(steps):
             states, metrics = step(states, arrays, (jnp.uint32(0),), 1)
     return states[0], metrics

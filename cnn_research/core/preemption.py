@@ -65,7 +65,7 @@ class Interruption:
 
     @contextlib.contextmanager
     def interruptible_setup(self) -> Iterator[None]:
-        """Let each process prepare by itself, ended by `raise_if_interrupted`; then check for all."""
+        """Let each process prepare alone, until `raise_if_interrupted`; then check together."""
         # Who stops by itself meets the others at the check, so that they know of it.
         with contextlib.suppress(Interrupted):
             yield

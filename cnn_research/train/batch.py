@@ -16,7 +16,7 @@ from cnn_research.data.batches import balanced_indices, batch_indices, random_co
 from cnn_research.tasks.task import PIXELS
 from cnn_research.train.evaluator import scaled
 from cnn_research.train.feature_cache import one_view
-from cnn_research.train.state import Arrays, StepContext
+from cnn_research.train.state import StepContext, TrainData
 
 Targets = list[tuple[Mapping[str, jax.Array], jax.Array]]
 """(labels, weight of these labels for each image, float32 `[batch]`): one pair, or two where images
@@ -24,7 +24,7 @@ are mixed."""
 
 
 def draw_batch(
-    context: StepContext, data: Arrays, seed: jax.Array, step: jax.Array
+    context: StepContext, data: TrainData, seed: jax.Array, step: jax.Array
 ) -> tuple[jax.Array, Targets]:
     """The images of a step as the model takes them, and their targets.
 
@@ -65,7 +65,7 @@ def draw_batch(
     return images if experiment.transfer.cache_after else scaled(images, experiment), targets
 
 
-def _take(context: StepContext, data: Arrays, indices: jax.Array, keys: jax.Array):
+def _take(context: StepContext, data: TrainData, indices: jax.Array, keys: jax.Array):
     """Images, labels and keys of some examples, divided among the devices."""
     images, labels, window = data.images, data.labels, data.window
     if window is None:
@@ -82,7 +82,7 @@ def _take(context: StepContext, data: Arrays, indices: jax.Array, keys: jax.Arra
 
 
 def first_images(
-    context: StepContext, data: Arrays, seeds: Sequence[jax.Array]
+    context: StepContext, data: TrainData, seeds: Sequence[jax.Array]
 ) -> list[np.ndarray]:
     """What the first step trains on with each seed, uint8 `[batch, height, width, channels]`."""
     assert context.mesh is not None

@@ -22,7 +22,7 @@ from cnn_research.train.evaluator import Evaluator
 from cnn_research.train.initial import first_state, shardings_of
 from cnn_research.train.plan import Plan
 from cnn_research.train.session import HostState, SeedRun, Session
-from cnn_research.train.state import Arrays, StepContext, TrainState
+from cnn_research.train.state import StepContext, TrainData, TrainState
 from cnn_research.train.step import make_steps
 from cnn_research.train.trained import model_and_splits
 
@@ -45,7 +45,7 @@ class Job:
     step: int
     model: nn.Module
     splits: Mapping[str, Split]
-    data: Arrays
+    data: TrainData
     seeds: tuple[jax.Array, ...]
     evaluator: Evaluator
     _compiled: dict[float, Callable[..., Any]] = dataclasses.field(default_factory=dict)
@@ -130,7 +130,7 @@ def prepare(session: Session) -> Job:
     train = splits["train"]
     balanced = experiment.sampling == "balanced"
     classes = class_members(train.labels[experiment.task.heads[0]]) if balanced else None
-    data = Arrays(train.images, dict(train.labels), classes, session.dataset.window)
+    data = TrainData(train.images, dict(train.labels), classes, session.dataset.window)
     return Job(
         session,
         step=int(session.runs[0].state.step),

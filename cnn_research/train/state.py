@@ -46,7 +46,7 @@ class TrainState:
     meta_fields=("window",),
 )
 @dataclasses.dataclass(frozen=True)
-class Arrays:
+class TrainData:
     """The training split on the device.
 
     Attributes:

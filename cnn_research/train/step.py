@@ -16,7 +16,7 @@ from cnn_research import ops
 from cnn_research.core.distributed import replicated
 from cnn_research.core.random import stream_key
 from cnn_research.train.batch import Targets, draw_batch
-from cnn_research.train.state import Arrays, StepContext, TrainState
+from cnn_research.train.state import StepContext, TrainData, TrainState
 from cnn_research.train.transfer import frozen_statistics, stopped, with_frozen
 
 Sums = dict[str, Any]
@@ -25,7 +25,7 @@ States = tuple[TrainState, ...]
 
 
 def train_step(
-    context: StepContext, state: TrainState, data: Arrays, seed: jax.Array
+    context: StepContext, state: TrainState, data: TrainData, seed: jax.Array
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step; all its randomness is keyed by (seed, step).
 
@@ -175,7 +175,7 @@ def _is_head(value: object) -> bool:
 
 def make_steps(
     context: StepContext, shardings: Any = None
-) -> Callable[[States, Arrays, tuple[jax.Array, ...], int], tuple[States, dict[str, jax.Array]]]:
+) -> Callable[[States, TrainData, tuple[jax.Array, ...], int], tuple[States, dict[str, jax.Array]]]:
     """The jitted `(states, data, seeds, count) -> (states, metrics)`, which does `count` steps.
 
     One state with its seed, or several that are trained at once. Their buffers are donated.
