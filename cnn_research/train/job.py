@@ -74,7 +74,7 @@ class Job:
     def out_of_patience(self) -> bool:
         """Whether the last evaluations are reason enough to stop."""
         patience = self.session.experiment.selection.patience
-        return bool(patience) and self.host.stale >= patience
+        return bool(patience) and self.host.evals_since_best >= patience
 
     def context(self, phase: float) -> StepContext:
         """What is constant in the steps of a phase."""

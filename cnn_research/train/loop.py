@@ -75,18 +75,18 @@ def run_loop(job: Job, outputs: Outputs) -> None:
     In this order: what a stopped evaluation would have decided is decided on the next start.
     """
     while True:
-        if job.plan.evaluation_due(job.step, job.host.evaluated):
+        if job.plan.evaluation_due(job.step, job.host.last_eval_step):
             evaluate_and_save(job, outputs)
         if job.out_of_patience:
             job.session.progress.say(
-                f"Stopped early: {job.host.stale} evaluations without a better one."
+                f"Stopped early: {job.host.evals_since_best} evaluations without a better one."
             )
             return
         if job.step >= job.plan.last_step:
             return
         if job.session.interruption:
             raise save_and_stop(job, outputs)
-        train_until(job, outputs, job.plan.next_evaluation(job.host.evaluated))
+        train_until(job, outputs, job.plan.next_evaluation(job.host.last_eval_step))
 
 
 def train_until(job: Job, outputs: Outputs, due: int) -> None:
@@ -114,7 +114,7 @@ def evaluate_and_save(job: Job, outputs: Outputs) -> None:
             run.writer.write(job.step, "validation", metrics, epoch=job.plan.epoch_at(job.step))
             decide(run.experiment, run.host, metrics)
         run.histograms.write(job.step, job.on_every_device(run.state.params))
-        run.host.evaluated = job.step
+        run.host.last_eval_step = job.step
     outputs.metrics.log_epoch(job.step, measured)
     save(job, outputs, measured)
 
@@ -144,16 +144,16 @@ def validation_metrics(job: Job, outputs: Outputs, state: TrainState) -> dict[st
 def decide(experiment: Training, host: HostState, metrics: dict[str, float]) -> None:
     """Take note of an evaluation's metrics: the best so far, or one more without a better one."""
     value = metrics[experiment.selection.metric]
-    if math.isfinite(value) and is_better(value, host.best, experiment.direction):
-        host.best, host.stale = value, 0
+    if math.isfinite(value) and is_better(value, host.best_metric, experiment.direction):
+        host.best_metric, host.evals_since_best = value, 0
     else:
-        host.stale += 1
+        host.evals_since_best += 1
 
 
 def save(job: Job, outputs: Outputs, measured: Sequence[dict[str, float] | None]) -> None:
     """Start to save every run's state, and with it what was decided and measured."""
     for run, metrics in zip(job.runs, measured, strict=True):
-        run.host.seconds = outputs.seconds()
+        run.host.wall_seconds = outputs.seconds()
         run.checkpoints.save(run.state, dataclasses.asdict(run.host), metrics)
 
 
@@ -208,7 +208,7 @@ class Outputs:
 def open_outputs(job: Job, profile: bool) -> Iterator[Outputs]:
     """Open every run's metrics, checkpoints and histograms; show the first training images."""
     session, experiment, runs = job.session, job.session.experiment, job.runs
-    before, started = job.host.seconds, time.monotonic()
+    before, started = job.host.wall_seconds, time.monotonic()
     metric = experiment.selection.metric
     best = (metric, experiment.direction) if "validation" in job.splits else None
     with contextlib.ExitStack() as stack:
@@ -218,14 +218,14 @@ def open_outputs(job: Job, profile: bool) -> Iterator[Outputs]:
                 MetricsWriter(
                     run.workdir,
                     restored_step=session.restored,
-                    evaluated_step=run.host.evaluated,
+                    evaluated_step=run.host.last_eval_step,
                     enabled=session.writes,
                 )
             )
             run.checkpoints = stack.enter_context(
                 checkpoint.Checkpoints(run.saved, keep=experiment.keep_checkpoints, best=best)
             )
-            known = job.step == job.host.evaluated
+            known = job.step == job.host.last_eval_step
             params = job.on_every_device(run.state.params) if known else None
             run.histograms = Histograms(run.writer, params)
         if job.step == 0 and not experiment.transfer.cache_after:

@@ -35,14 +35,14 @@ from cnn_research.train.trained import abstract_state, bind_to_dataset, check_sa
 class HostState:
     """The state of a run that is no array: in every checkpoint, beside those."""
 
-    best: float | None = None
+    best_metric: float | None = None
     """The best validation value of the selection metric."""
-    stale: int = 0
+    evals_since_best: int = 0
     """Evaluations since then."""
-    evaluated: int = 0
+    last_eval_step: int = 0
     """The last step that was evaluated."""
-    seconds: float = 0.0
-    """Wall time, over all continuations."""
+    wall_seconds: float = 0.0
+    """Over all continuations."""
 
 
 @dataclasses.dataclass
