@@ -37,7 +37,7 @@ from cnn_research.core.experiment import lookup
 from cnn_research.core.metrics_log import read_metrics
 from cnn_research.core.random import permuted, stream_key
 from cnn_research.data.augmentation.config import Augmentation
-from cnn_research.data.batches import batch_indices, steps_at
+from cnn_research.data.batches import batch_indices, epochs_to_steps
 from cnn_research.data.sources import ImageFolder, Synthetic
 from cnn_research.models import MLP, ConvNet
 from cnn_research.train import checkpoint, evaluator, loop
@@ -443,7 +443,7 @@ def test_a_huge_learning_rate_is_told_to_be_lowered(tmp_path):
 def test_each_epoch_has_every_example_once(examples, batch):
     epochs = 3
     draw = jax.jit(lambda step: batch_indices(0, step, batch, examples))
-    drawn = [draw(jnp.int32(step)) for step in range(steps_at(epochs, batch, examples))]
+    drawn = [draw(jnp.int32(step)) for step in range(epochs_to_steps(epochs, batch, examples))]
     indices = np.concatenate([i for i, _ in drawn])[: epochs * examples].reshape(epochs, examples)
     of_epoch = np.concatenate([e for _, e in drawn])[: epochs * examples].reshape(epochs, examples)
     for epoch in range(epochs):
@@ -481,7 +481,7 @@ def test_permutations_are_as_random_as_they_look():
     [(1, 16, 40, 3), (2, 16, 40, 5), (0.5, 16, 40, 2), (1, 40, 40, 1), (0.001, 16, 40, 1)],
 )
 def test_steps_of_epochs(epochs, batch, examples, steps):
-    assert steps_at(epochs, batch, examples) == steps
+    assert epochs_to_steps(epochs, batch, examples) == steps
 
 
 def test_streams_and_seeds_do_not_share_numbers():

@@ -84,7 +84,7 @@ def balanced_indices(
     return jax.vmap(draw)(draws).astype(jnp.uint32), draws
 
 
-def steps_at(epochs: float, batch_size: int, examples: int) -> int:
+def epochs_to_steps(epochs: float, batch_size: int, examples: int) -> int:
     """The number of steps after which `epochs` epochs are complete."""
     return max(1, -(-round(epochs * examples) // batch_size))
 

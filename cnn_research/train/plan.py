@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from cnn_research.data.batches import steps_at
+from cnn_research.data.batches import epochs_to_steps
 from cnn_research.data.dataset import Dataset
 from cnn_research.train.config import Training
 
@@ -37,14 +37,14 @@ class Plan:
         return cls(
             batch_size=experiment.batch_size,
             examples=examples,
-            last_step=steps_at(experiment.epochs, experiment.batch_size, examples),
+            last_step=epochs_to_steps(experiment.epochs, experiment.batch_size, examples),
             eval_every_epochs=experiment.eval_every_epochs,
             phases=tuple(experiment.transfer.phases()),
         )
 
     def step_at(self, epoch: float) -> int:
         """The number of steps after which so many epochs are complete; 0 before the first."""
-        return steps_at(epoch, self.batch_size, self.examples) if epoch else 0
+        return epochs_to_steps(epoch, self.batch_size, self.examples) if epoch else 0
 
     def epoch_at(self, step: int) -> float:
         """The number of epochs that so many steps complete."""
