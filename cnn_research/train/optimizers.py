@@ -30,11 +30,13 @@ class Optimizer:
     warmup: Decay = 0.0
     """Share of all steps in which the rate first rises in a straight line from 0, 0 to 1."""
     momentum: Decay = 0.9
-    """Of sgd; the first moment's decay of adam and adamw."""
+    """Of sgd; 0 for none."""
     nesterov: bool = False
     """Nesterov's momentum, of any of the three."""
-    second_moment: Decay = 0.999
-    """The second moment's decay of adam and adamw; not used by sgd."""
+    beta1: Decay = 0.9
+    """The first moment's decay of adam and adamw."""
+    beta2: Decay = 0.999
+    """The second moment's decay of adam and adamw."""
     epsilon: PositiveFloat = 1e-8
     """Added to the root of the second moment by adam and adamw."""
     weight_decay: NonNegativeFloat = 0.0
@@ -89,9 +91,7 @@ class Optimizer:
         def rate(count):
             return schedule(count + first)
 
-        moments = dict(
-            b1=self.momentum, b2=self.second_moment, eps=self.epsilon, nesterov=self.nesterov
-        )
+        moments = dict(b1=self.beta1, b2=self.beta2, eps=self.epsilon, nesterov=self.nesterov)
         if self.name == "sgd":
             update = optax.chain(
                 optax.add_decayed_weights(self.weight_decay, mask=kernels),
