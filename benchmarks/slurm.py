@@ -204,7 +204,7 @@ def killed(cluster: Slurm, folder: Path) -> dict[str, Any]:
         "seconds until all are gone": seconds,
         "exit code": code,
         "exit code of the next": again,
-        "went on": bool(re.search(r"^Going on from the checkpoint", text, re.MULTILINE)),
+        "went on": bool(re.search(r"^Resuming from the checkpoint", text, re.MULTILINE)),
         "step": last_checkpoint(workdir)[2],
     }
 

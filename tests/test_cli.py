@@ -386,7 +386,7 @@ def test_a_finished_run_run_again_changes_nothing(command, trained):
     before = contents()
     answer = command(*TINY, f"--workdir={trained}")
     assert answer.code == 0, answer.err
-    assert "Going on from the checkpoint of step 4" in answer.err
+    assert "Resuming from the checkpoint of step 4" in answer.err
     assert contents() == before
 
 

@@ -172,7 +172,7 @@ def test_experiment_trains_goes_on_and_evaluates(name, tmp_path, capsys, blank_p
     assert int(before.step) == 2
 
     trained = run(of_steps(3), tmp_path)
-    assert "Going on from the checkpoint of step 2" in capsys.readouterr().err
+    assert "Resuming from the checkpoint of step 2" in capsys.readouterr().err
     assert checkpoint.newest(saved) == 3
     after, _ = checkpoint.restore(saved, 3, like)
     moved = jax.tree.map(

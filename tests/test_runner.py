@@ -322,7 +322,7 @@ def test_training_goes_on_from_the_checkpoint_before_the_damaged_one(alone, tmp_
     workdir = copy_of(alone, tmp_path)
     flip_a_byte(array_file(workdir / "checkpoints" / str(LAST_STEP)))
     run(TINY, workdir)
-    assert "Going on from the checkpoint of step 13." in capsys.readouterr().err
+    assert "Resuming from the checkpoint of step 13." in capsys.readouterr().err
     assert_same_run(workdir, alone)
     assert (workdir / "damaged_checkpoints" / str(LAST_STEP)).is_dir()
 

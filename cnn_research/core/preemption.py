@@ -79,7 +79,7 @@ class Interruption:
         """
         number = signal.Signals(self._agreed)
         return Interrupted(
-            f"stopped by {number.name}: {saved}; the same command goes on from there",
+            f"stopped by {number.name}: {saved}; the same command resumes from there",
             EXIT_CODES[number],
         )
 

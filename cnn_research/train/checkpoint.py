@@ -170,7 +170,7 @@ def newest_of_all(folders: Sequence[Path], *, repair: bool = False) -> int | Non
 
 
 def newest(folder: Path, *, repair: bool = False, latest: float = math.inf) -> int | None:
-    """The step of the newest good checkpoint, or None; a damaged one is named and passed over.
+    """The step of the newest good checkpoint, or None; a damaged one is named and skipped.
 
     Args:
         folder: of the run's checkpoints.
@@ -184,7 +184,7 @@ def newest(folder: Path, *, repair: bool = False, latest: float = math.inf) -> i
             fault = "the runs that it was trained with have none of this step"
         if fault is None:
             return step
-        logging.warning("Checkpoint %s is passed over: %s.", folder / str(step), fault)
+        logging.warning("Checkpoint %s is skipped: %s.", folder / str(step), fault)
         if repair:
             aside = folder.parent / "damaged_checkpoints" / str(step)
             shutil.rmtree(aside, ignore_errors=True)
@@ -211,7 +211,7 @@ def best(folder: Path, metric: str, direction: metrics.Direction) -> int | None:
             if fault is None:
                 found = (step, value)
             else:
-                logging.warning("Checkpoint %s is passed over: %s.", folder / str(step), fault)
+                logging.warning("Checkpoint %s is skipped: %s.", folder / str(step), fault)
     return None if found is None else found[0]
 
 
