@@ -96,7 +96,7 @@ def test_doctor(monkeypatch, tmp_path, capsys):
     said = capsys.readouterr().out
     assert f"{len(jax.devices())} cpu" in said and "no data yet" in said
     monkeypatch.setattr(doctor.metadata, "requires", lambda name: ["flax >= 999", "nowhere >= 1"])
-    monkeypatch.setattr(doctor, "LEAST_MEMORY", math.inf)
+    monkeypatch.setattr(doctor, "MIN_MEMORY", math.inf)
     assert doctor.main() == 1
     said = capsys.readouterr().out
     assert "flax>=999 is needed" in said and "nowhere>=1 is needed, and none is installed" in said

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from cnn_research.core.errors import run_command
 
-LEAST_MEMORY, LEAST_DISK = 2e9, 5e9
+MIN_MEMORY, MIN_DISK = 2e9, 5e9
 """Bytes that most experiments need."""
 INSTALL = "pip install -c constraints.txt -e ."
 NAMED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
@@ -35,7 +35,7 @@ EXTRAS = {
 FINE, WARNING, BROKEN = "ok", "note", "FAULT"
 
 Finding = tuple[str, str, str]
-"""How it is, what was looked at, and what was found."""
+"""The status, the subject, and a line of text."""
 
 
 def main(words: Sequence[str] = ()) -> int:
@@ -88,7 +88,7 @@ def packages() -> Iterator[Finding]:
 
 
 def requirements() -> list[str]:
-    """Of the project, extras too; in a checkout that is not installed, as setup.cfg lists them."""
+    """Requirements of the project and its extras; read from setup.cfg in a plain checkout."""
     try:
         return metadata.requires("cnn-research") or []
     except metadata.PackageNotFoundError:
@@ -103,7 +103,7 @@ def requirements() -> list[str]:
 
 
 def unmet(texts: list[str], extra: str = "") -> list[str]:
-    """What is needed and what is there instead, of the requirements of an extra, or of none."""
+    """Describe each requirement of an extra (or of none) that the environment does not meet."""
     from packaging.requirements import Requirement
 
     found = []
@@ -155,7 +155,7 @@ def extras() -> Iterator[Finding]:
 
 
 def devices() -> Iterator[Finding]:
-    """What JAX computes on, and whether it does."""
+    """Devices of JAX, and a computation on them."""
     from cnn_research.core.run_folder import cores
 
     try:
@@ -178,39 +178,39 @@ def devices() -> Iterator[Finding]:
 
 
 def short(error: Exception) -> str:
-    """What an error says, in its first line; its type, if it says nothing."""
+    """The first line of an error's message, or its type."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
 def memory() -> Finding:
-    """Of the machine, for processes."""
+    """Free memory of the machine."""
     from cnn_research.core.memory import available_memory
 
     free = available_memory()
     if math.isinf(free):
         return FINE, "memory", "this system does not say how much is free"
     text = f"{free / 1e9:.1f} GB free"
-    if free < LEAST_MEMORY:
+    if free < MIN_MEMORY:
         return WARNING, "memory", f"{text}: take small batches, or close other programs"
     return FINE, "memory", text
 
 
 def disk(what: str, folder: Path) -> Finding:
-    """Where runs or data are written."""
+    """Free space where runs or data are written."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free
     text = f"{folder}: {free / 1e9:.1f} GB free"
     variable = "--workdir" if what == "runs" else "TFDS_DATA_DIR"
     if not os.access(there, os.W_OK):
         return BROKEN, what, f"{folder} cannot be written: name another folder with {variable}"
-    if free < LEAST_DISK:
+    if free < MIN_DISK:
         return WARNING, what, f"{text}: name another folder with {variable}"
     return FINE, what, text
 
 
 def data(home: Path) -> Finding:
-    """What `python -m cnn_research.data prepare` has prepared."""
+    """Data sets that `python -m cnn_research.data prepare` has prepared."""
     found = [*home.glob("*/*/dataset_info.json"), *home.glob("*/*/*/dataset_info.json")]
     names = sorted({path.relative_to(home).parts[0] for path in found})
     if names:

@@ -25,7 +25,7 @@ LAUNCHER_FLAGS = (
     "replicas",
     "list",
 )
-"""Of `launch.py` itself; no field is named like one."""
+"""Flags of `launch.py` itself; no field has the name of one."""
 HELP = ("--help", "-h", "-help", "-?")
 
 
@@ -51,9 +51,9 @@ def with_overrides(default: Experiment, words: list[str]) -> Experiment:
                 f"{default.name} has no field --{name}{near}; "
                 f"`python launch.py --experiment={default.name} --help` shows all"
             )
-    said = io.StringIO()
+    message = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(message):
             return tyro.cli(
                 type(default),
                 default=default,
@@ -64,7 +64,9 @@ def with_overrides(default: Experiment, words: list[str]) -> Experiment:
     except SystemExit as end:
         if not end.code:
             raise
-        raise UsageError(f"{_first_sentence(said.getvalue())}; --help shows all fields") from None
+        raise UsageError(
+            f"{_first_sentence(message.getvalue())}; --help shows all fields"
+        ) from None
 
 
 def with_suggestions(default: Experiment, words: list[str]) -> tuple[Experiment, str]:
@@ -86,13 +88,13 @@ def with_suggestions(default: Experiment, words: list[str]) -> tuple[Experiment,
         default, {path: suggestion.value for path, suggestion in suggestions.items()}
     )
     experiment = with_overrides(chosen, words)
-    taken = {
+    applied = {
         _as_typed(path, suggestion.value): suggestion.reason
         for path, suggestion in suggestions.items()
         if operator.attrgetter(path)(experiment) == suggestion.value
     }
-    width = max(map(len, taken), default=0)
-    lines = [f"  {typed:{width}}  {reason}" for typed, reason in taken.items()]
+    width = max(map(len, applied), default=0)
+    lines = [f"  {typed:{width}}  {reason}" for typed, reason in applied.items()]
     return experiment, "\n".join(["Chosen from the data, unless you say otherwise:", *lines])
 
 

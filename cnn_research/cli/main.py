@@ -63,14 +63,14 @@ def main(argv: Sequence[str]) -> None:
         # Orbax tells every step of every save; --verbosity=0 shows it.
         logging.set_verbosity(logging.WARNING)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A folder's name may be no text, and what is said of it must not end a run.
+        # A folder's name need not be text, and printing it must not end a run.
         sys.stdout.reconfigure(errors="backslashreplace")
     if code := run_command(launch, argv[1:]):
         sys.exit(code)
 
 
 def launch(words: list[str]) -> None:
-    """What `main` does, with errors as exceptions.
+    """Do what `main` does, with errors as exceptions.
 
     Args:
         words: what absl left: overrides of fields, and perhaps `--help`.

@@ -14,8 +14,8 @@ from cnn_research.core.experiment import Experiment, Result
 
 @dataclasses.dataclass(frozen=True)
 class Mode:
-    """What one mode of a kind of experiment calls. Functions are `"module:function"`, so that
-    reading a config, or `--help`, does not import what trains.
+    """The functions behind one mode of a kind of experiment. They are `"module:function"`, so that
+    reading a config, or `--help`, imports nothing that trains.
 
     Attributes:
         function: called as `function(experiment, workdir)`.
@@ -30,7 +30,7 @@ class Mode:
     replicated: str = ""
 
     def takes(self, option: str) -> bool:
-        """Whether it goes with a flag."""
+        """Return whether the mode accepts a flag."""
         return bool(self.replicated) if option == "replicas" else option in self.options
 
 

@@ -9,7 +9,7 @@ NOBODY_READS = 141
 
 
 class UserError(Exception):
-    """What is wrong, where, and what to do, in one line; commands print it without traceback.
+    """One line for the user: what is wrong, where, and what to do; printed without traceback.
 
     The exit code is 1 (a run failed); `UsageError` is for what was typed wrong (2).
     """

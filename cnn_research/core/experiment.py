@@ -1,4 +1,4 @@
-"""What an experiment is, and the registry of all of them."""
+"""Experiments, and the registry of all of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cnn_research.core.ranges import check_ranges
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a run ends with: its folder, the last step and the metrics of its evaluation."""
+    """The result of a run: its folder, the last step and the metrics of its evaluation."""
 
     workdir: Path
     step: int
@@ -34,7 +34,7 @@ class Experiment:
     resumable_fields: ClassVar[tuple[str, ...]] = ()
 
     name: Annotated[str, tyro.conf.Suppress] = ""
-    """What it is registered as; empty for one made in Python."""
+    """The name it is registered under; empty for one made in Python."""
 
     def check(self) -> None:
         """Raises `UsageError` for fields out of range, or that contradict each other; looks at no
@@ -44,7 +44,7 @@ class Experiment:
 
 @dataclasses.dataclass(frozen=True)
 class Suggestion:
-    """What an experiment chooses for one of its fields from its data, and why."""
+    """A value that an experiment derives from its data for one of its fields, and the reason."""
 
     value: Any
     reason: str

@@ -28,13 +28,13 @@ from cnn_research.core.experiment import Experiment
 CONFIG = "config.json"
 RUN = "run.json"
 RESOLVED_CONFIG = "resolved_config.json"
-"""What training has taken from its data, so that the network can be asked without it."""
+"""The experiment bound to its data, so that the network can be used without them."""
 EVALUATION = "evaluation.json"
 EVALUATED = ("validation", "test", "target")
 """The splits that are evaluated; of each, evaluation.json has the figures under its name."""
 CHECKPOINTS = "checkpoints"
 SWEEP = "sweep.json"
-"""Of a folder of several runs: what varies, and the runs in order."""
+"""In a folder of several runs: what varies, and the runs in order."""
 SOURCE_RECORD = "source.json"
 """Beside a copy of the packages: of which commit they are, and what differs from it."""
 
@@ -106,7 +106,7 @@ def _lock(file: IO[str]) -> bool:
 
 
 def is_locked(workdir: Path) -> bool:
-    """Whether a process of this machine holds the folder."""
+    """Return whether a process of this machine holds the lock of the folder."""
     try:
         with (workdir / ".lock").open() as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -284,14 +284,14 @@ def machine() -> dict[str, Any]:
 
 
 def cores() -> int:
-    """How many processor cores this process may use."""
+    """The number of processor cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1  # on a Mac
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that a result depends on."""
+    """Versions of Python and of the packages that a result depends on."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):

@@ -1,4 +1,4 @@
-"""What a sweep is, and the runs that it comes to."""
+"""The definition of a sweep, and the runs that follow from it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LONGEST_NAME = 100
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """What is varied. Values are texts, as they are typed on a command line."""
+    """A set of runs: what is varied, with values as they are typed on a command line."""
 
     experiments: tuple[str, ...]
     """Names of registered experiments; each is run with all that follows."""
@@ -40,7 +40,7 @@ class Sweep:
     search: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Values to choose from, by the path of their field: `1e-4..1e-2 log`, `16..64`, `adam,sgd`."""
     trials: int = 0
-    """How many runs a search comes to."""
+    """The number of runs of a search."""
 
     def check(self) -> None:
         """Raises `UsageError` for fields that contradict each other."""
@@ -73,24 +73,24 @@ class Sweep:
             UsageError: a config that its experiment refuses, or two runs of the same.
             UserError: data that an experiment is fitted to are not there.
         """
-        found: dict[str, Run] = {}
+        runs: dict[str, Run] = {}
         if self.search:
             return []
         for name in self.experiments:
             default = lookup(name).experiment()
             for words in self._overrides(default):
                 run = plan_run(default, [*self.words, *words], folder, words)
-                if run.config in found:
+                if run.config in runs:
                     raise UsageError(
                         "two runs of the sweep are the same: "
-                        f"{shlex.join(found[run.config].words)} and {shlex.join(run.words)}; "
+                        f"{shlex.join(runs[run.config].words)} and {shlex.join(run.words)}; "
                         "leave one out"
                     )
-                found[run.config] = run
-        return list(found.values())
+                runs[run.config] = run
+        return list(runs.values())
 
     def _overrides(self, default: Experiment) -> Iterator[list[str]]:
-        """What each run of an experiment is given, beside what all are."""
+        """Yield the overrides of each run of an experiment, beside those of all runs."""
         axes = [
             [override(default, path, value) for value in values]
             for path, values in self.grid.items()
@@ -123,7 +123,7 @@ class Run:
 
     @property
     def command(self) -> list[str]:
-        """What runs the same alone."""
+        """The command that repeats this run alone."""
         experiment = f"--experiment={self.experiment}"
         return ["launch.py", experiment, *self.words, f"--workdir={self.workdir}"]
 

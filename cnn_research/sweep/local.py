@@ -26,13 +26,13 @@ POLL_SECONDS = 0.5
 
 
 class Feed(Protocol):
-    """Where runs come from, and what becomes of them."""
+    """A source of runs, which is signalled how each ended."""
 
     def next(self) -> Run | None:
         """The next run; None where there is none to begin now."""
 
     def should_prune(self, run: Run) -> bool:
-        """Whether a run that goes on should be stopped."""
+        """Return whether a running run should be stopped."""
 
     def finished(self, run: Run, state: State, *, pruned: bool) -> State:
         """Takes note of how a run ended; the state that counts.
@@ -40,7 +40,7 @@ class Feed(Protocol):
         Args:
             run: what was run.
             state: that it left.
-            pruned: whether it was stopped because `should_prune` said so.
+            pruned: whether it was stopped because of `should_prune`.
         """
 
 
@@ -69,7 +69,7 @@ def run_locally(
         feed: where runs come from; asked in this process alone.
         workers: processes side by side.
         source: the copy of the source that they import.
-        say: told of each run that is over.
+        say: called with each run that is over, and its state.
 
     Returns:
         Whether, and by what, it was stopped; then runs have saved, and go on the next time.
@@ -77,7 +77,7 @@ def run_locally(
     pool = [_Worker(source, alone=workers == 1) for _ in range(workers)]
     try:
         with Interruption() as interruption:
-            told = False
+            signalled = False
             while True:
                 for worker in pool:
                     if worker.run is None and not interruption and (run := feed.next()):
@@ -91,12 +91,12 @@ def run_locally(
                 for worker in busy:
                     if worker.run is None or worker.pruned:
                         continue
-                    if interruption and not told:
+                    if interruption and not signalled:
                         worker.stop()
                     elif not interruption and feed.should_prune(worker.run):
                         worker.pruned = True
                         worker.stop()
-                told = bool(interruption)
+                signalled = bool(interruption)
     finally:
         for worker in pool:
             worker.close()

@@ -41,12 +41,12 @@ _RANGE = re.compile(r"(?P<low>[^.\s][^\s]*?)\.\.(?P<high>\S+)(?P<log>\s+log)?")
 
 
 def space(search: Mapping[str, str]) -> dict[str, BaseDistribution]:
-    """What a search chooses from, by the path of its field; whole numbers where both ends are.
+    """Parse the search space, by the path of the field; whole numbers where both ends are.
 
     Raises:
         UsageError: a text is neither a range nor a list.
     """
-    found: dict[str, BaseDistribution] = {}
+    parsed: dict[str, BaseDistribution] = {}
     for path, text in search.items():
         if ".." not in text:
             values = tuple(value.strip() for value in text.split(","))
@@ -55,7 +55,7 @@ def space(search: Mapping[str, str]) -> dict[str, BaseDistribution]:
                     f"--search {path} is '{text}': give a range as 1e-4..1e-2, with ' log' after "
                     "it or not, or values as adam,sgd"
                 )
-            found[path] = CategoricalDistribution(values)
+            parsed[path] = CategoricalDistribution(values)
             continue
         match = _RANGE.fullmatch(text.strip())
         try:
@@ -65,17 +65,17 @@ def space(search: Mapping[str, str]) -> dict[str, BaseDistribution]:
             low, high = (int(end) if whole else float(end) for end in ends)
             assert -math.inf < low < high < math.inf and (low > 0 or not log)
             kind: Any = IntDistribution if whole else FloatDistribution
-            found[path] = kind(low, high, log=log)
+            parsed[path] = kind(low, high, log=log)
         except (AssertionError, ValueError):
             raise UsageError(
                 f"--search {path} is '{text}': a range goes from a lower to a higher number, as "
                 "1e-4..1e-2; a logarithmic one, as '1e-4..1e-2 log', begins above 0"
             ) from None
-    return found
+    return parsed
 
 
 def _ends(values: Any) -> tuple[Any, ...]:
-    """What is tried before a search begins: both ends of a range, or every choice."""
+    """Values checked before a search begins: both ends of a range, or every choice."""
     listed = isinstance(values, CategoricalDistribution)
     return values.choices if listed else (values.low, values.high)
 
@@ -196,7 +196,7 @@ class Search:
 
     @property
     def num_finished(self) -> int:
-        """How many runs are over, and did not fail."""
+        """The number of runs that are complete or pruned."""
         return len(self._numbers(TrialState.COMPLETE, TrialState.PRUNED))
 
     # Between Optuna and runs.
@@ -214,12 +214,12 @@ class Search:
         """Tells Optuna what a run has measured since; all its validation figures."""
         file = run.workdir / METRICS_FILE
         changed = file.stat().st_mtime_ns if file.exists() else 0
-        before, told = self._seen.get(run.workdir, (0, []))
+        before, reported = self._seen.get(run.workdir, (0, []))
         if changed == before:
-            return told
+            return reported
         rows = [row for row in read_metrics(run.workdir) if row.get("split") == "validation"]
         values = [float(row[self._selection.metric]) for row in rows]
-        for index in range(len(told), len(values)):
+        for index in range(len(reported), len(values)):
             self._trials[run.workdir].report(values[index], index + 1)
         self._seen[run.workdir] = (changed, values)
         return values

@@ -20,14 +20,14 @@ from cnn_research.sweep.definition import Run
 from cnn_research.sweep.source import search_path
 
 SIGNAL = "USR1"
-"""What SLURM sends before it ends a job; runs save at it."""
+"""The signal that SLURM sends before it ends a job; runs then save."""
 LOGS = "slurm"
 """In the sweep's folder: what jobs say before and after their runs."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Resources:
-    """What each run is given."""
+    """Resources of each run."""
 
     partition: str | None
     minutes: int
@@ -42,7 +42,7 @@ class Resources:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What a job does; submitit keeps it in a file, and calls it on the node."""
+    """The callable that submitit pickles, and calls on the node."""
 
     run: Run
 
@@ -57,14 +57,14 @@ class Job:
         sys.exit(state.exit_code)
 
     def checkpoint(self) -> object:
-        """What is run when the job has been queued again: the same, which goes on."""
+        """The job to queue again: the same one, which resumes its run."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
 def _number() -> str:
-    """Of the job that this process is in, as `squeue` has it."""
+    """The number of the job that this process is in, as `squeue` writes it."""
     if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
         return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     return os.environ.get("SLURM_JOB_ID", "")
@@ -139,6 +139,6 @@ def submit(runs: Sequence[Run], folder: Path, source: Path, resources: Resources
 
 
 def _words(error: Exception) -> str:
-    """What sbatch said, without what it was called with."""
-    said = [line for line in str(error).splitlines() if "error:" in line]
-    return "; ".join(line.partition("error:")[2].strip() for line in said) or one_line(error)
+    """The errors that sbatch printed, without its command line."""
+    lines = [line for line in str(error).splitlines() if "error:" in line]
+    return "; ".join(line.partition("error:")[2].strip() for line in lines) or one_line(error)

@@ -43,6 +43,6 @@ def copy_source(folder: Path) -> Path:
 
 
 def search_path(copy: Path) -> str:
-    """What `PYTHONPATH` must be for a process to import the copy, and from nowhere before it."""
+    """The `PYTHONPATH` with which a process imports the copy before anything else."""
     rest = os.environ.get("PYTHONPATH")
     return f"{copy}{os.pathsep}{rest}" if rest else str(copy)

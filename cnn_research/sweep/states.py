@@ -1,4 +1,4 @@
-"""How far the runs of a sweep are: from files that each have one writer, and SLURM's queue."""
+"""States of a sweep's runs: from files that each have one writer, and from SLURM's queue."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ ENDED = ("complete", "pruned")
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """How far a run is."""
+    """The state of a run."""
 
     state: str
     """One of `STATES`."""
     attempt: int = 0
-    """How often it was begun."""
+    """The number of times it was started."""
     since: float = 0.0
     """When it was last begun, in seconds since 1970."""
     seconds: float = 0.0
@@ -47,7 +47,7 @@ class State:
 
 
 def read(workdir: Path) -> State:
-    """What a run's folder says of it."""
+    """Read the state of a run from its folder."""
     values = read_json(workdir / STATE)
     return State(**values) if values else State("waiting")
 
@@ -122,7 +122,7 @@ def jobs_in_queue() -> dict[str, str] | None:
 
 
 def table(states: Mapping[Path, State]) -> str:
-    """How many runs are in each state, and a row for each run, as Markdown."""
+    """Counts of the states, and a row for each run, as Markdown."""
     rows = [_row(workdir, state) for workdir, state in states.items()]
     header = ("run", "state", "epoch", "step", "validation", "time", "")
     return f"{counts(states.values())}\n\n{markdown_table(header, rows)}"
@@ -130,9 +130,9 @@ def table(states: Mapping[Path, State]) -> str:
 
 def counts(states: Any) -> str:
     """`12 runs: 11 complete, 1 failed`."""
-    found = Counter(state.state for state in states)
-    parts = ", ".join(f"{found[state]} {state}" for state in STATES if found[state])
-    total = found.total()
+    number_of = Counter(state.state for state in states)
+    parts = ", ".join(f"{number_of[state]} {state}" for state in STATES if number_of[state])
+    total = number_of.total()
     return f"{total} run{'s' * (total != 1)}: {parts}" if total else "no runs yet"
 
 
