@@ -320,6 +320,12 @@ def _finite(values: Any) -> Any:
     return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
+def sha256_of(file: Path) -> str:
+    """The checksum of a file, as `sha256sum` prints it."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def write_text(file: Path, text: str) -> None:
     """Writes the file whole or not at all."""
     temporary = file.with_name(f"{file.name}.tmp")

@@ -134,9 +134,13 @@ def _to_rgb(image):  # type: ignore[no-untyped-def]
     return image.convert("RGB")
 
 
+LUMA = (0.299, 0.587, 0.114)
+"""The weights of red, green and blue in grey (ITU-R BT.601)."""
+
+
 def grey(pixels: np.ndarray) -> np.ndarray:
     """RGB uint8 `[height, width, 3]` as `[height, width, 1]`, by the luma of ITU-R BT.601."""
-    return np.round(pixels @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)[..., None]
+    return np.round(pixels @ np.array(LUMA)).astype(np.uint8)[..., None]
 
 
 def encode(pixels: np.ndarray) -> bytes:

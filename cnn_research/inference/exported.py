@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from cnn_research.core.errors import UserError, one_line
+from cnn_research.core.run_folder import sha256_of
 from cnn_research.tasks.decode import DIGITS, decode
 
 FORMAT = 1
@@ -227,7 +227,7 @@ def check(folder: Path) -> None:
         file = folder / name
         if not file.is_file():
             raise UserError(f"{file} is missing: copy or export the folder again")
-        if _sha256(file) != expected:
+        if sha256_of(file) != expected:
             raise UserError(
                 f"{file} is damaged (its checksum differs from {SUMS}): copy or export the folder "
                 "again"
@@ -237,7 +237,7 @@ def check(folder: Path) -> None:
 def write_sums(folder: Path) -> None:
     """Writes the list of checksums of every file in a folder, as `sha256sum` does."""
     files = sorted(file for file in folder.iterdir() if file.name != SUMS)
-    lines = [f"{_sha256(file)}  {file.name}\n" for file in files]
+    lines = [f"{sha256_of(file)}  {file.name}\n" for file in files]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
 
 
@@ -249,8 +249,3 @@ def _listed(text: str) -> Iterator[tuple[str, str]]:
         if Path(name).name != name:
             raise ValueError(name)
         yield name, digest
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -8,7 +8,6 @@ that agrees with its list is restored.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -27,6 +26,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from cnn_research.core import metrics
 from cnn_research.core.errors import UserError
 from cnn_research.core.metrics import Direction
+from cnn_research.core.run_folder import sha256_of
 from cnn_research.train.state import TrainState
 
 CHECKSUMS = "checksums.json"
@@ -253,7 +253,7 @@ def steps_in(folder: Path) -> list[int]:
 def write_checksums(checkpoint: Path) -> None:
     """Writes the list that makes a complete checkpoint count."""
     sums = {
-        str(file.relative_to(checkpoint)): _sha256(file)
+        str(file.relative_to(checkpoint)): sha256_of(file)
         for file in sorted(checkpoint.rglob("*"))
         if file.is_file() and file.name != CHECKSUMS
     }
@@ -277,7 +277,7 @@ def damage(checkpoint: Path) -> str | None:
         file = checkpoint / name
         if not file.is_file():
             return f"its file {name} is missing"
-        if _sha256(file) != expected:
+        if sha256_of(file) != expected:
             return f"its file {name} is damaged (its checksum differs)"
     return None
 
@@ -288,11 +288,6 @@ def _validation(checkpoint: Path) -> dict[str, float]:
         return json.loads((checkpoint / "host" / "metadata").read_text())["validation"]
     except (OSError, ValueError, KeyError):
         return {}
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _save_error(error: Exception, folder: Path, step: int) -> UserError:

@@ -11,8 +11,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-LUMA = (0.299, 0.587, 0.114)
-"""How much red, green and blue weigh in grey (ITU-R BT.601)."""
+from cnn_research.data.images import LUMA
 
 
 def _away_from(other: jax.Array | float, images: jax.Array, factor: jax.Array) -> jax.Array:

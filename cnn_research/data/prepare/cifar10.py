@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cnn_research.core.errors import UserError
+from cnn_research.core.run_folder import sha256_of
 from cnn_research.data.images import printable
 
 CLASSES = (
@@ -53,9 +54,7 @@ def find(path: Path) -> Path | None:
                 f"pass the archive itself, {BINARY} or {PYTHON}"
             )
         return find(held[0]) if held else None
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest in SHA256.values():
+    if sha256_of(path) in SHA256.values():
         return path
     if path.name in SHA256:
         raise UserError(_not_official(printable(path)))
@@ -64,8 +63,7 @@ def find(path: Path) -> Path | None:
 
 def kind_of(archive: Path) -> str:
     """The official name of an archive that `find` found, whatever its file is called."""
-    with open(archive, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = sha256_of(archive)
     return next(name for name, known in SHA256.items() if known == digest)
 
 
