@@ -101,16 +101,17 @@ def compiled_once(tmp_path_factory):
     compilation_cache.reset_cache()
 
 
+def blank_page(workdir, **unused):
+    (workdir / "report").mkdir(exist_ok=True)
+    (workdir / "report" / "report.md").write_text("left out")
+    return workdir / "report" / "report.html"
+
+
 @pytest.fixture(scope="module")
 def no_pictures():
     """Reports without matplotlib, which would take most of the time."""
     from cnn_research.train import finish
 
-    def page(workdir, **unused):
-        (workdir / "report").mkdir(exist_ok=True)
-        (workdir / "report" / "report.md").write_text("left out")
-        return workdir / "report" / "report.html"
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finish, "write_report", page)
+        patch.setattr(finish, "write_report", blank_page)
         yield

@@ -36,6 +36,10 @@ SMALL = Training(
 TWO = TwoStage(
     pretraining=SMALL, training=dataclasses.replace(SMALL, epochs=1), fresh=("Dense_0", "Dense_1")
 )
+STUDY = PoolingStudy(
+    training=dataclasses.replace(SMALL, epochs=1), pooling=("max", "min"), seeds=1, largest_shift=1
+)
+ONE_KIND = dataclasses.replace(STUDY, pooling=("max",))
 
 
 def test_a_pipeline_that_was_stopped_and_moved_goes_on_where_it_is(tmp_path, monkeypatch):
@@ -93,8 +97,7 @@ def test_a_signal_that_comes_while_a_stage_ends_stops_the_pipeline(tmp_path, mon
 
 
 def test_what_was_computed_from_a_stage_is_not_computed_again(tmp_path, monkeypatch):
-    study = PoolingStudy(training=SMALL, pooling=("max", "min"), seeds=1, largest_shift=1)
-    found = run(study, tmp_path)
+    found = run(STUDY, tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["shifts"] == [-1, 0, 1] and set(results["accuracy"]) == {"max", "min"}
     assert found.metrics["min"]["accuracy"] == results["accuracy"]["min"][0][1]
@@ -103,8 +106,7 @@ def test_what_was_computed_from_a_stage_is_not_computed_again(tmp_path, monkeypa
     monkeypatch.setattr(
         "cnn_research.workflows.pooling_study.accuracies", lambda *_: pytest.fail("again")
     )
-    more = dataclasses.replace(study, seeds=1)
-    assert run(more, tmp_path).metrics == found.metrics
+    assert run(STUDY, tmp_path).metrics == found.metrics
 
 
 def test_of_several_processes_the_first_claims_a_folder_for_all(tmp_path, monkeypatch):

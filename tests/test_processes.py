@@ -23,16 +23,17 @@ from cnn_research.core.preemption import Interruption
 from cnn_research.data.sources import Digits
 from cnn_research.train.evaluator import Evaluator
 from tests.sizes import scaled_down
+from tests.test_pipeline import ONE_KIND, TWO
 
 LIMIT = 150
 """Seconds; processes on a busy machine take long to begin."""
 
 
 def started(words: Sequence[str], said: Path) -> list[subprocess.Popen]:
-    """Two processes of `launch.py`, in the environment that `srun --ntasks=2` gives to each.
+    """Two processes of Python, in the environment that `srun --ntasks=2` gives to each.
 
     Args:
-        words: of the command line.
+        words: of the command line, after `python`.
         said: what process RANK says is appended to this name with `.RANK`.
     """
     job = str(time.time_ns() // 10**6)  # of which JAX makes the coordinator's port
@@ -50,11 +51,9 @@ def started(words: Sequence[str], said: Path) -> list[subprocess.Popen]:
             "JAX_PLATFORMS": "cpu",
         }
         with Path(f"{said}.{rank}").open("ab") as out:
-            command = [sys.executable, "launch.py", *words]
+            command, environment = [sys.executable, *words], {**os.environ, **step}
             children.append(
-                subprocess.Popen(
-                    command, cwd=ROOT, env={**os.environ, **step}, stdout=out, stderr=out
-                )
+                subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=out)
             )
     return children
 
@@ -75,7 +74,7 @@ def wait_for(word: bytes, said: Path, children: Sequence[subprocess.Popen]) -> N
 def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path):
     workdir, said = tmp_path / "run", tmp_path / "said"
     words = ["--experiment=digits_mlp", "--model.dense", "8", "--batch-size=64", "--epochs=4000"]
-    children = started([*words, f"--workdir={workdir}"], said)
+    children = started(["launch.py", *words, f"--workdir={workdir}"], said)
     try:
         wait_for(b"epoch 1/", said, children)
         children[1].send_signal(signal.SIGTERM)
@@ -93,6 +92,35 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path):
     assert int(state.step) == step >= 19
     assert all(np.isfinite(leaf).all() for leaf in state.params["Dense_0"].values())
     assert sum(row["count"] for row in rows_of(workdir, "train")) == step * experiment.batch_size
+
+
+PIPELINES = """
+import sys
+from pathlib import Path
+from cnn_research.cli.run import run
+from cnn_research.core.distributed import initialize_distributed
+from cnn_research.train import finish
+from tests.conftest import blank_page
+from tests.test_pipeline import ONE_KIND, TWO
+finish.write_report = blank_page  # its pictures take longest
+with initialize_distributed():
+    run(TWO, Path(sys.argv[1]) / "two")
+    run(ONE_KIND, Path(sys.argv[1]) / "study")
+"""
+
+
+def test_pipelines_run_in_several_processes(tmp_path, monkeypatch):
+    children = started(["-c", PIPELINES, str(tmp_path)], tmp_path / "said")
+    try:
+        ended = [child.wait(2 * LIMIT) for child in children]
+    finally:
+        for child in children:
+            child.kill()
+    assert ended == [0, 0], Path(f"{tmp_path / 'said'}.1").read_text()[-2000:]
+    assert "another process" not in Path(f"{tmp_path / 'said'}.1").read_text()
+    monkeypatch.setattr("cnn_research.train.loop.train", lambda *_: pytest.fail("trained again"))
+    for experiment, name in ((TWO, "two"), (ONE_KIND, "study")):
+        assert run(experiment, tmp_path / name).metrics
 
 
 # Agreement ---------------------------------------------------------------------------------------
