@@ -22,7 +22,7 @@ from cnn_research.data import (
 from cnn_research.models.pretrained import Pretrained
 from cnn_research.train.config import Training
 
-ONCE = ("rounds", "seeds", "num_seeds")
+ONCE = ("rounds", "num_seeds")
 """Fields of experiments of several trainings that say how many of them there are."""
 
 

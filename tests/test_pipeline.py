@@ -37,7 +37,10 @@ TWO = TwoStage(
     pretraining=SMALL, training=dataclasses.replace(SMALL, epochs=1), fresh=("Dense_0", "Dense_1")
 )
 STUDY = PoolingStudy(
-    training=dataclasses.replace(SMALL, epochs=1), pooling=("max", "min"), seeds=1, largest_shift=1
+    training=dataclasses.replace(SMALL, epochs=1),
+    pooling=("max", "min"),
+    num_seeds=1,
+    largest_shift=1,
 )
 ONE_KIND = dataclasses.replace(STUDY, pooling=("max",))
 

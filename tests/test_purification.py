@@ -250,7 +250,7 @@ def test_crops_stand_around_pixels():
     assert naming.small(np.zeros((1000, 10, 3), np.uint8), 240).shape == (240, 2, 3)
 
 
-@pytest.mark.parametrize("fields", [{"rounds": -1}, {"seeds": 0.0}, {"discard": 1.0}])
+@pytest.mark.parametrize("fields", [{"rounds": -1}, {"seed_fraction": 0.0}, {"discard": 1.0}])
 def test_rounds_that_cannot_be(folder, fields):
     with pytest.raises(UsageError):
         dataclasses.replace(small(folder), **fields).check()

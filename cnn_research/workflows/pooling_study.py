@@ -38,13 +38,13 @@ ACCURACY = "accuracy.json"
 class PoolingStudy(Experiment):
     """One training for each kind of pooling and seed, and their accuracy on shifted images."""
 
-    resumable_fields: ClassVar = ("seeds",)
+    resumable_fields: ClassVar = ("num_seeds",)
 
     training: Training
     """What is trained; its model is a ConvNet."""
     pooling: tuple[Literal["max", "average", "min", "stride"], ...] = ("max", "average", "min")
     """The kinds; 'stride' is no pooling, but convolutions that move two pixels at a time."""
-    seeds: PositiveInt = 3
+    num_seeds: PositiveInt = 3
     """Trainings of each kind."""
     largest_shift: NonNegativeInt = 0
     """Evaluate on images moved sideways by up to so many pixels; 0 only where they are."""
@@ -63,7 +63,7 @@ class PoolingStudy(Experiment):
     def trainings(self) -> Iterator[tuple[str, str, Training]]:
         """(kind, name of its folder, training) of each run."""
         for kind in self.pooling:
-            for seed in range(self.seeds):
+            for seed in range(self.num_seeds):
                 model = self.training.model.clone(pooling=kind)
                 training = dataclasses.replace(self.training, model=model, seed=seed)
                 yield kind, f"{kind}-seed{seed}", training
@@ -89,7 +89,7 @@ def compare(study: PoolingStudy, workdir: Path) -> Result:
 def dry_run(study: PoolingStudy, workdir: Path) -> Result:
     """Estimates the first of the trainings."""
     _, name, training = next(study.trainings())
-    print(f"The first of {len(study.pooling) * study.seeds} trainings:")
+    print(f"The first of {len(study.pooling) * study.num_seeds} trainings:")
     return pipeline.dry_run(workdir, [(name, training)])
 
 
@@ -153,7 +153,7 @@ def write(study: PoolingStudy, workdir: Path, accuracy: Mapping[str, list[list[f
         figure = kinds_accuracy({kind: [v[0] for v in values] for kind, values in accuracy.items()})
     print(f"\n{table}\n")
     with new_page(study, workdir, study.name or "Pooling") as page:
-        seeds = f"{study.seeds} training{'s' * (study.seeds > 1)} of each kind"
+        seeds = f"{study.num_seeds} training{'s' * (study.num_seeds > 1)} of each kind"
         page.text(f"{seeds}; mean ± standard deviation.")
         page.text(table)
         page.picture("accuracy", figure, "Accuracy of each kind of pooling.")

@@ -60,8 +60,8 @@ class Purification(Experiment):
     last layer alone."""
     rounds: NonNegativeInt = 3
     """Rounds of purification, each with a training after it; 0 trains on all crops alone."""
-    seeds: Annotated[float, Range(above=0, maximum=1)] = 0.1
-    """The share of a class's correctly named crops that are its seeds: the surest ones."""
+    seed_fraction: Annotated[float, Range(above=0, maximum=1)] = 0.1
+    """The fraction of a class's correctly named crops that are its seeds: the surest ones."""
     discard: Annotated[float, Range(above=0, below=1)] = 0.1
     """The share of a class's crops that a round discards."""
     seed: Seed = 0
@@ -158,7 +158,7 @@ def discard(
     features = np.asarray(splits["train"].images[:, 0], np.float32)
     (head,) = model.experiment.task.heads
     labels = dataset.splits["train"].labels[head]
-    distances = to_centres(features, outcome[1], labels, experiment.seeds)
+    distances = to_centres(features, outcome[1], labels, experiment.seed_fraction)
     ratios = to_own(distances, labels)
     kept = near(ratios, labels, experiment.discard)
     return kept, discarded_figure(dataset, head, labels, ratios, (labels >= 0) & ~kept)
