@@ -147,7 +147,7 @@ def test_what_cannot_be_opened(digits, tmp_path):
         open_export(copy)
     with pytest.raises(ValueError, match="takes uint8 images"):
         open_export(digits / "run" / "export")(np.zeros((1, 9, 8, 1), np.uint8))
-    with pytest.raises(UserError, match="holds no run"):
+    with pytest.raises(UserError, match="is not a run folder"):
         run(DIGITS, tmp_path / "nothing", "export")
 
 

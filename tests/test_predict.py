@@ -174,7 +174,7 @@ def test_what_predict_refuses(digits, tmp_path):
         run(DIGITS, digits / "run", "evaluate", neighbours=3)
     with pytest.raises(UserError, match="no image there"):
         run(DIGITS, digits / "run", "predict", str(tmp_path))
-    with pytest.raises(UserError, match="holds no run"):
+    with pytest.raises(UserError, match="is not a run folder"):
         run(DIGITS, tmp_path / "nothing", "predict", str(digits / "images"))
     (tmp_path / "bad.png").write_bytes(b"no image")
     with pytest.raises(UserError, match="no image could be read"):

@@ -140,7 +140,7 @@ def test_a_run_starts_from_another_run(tmp_path):
     assert len(taken) > 8
     for path in taken:
         np.testing.assert_array_equal(then[path], trained[f"ema/{path}"], err_msg=path)
-    with pytest.raises(UserError, match="holds no run"):
+    with pytest.raises(UserError, match="is not a run folder"):
         run(dataclasses.replace(second, pretrained=Pretrained(str(tmp_path))), tmp_path / "third")
 
 

@@ -102,7 +102,7 @@ def read_run(folder: Path) -> Run | None:
     """The run of a folder, or None if it has not been evaluated yet.
 
     Raises:
-        UsageError: the folder holds no run.
+        UsageError: the folder is not a run folder.
     """
     config = evaluated_config(folder)
     if not config:

@@ -31,7 +31,7 @@ def evaluate(experiment: Training, workdir: Path) -> Result:
     """Evaluates the run in a folder, from that folder alone, and writes its report anew.
 
     Raises:
-        UserError: the folder holds no run, or no good checkpoint.
+        UserError: the folder is not a run folder, or no good checkpoint.
     """
     check_run(workdir)
     first = jax.process_index() == 0

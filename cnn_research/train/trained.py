@@ -169,7 +169,7 @@ def weights_of_run(workdir: Path) -> Weights:
     """The weights of a run's model, for another network to start from.
 
     Raises:
-        UserError: the folder holds no run, or no good checkpoint.
+        UserError: the folder is not a run folder, or no good checkpoint.
     """
     state = TrainedModel.load(workdir).state
     checksums = workdir / folders.CHECKPOINTS / str(int(state.step)) / checkpoint.CHECKSUMS
@@ -183,9 +183,9 @@ def weights_of_run(workdir: Path) -> Weights:
 
 
 def check_run(workdir: Path) -> None:
-    """Raises `UserError` for a folder that holds no run."""
+    """Raises `UserError` for a folder that is not a run folder."""
     if not (workdir / folders.CONFIG).exists():
-        raise UserError(f"{workdir} holds no run: train one there first, with --mode=train")
+        raise UserError(f"{workdir} is not a run folder: train there first, with --mode=train")
 
 
 def check_same_data(workdir: Path, dataset: Dataset) -> None:
