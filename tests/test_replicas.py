@@ -117,9 +117,9 @@ def test_what_cannot_be_replicated_is_refused(one_by_one, tmp_path):
     patient = dataclasses.replace(SEVERAL, selection=Selection(patience=2))
     with pytest.raises(UsageError, match=r"--selection\.patience at 0"):
         run(patient, tmp_path, replicas=2)
-    with pytest.raises(UsageError, match="mode 'evaluate' of this experiment is none"):
+    with pytest.raises(UsageError, match="--replicas goes with --mode=train"):
         run(SEVERAL, tmp_path, "evaluate", replicas=2)
-    with pytest.raises(UsageError, match="give a number above 0"):
+    with pytest.raises(UsageError, match="must be 1 or more"):
         run(SEVERAL, tmp_path, replicas=0)
     with pytest.raises(UsageError, match="holds a run of its own"):
         run(SEVERAL, one_by_one / "seed-3", replicas=2)
