@@ -96,7 +96,7 @@ class FittedHistogram(Histogram, FittedTask):
         return {"loss": (jnp.sum(weights * losses), weights.sum())}
 
     def average_views(self, views: Sequence[jax.Array]) -> jax.Array:
-        """The logarithm of the views' mean shares."""
+        """The logarithm of the views' mean proportions."""
         import jax
         import jax.numpy as jnp
 
@@ -108,7 +108,7 @@ class FittedHistogram(Histogram, FittedTask):
         predicted = HistogramPredictions(
             split=split,
             colours=dataset.class_names[self.head],
-            shares=softmax(outputs.astype(np.float64), axis=-1),
+            proportions=softmax(outputs.astype(np.float64), axis=-1),
             labels=dataset.splits[split].labels[self.head],
             mean=np.array(self.mean),
             loss=means["loss"],
@@ -127,18 +127,18 @@ class HistogramPredictions(Predictions):
 
     Attributes:
         colours: of each cluster, as hex.
-        shares: the estimated share of each cluster, float64 `[examples, clusters]`.
+        proportions: the estimated share of each cluster, float64 `[examples, clusters]`.
         labels: the cluster of each pixel, uint8 `[examples, height, width]`.
         mean: the share of each cluster in all training pixels, float64 `[clusters]`.
     """
 
     colours: Sequence[str]
-    shares: np.ndarray
+    proportions: np.ndarray
     labels: np.ndarray
     mean: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.shares)
+        return len(self.proportions)
 
     @functools.cached_property
     def true(self) -> np.ndarray:
@@ -163,7 +163,7 @@ class HistogramPredictions(Predictions):
         }
         if constant > least:
             metrics["gap closed"] = float((constant - self.loss) / (constant - least))
-        metrics["overlap"] = float(np.minimum(self.true, self.shares).sum(axis=1).mean())
+        metrics["overlap"] = float(np.minimum(self.true, self.proportions).sum(axis=1).mean())
         return {**metrics, "count": len(self)}
 
     def page(self, folder: Path, suffix: str, images: np.ndarray | None) -> Iterator[str]:
@@ -172,25 +172,27 @@ class HistogramPredictions(Predictions):
         colour_cube_plot(self.colours, self.mean).savefig(folder / name)
         yield (
             "The loss is the cross-entropy, which no estimate can bring below the entropy of the "
-            "true histograms. `gap closed` is the share of the way from always saying the training "
-            "images' histogram to that bound; `overlap` what true and estimated shares have in "
-            "common."
+            "true histograms. `gap closed` is the share of the way from the training images' "
+            "histogram, as a constant estimate, to that bound; `overlap` what true and estimated "
+            "proportions have in common."
         )
         yield f"The {len(self.colours)} clusters, as large as their share of the training pixels:"
         yield f"![Clusters in the cube of colours]({name})"
         if images is not None:
             name = f"histograms{suffix}.png"
-            histograms_plot(images, self.true, self.shares, self.colours).savefig(folder / name)
+            histograms_plot(images, self.true, self.proportions, self.colours).savefig(
+                folder / name
+            )
             yield "Images, their histograms, and below what was estimated, from good to bad:"
             yield f"![Images with true and estimated histograms]({name})"
 
 
-def colour_cube_plot(colours: Sequence[str], shares: np.ndarray) -> Figure:
+def colour_cube_plot(colours: Sequence[str], proportions: np.ndarray) -> Figure:
     """Clusters in the RGB cube: document 000's figure 5.
 
     Args:
         colours: of each cluster, as hex.
-        shares: of each, float `[clusters]`: the area of its point.
+        proportions: of each, float `[clusters]`: the area of its point.
     """
     from matplotlib.figure import Figure
 
@@ -198,7 +200,7 @@ def colour_cube_plot(colours: Sequence[str], shares: np.ndarray) -> Figure:
     points = np.array([[int(hexed[at : at + 2], 16) for at in (1, 3, 5)] for hexed in colours])
     for place, azimuth in enumerate((35, 125), 1):
         axes: Any = figure.add_subplot(1, 2, place, projection="3d")
-        areas = 12 + 120 * shares / shares.max()
+        areas = 12 + 120 * proportions / proportions.max()
         axes.scatter(
             *points.T, c=list(colours), s=areas, edgecolors=GREY, linewidths=0.3, depthshade=False
         )
@@ -236,8 +238,10 @@ def histograms_plot(
     for index, (picture, strips) in zip(shown, grid.reshape(-1, 2), strict=False):
         show_image(picture, images[index])
         strips.set_title(f"overlap {overlap[index]:.0%}", fontsize=7.5, loc="left", pad=2)
-        for height, shares in ((1, true[index]), (0, estimated[index])):
-            ends = np.cumsum(shares)
-            strips.barh(height, shares, left=ends - shares, height=0.9, color=list(colours))
+        for height, proportions in ((1, true[index]), (0, estimated[index])):
+            ends = np.cumsum(proportions)
+            strips.barh(
+                height, proportions, left=ends - proportions, height=0.9, color=list(colours)
+            )
         strips.set_xlim(0, 1)
     return figure
