@@ -109,6 +109,7 @@ with initialize_distributed():
 """
 
 
+@pytest.mark.slow
 def test_pipelines_run_in_several_processes(tmp_path, monkeypatch):
     children = started(["-c", PIPELINES, str(tmp_path)], tmp_path / "said")
     try:

@@ -10,9 +10,8 @@ import dataclasses
 import statistics
 from pathlib import Path
 
-import jax
-
 from cnn_research.core import run_folder as folders
+from cnn_research.core.distributed import is_first_process
 from cnn_research.core.errors import UsageError
 from cnn_research.core.experiment import Result
 from cnn_research.report.runs import as_markdown, group_runs, read_run, results
@@ -28,7 +27,7 @@ RESULTS = "results.json"
 
 
 def dry_run(experiment: Training, workdir: Path, count: int) -> Result:
-    """Says what a training of all replicas will take; writes nothing."""
+    """Estimates the training of all replicas; writes nothing."""
     return dry_run_seeds(_runs(experiment, workdir, count), workdir)
 
 
@@ -49,11 +48,10 @@ def train(experiment: Training, workdir: Path, count: int, *, profile: bool = Fa
     Raises:
         UsageError: the experiment decides for each seed otherwise, or the folder holds another
             run, or other seeds.
-        UserError, Interrupted: as `runner.train`.
+        UserError, Interrupted: as `train.loop.train`.
     """
     runs = _runs(experiment, workdir, count)
-    first = jax.process_index() == 0
-    with folders.locked(workdir, enabled=first):
+    with folders.locked(workdir):
         seeds = [run.experiment.seed for run in runs]
         before = folders.read_json(workdir / REPLICAS).get("seeds", seeds)
         if before != seeds:
@@ -63,10 +61,10 @@ def train(experiment: Training, workdir: Path, count: int, *, profile: bool = Fa
             )
         if (workdir / folders.CONFIG).exists():
             raise UsageError(f"{workdir} holds a run of its own: name another --workdir")
-        if first:
+        if is_first_process():
             folders.write_json(workdir / REPLICAS, {"seeds": seeds})
         found = train_seeds(runs, workdir, profile=profile)
-        if first:
+        if is_first_process():
             _summarise(runs, workdir)
     means = {
         split: {
@@ -96,7 +94,7 @@ def _runs(experiment: Training, workdir: Path, count: int) -> list[SeedRun]:
 
 
 def _summarise(runs: list[SeedRun], workdir: Path) -> None:
-    """Writes results.json, and says the means."""
+    """Writes results.json, and prints the means."""
     evaluated = [found for run in runs if (found := read_run(run.workdir)) is not None]
     if not evaluated:
         return  # nothing to evaluate on
