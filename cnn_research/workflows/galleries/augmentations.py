@@ -1,4 +1,4 @@
-"""What augmentation makes of a photograph: every change alone, and mixtures with another image."""
+"""A gallery of augmentation: each change to a photograph alone, and mixtures of two images."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def _keys(draws: int, seed: int) -> jax.Array:
 
 
 def outside(how: Augmentation) -> str:
-    """What comes in from outside of an image, in words."""
+    """A description of the pixels that come in from outside of an image."""
     return {
         "black": "black",
         "edge": "the border's pixels",

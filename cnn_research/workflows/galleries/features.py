@@ -1,4 +1,4 @@
-"""What a trained network sees: its filters and maps, the images that excite it, Grad-CAM."""
+"""Filters and feature maps of a trained network, its top-activating images, and Grad-CAM."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Features(Experiment):
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """A trained run, ready to be asked.
+    """A trained run, opened for drawing.
 
     Attributes:
         training: bound to its data.
@@ -97,7 +97,7 @@ class Opened:
 
     @property
     def head(self) -> str:
-        """The head that is asked: the run's first."""
+        """The run's first head, whose classes are shown."""
         return self.training.task.heads[0]
 
     def preprocess(self, images: Any) -> jax.Array:
@@ -107,7 +107,7 @@ class Opened:
         return scaled(jax.numpy.asarray(images), self.training)
 
     def label(self, index: int) -> str:
-        """What the image at `index` of the split is."""
+        """The class or number of the image at `index` of the split."""
         value = self.split.labels[self.head][index]
         if not self.class_names:
             return f"{value:.4g}"

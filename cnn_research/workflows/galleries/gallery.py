@@ -1,4 +1,4 @@
-"""What galleries share: their folder with its page, and the photographs that they are drawn on."""
+"""The folder of a gallery with its page, and the photographs that it is drawn on."""
 
 from __future__ import annotations
 

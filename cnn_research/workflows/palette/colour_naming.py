@@ -1,4 +1,4 @@
-"""Which pixels of an image are 'blue': the last round's network, asked about the crop around each.
+"""Colour names of an image's pixels: the last round's prediction for the crop around each.
 
 `--experiment=colour_names --mode=predict --input=FILE_OR_FOLDER_OR_GLOB`
 """
