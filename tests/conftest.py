@@ -21,8 +21,8 @@ from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 from tests.slurm import slurm  # noqa: E402, F401 (a fixture)
 
-COMPILED_BYTES = 800e6
-"""Resident memory from which on a worker gives back what it has compiled."""
+COMPILED_BYTES = 900e6
+"""Resident memory from which on a worker gives back what it compiled; imports alone are 600e6."""
 
 usage: dict[str, dict[str, float]] = {}
 """What each worker took, by its name."""

@@ -10,8 +10,6 @@ import pytest
 from benchmarks import parity
 from cnn_research.models.registry import architectures
 
-pytest.importorskip("keras", reason="Keras, of the extra `dev`, is not installed")
-
 # A whole network each, in two libraries.
 pytestmark = pytest.mark.slow
 
@@ -27,6 +25,8 @@ CASES = {
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras' own
 @pytest.mark.parametrize("name", CASES)
 def test_logits_and_parameters_are_those_of_keras(name):
+    # Only here, because workers that run other tests would load Keras too.
+    pytest.importorskip("keras", reason="Keras, of the extra `dev`, is not installed")
     ours, fields, size, suffix = CASES[name]
     model = architectures()[ours].model.clone(num_classes=5, **fields)
     reference = parity.keras_application(name, size, classes=5)
