@@ -7,6 +7,7 @@ it has to work where nothing is installed.
 from __future__ import annotations
 
 import configparser
+import contextlib
 import importlib
 import math
 import os
@@ -64,11 +65,12 @@ def findings() -> Iterator[Finding]:
     yield from extras()
     from cnn_research.data.prepare import cache
 
+    home = cache.data_dir()
     yield from devices()
     yield memory()
-    for what, folder in (("runs", Path("runs")), ("data", cache.data_dir())):
-        yield disk(what, folder)
-    yield data(cache.data_dir())
+    yield disk("runs", Path("runs"), "--workdir")
+    yield disk("data", home, "TFDS_DATA_DIR")
+    yield data(home)
 
 
 def packages() -> Iterator[Finding]:
@@ -78,21 +80,17 @@ def packages() -> Iterator[Finding]:
     try:
         faults = unmet(requirements())
     except ImportError:  # of packaging, which comes with the others
-        yield BROKEN, "packages", f"the required ones are not installed: {INSTALL}"
-        return
-    for found in faults:
-        yield BROKEN, "packages", f"{found}: {INSTALL}"
+        faults = ["the required ones are not installed"]
+    for fault in faults:
+        yield BROKEN, "packages", f"{fault}: {INSTALL}"
     if not faults:
-        named = {name: installed(name) for name in NAMED}
-        yield FINE, "packages", ", ".join(f"{name} {version}" for name, version in named.items())
+        yield FINE, "packages", ", ".join(f"{name} {installed(name)}" for name in NAMED)
 
 
 def requirements() -> list[str]:
     """Requirements of the project and its extras; read from setup.cfg in a plain checkout."""
-    try:
+    with contextlib.suppress(metadata.PackageNotFoundError):
         return metadata.requires("cnn-research") or []
-    except metadata.PackageNotFoundError:
-        pass
     setup = configparser.ConfigParser(interpolation=None)
     setup.read(Path(__file__).parents[2] / "setup.cfg", encoding="utf-8")
     listed = setup.get("options", "install_requires", fallback="").split("\n")
@@ -106,26 +104,21 @@ def unmet(texts: list[str], extra: str = "") -> list[str]:
     """Describe each requirement of an extra (or of none) that the environment does not meet."""
     from packaging.requirements import Requirement
 
-    found = []
+    faults = []
     for needed in map(Requirement, texts):
-        if needed.marker:
-            if not needed.marker.evaluate({"extra": extra}):
-                continue
-        elif extra:
-            continue
-        version = installed(needed.name)
-        if version is None or version not in needed.specifier:
-            name = f"{needed.name}{needed.specifier}"
-            found.append(f"{name} is needed, and {version or 'none'} is installed")
-    return found
+        if needed.marker.evaluate({"extra": extra}) if needed.marker else not extra:
+            version = installed(needed.name)
+            if version is None or version not in needed.specifier:
+                name = f"{needed.name}{needed.specifier}"
+                faults.append(f"{name} is needed, and {version or 'none'} is installed")
+    return faults
 
 
 def installed(name: str) -> str | None:
     """The version of a package, or None."""
-    try:
+    with contextlib.suppress(metadata.PackageNotFoundError):
         return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
+    return None
 
 
 def imports() -> Iterator[Finding]:
@@ -135,19 +128,16 @@ def imports() -> Iterator[Finding]:
         try:
             importlib.import_module(module)
         except Exception as error:  # whatever a package may do
-            reasons.setdefault(short(error), module)
-    for reason, module in reasons.items():
-        name = module.split(".")[0]
+            reasons.setdefault(short(error), module.split(".")[0])
+    for reason, name in reasons.items():
         yield BROKEN, "packages", f"{name} does not import ({reason}): {INSTALL} --force-reinstall"
 
 
 def extras() -> Iterator[Finding]:
     """Optional packages that are absent."""
-    try:
-        texts = requirements()
-        absent = [extra for extra in EXTRAS if unmet(texts, extra)]
-    except ImportError:  # of packaging: `packages` has said so
-        return
+    absent = []
+    with contextlib.suppress(ImportError):  # of packaging: `packages` has said so
+        absent = [extra for extra in EXTRAS if unmet(requirements(), extra)]
     if absent:
         what = ", ".join(f"{extra} ({EXTRAS[extra]})" for extra in absent)
         command = f"pip install -c constraints.txt -e '.[{','.join(absent)}]'"
@@ -171,16 +161,13 @@ def devices() -> Iterator[Finding]:
     text = f"{len(found)} {jax.default_backend()} ({kinds}); {cores()} processor cores"
     yield (FINE, "devices", text) if right else (BROKEN, "devices", f"{text}: wrong results")
     if jax.default_backend() == "cpu" and shutil.which("nvidia-smi"):
-        yield (
-            *(WARNING, "devices"),
-            "there is an NVIDIA driver, and JAX does not use it: pip install -e '.[cuda]'",
-        )
+        advice = "there is an NVIDIA driver, and JAX does not use it: pip install -e '.[cuda]'"
+        yield WARNING, "devices", advice
 
 
 def short(error: Exception) -> str:
     """The first line of an error's message, or its type."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def memory() -> Finding:
@@ -196,29 +183,25 @@ def memory() -> Finding:
     return FINE, "memory", text
 
 
-def disk(what: str, folder: Path) -> Finding:
-    """Free space where runs or data are written."""
+def disk(what: str, folder: Path, option: str) -> Finding:
+    """Free space where runs or data are written; `option` names another folder."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free
     text = f"{folder}: {free / 1e9:.1f} GB free"
-    variable = "--workdir" if what == "runs" else "TFDS_DATA_DIR"
     if not os.access(there, os.W_OK):
-        return BROKEN, what, f"{folder} cannot be written: name another folder with {variable}"
+        return BROKEN, what, f"{folder} cannot be written: name another folder with {option}"
     if free < MIN_DISK:
-        return WARNING, what, f"{text}: name another folder with {variable}"
+        return WARNING, what, f"{text}: name another folder with {option}"
     return FINE, what, text
 
 
 def data(home: Path) -> Finding:
     """Data sets that `python -m cnn_research.data prepare` has prepared."""
     found = [*home.glob("*/*/dataset_info.json"), *home.glob("*/*/*/dataset_info.json")]
-    names = sorted({path.relative_to(home).parts[0] for path in found})
-    if names:
+    if names := sorted({path.relative_to(home).parts[0] for path in found}):
         return FINE, "prepared", ", ".join(names)
-    return (
-        *(WARNING, "prepared"),
-        "no data yet: digits_cnn runs without; `python -m cnn_research.data prepare --help`",
-    )
+    advice = "digits_cnn runs without; `python -m cnn_research.data prepare --help`"
+    return WARNING, "prepared", f"no data yet: {advice}"
 
 
 if __name__ == "__main__":

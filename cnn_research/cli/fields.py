@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import io
@@ -30,15 +31,7 @@ HELP = ("--help", "-h", "-help", "-?")
 
 
 def with_overrides(default: Experiment, words: list[str]) -> Experiment:
-    """The experiment with fields replaced, as typed.
-
-    Args:
-        default: the experiment before.
-        words: `--optimizer.learning-rate=3e-4`, or flag and value apart.
-
-    Raises:
-        UsageError: an unknown field, a wrong type or a bad choice.
-    """
+    """The experiment with fields replaced, as typed; a `UsageError` for a wrong field or value."""
     default, words = with_model(default, words)
     fields = {name.replace("_", "-") for name in flatten(default)} - {"name"}
     for word in words:
@@ -51,6 +44,8 @@ def with_overrides(default: Experiment, words: list[str]) -> Experiment:
                 f"{default.name} has no field --{name}{near}; "
                 f"`python launch.py --experiment={default.name} --help` shows all"
             )
+    entry = registry().get(default.name)
+    description = (entry.make.__doc__ if entry else None) or type(default).__doc__ or ""
     message = io.StringIO()
     try:
         with contextlib.redirect_stderr(message):
@@ -59,7 +54,7 @@ def with_overrides(default: Experiment, words: list[str]) -> Experiment:
                 default=default,
                 args=words,
                 prog=f"launch.py --experiment={default.name}",
-                description=_description(default),
+                description=description,
             )
     except SystemExit as end:
         if not end.code:
@@ -72,22 +67,16 @@ def with_overrides(default: Experiment, words: list[str]) -> Experiment:
 def with_suggestions(default: Experiment, words: list[str]) -> tuple[Experiment, str]:
     """The experiment as typed, with what its data suggest for the fields that are not named.
 
-    Returns:
-        It, and what was chosen and why, a line each; empty where its config says all.
-
-    Raises:
-        UsageError: as `with_overrides`, or the data do not suit the experiment.
-        UserError: there are no such data.
+    Beside it what was chosen and why, a line each; empty where its config says all. Errors are
+    those of `with_overrides` and of the data.
     """
     experiment = with_overrides(default, words)
     suggest = registry()[default.name].suggest_fields
     if suggest is None:
         return experiment, ""
     suggestions = suggest(experiment)
-    chosen = with_fields(
-        default, {path: suggestion.value for path, suggestion in suggestions.items()}
-    )
-    experiment = with_overrides(chosen, words)
+    values = {path: suggestion.value for path, suggestion in suggestions.items()}
+    experiment = with_overrides(with_fields(default, values), words)
     applied = {
         _as_typed(path, suggestion.value): suggestion.reason
         for path, suggestion in suggestions.items()
@@ -112,20 +101,11 @@ def _as_typed(path: str, value: Any) -> str:
 
 
 def with_model(default: Experiment, words: list[str]) -> tuple[Experiment, list[str]]:
-    """The experiment with the network that `--model=NAME` names, and the other words.
-
-    Raises:
-        UsageError: no network has that name, or the experiment has none to replace.
-    """
-    rest, name = [], None
-    following = iter(words)
-    for word in following:
-        flag, given, value = word.partition("=")
-        if flag == "--model":
-            name = value if given else next(following, "")
-        else:
-            rest.append(word)
-    if name is None:
+    """The experiment with the network of `--model`, and the other words; a `UsageError` if none."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--model", nargs="?", const="")
+    options, rest = parser.parse_known_args(words)
+    if (name := options.model) is None:
         return default, words
     if "model" not in {field.name for field in dataclasses.fields(default)}:
         raise UsageError(f"{default.name} has no network: --model does not apply")
@@ -139,11 +119,6 @@ def with_model(default: Experiment, words: list[str]) -> tuple[Experiment, list[
         )
     changes: dict[str, Any] = {"model": models[name].model}
     return dataclasses.replace(default, **changes), rest
-
-
-def _description(default: Experiment) -> str:
-    entry = registry().get(default.name)
-    return (entry.make.__doc__ if entry else None) or type(default).__doc__ or ""
 
 
 def _first_sentence(box: str) -> str:

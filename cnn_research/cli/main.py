@@ -70,11 +70,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def launch(words: list[str]) -> None:
-    """Do what `main` does, with errors as exceptions.
-
-    Args:
-        words: what absl left: overrides of fields, and perhaps `--help`.
-    """
+    """Does what `main` does, with what absl left: overrides of fields, and perhaps `--help`."""
     workdir = Path(FLAGS.workdir) if FLAGS.workdir else None
     saved = None if FLAGS.list else saved_experiment(workdir)
     if FLAGS.list:

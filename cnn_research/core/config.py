@@ -15,15 +15,11 @@ from cnn_research.core.errors import UserError
 
 C = TypeVar("C")
 
-DEFINING_PACKAGES = ("experiments",)
-"""Packages whose modules, once imported, have registered every experiment and config class."""
-
 
 def import_definitions() -> None:
-    """Imports every module of `DEFINING_PACKAGES`, by name: nothing here depends on them."""
-    for package in DEFINING_PACKAGES:
-        for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
-            importlib.import_module(f"{package}.{module.name}")
+    """Imports `experiments`, by name; its modules register every experiment and config class."""
+    for module in pkgutil.iter_modules(importlib.import_module("experiments").__path__):
+        importlib.import_module(f"experiments.{module.name}")
 
 
 def with_fields(config: Any, values: Mapping[str, Any]) -> Any:
@@ -37,10 +33,12 @@ def with_fields(config: Any, values: Mapping[str, Any]) -> Any:
 
 def config_fields(config: Any) -> list[dataclasses.Field]:
     """The fields that configure a dataclass: all but those flax adds to every module."""
+    kind = config if isinstance(config, type) else type(config)
+    is_module = any(base.__module__.startswith("flax.linen") for base in kind.__mro__)
     return [
         field
         for field in dataclasses.fields(config)
-        if field.init and not (field.name in ("parent", "name") and _is_module(config))
+        if field.init and not (is_module and field.name in ("parent", "name"))
     ]
 
 
@@ -50,10 +48,8 @@ _CONFIG_CLASSES: dict[str, type] = {}
 def register_config(kind: type[C]) -> type[C]:
     """Decorates a config class: saved configs name it by its `__name__`, wherever it is defined.
 
-    Only registered classes can be named, so that a config from elsewhere cannot run code.
-
-    Raises:
-        ValueError: another class has that name.
+    Only registered classes can be named, so that a config from elsewhere cannot run code. A
+    `ValueError` if another class has that name.
     """
     known = _CONFIG_CLASSES.setdefault(kind.__name__, kind)
     if (known.__module__, known.__qualname__) != (kind.__module__, kind.__qualname__):
@@ -63,11 +59,7 @@ def register_config(kind: type[C]) -> type[C]:
 
 
 def config_class(name: str) -> type:
-    """The registered config class of that name.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The registered config class of that name; a `UserError` if there is none."""
     if name not in _CONFIG_CLASSES:
         import_definitions()
     if name not in _CONFIG_CLASSES:
@@ -79,11 +71,7 @@ def config_class(name: str) -> type:
 
 
 def to_dict(config: Any) -> Any:
-    """A config as JSON values; each dataclass gives its registered name, to be read back by.
-
-    Raises:
-        TypeError: a value is of a type that configs do not hold, or a class is not registered.
-    """
+    """A config as JSON values, dataclasses by registered names; a `TypeError` for other values."""
     if dataclasses.is_dataclass(config):
         kind = type(config)
         if _CONFIG_CLASSES.get(kind.__name__) is not kind:
@@ -100,11 +88,7 @@ def to_dict(config: Any) -> Any:
 
 
 def from_dict(values: Any) -> Any:
-    """The config that `to_dict` wrote.
-
-    Raises:
-        UserError: a class or a field that this version of the code does not have.
-    """
+    """The config that `to_dict` wrote; a `UserError` for a class or field that is no more."""
     if isinstance(values, list):
         return tuple(from_dict(value) for value in values)
     if not isinstance(values, dict):
@@ -143,18 +127,16 @@ def _differences(config: Any, default: Any) -> Any:
     same = type(config) is type(default)
     found: dict[str, Any] = {} if same else {"class": type(config).__name__}
     for field in config_fields(config):
-        value, before = getattr(config, field.name), _default(field)
+        value = getattr(config, field.name)
         if same:
             before = getattr(default, field.name)
+        elif field.default_factory is not dataclasses.MISSING:
+            before = field.default_factory()
+        else:
+            before = field.default
         if value != before:
             found[field.name] = _differences(value, before)
     return found
-
-
-def _default(field: dataclasses.Field) -> Any:
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return field.default
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -168,11 +150,6 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
         else:
             leaves[path] = value
     return leaves
-
-
-def _is_module(config: Any) -> bool:
-    kind = config if isinstance(config, type) else type(config)
-    return any(base.__module__.startswith("flax.linen") for base in kind.__mro__)
 
 
 def did_you_mean(word: str, words: list[str]) -> str:

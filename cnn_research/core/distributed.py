@@ -6,7 +6,6 @@ import contextlib
 import functools
 import math
 import os
-import sys
 import traceback
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cnn_research.core.errors import Interrupted, UsageError, UserError, one_line
+from cnn_research.core.errors import Interrupted, UsageError, UserError, print_error
 
 MIN_SHARD_SIZE = 2**14
 """Numbers in an array, below which dividing it among devices gains nothing."""
@@ -60,10 +59,11 @@ def initialize_distributed() -> Iterator[None]:
     except Interrupted:
         raise  # all processes are stopped together
     except UserError as error:
-        _end(error, error.exit_code)
+        os._exit(print_error(error))
     except (OSError, jax.errors.JaxRuntimeError) as error:
         failed = f"this process, or one that it waits for, has failed ({error})"
-        _end(UserError(f"{failed}: the same command goes on from the newest checkpoint"), 1)
+        advice = "the same command goes on from the newest checkpoint"
+        os._exit(print_error(UserError(f"{failed}: {advice}")))
     except Exception:
         traceback.print_exc()
         os._exit(1)
@@ -105,12 +105,6 @@ def _whole(name: str, value: str) -> int:
         raise UsageError(f"{name} is '{value}': must be a whole number") from None
 
 
-def _end(error: UserError, code: int) -> None:
-    sys.stdout.flush()
-    print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
-    os._exit(code)
-
-
 def data_mesh() -> Mesh:
     """A mesh of all devices of all processes along the axis `data`."""
     return Mesh(np.array(jax.devices()), ("data",))
@@ -127,13 +121,10 @@ def batch_sharded(mesh: Mesh) -> NamedSharding:
 
 
 def state_shardings(mesh: Mesh, state: Any, *, sharded: bool) -> Any:
-    """Where each array of a state is.
+    """Where each array of a tree is, or of anything with a shape.
 
-    Args:
-        mesh: of the devices.
-        state: a tree of arrays, or of anything with a shape.
-        sharded: divide what has `MIN_SHARD_SIZE` numbers or more among the devices, along the
-            largest axis that their number divides; all else, every device holds.
+    With `sharded`, arrays of `MIN_SHARD_SIZE` numbers or more are divided among the devices, along
+    the largest axis that their number divides; all else, every device holds.
     """
 
     def of(leaf: Any) -> NamedSharding:
@@ -148,12 +139,11 @@ def state_shardings(mesh: Mesh, state: Any, *, sharded: bool) -> Any:
 
 def check_divides(mesh: Mesh, batch_size: int, parts: int) -> None:
     """Raises `UsageError` for a batch whose parts cannot be split evenly over the devices."""
-    devices = mesh.size
-    if batch_size % (devices * parts):
+    if batch_size % (mesh.size * parts):
         each = f" in each of {parts} parts" * (parts > 1)
         raise UsageError(
-            f"--batch-size is {batch_size}, which {devices} devices cannot share evenly{each}: "
-            f"take a multiple of {devices * parts}"
+            f"--batch-size is {batch_size}, which {mesh.size} devices cannot share evenly{each}: "
+            f"take a multiple of {mesh.size * parts}"
         )
 
 

@@ -39,9 +39,7 @@ def run_command(
     Every program of the project ends here, as `sys.exit(run_command(main))`. Exceptions of other
     kinds are bugs, and keep their traceback.
 
-    Args:
-        command: takes the words after the program's name; may return an exit code.
-        words: those; None for the process's own.
+    `command` takes the words after the program's name, and may return an exit code.
     """
     try:
         code = command(list(sys.argv[1:] if words is None else words)) or 0

@@ -25,13 +25,10 @@ class Result:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """The base of every kind of experiment: a config, which `cli.run` runs in one of its modes.
-
-    Attributes:
-        resumable_fields: the fields that may differ between a run and its continuation.
-    """
+    """The base of every kind of experiment: a config, which `cli.run` runs in one of its modes."""
 
     resumable_fields: ClassVar[tuple[str, ...]] = ()
+    """The fields that may differ between a run and its continuation."""
 
     name: Annotated[str, tyro.conf.Suppress] = ""
     """The name it is registered under; empty for one made in Python."""
@@ -52,24 +49,18 @@ class Suggestion:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A registered experiment.
-
-    Attributes:
-        name: what `--experiment` takes.
-        document: the document it implements, as `004`, or `-`.
-        data: its data set, in a word or two.
-        document_results: metrics that the document gives, for reports to show beside ours.
-        make: the decorated function.
-        suggest_fields: what the experiment's data suggest for its fields, by their paths; None
-            where the config says all.
-    """
+    """A registered experiment."""
 
     name: str
     document: str
+    """The document it implements, as `004`, or `-`."""
     data: str
+    """Its data set, in a word or two."""
     document_results: Mapping[str, float]
+    """Metrics that the document gives, for reports to show beside ours."""
     make: Callable[[], Experiment]
     suggest_fields: Callable[[Any], Mapping[str, Suggestion]] | None = None
+    """What the data suggest for its fields, by their paths; None where the config says all."""
 
     def experiment(self) -> Experiment:
         """The experiment with its defaults."""
@@ -110,11 +101,7 @@ def registry() -> Mapping[str, Entry]:
 
 
 def lookup(name: str) -> Entry:
-    """The experiment of that name.
-
-    Raises:
-        UsageError: there is none; says which are near.
-    """
+    """The experiment of that name; a `UsageError` that says which are near if there is none."""
     entries = registry()
     if name in entries:
         return entries[name]

@@ -4,14 +4,11 @@ import contextlib
 import ctypes
 import sys
 from collections.abc import Iterator
-from typing import Any
 
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
 _LARGE = 2**25
 """Bytes; glibc takes no higher threshold."""
-_KEEPING = {_M_MMAP_MAX: 0, _M_MMAP_THRESHOLD: _LARGE, _M_TRIM_THRESHOLD: -1}
-_DEFAULT = {_M_MMAP_MAX: 65_536, _M_MMAP_THRESHOLD: 2**17, _M_TRIM_THRESHOLD: 2**17}
 
 
 def available_memory() -> float:
@@ -41,8 +38,8 @@ def keep_freed_memory() -> None:
     setting.
     """
     # What came before lies between the blocks of the steps that follow, and would stay unused.
-    _trim()
-    _set(_KEEPING)
+    _call_glibc("malloc_trim", 0)
+    _set({_M_MMAP_MAX: 0, _M_MMAP_THRESHOLD: _LARGE, _M_TRIM_THRESHOLD: -1})
 
 
 @contextlib.contextmanager
@@ -56,22 +53,16 @@ def freed_memory_kept() -> Iterator[None]:
     try:
         yield
     finally:
-        _set(_DEFAULT)
-        _trim()
+        _set({_M_MMAP_MAX: 65_536, _M_MMAP_THRESHOLD: 2**17, _M_TRIM_THRESHOLD: 2**17})
+        _call_glibc("malloc_trim", 0)
 
 
 def _set(values: dict[int, int]) -> None:
-    mallopt = _of_glibc("mallopt")
-    if mallopt is not None:
-        for name, value in values.items():
-            mallopt(name, value)
+    for name, value in values.items():
+        _call_glibc("mallopt", name, value)
 
 
-def _trim() -> None:
-    trim = _of_glibc("malloc_trim")
-    if trim is not None:
-        trim(0)
-
-
-def _of_glibc(name: str) -> Any:
-    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
+def _call_glibc(name: str, *arguments: int) -> None:
+    """Calls a function of glibc; does nothing where the C library is another."""
+    if sys.platform == "linux" and (function := getattr(ctypes.CDLL(None), name, None)):
+        function(*arguments)

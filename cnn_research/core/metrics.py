@@ -11,9 +11,7 @@ Direction = Literal["maximize", "minimize"]
 def direction_of(name: str, directions: Mapping[str, Direction]) -> Direction | None:
     """The declared direction of a metric; None where neither end is better, as for a count.
 
-    Args:
-        name: a metric; split and head may stand before it, `validation material accuracy`.
-        directions: by metric.
+    Split and head may stand before its name: `validation material accuracy`.
     """
     while name and name not in directions:
         _, _, name = name.partition(" ")

@@ -14,8 +14,8 @@ from cnn_research.core.errors import UserError
 
 METRICS_FILE = "metrics.jsonl"
 
-# JSON has no such numbers; as strings they stay what they are, and `float(...)` reads them.
-NOT_FINITE = ("NaN", "Infinity", "-Infinity")
+NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+"""JSON has no such numbers; as strings they stay what they are, and `float(...)` reads them."""
 
 
 def metrics_line(row: Mapping[str, Any]) -> str:
@@ -31,24 +31,7 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: another line is no row; names it.
     """
-    return [
-        {name: _restored(value) for name, value in row.items()}
-        for row in read_rows(workdir / METRICS_FILE, "step")
-    ]
-
-
-def read_rows(path: Path, key: str) -> list[dict[str, Any]]:
-    """The JSON objects of a file's lines, oldest first; empty if there is none yet.
-
-    A last line cut short (its process was killed, or is writing it now) is left out.
-
-    Args:
-        path: the file.
-        key: what every row has, a whole number.
-
-    Raises:
-        UserError: a line but the last is no such row; names it.
-    """
+    path = workdir / METRICS_FILE
     if not path.exists():
         return []
     lines = path.read_bytes().splitlines()
@@ -56,7 +39,7 @@ def read_rows(path: Path, key: str) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-            int(row[key])
+            int(row["step"])
         except (ValueError, TypeError, KeyError):
             if number == len(lines):
                 break
@@ -64,7 +47,8 @@ def read_rows(path: Path, key: str) -> list[dict[str, Any]]:
                 f"{path}, line {number}: not a row of {path.stem} ({line[:40]!r}); "
                 "remove that line to continue without it"
             ) from None
-        rows.append(row)
+        texts = NOT_FINITE.values()
+        rows.append({name: float(v) if v in texts else v for name, v in row.items()})
     return rows
 
 
@@ -107,12 +91,10 @@ def _epoch_of(row: Mapping[str, Any]) -> int:
 
 
 def _weighted_means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    if not rows:
-        return {}
     weights = [row["count"] for row in rows]
     return {
         name: float(np.average([row[name] for row in rows], weights=weights))
-        for name in _metrics(rows[-1])
+        for name in _metrics(rows[-1] if rows else {})
         if all(name in row for row in rows)
     }
 
@@ -129,9 +111,5 @@ def _storable(value: Any) -> Any:
     if isinstance(value, np.generic) or getattr(value, "ndim", None) == 0:
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+        return NOT_FINITE[str(value)]
     return value
-
-
-def _restored(value: Any) -> Any:
-    return float(value) if value in NOT_FINITE else value

@@ -28,11 +28,7 @@ class Interruption:
     """
 
     def __init__(self, largest: Callable[[int], SupportsInt] | None = None) -> None:
-        """
-        Args:
-            largest: the largest of what all processes give, computed while they go on
-                (`max_over_processes`); None where there is one process.
-        """
+        # The largest of what all processes give, computed while they go on.
         self._largest = largest
         self._pending: SupportsInt = 0
         self._received = 0
@@ -44,8 +40,8 @@ class Interruption:
     def __bool__(self) -> bool:
         """Whether the run should stop.
 
-        Of several processes all must ask equally often, and all get the same answer: what came of
-        their last question, so that none waits for another.
+        Several processes must ask equally often; all get what came of their last question, so that
+        none waits for another.
         """
         if self._largest is None:
             self._agreed = self._received
@@ -72,11 +68,7 @@ class Interruption:
         self.check()
 
     def error(self, saved: str) -> Interrupted:
-        """The error to end the run with.
-
-        Args:
-            saved: what was saved, for the message.
-        """
+        """The error to end the run with; its message says what was saved."""
         number = signal.Signals(self._agreed)
         return Interrupted(
             f"stopped by {number.name}: {saved}; the same command resumes from there",

@@ -14,6 +14,7 @@ class Progress:
         self._steps, self._batch, self._epochs = steps, batch_size, epochs
         self._enabled = enabled
         self._live = enabled and sys.stderr.isatty()
+        self._clear = "\r\x1b[K" if self._live else ""
         self._shown = 0.0
         self._seconds, self._done = 0.0, 0
         self._began: tuple[float, int] | None = None
@@ -37,12 +38,8 @@ class Progress:
         now = time.monotonic()
         if self._live and now - self._shown > 0.2:
             self._shown = now
-            print(
-                f"\r\x1b[Kstep {step:,}/{self._steps:,}  loss {loss:.4f}  {self._pace(step)}",
-                end="",
-                file=sys.stderr,
-                flush=True,
-            )
+            text = f"step {step:,}/{self._steps:,}  loss {loss:.4f}  {self._pace(step)}"
+            print(f"{self._clear}{text}", end="", file=sys.stderr, flush=True)
 
     def evaluated(
         self,
@@ -52,8 +49,6 @@ class Progress:
         validation: Mapping[str, float] | None,
     ) -> None:
         """Says what an epoch came to."""
-        if not self._enabled:
-            return
         # The last batch may go on into an epoch that is not asked for.
         epoch = min(round(epoch, 1), self._epochs)
         parts = [f"epoch {epoch:g}/{self._epochs:g}", f"step {step:,}"]
@@ -61,13 +56,12 @@ class Progress:
             parts.append(_figures("train", training))
         if validation is not None:
             parts.append(_figures("validation", validation))
-        clear = "\r\x1b[K" if self._live else ""
-        print(clear + "  ".join([*parts, self._pace(step)]), file=sys.stderr, flush=True)
+        self.say("  ".join([*parts, self._pace(step)]))
 
     def say(self, text: str) -> None:
         """Says something that lasts."""
         if self._enabled:
-            print(("\r\x1b[K" if self._live else "") + text, file=sys.stderr, flush=True)
+            print(self._clear + text, file=sys.stderr, flush=True)
 
     def _pace(self, step: int) -> str:
         if not self._done or self._began is None or step == self._began[1]:

@@ -38,11 +38,7 @@ def permuted(key: jax.Array, position: jax.Array, size: int) -> jax.Array:
 
     Args:
         key: keys `[batch]`; positions with equal keys belong to the same permutation.
-        position: uint32 `[batch]`, each below `size`.
-        size: the length of the permutation.
-
-    Returns:
-        uint32 `[batch]`, each below `size`.
+        position: uint32 `[batch]`, each below `size`; the result is, too.
     """
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     mask = jnp.uint32((1 << half) - 1)

@@ -54,20 +54,12 @@ Seed = Annotated[int, Range(minimum=0, maximum=2**32 - 1)]
 
 
 def check_ranges(config: Any, path: str = "") -> None:
-    """Check every number of a config, its nested dataclasses and flax modules included.
-
-    Args:
-        config: a dataclass.
-        path: its own, as in `optimizer.`; empty for an experiment.
-
-    Raises:
-        UsageError: a number out of its field's range; names the flag.
-    """
-    ranges = _declared(type(config))
+    """Raises `UsageError` for a number out of its field's range, in a part (`optimizer.`) too."""
+    hints = typing.get_type_hints(type(config), include_extras=True)
     for field in dataclasses.fields(config):
         if field.init:
-            where = path + field.name.replace("_", "-")
-            _check(getattr(config, field.name), where, ranges.get(field.name, Range()))
+            declared = next(_ranges_in(hints[field.name]), Range())
+            _check(getattr(config, field.name), path + field.name.replace("_", "-"), declared)
 
 
 def _check(value: Any, path: str, declared: Range) -> None:
@@ -81,14 +73,8 @@ def _check(value: Any, path: str, declared: Range) -> None:
         raise UsageError(f"--{path} is {value}: must be {wanted}")
 
 
-def _declared(kind: type) -> dict[str, Range]:
-    """The ranges of a class's fields, wherever in a field's type one is written."""
-    hints = typing.get_type_hints(kind, include_extras=True)
-    found = {name: next(_ranges_in(hint), None) for name, hint in hints.items()}
-    return {name: each for name, each in found.items() if each is not None}
-
-
 def _ranges_in(hint: Any) -> typing.Iterator[Range]:
+    """The ranges of a field, wherever in its type they are written."""
     yield from (each for each in getattr(hint, "__metadata__", ()) if isinstance(each, Range))
     for part in typing.get_args(hint):
         yield from _ranges_in(part)

@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from cnn_research.core.config import canonical_json, flatten, from_dict, with_fields
 from cnn_research.core.errors import UsageError, UserError
@@ -57,11 +57,8 @@ PACKAGES = (
 def locked(workdir: Path, *, enabled: bool = True) -> Iterator[None]:
     """Makes the folder, and keeps every other run from writing to it meanwhile.
 
-    Of several processes of one run, the first locks it for all.
-
-    Args:
-        workdir: the run's folder.
-        enabled: False where nothing is to be written.
+    Of several processes of one run, the first locks it for all; where nothing is to be written
+    (`enabled`), none does.
 
     Raises:
         UserError: the folder cannot be written to, or another process runs in it.
@@ -79,30 +76,24 @@ def locked(workdir: Path, *, enabled: bool = True) -> Iterator[None]:
             f"cannot write to the workdir {workdir} ({error.strerror}): name another --workdir"
         ) from None
     with lock:
-        if not _lock(lock):
+        # Tried a few times: whoever only asks `is_locked` holds the lock for an instant.
+        for wait in (0.01, 0.02, 0.05, 0.1, 0.2, None):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if wait:
+                    time.sleep(wait)
+        else:
             lock.seek(0)
             raise UserError(
                 f"another process ({lock.read().strip() or 'unknown'}) runs in {workdir}: "
                 "wait for it, or name another --workdir"
-            ) from None
+            )
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {platform.node()}\n")
         lock.flush()
         yield
-
-
-def _lock(file: IO[str]) -> bool:
-    """Locks a file, and returns whether that succeeded.
-
-    It is tried a few times: whoever only asks `is_locked` holds the lock for an instant.
-    """
-    for wait in (0.01, 0.02, 0.05, 0.1, 0.2, None):
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        if wait:
-            time.sleep(wait)
-    return False
 
 
 def is_locked(workdir: Path) -> bool:
@@ -118,16 +109,10 @@ def is_locked(workdir: Path) -> bool:
 
 
 def saved_config(workdir: Path) -> Experiment | None:
-    """The experiment that a folder holds, or None if it holds none.
-
-    Raises:
-        UserError: its config.json cannot be read.
-    """
+    """The experiment that a folder holds, or None; a `UserError` for a damaged config.json."""
     file = workdir / CONFIG
-    if not file.exists():
-        return None
     try:
-        return from_dict(json.loads(file.read_text()))
+        return from_dict(json.loads(file.read_text())) if file.exists() else None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{file} is damaged ({error}): restore it, or name another workdir"
@@ -146,10 +131,7 @@ def evaluated_config(workdir: Path) -> dict[str, Any]:
 def check_same(experiment: Experiment, workdir: Path, may_differ: tuple[str, ...]) -> None:
     """Raises `UsageError` if the folder holds a run of a config other than this one.
 
-    Args:
-        experiment: what is to be done in the folder.
-        workdir: the run's folder; an empty one is as good.
-        may_differ: paths of fields, or of dataclasses of fields, that do not matter.
+    Fields, or dataclasses of fields, whose paths are in `may_differ` do not matter.
     """
     saved = saved_config(workdir)
     if saved is None:
@@ -204,8 +186,6 @@ def write_metadata(
     Of several processes of one run, the first writes.
 
     Args:
-        experiment: what is run.
-        workdir: where.
         step: what the attempt begins with, as the number of train steps (of finished stages, in a
             pipeline) that earlier attempts have left; None for what is made anew each time.
         devices: that this attempt computes on.
@@ -218,10 +198,9 @@ def write_metadata(
     write_text(workdir / CONFIG, canonical_json(experiment))
     before = read_json(workdir / RUN)
     commit, difference = source_facts()
-    name = None
+    # Named after its contents: attempts with the same changes share a file.
+    name = f"source-{hashlib.sha256(difference.encode()).hexdigest()[:8]}.diff"
     if difference:
-        # Named after its contents: attempts with the same changes share a file.
-        name = f"source-{hashlib.sha256(difference.encode()).hexdigest()[:8]}.diff"
         write_text(workdir / name, difference)
     attempt = {
         "started": now(),
@@ -229,21 +208,15 @@ def write_metadata(
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "commit": commit,
         "commit_is_clean": not difference,
-        "source_diff": name,
+        "source_diff": name if difference else None,
         "machine": machine(),
         "versions": versions(),
         "devices": list(devices),
     }
-    write_json(
-        workdir / RUN,
-        {
-            **before,
-            "experiment": experiment.name,
-            "seed": getattr(experiment, "seed", None),
-            **facts,
-            "attempts": [*before.get("attempts", ()), attempt],
-        },
-    )
+    seed = getattr(experiment, "seed", None)
+    attempts = [*before.get("attempts", ()), attempt]
+    known = {"experiment": experiment.name, "seed": seed}
+    write_json(workdir / RUN, before | known | facts | {"attempts": attempts})
 
 
 def now() -> str:
@@ -280,7 +253,12 @@ def effective_attempts(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def machine() -> dict[str, Any]:
     """The processor's name and how many cores this process may use."""
-    return {"cpu": _cpu_name(), "cores": cores(), "system": platform.system()}
+    cpu = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        names = (line.partition(":")[2] for line in lines if line.startswith("model name"))
+        cpu = next(names, cpu).strip()
+    return {"cpu": cpu, "cores": cores(), "system": platform.system()}
 
 
 def cores() -> int:
@@ -358,11 +336,7 @@ def atomic_directory(folder: Path) -> Iterator[Path]:
 
 @functools.cache
 def source_facts(root: Path = ROOT) -> tuple[str, str]:
-    """The commit that runs, and what differs from it; empty where no git keeps this source.
-
-    Args:
-        root: the folder that holds the package.
-    """
+    """The commit that runs, and what differs from it; empty where no git keeps this source."""
     if record := read_json(root / SOURCE_RECORD):
         return record["commit"], record["difference"]
 
@@ -377,13 +351,3 @@ def source_facts(root: Path = ROOT) -> tuple[str, str]:
         return git("rev-parse", "HEAD").strip(), git("diff", "HEAD", "--", *SOURCE_FILES)
     except (OSError, subprocess.SubprocessError):
         return "", ""
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

@@ -15,22 +15,3 @@ from cnn_research.data.sources import (
     Products,
     Synthetic,
 )
-
-__all__ = [
-    "MISSING",
-    "UNKNOWN_CLASS",
-    "Artworks",
-    "Cifar10",
-    "Clustered",
-    "Crops",
-    "Dataset",
-    "Digits",
-    "FashionMnist",
-    "ImageFolder",
-    "ImageTable",
-    "Palettes",
-    "Photos",
-    "Products",
-    "Split",
-    "Synthetic",
-]

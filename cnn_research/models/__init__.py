@@ -19,21 +19,3 @@ from cnn_research.models.resnet9 import ResNet9
 from cnn_research.models.ss_cnn import SSCNN
 from cnn_research.models.vgg import VGG
 from cnn_research.models.wide_resnet import WideResNet
-
-__all__ = [
-    "MLP",
-    "SSCNN",
-    "VGG",
-    "Airbench",
-    "AlexNet",
-    "CifarResNet",
-    "ConvNet",
-    "GoogLeNet",
-    "InceptionV3",
-    "LeNet5",
-    "MobileNetV1",
-    "PaletteNet",
-    "ResNet",
-    "ResNet9",
-    "WideResNet",
-]

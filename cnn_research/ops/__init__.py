@@ -11,19 +11,3 @@ from cnn_research.ops.platform import (
     use_formulation,
 )
 from cnn_research.ops.pooling import adaptive_avg_pool, avg_pool, max_pool, min_pool
-
-__all__ = [
-    "PLAIN",
-    "Formulation",
-    "adaptive_avg_pool",
-    "avg_pool",
-    "conv_general_dilated",
-    "current_formulation",
-    "default_formulation",
-    "filter_image",
-    "filter_signal",
-    "local_response_norm",
-    "max_pool",
-    "min_pool",
-    "use_formulation",
-]

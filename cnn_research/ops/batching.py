@@ -12,9 +12,7 @@ import numpy as np
 def padded_batches(count: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields the indices and weights of batches that are all of one size.
 
-    Args:
-        count: number of examples, 1 or more.
-        batch_size: of every batch; the last one is padded with the last example.
+    The last batch is padded with the last example.
 
     Yields:
         int `[batch_size]`, and float32 `[batch_size]`: 1 for an example, 0 for padding.
@@ -31,7 +29,6 @@ def map_batches(function: Callable[[Any], Any], examples: Any, batch_size: int) 
         function: of batches `[batch_size, ...]`, to arrays, or a tree of arrays, of as many rows.
         examples: anything with a length that is indexed by an array: images, or indices by which
             `function` finds them itself.
-        batch_size: of every batch.
 
     Yields:
         NumPy arrays in the tree that `function` returns, at most `batch_size` rows each.
@@ -47,11 +44,7 @@ def map_batches(function: Callable[[Any], Any], examples: Any, batch_size: int) 
 
 
 def apply_in_batches(function: Callable[[Any], Any], examples: Any, batch_size: int) -> Any:
-    """Applies a function of batches to all examples; see `map_batches`.
-
-    Returns:
-        NumPy arrays in the tree that `function` returns, one row for each example.
-    """
+    """The rows of all batches of `map_batches` as one tree of arrays."""
     parts = list(map_batches(function, examples, batch_size))
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 

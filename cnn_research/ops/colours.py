@@ -35,8 +35,6 @@ _LMS_TO_OKLAB = np.array(
         [0.0259040371, 0.7827717662, -0.8086757660],
     ]
 )
-_LMS_TO_RGB = np.linalg.inv(_RGB_TO_LMS)
-_OKLAB_TO_LMS = np.linalg.inv(_LMS_TO_OKLAB)
 _TURN = 6 / 29
 """Where CIELAB's cube root gives way to a straight line."""
 _TINY = 1e-12
@@ -67,20 +65,11 @@ def srgb_to_oklab(rgb: jax.Array) -> jax.Array:
     return _times(jnp.cbrt(cones), _LMS_TO_OKLAB)
 
 
-def oklab_to_srgb(oklab: jax.Array) -> jax.Array:
-    """The sRGB colours of OKLab ones; what no screen can show is cut to 0 to 1."""
-    return _encoded(_times(_times(oklab, _OKLAB_TO_LMS) ** 3, _LMS_TO_RGB))
-
-
 def ciede2000(first: jax.Array, second: jax.Array) -> jax.Array:
     """How different CIELAB colours look, `[...]`: 1 is about what can just be seen.
 
     CIE 142-2001, as in G. Sharma, W. Wu and E. Dalal, "The CIEDE2000 color-difference formula",
     2005; the numbers of equations are of that paper.
-
-    Args:
-        first: CIELAB colours, `[..., 3]`.
-        second: others, of a shape that broadcasts.
     """
     lightness_1, a_1, b_1 = jnp.moveaxis(first, -1, 0)
     lightness_2, a_2, b_2 = jnp.moveaxis(second, -1, 0)

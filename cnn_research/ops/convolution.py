@@ -125,9 +125,9 @@ def _pads(lhs, kernel_size, strides, padding) -> _Pads | None:
         return None
     (top, bottom), (left, right) = sides
     pads = ((int(top), int(bottom)), (int(left), int(right)))
-    if min(min(pads)) < 0 or 0 in _output_size(lhs, kernel_size, strides, pads):
-        return None
-    return pads
+    padded = [size + sum(pad) for size, pad in zip(lhs.shape[1:3], pads, strict=True)]
+    fits = padded[0] >= kernel_size[0] and padded[1] >= kernel_size[1]
+    return pads if min(min(pads)) >= 0 and fits else None
 
 
 def _by_formulation(plain, lhs, rhs, strides, pads: _Pads, depthwise: bool, precision):
@@ -140,19 +140,10 @@ def _by_formulation(plain, lhs, rhs, strides, pads: _Pads, depthwise: bool, prec
         if rhs.shape[:2] == (1, 1) and pads == ((0, 0), (0, 0)):
             return _product(lhs, rhs, strides, pads, precision)
         if lhs.shape[3] <= _FEW_CHANNELS and math.prod(rhs.shape[:3]) <= _LONGEST_PRODUCT:
-            return _few_channels(lhs, rhs, strides, pads, precision)
+            return _with_weight_gradient(_product, lhs, rhs, strides, pads, precision)
     if formulation.sliced_weight_gradient:
-        return _sliced(lhs, rhs, strides, pads, precision)
+        return _with_weight_gradient(_plain, lhs, rhs, strides, pads, precision)
     return plain(lhs, rhs)
-
-
-def _output_size(
-    x: jax.Array, kernel_size: Sequence[int], strides: Sequence[int], pads: _Pads
-) -> tuple[int, ...]:
-    return tuple(
-        max(0, (size + sum(pad) - kernel) // stride + 1)
-        for size, kernel, stride, pad in zip(x.shape[1:3], kernel_size, strides, pads, strict=True)
-    )
 
 
 def _plain(x, kernel, strides, pads, precision):
@@ -170,38 +161,26 @@ def _views(
     return views(x, kernel_size, strides)
 
 
-def _patches(x: jax.Array, kernel_size: Sequence[int], strides: Sequence[int], pads: _Pads):
-    """`[batch, out_height, out_width, kernel_height * kernel_width * channels]`."""
-    parts = _views(x, kernel_size, strides, pads)
-    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
-
-
 def _product(x, kernel, strides, pads, precision):
     """The convolution as one matrix product; its derivatives are products as well."""
-    patches = _patches(x, kernel.shape[:2], strides, pads)
+    parts = _views(x, kernel.shape[:2], strides, pads)
+    # [batch, out_height, out_width, kernel_height * kernel_width * channels]
+    patches = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
     matrix = kernel.reshape(-1, kernel.shape[3])
     return lax.dot_general(patches, matrix, (((3,), (0,)), ((), ())), precision=precision)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _few_channels(x, kernel, strides, pads, precision):
-    return _product(x, kernel, strides, pads, precision)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4, 5))
+def _with_weight_gradient(convolve, x, kernel, strides, pads, precision):
+    """`_plain` or `_product`, with the weight gradient computed in slices."""
+    return convolve(x, kernel, strides, pads, precision)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _sliced(x, kernel, strides, pads, precision):
-    return _plain(x, kernel, strides, pads, precision)
+def _forward(convolve, x, kernel, strides, pads, precision):
+    return convolve(x, kernel, strides, pads, precision), (x, kernel)
 
 
-def _few_channels_forward(x, kernel, strides, pads, precision):
-    return _product(x, kernel, strides, pads, precision), (x, kernel)
-
-
-def _sliced_forward(x, kernel, strides, pads, precision):
-    return _plain(x, kernel, strides, pads, precision), (x, kernel)
-
-
-def _backward(strides, pads, precision, residuals, gradient):
+def _backward(_, strides, pads, precision, residuals, gradient):
     x, kernel = residuals
     # The gradient of a network's own images is dead code, which jit removes.
     (x_gradient,) = jax.linear_transpose(lambda x: _plain(x, kernel, strides, pads, precision), x)(
@@ -210,13 +189,7 @@ def _backward(strides, pads, precision, residuals, gradient):
     return x_gradient, _weight_gradient(x, kernel, gradient, strides, pads, precision)
 
 
-_few_channels.defvjp(_few_channels_forward, _backward)
-_sliced.defvjp(_sliced_forward, _backward)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _depthwise(x, kernel, strides, pads):
-    return _sum_of_shifts(x, kernel, strides, pads)
+_with_weight_gradient.defvjp(_forward, _backward)
 
 
 def _sum_of_shifts(x, kernel, strides, pads):
@@ -224,6 +197,9 @@ def _sum_of_shifts(x, kernel, strides, pads):
     parts = _views(x.astype(wide), kernel.shape[:2], strides, pads)
     rows = kernel.astype(wide).reshape(len(parts), -1)
     return sum(part * row for part, row in zip(parts, rows, strict=True)).astype(x.dtype)
+
+
+_depthwise = jax.custom_vjp(_sum_of_shifts, nondiff_argnums=(2, 3))
 
 
 def _depthwise_forward(x, kernel, strides, pads):
@@ -265,23 +241,31 @@ def _folded(x: jax.Array) -> jax.Array:
 
 
 def _weight_gradient(x, kernel, gradient, strides, pads, precision):
-    whole = functools.partial(
-        _weight_gradient_of_slice, kernel, strides=strides, pads=pads, precision=precision
-    )
+    def of_slice(x, gradient):
+        transpose = jax.linear_transpose(
+            lambda kernel: _plain(x, kernel, strides, pads, precision),
+            jax.ShapeDtypeStruct(kernel.shape, kernel.dtype),
+        )
+        return transpose(gradient)[0]
+
     # The few-channel cases are quick in one piece, and their patches small.
     short = kernel.shape[2] > _FEW_CHANNELS and math.prod(kernel.shape[:3]) <= _SHORT_PATCH
     in_slices = functools.partial(
         _sum_over_slices,
-        whole,
-        patch_bytes=_patch_bytes(gradient, kernel),
+        of_slice,
+        # Of the patches of one image.
+        patch_bytes=math.prod(gradient.shape[1:3])
+        * math.prod(kernel.shape[:3])
+        * gradient.dtype.itemsize,
         budget=min(_PATCH_BYTES, _SHORT_PATCH_BYTES) if short else _PATCH_BYTES,
     )
     mesh = jax.sharding.get_abstract_mesh()
     devices = mesh.shape.get(DATA_AXIS, 1)
-    if devices == 1 or _axis_type(mesh) == AxisType.Manual:
+    axis_type = dict(zip(mesh.axis_names, mesh.axis_types, strict=True)).get(DATA_AXIS)
+    if devices == 1 or axis_type == AxisType.Manual:
         return in_slices(x, gradient)
-    if x.shape[0] % devices or _axis_type(mesh) != AxisType.Auto:
-        return whole(x, gradient)
+    if x.shape[0] % devices or axis_type != AxisType.Auto:
+        return of_slice(x, gradient)
     # Slices of the whole batch would each lie on one device, and be sent round the others.
     # With check_vma, transposing over the replicated kernel would sum over devices by itself,
     # once per slice; here it is done once, after the slices.
@@ -292,23 +276,6 @@ def _weight_gradient(x, kernel, gradient, strides, pads, precision):
         axis_names={DATA_AXIS},
         check_vma=False,
     )(x, gradient)
-
-
-def _axis_type(mesh: jax.sharding.AbstractMesh) -> AxisType:
-    return dict(zip(mesh.axis_names, mesh.axis_types, strict=True))[DATA_AXIS]
-
-
-def _weight_gradient_of_slice(kernel, x, gradient, *, strides, pads, precision):
-    transpose = jax.linear_transpose(
-        lambda kernel: _plain(x, kernel, strides, pads, precision),
-        jax.ShapeDtypeStruct(kernel.shape, kernel.dtype),
-    )
-    return transpose(gradient)[0]
-
-
-def _patch_bytes(gradient: jax.Array, kernel: jax.Array) -> int:
-    """How much memory the patches of one image take."""
-    return math.prod(gradient.shape[1:3]) * math.prod(kernel.shape[:3]) * gradient.dtype.itemsize
 
 
 def _sum_over_slices(of_slice, x, gradient, *, patch_bytes, budget):

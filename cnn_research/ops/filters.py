@@ -33,12 +33,7 @@ KERNELS: Mapping[str, Kernel] = {
 
 def output_size(size: int, kernel: int, padding: int = 0, stride: int = 1) -> int:
     """O = 1 + (2P + I - K) / S, floored: how many places a kernel has along one side.
-
-    Args:
-        size: I, pixels of the image.
-        kernel: K, pixels of the kernel.
-        padding: P, pixels added at either end.
-        stride: S, pixels from one place to the next.
+    Of an image of I pixels, with P more at either end, and a kernel of K, moved by S.
 
     Raises:
         ValueError: a number is out of range, or the kernel longer than the padded image.
@@ -70,9 +65,7 @@ def filter_image(
         images: `[batch, height, width, channels]`, of any real dtype.
         kernel: `[kernel_height, kernel_width]`.
         stride: pixels from one place of the kernel to the next, down and to the right.
-        padding: pixels added at each of the four sides.
-        border: what they are.
-        operation: whether the kernel is turned by 180 degrees first.
+        padding: pixels added at each of the four sides, as `border` says.
 
     Returns:
         float32 `[batch, out_height, out_width, channels]`; sizes as `output_size` gives them.
@@ -93,14 +86,9 @@ def filter_signal(
     border: Border = "zeros",
     operation: Operation = "convolution",
 ) -> jax.Array:
-    """Signals filtered with a kernel in one dimension; the arguments are those of `filter_image`.
+    """Signals `[batch, length]`, filtered with a kernel `[kernel_length]`.
 
-    Args:
-        signals: `[batch, length]`.
-        kernel: `[kernel_length]`.
-
-    Returns:
-        float32 `[batch, out_length]`.
+    The other arguments are those of `filter_image`; the result is float32 `[batch, out_length]`.
     """
     images, row = jnp.asarray(signals), jnp.asarray(kernel)
     if images.ndim != 2 or row.ndim != 1:

@@ -17,19 +17,16 @@ BLOCK = 16_384
 
 
 class KMeans(NamedTuple):
-    """What k-means came to.
-
-    Attributes:
-        centroids: float32 `[k, dimensions]`.
-        assignments: of each point, the nearest centroid's index, int32 `[points]`.
-        inertia: the weighted sum of squared distances to it, float32 `[]`.
-        iterations: how many assignments were made, int32 `[]`.
-    """
+    """What k-means came to."""
 
     centroids: jax.Array
+    """float32 `[k, dimensions]`."""
     assignments: jax.Array
+    """Of each point, the nearest centroid's index, int32 `[points]`."""
     inertia: jax.Array
+    """The weighted sum of squared distances to it, float32 `[]`."""
     iterations: jax.Array
+    """The number of assignments that were made, int32 `[]`."""
 
 
 def nearest(points: jax.Array, centroids: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -99,19 +96,16 @@ def _lloyd(
 ) -> KMeans:
     k = len(centroids)
 
-    def update(assignments, squares, centroids):
-        totals = jax.ops.segment_sum(points * weights[:, None], assignments, k)
-        counts = jax.ops.segment_sum(weights, assignments, k)
-        means = totals / jnp.maximum(counts, 1e-9)[:, None]
-        return _reseeded(points, squares * (weights > 0), means, counts == 0)
-
     def going_on(carry):
         *_, changed, iterations = carry
         return changed & (iterations < max_iterations)
 
     def step(carry):
-        centroids, assignments, squares, _, iterations = carry
-        centroids = update(assignments, squares, centroids)
+        _, assignments, squares, _, iterations = carry
+        totals = jax.ops.segment_sum(points * weights[:, None], assignments, k)
+        counts = jax.ops.segment_sum(weights, assignments, k)
+        means = totals / jnp.maximum(counts, 1e-9)[:, None]
+        centroids = _reseeded(points, squares * (weights > 0), means, counts == 0)
         found, squares = nearest(points, centroids)
         return centroids, found, squares, jnp.any(found != assignments), iterations + 1
 
@@ -171,10 +165,7 @@ def minibatch_kmeans(
 
     Args:
         points: float32 `[points, dimensions]`.
-        k: how many clusters.
         key: of the draws.
-        batch_size: points in a step.
-        steps: how many steps.
     """
 
     def batch(key):
@@ -202,11 +193,9 @@ def minibatch_kmeans(
 
 
 def histogram(assignments: jax.Array, k: int) -> jax.Array:
-    """The share of each cluster, float32 `[batch, k]`; each row adds up to 1.
+    """The share of each of `k` clusters in the pixels' assignments, integers `[batch, ...]`.
 
-    Args:
-        assignments: clusters of pixels, integers `[batch, ...]`, 0 to k - 1.
-        k: how many clusters.
+    float32 `[batch, k]`; each row adds up to 1.
     """
     flat = assignments.reshape(len(assignments), -1).astype(jnp.int32)
     places = flat + k * jnp.arange(len(flat))[:, None]

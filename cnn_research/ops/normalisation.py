@@ -20,9 +20,6 @@ def local_response_norm(
     Args:
         x: `[..., channels]`, floating; the sum is taken in float32 at least.
         size: how many channels; of an even number, one more lies before than after.
-        k: keeps the divisor away from zero.
-        alpha: weight of the sum.
-        beta: exponent.
 
     Returns:
         An array of the shape and dtype of `x`.

@@ -51,7 +51,6 @@ def to_nearest(
     Args:
         pixels: `[batch, pixels, 3]`.
         palette: `[batch, colours, 3]`.
-        difference: a name in `DIFFERENCES`.
         power: of the mean, 1 or more: above 1, pixels that are far from every colour count more.
     """
     squares = ((pixels[:, :, None] - palette[:, None]) ** 2).sum(-1)
@@ -76,7 +75,6 @@ def between(
         first: `[batch, colours, 3]`.
         second: `[batch, others, 3]`.
         known: which colours of the second are there, bool `[batch, others]`.
-        difference: a name in `DIFFERENCES`.
     """
     apart = DIFFERENCES[difference](first[:, :, None], second[:, None])
     there = jnp.where(known[:, None], apart, FAR).min(axis=2).mean(axis=1)
@@ -84,18 +82,14 @@ def between(
     return (there + back) / 2
 
 
-def found_by_kmeans(pixels: jax.Array, colours: int, max_iterations: int = 20) -> jax.Array:
-    """The palettes that k-means finds in CIELAB, `[batch, colours, 3]`, as constants.
+def found_by_kmeans(pixels: jax.Array, colours: int) -> jax.Array:
+    """The palettes that k-means finds in CIELAB `[batch, pixels, 3]`, as constants.
 
-    Args:
-        pixels: `[batch, pixels, 3]`.
-        colours: of a palette.
-        max_iterations: where k-means stops at the latest.
+    `[batch, colours, 3]`, after 20 iterations at the most.
     """
 
     def one(pixels: jax.Array) -> jax.Array:
-        key = jax.random.key(0)
-        return kmeans(pixels, colours, key, max_iterations=max_iterations).centroids
+        return kmeans(pixels, colours, jax.random.key(0), max_iterations=20).centroids
 
     return jax.lax.stop_gradient(jax.vmap(one)(jax.lax.stop_gradient(pixels)))
 
@@ -105,19 +99,16 @@ def transported(
     second: jax.Array,
     known: jax.Array,
     difference: str = "ciede2000",
-    *,
-    blur: float = 2.0,
-    iterations: int = 50,
 ) -> jax.Array:
     """The mean difference when one palette is moved to the other at the least cost, `[batch]`.
 
-    All colours of a palette weigh the same. M. Cuturi, "Sinkhorn distances", 2013, with so many
-    iterations; `blur` is in the unit of the difference. The arguments are those of `between`.
+    All colours of a palette weigh the same. M. Cuturi, "Sinkhorn distances", 2013, with 50
+    iterations and a blur of 2 units of the difference. The arguments are those of `between`.
     """
     apart = DIFFERENCES[difference](first[:, :, None], second[:, None])
     own = jnp.full(apart.shape[:2], -jnp.log(apart.shape[1]))
     theirs = jnp.where(known, -jnp.log(known.sum(axis=1, keepdims=True)), -jnp.inf)
-    scores = jnp.where(known[:, None], -apart / blur, -FAR)
+    scores = jnp.where(known[:, None], -apart / 2.0, -FAR)
 
     def step(potentials: tuple[jax.Array, jax.Array], _: None) -> tuple[tuple, None]:
         rows, columns = potentials
@@ -126,6 +117,6 @@ def transported(
         return (rows, jnp.where(known, columns, -FAR)), None
 
     start = jnp.zeros(apart.shape[:2]), jnp.where(known, 0.0, -FAR)
-    (rows, columns), _ = jax.lax.scan(step, start, None, iterations)
+    (rows, columns), _ = jax.lax.scan(step, start, None, length=50)
     plan = jnp.exp(scores + rows[:, :, None] + columns[:, None])
     return (plan * apart).sum(axis=(1, 2))

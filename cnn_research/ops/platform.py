@@ -61,11 +61,7 @@ _override = jax.make_user_context(default_value=None)
 
 
 def default_formulation(platform: str = "") -> Formulation:
-    """A platform's formulation; :data:`PLAIN` for one not known here.
-
-    Args:
-        platform: `"cpu"`, `"gpu"`, `"tpu"`; JAX's default backend where none is given.
-    """
+    """The formulation of a platform (`cpu`; JAX's own by default); `PLAIN` of an unknown one."""
     return _BY_PLATFORM.get(platform or jax.default_backend(), PLAIN)
 
 

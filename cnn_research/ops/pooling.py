@@ -88,12 +88,7 @@ def adaptive_avg_pool(x: jax.Array, size: int | Sequence[int]) -> jax.Array:
     Window i of n, over a length l, goes from floor(i l / n) up to ceil((i + 1) l / n): windows
     overlap by one where n does not divide l, and repeat pixels where n is larger than l.
 
-    Args:
-        x: `[batch, height, width, channels]`, floating.
-        size: height and width of the result, or one number for both.
-
-    Returns:
-        `[batch, *size, channels]`, of the dtype of `x`.
+    From `[batch, height, width, channels]`, floating, to `[batch, *size, channels]`.
     """
     for axis, count in zip((1, 2), _pair("size", size), strict=True):
         length = x.shape[axis]
@@ -134,27 +129,27 @@ def _sum_pool(x: jax.Array, window: _Pair, strides: _Pair, pads: _Pads) -> jax.A
         x = cut(x, (0, 0), (height * window[0], width * window[1]))
         blocks = x.reshape(x.shape[0], height, window[0], width, window[1], x.shape[3])
         return blocks.sum((2, 4))
-    zero = np.zeros((), x.dtype)
+    return _reduce_windows(x, np.zeros((), x.dtype), lax.add, window, strides, pads)
+
+
+def _reduce_windows(x, start, operation, window: _Pair, strides: _Pair, pads: _Pads) -> jax.Array:
     return lax.reduce_window(
-        x, zero, lax.add, (1, *window, 1), (1, *strides, 1), ((0, 0), *pads, (0, 0))
+        x, start, operation, (1, *window, 1), (1, *strides, 1), ((0, 0), *pads, (0, 0))
     )
 
 
 def _extreme_pool(kind: str, x: jax.Array, window: _Pair, strides: _Pair, pads: _Pads) -> jax.Array:
     least = _never_wins(kind, x.dtype)
-    formulation = platform.current_formulation()
     fits = all(
         size + sum(pad) >= length
         for size, pad, length in zip(x.shape[1:3], pads, window, strict=True)
     )
-    if formulation.gather_pool_gradient and fits:
+    if platform.current_formulation().gather_pool_gradient and fits:
         if any(map(any, pads)):
             x = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=least)
         return _pool_of_views(kind, window, strides, x)
     pick = lax.max if kind == "max" else lax.min
-    return lax.reduce_window(
-        x, least, pick, (1, *window, 1), (1, *strides, 1), ((0, 0), *pads, (0, 0))
-    )
+    return _reduce_windows(x, least, pick, window, strides, pads)
 
 
 def _never_wins(kind: str, dtype: jnp.dtype) -> np.ndarray:
@@ -192,10 +187,8 @@ _pool_of_views.defvjp(_forward, _backward)
 def _spread_within_blocks(
     gradient: jax.Array, x: jax.Array, pooled: jax.Array, window: _Pair
 ) -> jax.Array:
-    """As :func:`_spread`, for windows that do not overlap: each is a block of its own.
-
-    Half as fast as that where the channels fill vectors, but twice as fast where they do not.
-    """
+    """As `_spread`, for windows that do not overlap: each is a block of its own."""
+    # Half as fast as that where the channels fill vectors, but twice as fast where they do not.
     batch, height, width, channels = pooled.shape
     covered = x[:, : height * window[0], : width * window[1]]
     blocks = covered.reshape(batch, height, window[0], width, window[1], channels)

@@ -12,19 +12,9 @@ from jax import lax
 
 
 def cut(
-    x: jax.Array,
-    corner: tuple[int, int],
-    size: Sequence[int],
-    strides: Sequence[int] = (1, 1),
+    x: jax.Array, corner: tuple[int, int], size: Sequence[int], strides: Sequence[int] = (1, 1)
 ) -> jax.Array:
-    """Rows and columns of images, from `corner` on: `[batch, *size, channels]`.
-
-    Args:
-        x: the images.
-        corner: the first row and column.
-        size: how many rows and columns; they must be there.
-        strides: every which row and column.
-    """
+    """Every `strides`-th row and column of images, from `corner` on: `[batch, *size, channels]`."""
     last = [
         first + (count - 1) * stride + 1
         for first, count, stride in zip(corner, size, strides, strict=True)

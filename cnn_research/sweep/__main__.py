@@ -108,17 +108,18 @@ def _sweep(arguments: Sequence[str]) -> int:
     runs = sweep.runs(folder)
     with locked(folder):
         definition.write(sweep, runs, folder)
+        left = _left(runs, folder)
+        if left or on_slurm:
+            done = len(runs) - len(left)
+            before = f"{done} complete or on their way, " if done else ""
+            print(f"{len(runs)} runs in {folder}: {before}{len(left)} to run", flush=True)
         if on_slurm:
-            resources = slurm.Resources(
-                partition=options.partition,
-                minutes=options.time or MINUTES,
-                cpus=options.cpus,
-                gpus=options.gpus,
-                memory=options.memory,
-                parallel=options.parallel or PARALLEL,
-            )
-            return _submit(runs, folder, resources)
-        return _run_here(runs, folder, options.workers or 1)
+            return _submit(left, folder, options)
+        if left:
+            progress = _Progress(len(runs), len(runs) - len(left))
+            feed, workers = local.Feed(left), min(options.workers or 1, len(left))
+            _run(feed, workers, folder, progress, "runs")
+        return _conclude([run.workdir for run in runs], folder)
 
 
 def _definition(options: argparse.Namespace, words: Sequence[str]) -> definition.Sweep:
@@ -149,19 +150,10 @@ def _assignment(text: str) -> tuple[str, str]:
     return path.removeprefix("--"), value
 
 
-# Three ways to run -------------------------------------------------------------------------------
-
-
-def _run_here(runs: Sequence[definition.Run], folder: Path, workers: int) -> int:
-    left = _left(runs, folder)
-    progress = _Progress(len(runs), len(runs) - len(left))
-    if left:
-        _announce(runs, left, folder)
-        workers = min(workers, len(left))
-        stopped = local.run_locally(local.Listed(left), workers, copy_source(folder), progress)
-        if stopped:
-            raise stopped.error(f"{progress} runs are over in {folder}")
-    return _conclude(states.all_states(folder, [run.workdir for run in runs]), folder)
+def _run(feed: local.Feed, workers: int, folder: Path, progress: _Progress, what: str) -> None:
+    stopped = local.run_locally(feed, workers, copy_source(folder), progress)
+    if stopped:
+        raise stopped.error(f"{progress} {what} are over in {folder}")
 
 
 def _search(sweep: definition.Sweep, folder: Path, workers: int) -> int:
@@ -178,30 +170,32 @@ def _search(sweep: definition.Sweep, folder: Path, workers: int) -> int:
         progress = _Progress(sweep.trials, feed.num_finished)
         if feed.num_finished < sweep.trials:
             print(f"{progress} trials are over; the others run in {folder}")
-            stopped = local.run_locally(feed, workers, copy_source(folder), progress)
-            if stopped:
-                raise stopped.error(f"{progress} trials are over in {folder}")
+            _run(feed, workers, folder, progress, "trials")
         print(feed.best(), flush=True)
-        return _conclude(states.all_states(folder, definition.trial_folders(folder)), folder)
+        return _conclude(definition.trial_folders(folder), folder)
 
 
-def _submit(runs: Sequence[definition.Run], folder: Path, resources: slurm.Resources) -> int:
-    left = _left(runs, folder)
-    _announce(runs, left, folder)
+def _submit(left: Sequence[definition.Run], folder: Path, options: argparse.Namespace) -> int:
     if left:
-        number = slurm.submit(left, folder, copy_source(folder), resources)
-        at_once = f"at most {resources.parallel} at a time"
-        print(f"Submitted as job {number}: {len(left)} runs, {at_once}.")
+        parallel = options.parallel or PARALLEL
+        number = slurm.submit(
+            left,
+            folder,
+            copy_source(folder),
+            partition=options.partition,
+            time=options.time or MINUTES,
+            cpus_per_task=options.cpus,
+            gpus_per_node=options.gpus,
+            mem=None if options.memory is None else f"{round(1024 * options.memory)}M",
+            array_parallelism=parallel,
+        )
+        print(f"Submitted as job {number}: {len(left)} runs, at most {parallel} at a time.")
     print(f"Look at it: python -m cnn_research.sweep status {folder}")
     return 0
 
 
 def _left(runs: Sequence[definition.Run], folder: Path) -> list[definition.Run]:
-    """The runs that are neither complete nor on their way.
-
-    Raises:
-        UserError: nobody can say what is on its way.
-    """
+    """The runs that are neither complete nor on their way; an error if nobody can say."""
     left = [run for run in runs if states.read(run.workdir).state not in states.ENDED]
     jobs = read_json(folder / states.JOBS)
     submitted = sum(run.name in jobs for run in left)
@@ -213,12 +207,6 @@ def _left(runs: Sequence[definition.Run], folder: Path) -> list[definition.Run]:
             f"{folder / states.JOBS} if none of them is"
         )
     return [run for run in left if jobs.get(run.name) not in queue]
-
-
-def _announce(runs: Sequence[definition.Run], left: Sequence[definition.Run], folder: Path) -> None:
-    before = len(runs) - len(left)
-    done = f"{before} complete or on their way, " if before else ""
-    print(f"{len(runs)} runs in {folder}: {done}{len(left)} to run", flush=True)
 
 
 class _Progress:
@@ -240,10 +228,11 @@ class _Progress:
         )
 
 
-def _conclude(found, folder: Path) -> int:
+def _conclude(workdirs: Sequence[Path], folder: Path) -> int:
     """Says what the runs came to."""
     from cnn_research.report.runs import as_markdown, group_runs, read_run
 
+    found = states.all_states(folder, workdirs)
     complete = [workdir for workdir, state in found.items() if state.state == "complete"]
     groups = group_runs(
         run
@@ -277,8 +266,8 @@ def _status(arguments: Sequence[str]) -> int:
     live = sys.stdout.isatty()
     while True:
         known, names = definition.read(folder)
-        workdirs = [folder.absolute() / definition.RUNS / name for name in names]
-        workdirs = definition.trial_folders(folder) if known["search"] else workdirs
+        listed = [folder.absolute() / definition.RUNS / name for name in names]
+        workdirs = definition.trial_folders(folder) if known["search"] else listed
         found = states.all_states(folder, workdirs)
         going = any(state.state in ("running", "queued") for state in found.values())
         print(("\x1b[H\x1b[2J" if live else "") + states.table(found), flush=True)

@@ -64,18 +64,13 @@ class Sweep:
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def runs(self, folder: Path) -> list[Run]:
-        """All runs, in order; none for a search, whose runs follow from each other.
-
-        Args:
-            folder: of the sweep.
+        """All runs of a sweep that is no search, in order.
 
         Raises:
             UsageError: a config that its experiment refuses, or two runs of the same.
             UserError: data that an experiment is fitted to are not there.
         """
         runs: dict[str, Run] = {}
-        if self.search:
-            return []
         for name in self.experiments:
             default = lookup(name).experiment()
             for words in self._overrides(default):
@@ -103,19 +98,15 @@ class Sweep:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One run of a sweep.
-
-    Attributes:
-        experiment: the name of what is run.
-        words: overrides, as `launch.py` takes them.
-        workdir: its folder, absolute.
-        config: the experiment with all its fields, as canonical JSON.
-    """
+    """One run of a sweep."""
 
     experiment: str
     words: tuple[str, ...]
+    """Overrides, as `launch.py` takes them."""
     workdir: Path
+    """Absolute."""
     config: str
+    """The experiment with all its fields, as canonical JSON."""
 
     @property
     def name(self) -> str:
@@ -133,12 +124,7 @@ def plan_run(
 ) -> Run:
     """The run of an experiment with overrides; its config is checked, its data are not looked at.
 
-    Args:
-        default: the experiment before.
-        words: overrides.
-        folder: of the sweep.
-        naming: the words that tell this run from the others.
-        name: what the run is called before its hash; "" for its experiment and `naming`.
+    Before its hash it is called `name`, or after its experiment and the words of `naming`.
 
     Raises:
         UsageError: the words are not the experiment's, or contradict each other.
@@ -148,39 +134,31 @@ def plan_run(
     experiment, _ = with_suggestions(default, list(words))
     experiment.check()
     if not name:
-        parts = [_last_part(word) if word.startswith("--") else word for word in naming]
+        # Flags by the last part of their paths: `learning-rate=1e-3`.
+        parts = [re.sub(r"^--(?:[^=]*\.)?", "", word) for word in naming]
         name = re.sub(r"[^\w.=+-]+", "_", "-".join([default.name, *parts]))[:LONGEST_NAME]
     workdir = folder.absolute() / RUNS / f"{name}-{config_hash(experiment, default)}"
     return Run(default.name, tuple(words), workdir, canonical_json(experiment))
 
 
-def _last_part(word: str) -> str:
-    """A flag by the last part of its path: `learning-rate=1e-3`."""
-    path, equals, value = word.partition("=")
-    return f"{path.removeprefix('--').rpartition('.')[2]}{equals}{value}"
-
-
 def override(default: Experiment, path: str, value: str) -> list[str]:
     """A field's value as words of the command line: flags have none, tuples have several."""
-    field = path.removeprefix("--").replace("-", "_")
-    flag = f"--{path.removeprefix('--')}"
-    if isinstance(flatten(default).get(field), bool) and value.lower() in ("true", "false"):
-        before, dot, last = flag.removeprefix("--").rpartition(".")
-        return [flag if value.lower() == "true" else f"--{before}{dot}no-{last}"]
+    path = path.removeprefix("--")
+    is_flag = isinstance(flatten(default).get(path.replace("-", "_")), bool)
+    if is_flag and value.lower() in ("true", "false"):
+        before, dot, last = path.rpartition(".")
+        return [f"--{path}" if value.lower() == "true" else f"--{before}{dot}no-{last}"]
     values = shlex.split(value)
-    return [f"{flag}={value}"] if len(values) == 1 else [flag, *values]
+    return [f"--{path}={value}"] if len(values) == 1 else [f"--{path}", *values]
 
 
 # As files ----------------------------------------------------------------------------------------
 
 
 def from_toml(file: Path) -> Sweep:
-    """The sweep that a file describes.
+    """The sweep of a file, or a `UsageError` that says what is wrong with it.
 
     Its keys are the fields of `Sweep`; values of `grid` may be numbers, texts, truths and lists.
-
-    Raises:
-        UsageError: there is no such file, it is no TOML, or it has a key of another name or type.
     """
     try:
         values = tomllib.loads(file.read_text(encoding="utf-8"))
@@ -195,22 +173,19 @@ def from_toml(file: Path) -> Sweep:
                 f"{file} has '{name}'{did_you_mean(name, names)}; a sweep has {', '.join(names)}"
             )
 
-    def table(name: str) -> dict[str, Any]:
-        return _of(dict, values.get(name, {}), name)
-
     def texts(name: str) -> tuple[str, ...]:
         return tuple(_of(str, each, name) for each in _of(list, values.get(name, []), name))
 
     try:
+        grid = _of(dict, values.get("grid", {}), "grid").items()
+        search = _of(dict, values.get("search", {}), "search").items()
         return Sweep(
             experiments=texts("experiments"),
             words=texts("words"),
-            grid={
-                path: tuple(map(as_typed, _of(list, v, path))) for path, v in table("grid").items()
-            },
+            grid={path: tuple(map(as_typed, _of(list, each, path))) for path, each in grid},
             variants=texts("variants"),
             seeds=_of(int, values.get("seeds", 0), "seeds"),
-            search={path: _of(str, v, path) for path, v in table("search").items()},
+            search={path: _of(str, each, path) for path, each in search},
             trials=_of(int, values.get("trials", 0), "trials"),
         )
     except TypeError as error:
@@ -218,7 +193,7 @@ def from_toml(file: Path) -> Sweep:
 
 
 def _of(kind: type, value: Any, name: str) -> Any:
-    if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
+    if not isinstance(value, kind) or isinstance(value, bool):
         words = {list: "a list", dict: "a table", str: "a text", int: "a whole number"}
         raise TypeError(f"'{name}' is {value!r}, and should be {words[kind]}")
     return value
@@ -238,11 +213,7 @@ def write(sweep: Sweep, runs: Sequence[Run], folder: Path) -> None:
 
 
 def read(folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """The fields of the sweep in a folder, as JSON has them, and the names of its runs.
-
-    Raises:
-        UsageError: the folder holds no sweep.
-    """
+    """The fields of a folder's sweep and the names of its runs; `UsageError` if there are none."""
     values = read_json(folder / SWEEP)
     try:
         return values["sweep"], [run["name"] for run in values["runs"]]

@@ -11,7 +11,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Protocol
 
 from cnn_research.core.preemption import Interruption
 from cnn_research.sweep import states
@@ -25,51 +24,32 @@ POLL_SECONDS = 0.5
 """Between looks at signals and at what running runs have measured."""
 
 
-class Feed(Protocol):
-    """A source of runs, which is signalled how each ended."""
+class Feed:
+    """A source of runs, which is signalled how each ended: of runs that are known beforehand."""
+
+    def __init__(self, runs: Iterable[Run]):
+        self._left = iter(runs)
 
     def next(self) -> Run | None:
         """The next run; None where there is none to begin now."""
+        return next(self._left, None)
 
     def should_prune(self, run: Run) -> bool:
         """Return whether a running run should be stopped."""
-
-    def finished(self, run: Run, state: State, *, pruned: bool) -> State:
-        """Takes note of how a run ended; the state that counts.
-
-        Args:
-            run: what was run.
-            state: that it left.
-            pruned: whether it was stopped because of `should_prune`.
-        """
-
-
-class Listed:
-    """Runs that are known beforehand."""
-
-    def __init__(self, runs: Iterable[Run]):
-        self._left = list(reversed(list(runs)))
-
-    def next(self) -> Run | None:
-        return self._left.pop() if self._left else None
-
-    def should_prune(self, run: Run) -> bool:
         return False
 
     def finished(self, run: Run, state: State, *, pruned: bool) -> State:
+        """Takes note of the state that a run left, and whether it was stopped because of
+        `should_prune`; the state that counts."""
         return state
 
 
 def run_locally(
     feed: Feed, workers: int, source: Path, say: Callable[[Run, State], None]
 ) -> Interruption:
-    """Runs all that a feed has, however single runs end.
+    """Runs all that a feed has, however single runs end, in so many processes side by side.
 
-    Args:
-        feed: where runs come from; asked in this process alone.
-        workers: processes side by side.
-        source: the copy of the source that they import.
-        say: called with each run that is over, and its state.
+    They import `source`; `say` is called with each run that is over, and its state.
 
     Returns:
         Whether, and by what, it was stopped; then runs have saved, and go on the next time.
@@ -153,8 +133,7 @@ class _Worker:
     def result(self, *, stopping: bool) -> tuple[Run, State]:
         """The run that is over, and how it ended; also where its process is gone.
 
-        Args:
-            stopping: whether the process was asked to end, so that its end is no failure.
+        Where it was asked to (`stopping`), its end is no failure.
         """
         assert self.run is not None and self._process is not None
         run, self.run = self.run, None

@@ -32,6 +32,7 @@ from cnn_research.core.metrics_log import METRICS_FILE, read_metrics
 from cnn_research.core.run_folder import write_text
 from cnn_research.sweep import states
 from cnn_research.sweep.definition import Run, Sweep, override, plan_run
+from cnn_research.sweep.local import Feed
 from cnn_research.sweep.states import State
 from cnn_research.train.config import Training
 
@@ -41,11 +42,7 @@ _RANGE = re.compile(r"(?P<low>[^.\s][^\s]*?)\.\.(?P<high>\S+)(?P<log>\s+log)?")
 
 
 def space(search: Mapping[str, str]) -> dict[str, BaseDistribution]:
-    """Parse the search space, by the path of the field; whole numbers where both ends are.
-
-    Raises:
-        UsageError: a text is neither a range nor a list.
-    """
+    """The search space by paths of fields; a `UsageError` for what is neither range nor list."""
     parsed: dict[str, BaseDistribution] = {}
     for path, text in search.items():
         if ".." not in text:
@@ -80,7 +77,7 @@ def _ends(values: Any) -> tuple[Any, ...]:
     return values.choices if listed else (values.low, values.high)
 
 
-class Search:
+class Search(Feed):
     """The runs that Optuna proposes: TPE, and a run is pruned where half did better by then.
 
     With one worker the runs are a function of the sweep, also where it was stopped and resumed.
@@ -89,11 +86,7 @@ class Search:
     """
 
     def __init__(self, sweep: Sweep, folder: Path):
-        """Checks the ends of all ranges; reads and writes nothing.
-
-        Raises:
-            UsageError: no training, or values that its experiment refuses.
-        """
+        """Raises `UsageError` for what is no training, or ends of ranges that it refuses."""
         self._sweep, self._folder = sweep, folder
         self._default = lookup(sweep.experiments[0]).experiment()
         self._space = space(sweep.search)
@@ -113,12 +106,9 @@ class Search:
         self._seen: dict[Path, tuple[int, list[float]]] = {}
 
     def resume(self) -> None:
-        """Opens the study in the folder; runs that are not finished come first.
+        """Opens the study in the folder, which this process holds; unfinished runs come first.
 
-        For the process that holds the folder.
-
-        Raises:
-            UserError: the study's file is damaged; a last line cut short is left out.
+        A last line cut short is left out; a `UserError` for other damage.
         """
         file = self._folder / STUDY
         text = file.read_text() if file.exists() else ""

@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cnn_research.core.errors import UserError, one_line
 from cnn_research.core.run_folder import read_json, write_json
@@ -23,21 +24,6 @@ SIGNAL = "USR1"
 """The signal that SLURM sends before it ends a job; runs then save."""
 LOGS = "slurm"
 """In the sweep's folder: what jobs say before and after their runs."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Resources:
-    """Resources of each run."""
-
-    partition: str | None
-    minutes: int
-    """After so long a run saves, and queues again."""
-    cpus: int | None
-    gpus: int | None
-    memory: float | None
-    """In GB."""
-    parallel: int
-    """At most so many runs at a time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,17 +73,10 @@ def check() -> None:
         ) from None
 
 
-def submit(runs: Sequence[Run], folder: Path, source: Path, resources: Resources) -> str:
-    """Submits runs as one job array; returns at once.
+def submit(runs: Sequence[Run], folder: Path, source: Path, **resources: Any) -> str:
+    """Submits one run or more as a job array, which imports `source`; returns its number at once.
 
-    Args:
-        runs: one at least.
-        folder: of the sweep.
-        source: the copy of the source that jobs import.
-        resources: of each run.
-
-    Returns:
-        The number of the job.
+    `resources` are submitit's of each run; None for the cluster's default.
 
     Raises:
         UserError: SLURM refuses; in its own words.
@@ -106,16 +85,8 @@ def submit(runs: Sequence[Run], folder: Path, source: Path, resources: Resources
     from submitit.core.utils import FailedJobError
 
     executor = submitit.SlurmExecutor(folder.absolute() / LOGS, max_num_timeout=1000)
-    given = {
-        "partition": resources.partition,
-        "cpus_per_task": resources.cpus,
-        "gpus_per_node": resources.gpus,
-        "mem": None if resources.memory is None else f"{round(1024 * resources.memory)}M",
-    }
     executor.update_parameters(
         job_name=folder.name,
-        time=resources.minutes,
-        array_parallelism=resources.parallel,
         stderr_to_stdout=True,
         setup=[
             f"export PYTHONPATH={shlex.quote(search_path(source))}",
@@ -123,7 +94,7 @@ def submit(runs: Sequence[Run], folder: Path, source: Path, resources: Resources
             "export PYTHONSAFEPATH=1",
             f"export SUBMITIT_PREEMPT_SIGNAL={SIGNAL} SUBMITIT_LOG_LEVEL=INFO",
         ],
-        **{name: value for name, value in given.items() if value is not None},
+        **{name: value for name, value in resources.items() if value is not None},
     )
     for run in runs:
         run.workdir.mkdir(parents=True, exist_ok=True)

@@ -13,18 +13,3 @@ from cnn_research.data.sources.palettes import Palettes
 from cnn_research.data.sources.scikit_learn import Digits
 from cnn_research.data.sources.synthetic import Synthetic
 from cnn_research.data.sources.table import ImageTable, Products
-
-__all__ = [
-    "Artworks",
-    "Cifar10",
-    "Clustered",
-    "Crops",
-    "Digits",
-    "FashionMnist",
-    "ImageFolder",
-    "ImageTable",
-    "Palettes",
-    "Photos",
-    "Products",
-    "Synthetic",
-]

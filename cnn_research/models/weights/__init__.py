@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import Literal
 
-import ml_dtypes  # noqa: F401, by which NumPy knows 'bfloat16'; jax brings it
+import ml_dtypes  # by which NumPy knows 'bfloat16'; jax brings it
 import numpy as np
 
 from cnn_research.core.errors import UserError, one_line
