@@ -81,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _sweep(arguments: Sequence[str]) -> int:
     options, words = _parser().parse_known_args(arguments)
+    # Flags that do not go together are refused before anything is read.
     on_slurm = options.cluster == "slurm"
     given = [name for name in SLURM_ONLY if getattr(options, name) is not None]
     if given and not on_slurm:
@@ -105,6 +106,7 @@ def _sweep(arguments: Sequence[str]) -> int:
     definition.check_same(sweep, folder)
     if sweep.search:
         return _search(sweep, folder, options.workers or 1)
+    # All runs are known before the first: those that are missing or failed are begun.
     runs = sweep.runs(folder)
     with locked(folder):
         definition.write(sweep, runs, folder)
