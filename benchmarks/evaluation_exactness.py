@@ -92,7 +92,7 @@ def main(options):
 
     rows, figures = [], {}
     runs = {"digits_cnn": ["--epochs=5"]}
-    if (FashionMnist.home() / "dataset_info.json").is_file():
+    if (FashionMnist.home() / "prepared").is_dir():
         runs["fashion_mnist_cnn"] = ["--epochs=0.2", "--eval-every-epochs=0.2"]
     with tempfile.TemporaryDirectory() as scratch:
         for name, words in runs.items():

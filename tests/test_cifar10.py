@@ -25,7 +25,7 @@ from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.experiment import lookup, registry
 from cnn_research.data import Cifar10
 from cnn_research.data.__main__ import main
-from cnn_research.data.prepare import cifar10
+from cnn_research.data.prepare import cifar10, fashion_mnist
 from experiments.cifar10 import EXERCISE
 
 BATCHES = [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]
@@ -204,6 +204,33 @@ def test_official_checksums_are_those_that_others_publish():
     assert cifar10.SHA256[cifar10.PYTHON] in page.read_text()
 
 
+def test_official_checksums_of_fashion_mnist_are_those_that_others_publish():
+    from tensorflow_datasets.core.download import checksums
+
+    known = checksums.get_all_url_infos()
+    for name, digest in fashion_mnist.SHA256.items():
+        assert known[fashion_mnist.ADDRESS + name].checksum == digest
+
+
+def test_a_download_goes_on_after_the_files_that_are_there(tmp_path, monkeypatch):
+    files = {name: name.encode() for name in fashion_mnist.SHA256}
+    (tmp_path / "mirror").mkdir()
+    for name, content in [*files.items()][:2]:
+        (tmp_path / "mirror" / name).write_bytes(content)
+    known = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    monkeypatch.setattr(fashion_mnist, "SHA256", known)
+    monkeypatch.setattr(fashion_mnist, "ADDRESS", f"{(tmp_path / 'mirror').as_uri()}/")
+    with pytest.raises(UserError, match=r"could not be downloaded .*--source=FOLDER"):
+        fashion_mnist.gather(tmp_path / "here", None)
+    assert len(list((tmp_path / "here").iterdir())) == 2
+    for name in files:  # the first two are not asked for again
+        (tmp_path / "mirror" / name).unlink(missing_ok=True)
+    for name, content in [*files.items()][2:]:
+        (tmp_path / "mirror" / name).write_bytes(content)
+    fashion_mnist.gather(tmp_path / "here", None)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "here").iterdir()} == files
+
+
 # Downloading -------------------------------------------------------------------------------------
 
 
@@ -225,7 +252,7 @@ def mirror(archives) -> Iterator[str]:
 def test_a_mirror_serves_either_archive(mirror, archives, data_dir):
     main(["prepare", "cifar10", f"--source={mirror}/{cifar10.PYTHON}"])
     assert list(Cifar10().load().provenance["sha256"]) == [cifar10.PYTHON]
-    assert not list(data_dir.rglob("*.tar.gz"))  # it is prepared, and not kept
+    assert [path.name for path in data_dir.rglob("*.tar.gz")] == [cifar10.PYTHON]
 
 
 def test_a_mirror_with_another_file_or_none_is_an_error(mirror, archives, data_dir):
@@ -264,7 +291,7 @@ def test_image_files_are_found_from_any_folder(tmp_path, monkeypatch, data_dir):
     for folder in (tmp_path, root):
         monkeypatch.chdir(folder)
         Cifar10(path=os.path.relpath(root)).load()
-    assert len(list(data_dir.rglob("dataset_info.json"))) == 1
+    assert len(list(data_dir.rglob("index.json"))) == 1
 
 
 def test_image_files_of_other_classes_are_refused(tmp_path):

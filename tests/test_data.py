@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
 import gzip
+import importlib
+import io
 import json
 import os
 import shutil
@@ -295,19 +298,19 @@ def test_duplicates_across_given_folders_are_named(tmp_path):
     assert found["images_with_conflicting_labels"] == 1
 
 
-def test_second_load_maps_memory_without_tfds_and_a_change_prepares_again(tmp_path):
+def test_second_load_maps_memory_without_decoding_and_a_change_decodes_again(tmp_path):
     root = make_folder(tmp_path / "fruit", {"a": 5, "b": 5})
     source = f"ImageFolder({str(root)!r}, validation=0.0, test=0.2)"
     code = (
         "import sys; from cnn_research.data import *; import numpy as np;"
-        f"d = {source}.load(); print('tensorflow_datasets' in sys.modules,"
+        f"d = {source}.load(); print('PIL' in sys.modules,"
         "isinstance(d.splits['train'].images, np.memmap), d.provenance['examples']['train'])"
     )
     assert python(code) == "True True 8"
     assert python(code) == "False True 8"
     noise(77).save(root / "a" / "new.png")
     assert python(code) == "True True 9"
-    assert len(list(cache.data_dir().glob("image_folder/*/*/dataset_info.json"))) == 1
+    assert len(list(cache.data_dir().glob("image_folder/*/*/arrays/*"))) == 1
 
 
 def test_folder_of_a_target_with_a_class_of_its_own(tmp_path):
@@ -389,7 +392,7 @@ def test_bad_image_is_named_and_can_be_skipped(tmp_path, damage, data_dir):
     bad.write_bytes(content)
     with pytest.raises(UserError, match=r"fruit/a/3.png is not an image or is damaged"):
         ImageFolder(str(root)).load()
-    assert not list(data_dir.rglob("dataset_info.json")) and not list(data_dir.rglob("incomplete*"))
+    assert not list(data_dir.rglob("index.json")) and not list(data_dir.rglob("*incomplete*"))
     dataset = ImageFolder(str(root), on_bad_image="skip", validation=0.0).load()
     assert sum(map(len, dataset.splits.values())) == 11
     (skipped,) = dataset.provenance["skipped"]
@@ -851,7 +854,7 @@ def test_products_are_prepared_once_for_any_labels_and_rows(tmp_path, data_dir, 
         for split, part in one.splits.items():
             assert found.splits[split].names.tolist() == part.names.tolist()
     assert found.name == "products" and found.provenance["path"] == "shop"
-    assert len(list(data_dir.glob("products/1.0.0/*.array_record*"))) == 1
+    assert len(list(data_dir.glob("products/1.0.0/prepared/*.png"))) == len(catalogue())
     with pytest.raises(UserError, match=r"no image images/0.jpg in .* such as images/0.png"):
         Products(label=("type",)).load()
     with pytest.raises(UsageError, match="products has no column 'colour'"):
@@ -863,7 +866,7 @@ def test_products_with_bad_images(tmp_path, data_dir):
     Image.new("1", (20_000, 20_000)).save(table.parent / "images" / "2.png")
     with pytest.raises(UserError, match=r"images/2.png has more than 50 million pixels"):
         prepare_products(table)
-    assert not list(data_dir.rglob("dataset_info.json"))
+    assert not [path for path in data_dir.rglob("*") if path.is_file() and path.suffix != ".lock"]
     prepare_products(table, "--on-bad-image=skip")
     dataset = Products(image="images/{id}.png", label=("type",), min_examples=2).load()
     assert len(dataset.provenance["skipped"]) == 1
@@ -991,8 +994,8 @@ def test_prepared_artworks_are_what_the_files_are(tmp_path, data_dir, capsys):
     large.save(root / ARTISTS[1] / f"{ARTISTS[1]}_7.png")
     main(["prepare", "artworks", f"--source={root}", "--test=0.2", "--image-size", "12", "10"])
     assert "data=Artworks(image_size=(12, 10), test=0.2)" in capsys.readouterr().out
-    features = json.loads((data_dir / "artworks/1.0.0/dataset_info.json").read_text())
-    assert features["name"] == "artworks" and features["fileFormat"] == "array_record"
+    prepared = [Image.open(file).size for file in data_dir.glob("artworks/1.0.0/prepared/*.png")]
+    assert len(prepared) == 19 and set(prepared) == {(10, 12), (256, 256)}
     source = Artworks(image_size=(256, 64), validation=0.0, test=0.2)
     found = source.load()
     expected = dataclasses.replace(source, path=str(root)).load()
@@ -1075,24 +1078,50 @@ def test_damaged_arrays_are_built_again(tmp_path, damage, data_dir):
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
-def test_interrupted_preparation_of_a_folder_is_made_again(tmp_path, data_dir):
-    source = ImageFolder(str(make_folder(tmp_path / "fruit", {"a": 5, "b": 5})), validation=0.0)
-    before = source.load().provenance["content"]
-    (home,) = (path.parent for path in data_dir.rglob("dataset_info.json"))
-    home.rename(home.with_name(f"incomplete.AB12CD_{home.name}"))
-    assert source.load().provenance["content"] == before
-    assert not list(data_dir.rglob("incomplete*"))
-
-
-def test_damaged_records_are_a_named_error(tmp_path, data_dir):
+def test_arrays_of_an_older_state_of_the_files_are_removed(tmp_path, data_dir):
     root = make_folder(tmp_path / "fruit", {"a": 5, "b": 5})
-    ImageFolder(str(root), validation=0.0).load()
-    (records,) = data_dir.rglob("*.array_record*")
-    content = bytearray(records.read_bytes())
-    content[content.index(b"PNG") + 100] ^= 0xFF
-    records.write_bytes(content)
-    with pytest.raises(UserError, match=r"cannot be read .*delete that folder"):
-        ImageFolder(str(root), validation=0.0, split_seed=1).load()
+    for seed in (0, 1):
+        ImageFolder(str(root), split_seed=seed).load()
+    noise(77).save(root / "a" / "new.png")
+    ImageFolder(str(root)).load()
+    assert len(list(data_dir.rglob("index.json"))) == 1
+
+
+def test_interrupted_preparation_is_made_again(tmp_path, data_dir):
+    root = make_own(tmp_path / "own")
+    left = data_dir / "artworks" / "1.0.0" / ".prepared.incomplete"
+    left.mkdir(parents=True)
+    (left / "99.png").write_bytes(b"half of it")
+    assert "artworks/1.0.0: interrupted; prepare it again" in command("list").stdout
+    main(["prepare", "artworks", f"--source={root}", "--image-size", "12", "10"])
+    assert not list(data_dir.rglob("*incomplete*")) and not list(data_dir.rglob("99.png"))
+
+
+def test_damaged_file_of_what_is_prepared_is_named(tmp_path, data_dir):
+    main(["prepare", "artworks", f"--source={make_own(tmp_path / 'own')}"])
+    file = data_dir / "artworks/1.0.0/prepared/3.png"
+    content = bytearray(file.read_bytes())
+    content[100] ^= 0xFF
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"3.png is not an image .*: delete .*prepared"):
+        Artworks(split_seed=1).load()
+
+
+@pytest.mark.parametrize("name", ["decoding", "cache"])
+def test_full_disk_is_an_error_and_leaves_nothing(tmp_path, data_dir, monkeypatch, name):
+    class Full(io.FileIO):
+        def write(self, content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    source = ImageFolder(str(make_folder(tmp_path / "fruit", {"a": 5, "b": 5})))
+    module = importlib.import_module(f"cnn_research.data.prepare.{name}")
+    with monkeypatch.context() as patch:
+        files = {"wb": Full}
+        patch.setattr(module, "open", lambda p, m: files.get(m, open)(p, m[0]), raising=False)
+        with pytest.raises(OSError, match="No space left"):
+            source.load()
+    assert not [path for path in data_dir.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    assert len(source.load().splits["train"]) == 8
 
 
 def test_two_processes_that_prepare_at_once_agree(tmp_path, data_dir):
@@ -1143,7 +1172,7 @@ def test_fashion_mnist_is_what_the_official_files_say(fashion_mnist, real_data, 
     assert test.labels["label"].tolist() == list(labels)
 
 
-def test_fashion_mnist_second_start_is_a_memory_map_without_tfds(fashion_mnist, monkeypatch):
+def test_fashion_mnist_second_start_is_a_memory_map_of_arrays(fashion_mnist, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(fashion_mnist))
     said = python(
         "import sys, numpy as np; from cnn_research.data import FashionMnist;"
@@ -1156,7 +1185,7 @@ def test_fashion_mnist_second_start_is_a_memory_map_without_tfds(fashion_mnist, 
 def test_fashion_mnist_that_is_not_prepared_says_the_command(data_dir):
     with pytest.raises(UserError, match=r"not prepared in .*data prepare fashion_mnist --source="):
         FashionMnist().load()
-    (data_dir / "fashion_mnist" / "incomplete.AB12CD_3.0.1").mkdir(parents=True)
+    (data_dir / "fashion_mnist" / "3.0.1" / ".prepared.incomplete").mkdir(parents=True)
     with pytest.raises(UserError, match=r"only half prepared .it was interrupted."):
         FashionMnist().load()
 
@@ -1220,7 +1249,7 @@ def test_command_prepares_a_folder_says_how_to_use_it_and_lists_it(tmp_path):
 
 
 def test_command_and_package_start_without_heavy_imports():
-    heavy = ("tensorflow_datasets", "tensorflow", "sklearn", "PIL", "jax")
+    heavy = ("tensorflow", "sklearn", "PIL", "jax")
     said = python(
         "import sys, cnn_research.data, cnn_research.data.__main__;"
         f"print([name for name in {heavy} if name in sys.modules])"
@@ -1228,16 +1257,14 @@ def test_command_and_package_start_without_heavy_imports():
     assert said == "[]"
 
 
-def test_preparing_more_than_tfds_holds_in_memory_needs_no_tensorflow(tmp_path, monkeypatch):
-    from tensorflow_datasets.core import shuffle
-
-    monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 1000)
+def test_images_keep_the_order_of_their_files(tmp_path):
     folder = tmp_path / "many"
-    for number in range(40):
-        image = np.full((16, 16, 3), number, np.uint8)
-        file = folder / f"class{number % 2}" / f"{number:02d}.png"
+    for number in range(600):  # more than are decoded at once
+        file = folder / f"class{number % 2}" / f"{number:03d}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(file)
-    found = ImageFolder(str(folder), (16, 16), validation=0.0, test=0.0).load()
-    shown = found.splits["train"].images[:, 0, 0, 0].tolist()
-    assert shown == [*range(0, 40, 2), *range(1, 40, 2)], "in the order of their files"
+        Image.fromarray(np.full((2, 2, 3), number % 256, np.uint8)).save(file)
+    train = ImageFolder(str(folder), (2, 2), validation=0.0, test=0.0).load().splits["train"]
+    numbers = [*range(0, 600, 2), *range(1, 600, 2)]
+    assert train.images[:, 0, 0, 0].tolist() == [number % 256 for number in numbers]
+    assert train.names.tolist() == [f"class{number % 2}/{number:03d}.png" for number in numbers]
+    assert train.labels["label"].tolist() == [number % 2 for number in numbers]

@@ -127,8 +127,6 @@ QUICK = {
 @pytest.fixture
 def fruit(tmp_path, monkeypatch):
     """A folder with what the page says is in it: `fruit/`, `fruit.csv` and `new_images/`."""
-    # It defines flags, which `flagsaver` takes away again where they are new.
-    importlib.import_module("array_record.python.array_record_data_source")
     random = np.random.default_rng(0)
     rows = ["image,kind"]
     (tmp_path / "new_images").mkdir()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 
-import array_record.python.array_record_data_source  # noqa: F401 (flags of its own, too)
 import numpy as np
 import pytest
 from absl.testing import flagsaver

@@ -197,7 +197,7 @@ def disk(what: str, folder: Path, option: str) -> Finding:
 
 def data(home: Path) -> Finding:
     """Data sets that `python -m cnn_research.data prepare` has prepared."""
-    found = [*home.glob("*/*/dataset_info.json"), *home.glob("*/*/*/dataset_info.json")]
+    found = [*home.glob("*/*/arrays"), *home.glob("*/*/*/arrays")]
     if names := sorted({path.relative_to(home).parts[0] for path in found}):
         return FINE, "prepared", ", ".join(names)
     advice = "digits_cnn runs without; `python -m cnn_research.data prepare --help`"

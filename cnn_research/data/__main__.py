@@ -22,6 +22,7 @@ import io
 import json
 import sys
 import time
+from pathlib import Path
 
 from absl import logging
 
@@ -37,6 +38,7 @@ from cnn_research.data.sources import (
     ImageTable,
     Products,
 )
+from cnn_research.data.sources.loading import PREPARED
 
 Preparable = FashionMnist | Cifar10 | Artworks | Products | ImageFolder | ImageTable
 
@@ -97,8 +99,9 @@ def listing() -> str:
                 f"  {index.parents[2].relative_to(found)}: {told['provenance']['source']}",
                 f"    {splits}; {size:,.0f} MB in arrays/{index.parent.name}",
             ]
-        for leftover in sorted(found.glob(f"{pattern.removesuffix('/*')}/incomplete.*")):
-            lines.append(f"  {leftover.relative_to(found)}: interrupted; prepare it again")
+        for leftover in sorted(found.glob(f"{pattern}/{cache.unfinished(Path(PREPARED))}")):
+            home = leftover.parent.relative_to(found)
+            lines.append(f"  {home}: interrupted; prepare it again")
     return "\n".join(lines if len(lines) > 1 else [f"nothing is prepared in {found}"])
 
 

@@ -1,8 +1,7 @@
-"""Images in files: their names, decoding, resizing and encoding."""
+"""Images in files: their names, decoding and resizing."""
 
 from __future__ import annotations
 
-import io
 import os
 import unicodedata
 from pathlib import Path
@@ -141,12 +140,3 @@ LUMA = (0.299, 0.587, 0.114)
 def grey(pixels: np.ndarray) -> np.ndarray:
     """RGB uint8 `[height, width, 3]` as `[height, width, 1]`, by the luma of ITU-R BT.601."""
     return np.round(pixels @ np.array(LUMA)).astype(np.uint8)[..., None]
-
-
-def encode(pixels: np.ndarray) -> bytes:
-    """uint8 `[height, width, 3]` as PNG."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "png", compress_level=1)
-    return buffer.getvalue()

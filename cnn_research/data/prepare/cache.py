@@ -107,18 +107,16 @@ def write(
     """Writes every split of `examples` into `folder`, which appears only when it is complete."""
     with scratch(folder) as temporary:
         for split, chosen in indices.items():
-            images = np.lib.format.open_memmap(
-                temporary / f"{split}.images.npy",
-                mode="w+",
-                dtype=np.uint8,
-                shape=(len(chosen), *examples.images.shape[1:]),
-            )
-            for start in range(0, len(chosen), CHUNK):
-                raise_if_interrupted()
-                part = slice(start, start + CHUNK)
-                images[part] = examples.images[chosen[part]]
-            images.flush()
-            del images
+            header = {
+                "descr": "|u1",
+                "fortran_order": False,
+                "shape": (len(chosen), *examples.images.shape[1:]),
+            }
+            with open(temporary / f"{split}.images.npy", "wb") as file:
+                np.lib.format.write_array_header_1_0(file, header)
+                for start in range(0, len(chosen), CHUNK):
+                    raise_if_interrupted()
+                    file.write(examples.images[chosen[start : start + CHUNK]])
             for number, labels in enumerate(examples.labels.values()):
                 np.save(temporary / f"{split}.labels{number}.npy", labels[chosen])
             np.save(temporary / f"{split}.names.npy", examples.names[chosen])
@@ -130,20 +128,30 @@ def write(
             # A head of numbers has null.
             "class_names": {head: examples.class_names.get(head) for head in examples.labels},
             "provenance": dict(provenance),
-            "files": {file.name: file.stat().st_size for file in sorted(temporary.iterdir())},
+            "files": {path.name: path.stat().st_size for path in sorted(temporary.iterdir())},
         }
         (temporary / INDEX).write_text(json.dumps(index, indent=1))
-        for file in temporary.iterdir():
-            with open(file, "rb") as written:
-                os.fsync(written.fileno())
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
+        publish(temporary, folder)
+
+
+def publish(temporary: Path, folder: Path) -> None:
+    """Makes a complete folder of files appear as `folder`, in place of an older one."""
+    for file in temporary.iterdir():
+        with open(file, "rb") as written:
+            os.fsync(written.fileno())
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+
+
+def unfinished(folder: Path) -> Path:
+    """Where `folder` is written before it appears."""
+    return folder.with_name(f".{folder.name}.incomplete")
 
 
 @contextlib.contextmanager
 def scratch(folder: Path) -> Iterator[Path]:
     """A fresh folder beside `folder`, gone at the end whatever happens; call it under `lock`."""
-    temporary = folder.with_name(f".{folder.name}.incomplete")
+    temporary = unfinished(folder)
     shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
     temporary.mkdir(parents=True)
     try:
@@ -160,6 +168,9 @@ def load(home: Path, fingerprint: str, key: str, build: Callable[[Path], None]) 
         with lock(home):
             dataset = read(folder, fingerprint)  # another process may just have built them
             if dataset is None:
+                for other in folder.parent.glob("*"):  # of an older state of the source
+                    if read(other, fingerprint) is None:
+                        shutil.rmtree(other, ignore_errors=True)
                 build(folder)
                 dataset = read(folder, fingerprint)
     if dataset is None:

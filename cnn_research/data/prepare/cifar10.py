@@ -1,23 +1,21 @@
-"""The official archives of CIFAR-10: told apart by their checksums, fetched and read."""
+"""The official archives of CIFAR-10: found, fetched and read."""
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import io
 import itertools
 import pickle
 import tarfile
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from cnn_research.core.errors import UserError
 from cnn_research.core.run_folder import sha256_of
 from cnn_research.data.images import printable
+from cnn_research.data.prepare.downloads import fetch
 
 CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
@@ -34,7 +32,6 @@ SHA256 = {
 
 HOMEPAGE = "https://www.cs.toronto.edu/~kriz/"
 BATCHES = {"train": [f"data_batch_{number}" for number in range(1, 6)], "test": ["test_batch"]}
-CHUNK = 1 << 20
 _RECONSTRUCT = np.empty(0).__reduce__()[0]
 """What every pickled array begins with: it makes an empty one."""
 
@@ -67,32 +64,20 @@ def kind_of(archive: Path) -> str:
     return next(name for name, known in SHA256.items() if known == digest)
 
 
-def fetch(address: str, folder: Path) -> Path:
-    """Downloads an official archive from any address into `folder`.
+def gather(folder: Path, address: str) -> None:
+    """Puts the official archive at an address, `file:` or of a mirror, into `folder`.
 
     Raises:
         UserError: it cannot be had, or it is not the official file.
     """
-    archive, digest = folder / BINARY, hashlib.sha256()
     try:
-        with urllib.request.urlopen(address, timeout=20) as answer, open(archive, "wb") as file:
-            size = int(answer.headers.get("Content-Length") or 0) or None
-            with tqdm(
-                total=size, desc="downloading", unit="B", unit_scale=True, disable=None
-            ) as bar:
-                while chunk := answer.read(CHUNK):
-                    digest.update(chunk)
-                    file.write(chunk)
-                    bar.update(len(chunk))
+        fetch(address, folder, SHA256, _not_official(address))
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise UserError(
             f"CIFAR-10 could not be downloaded from {address} ({error}): pass a mirror with "
             f"--source=https://..., or the file {BINARY} or {PYTHON} of {HOMEPAGE}cifar.html with "
             "--source=FILE"
         ) from error
-    if digest.hexdigest() not in SHA256.values():
-        raise UserError(_not_official(address))
-    return archive
 
 
 def read(archive: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:

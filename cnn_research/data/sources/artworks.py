@@ -13,26 +13,17 @@ import os
 import re
 import unicodedata
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError
 from cnn_research.core.ranges import PositiveInt
-from cnn_research.data.dataset import Dataset
 from cnn_research.data.images import decode, printable, resized
-from cnn_research.data.prepare import cache
 from cnn_research.data.prepare.files import Plan, Record, files_below, stem_of
 from cnn_research.data.sources.folder import class_names, plan_folder
-from cnn_research.data.sources.loading import (
-    Decoded,
-    ImageFiles,
-    Origin,
-    from_records,
-    load,
-    prepare_from_files,
-)
+from cnn_research.data.sources.loading import ImageFiles
 
 PREPARED_SIZE = 256
 """Paintings are prepared at up to this height and width: what networks are asked to look at, and
@@ -55,6 +46,7 @@ class Artworks(ImageFiles):
     """
 
     kind: ClassVar = "image_folder"
+    prepared: ClassVar = "artworks"
     layout: ClassVar = "artworks"
 
     path: str = ""
@@ -67,19 +59,10 @@ class Artworks(ImageFiles):
         which = f" of {stem_of(self.path)}" if self.path else ""
         return f"paintings{which} by artist, {self.shape}"
 
-    @staticmethod
-    def home() -> Path:
-        """The folder of the prepared records."""
-        return cache.data_dir() / "artworks" / "1.0.0"
-
-    def prepare(self, given: str | None) -> Self:
-        """Prepares every painting below `given`, at up to `PREPARED_SIZE`."""
-        prepare_from_files(self.home(), given, self.plan, _at_most_prepared, self.on_bad_image)
-        return self
-
-    def load(self) -> Dataset:
-        """Images are uint8 `[examples, *image_size, 3]`, memory maps; one head, `label`."""
-        return load(self)
+    def pixels_to_prepare(self, file: Path) -> np.ndarray:
+        pixels = decode(file, None)
+        height, width = (min(side, PREPARED_SIZE) for side in pixels.shape[:2])
+        return resized(pixels, (height, width))
 
     def plan(self, folder: Path, shown: str) -> Plan:
         return plan(folder, shown)
@@ -92,23 +75,6 @@ class Artworks(ImageFiles):
                 f"{PREPARED_SIZE}: ask for no more, or name their folder or archive with "
                 "--data.path"
             )
-
-    def origin(self) -> Origin:
-        if self.path:
-            return super().origin()
-        self.check()
-        return from_records(self, self.home(), "artworks", self._read)
-
-    def _read(self, home: Path, scratch: Path) -> Decoded:
-        from cnn_research.data.prepare import builders
-
-        return builders.read(home, scratch, self.image_size)
-
-
-def _at_most_prepared(file: Path) -> np.ndarray:
-    pixels = decode(file, None)
-    height, width = (min(side, PREPARED_SIZE) for side in pixels.shape[:2])
-    return resized(pixels, (height, width))
 
 
 def repaired(name: str) -> str:

@@ -13,11 +13,11 @@ import numpy as np
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.ranges import PositiveInt
-from cnn_research.data.dataset import UNKNOWN_CLASS, Dataset
+from cnn_research.data.dataset import UNKNOWN_CLASS
 from cnn_research.data.images import ENDINGS, decode, is_named_as_image, printable, resized, turned
 from cnn_research.data.prepare.files import SPLIT_FOLDERS, Plan, Record, files_below, stem_of
 from cnn_research.data.prepare.splits import Examples
-from cnn_research.data.sources.loading import ImageFiles, Origin, Share, from_scikit_learn, load
+from cnn_research.data.sources.loading import ImageFiles, Origin, Share, from_scikit_learn
 
 
 @register_config
@@ -31,10 +31,6 @@ class ImageFolder(ImageFiles):
     """
 
     kind: ClassVar = "image_folder"
-
-    def load(self) -> Dataset:
-        """Images are uint8 `[examples, *image_size, 3]`, memory maps; one head, `label`."""
-        return load(self)
 
     def plan(self, folder: Path, shown: str) -> Plan:
         return plan_folder(folder, shown)
@@ -64,10 +60,6 @@ class Photos(ImageFiles):
     def description(self) -> str:
         which = stem_of(self.path) if self.path else "scikit-learn's photographs, in pieces"
         return f"{which}, {self.shape}"
-
-    def load(self) -> Dataset:
-        """Images are uint8 `[examples, *image_size, 3]`; no labels."""
-        return load(self)
 
     def plan(self, folder: Path, shown: str) -> Plan:
         return plan_photos(folder, shown)

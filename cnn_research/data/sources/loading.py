@@ -7,8 +7,6 @@ examples come from, an `Origin`; `load` does the rest.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,6 +25,9 @@ from cnn_research.data.prepare.splits import Examples, assign
 Decoded = tuple[Examples, dict[str, Any]]
 """Examples before they are split, and JSON values for the provenance."""
 
+PREPARED = "prepared"
+"""The folder of what is prepared once for all choices of fields, beside the kept arrays."""
+
 Share = Annotated[float, Range(minimum=0, below=1)]
 """A fraction that leaves something."""
 
@@ -38,11 +39,10 @@ class Origin:
     Attributes:
         name: of the data set.
         decode: every example; its argument is an empty folder for arrays that outgrow memory.
-        home: the folder of what is prepared, where decoded arrays are kept, too; None where
-            decoding takes no time, and nothing is kept.
+        home: the folder where decoded arrays are kept; None where decoding takes no time, and
+            nothing is kept.
         fingerprint: of the files: arrays that were decoded from others are decoded again.
         key: of what is chosen from them, and how it is split; arrays of each choice are kept.
-        prepare: writes the records in `home`, if need be.
     """
 
     name: str
@@ -50,7 +50,6 @@ class Origin:
     home: Path | None = None
     fingerprint: str = ""
     key: str = ""
-    prepare: Callable[[], None] = lambda: None
 
 
 class Source(Protocol):
@@ -89,8 +88,7 @@ def load(source: Source) -> Dataset:
         return examples, indices, {"source": source.description, **facts, **report}
 
     def build(folder: Path) -> None:
-        origin.prepare()  # before there is a folder inside of `home`, which this may move away
-        with cache.scratch(folder.with_name("records")) as scratch:
+        with cache.scratch(folder.with_name("examples")) as scratch:
             cache.write(folder, origin.fingerprint, origin.name, *examples_in_splits(scratch))
 
     if origin.home is not None:
@@ -111,56 +109,49 @@ def from_scikit_learn(name: str, decode: Callable[[], Examples]) -> Origin:
     return Origin(name, decode_all)
 
 
-# Records that `python -m cnn_research.data prepare` writes ---------------------------------------
+# What `python -m cnn_research.data prepare` keeps -------------------------------------------------
 
 
-def from_records(
+def from_prepared(
     source: Source, home: Path, title: str, read: Callable[[Path, Path], Decoded], advice: str = ""
 ) -> Origin:
-    """The records in `home`, prepared once for all choices of fields.
+    """What is prepared in `home`, once for all choices of fields.
 
     Args:
         source: whose fields the kept arrays depend on.
-        home: their folder, `<data set>/<version>`.
+        home: the folder of the data set, `<name>/<version>`.
         title: what errors call the data set.
-        read: decodes the records in `home`, called as `read(home, scratch)`.
+        read: decodes what is prepared, called as `read(folder, scratch)`.
         advice: how to prepare, where it is not simply from files.
 
     Raises:
-        UserError: they are not prepared, or not in this format.
+        UserError: it is not prepared.
     """
-    name, info = home.parent.name, home / "dataset_info.json"
-    if not info.is_file():
-        interrupted = any(home.parent.glob("incomplete.*"))
+    name, folder = home.parent.name, home / PREPARED
+    if not folder.is_dir():
+        interrupted = cache.unfinished(folder).is_dir()
         state = "only half prepared (it was interrupted)" if interrupted else "not prepared"
         from_files = "where PATH is the folder or archive, or name that with --data.path"
         raise UserError(
             f"{title} is {state} in {cache.data_dir()}: run `python -m cnn_research.data prepare "
             f"{name} --source=PATH` {advice or from_files}"
         )
-    content = info.read_bytes()
-    facts = json.loads(content)
-    if facts.get("fileFormat") != "array_record" or not facts.get("disableShuffling"):
-        raise UserError(
-            f"{home} was prepared by another program, in another format or order: set "
-            "TFDS_DATA_DIR to another folder and prepare it there"
-        )
 
     def decode(scratch: Path) -> Decoded:
-        examples, facts = read(home, scratch)
+        examples, facts = read(folder, scratch)
         return examples, {"version": home.name, **facts}
 
     key = cache.key_of(dataclasses.asdict(source))  # type: ignore[call-overload]
-    return Origin(name, decode, home, hashlib.sha256(content).hexdigest(), key)
+    return Origin(name, decode, home, str(folder.stat().st_mtime_ns), key)
 
 
-def prepare_once(home: Path, write: Callable[[], None]) -> None:
-    """Writes records in `home`, unless they are there; processes that ask at once wait."""
+def prepare_once(home: Path, write: Callable[[Path], None]) -> None:
+    """Calls `write(folder)`, which makes a folder in `home`, unless it is there."""
     with cache.lock(home):
-        if (home / "dataset_info.json").exists():
+        if (home / PREPARED).is_dir():
             print(f"already prepared in {home}; delete that folder to prepare it again")
         else:
-            write()
+            write(home / PREPARED)
 
 
 # Files of images ---------------------------------------------------------------------------------
@@ -168,15 +159,18 @@ def prepare_once(home: Path, write: Callable[[], None]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class ImageFiles:
-    """Files of images below a path, prepared on first use: what all such sources share.
+    """Files of images below a path, decoded on first use: what all such sources share.
 
     Attributes:
-        kind: what preparation calls the records, and the folder they are in.
+        kind: the folder where decoded arrays are kept.
+        prepared: the folder of what is prepared once for all choices of fields, and taken where
+            `path` is empty; empty where nothing is.
         layout: tells apart sources of one kind that make other examples of the same files.
         by_name: as in `Examples`.
     """
 
     kind: ClassVar[str]
+    prepared: ClassVar[str] = ""
     layout: ClassVar[str] = ""
     by_name: ClassVar[bool] = False
 
@@ -224,15 +218,63 @@ class ImageFiles:
         return content_of(path)
 
     def pixels(self, file: Path) -> np.ndarray:
-        """An image as it is prepared, uint8 `[height, width, 3]`."""
+        """The image in a file, uint8 `[*image_size, 3]`."""
         return decode(file, self.image_size)
 
+    def load(self) -> Dataset:
+        """Images are uint8 `[examples, *image_size, 3]`, memory maps; a head per set of labels."""
+        return load(self)
+
+    # What is prepared once
+
+    @classmethod
+    def home(cls) -> Path:
+        """The folder of what is prepared."""
+        return cache.data_dir() / cls.prepared / "1.0.0"
+
+    def plan_to_prepare(self, folder: Path, shown: str) -> Plan:
+        """As `plan`, of all images that any choice of fields can ask for."""
+        return self.plan(folder, shown)
+
+    def pixels_to_prepare(self, file: Path) -> np.ndarray:
+        """The image in a file as it is kept, uint8 `[height, width, 3]`."""
+        return decode(file, None)
+
+    def plan_prepared(self, prepared: Plan, folder: Path) -> Plan:
+        """Which of the prepared images are examples."""
+        return prepared
+
     def prepare(self, given: str | None) -> Self:
-        """The source with the path `given`; `load` prepares it."""
-        return dataclasses.replace(self, path=given or self.path)
+        """Prepares all images of the folder, archive or table `given`.
+
+        Returns:
+            The source of what is prepared; or, where nothing is, with the path `given`.
+        """
+        if not self.prepared:
+            return dataclasses.replace(self, path=given or self.path)
+        path = existing(given or "")
+
+        def write(folder: Path) -> None:
+            from cnn_research.data.prepare.decoding import write_plan
+
+            facts = {"path": printable(path.name), "fingerprint": content_of(path)}
+            with opened(path) as root:
+                plan = self.plan_to_prepare(root, printable(path))
+                write_plan(folder, plan, self.pixels_to_prepare, self.on_bad_image, facts)
+
+        prepare_once(self.home(), write)
+        return self
+
+    def _read_prepared(self, folder: Path, scratch: Path) -> Decoded:
+        from cnn_research.data.prepare.decoding import decode_prepared, read_plan
+
+        plan = self.plan_prepared(read_plan(folder), folder)
+        return decode_prepared(folder, plan, self.image_size, scratch)
 
     def origin(self) -> Origin:
         self.check()
+        if self.prepared and not self.path:
+            return from_prepared(self, self.home(), self.prepared, self._read_prepared)
         path = existing(self.path)
         fields = dataclasses.asdict(self)
         for drawn in (*self.sizes, "split_seed"):
@@ -245,44 +287,14 @@ class ImageFiles:
         home = cache.data_dir() / self.kind / config / "1.0.0"
         fingerprint = self.state_of(path)
 
-        def prepare() -> None:
-            from cnn_research.data.prepare import builders
-
-            if not builders.is_prepared(home, fingerprint):
-                with opened(path) as root:
-                    plan = self.plan(root, printable(path))
-                    builders.prepare_images(
-                        home, plan, self.pixels, self.image_size, self.on_bad_image, fingerprint
-                    )
-
         def decode_all(scratch: Path) -> Decoded:
-            from cnn_research.data.prepare import builders
+            from cnn_research.data.prepare.decoding import decode_plan
 
-            examples, facts = builders.read(home, scratch)
+            with opened(path) as root:
+                plan = self.plan(root, printable(path))
+                examples, facts = decode_plan(plan, self.pixels, self.on_bad_image, scratch)
             examples = dataclasses.replace(examples, by_name=self.by_name)
-            return examples, {"path": printable(path.name), **facts}
+            return examples, {"path": printable(path.name), "fingerprint": fingerprint, **facts}
 
         key = cache.key_of([self.sizes, self.split_seed])
-        return Origin(name, decode_all, home, fingerprint, key, prepare)
-
-
-def prepare_from_files(
-    home: Path,
-    given: str | None,
-    plan: Callable[[Path, str], Plan],
-    pixels: Callable[[Path], np.ndarray],
-    on_bad_image: str,
-) -> None:
-    """Prepares all images of the folder or archive `given` in `home`, each at a size of its own."""
-    from cnn_research.data.prepare import builders
-
-    path = existing(given or "")
-
-    def write() -> None:
-        with opened(path) as root:
-            found = plan(root, printable(path))
-            notes = {**found.notes, "path": printable(path.name)}
-            found = dataclasses.replace(found, notes=notes)
-            builders.prepare_images(home, found, pixels, None, on_bad_image, content_of(path))
-
-    prepare_once(home, write)
+        return Origin(name, decode_all, home, fingerprint, key)

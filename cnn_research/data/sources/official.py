@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
+
+import numpy as np
 
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UserError
 from cnn_research.core.ranges import Range, Seed
 from cnn_research.data.dataset import Dataset
 from cnn_research.data.images import printable
-from cnn_research.data.prepare import cache, cifar10
+from cnn_research.data.prepare import cache, cifar10, fashion_mnist
 from cnn_research.data.prepare.files import existing, opened, stem_of
 from cnn_research.data.prepare.splits import Examples
 from cnn_research.data.sources.folder import ImageFolder
-from cnn_research.data.sources.loading import Origin, Share, from_records, load, prepare_once
+from cnn_research.data.sources.loading import (
+    Decoded,
+    Origin,
+    Share,
+    from_prepared,
+    load,
+    prepare_once,
+)
 
 
 @register_config
@@ -42,20 +52,18 @@ class FashionMnist:
 
     @staticmethod
     def home() -> Path:
-        """The folder of the prepared records."""
+        """The folder of the official files."""
         return cache.data_dir() / "fashion_mnist" / "3.0.1"
 
     def prepare(self, given: str | None) -> Self:
         """Prepares the four official files below `given`, or downloads them."""
-        from cnn_research.data.prepare import builders
-
         path = None if given is None else existing(given)
 
-        def write() -> None:
-            with opened(path) if path else contextlib.nullcontext() as folder:
-                builders.prepare_fashion_mnist(cache.data_dir(), folder)
+        def fill(folder: Path) -> None:
+            with opened(path) if path else contextlib.nullcontext() as source:
+                fashion_mnist.gather(folder, source and fashion_mnist.check(source))
 
-        prepare_once(self.home(), write)
+        _keep(self.home(), fill)
         return self
 
     def load(self) -> Dataset:
@@ -64,7 +72,11 @@ class FashionMnist:
 
     def origin(self) -> Origin:
         advice = "with the folder of the four official .gz files, or no --source to download them"
-        return from_records(self, self.home(), "Fashion-MNIST", _read, advice)
+        return from_prepared(self, self.home(), "Fashion-MNIST", self._read, advice)
+
+    def _read(self, folder: Path, _: Path) -> Decoded:
+        examples = _examples(fashion_mnist.read(fashion_mnist.check(folder)), fashion_mnist.CLASSES)
+        return examples, {"sha256": fashion_mnist.SHA256}
 
 
 @register_config
@@ -96,7 +108,7 @@ class Cifar10:
 
     @staticmethod
     def home() -> Path:
-        """The folder of the prepared records of the official data."""
+        """The folder of the official archive."""
         return cache.data_dir() / "cifar10" / "3.0.2"
 
     def prepare(self, given: str | None) -> Self:
@@ -108,22 +120,15 @@ class Cifar10:
         Returns:
             The source of what was given; image files are prepared by `load`.
         """
-        from cnn_research.data.prepare import builders
-
         if self.path:
             return self
         address = f"{cifar10.HOMEPAGE}{cifar10.BINARY}" if given is None else given
-        archive = None if "://" in address else cifar10.find(existing(address))
-        if archive is None and "://" not in address:
-            return dataclasses.replace(self, path=address)
-
-        def write() -> None:
-            if archive is not None:
-                return builders.prepare_cifar10(cache.data_dir(), archive)
-            with cache.scratch(self.home().with_name("download")) as folder:
-                builders.prepare_cifar10(cache.data_dir(), cifar10.fetch(address, folder))
-
-        prepare_once(self.home(), write)
+        if "://" not in address:
+            archive = cifar10.find(existing(address))
+            if archive is None:
+                return dataclasses.replace(self, path=address)
+            address = archive.as_uri()
+        _keep(self.home(), lambda folder: cifar10.gather(folder, address))
         return self
 
     def load(self) -> Dataset:
@@ -147,11 +152,35 @@ class Cifar10:
             f"with {cifar10.BINARY} or {cifar10.PYTHON}, or without --source to download it; "
             "or name a folder or archive of image files with --data.path"
         )
-        return from_records(self, self.home(), "CIFAR-10", _read, advice)
+        return from_prepared(self, self.home(), "CIFAR-10", self._read, advice)
+
+    def _read(self, folder: Path, _: Path) -> Decoded:
+        archive = cifar10.find(folder)
+        if archive is None:
+            raise UserError(f"{folder} has no archive in it: delete it and prepare again")
+        examples = _examples(cifar10.read(archive), cifar10.CLASSES)
+        return examples, {"sha256": {archive.name: cifar10.SHA256[archive.name]}}
 
 
-def _read(home: Path, scratch: Path) -> tuple[Examples, dict[str, Any]]:
-    from cnn_research.data.prepare import builders
+def _keep(home: Path, fill: Callable[[Path], None]) -> None:
+    """Keeps official files in `home`; those that an interrupted `fill(folder)` left are taken."""
 
-    examples, facts = builders.read(home, scratch)
-    return examples, {"sha256": facts.get("sha256") or builders.fashion_checksums()}
+    def write(folder: Path) -> None:
+        fill(cache.unfinished(folder))
+        cache.publish(cache.unfinished(folder), folder)
+
+    prepare_once(home, write)
+
+
+def _examples(
+    splits: Mapping[str, tuple[np.ndarray, np.ndarray]], classes: tuple[str, ...]
+) -> Examples:
+    """The images and labels of official splits, one after the other."""
+    sizes = {split: len(labels) for split, (_, labels) in splits.items()}
+    return Examples(
+        images=np.ascontiguousarray(np.concatenate([images for images, _ in splits.values()])),
+        labels={"label": np.concatenate([labels for _, labels in splits.values()], dtype=np.int32)},
+        class_names={"label": classes},
+        names=np.array([f"{split}/{at}" for split, size in sizes.items() for at in range(size)]),
+        given=np.repeat(list(sizes), list(sizes.values())),
+    )

@@ -5,24 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Self
-
-import numpy as np
+from typing import ClassVar
 
 from cnn_research.core.config import register_config
+from cnn_research.core.errors import UserError
 from cnn_research.core.ranges import PositiveInt
-from cnn_research.data.dataset import Dataset
-from cnn_research.data.images import decode, printable
+from cnn_research.data.images import printable
 from cnn_research.data.prepare import cache
 from cnn_research.data.prepare.files import Plan, status_of
-from cnn_research.data.sources.loading import (
-    Decoded,
-    ImageFiles,
-    Origin,
-    from_records,
-    load,
-    prepare_from_files,
-)
+from cnn_research.data.sources.loading import ImageFiles
 from cnn_research.data.sources.rows import find_table, plan_every_row, plan_rows, read_table
 
 
@@ -66,10 +57,6 @@ class ImageTable(ImageFiles):
         heads = ", ".join((*self.label, *self.number))
         return f"{super().description}, labels {heads}"
 
-    def load(self) -> Dataset:
-        """Images are uint8 `[examples, *image_size, 3]`, memory maps; a head per column."""
-        return load(self)
-
     def plan(self, folder: Path, shown: str) -> Plan:
         table = find_table(folder, shown) if folder.is_dir() else folder
         return self.plan_of(read_table(table, shown), shown, table.parent)
@@ -100,6 +87,8 @@ class Products(ImageTable):
     and the target the one from 2015 on, as far as the fields do not say otherwise.
     """
 
+    prepared: ClassVar = "products"
+
     path: str = ""
     """The CSV file, or a folder or archive with one, prepared on first use; empty for what is
     prepared."""
@@ -122,33 +111,21 @@ class Products(ImageTable):
             return super().description
         return dataclasses.replace(self, path="products").description
 
-    @staticmethod
-    def home() -> Path:
-        """The folder of the prepared records."""
-        return cache.data_dir() / "products" / "1.0.0"
-
-    def prepare(self, given: str | None) -> Self:
-        """Prepares the image of every row of the table at, or below, `given`, and its cells."""
-        prepare_from_files(self.home(), given, self._plan_all, _as_it_is, self.on_bad_image)
-        return self
-
-    def origin(self) -> Origin:
-        if self.path:
-            return super().origin()
-        self.check()
-        return from_records(self, self.home(), "products", self._read)
-
-    def _read(self, home: Path, scratch: Path) -> Decoded:
-        from cnn_research.data.prepare import builders
-
-        return builders.read_table(
-            home, scratch, self.image_size, lambda rows: self.plan_of(rows, "products", home)
-        )
-
-    def _plan_all(self, folder: Path, shown: str) -> Plan:
+    def plan_to_prepare(self, folder: Path, shown: str) -> Plan:
         table = find_table(folder, shown) if folder.is_dir() else folder
         return plan_every_row(read_table(table, shown), shown, table.parent, self.image)
 
-
-def _as_it_is(file: Path) -> np.ndarray:
-    return decode(file, None)
+    def plan_prepared(self, prepared: Plan, folder: Path) -> Plan:
+        files = {record.name: record.path for record in prepared.records}
+        plan = self.plan_of([record.cells or {} for record in prepared.records], "products", folder)
+        for record in plan.records:
+            if record.name not in files:
+                raise UserError(
+                    f"there is no image {record.name} in {folder}, such as {next(iter(files))}: "
+                    "correct --data.image, or delete that folder and prepare again"
+                )
+        return dataclasses.replace(
+            plan,
+            records=[dataclasses.replace(r, path=files[r.name]) for r in plan.records],
+            notes={**prepared.notes, **plan.notes},
+        )

@@ -1,0 +1,89 @@
+"""The four official files of Fashion-MNIST: found, downloaded and read."""
+
+from __future__ import annotations
+
+import gzip
+import http.client
+from pathlib import Path
+
+import numpy as np
+
+from cnn_research.core.errors import UserError
+from cnn_research.core.run_folder import sha256_of
+from cnn_research.data.prepare.downloads import fetch
+
+CLASSES = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
+
+SHA256 = {
+    "train-images-idx3-ubyte.gz": (
+        "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84"
+    ),
+    "train-labels-idx1-ubyte.gz": (
+        "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845"
+    ),
+    "t10k-images-idx3-ubyte.gz": (
+        "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073"
+    ),
+    "t10k-labels-idx1-ubyte.gz": (
+        "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"
+    ),
+}
+ADDRESS = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
+HOMEPAGE = "https://github.com/zalandoresearch/fashion-mnist"
+
+
+def check(folder: Path) -> Path:
+    """The folder, at or below `folder`, that has the official files.
+
+    Raises:
+        UserError: one is absent, or is not the official one.
+    """
+    folder = next(folder.rglob(next(iter(SHA256))), folder / "-").parent
+    for name, digest in SHA256.items():
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} has no {name}: the four official .gz files are needed")
+        if sha256_of(folder / name) != digest:
+            raise UserError(_refusal(str(folder / name)))
+    return folder
+
+
+def gather(folder: Path, source: Path | None) -> None:
+    """Puts those of the files that `folder` lacks there, from `source` or downloaded."""
+    try:
+        for name, digest in SHA256.items():
+            address = f"{ADDRESS}{name}" if source is None else (source / name).as_uri()
+            if not (folder / name).exists():
+                fetch(address, folder, {name: digest}, _refusal(address))
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        if source is not None:
+            raise
+        raise UserError(
+            f"Fashion-MNIST could not be downloaded ({error}): fetch {', '.join(SHA256)} as "
+            f"described at {HOMEPAGE} and pass their folder with --source=FOLDER"
+        ) from error
+
+
+def read(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The examples of the files in `folder`, in their order.
+
+    Returns:
+        Per split, `train` and `test`: images, uint8 `[examples, 28, 28, 1]`, and labels, uint8
+        `[examples]`.
+    """
+    # The headers are 16 and 8 bytes; the checksums have vouched for the rest.
+    content = [gzip.decompress((folder / name).read_bytes()) for name in SHA256]
+    train, train_labels, test, test_labels = (np.frombuffer(part, np.uint8) for part in content)
+    return {
+        "train": (train[16:].reshape(-1, 28, 28, 1), train_labels[8:]),
+        "test": (test[16:].reshape(-1, 28, 28, 1), test_labels[8:]),
+    }
+
+
+def _refusal(where: str) -> str:
+    return (
+        f"{where} is not the official file (its SHA-256 differs): it is damaged or another "
+        "version; fetch it again"
+    )
