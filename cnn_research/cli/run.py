@@ -15,19 +15,14 @@ from cnn_research.core.experiment import Experiment, Result
 @dataclasses.dataclass(frozen=True)
 class Mode:
     """The functions behind one mode of a kind of experiment. They are `"module:function"`, so that
-    reading a config, or `--help`, imports nothing that trains.
-
-    Attributes:
-        function: called as `function(experiment, workdir)`.
-        options: the flags that it takes: `input`, as a third argument, which it then needs, and as
-            keywords `profile` and `neighbours`.
-        replicated: called instead, as `function(experiment, workdir, replicas)`, for several seeds
-            at once; "" where the mode trains nothing.
-    """
+    reading a config, or `--help`, imports nothing that trains."""
 
     function: str
+    """Called as `function(experiment, workdir)`."""
     options: tuple[str, ...] = ()
+    """`input`, a third argument that it then needs, and the keywords `profile`, `neighbours`."""
     replicated: str = ""
+    """Called for several seeds at once as `replicated(experiment, workdir, replicas)`, if any."""
 
     def takes(self, option: str) -> bool:
         """Return whether the mode accepts a flag."""

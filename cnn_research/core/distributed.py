@@ -38,10 +38,8 @@ def initialize_distributed() -> Iterator[None]:
     """Make one program of the processes that a launcher started; alone, change nothing.
 
     Before anything else asks JAX for devices. Where one of several processes fails, it ends here
-    and at once with its exit code: the others would wait for it, and it for them.
-
-    Raises:
-        UsageError: there are several processes, and no way for them to find each other.
+    and at once with its exit code: the others would wait for it, and it for them. A `UsageError`
+    if they have no way to find each other.
     """
     options = launch_options()
     if options is None:
@@ -73,10 +71,7 @@ def launch_options() -> dict[str, Any] | None:
     """The arguments of `jax.distributed.initialize`, from the environment; None for one process.
 
     Variables of JAX's own count first. Of SLURM, Open MPI and Cloud TPUs JAX knows by itself how
-    their processes find each other.
-
-    Raises:
-        UsageError: a launcher has started several processes that JAX cannot connect.
+    their processes find each other; a `UsageError` for others that it cannot connect.
     """
     names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     explicit = {name: os.environ[name] for name in names if name in os.environ}

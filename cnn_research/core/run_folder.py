@@ -58,10 +58,7 @@ def locked(workdir: Path, *, enabled: bool = True) -> Iterator[None]:
     """Makes the folder, and keeps every other run from writing to it meanwhile.
 
     Of several processes of one run, the first locks it for all; where nothing is to be written
-    (`enabled`), none does.
-
-    Raises:
-        UserError: the folder cannot be written to, or another process runs in it.
+    (`enabled`), none does. A `UserError` if it cannot be written to, or another process runs in it.
     """
     from cnn_research.core.distributed import is_first_process
 

@@ -10,12 +10,9 @@ import numpy as np
 
 
 def padded_batches(count: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields the indices and weights of batches that are all of one size.
+    """Yields the indices, int `[batch_size]`, and weights of batches that are all of one size.
 
-    The last batch is padded with the last example.
-
-    Yields:
-        int `[batch_size]`, and float32 `[batch_size]`: 1 for an example, 0 for padding.
+    The last batch is padded with the last example, at weight 0; the others are float32 1.
     """
     for start in range(0, count, batch_size):
         indices = np.arange(start, start + batch_size)

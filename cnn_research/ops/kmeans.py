@@ -32,9 +32,7 @@ class KMeans(NamedTuple):
 def nearest(points: jax.Array, centroids: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Of each point, the nearest centroid's index, int32, and the squared distance, float32.
 
-    Args:
-        points: float32 `[points, dimensions]`.
-        centroids: float32 `[k, dimensions]`. The first of equally near ones counts.
+    Both have rows of `[dimensions]`, float32. The first of equally near centroids counts.
     """
 
     def of_block(block):

@@ -66,9 +66,8 @@ class Sweep:
     def runs(self, folder: Path) -> list[Run]:
         """All runs of a sweep that is no search, in order.
 
-        Raises:
-            UsageError: a config that its experiment refuses, or two runs of the same.
-            UserError: data that an experiment is fitted to are not there.
+        A `UsageError` for a config that its experiment refuses, or two runs of the same; a
+        `UserError` where the data that an experiment is fitted to are not there.
         """
         runs: dict[str, Run] = {}
         for name in self.experiments:
@@ -124,10 +123,8 @@ def plan_run(
 ) -> Run:
     """The run of an experiment with overrides; its config is checked, its data are not looked at.
 
-    Before its hash it is called `name`, or after its experiment and the words of `naming`.
-
-    Raises:
-        UsageError: the words are not the experiment's, or contradict each other.
+    Before its hash it is called `name`, or after its experiment and the words of `naming`. A
+    `UsageError` for words that are not the experiment's, or contradict each other.
     """
     from cnn_research.cli.fields import with_suggestions
 

@@ -76,10 +76,8 @@ def check() -> None:
 def submit(runs: Sequence[Run], folder: Path, source: Path, **resources: Any) -> str:
     """Submits one run or more as a job array, which imports `source`; returns its number at once.
 
-    `resources` are submitit's of each run; None for the cluster's default.
-
-    Raises:
-        UserError: SLURM refuses; in its own words.
+    `resources` are submitit's of each run; None for the cluster's default. A `UserError` in
+    SLURM's own words where it refuses.
     """
     import submitit
     from submitit.core.utils import FailedJobError

@@ -15,8 +15,7 @@ PACKAGES = ("cnn_research", "experiments")
 def copy_source(folder: Path) -> Path:
     """Copies the packages' files below a sweep's folder, unless the same are there already.
 
-    Returns:
-        The folder to import from, named after a hash of its files.
+    Returns the folder to import from, named after a hash of its files.
     """
     root = Path(__file__).resolve().parents[2]
     files = sorted(
