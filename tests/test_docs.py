@@ -36,7 +36,10 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
-PROGRAMS = {"pip", "ruff", "mypy", "tensorboard", "curl", "taskset", "sbatch", "hf", "."}
+PROGRAMS = {
+    *("pip", "ruff", "mypy", "tensorboard", "curl", "taskset", "sbatch", "hf"),
+    *("cd", "sha256sum", "."),
+}
 """What commands begin with that are not this project's."""
 
 

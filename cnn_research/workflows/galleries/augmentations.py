@@ -17,14 +17,8 @@ from cnn_research.core.experiment import Experiment, Result
 from cnn_research.core.random import example_keys, stream_key
 from cnn_research.core.ranges import Range, Seed
 from cnn_research.data.augmentation.config import Augmentation
-from cnn_research.workflows.galleries.gallery import (
-    Size,
-    check_size,
-    gallery_page,
-    heading,
-    photographs,
-)
-from cnn_research.workflows.galleries.layout import grid, ratio, show
+from cnn_research.workflows.galleries.gallery import Size, gallery_page, heading, photographs
+from cnn_research.workflows.galleries.layout import grid, label_row, ratio, show
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,6 +36,21 @@ FIGURE_12 = {
     "right": "moved to the right",
 }
 """Document 002's changes, in its order."""
+OUTSIDE = {"black": "black", "edge": "the border's pixels", "reflect": "the image's reflection"}
+"""What comes in from outside of an image, by `Augmentation.fill`."""
+RANGES = {
+    "crop": "{0:.0%} to {1:.0%} of the area",
+    "zoom": "{0:g} to {1:g}",
+    "rotation": "−{0:g}° to {0:g}°",
+    **dict.fromkeys(("left", "right"), "up to {0:.0%} of the width"),
+    **dict.fromkeys(("up", "down"), "up to {0:.0%} of the height"),
+    "shift": "up to {0} pixels both ways",
+    "rand_augment": "{0} of 14 changes",
+    **dict.fromkeys(("brightness", "contrast", "saturation"), "factor 1 ± {0:g}"),
+    "cutout": "{0}x{0} pixels",
+    "erasing": "a box, with probability {0:g}",
+}
+"""How the value of a change is written."""
 
 
 @register_config
@@ -82,7 +91,6 @@ class Augmentations(Experiment):
 
     def check(self) -> None:
         super().check()
-        check_size(self.size)
         self.augmentation.check()
         if self.augmentation.size:
             raise UsageError(
@@ -106,40 +114,32 @@ def draw(experiment: Augmentations, workdir: Path) -> Result:
     with gallery_page(experiment, workdir, "Augmentations") as page:
         page.text(
             "Each change alone, drawn several times, as training would do it; what comes in from "
-            f"outside is {outside(how)}."
+            f"outside is {OUTSIDE[how.fill]}."
         )
         for (name, pixels), other in zip(photos.items(), others):
             page.text(heading(experiment.image, name))
-            rows = alone(how, pixels, experiment.draws, experiment.seed)
-            if set(FIGURE_12) <= set(rows):
+            changed = alone(how, pixels, experiment.draws, experiment.seed)
+            if set(FIGURE_12) <= set(changed):
                 page.picture(
                     f"figure_12_{name}",
-                    figure_12(pixels, rows, how),
+                    figure_12(pixels, changed, how),
                     "Document 002's figure 12: the image, and its six copies with one change each.",
                 )
-            labels = described(how)
-            for kind, changes in (
-                ("places", [change for change in rows if change in PLACING]),
-                ("pixels", [change for change in rows if change not in PLACING]),
-            ):
-                if changes:
-                    shown = {labels[change]: list(rows[change]) for change in changes}
-                    title = {"places": "Where pixels go", "pixels": "What pixels become"}[kind]
-                    page.picture(
-                        f"{kind}_{name}",
-                        rows_figure(pixels, shown, title),
-                        f"{title}: one change in each row.",
-                    )
-            if how.mixes:
-                page.picture(
-                    f"mixed_{name}",
-                    rows_figure(
-                        pixels,
-                        mixtures(how, pixels, other, experiment.draws, experiment.seed),
-                        "Two images and their labels",
-                    ),
+            places, colours = {}, {}
+            for change, images in changed.items():
+                rows = places if change in PLACING else colours
+                rows[described(how, change)] = [(image, "") for image in images]
+            mixed = mixtures(how, pixels, other, experiment.draws, experiment.seed)
+            for kind, rows, title, caption in (
+                ("places", places, "Where pixels go", "One change in each row."),
+                ("pixels", colours, "What pixels become", "One change in each row."),
+                (
+                    *("mixed", mixed, "Two images and their labels"),
                     "The share of the first image's label stands above each.",
-                )
+                ),
+            ):
+                if rows:
+                    page.picture(f"{kind}_{name}", rows_figure(pixels, rows, title), caption)
     return Result(workdir, 0, {})
 
 
@@ -184,78 +184,30 @@ def _keys(draws: int, seed: int) -> jax.Array:
     return example_keys(stream_key(seed, "augmentation"), epochs, jnp.zeros_like(epochs))
 
 
-def outside(how: Augmentation) -> str:
-    """A description of the pixels that come in from outside of an image."""
-    return {
-        "black": "black",
-        "edge": "the border's pixels",
-        "reflect": "the image's reflection",
-    }[how.fill]
-
-
-def described(how: Augmentation) -> dict[str, str]:
-    """Every change with its range, in words."""
-    beyond = f"; outside: {outside(how)}"
-    erased = {"black": "black", "mean": "the mean colour", "noise": "noise"}[how.erase_fill]
-
-    def share(value: float) -> str:
-        return f"{100 * value:g} %"
-
-    def factor(value: float) -> str:
-        return f"{1 - value:g} to {1 + value:g}"
-
-    return {
-        "mirror": "mirror: left and right",
-        "flip": "flip: upside down",
-        "crop": f"crop: {share(how.crop[0])} to {share(how.crop[1])} of the area, aspect ratio "
-        "3/4 to 4/3",
-        "zoom": f"zoom: {how.zoom[0]:g} to {how.zoom[1]:g}{beyond}",
-        "rotation": f"rotation: −{how.rotation:g}° to {how.rotation:g}°{beyond}",
-        **{
-            name: f"{name}: 0 to {share(getattr(how, name))}{beyond}"
-            for name in ("left", "right", "up", "down")
-        },
-        "shift": f"shift: −{how.shift} to {how.shift} pixels both ways{beyond}",
-        "rand_augment": f"RandAugment: {how.rand_augment} of 14 changes, magnitude "
-        f"{how.magnitude:g} of 30{beyond}",
-        "brightness": f"brightness: factor {factor(how.brightness)}",
-        "contrast": f"contrast: factor {factor(how.contrast)}",
-        "saturation": f"saturation: factor {factor(how.saturation)}",
-        "cutout": f"cutout: {how.cutout}x{how.cutout} pixels, filled with {erased}",
-        "erasing": f"erasing: {share(how.erasing_area[0])} to {share(how.erasing_area[1])} of the "
-        f"area, aspect ratio {how.erasing_aspect[0]:g} to {how.erasing_aspect[1]:g}, "
-        f"filled with {erased}",
-    }
+def described(how: Augmentation, name: str) -> str:
+    """A change with its range, in words."""
+    value = getattr(how, name)
+    if name not in RANGES:
+        return name
+    return f"{name}: " + RANGES[name].format(*(value if isinstance(value, tuple) else (value,)))
 
 
 # Pictures ----------------------------------------------------------------------------------------
 
 
 def rows_figure(
-    pixels: np.ndarray,
-    rows: Mapping[str, Sequence[np.ndarray | tuple[np.ndarray, str]]],
-    title: str,
+    pixels: np.ndarray, rows: Mapping[str, Sequence[tuple[np.ndarray, str]]], title: str
 ) -> Figure:
-    """A row for each label: the image, and what it has become, perhaps with a word above."""
+    """A row for each label: the image, and what it has become, each with a word above or ""."""
     columns = 1 + max(len(shown) for shown in rows.values())
-    words = any(isinstance(shown, tuple) for row in rows.values() for shown in row)
-    cell = (1.5, 1.5 * ratio(pixels.shape) + (0.5 if words else 0.3))
+    above = "\n" if any(word for row in rows.values() for _, word in row) else ""
+    cell = (1.5, 1.5 * ratio(pixels.shape) + (0.5 if above else 0.3))
     figure, axes = grid(len(rows), columns, cell, title, "The first column is the image itself.")
-    above = "\n" if words else ""
     for places, (label, row) in zip(axes, rows.items()):
         show(places[0], pixels)
-        for place, shown in zip(places[1:], row):
-            image, word = shown if isinstance(shown, tuple) else (shown, " ")
-            show(place, image, f"{above}{word}")
-        # Over as many of the row's images as it needs; a title would make its column wider.
-        places[0].annotate(
-            label + above,
-            *((0, 1), (0, 5)),
-            xycoords="axes fraction",
-            textcoords="offset points",
-            fontsize=10,
-            parse_math=False,
-        ).set_in_layout(False)
+        for place, (image, word) in zip(places[1:], row):
+            show(place, image, f"{above}{word}" or " ")
+        label_row(places[0], label + above)
     return figure
 
 
@@ -263,7 +215,7 @@ def figure_12(pixels: np.ndarray, rows: Mapping[str, np.ndarray], how: Augmentat
     """The image, and of each of document 002's changes the draw that differs most from it."""
     cell = (2.2, 2.2 * ratio(pixels.shape) + 0.3)
     title = "Document 002, figure 12: one change for each copy"
-    figure, axes = grid(2, 4, cell, title, f"What comes in from outside is {outside(how)}.")
+    figure, axes = grid(2, 4, cell, title, f"What comes in from outside is {OUTSIDE[how.fill]}.")
     places = axes.ravel()
     show(places[0], pixels, "image")
     for place, (name, words) in zip(places[1:], FIGURE_12.items()):

@@ -10,17 +10,22 @@ import numpy as np
 
 from cnn_research.models.layer_outputs import Layer, TopActivations
 from cnn_research.report.plots import shortened
-from cnn_research.workflows.galleries.layout import Canvas, ratio
+from cnn_research.workflows.galleries.layout import grid, label_row, ratio, show
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INPUTS = 4
 """Slices of a kernel that are shown."""
+SIDE = 1.1
+"""Width of an image's place, in inches."""
+SMALL = 8
+"""Points of the type above an image."""
 
 
-TOP = 0.75
-"""Inches above the first row of a canvas."""
+def _cell(shape: tuple[int, ...], lines: int = 1) -> tuple[float, float]:
+    """Width and height of the place of an image `[height, width, ...]` with lines of text above."""
+    return SIDE, SIDE * ratio(shape, 2.0, 0.5) + 0.12 + 0.14 * lines
 
 
 def maps_figure(
@@ -34,30 +39,19 @@ def maps_figure(
         chosen: the layers.
         found: for each, `[map_height, map_width, units]`.
     """
-    side, gap = 1.05, 0.28
-    tall = side * ratio(image.shape, 2.0, 0.5)
-    row = tall + gap
     columns = max(each.shape[2] for each in found)
-    width = max(5.5, 0.2 + (side + 0.06) * columns)
-    canvas = Canvas(
-        width,
-        TOP + row * (1 + len(chosen)) + 0.1,
-        "Feature maps",
-        "from the first convolution, below the image, to the last",
-    )
-    canvas.text(0.1, TOP, f"image: {label}")
-    canvas.image(0.1, TOP + 0.18, side, tall, image)
-    for at, (layer, each) in enumerate(zip(chosen, found, strict=True), start=1):
-        y = TOP + at * row
-        height, wide, units = layer.shape
-        canvas.text(
-            *(0.1, y),
-            f"{layer.path}: {height}x{wide}, units 0 to {each.shape[2] - 1} of {units}",
-        )
-        for unit in range(each.shape[2]):
-            x = 0.1 + unit * (side + 0.06)
-            canvas.image(x, y + 0.18, side, tall, stretched(each[..., unit]))
-    return canvas.figure
+    subtitle = "from the first convolution, below the image, to the last"
+    cell = _cell(image.shape)
+    figure, axes = grid(1 + len(chosen), columns, cell, "Feature maps", subtitle)
+    show(axes[0, 0], image, " ")
+    label_row(axes[0, 0], f"image: {label}", SMALL)
+    for row, layer, each in zip(axes[1:], chosen, found, strict=True):
+        height, width, units = layer.shape
+        for place, values in zip(row, np.moveaxis(each, 2, 0), strict=False):
+            show(place, stretched(values), " ")
+        words = f"{layer.path}: {height}x{width}, units 0 to {each.shape[2] - 1} of {units}"
+        label_row(row[0], words, SMALL)
+    return figure
 
 
 def stretched(values: np.ndarray) -> np.ndarray:
@@ -82,35 +76,27 @@ def layer_figure(
         activations: which of them, for each unit that is shown.
         label: gives the class of an image by its place.
     """
-    colour = kernels.shape[2] == images.shape[3] == 3
-    slices = 1 if colour else min(INPUTS, kernels.shape[2])
-    side, gap = 1.05, 0.25
-    tall = side * ratio(images.shape[1:], 2.0, 0.5)
-    left = 0.65
-    right = left + slices * (0.75 + 0.06) + 0.3
-    row = tall + gap
-    shown = activations.indices.shape[1]
-    width = max(6.0, right + shown * (side + 0.06) + 0.1)
-    height, wide, inputs = kernels.shape[:3]
-    subtitle = f"{height}x{wide} over {inputs} input" + "s" * (inputs > 1)
+    height, width, inputs, _ = kernels.shape
+    colour = inputs == images.shape[3] == 3
+    slices = 1 if colour else min(INPUTS, inputs)
+    subtitle = f"Filters of {height}x{width} over {inputs} input{'s' * (inputs > 1)}"
     if not colour and slices < inputs:
         subtitle += f", of which the first {slices} are shown"
-    canvas = Canvas(width, TOP + 0.2 + row * len(activations.indices) + 0.05, layer.path, subtitle)
-    canvas.text(left, TOP, "filter", fontweight="bold")
-    canvas.text(right, TOP, "images that excite it most", fontweight="bold")
-    for unit, chosen in enumerate(activations.indices):
-        y = TOP + 0.22 + unit * row
-        canvas.text(0.1, y + 0.18, f"unit {unit}")
-        for at, part in enumerate(filter_slices(kernels[..., unit], slices, colour)):
-            high, broad = 0.75 * np.array(part.shape[:2]) / max(part.shape[:2])
-            canvas.image(left + at * 0.81, y + 0.18, float(broad), float(high), part)
-        for at, index in enumerate(chosen):
-            x = right + at * (side + 0.06)
-            canvas.text(x, y, shortened(label(int(index)), 16), fontsize=7.5)
-            canvas.image(x, y + 0.18, side, tall, images[index])
-            down, along = (activations.places[unit, at] + 0.5) / images.shape[1:3]
-            canvas.cross(x + along * side, y + 0.18 + down * tall)
-    return canvas.figure
+    units, shown = activations.indices.shape
+    figure, axes = grid(
+        *(units, slices + shown, _cell(images.shape[1:]), layer.path),
+        f"{subtitle}; beside each, the images that excite it most.",
+    )
+    for unit, row in enumerate(axes):
+        for place, part in zip(row, filter_slices(kernels[..., unit], slices, colour)):
+            show(place, part, " ")
+        label_row(row[0], f"unit {unit}", SMALL)
+        strongest = zip(activations.indices[unit], activations.places[unit], strict=True)
+        for place, (index, (down, along)) in zip(row[slices:], strongest, strict=True):
+            show(place, images[index], shortened(label(int(index)), 16), size=SMALL)
+            for thick, shade in ((3.0, "white"), (1.2, "#D55E00")):
+                place.plot(along, down, "+", color=shade, markersize=8, markeredgewidth=thick)
+    return figure
 
 
 def filter_slices(kernel: np.ndarray, slices: int, colour: bool) -> list[np.ndarray]:
@@ -118,14 +104,14 @@ def filter_slices(kernel: np.ndarray, slices: int, colour: bool) -> list[np.ndar
     shown = kernel if colour else kernel[..., :slices]
     pixels = 127.5 + 127.5 * shown / max(float(abs(shown).max()), 1e-12)
     pixels = np.round(pixels).astype(np.uint8)
-    return [pixels] if colour else [pixels[..., at] for at in range(slices)]
+    return [pixels] if colour else [*np.moveaxis(pixels, 2, 0)]
 
 
 def cams_figure(
     images: np.ndarray,
     cams: np.ndarray,
     labels: Sequence[str],
-    said: Sequence[str],
+    answers: Sequence[str],
     title: str,
     subtitle: str,
 ) -> Figure:
@@ -135,25 +121,19 @@ def cams_figure(
         images: uint8 `[shown, height, width, channels]`.
         cams: float32 `[shown, map_height, map_width]`.
         labels: what each image is.
-        said: what the network says it is.
+        answers: what the network says it is.
         title: of the figure.
         subtitle: a line.
     """
-    side, gap = 1.45, 0.5
-    tall = side * ratio(images.shape[1:], 2.0, 0.5)
-    columns = min(4, len(images))
-    rows = -(-len(images) // columns)
-    pair = 2 * side + 0.3
-    width = max(4.0, 0.1 + columns * pair)
-    row = tall + gap
-    canvas = Canvas(width, TOP + rows * row, title, subtitle)
-    for at, (image, cam) in enumerate(zip(images, cams, strict=True)):
-        x, y = 0.1 + at % columns * pair, TOP + at // columns * row
-        canvas.text(x, y, f"true: {shortened(labels[at], 40)}")
-        canvas.text(x, y + 0.15, shortened(said[at], 46))
-        canvas.image(x, y + 0.33, side, tall, image)
-        canvas.image(x + side + 0.04, y + 0.33, side, tall, overlaid(image, cam))
-    return canvas.figure
+    pairs = min(4, len(images))
+    cell = _cell(images.shape[1:], lines=2)
+    figure, axes = grid(-(-len(images) // pairs), 2 * pairs, cell, title, subtitle)
+    for (left, right), *each in zip(axes.reshape(-1, 2), images, cams, labels, answers):
+        image, cam, label, answer = each
+        show(left, image)
+        show(right, overlaid(image, cam), " \n ", size=SMALL)
+        label_row(left, f"true: {shortened(label, 30)}\n{shortened(answer, 36)}", SMALL)
+    return figure
 
 
 def overlaid(image: np.ndarray, cam: np.ndarray) -> np.ndarray:

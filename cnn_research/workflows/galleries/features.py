@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -91,14 +90,14 @@ class Opened:
         return jax.tree.map(np.asarray, self.state.variables())
 
     @property
-    def class_names(self) -> tuple[str, ...]:
-        """Of the head that the run learned; empty where it estimates a number."""
-        return self.dataset.class_names.get(self.head, ())
-
-    @property
     def head(self) -> str:
         """The run's first head, whose classes are shown."""
         return self.training.task.heads[0]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of that head; empty where it estimates a number."""
+        return self.dataset.class_names.get(self.head, ())
 
     def preprocess(self, images: Any) -> jax.Array:
         """uint8 images as the model sees them."""
@@ -135,8 +134,9 @@ def draw(experiment: Features, workdir: Path) -> Result:
             f"The run {experiment.run} at step {step:,}; images of the {experiment.split} split. A "
             "convolution's map is its output before normalisation and activation."
         )
-        _convolutions(page, opened, experiment, convolutions, chosen)
-        _cams(page, opened, seen_at, target, indices)
+        _feature_maps(page, opened, experiment, chosen)
+        _top_activations(page, opened, experiment, chosen)
+        _grad_cam(page, opened, seen_at, target, indices)
     return Result(workdir, step, {})
 
 
@@ -173,113 +173,93 @@ def spread(items: Sequence[Layer], count: int) -> list[Layer]:
     return [items[round(at)] for at in np.linspace(0, len(items) - 1, count)]
 
 
-def _convolutions(
-    page: Page,
-    opened: Opened,
-    experiment: Features,
-    convolutions: Sequence[Layer],
-    chosen: Sequence[Layer],
+def _feature_maps(
+    page: Page, opened: Opened, experiment: Features, chosen: Sequence[Layer]
 ) -> None:
-    model, split = opened.training.model, opened.split
+    """Adds a table of the convolutions, and the maps of one image."""
+    convolutions = [layer for layer in opened.layers if layer.kernel]
     page.text("## Feature maps")
     if len(chosen) < len(convolutions):
         page.text(f"{len(chosen)} of {len(convolutions)} convolutions are shown (--layers).")
+    rows = []
+    for layer in convolutions:
+        (height, width, inputs), (tall, wide, units) = layer.kernel or (0, 0, 0), layer.shape
+        sizes = (f"{height}x{width}", f"{inputs}", f"{tall}x{wide}", f"{units}")
+        rows.append((layer.path, *sizes, "yes" if layer in chosen else ""))
     header = ("convolution", "kernel", "inputs", "map", "units", "shown")
-    page.text(markdown_table(header, [_row(layer, layer in chosen) for layer in convolutions]))
-    image = opened.preprocess(split.images[experiment.example][None])
-    paths = [layer.path for layer in chosen]
-    _, found = jax.jit(lambda v, x: maps(model, v, x, paths))(opened.variables, image)
+    page.text(markdown_table(header, rows))
+    image, paths = opened.split.images[experiment.example], [layer.path for layer in chosen]
+    _, found = jax.jit(lambda v, x: maps(opened.training.model, v, x, paths))(
+        opened.variables, opened.preprocess(image[None])
+    )
+    shown = [np.asarray(each[0, ..., : experiment.units]) for each in found]
     page.picture(
         "feature_maps",
-        maps_figure(
-            split.images[experiment.example],
-            opened.label(experiment.example),
-            chosen,
-            [np.asarray(each[0, ..., : experiment.units]) for each in found],
-        ),
+        maps_figure(image, opened.label(experiment.example), chosen, shown),
         "Each map from its least value, black, to its largest, white.",
     )
-    page.text("## Filters, and the images that excite them most")
+
+
+def _top_activations(
+    page: Page, opened: Opened, experiment: Features, chosen: Sequence[Layer]
+) -> None:
+    """Adds each layer's filters beside the images that excite them most."""
+    split, variables = opened.split, opened.variables
     # A split may be sorted by class: from all of it.
     searched = np.unique(np.linspace(0, len(split) - 1, experiment.search).astype(int))
+    page.text("## Filters, and the images that excite them most")
     page.text(
         f"Searched: {len(searched):,} of the split's {len(split):,} images. The cross is where "
         "the output is largest."
     )
     top_activations = top_activating_images(
-        model,
-        opened.variables,
-        split.images,
-        searched,
-        opened.preprocess,
-        chosen,
+        *(opened.training.model, variables, split.images, searched, opened.preprocess, chosen),
         units=experiment.units,
         best=BEST,
     )
-    for number, (layer, activations) in enumerate(
-        zip(chosen, top_activations, strict=True), start=1
-    ):
-        kernels = np.asarray(kernel_of(opened.variables, layer.path), np.float32)
-        label = functools.cache(opened.label)
+    for number, (layer, activations) in enumerate(zip(chosen, top_activations), start=1):
+        kernels = np.asarray(kernel_of(variables, layer.path), np.float32)
         page.picture(
             f"layer_{number}",
-            layer_figure(layer, kernels, split.images, activations, label),
+            layer_figure(layer, kernels, split.images, activations, opened.label),
             f"{layer.path}: {len(activations.indices)} of {layer.shape[2]} units. "
             "In a filter, zero is mid-grey.",
         )
 
 
-def _row(layer: Layer, shown: bool) -> tuple[str, ...]:
-    assert layer.kernel is not None
-    height, width, inputs = layer.kernel
-    return (
-        layer.path,
-        f"{height}x{width}",
-        f"{inputs}",
-        f"{layer.shape[0]}x{layer.shape[1]}",
-        f"{layer.shape[2]}",
-        "yes" if shown else "",
-    )
-
-
-def _cams(
+def _grad_cam(
     page: Page, opened: Opened, layer: Layer, target: int | None, indices: np.ndarray
 ) -> None:
-    taken = opened.split.take(indices)
-    images = opened.preprocess(taken.images)
-    task, model = opened.training.fitted_task, opened.training.model
-    outputs, _ = jax.jit(lambda v, x: maps(model, v, x, []))(opened.variables, images)
-    if opened.class_names:
-        # The classes of the first head stand first.
-        shares = np.asarray(jax.nn.softmax(outputs[:, : len(opened.class_names)]))
-        best = shares.argmax(axis=1)
-        targets = best if target is None else np.full(len(indices), target)
-        said = [
-            f"says: {opened.class_names[k]} {share[k]:.0%}"
-            for k, share in zip(best, shares, strict=True)
-        ]
-        of = "the predicted class"
-        if target is not None:
-            of = f"the class {opened.class_names[target]}"
-    else:
-        shown = dataclasses.replace(opened.dataset, splits={"shown": taken})
-        predictions: Any = task.predictions(
-            shown, "shown", np.asarray(outputs), {"loss": float("nan")}
-        )
-        targets = np.zeros(len(indices), np.int32)
-        said = [f"estimated: {value:.4g}" for value in predictions[opened.head].predicted]
-        of = "a larger estimate"
+    """Adds Grad-CAM at a layer for a class, or for what is predicted."""
+    model, variables, classes = opened.training.model, opened.variables, len(opened.class_names)
+    pixels = opened.split.images[indices]
+    images = opened.preprocess(pixels)
+    outputs = np.asarray(jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images))
+    # The first head's outputs stand first; where it estimates a number, that is the only one.
+    targets = outputs[:, : max(1, classes)].argmax(axis=1)
+    speaks_for = "the predicted class" if classes else "a larger estimate"
+    if target is not None:
+        targets = np.full(len(indices), target)
+        speaks_for = f"the class {opened.class_names[target]}"
     cams, _ = jax.jit(lambda v, x, t: grad_cam(model, v, x, t, layer.path))(
-        opened.variables, images, targets
+        variables, images, targets
     )
-    names = [opened.label(int(index)) for index in indices]
+    answers = opened.training.fitted_task.answers(outputs, opened.dataset.class_names)
     at = f"at the output of {layer.path}, {layer.shape[0]}x{layer.shape[1]}x{layer.shape[2]}"
+    figure = cams_figure(
+        pixels,
+        np.asarray(cams),
+        [opened.label(index) for index in indices],
+        [f"predicted: {answer[opened.head].text}" for answer in answers],
+        f"Grad-CAM for {speaks_for}",
+        at,
+    )
     page.text("## Grad-CAM")
     page.picture(
         "grad_cam",
-        cams_figure(taken.images, np.asarray(cams), names, said, f"Grad-CAM for {of}", at),
-        f"Where the image speaks for {of}, {at}: red is most. Each map is scaled to its own "
-        "largest value.",
+        figure,
+        f"Where the image speaks for {speaks_for}, {at}: red is most. Each map is scaled to its "
+        "own largest value.",
     )
 
 

@@ -23,10 +23,14 @@ from cnn_research.ops.filters import (
     filter_image,
     filter_signal,
     gaussian,
-    output_size,
 )
 from cnn_research.report.plots import GREY
-from cnn_research.workflows.galleries.gallery import gallery_page, heading, photographs
+from cnn_research.workflows.galleries.gallery import (
+    gallery_page,
+    heading,
+    photographs,
+    size_formula,
+)
 from cnn_research.workflows.galleries.layout import grid, ratio, show
 from cnn_research.workflows.page import Page
 
@@ -189,16 +193,11 @@ def middle(pixels: np.ndarray) -> np.ndarray:
 
 def size_lines(experiment: Filters, pixels: np.ndarray, kernel: int) -> list[str]:
     """The formula of the output's size with its numbers, for height and width."""
-    lines = []
-    for side, size in zip(("height", "width"), pixels.shape, strict=False):
-        places = output_size(size, kernel, experiment.padding, experiment.stride)
-        exact = Fraction(2 * experiment.padding + size - kernel, experiment.stride) + 1
-        result = f"{places}" if exact == places else f"{float(exact):.2f}, floored: {places}"
-        lines.append(
-            f"{side} O = 1 + (2P + I − K)/S = "
-            f"1 + (2·{experiment.padding} + {size} − {kernel})/{experiment.stride} = {result}"
-        )
-    return lines
+    return [
+        f"{side} O = 1 + (2P + I − K)/S = "
+        + size_formula(size, kernel, experiment.padding, experiment.stride)
+        for side, size in zip(("height", "width"), pixels.shape, strict=False)
+    ]
 
 
 def _check_size(experiment: Filters, pixels: np.ndarray, kernel: int) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+from PIL import Image, ImageOps
+from PIL.Image import Resampling
 
 from cnn_research.core import run_folder as folders
 from cnn_research.core.config import flatten
@@ -16,6 +19,7 @@ from cnn_research.core.errors import UsageError
 from cnn_research.core.experiment import Experiment
 from cnn_research.core.ranges import Range
 from cnn_research.data.images import MAX_PIXELS, decode
+from cnn_research.ops.filters import output_size
 from cnn_research.report.html import MARKDOWN
 from cnn_research.report.writers import MetricsWriter
 from cnn_research.workflows.page import REPORT, Page, new_page
@@ -61,14 +65,25 @@ def photographs(image: str, size: tuple[int, int] | None = None) -> dict[str, np
 
     Raises:
         UserError: the file is not an image.
+        UsageError: the size has too many pixels.
     """
+    if size and size[0] * size[1] > MAX_PIXELS:
+        raise UsageError(
+            f"--size is {size[0]} {size[1]}: must be at most {MAX_PIXELS // 1_000_000} million "
+            "pixels in all"
+        )
     if image:
         found = {"image": decode(Path(image), None)}
     else:
         from sklearn.datasets import load_sample_image
 
         found = {Path(name).stem: load_sample_image(name) for name in SAMPLES}
-    return {name: fitted(pixels, size) for name, pixels in found.items()} if size else found
+    if size is None:
+        return found
+    return {
+        name: np.asarray(ImageOps.fit(Image.fromarray(pixels), size[::-1], Resampling.BICUBIC))
+        for name, pixels in found.items()
+    }
 
 
 def heading(image: str, name: str) -> str:
@@ -76,18 +91,9 @@ def heading(image: str, name: str) -> str:
     return f"## {Path(image).name or name}"
 
 
-def fitted(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The middle of an image, uint8 `[height, width, 3]`, at another size and its proportions."""
-    from PIL import Image, ImageOps
-
-    cut = ImageOps.fit(Image.fromarray(pixels), size[::-1], Image.Resampling.BICUBIC)
-    return np.asarray(cut)
-
-
-def check_size(size: tuple[int, int]) -> None:
-    """Raises `UsageError` for a size of too many pixels."""
-    if size[0] * size[1] > MAX_PIXELS:
-        raise UsageError(
-            f"--size is {size[0]} {size[1]}: must be at most {MAX_PIXELS // 1_000_000} million "
-            "pixels in all"
-        )
+def size_formula(size: int, kernel: int, padding: int, stride: int) -> str:
+    """`output_size` of these as a formula with its numbers: 1 + (2P + I − K)/S."""
+    places = output_size(size, kernel, padding, stride)
+    exact = Fraction(2 * padding + size - kernel, stride) + 1
+    floored = "" if exact == places else f"{float(exact):.2f}, floored: "
+    return f"1 + (2·{padding} + {size} − {kernel})/{stride} = {floored}{places}"

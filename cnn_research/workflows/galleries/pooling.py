@@ -20,10 +20,10 @@ from cnn_research.ops.filters import output_size
 from cnn_research.report.markdown import markdown_table
 from cnn_research.workflows.galleries.gallery import (
     Size,
-    check_size,
     gallery_page,
     heading,
     photographs,
+    size_formula,
 )
 from cnn_research.workflows.galleries.layout import grid, ratio, show
 
@@ -53,7 +53,6 @@ class PoolingPyramid(Experiment):
 
     def check(self) -> None:
         super().check()
-        check_size(self.size)
         # As many as leave one pixel, whatever comes of the other side.
         most = min(self.size).bit_length() - 1
         if self.rounds > most:
@@ -69,26 +68,19 @@ def draw(experiment: PoolingPyramid, workdir: Path) -> Result:
     Raises:
         UserError: the image cannot be read.
     """
-    sizes = pyramid_sizes(experiment.size, experiment.rounds)
     images = photographs(experiment.image, experiment.size)
+    sizes = pyramid_sizes(experiment.size, experiment.rounds)
+    rows = [("image", *map(str, sizes[0]))]
+    for number, before in enumerate(sizes[:-1], start=1):
+        height, width = (size_formula(side, WINDOW, 0, WINDOW) for side in before)
+        rows.append((str(number), height, width))
     with gallery_page(experiment, workdir, "Pooling pyramid") as page:
         page.text(
             f"Windows of {WINDOW}x{WINDOW} pixels, stride {WINDOW}, no padding: "
-            "O = 1 + (I − K)/S, floored where it does not divide: the last row or column is then "
-            "left out."
+            "O = 1 + (2P + I − K)/S, floored where it does not divide: the last row or column is "
+            "then left out."
         )
-        page.text(
-            markdown_table(
-                ("round", "height", "width"),
-                [
-                    ("image", *map(str, sizes[0])),
-                    *(
-                        (str(at), *(_formula(size) for size in before))
-                        for at, before in enumerate(sizes[:-1], start=1)
-                    ),
-                ],
-            )
-        )
+        page.text(markdown_table(("round", "height", "width"), rows))
         for name, pixels in images.items():
             page.text(heading(experiment.image, name))
             page.picture(
@@ -116,13 +108,6 @@ def pyramid_sizes(size: tuple[int, int], rounds: int) -> list[tuple[int, int]]:
     return sizes
 
 
-def _formula(size: int) -> str:
-    places = output_size(size, WINDOW, stride=WINDOW)
-    exact = 1 + (size - WINDOW) / WINDOW
-    floored = "" if exact == places else f"{exact:g}, floored: "
-    return f"1 + ({size} − {WINDOW})/{WINDOW} = {floored}{places}"
-
-
 def pyramid_figure(pixels: np.ndarray, rounds: int) -> Figure:
     """A row for each kind of pool, a column for each round; all drawn at one size."""
     cell = (2.6, 2.6 * ratio(pixels.shape) + 0.3)
@@ -136,7 +121,5 @@ def pyramid_figure(pixels: np.ndarray, rounds: int) -> Figure:
     for row, (name, pool) in enumerate(POOLS.items()):
         for column, level in enumerate(pyramid(pixels, pool, rounds)):
             shown = np.clip(np.round(level), 0, 255).astype(np.uint8)
-            show(axes[row, column], shown, f"{name}  {level.shape[:2]}" if column else "image")
-            if not column:
-                axes[row, 0].set_title(f"image  {level.shape[:2]}", fontsize=10)
+            show(axes[row, column], shown, f"{name if column else 'image'}  {level.shape[:2]}")
     return figure
