@@ -116,28 +116,14 @@ def accuracies(
 
 
 def shifted(images: np.ndarray, shift: int) -> np.ndarray:
-    """Images moved to the right by `shift` pixels (to the left below 0); black comes in.
-
-    Args:
-        images: `[examples, height, width, channels]`.
-        shift: less than the width.
-    """
-    moved = np.zeros_like(images)
-    width = images.shape[2]
-    moved[:, :, max(0, shift) : width + min(0, shift)] = images[
-        :, :, max(0, -shift) : width - max(0, shift)
-    ]
-    return moved
+    """Images `[examples, height, width, channels]`, moved to the right by `shift` pixels, less than
+    the width (to the left below 0); black comes in."""
+    width, right, left = images.shape[2], max(0, shift), max(0, -shift)
+    return np.pad(images[:, :, left : width - right], ((0, 0), (0, 0), (right, left), (0, 0)))
 
 
 def write(study: PoolingStudy, workdir: Path, accuracy: Mapping[str, list[list[float]]]) -> Result:
-    """Writes `report/`, a page and its figure, and results.json.
-
-    Args:
-        study: what was run.
-        workdir: where.
-        accuracy: per kind, per seed, the test accuracy for each shift.
-    """
+    """Writes `report/` and results.json from `accuracy`: per kind, per seed, for each shift."""
     shifts, still = study.shifts, study.largest_shift
     shown = sorted({0, *(s for s in (1, 2, 4, 8) if s <= study.largest_shift)})
     rows = []
@@ -167,12 +153,7 @@ def write(study: PoolingStudy, workdir: Path, accuracy: Mapping[str, list[list[f
 def shifted_accuracy(
     shifts: Sequence[int], accuracy: Mapping[str, Sequence[Sequence[float]]]
 ) -> Figure:
-    """Accuracy against the shift of images, a line per kind of network and a band over its seeds.
-
-    Args:
-        shifts: in pixels.
-        accuracy: per kind, per seed, the accuracy at each shift.
-    """
+    """Accuracy (per kind, per seed) at each shift in pixels: a line per kind, a band over seeds."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.0), dpi=144, layout="constrained")
@@ -192,22 +173,19 @@ def shifted_accuracy(
 
 
 def kinds_accuracy(accuracy: Mapping[str, Sequence[float]]) -> Figure:
-    """The accuracy of each kind of network: a point per seed, and their mean.
-
-    Args:
-        accuracy: per kind, per seed.
-    """
+    """The accuracy of each kind of network (per kind, per seed): a point per seed, their mean."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(1.5 * len(accuracy) + 1.8, 3.6), dpi=144, layout="constrained")
     axes = figure.subplots()
-    for place, (values, color) in enumerate(zip(accuracy.values(), SERIES)):
+    for (kind, values), color in zip(accuracy.items(), SERIES):
         mean = float(np.mean(values))
-        axes.scatter([place] * len(values), values, color=color, s=28, alpha=0.7, linewidths=0)
-        axes.plot([place - 0.2, place + 0.2], [mean, mean], color=color, linewidth=2)
-        axes.annotate(f"{mean:.4f}", (place + 0.24, mean), va="center", fontsize=9)
-    axes.set_xticks(range(len(accuracy)), list(accuracy))
-    axes.set_xlim(-0.5, len(accuracy) - 0.2)
+        axes.plot([kind] * len(values), values, "o", color=color, alpha=0.7)
+        axes.plot([kind], [mean], "_", color=color, markersize=30, markeredgewidth=2)
+        axes.annotate(
+            *(f"{mean:.4f}", (kind, mean), (18, 0)), textcoords="offset points", va="center"
+        )
+    axes.margins(x=0.3)
     axes.set_xlabel("pooling")
     axes.set_ylabel("test accuracy")
     plain_axes(axes)

@@ -36,12 +36,6 @@ def train(experiment: Training, workdir: Path, count: int, *, profile: bool = Fa
 
     Where one of them fails, all stop, and go on together from the newest checkpoint of all.
 
-    Args:
-        experiment: what is trained.
-        workdir: of all of them.
-        count: how many.
-        profile: trace a few steps into `profile/`.
-
     Returns:
         The mean over seeds of each figure.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -51,6 +51,8 @@ RANGES = {
     "erasing": "a box, with probability {0:g}",
 }
 """How the value of a change is written."""
+Rows = dict[str, list[tuple[np.ndarray, str]]]
+"""Images by the label of their row, each with a word to stand above it, or ""."""
 
 
 @register_config
@@ -125,18 +127,18 @@ def draw(experiment: Augmentations, workdir: Path) -> Result:
                     figure_12(pixels, changed, how),
                     "Document 002's figure 12: the image, and its six copies with one change each.",
                 )
-            places, colours = {}, {}
+            places: Rows = {}
+            colours: Rows = {}
             for change, images in changed.items():
                 rows = places if change in PLACING else colours
                 rows[described(how, change)] = [(image, "") for image in images]
             mixed = mixtures(how, pixels, other, experiment.draws, experiment.seed)
+            one = "One change in each row."
+            shares = "The share of the first image's label stands above each."
             for kind, rows, title, caption in (
-                ("places", places, "Where pixels go", "One change in each row."),
-                ("pixels", colours, "What pixels become", "One change in each row."),
-                (
-                    *("mixed", mixed, "Two images and their labels"),
-                    "The share of the first image's label stands above each.",
-                ),
+                ("places", places, "Where pixels go", one),
+                ("pixels", colours, "What pixels become", one),
+                ("mixed", mixed, "Two images and their labels", shares),
             ):
                 if rows:
                     page.picture(f"{kind}_{name}", rows_figure(pixels, rows, title), caption)
@@ -161,7 +163,7 @@ def alone(how: Augmentation, pixels: np.ndarray, draws: int, seed: int) -> dict[
 
 def mixtures(
     how: Augmentation, pixels: np.ndarray, other: np.ndarray, draws: int, seed: int
-) -> dict[str, list[tuple[np.ndarray, str]]]:
+) -> Rows:
     """Mixtures of two images, and above them the share of the first one's label."""
     images, others = (
         jnp.broadcast_to(jnp.asarray(image), (draws, *image.shape)) for image in (pixels, other)
@@ -195,10 +197,8 @@ def described(how: Augmentation, name: str) -> str:
 # Pictures ----------------------------------------------------------------------------------------
 
 
-def rows_figure(
-    pixels: np.ndarray, rows: Mapping[str, Sequence[tuple[np.ndarray, str]]], title: str
-) -> Figure:
-    """A row for each label: the image, and what it has become, each with a word above or ""."""
+def rows_figure(pixels: np.ndarray, rows: Rows, title: str) -> Figure:
+    """A row for each label: the image, and what it has become."""
     columns = 1 + max(len(shown) for shown in rows.values())
     above = "\n" if any(word for row in rows.values() for _, word in row) else ""
     cell = (1.5, 1.5 * ratio(pixels.shape) + (0.5 if above else 0.3))

@@ -31,13 +31,9 @@ def _cell(shape: tuple[int, ...], lines: int = 1) -> tuple[float, float]:
 def maps_figure(
     image: np.ndarray, label: str, chosen: Sequence[Layer], found: Sequence[np.ndarray]
 ) -> Figure:
-    """An image, uint8 `[height, width, channels]`, and a row of maps for each layer.
+    """An image, uint8 `[height, width, channels]`, and a row of maps for each of `chosen` layers.
 
-    Args:
-        image: the one that the maps are of.
-        label: what it is.
-        chosen: the layers.
-        found: for each, `[map_height, map_width, units]`.
+    Of each, `found` has `[map_height, map_width, units]`.
     """
     columns = max(each.shape[2] for each in found)
     subtitle = "from the first convolution, below the image, to the last"
@@ -122,8 +118,7 @@ def cams_figure(
         cams: float32 `[shown, map_height, map_width]`.
         labels: what each image is.
         answers: what the network says it is.
-        title: of the figure.
-        subtitle: a line.
+        title: of the figure, above `subtitle`, a line.
     """
     pairs = min(4, len(images))
     cell = _cell(images.shape[1:], lines=2)

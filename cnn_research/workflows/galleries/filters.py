@@ -99,29 +99,30 @@ def parse_kernel(text: str) -> Kernel:
     """
     if text in KERNELS:
         return KERNELS[text]
-    rows = [row.replace(",", " ").split() for row in text.strip(" ;").split(";")]
-    words = [word for row in rows for word in row]
     if not any(character.isdigit() for character in text):
         raise UsageError(
             f"--kernel: no kernel is named '{text}'{did_you_mean(text, list(KERNELS))}; there are "
             f"{', '.join(KERNELS)}, or give its numbers"
         )
     try:
-        numbers = [float(Fraction(word)) for word in words]
+        rows = [
+            [float(Fraction(word)) for word in row.replace(",", " ").split()]
+            for row in text.strip(" ;").split(";")
+        ]
     except (ValueError, ZeroDivisionError, OverflowError):
         raise UsageError(
             f"--kernel '{text}' is no kernel: give numbers, as in '0 -1 0; -1 5 -1; 0 -1 0'"
         ) from None
-    side = math.isqrt(len(numbers))
-    if len(rows) == 1 and side**2 == len(numbers):
-        rows = [words[start : start + side] for start in range(0, len(words), side)]
+    side = math.isqrt(len(rows[0]))
+    if len(rows) == 1 and side**2 == len(rows[0]):
+        rows = [rows[0][start : start + side] for start in range(0, side**2, side)]
     if any(len(row) != len(rows) for row in rows):
         lengths = ", ".join(str(len(row)) for row in rows)
         raise UsageError(
             f"--kernel has {len(rows)} row{'s' * (len(rows) > 1)} of {lengths} numbers: it must be "
             "square, as in '0 -1 0; -1 5 -1; 0 -1 0'"
         )
-    return tuple(tuple(numbers[side * row : side * (row + 1)]) for row in range(side))
+    return tuple(map(tuple, rows))
 
 
 def draw(experiment: Filters, workdir: Path) -> Result:
@@ -224,14 +225,10 @@ def filters_figure(
     title: str,
     subtitle: str,
 ) -> Figure:
-    """The image, and beside it each result with its size and its kernel.
+    """The image, uint8 `[height, width, 3]`, and beside it each result with its size and kernel.
 
-    Args:
-        pixels: uint8 `[height, width, 3]`.
-        kernels: by title.
-        results: by title, float32 `[out_height, out_width, 3]`, 0 to 255 where not below or above.
-        title: of the figure.
-        subtitle: a line or more.
+    Results and kernels are by title; a result is float32 `[out_height, out_width, 3]`, 0 to 255
+    where not below or above.
     """
     columns = min(4, 1 + len(kernels))
     rows = -(-(1 + len(kernels)) // columns)
@@ -297,22 +294,21 @@ def signal_figure(operation: Operation) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 6.2), dpi=144, layout="constrained")
-    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(1, 1.5))[:, 0]
-    above.suptitle(
-        f"1-D {operation}: {ORDER[operation].replace('180 degrees', '180 degrees (mirrored)')}",
-        **_HEADING,
+    panels = figure.subplot_mosaic(
+        [["signal", "kernel", "result"], ["noise"] * 3],
+        width_ratios=(3, 1.3, 3),
+        height_ratios=(1, 1.5),
     )
     impulses = np.zeros(48, np.float32)
     impulses[[6, 18, 24, 38]] = (1, 0.5, 1, 0.75)
     bell = np.array([0, 1, 0.75, 0.55, 0.4, 0.28, 0.18, 0.1, 0], np.float32)
     result = filter_signal(impulses[None], bell, padding=4, operation=operation)[0]
-    panels = above.subplots(1, 3, width_ratios=(3, 1.3, 3))
-    _stems(panels[0], impulses, "signal f[n]")
-    _stems(panels[1], bell, "kernel g[n]")
-    _stems(panels[2], np.asarray(result), f"f and g, their {operation}")
+    _stems(panels["signal"], impulses, "signal f[n]")
+    _stems(panels["kernel"], bell, "kernel g[n]")
+    _stems(panels["result"], np.asarray(result), f"{operation}: {ORDER[operation]}")
 
-    below.suptitle("The same operation smooths noise", **_HEADING)
-    axes = below.subplots()
+    # The same operation smooths noise.
+    axes = panels["noise"]
     clean, noisy = noisy_signal()
     length = 15
     axes.plot(noisy, color="#BBBBBB", linewidth=1, label="noisy signal")
@@ -330,9 +326,6 @@ def signal_figure(operation: Operation) -> Figure:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=9)
     return figure
-
-
-_HEADING = {"x": 0.01, "ha": "left", "fontsize": 12, "fontweight": "bold"}
 
 
 def _stems(axes: Axes, values: np.ndarray, title: str) -> None:

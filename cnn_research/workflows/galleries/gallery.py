@@ -21,8 +21,9 @@ from cnn_research.core.ranges import Range
 from cnn_research.data.images import MAX_PIXELS, decode
 from cnn_research.ops.filters import output_size
 from cnn_research.report.html import MARKDOWN
+from cnn_research.report.runs import REPORT_FOLDER
 from cnn_research.report.writers import MetricsWriter
-from cnn_research.workflows.page import REPORT, Page, new_page
+from cnn_research.workflows.page import Page, new_page
 
 SAMPLES = ("china.jpg", "flower.jpg")
 """The photographs that ship with scikit-learn."""
@@ -36,8 +37,8 @@ def gallery_page(experiment: Experiment, workdir: Path, title: str, **facts: Any
     """The page of a gallery, to be filled; in a folder with config.json, run.json and TensorBoard.
 
     Args:
-        experiment: what is drawn.
-        workdir: where; another experiment's folder is refused.
+        experiment: what is drawn; another experiment's folder is refused.
+        workdir: where.
         title: the page's heading.
         **facts: JSON values for run.json.
     """
@@ -49,10 +50,10 @@ def gallery_page(experiment: Experiment, workdir: Path, title: str, **facts: Any
         folders.write_metadata(experiment, workdir, finished=folders.now(), **facts)
         if is_first_process():
             with MetricsWriter(workdir, restored_step=None) as writer:
+                report = workdir / REPORT_FOLDER
                 for name in page.pictures:
-                    writer.picture(name, workdir / REPORT / f"{name}.png", 0)
-                text = (workdir / REPORT / MARKDOWN).read_text(encoding="utf-8")
-                writer.text("report", text, 0)
+                    writer.picture(name, report / f"{name}.png", 0)
+                writer.text("report", (report / MARKDOWN).read_text(encoding="utf-8"), 0)
         print(f"Look at its {len(page.pictures)} pictures: tensorboard --logdir {workdir.parent}")
 
 

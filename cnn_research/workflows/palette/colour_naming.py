@@ -61,7 +61,8 @@ def name_pixels(experiment: Purification, workdir: Path, source: str) -> Result:
                 outputs = apply_in_batches(forward, crops, batch_size)
                 labels = outputs.argmax(axis=1).reshape(rows, columns)
                 shares = np.bincount(labels.ravel(), minlength=len(names)) / labels.size
-                row = {"file": printable(file), "shares": _rounded(names, shares)}
+                by_name = dict(zip(names, shares.round(4).tolist(), strict=True))
+                row = {"file": printable(file), "shares": by_name}
                 lines.write(json.dumps(row, ensure_ascii=False) + "\n")
                 picture = named_pixels_plot(image, labels, names)
                 picture.savefig(partial / f"{stem}.png")
@@ -103,10 +104,6 @@ def crops_around(image: np.ndarray, window: tuple[int, int]) -> tuple[np.ndarray
     rows, columns = crops.shape[:2]
     crops = np.moveaxis(crops, 2, -1).reshape(-1, *window, 3)
     return np.ascontiguousarray(crops), (rows, columns)
-
-
-def _rounded(names: Sequence[str], shares: np.ndarray) -> dict[str, float]:
-    return {name: round(float(share), 4) for name, share in zip(names, shares, strict=True)}
 
 
 TERMS = {

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
+from scipy.special import log_softmax
 
 from cnn_research.core import run_folder as folders
 from cnn_research.core.config import register_config
@@ -28,8 +29,6 @@ from cnn_research.workflows.page import new_page
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from cnn_research.data.dataset import Dataset
 
 FIRST = "ss_cnn"
 """The folder of the first phase; those of the second are `round_0`, `round_1` and so on."""
@@ -161,7 +160,8 @@ def discard(
     distances = to_centres(features, outcome[1], labels, experiment.seed_fraction)
     ratios = to_own(distances, labels)
     kept = near(ratios, labels, experiment.discard)
-    return kept, discarded_figure(dataset, head, labels, ratios, (labels >= 0) & ~kept)
+    images, names = dataset.splits["train"].images, dataset.class_names[head]
+    return kept, discarded_figure(images, np.where(kept, -1, labels), names, ratios)
 
 
 def _write_kept(file: Path, judged: tuple[np.ndarray, Figure]) -> None:
@@ -188,7 +188,7 @@ def to_centres(
         that it has no centre.
     """
     named = logits.argmax(axis=1)
-    sure = logits.max(axis=1) - _logsumexp(logits)
+    sure = log_softmax(logits, axis=1).max(axis=1)
     distances = np.full(logits.shape, np.nan, np.float32)
     for label in range(logits.shape[1]):
         correct = np.flatnonzero((labels == label) & (named == label))
@@ -240,43 +240,32 @@ def near(ratios: np.ndarray, labels: np.ndarray, share: float) -> np.ndarray:
     return kept
 
 
-def _logsumexp(logits: np.ndarray) -> np.ndarray:
-    most = logits.max(axis=1)
-    return most + np.log(np.exp(logits - most[:, None]).sum(axis=1))
-
-
 def discarded_figure(
-    dataset: Dataset, head: str, labels: np.ndarray, ratios: np.ndarray, away: np.ndarray
-) -> Any:
-    """A row of discarded crops for each class, the farthest first."""
-    rows = {
-        name: np.flatnonzero(away & (labels == label))
-        for label, name in enumerate(dataset.class_names[head])
-    }
-    ordered = {
-        f"{name}: {len(found):,}": found[np.argsort(-ratios[found], kind="stable")]
-        for name, found in rows.items()
-    }
-    images = dataset.splits["train"].images
-    return image_rows_plot({title: images[found[:20]] for title, found in ordered.items()})
+    images: np.ndarray, labels: np.ndarray, names: Sequence[str], ratios: np.ndarray
+) -> Figure:
+    """A row of discarded crops (others have a label below 0) for each class, the farthest first."""
+    rows = {}
+    for label, name in enumerate(names):
+        members = np.flatnonzero(labels == label)
+        farthest = members[np.argsort(-ratios[members], kind="stable")]
+        rows[f"{name}: {len(members):,}"] = images[farthest[:20]]
+    return image_rows_plot(rows)
 
 
 def write(experiment: Purification, workdir: Path) -> Result:
     """Writes `report/`, a page and its figure, from what the stages have left."""
-    rounds: dict[str, Mapping[str, Any]] = {}
-    crops = ["all"]
-    for number in range(experiment.rounds + 1):
-        folder = workdir / f"round_{number}"
-        rounds[folder.name] = folders.read_json(folder / folders.EVALUATION)
-        if number < experiment.rounds:
-            crops.append(f"{np.load(folder / KEPT).sum():,}")
+    stages = [workdir / f"round_{number}" for number in range(experiment.rounds + 1)]
+    rounds = {stage.name: folders.read_json(stage / folders.EVALUATION) for stage in stages}
+    crops = ["all", *(f"{np.load(stage / KEPT).sum():,}" for stage in stages[:-1])]
     names = [name for name in ("validation", "test") if name in rounds["round_0"]]
-    curves = {name: [values[name]["macro recall"] for values in rounds.values()] for name in names}
+    curves: dict[str, list[float]] = {
+        name: [values[name]["macro recall"] for values in rounds.values()] for name in names
+    }
     table = markdown_table(
         ["round", "crops", *(f"{name} accuracy, mean of classes" for name in names)],
         [
-            [str(number), crops[number], *(f"{curves[name][number]:.4f}" for name in names)]
-            for number in range(experiment.rounds + 1)
+            [str(number), crops[number], *(f"{curve[number]:.4f}" for curve in curves.values())]
+            for number in range(len(stages))
         ],
     )
     print(f"\n{table}\n")
@@ -290,11 +279,7 @@ def write(experiment: Purification, workdir: Path) -> Result:
 
 
 def image_rows_plot(rows: Mapping[str, np.ndarray]) -> Figure:
-    """Rows of small images, each with its title before it.
-
-    Args:
-        rows: uint8 `[images, height, width, channels]` per title; may be empty.
-    """
+    """Rows of images, uint8 `[images, height, width, channels]`, maybe none, after their titles."""
     columns = max([1, *map(len, rows.values())])
     size = (1.2 + 0.42 * columns, 0.46 * len(rows))
     ratios = [1.2 / 0.42, *[1] * columns]
@@ -308,11 +293,7 @@ def image_rows_plot(rows: Mapping[str, np.ndarray]) -> Figure:
 
 
 def rounds_plot(accuracy: Mapping[str, Sequence[float]]) -> Figure:
-    """The accuracy of each round, a line per split.
-
-    Args:
-        accuracy: per split, of each round.
-    """
+    """The accuracy of each round, a line per split."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 3.2), dpi=144, layout="constrained")
