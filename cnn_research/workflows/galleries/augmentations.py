@@ -116,7 +116,8 @@ def draw(experiment: Augmentations, workdir: Path) -> Result:
     with gallery_page(experiment, workdir, "Augmentations") as page:
         page.text(
             "Each change alone, drawn several times, as training would do it; what comes in from "
-            f"outside is {OUTSIDE[how.fill]}."
+            f"outside is {OUTSIDE[how.fill]}. RandAugment's magnitude is {how.magnitude:g} of 30; "
+            f"what is erased is filled with {how.erase_fill}."
         )
         for (name, pixels), other in zip(photos.items(), others):
             page.text(heading(experiment.image, name))
