@@ -145,7 +145,8 @@ def last_checkpoint(workdir: Path) -> tuple[Any, Any, int]:
     """
     from cnn_research.core.distributed import data_mesh
     from cnn_research.train import checkpoint
-    from cnn_research.train.trained import abstract_state, bind_to_dataset
+    from cnn_research.train.state import abstract_state
+    from cnn_research.train.trained import bind_to_dataset
 
     experiment = folders.saved_config(workdir)
     dataset = experiment.data.load()

@@ -13,10 +13,15 @@ from jax.sharding import Mesh
 from cnn_research.core.distributed import data_mesh, replicated
 from cnn_research.data.sources import Synthetic
 from cnn_research.train.config import Training
-from cnn_research.train.initial import initial_state, shardings_of
-from cnn_research.train.state import StepContext, TrainData
+from cnn_research.train.state import (
+    StepContext,
+    TrainData,
+    abstract_state,
+    initial_state,
+    shardings_of,
+)
 from cnn_research.train.step import make_steps
-from cnn_research.train.trained import abstract_state, bind_to_dataset
+from cnn_research.train.trained import bind_to_dataset
 
 SCHEDULE = 1_000_000
 """Steps: more than anything here takes."""
@@ -71,14 +76,14 @@ def steps_of(experiment: Training, *, mesh: Mesh | None = None, dataset: Any = N
     """
     dataset = dataset or experiment.data.load()
     experiment = bind_to_dataset(experiment, dataset)
-    optimizer = experiment.optimizer.build(SCHEDULE)
+    optimizer = experiment.transfer.optimizer(experiment.optimizer, SCHEDULE, lambda epoch: 0)
     train = dataset.splits["train"]
     arrays = TrainData(train.images, dict(train.labels), window=dataset.window)
     seeds = (jnp.uint32(experiment.seed),)
     on = mesh or data_mesh()
     with jax.set_mesh(on):
         if mesh is None:
-            state = initial_state(experiment, optimizer, dataset.image_shape, on)
+            state = initial_state(experiment, dataset.image_shape, on)
             rest = jax.device_put((arrays, seeds), replicated(on))
         else:
             state = abstract_state(experiment, dataset.image_shape, on)

@@ -24,9 +24,8 @@ from cnn_research.data.sources import Synthetic
 from cnn_research.models import MLP, ConvNet
 from cnn_research.tasks.classification import Classification
 from cnn_research.train.config import Training
-from cnn_research.train.initial import initial_state
 from cnn_research.train.optimizers import Optimizer, Penalty
-from cnn_research.train.state import StepContext, TrainData
+from cnn_research.train.state import StepContext, TrainData, initial_state
 from cnn_research.train.step import make_steps
 from cnn_research.train.trained import bind_to_dataset
 
@@ -57,7 +56,7 @@ def stepped(experiment, labels, steps=3):
     mesh = data_mesh()
     optimizer = experiment.optimizer.build(10)
     with jax.set_mesh(mesh):
-        states = (initial_state(experiment, optimizer, dataset.image_shape, mesh),)
+        states = (initial_state(experiment, dataset.image_shape, mesh),)
         step = make_steps(StepContext(experiment, experiment.model, optimizer, 40, mesh))
         arrays = TrainData(jnp.asarray(dataset.splits["train"].images), {"label": labels})
         for _ in range(steps):

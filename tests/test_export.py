@@ -30,8 +30,8 @@ from cnn_research.models import MLP, ConvNet, ResNet9
 from cnn_research.tasks.multi_head import MultiHead
 from cnn_research.tasks.regression import Regression
 from cnn_research.train.config import Evaluation, Training
-from cnn_research.train.state import TrainState
-from cnn_research.train.trained import TrainedModel, abstract_state, bind_to_dataset
+from cnn_research.train.state import TrainState, abstract_state
+from cnn_research.train.trained import TrainedModel, bind_to_dataset
 from cnn_research.train.transfer import Transfer
 from tests.sizes import scaled_down
 

@@ -32,7 +32,8 @@ from cnn_research.models.airbench import Airbench
 from cnn_research.models.mobilenet import MobileNetV1
 from cnn_research.train import checkpoint
 from cnn_research.train.config import Training
-from cnn_research.train.trained import abstract_state, bind_to_dataset
+from cnn_research.train.state import abstract_state
+from cnn_research.train.trained import bind_to_dataset
 from cnn_research.workflows.palette.purification import Purification
 from cnn_research.workflows.two_stage import TwoStage
 from tests.sizes import scaled_down

@@ -43,9 +43,8 @@ from cnn_research.models import MLP, ConvNet
 from cnn_research.train import checkpoint, evaluator, loop
 from cnn_research.train import step as stepping
 from cnn_research.train.config import Selection, Training
-from cnn_research.train.initial import initial_state
 from cnn_research.train.optimizers import Optimizer, Penalty
-from cnn_research.train.state import TrainState
+from cnn_research.train.state import TrainState, initial_state
 from cnn_research.train.step import moving_average
 from cnn_research.train.step_metrics import StepMetrics
 
@@ -593,7 +592,7 @@ def initial(config):
     mesh = data_mesh()
     with jax.set_mesh(mesh):
         ready = dataclasses.replace(config, model=model)
-        return initial_state(ready, config.optimizer.build(1), dataset.image_shape, mesh)
+        return initial_state(ready, dataset.image_shape, mesh)
 
 
 # Moving averages ---------------------------------------------------------------------------------

@@ -27,9 +27,9 @@ from cnn_research.train import checkpoint
 from cnn_research.train.config import Evaluation, Training
 from cnn_research.train.evaluator import scaled, views_of
 from cnn_research.train.feature_cache import FromFeatures, before, cached_features, one_view
-from cnn_research.train.initial import initial_state
 from cnn_research.train.optimizers import Optimizer
-from cnn_research.train.trained import abstract_state, bind_to_dataset
+from cnn_research.train.state import abstract_state, initial_state
+from cnn_research.train.trained import bind_to_dataset
 from cnn_research.train.transfer import Transfer, frozen_statistics
 
 # Without other splits than train no report is written, which is most of such a run.
@@ -62,8 +62,7 @@ def states(config: Training, folder) -> list[dict[str, np.ndarray]]:
     run(config, folder)
     dataset = config.data.load()
     fixed = bind_to_dataset(config, dataset)
-    optimizer = fixed.transfer.optimizer(config.optimizer, 1, lambda epoch: 1)
-    drawn = initial_state(fixed, optimizer, dataset.image_shape, data_mesh())
+    drawn = initial_state(fixed, dataset.image_shape, data_mesh())
     saved = folder / folders.CHECKPOINTS
     like = abstract_state(fixed, dataset.image_shape, data_mesh())
     steps = sorted(int(file.name) for file in saved.iterdir() if file.name.isdigit())

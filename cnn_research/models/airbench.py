@@ -11,11 +11,11 @@ from flax import linen as nn
 
 from cnn_research import ops
 from cnn_research.core.config import register_config
-from cnn_research.core.ranges import PositiveFloat, PositiveInt
+from cnn_research.core.ranges import PositiveFloat
 from cnn_research.models.layers import (
     Activation,
+    Classifier,
     Conv,
-    Dtype,
     Widths,
     activate,
     check_lengths,
@@ -25,7 +25,7 @@ from cnn_research.models.registry import register_model
 
 
 @register_config
-class Airbench(nn.Module):
+class Airbench(Classifier):
     """A whitening layer, three blocks of two convolutions, and one linear layer.
 
     After Jordan, '94% on CIFAR-10 in 3.29 seconds' (2024). The first layer is not learnt: its
@@ -43,10 +43,6 @@ class Airbench(nn.Module):
     """After the first layer and after each normalisation."""
     output_scale: PositiveFloat = 1 / 9
     """Multiplies the logits."""
-    dtype: Dtype = "float32"
-    """What the layers compute in."""
-    num_classes: PositiveInt = 10
-    """Units of the last layer; set from the data."""
 
     def check(self) -> None:
         """Raises `UsageError` for fields that do not fit together."""
@@ -86,23 +82,16 @@ class Airbench(nn.Module):
         return x.astype(jnp.float32) * self.output_scale
 
     def with_images(self, params: dict[str, Any], images: jax.Array) -> dict[str, Any]:
-        """The parameters with a first layer that whitens patches of these images.
-
-        Args:
-            params: of this model.
-            images: float32 `[examples, height, width, channels]`, as the model sees them.
+        """The parameters with a first layer that whitens patches of images as the model sees them,
+        float32 `[examples, height, width, channels]`.
         """
         kernel = whitening_kernel(np.asarray(images))
         return {**params, "whiten": {**params["whiten"], "kernel": jnp.asarray(kernel)}}
 
 
 def partly_identity(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """Filters that pass their channel through, as far as there are channels; the others at random.
-
-    Args:
-        key: of the random ones.
-        shape: `(3, 3, channels, filters)`.
-        dtype: of the kernel.
+    """Filters `[3, 3, channels, filters]` that pass their channel through, as far as there are
+    channels; the others at random.
     """
     _, _, channels, filters = shape
     # PyTorch's default for convolutions, which the recipe was tuned for.
@@ -117,14 +106,9 @@ def partly_identity(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.flo
 
 def whitening_kernel(images: np.ndarray, epsilon: float = 5e-4) -> np.ndarray:
     """Filters over 2x2 patches whose outputs have unit variance and no correlation; each, and its
-    negative.
+    negative: float32 `[2, 2, channels, 8 * channels]`.
 
-    Args:
-        images: float32 `[examples, height, width, channels]`.
-        epsilon: added to the variances, so that noise is not blown up.
-
-    Returns:
-        float32 `[2, 2, channels, 8 * channels]`.
+    `epsilon` is added to the variances, so that noise is not blown up.
     """
     windows = np.lib.stride_tricks.sliding_window_view(images, (2, 2), axis=(1, 2))
     patches = windows.transpose(0, 1, 2, 4, 5, 3).reshape(-1, 4 * images.shape[-1])

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from cnn_research import ops
 from cnn_research.core.config import register_config
 from cnn_research.core.ranges import PositiveInt
-from cnn_research.models.layers import Conv, Dtype, Rate, check_size
+from cnn_research.models.layers import Conv, ImageNetClassifier, Rate, check_size
 from cnn_research.models.registry import register_model
 from cnn_research.models.vgg import AdaptivePool
 
@@ -17,7 +16,7 @@ _INIT = nn.initializers.he_normal()
 
 
 @register_config
-class AlexNet(nn.Module):
+class AlexNet(ImageNetClassifier):
     """Krizhevsky, 'One weird trick for parallelizing convolutional neural networks' (2014).
 
     The network of Krizhevsky, Sutskever and Hinton (2012) without its split over two GPUs and
@@ -30,10 +29,6 @@ class AlexNet(nn.Module):
     """Units of the two linear layers before the last."""
     dropout: Rate = 0.5
     """Rate before each of these; survivors are scaled by 1 / (1 - rate)."""
-    dtype: Dtype = "float32"
-    """What the layers compute in."""
-    num_classes: PositiveInt = 1000
-    """Units of the last layer; set from the data."""
 
     @property
     def flattened(self) -> dict[str, tuple[int, int, int]]:
@@ -75,8 +70,7 @@ class AlexNet(nn.Module):
         for index in (1, 4):
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
             x = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, name=f"classifier.{index}")(x))
-        x = nn.Dense(self.num_classes, dtype=self.dtype, name="classifier.6")(x)
-        return x.astype(jnp.float32)
+        return self.logits(x, name="classifier.6")
 
     @property
     def _pooled(self) -> int:

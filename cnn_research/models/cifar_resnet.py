@@ -11,7 +11,15 @@ from flax import linen as nn
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError
 from cnn_research.core.ranges import PositiveInt
-from cnn_research.models.layers import BatchNorm, Conv, Dtype, GlobalPool, Widths, check_depth
+from cnn_research.models.layers import (
+    BatchNorm,
+    Classifier,
+    Conv,
+    Dtype,
+    GlobalPool,
+    Widths,
+    check_depth,
+)
 from cnn_research.models.registry import register_model
 from cnn_research.ops.views import cut
 
@@ -40,7 +48,7 @@ class CifarBlock(nn.Module):
 
 
 @register_config
-class CifarResNet(nn.Module):
+class CifarResNet(Classifier):
     """He, Zhang, Ren and Sun, 'Deep residual learning for image recognition' (2015), section 4.2.
 
     Modules are called as in akamaster/pytorch_resnet_cifar10, whose weights fit.
@@ -50,10 +58,6 @@ class CifarResNet(nn.Module):
     """Layers with weights: 6 n + 2 for n blocks in each of the three stages."""
     features: Widths = (16, 32, 64)
     """Filters of each stage."""
-    dtype: Dtype = "float32"
-    """What the layers compute in."""
-    num_classes: PositiveInt = 10
-    """Units of the last layer; set from the data."""
 
     def check(self) -> None:
         """Raises `UsageError` for fields that do not fit together."""
@@ -74,8 +78,7 @@ class CifarResNet(nn.Module):
                 name = f"layer{stage}.{block}"
                 x = CifarBlock(features, strides, self.dtype, name=name)(x, train)
         x = GlobalPool(name="avgpool")(x)
-        x = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=_INIT, name="linear")(x)
-        return x.astype(jnp.float32)
+        return self.logits(x, kernel_init=_INIT, name="linear")
 
 
 for _depth in (20, 32, 44, 56, 110):

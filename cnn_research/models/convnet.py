@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from cnn_research import ops
@@ -14,8 +13,8 @@ from cnn_research.core.ranges import NonNegativeInt, PositiveInt
 from cnn_research.models.layers import (
     Activation,
     BatchNorm,
+    Classifier,
     Conv,
-    Dtype,
     Rate,
     Widths,
     activate,
@@ -28,7 +27,7 @@ POOLS = {"max": ops.max_pool, "average": ops.avg_pool, "min": ops.min_pool}
 
 
 @register_config
-class ConvNet(nn.Module):
+class ConvNet(Classifier):
     """Convolution, batch normalisation, activation and 2x2 pooling, repeated; linear layers.
 
     The network of documents 002, 003 and 004, each with its own widths.
@@ -54,10 +53,6 @@ class ConvNet(nn.Module):
     """After each of those linear layers."""
     dropout: Rate = 0.4
     """Rate after each of those linear layers; survivors are scaled by 1 / (1 - rate)."""
-    dtype: Dtype = "float32"
-    """What the layers compute in."""
-    num_classes: PositiveInt = 10
-    """Units of the last layer; set from the data."""
 
     def check(self) -> None:
         """Raises `UsageError` for fields that do not fit together."""
@@ -84,7 +79,7 @@ class ConvNet(nn.Module):
             x = nn.Dense(units, dtype=self.dtype)(x)
             x = activate(self.dense_activation)(x)
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)
+        return self.logits(x)
 
     def _least(self, pools: tuple[bool, ...]) -> int:
         """The size of image that leaves one pixel at the end."""

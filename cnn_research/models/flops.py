@@ -22,12 +22,8 @@ from cnn_research.models.layers import ImageTooSmall
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of a model and images of one size.
-
-    Attributes:
-        parameters: that are trained; those of auxiliary heads too.
-        statistics: numbers that batch normalisation keeps.
-        flops: of one image's forward pass as it is evaluated.
+    """Of a model and images of one size: parameters, those of auxiliary heads included; numbers
+    that batch normalisation keeps; operations of one image's forward pass as it is evaluated.
     """
 
     parameters: int
@@ -36,12 +32,7 @@ class Cost:
 
 
 def cost(model: nn.Module, image_shape: tuple[int, int, int]) -> Cost:
-    """Counts a model's parameters and operations.
-
-    Args:
-        model: of this project, or any that takes `(images, train)`.
-        image_shape: `(height, width, channels)`.
-    """
+    """Counts a model's parameters and operations for images `(height, width, channels)`."""
 
     def forward(key, images):
         return model.init_with_output(key, images, train=False)
@@ -65,11 +56,8 @@ def flops(function: Callable[..., Any], *arguments: Any) -> int:
     """The operations of convolutions and matrix products in a function, as it is written.
 
     A multiplication and an addition are two operations. All else (pools, normalisation,
-    activations) is left out, as is usual; padding counts as if it were pixels.
-
-    Args:
-        function: traceable; a loop of unknown length in it is an error.
-        arguments: arrays or `jax.ShapeDtypeStruct`s.
+    activations) is left out, as is usual; padding counts as if it were pixels. Raises `ValueError`
+    for a loop of unknown length.
     """
     with ops.use_formulation(ops.PLAIN):
         return _of_program(jax.make_jaxpr(function)(*arguments).jaxpr)

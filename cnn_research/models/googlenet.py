@@ -10,8 +10,16 @@ from flax import linen as nn
 
 from cnn_research import ops
 from cnn_research.core.config import register_config
-from cnn_research.core.ranges import NonNegativeFloat, PositiveInt
-from cnn_research.models.layers import BatchNorm, Conv, Dtype, GlobalPool, Rate, check_size
+from cnn_research.core.ranges import NonNegativeFloat
+from cnn_research.models.layers import (
+    BatchNorm,
+    Conv,
+    Dtype,
+    GlobalPool,
+    ImageNetClassifier,
+    Rate,
+    check_size,
+)
 from cnn_research.models.registry import register_model
 
 _INIT = nn.initializers.he_normal()
@@ -111,7 +119,7 @@ class AuxiliaryHead(nn.Module):
 
 
 @register_config
-class GoogLeNet(nn.Module):
+class GoogLeNet(ImageNetClassifier):
     """Szegedy et al., 'Going deeper with convolutions' (2014).
 
     Modules are called as in torchvision, whose weights fit.
@@ -126,10 +134,6 @@ class GoogLeNet(nn.Module):
     """Rate before the last layer (the paper's is 0.4); survivors are scaled by 1 / (1 - rate)."""
     small: bool = False
     """For images of about 32x32: the first three halvings are left out."""
-    dtype: Dtype = "float32"
-    """What the layers compute in."""
-    num_classes: PositiveInt = 1000
-    """Units of the last layer; set from the data."""
 
     @property
     def flattened(self) -> dict[str, tuple[int, int, int]]:
@@ -160,22 +164,17 @@ class GoogLeNet(nn.Module):
         for block, features in _BLOCKS.items():
             layer = Inception(features, 3 if norm else 5, name=f"inception{block}", **options)
             x = layer(x, train)
-            if block in _AUXILIARY_AFTER and self.auxiliary_weight:
-                self._auxiliary(x, train, _AUXILIARY_AFTER[block])
+            auxiliary = self.auxiliary_weight and (train or self.is_initializing())
+            if block in _AUXILIARY_AFTER and auxiliary:
+                name = _AUXILIARY_AFTER[block]
+                logits = AuxiliaryHead(self.num_classes, name=name, **options)(x, train)
+                if train:
+                    self.sow("auxiliary", f"{name}_logits", (self.auxiliary_weight, logits))
             if block in _POOLED_AFTER:
                 x = _pool_to_the_edge(x, _POOLED_AFTER[block])
         x = GlobalPool(name="avgpool")(x)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        x = nn.Dense(self.num_classes, dtype=self.dtype, name="fc")(x)
-        return x.astype(jnp.float32)
-
-    def _auxiliary(self, x: jax.Array, train: bool, name: str) -> None:
-        if not (train or self.is_initializing()):
-            return
-        norm = self.variant == "torchvision"
-        logits = AuxiliaryHead(self.num_classes, norm, self.dtype, name=name)(x, train)
-        if train:
-            self.sow("auxiliary", f"{name}_logits", (self.auxiliary_weight, logits))
+        return self.logits(x, name="fc")
 
 
 def _pool_to_the_edge(x: jax.Array, window: int) -> jax.Array:

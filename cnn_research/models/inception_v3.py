@@ -11,9 +11,9 @@ from flax import linen as nn
 
 from cnn_research import ops
 from cnn_research.core.config import register_config
-from cnn_research.core.ranges import NonNegativeFloat, PositiveInt
+from cnn_research.core.ranges import NonNegativeFloat
 from cnn_research.models.googlenet import ConvNorm
-from cnn_research.models.layers import Dtype, GlobalPool, Rate, check_size
+from cnn_research.models.layers import Dtype, GlobalPool, ImageNetClassifier, Rate, check_size
 from cnn_research.models.registry import register_model
 
 Convolution = tuple[str, int, int, int]
@@ -26,16 +26,17 @@ def _branch(*steps: Convolution | tuple[Convolution, ...]) -> Branch:
     return tuple(step if isinstance(step[0], tuple) else (step,) for step in steps)  # type: ignore
 
 
+_DOUBLE = _branch(
+    ("branch3x3dbl_1", 64, 1, 1), ("branch3x3dbl_2", 96, 3, 3), ("branch3x3dbl_3", 96, 3, 3)
+)
+
+
 def _fine(pooled: int) -> tuple[Branch, ...]:
     """The modules at 35x35."""
     return (
         _branch(("branch1x1", 64, 1, 1)),
         _branch(("branch5x5_1", 48, 1, 1), ("branch5x5_2", 64, 5, 5)),
-        _branch(
-            ("branch3x3dbl_1", 64, 1, 1),
-            ("branch3x3dbl_2", 96, 3, 3),
-            ("branch3x3dbl_3", 96, 3, 3),
-        ),
+        _DOUBLE,
         _branch(("branch_pool", pooled, 1, 1)),
     )
 
@@ -81,11 +82,7 @@ _MODULES = {
     "Mixed_5d": _fine(64),
     "Mixed_6a": (
         _branch(("branch3x3", 384, 3, 3)),
-        _branch(
-            ("branch3x3dbl_1", 64, 1, 1),
-            ("branch3x3dbl_2", 96, 3, 3),
-            ("branch3x3dbl_3", 96, 3, 3),
-        ),
+        _DOUBLE,
     ),
     "Mixed_6b": _middle(128),
     "Mixed_6c": _middle(160),
@@ -129,28 +126,23 @@ class Mixed(nn.Module):
                 y = ops.avg_pool(x, 3, 1, ((1, 1), (1, 1)), count_include_pad=not self.keras)
             for step in branch:
                 halves = self.halves and step is branch[-1]
-                y = self._side_by_side(step, halves, y, train)
+                outputs = [
+                    ConvNorm(
+                        features,
+                        (height, width),
+                        strides=2 if halves else 1,
+                        padding=(0, 0) if halves else (height // 2, width // 2),
+                        scale=not self.keras,
+                        dtype=self.dtype,
+                        name=name,
+                    )(y, train)
+                    for name, features, height, width in step
+                ]
+                y = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=-1)
             found.append(y)
         if self.halves:
             found.append(ops.max_pool(x, 3, 2))
         return jnp.concatenate(found, axis=-1)
-
-    def _side_by_side(
-        self, step: tuple[Convolution, ...], halves: bool, x: jax.Array, train: bool
-    ) -> jax.Array:
-        found = [
-            ConvNorm(
-                features,
-                (height, width),
-                strides=2 if halves else 1,
-                padding=(0, 0) if halves else (height // 2, width // 2),
-                scale=not self.keras,
-                dtype=self.dtype,
-                name=name,
-            )(x, train)
-            for name, features, height, width in step
-        ]
-        return found[0] if len(found) == 1 else jnp.concatenate(found, axis=-1)
 
 
 class AuxiliaryHead(nn.Module):
@@ -169,7 +161,7 @@ class AuxiliaryHead(nn.Module):
 
 
 @register_config
-class InceptionV3(nn.Module):
+class InceptionV3(ImageNetClassifier):
     """Szegedy et al., 'Rethinking the Inception architecture for computer vision' (2015).
 
     Modules are called as in torchvision; its weights fit, and Keras' fit the variant `keras`.
@@ -184,10 +176,6 @@ class InceptionV3(nn.Module):
     """Rate before the last layer; survivors are scaled by 1 / (1 - rate)."""
     small: bool = False
     """For images of about 32x32: the stem halves height and width once instead of three times."""
-    dtype: Dtype = "float32"
-    """What the layers compute in."""
-    num_classes: PositiveInt = 1000
-    """Units of the last layer; set from the data."""
 
     @property
     def other_names(self) -> tuple[dict[str, str], ...]:
@@ -235,8 +223,7 @@ class InceptionV3(nn.Module):
                     self.sow("auxiliary", "AuxLogits_logits", (self.auxiliary_weight, logits))
         x = GlobalPool(name="avgpool")(x)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        x = nn.Dense(self.num_classes, dtype=self.dtype, name="fc")(x)
-        return x.astype(jnp.float32)
+        return self.logits(x, name="fc")
 
     def _least(self, last: int) -> int:
         """The image's size, from that of the map that the last halving or the head needs."""
@@ -257,10 +244,7 @@ def _convolutions() -> Iterator[str]:
 _SOURCE = "Szegedy et al. 2015, arXiv:1512.00567"
 register_model("inception_v3", InceptionV3(), image_shape=(299, 299, 3), source=_SOURCE)
 register_model(
-    "inception_v3_keras",
-    InceptionV3(variant="keras"),
-    image_shape=(299, 299, 3),
-    source=_SOURCE,
+    "inception_v3_keras", InceptionV3(variant="keras"), image_shape=(299, 299, 3), source=_SOURCE
 )
 register_model(
     "inception_v3_small",

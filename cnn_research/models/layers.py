@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,26 @@ Conv = functools.partial(nn.Conv, conv_general_dilated=ops.conv_general_dilated)
 # PyTorch's defaults (its momentum of 0.1 is flax's 0.9), which the documents' networks use.
 # Called as BatchNorm(...)(x, use_running_average=not train): a frozen layer is frozen there.
 BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
+
+
+class Classifier(nn.Module, kw_only=True):
+    """What the networks have in common."""
+
+    dtype: Dtype = "float32"
+    """What the layers compute in."""
+    num_classes: PositiveInt = 10
+    """Units of the last layer; set from the data."""
+
+    def logits(self, x: jax.Array, **options: Any) -> jax.Array:
+        """The last layer of `[batch, features]`: float32 `[batch, num_classes]`."""
+        return nn.Dense(self.num_classes, dtype=self.dtype, **options)(x).astype(jnp.float32)
+
+
+class ImageNetClassifier(Classifier, kw_only=True):
+    """A network that was published with ImageNet's classes."""
+
+    num_classes: PositiveInt = 1000
+    """Units of the last layer; set from the data."""
 
 
 def activate(name: Activation) -> Callable[[jax.Array], jax.Array]:
@@ -88,11 +108,6 @@ def check_size(model: nn.Module, images: jax.Array, least: int) -> None:
     """Raises `ImageTooSmall` for images too small for the architecture.
 
     Call it before any layer: `models.flops.least_size` asks a model by an image of one pixel.
-
-    Args:
-        model: named in the message.
-        images: `[batch, height, width, channels]`.
-        least: pixels that height and width must have.
     """
     height, width = images.shape[1:3]
     if min(height, width) < least:

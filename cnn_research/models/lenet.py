@@ -8,15 +8,14 @@ from flax import linen as nn
 
 from cnn_research import ops
 from cnn_research.core.config import register_config
-from cnn_research.core.ranges import PositiveInt
-from cnn_research.models.layers import Activation, Conv, Dtype, activate
+from cnn_research.models.layers import Activation, Classifier, Conv, activate
 from cnn_research.models.registry import register_model
 
 _FRAME = 32
 
 
 @register_config
-class LeNet5(nn.Module):
+class LeNet5(Classifier):
     """LeCun, Bottou, Bengio and Haffner, 'Gradient-based learning applied to document
     recognition' (1998), in the form of today: plain averages for the subsampling with weights, each
     map of C3 sees all of S2, and linear outputs for the radial basis functions.
@@ -26,10 +25,6 @@ class LeNet5(nn.Module):
 
     activation: Activation = "tanh"
     """After each layer but the last."""
-    dtype: Dtype = "float32"
-    """What the layers compute in."""
-    num_classes: PositiveInt = 10
-    """Units of the last layer; set from the data."""
 
     @property
     def flattened(self) -> dict[str, tuple[int, int, int]]:
@@ -49,7 +44,7 @@ class LeNet5(nn.Module):
         x = x.reshape(x.shape[0], -1)
         x = act(nn.Dense(120, dtype=self.dtype, name="fc1")(x))
         x = act(nn.Dense(84, dtype=self.dtype, name="fc2")(x))
-        return nn.Dense(self.num_classes, dtype=self.dtype, name="fc3")(x).astype(jnp.float32)
+        return self.logits(x, name="fc3")
 
 
 register_model("lenet5", LeNet5(), image_shape=(32, 32, 1), source="LeCun et al. 1998")

@@ -5,12 +5,18 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from cnn_research.core.config import register_config
-from cnn_research.core.ranges import PositiveInt, Range
-from cnn_research.models.layers import BatchNorm, Conv, Dtype, GlobalPool, Rate, check_size
+from cnn_research.core.ranges import Range
+from cnn_research.models.layers import (
+    BatchNorm,
+    Conv,
+    GlobalPool,
+    ImageNetClassifier,
+    Rate,
+    check_size,
+)
 from cnn_research.models.registry import register_model
 
 _INIT = nn.initializers.he_normal()
@@ -28,7 +34,7 @@ class Passed(nn.Module):
 
 
 @register_config
-class MobileNetV1(nn.Module):
+class MobileNetV1(ImageNetClassifier):
     """Howard et al., 'MobileNets: efficient convolutional neural networks for mobile vision
     applications' (2017).
 
@@ -52,10 +58,6 @@ class MobileNetV1(nn.Module):
     """Rate before the last layer; survivors are scaled by 1 / (1 - rate)."""
     small: bool = False
     """For images of about 32x32: the first two halvings are left out."""
-    dtype: Dtype = "float32"
-    """What the layers compute in."""
-    num_classes: PositiveInt = 1000
-    """Units of the last layer; set from the data."""
 
     @property
     def other_names(self) -> tuple[dict[str, str], ...]:
@@ -117,8 +119,7 @@ class MobileNetV1(nn.Module):
             plain = BatchNorm(use_scale=False, use_bias=False, dtype=self.dtype, name="pool_bn")
             x = plain(x, use_running_average=not train)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        x = nn.Dense(self.num_classes, dtype=self.dtype, name="predictions")(x)
-        return x.astype(jnp.float32)
+        return self.logits(x, name="predictions")
 
 
 _SOURCE = "Howard et al. 2017, arXiv:1704.04861"

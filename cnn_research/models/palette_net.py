@@ -42,11 +42,8 @@ class PaletteHead(nn.Module):
 
     @nn.compact
     def __call__(self, histogram: jax.Array, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The colours before and after refinement, CIELAB, float32 `[batch, colours, 3]` each.
-
-        Args:
-            histogram: float32 `[batch, clusters]`.
-            pixels: CIELAB, float32 `[batch, pixels, 3]`.
+        """The colours before and after refinement, CIELAB, float32 `[batch, colours, 3]` each, of
+        a histogram `[batch, clusters]` and CIELAB pixels `[batch, pixels, 3]`.
         """
         # Roots of shares: the rare ones tell apart as well as the common ones.
         x = jnp.sqrt(histogram * histogram.shape[-1])
@@ -89,11 +86,8 @@ class Retouch(nn.Module):
 
     @nn.compact
     def __call__(self, colours: jax.Array, shares: jax.Array) -> jax.Array:
-        """The new colours, CIELAB, float32 `[batch, colours, 3]`.
-
-        Args:
-            colours: CIELAB, float32 `[batch, colours, 3]`.
-            shares: of the image that each covers, float32 `[batch, colours]`.
+        """The new colours, CIELAB, float32 `[batch, colours, 3]`; `shares` of the image are those
+        that each covers, float32 `[batch, colours]`.
         """
         weights = shares[..., None]
         middle = (colours * weights).sum(1, keepdims=True) / weights.sum(1, keepdims=True)
@@ -176,14 +170,8 @@ class PaletteNet(SSCNN):
 
 
 def with_shares(colours: jax.Array, pixels: jax.Array) -> jax.Array:
-    """Colours, each with the share of the pixels that it is nearest to in CIELAB.
-
-    Args:
-        colours: CIELAB, `[batch, colours, 3]`.
-        pixels: CIELAB, `[batch, pixels, 3]`.
-
-    Returns:
-        float32 `[batch, colours * 4]`.
+    """CIELAB colours `[batch, colours, 3]`, each with the share of the pixels
+    `[batch, pixels, 3]` that it is nearest to: float32 `[batch, colours * 4]`.
     """
     squares = ((pixels[:, :, None] - colours[:, None]) ** 2).sum(-1)
     own = jax.nn.one_hot(jnp.argmin(squares, axis=-1), colours.shape[1])

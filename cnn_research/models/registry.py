@@ -10,12 +10,8 @@ from flax import linen as nn
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """A registered model.
-
-    Attributes:
-        model: with the paper's number of classes.
-        image_shape: `(height, width, channels)` of the images that it was published for.
-        source: the paper, or the document.
+    """A model with the paper's number of classes, the `(height, width, channels)` of the images
+    that it was published for, and the paper or document that it is of.
     """
 
     model: nn.Module

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, Literal
+from typing import Literal
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from cnn_research import ops
 from cnn_research.core.config import register_config
-from cnn_research.core.ranges import PositiveInt
-from cnn_research.models.layers import BatchNorm, Conv, Dtype, GlobalPool, Widths, check_lengths
+from cnn_research.models.layers import (
+    BatchNorm,
+    Conv,
+    Dtype,
+    GlobalPool,
+    ImageNetClassifier,
+    Widths,
+    check_lengths,
+)
 from cnn_research.models.registry import register_model
 
 Variant = Literal["torchvision", "keras"]
@@ -29,56 +35,41 @@ def _layers(variant: Variant, dtype: Dtype):  # type: ignore[no-untyped-def]
     )
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions, and their input added."""
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions, and their input added; or a bottleneck: a 1x1 convolution to few
+    channels, a 3x3 one, and a 1x1 one to four times as many.
 
-    features: int
-    strides: int = 1
-    variant: Variant = "torchvision"
-    dtype: Dtype = "float32"
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        conv, norm = _layers(self.variant, self.dtype)
-        y = conv(self.features, (3, 3), self.strides, padding=1, name="conv1")(x)
-        y = nn.relu(norm(name="bn1")(y, use_running_average=not train))
-        y = conv(self.features, (3, 3), padding=1, name="conv2")(y)
-        y = norm(name="bn2")(y, use_running_average=not train)
-        if x.shape != y.shape:
-            x = conv(self.features, (1, 1), self.strides, padding=0, name="downsample.0")(x)
-            x = norm(name="downsample.1")(x, use_running_average=not train)
-        return nn.relu(x + y)
-
-
-class Bottleneck(nn.Module):
-    """A 1x1 convolution to few channels, a 3x3 one, a 1x1 to four times as many; input added.
-
-    torchvision has the stride in the 3x3 convolution ('v1.5'), Keras, as the paper, in the first.
+    torchvision has a bottleneck's stride in its 3x3 convolution ('v1.5'), Keras, as the paper, in
+    the first.
     """
 
     features: int
-    strides: int = 1
-    variant: Variant = "torchvision"
-    dtype: Dtype = "float32"
+    strides: int
+    bottleneck: bool
+    variant: Variant
+    dtype: Dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         conv, norm = _layers(self.variant, self.dtype)
-        early, late = (self.strides, 1) if self.variant == "keras" else (1, self.strides)
-        y = conv(self.features, (1, 1), early, padding=0, name="conv1")(x)
-        y = nn.relu(norm(name="bn1")(y, use_running_average=not train))
-        y = conv(self.features, (3, 3), late, padding=1, name="conv2")(y)
-        y = nn.relu(norm(name="bn2")(y, use_running_average=not train))
-        y = conv(4 * self.features, (1, 1), padding=0, name="conv3")(y)
-        y = norm(name="bn3")(y, use_running_average=not train)
+        few, strides = self.features, self.strides
+        early, late = (strides, 1) if self.variant == "keras" else (1, strides)
+        steps = [(few, 3, strides), (few, 3, 1)]
+        if self.bottleneck:
+            steps = [(few, 1, early), (few, 3, late), (4 * few, 1, 1)]
+        y = x
+        for number, (features, size, stride) in enumerate(steps, 1):
+            y = nn.relu(y) if number > 1 else y
+            y = conv(features, (size, size), stride, padding=size // 2, name=f"conv{number}")(y)
+            y = norm(name=f"bn{number}")(y, use_running_average=not train)
         if x.shape != y.shape:
-            x = conv(4 * self.features, (1, 1), self.strides, padding=0, name="downsample.0")(x)
+            x = conv(y.shape[-1], (1, 1), strides, padding=0, name="downsample.0")(x)
             x = norm(name="downsample.1")(x, use_running_average=not train)
         return nn.relu(x + y)
 
 
 @register_config
-class ResNet(nn.Module):
+class ResNet(ImageNetClassifier):
     """He, Zhang, Ren and Sun, 'Deep residual learning for image recognition' (2015).
 
     Images of any size.
@@ -92,10 +83,6 @@ class ResNet(nn.Module):
     """Whose details: Keras has biases, another epsilon, and halves in a block's first layer."""
     small: bool = False
     """For images of about 32x32: the stem is a 3x3 convolution, without stride and pool."""
-    dtype: Dtype = "float32"
-    """What the layers compute in."""
-    num_classes: PositiveInt = 1000
-    """Units of the last layer; set from the data."""
 
     @property
     def other_names(self) -> tuple[dict[str, str], ...]:
@@ -137,19 +124,18 @@ class ResNet(nn.Module):
         if not self.small:
             # Keras pads with zeros, which never win over what comes out of relu either.
             x = ops.max_pool(x, 3, 2, ((1, 1), (1, 1)))
-        kind: Any = Bottleneck if self.bottleneck else BasicBlock
         for stage, blocks in enumerate(self.blocks):
             for block in range(blocks):
-                x = kind(
+                x = ResidualBlock(
                     64 * 2**stage,
                     2 if stage and not block else 1,
+                    self.bottleneck,
                     self.variant,
                     self.dtype,
                     name=f"layer{stage + 1}.{block}",
                 )(x, train)
         x = GlobalPool(name="avgpool")(x)
-        x = nn.Dense(self.num_classes, dtype=self.dtype, name="fc")(x)
-        return x.astype(jnp.float32)
+        return self.logits(x, name="fc")
 
 
 _SOURCE = "He et al. 2015, arXiv:1512.03385"

@@ -10,12 +10,11 @@ from flax import linen as nn
 
 from cnn_research import ops
 from cnn_research.core.config import register_config
-from cnn_research.core.ranges import PositiveInt
 from cnn_research.models.layers import (
     Activation,
     BatchNorm,
+    Classifier,
     Conv,
-    Dtype,
     Widths,
     activate,
     check_lengths,
@@ -25,7 +24,7 @@ from cnn_research.models.registry import register_model
 
 
 @register_config
-class ResNet9(nn.Module):
+class ResNet9(Classifier):
     """Stages of one convolution each, some halved by a 2x2 pool, some with a residual pair.
 
     After Page's ResNet-9 ('How to train your ResNet', 2018), with its widths as fields. Pooling
@@ -44,10 +43,6 @@ class ResNet9(nn.Module):
     and textures."""
     activation: Activation = "relu"
     """After each normalisation."""
-    dtype: Dtype = "float32"
-    """What the layers compute in."""
-    num_classes: PositiveInt = 10
-    """Units of the last layer; set from the data."""
 
     def check(self) -> None:
         """Raises `UsageError` for fields that do not fit together."""
@@ -64,7 +59,7 @@ class ResNet9(nn.Module):
                 x = x + self._convolution(inner, features, train)
             means.append(x.mean(axis=(1, 2)))
         x = means[-1] if self.means == "last" else jnp.concatenate(means, axis=-1)
-        return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)
+        return self.logits(x)
 
     def _convolution(
         self, x: jax.Array, features: int, train: bool, pool: bool = False

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from cnn_research import ops
 from cnn_research.core.config import register_config
 from cnn_research.core.ranges import PositiveInt
-from cnn_research.models.layers import BatchNorm, Conv, Dtype, Rate, check_size
+from cnn_research.models.layers import BatchNorm, Conv, ImageNetClassifier, Rate, check_size
 from cnn_research.models.registry import register_model
 
 _INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -32,7 +31,7 @@ class AdaptivePool(nn.Module):
 
 
 @register_config
-class VGG(nn.Module):
+class VGG(ImageNetClassifier):
     """Simonyan and Zisserman, 'Very deep convolutional networks for large-scale image
     recognition' (2014). Modules are called as in torchvision.
     """
@@ -47,10 +46,6 @@ class VGG(nn.Module):
     """Units of the two linear layers before the last."""
     dropout: Rate = 0.5
     """Rate after each of these; survivors are scaled by 1 / (1 - rate)."""
-    dtype: Dtype = "float32"
-    """What the layers compute in."""
-    num_classes: PositiveInt = 1000
-    """Units of the last layer; set from the data."""
 
     @property
     def flattened(self) -> dict[str, tuple[int, int, int]]:
@@ -92,7 +87,7 @@ class VGG(nn.Module):
         for name in _LINEAR[:2]:
             x = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, name=name)(x))
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(self.num_classes, dtype=self.dtype, name=_LINEAR[2])(x).astype(jnp.float32)
+        return self.logits(x, name=_LINEAR[2])
 
     @property
     def _pooled(self) -> int:

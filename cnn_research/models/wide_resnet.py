@@ -5,12 +5,19 @@ from __future__ import annotations
 import functools
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from cnn_research.core.config import register_config
 from cnn_research.core.ranges import PositiveInt
-from cnn_research.models.layers import BatchNorm, Conv, Dtype, GlobalPool, Rate, check_depth
+from cnn_research.models.layers import (
+    BatchNorm,
+    Classifier,
+    Conv,
+    Dtype,
+    GlobalPool,
+    Rate,
+    check_depth,
+)
 from cnn_research.models.registry import register_model
 
 _INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -45,7 +52,7 @@ class WideBlock(nn.Module):
 
 
 @register_config
-class WideResNet(nn.Module):
+class WideResNet(Classifier):
     """Zagoruyko and Komodakis, 'Wide residual networks' (2016), for small images.
 
     Modules are called as in xternalman/WideResNet-pytorch.
@@ -57,10 +64,6 @@ class WideResNet(nn.Module):
     """Multiplies the 16, 32 and 64 filters of the stages."""
     dropout: Rate = 0.0
     """Rate between a block's convolutions (the paper's is 0.3); survivors are scaled."""
-    dtype: Dtype = "float32"
-    """What the layers compute in."""
-    num_classes: PositiveInt = 10
-    """Units of the last layer; set from the data."""
 
     def check(self) -> None:
         """Raises `UsageError` for fields that do not fit together."""
@@ -80,7 +83,7 @@ class WideResNet(nn.Module):
                 )(x, train)
         x = nn.relu(BatchNorm(dtype=self.dtype, name="bn1")(x, use_running_average=not train))
         x = GlobalPool(name="avgpool")(x)
-        return nn.Dense(self.num_classes, dtype=self.dtype, name="fc")(x).astype(jnp.float32)
+        return self.logits(x, name="fc")
 
 
 for _depth, _width in ((28, 10), (16, 4)):

@@ -40,11 +40,9 @@ a few images would weigh as much as thousands."""
 
 
 def suggest_fields(experiment: Training) -> dict[str, Suggestion]:
-    """What suits the experiment's data, by the path of the field.
+    """What suits an experiment on a folder or a table of images, by the path of the field.
 
-    Args:
-        experiment: its data is a folder or a table of images. Another network than `ResNet9` is
-            left as it is.
+    Another network than `ResNet9` is left as it is.
 
     Raises:
         UsageError: a column that the table lacks, or a network that takes no such images.
@@ -108,10 +106,8 @@ def _of_task(data: object, seen: Survey) -> Iterator[tuple[str, Suggestion]]:
     yield "task.label_smoothing", Suggestion(0.1, "so that a few wrong labels do less harm")
     sizes = [count for counts in seen.classes.values() for count in counts.values()]
     if UNEVEN[0] < max(sizes) / min(sizes) <= UNEVEN[1]:
-        yield (
-            "task.class_weights",
-            Suggestion("balanced", f"classes have from {min(sizes):,} to {max(sizes):,} images"),
-        )
+        reason = f"classes have from {min(sizes):,} to {max(sizes):,} images"
+        yield "task.class_weights", Suggestion("balanced", reason)
 
 
 def _of_size(
@@ -145,11 +141,8 @@ def _of_size(
     yield "batch_size", Suggestion(batch_size, "1,500 steps or more, where it can be")
     if validation:
         yield "selection.report", Suggestion("best", "there are validation images to choose by")
-        patience = max(5, epochs // 3)
-        yield (
-            "selection.patience",
-            Suggestion(patience, "epochs without a better one, then it stops"),
-        )
+        reason = "epochs without a better one, then it stops"
+        yield "selection.patience", Suggestion(max(5, epochs // 3), reason)
     else:
         yield "selection.report", Suggestion("last", "fewer than 2 validation images to choose by")
 
@@ -159,10 +152,8 @@ def _of_images(seen: Survey) -> Iterator[tuple[str, Suggestion]]:
     mirror = not names or any(len(name) > 1 for name in names)
     reason = "as photographs may be" if mirror else "classes are single characters: no mirror"
     yield "augmentation.mirror", Suggestion(mirror, reason)
-    yield (
-        "evaluation.mirror",
-        Suggestion(mirror, "answers are averaged over both" if mirror else reason),
-    )
+    reason = "answers are averaged over both" if mirror else reason
+    yield "evaluation.mirror", Suggestion(mirror, reason)
     shorter = min(seen.height, seen.width)
     if max(seen.height, seen.width) <= SMALL:
         yield "augmentation.shift", Suggestion(max(1, shorter // 10), "pixels: small images")

@@ -26,14 +26,7 @@ are mixed."""
 def draw_batch(
     context: StepContext, data: TrainData, seed: jax.Array, step: jax.Array
 ) -> tuple[jax.Array, Targets]:
-    """The images of a step as the model takes them, and their targets.
-
-    Args:
-        context: of the step.
-        data: the training split.
-        seed: uint32 `[]`.
-        step: int32 `[]`, from 0.
-    """
+    """The images of a step (int32 `[]`, from 0) as the model takes them, and their targets."""
     experiment = context.experiment
     size, augmentation = experiment.batch_size, experiment.augmentation
     if data.classes is not None:

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import shutil
-import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -65,20 +64,17 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, *, keep: int, best: tuple[str, Direction] | None):
-        """Opens the folder, making it if absent.
+        """Opens an absolute folder, making it if absent.
 
-        Args:
-            folder: absolute.
-            keep: how many of the newest stay.
-            best: (metric, its direction) of the one that stays besides; None if no metric is
-                measured.
+        The newest `keep` stay, and besides the best by a metric with its direction, where one is
+        measured.
         """
         kept: list[policies.PreservationPolicy] = [policies.LatestN(keep)]
         if best:
             kept.append(_Best(folder, *best))
         self.folder = folder
-        self._writing: threading.Thread | None = None
-        self._failure: Exception | None = None
+        self._thread = ThreadPoolExecutor(1)
+        self._saving: Future[None] | None = None
         self._manager = ocp.CheckpointManager(
             folder,
             options=ocp.CheckpointManagerOptions(
@@ -90,12 +86,8 @@ class Checkpoints:
     def save(
         self, state: TrainState, host: Mapping[str, Any], metrics: Mapping[str, float] | None
     ) -> None:
-        """Starts to save; returns before all is written.
-
-        Args:
-            state: of the run; its buffers may be donated right after.
-            host: JSON values that the run's decisions depend on.
-            metrics: of the validation split at this step, where they were measured.
+        """Starts to save a state, whose buffers may be donated right after; the JSON values in
+        `host` that the run's decisions depend on; and validation metrics, where measured.
 
         Raises:
             UserError: this or an earlier save failed.
@@ -119,21 +111,13 @@ class Checkpoints:
             )
         except Exception as error:
             raise _save_error(error, self.folder, step) from error
-        self._writing = threading.Thread(target=self._finish, args=(step,))
-        self._writing.start()
+        self._saving = self._thread.submit(self._finish, step)
 
     def wait(self) -> None:
-        """Returns when all is written.
-
-        Raises:
-            UserError: it could not be.
-        """
-        if self._writing is not None:
-            self._writing.join()
-            self._writing = None
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
-            raise failure
+        """Returns when all is written; raises `UserError` if it could not be."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
 
     def _finish(self, step: int) -> None:
         try:
@@ -141,7 +125,7 @@ class Checkpoints:
             if jax.process_index() == 0:
                 write_checksums(self.folder / str(step))
         except Exception as error:
-            self._failure = _save_error(error, self.folder, step)
+            raise _save_error(error, self.folder, step) from error
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -151,80 +135,54 @@ class Checkpoints:
             self.wait()
         finally:
             self._manager.close()
+            self._thread.shutdown()
 
 
-def newest_of_all(folders: Sequence[Path], *, repair: bool = False) -> int | None:
-    """The newest step with a good checkpoint in each of the folders, or None.
+def newest(*folders: Path, repair: bool = False) -> int | None:
+    """The newest step of which each folder has a good checkpoint, or None; others are skipped.
 
-    Args:
-        folders: of runs that are trained at once; one was perhaps saved and another not.
-        repair: as in `newest`; later checkpoints do not count, either.
+    Several folders are of runs that are trained at once: one was perhaps saved and another not.
+    With `repair` what is skipped is set aside, so that its step can be saved again: for the
+    process that writes to the folders, before it opens them.
     """
-    latest: float = math.inf
-    while True:
-        found = [newest(folder, repair=repair, latest=latest) for folder in folders]
-        steps = [-1 if step is None else step for step in found]
-        if min(steps) == max(steps):
-            return found[0]
-        latest = min(steps)
-
-
-def newest(folder: Path, *, repair: bool = False, latest: float = math.inf) -> int | None:
-    """The step of the newest good checkpoint, or None; a damaged one is named and skipped.
-
-    Args:
-        folder: of the run's checkpoints.
-        repair: set what does not count aside, so that its step can be saved again: for the
-            process that writes to the folder, before it opens it.
-        latest: the last step that counts.
-    """
-    for step in sorted(steps_in(folder), reverse=True):
-        fault = damage(folder / str(step))
-        if step > latest:
-            fault = "the runs that it was trained with have none of this step"
-        if fault is None:
+    for step in sorted({step for folder in folders for step in steps_in(folder)}, reverse=True):
+        faults = {folder / str(step): damage(folder / str(step)) for folder in folders}
+        if not any(faults.values()):
             return step
-        logging.warning("Checkpoint %s is skipped: %s.", folder / str(step), fault)
-        if repair:
-            aside = folder.parent / "damaged_checkpoints" / str(step)
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.parent.mkdir(exist_ok=True)
-            os.replace(folder / str(step), aside)
+        for path, fault in faults.items():
+            if not path.exists():
+                continue
+            reason = fault or "the runs that it was trained with have none of this step"
+            logging.warning("Checkpoint %s is skipped: %s.", path, reason)
+            if repair:
+                aside = path.parent.parent / "damaged_checkpoints" / path.name
+                shutil.rmtree(aside, ignore_errors=True)
+                aside.parent.mkdir(exist_ok=True)
+                os.replace(path, aside)
     return None
 
 
 def best(folder: Path, metric: str, direction: metrics.Direction) -> int | None:
-    """The step of the good checkpoint with the best validation metric, or None.
-
-    Args:
-        folder: of the run's checkpoints.
-        metric: its name.
-        direction: which end of it is better.
-    """
-    found: tuple[int, float] | None = None
+    """The step of the first good checkpoint with the best validation metric, or None."""
+    found: int | None = None
+    best_value: float | None = None
     for step in sorted(steps_in(folder)):
-        value = _validation(folder / str(step)).get(metric)
-        if value is not None and metrics.is_better(
-            value, None if found is None else found[1], direction
-        ):
-            fault = damage(folder / str(step))
-            if fault is None:
-                found = (step, value)
-            else:
-                logging.warning("Checkpoint %s is skipped: %s.", folder / str(step), fault)
-    return None if found is None else found[0]
+        path = folder / str(step)
+        value = _validation(path).get(metric)
+        if value is None or not metrics.is_better(value, best_value, direction):
+            continue
+        if fault := damage(path):
+            logging.warning("Checkpoint %s is skipped: %s.", path, fault)
+        else:
+            found, best_value = step, value
+    return found
 
 
 def restore(folder: Path, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-    """The state and the host's values of one checkpoint.
+    """The state and the host's values of one good checkpoint.
 
-    Args:
-        folder: of checkpoints.
-        step: of a good one.
-        like: a state of the same shapes, as arrays or as `jax.ShapeDtypeStruct` with shardings.
-
-    Raises:
-        UserError: the checkpoint does not fit the model.
+    `like` is a state of the same shapes, as arrays or as `jax.ShapeDtypeStruct` with shardings.
+    Raises `UserError` for a checkpoint that does not fit the model.
     """
     folder = folder.absolute()  # as Orbax insists
     path = folder / str(step)
@@ -291,13 +249,10 @@ def _validation(checkpoint: Path) -> dict[str, float]:
 
 
 def _save_error(error: Exception, folder: Path, step: int) -> UserError:
-    reason = "the disk is full" if _disk_full(error) else str(error).strip().split("\n")[0]
+    reason = str(error).strip().split("\n")[0]
+    if any(sign in str(error) for sign in ("RESOURCE_EXHAUSTED", "No space left", "ENOSPC")):
+        reason = "the disk is full"
     return UserError(
         f"checkpoint of step {step} could not be saved in {folder}: {reason}; earlier checkpoints "
         "are kept, and the same command goes on from the newest"
     )
-
-
-def _disk_full(error: Exception) -> bool:
-    text = str(error)
-    return "RESOURCE_EXHAUSTED" in text or "No space left" in text or "ENOSPC" in text

@@ -26,11 +26,7 @@ TRIED = 3
 
 
 def dry_run(experiment: Training, workdir: Path) -> Result:
-    """Say what a training will take, and stop before its first step; write nothing.
-
-    Raises:
-        UsageError, UserError: those of `train` before its first step.
-    """
+    """Say what a training will take, and stop before its first step; write nothing."""
     return dry_run_seeds([SeedRun(experiment, workdir)], workdir)
 
 
@@ -45,14 +41,10 @@ def dry_run_seeds(runs: list[SeedRun], workdir: Path) -> Result:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """What a training is expected to take from here on.
+    """What a training is expected to take from here on, if nothing stops it early.
 
-    Attributes:
-        seconds: of steps and evaluations, if nothing stops it early.
-        step_seconds: of a train step.
-        evaluation_seconds: of all evaluations.
-        step_bytes: memory of a train step, by the compiler: state, data and what is computed.
-        flops: floating-point operations of one image's forward pass.
+    `evaluation_seconds` are of all evaluations, and part of `seconds`; `step_bytes` are by the
+    compiler: state, data and what is computed; `flops` of one image's forward pass.
     """
 
     seconds: float
@@ -70,26 +62,20 @@ class Estimate:
 
 
 def estimate(job: Job) -> Estimate:
-    """Compile and time a few steps, on a copy of the state, and a batch of an evaluation.
-
-    Raises:
-        Interrupted: a signal asked the process to stop.
-    """
+    """Compile and time a few steps, on a copy of the state, and a batch of an evaluation."""
     session, plan = job.session, job.plan
     phase, until = plan.phase_at(job.step, plan.last_step)
     count = min(ops.current_formulation().steps_per_dispatch, until - job.step)
     train = job.train_steps(phase)
     states = jax.tree.map(jnp.copy, job.states)
     needed = train.lower(states, job.data, job.seeds, count).compile().memory_analysis()  # type: ignore[attr-defined]
-    step_bytes = (
-        needed.argument_size_in_bytes
-        + needed.output_size_in_bytes
-        - needed.alias_size_in_bytes
-        + needed.temp_size_in_bytes
-        if needed
-        else 0
-    )
-    warn_of_memory(needed.temp_size_in_bytes if needed else 0)
+    free = available_memory()
+    if jax.default_backend() == "cpu" and needed and needed.temp_size_in_bytes > free:
+        logging.warning(
+            "a step needs %.1f GB of memory, and %.1f GB are free: take a smaller --batch-size",
+            needed.temp_size_in_bytes / 1e9,
+            free / 1e9,
+        )
 
     def dispatch() -> None:
         nonlocal states
@@ -112,7 +98,14 @@ def estimate(job: Job) -> Estimate:
         seconds=(plan.last_step - job.step) * step_seconds + evaluation_seconds,
         step_seconds=step_seconds,
         evaluation_seconds=evaluation_seconds,
-        step_bytes=step_bytes,
+        step_bytes=(
+            needed.argument_size_in_bytes
+            + needed.output_size_in_bytes
+            - needed.alias_size_in_bytes
+            + needed.temp_size_in_bytes
+            if needed
+            else 0
+        ),
         flops=cost(session.experiment.model, session.dataset.image_shape).flops,
     )
 
@@ -126,14 +119,3 @@ def seconds_of(work: Callable[[], object], times: int, check: Callable[[], None]
         work()
         taken.append(time.monotonic() - started)
     return min(taken[1:])
-
-
-def warn_of_memory(needed: float) -> None:
-    """Warn where a step needs more memory than the machine has free."""
-    free = available_memory()
-    if jax.default_backend() == "cpu" and needed > free:
-        logging.warning(
-            "a step needs %.1f GB of memory, and %.1f GB are free: take a smaller --batch-size",
-            needed / 1e9,
-            free / 1e9,
-        )

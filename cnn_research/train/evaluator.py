@@ -27,15 +27,10 @@ def scaled(images: jax.Array, experiment: Training) -> jax.Array:
 
 
 def views_of(inputs: jax.Array, experiment: Training) -> list[jax.Array]:
-    """The inputs for each example: the image, and the views of test-time augmentation.
+    """The image as the model takes it, and after it the views of test-time augmentation.
 
-    Args:
-        inputs: uint8 images `[batch, height, width, channels]`, or cached features, float32
-            `[batch, views, *output]`.
-        experiment: whose `evaluation` names the views.
-
-    Returns:
-        As the model takes them: the first is the image as it is.
+    Of uint8 images `[batch, height, width, channels]`, or of cached features, float32
+    `[batch, views, *output]`.
     """
     how = experiment.evaluation
     if experiment.transfer.cache_after:
@@ -56,27 +51,13 @@ def views_of(inputs: jax.Array, experiment: Training) -> list[jax.Array]:
 def predict(
     model: nn.Module, variables: Mapping[str, Any], views: Sequence[jax.Array], task: FittedTask
 ) -> jax.Array:
-    """Outputs for images; of several views of each, as the task averages them.
-
-    Args:
-        model: the network.
-        variables: its parameters and statistics.
-        views: from `views_of`.
-        task: how they are averaged.
-
-    Returns:
-        float32 `[batch, outputs]`.
-    """
+    """Outputs for images, float32 `[batch, outputs]`; of several views, averaged by the task."""
     outputs: list[Any] = [model.apply(variables, view, train=False) for view in views]
     return outputs[0] if len(outputs) == 1 else task.average_views(outputs)
 
 
 class Evaluator:
-    """Evaluates a model on splits, with one compilation for each size of batch.
-
-    Attributes:
-        batch_size: most images in a forward pass, over all devices.
-    """
+    """Evaluates a model on splits, with one compilation for each size of batch."""
 
     def __init__(self, experiment: Training, model: nn.Module, mesh: Mesh):
         self._mesh = mesh
@@ -104,11 +85,7 @@ class Evaluator:
     ) -> tuple[dict[str, tuple[float, float]], np.ndarray] | None:
         """Metrics as (sum, count), and every example's outputs, float32 `[examples, outputs]`.
 
-        Args:
-            variables: parameters and statistics of the model.
-            split: uint8 images and labels.
-            stop: asked before each batch; once it is true the evaluation is abandoned, and the
-                result is None.
+        `stop` is asked before each batch; once it is true the evaluation is abandoned: None.
         """
         fetched, pending = [], None
         with jax.set_mesh(self._mesh):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from cnn_research.core.preemption import raise_if_interrupted
 from cnn_research.data.dataset import Split
 from cnn_research.data.prepare import cache
 from cnn_research.ops.batching import map_batches
+from cnn_research.train.transfer import by_path
 
 BATCH = 32
 """Images in one forward pass of the backbone."""
@@ -45,7 +47,7 @@ class FromFeatures(nn.Module):
 
         def intercept(call, args, kwargs, context):
             output = call(*args, **kwargs)
-            if _is_call(context) and _path(context) == self.layer:
+            if _called(context) == self.layer:
                 return _parted(features, output)
             return output
 
@@ -65,9 +67,9 @@ def before(model: nn.Module, image_shape: tuple[int, int, int], layer: str) -> t
 
     def intercept(call, args, kwargs, context):
         output = call(*args, **kwargs)
-        if _is_call(context):
-            outputs.setdefault(_path(context), output)
-            done.append(_path(context))
+        if (path := _called(context)) is not None:
+            outputs.setdefault(path, output)
+            done.append(path)
         return output
 
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
@@ -110,19 +112,11 @@ def cached_features(
 ) -> dict[str, Split]:
     """The splits with a layer's output in place of images; computed once, and kept on disk.
 
-    They are float32 `[examples, views, *output]`: of the image and, as a second view, its mirror
-    image. What was computed is known by the weights and the images themselves: another split of
-    the same images, another head or another seed finds it.
+    They are float32 `[examples, views, *output]`: of the image and, with `mirror`, of its mirror
+    image. What was computed is known by the images and the weights of leaves that are `frozen`, by
+    their paths: another split of the same images, another head or another seed finds it.
 
-    Args:
-        model: the network.
-        variables: its parameters and statistics.
-        layer: the path of a module; `before` has accepted it.
-        splits: uint8 images `[examples, height, width, channels]`.
-        preprocess: from uint8 images to what the model takes.
-        mirror: whether there is a second view.
-        frozen: whether a leaf is part of what comes before, by its path.
-        say: called with a message when features are computed.
+    `preprocess` makes of uint8 images what the model takes; `before` has accepted the layer.
     """
     names = {split: _digests(content.images) for split, content in splits.items()}
     wanted = np.unique(np.concatenate(list(names.values())))
@@ -131,9 +125,9 @@ def cached_features(
     shape = next(iter(splits.values())).images.shape[1:]
     probe = np.random.default_rng(0).integers(0, 256, (BATCH, *shape), np.uint8)
     key = hashlib.blake2b(np.asarray(forward(variables, probe)).tobytes(), digest_size=8)
-    for path, leaf in sorted(_leaves(variables)):
-        if frozen(path):
-            key.update(np.asarray(leaf).tobytes())
+    leaves = {path: leaf for tree in variables.values() for path, leaf in by_path(tree).items()}
+    for path in sorted(filter(frozen, leaves)):
+        key.update(np.asarray(leaves[path]).tobytes())
     key.update(wanted.tobytes())
     file = cache.data_dir() / "features" / f"{key.hexdigest()}.npy"
     with cache.lock(file):
@@ -143,11 +137,7 @@ def cached_features(
             _compute(forward, variables, splits, [where[name] for name in wanted], file)
     stored = np.load(file, mmap_mode="r")
     return {
-        split: Split(
-            images=stored[np.searchsorted(wanted, names[split])],
-            labels=content.labels,
-            names=content.names,
-        )
+        split: dataclasses.replace(content, images=stored[np.searchsorted(wanted, names[split])])
         for split, content in splits.items()
     }
 
@@ -155,12 +145,7 @@ def cached_features(
 def one_view(keys: jax.Array, features: jax.Array) -> jax.Array:
     """Every example's features of the image or, at random, of its mirror image.
 
-    Args:
-        keys: keys `[batch]`.
-        features: `[batch, views, *output]`.
-
-    Returns:
-        `[batch, *output]`.
+    `[batch, views, *output]` becomes `[batch, *output]`, with a key for each example.
     """
     views = features.shape[1]
     view = jax.vmap(lambda key: jax.random.randint(key, (), 0, views))(keys)
@@ -206,10 +191,8 @@ def _parted(features: jax.Array, like: Any) -> Any:
     if len(leaves) == 1:
         return jax.tree.unflatten(tree, [features])
     ends = np.cumsum([math.prod(leaf.shape[1:]) for leaf in leaves])[:-1]
-    parts = jnp.split(features, ends, axis=1)
-    shapes = [(len(features), *leaf.shape[1:]) for leaf in leaves]
-    arrays = [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
-    return jax.tree.unflatten(tree, arrays)
+    parts = zip(jnp.split(features, ends, axis=1), leaves, strict=True)
+    return jax.tree.unflatten(tree, [part.reshape(leaf.shape) for part, leaf in parts])
 
 
 def _compute(
@@ -244,17 +227,6 @@ def _digests(images: np.ndarray) -> np.ndarray:
     return np.array([hashlib.blake2b(x.tobytes(), digest_size=16).hexdigest() for x in images])
 
 
-def _is_call(context: nn.module.InterceptorContext) -> bool:
-    return context.method_name == "__call__"
-
-
-def _path(context: nn.module.InterceptorContext) -> str:
-    return "/".join(context.module.path)
-
-
-def _leaves(tree: Any) -> list[tuple[str, Any]]:
-    """(path within its collection, leaf) of variables."""
-    return [
-        ("/".join(str(getattr(key, "key", key)) for key in path[1:]), leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    ]
+def _called(context: nn.module.InterceptorContext) -> str | None:
+    """The path of the module that is called; None for another method."""
+    return "/".join(context.module.path) if context.method_name == "__call__" else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from cnn_research.data.dataset import Dataset, Split
 from cnn_research.report.page import write_report
 from cnn_research.report.tensorboard import Points, chosen, show_report
 from cnn_research.report.writers import MetricsWriter
-from cnn_research.tasks.task import Task
 from cnn_research.train.config import Training
 from cnn_research.train.evaluator import Evaluator
 from cnn_research.train.state import TrainState
@@ -60,16 +59,9 @@ def report(
     evaluator: Evaluator,
     writer: MetricsWriter,
 ) -> Result:
-    """Evaluates a state on all splits but the training one, and writes the run's report.
+    """Evaluates a state on all splits but the training one; writes evaluation.json and the report.
 
-    Args:
-        experiment: what was trained, bound to its data.
-        workdir: where; gets evaluation.json and `report/`.
-        dataset: its data.
-        splits: of what the evaluator is given, from `model_and_splits`.
-        state: the state that the report is about.
-        evaluator: of the model.
-        writer: the run's, for the metrics in TensorBoard.
+    The evaluator is given the `splits`: those of the dataset, or cached features.
     """
     step, task = int(state.step), experiment.fitted_task
     evaluated = [name for name in folders.EVALUATED if name in splits]
@@ -118,24 +110,24 @@ def write_evaluation(
 ) -> None:
     """Writes evaluation.json: the metrics, and how they came about.
 
-    Its `config` has the parts of the experiment that `--mode=evaluate` may replace, as they were.
+    Its `config` has the parts of the experiment that `--mode=evaluate` may replace, as they were;
+    `training` the metrics of the training examples, while the epoch that ends at `step` ran.
     """
-    config = {"evaluation": experiment.evaluation, "selection": experiment.selection}
-    history = read_metrics(workdir)
+    task = experiment.fitted_task
+    epochs = by_epoch([row for row in read_metrics(workdir) if row["step"] <= step])
+    training = epochs[-1]["train"] if epochs else {}
     folders.write_json(
         workdir / folders.EVALUATION,
         {
             "step": step,
-            "config": {name: to_dict(part) for name, part in config.items()},
-            "metric_directions": dict(experiment.fitted_task.directions),
-            "training": while_training(experiment.fitted_task, history, step),
+            "config": {
+                "evaluation": to_dict(experiment.evaluation),
+                "selection": to_dict(experiment.selection),
+            },
+            "metric_directions": dict(task.directions),
+            "training": {
+                name: value for name, value in training.items() if direction_of(name, task.metrics)
+            },
             **metrics,
         },
     )
-
-
-def while_training(task: Task, history: Sequence[Mapping[str, Any]], step: int) -> dict[str, float]:
-    """The metrics of the training examples, while the epoch that ends at `step` ran."""
-    epochs = by_epoch([row for row in history if row["step"] <= step])
-    means = epochs[-1]["train"] if epochs else {}
-    return {name: means[name] for name in means if direction_of(name, task.metrics)}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from cnn_research.core import run_folder as folders
@@ -16,29 +18,29 @@ from cnn_research.core.distributed import replicated
 from cnn_research.core.experiment import registry
 from cnn_research.data.batches import class_members
 from cnn_research.data.dataset import Split
-from cnn_research.models.pretrained import Loaded
+from cnn_research.models.pretrained import Loaded, load_pretrained
 from cnn_research.train import checkpoint
-from cnn_research.train.evaluator import Evaluator
-from cnn_research.train.initial import first_state, shardings_of
+from cnn_research.train.evaluator import Evaluator, scaled
 from cnn_research.train.plan import Plan
 from cnn_research.train.session import HostState, SeedRun, Session
-from cnn_research.train.state import StepContext, TrainData, TrainState
+from cnn_research.train.state import (
+    StepContext,
+    TrainData,
+    TrainState,
+    initial_state,
+    shardings_of,
+)
 from cnn_research.train.step import make_steps
-from cnn_research.train.trained import model_and_splits
+from cnn_research.train.trained import model_and_splits, weights_of_run
 
 
 @dataclasses.dataclass(eq=False)
 class Job:
     """A training that is ready to go on from a step.
 
-    Attributes:
-        session: what it was made from.
-        step: steps done.
-        model: the network that is trained: what comes after cached features, where there are any.
-        splits: what it is trained and evaluated on.
-        data: the training split, on the devices.
-        seeds: of each run, uint32 `[]`, on the devices.
-        evaluator: of the model.
+    `model` and `splits` are what is trained, and on what: with cached features, the layers that
+    come after them, and the features. `data` is the training split, and `seeds` those of the runs,
+    uint32 `[]` each, on the devices.
     """
 
     session: Session
@@ -103,9 +105,7 @@ class Job:
 def prepare(session: Session) -> Job:
     """Restore or draw the states, describe the runs, and bring the data to the devices.
 
-    Raises:
-        UserError: a checkpoint or pretrained weights do not fit the model.
-        Interrupted: a signal asked the process to stop.
+    Raises `UserError` for a checkpoint or pretrained weights that do not fit the model.
     """
     experiment, plan, mesh = session.experiment, session.plan, session.mesh
     loaded = _start(session)
@@ -146,19 +146,43 @@ def prepare(session: Session) -> Job:
 
 def _start(session: Session) -> Loaded | None:
     """Give each run its state; return what became of pretrained weights, if there are any."""
-    experiment, plan, loaded = session.experiment, session.plan, None
-    if session.restored is not None:
-        for run in session.runs:
+    loaded = None
+    for run in session.runs:
+        if session.restored is None:
+            loaded = _start_afresh(session, run)
+        else:
             run.state, values = checkpoint.restore(
                 run.saved, session.restored, session.abstract_state
             )
             run.host = HostState(**values)
+    return loaded
+
+
+def _start_afresh(session: Session, run: SeedRun) -> Loaded | None:
+    """Draw the run's state, from images where the model asks for some; then load weights."""
+    dataset, loaded = session.dataset, None
+    experiment = dataclasses.replace(session.experiment, seed=run.experiment.seed)
+    start = folders.located(experiment.pretrained, run.workdir)
+    run.state = state = initial_state(experiment, dataset.image_shape, session.mesh)
+    count = getattr(experiment.model, "init_images", 0)
+    if not (count or start.source):
         return None
-    optimizer = experiment.transfer.optimizer(experiment.optimizer, plan.last_step, plan.step_at)
-    for run in session.runs:
-        start = folders.located(experiment.pretrained, run.workdir)
-        seeded = dataclasses.replace(experiment, seed=run.experiment.seed, pretrained=start)
-        run.state, loaded = first_state(seeded, optimizer, session.dataset, session.mesh)
+    variables = {"params": state.params, **state.model_state}
+    if count:
+        train = dataset.splits["train"].images
+        # A split may be sorted by class: from all of it.
+        places = np.linspace(0, len(train) - 1, min(count, len(train))).astype(int)
+        images = scaled(jnp.asarray(train[places]), experiment)
+        variables["params"] = experiment.model.with_images(state.params, images)
+    if start.source:
+        folder = Path(start.source)
+        weights = weights_of_run(folder) if folder.is_dir() else None
+        variables, loaded = load_pretrained(experiment.model, variables, start, weights)
+    params, rest = variables["params"], {k: v for k, v in variables.items() if k != "params"}
+    # Averages are copies, because donated buffers must not be shared.
+    ema = jax.tree.map(np.array, dict(variables)) if state.ema else {}
+    with_variables = dataclasses.replace(state, params=params, model_state=rest, ema=ema)
+    run.state = jax.device_put(with_variables, shardings_of(state))
     return loaded
 
 

@@ -24,7 +24,7 @@ from cnn_research.train.config import Training
 from cnn_research.train.dry_run import estimate
 from cnn_research.train.finish import report
 from cnn_research.train.job import Job, prepare
-from cnn_research.train.profiling import Trace
+from cnn_research.train.profiling import Steps, profiled
 from cnn_research.train.session import HostState, SeedRun, open_session
 from cnn_research.train.state import TrainState
 from cnn_research.train.step_metrics import StepMetrics, not_finite
@@ -32,12 +32,7 @@ from cnn_research.train.trained import reported_step
 
 
 def train(experiment: Training, workdir: Path, *, profile: bool = False) -> Result:
-    """Train in a folder, and resume from its newest good checkpoint.
-
-    Args:
-        experiment: what is trained.
-        workdir: where.
-        profile: trace a few steps into `profile/`.
+    """Train in a folder, and resume from its newest good checkpoint; `profile` traces a few steps.
 
     Raises:
         UsageError: the folder holds another experiment, or the config does not fit the data.
@@ -51,10 +46,7 @@ def train(experiment: Training, workdir: Path, *, profile: bool = False) -> Resu
 def train_seeds(runs: Sequence[SeedRun], workdir: Path, *, profile: bool = False) -> list[Result]:
     """Train several seeds of an experiment in lockstep, in one program and a folder each.
 
-    Args:
-        runs: what is trained; they differ in seed and folder.
-        workdir: of all of them together.
-        profile: as in `train`; so are the errors.
+    The runs differ in seed and folder; `workdir` is of all of them together. Raises as `train`.
     """
     with open_session(runs, workdir) as session:
         job = prepare(session)
@@ -96,7 +88,7 @@ def train_until(job: Job, outputs: Outputs, due: int) -> None:
             # A phase ends where layers begin to learn; another optimizer is in force after it.
             phase, until = job.plan.phase_at(job.step, due)
             count = min(ops.current_formulation().steps_per_dispatch, until - job.step)
-            steps = outputs.trace(job.train_steps(phase))
+            steps = outputs.profiled(job.train_steps(phase))
             states, metrics = steps(job.states, job.data, job.seeds, count)
             for run, state in zip(job.runs, states, strict=True):
                 run.state = state
@@ -125,9 +117,8 @@ def evaluate_and_save(job: Job, outputs: Outputs) -> None:
 def validation_metrics(job: Job, outputs: Outputs, state: TrainState) -> dict[str, float] | None:
     """Means over the validation split; None where there is no such split.
 
-    Raises:
-        UserError: the loss is not finite.
-        Interrupted: a signal came; the state is saved, and evaluated on the next start.
+    Raises `UserError` for a loss that is not finite, and `Interrupted` once a signal came: the
+    state is saved, and evaluated on the next start.
     """
     validation = job.splits.get("validation")
     if validation is None:
@@ -191,17 +182,13 @@ def finish(job: Job, run: SeedRun, outputs: Outputs) -> Result:
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-    """Where the loop writes to, beside each run's own outputs.
-
-    Attributes:
-        metrics: of train steps, of all runs.
-        trace: for `--profile`.
-        seconds: wall time of one run so far, over all continuations.
-    """
+    """Where the loop writes to, beside each run's own outputs."""
 
     metrics: StepMetrics
-    trace: Trace
+    profiled: Callable[[Steps], Steps]
+    """Traces a few of the steps, for `--profile`."""
     seconds: Callable[[], float]
+    """Wall time of one run so far, over all continuations."""
 
 
 @contextlib.contextmanager
@@ -232,10 +219,10 @@ def open_outputs(job: Job, profile: bool) -> Iterator[Outputs]:
             seen = first_images(job.context(0.0), job.data, job.seeds)
             for run, images in zip(runs, seen, strict=True):
                 show_training_images(run.writer, images)
-        trace = Trace(session.workdir, job.step, enabled=profile and session.writes)
         writers = [run.writer for run in runs]
+        enabled = profile and session.writes
         yield Outputs(
             StepMetrics(experiment, job.plan, writers, session.progress),
-            stack.enter_context(trace),
+            stack.enter_context(profiled(session.workdir, job.step, enabled=enabled)),
             lambda: before + (time.monotonic() - started) / len(runs),
         )

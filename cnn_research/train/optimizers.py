@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import jax
+import jax.numpy as jnp
+
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError
 from cnn_research.core.ranges import NonNegativeFloat, PositiveFloat, Range
 
 if TYPE_CHECKING:
-    import jax
     import optax
 
 Decay = Annotated[float, Range(minimum=0, below=1)]
@@ -74,13 +76,7 @@ class Optimizer:
         return optax.join_schedules([before, after], [rising])
 
     def build(self, steps: int, first: int = 0) -> optax.GradientTransformation:
-        """The optax transformation for a run of `steps` steps.
-
-        Args:
-            steps: of the whole run; the schedule depends on them.
-            first: the step of the run at which it is called first.
-        """
-        import jax
+        """The optax transformation for a run of `steps` steps, of which `first` is its first."""
         import optax
 
         def kernels(params):
@@ -123,9 +119,6 @@ class Penalty:
 
     def __call__(self, params) -> jax.Array:
         """The penalty, float32 `[]`, of a tree of parameters."""
-        import jax
-        import jax.numpy as jnp
-
         leaves = [
             leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params) if is_kernel(path)
         ]

@@ -14,12 +14,7 @@ from cnn_research.train.config import Training
 class Plan:
     """The course of a training, which follows from its config and the size of its data alone.
 
-    Attributes:
-        batch_size: examples in a step.
-        examples: examples in an epoch.
-        last_step: the number of steps in all.
-        eval_every_epochs: epochs between evaluations.
-        phases: the epochs at which other layers begin to learn; the first is 0.
+    An epoch has `examples` examples; `phases` are the epochs at which other layers begin to learn.
     """
 
     batch_size: int

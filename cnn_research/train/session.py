@@ -27,8 +27,8 @@ from cnn_research.report.writers import MetricsWriter
 from cnn_research.train import checkpoint
 from cnn_research.train.config import Training
 from cnn_research.train.plan import Plan
-from cnn_research.train.state import TrainState
-from cnn_research.train.trained import abstract_state, bind_to_dataset, check_same_data
+from cnn_research.train.state import TrainState, abstract_state
+from cnn_research.train.trained import bind_to_dataset, check_same_data
 
 
 @dataclasses.dataclass
@@ -47,14 +47,7 @@ class HostState:
 
 @dataclasses.dataclass
 class SeedRun:
-    """One seed of a training, in a folder of its own.
-
-    Attributes:
-        experiment: as it was asked for.
-        workdir: its folder.
-        host: what it has decided so far.
-        state: its arrays, once there are any; then its outputs, once they are open.
-    """
+    """One seed of a training, in a folder of its own; then its arrays, and its outputs."""
 
     experiment: Training
     workdir: Path
@@ -74,17 +67,9 @@ class SeedRun:
 class Session:
     """Folders that are locked, data that fits, and devices.
 
-    Attributes:
-        runs: what is trained at once; they differ in seed and folder alone.
-        workdir: of all of them together.
-        experiment: bound to the data; its seed is the first run's.
-        dataset: its data.
-        mesh: of all devices.
-        plan: when what is done.
-        restored: the newest step of which all runs have a good checkpoint; None for a new run.
-        interruption: whether a signal asks the process to stop.
-        progress: on the terminal.
-        read_only: nothing is written.
+    The runs, which are trained at once, differ in seed and folder alone; `workdir` is of all of
+    them together. The experiment is bound to the data, and its seed is the first run's. `restored`
+    is the newest step of which all runs have a good checkpoint; None for a new run.
     """
 
     runs: Sequence[SeedRun]
@@ -115,10 +100,7 @@ def open_session(
 ) -> Iterator[Session]:
     """Lock the folders, handle signals, load the data, and bind the experiment to it.
 
-    Args:
-        runs: what is trained at once.
-        workdir: of all of them together.
-        read_only: write nothing, and lock nothing.
+    With `read_only` nothing is written or locked.
 
     Raises:
         UsageError: a folder holds another experiment, or the config does not fit the data.
@@ -130,8 +112,8 @@ def open_session(
         # Locks come first: what is read from the folders must not change any more.
         for run in runs:
             stack.enter_context(folders.locked(run.workdir, enabled=first and not read_only))
-        several = jax.process_count() > 1
-        interruption = stack.enter_context(Interruption(max_over_processes if several else None))
+        agree = max_over_processes if jax.process_count() > 1 else None
+        interruption = stack.enter_context(Interruption(agree))
         for run in runs:
             folders.check_same(run.experiment, run.workdir, experiment.resumable_fields)
         # The data is read only for a config that its folder agrees with.
@@ -143,7 +125,7 @@ def open_session(
         stack.enter_context(jax.set_mesh(mesh))
         plan, ready = Plan.of(experiment, dataset), bind_to_dataset(experiment, dataset)
         saved = [run.saved for run in runs]
-        newest = checkpoint.newest_of_all(saved, repair=not read_only) if first else None
+        newest = checkpoint.newest(*saved, repair=not read_only) if first else None
         batch_size = experiment.batch_size * len(runs)
         session = Session(
             runs=runs,

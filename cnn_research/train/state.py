@@ -1,4 +1,6 @@
-"""What a train step is a function of: its context, the state, the data (and a seed)."""
+"""What a train step is a function of: its context, the state, the data (and a seed); and the state
+before the first step.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +16,8 @@ import optax
 from flax import linen as nn
 from jax.sharding import Mesh
 
+from cnn_research.core.distributed import state_shardings
+from cnn_research.core.random import stream_key
 from cnn_research.train.config import Training
 
 
@@ -21,12 +25,9 @@ from cnn_research.train.config import Training
 class TrainState:
     """All that a checkpoint holds of the model and its optimizer.
 
-    Attributes:
-        step: int32 `[]`, steps done.
-        params: parameters.
-        model_state: the model's other collections (`batch_stats`), updated by the forward pass.
-        opt_state: the optimizer's.
-        ema: `{"params": ..., **model_state}` averaged over steps, or empty where none is kept.
+    `step` is int32 `[]`, steps done; `model_state` the model's other collections (`batch_stats`),
+    updated by the forward pass; `ema` is `{"params": ..., **model_state}` averaged over steps, or
+    empty where none is kept.
     """
 
     step: jax.Array
@@ -49,14 +50,10 @@ class TrainState:
 class TrainData:
     """The training split on the device.
 
-    Attributes:
-        images: uint8 `[examples, height, width, channels]`; or cached features, float32
-            `[examples, views, *output]`.
-        labels: per head, int32 or float32 `[examples]`; or of each pixel, integers
-            `[examples, height, width]`.
-        classes: the examples of each class, where classes are drawn equally often.
-        window: height and width of what is cut from an image, and from its labels per pixel, each
-            time it is drawn; None takes it whole.
+    Images and labels are those of a `Split`; or images are cached features, float32
+    `[examples, views, *output]`. `classes` has the examples of each class, where classes are drawn
+    equally often; `window` the height and width of what is cut from an image, and from its labels
+    per pixel, each time it is drawn (None takes it whole).
     """
 
     images: Any
@@ -69,13 +66,9 @@ class TrainData:
 class StepContext:
     """All that is constant in a train step.
 
-    Attributes:
-        experiment: what is trained, bound to its data.
-        model: the network: of the experiment, or what comes after cached features.
-        optimizer: in force at the step.
-        examples: examples in an epoch.
-        mesh: the batch is split over its axis `data`; None: one device has all of it.
-        frozen: whether a layer keeps its parameters and statistics, by its path; None: none does.
+    `model` is the experiment's, or what comes after cached features; an epoch has `examples`
+    examples; the batch is split over the axis `data` of the mesh, or not at all where it is None;
+    `frozen` tells by its path whether a layer keeps its parameters and statistics.
     """
 
     experiment: Training
@@ -86,27 +79,15 @@ class StepContext:
     frozen: Callable[[str], bool] | None = None
 
 
-def init_state(
-    model: nn.Module,
-    optimizer: optax.GradientTransformation,
-    key: jax.Array,
-    image_shape: tuple[int, int, int],
-    *,
-    ema: bool,
-) -> TrainState:
-    """The state before the first step; pure, to be jitted.
-
-    Args:
-        model: called as `model(images, train=False)`.
-        optimizer: an optax transformation.
-        key: of the initial parameters.
-        image_shape: `(height, width, channels)`.
-        ema: whether to keep moving averages.
-    """
-    variables = dict(model.init(key, jnp.zeros((1, *image_shape), jnp.float32), train=False))
+def _drawn(experiment: Training, image_shape: tuple[int, int, int], key: jax.Array) -> TrainState:
+    """The state before the first step; pure, to be jitted."""
+    # The state of an optimizer depends neither on the length of the run nor on the phase.
+    optimizer = experiment.transfer.optimizer(experiment.optimizer, 1, lambda epoch: 1)
+    images = jnp.zeros((1, *image_shape), jnp.float32)
+    variables = dict(experiment.model.init(key, images, train=False))
     params = variables.pop("params")
     variables.pop("auxiliary", None)
-    averages = {"params": params, **variables} if ema else {}
+    averages = {"params": params, **variables} if experiment.optimizer.ema_decay else {}
     return TrainState(
         step=jnp.int32(0),
         params=params,
@@ -115,3 +96,29 @@ def init_state(
         # A copy, because donated buffers must not be shared.
         ema=jax.tree.map(jnp.copy, averages),
     )
+
+
+def abstract_state(
+    experiment: Training, image_shape: tuple[int, int, int], mesh: Mesh
+) -> TrainState:
+    """Shapes, dtypes and shardings of a bound experiment's state, without computing any of it."""
+    init = functools.partial(_drawn, experiment, image_shape)
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    where = state_shardings(mesh, shapes, sharded=experiment.shard_parameters)
+    return jax.tree.map(
+        lambda x, on: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on), shapes, where
+    )
+
+
+def initial_state(
+    experiment: Training, image_shape: tuple[int, int, int], mesh: Mesh
+) -> TrainState:
+    """The state as a bound experiment's seed draws it, computed under jit where it will stay."""
+    init = functools.partial(_drawn, experiment, image_shape)
+    where = shardings_of(abstract_state(experiment, image_shape, mesh))
+    return jax.jit(init, out_shardings=where)(stream_key(experiment.seed, "init"))
+
+
+def shardings_of(state: Any) -> Any:
+    """Where each of its arrays is."""
+    return jax.tree.map(lambda leaf: leaf.sharding, state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -27,16 +28,9 @@ States = tuple[TrainState, ...]
 def train_step(
     context: StepContext, state: TrainState, data: TrainData, seed: jax.Array
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One step; all its randomness is keyed by (seed, step).
+    """The state after one step, and its metrics: (sum, count), float32 `[2]` each.
 
-    Args:
-        context: what is constant.
-        state: before the step.
-        data: the training split.
-        seed: uint32 `[]`.
-
-    Returns:
-        The state after the step, and its metrics: (sum, count), float32 `[2]` each.
+    All randomness is keyed by (seed, step); the seed is uint32 `[]`.
     """
     images, targets = draw_batch(context, data, seed, state.step)
     dropout = jax.random.fold_in(stream_key(seed, "dropout"), state.step)
@@ -44,8 +38,8 @@ def train_step(
     params = state.params
     if context.mesh is not None:
         params = jax.lax.with_sharding_constraint(params, replicated(context.mesh))
-    find = _gradients if context.experiment.accumulate == 1 else _accumulated_gradients
-    gradients, sums, model_state = find(
+    gradients_of = _gradients if context.experiment.accumulate == 1 else _accumulated_gradients
+    gradients, sums, model_state = gradients_of(
         context, params, state.model_state, images, targets, dropout
     )
     after = _apply_gradients(context, state, gradients, model_state)
@@ -178,12 +172,9 @@ def make_steps(
 ) -> Callable[[States, TrainData, tuple[jax.Array, ...], int], tuple[States, dict[str, jax.Array]]]:
     """The jitted `(states, data, seeds, count) -> (states, metrics)`, which does `count` steps.
 
-    One state with its seed, or several that are trained at once. Their buffers are donated.
-    Metrics are (sum, count), float32 `[count, states, 2]` each.
-
-    Args:
-        context: of each step; its mesh is not None.
-        shardings: of the states' arrays; None: every device holds all of them.
+    One state with its seed, or several that are trained at once. Their buffers are donated; without
+    `shardings` every device holds all of them. Metrics are (sum, count), float32
+    `[count, states, 2]` each.
     """
     mesh = context.mesh
     assert mesh is not None
@@ -204,7 +195,8 @@ def make_steps(
         with ops.use_formulation(dataclasses.replace(how, sliced_weight_gradient=False)):
             step = functools.partial(_vmapped_step, context)
             after, metrics = _repeated(step, _stacked(states), data, _stacked(seeds), count)
-        return tuple(_one_of(after, place) for place in range(len(states))), metrics
+        each = (jax.tree.map(operator.itemgetter(i), after) for i in range(len(states)))
+        return tuple(each), metrics
 
     return steps
 
@@ -239,7 +231,3 @@ def _repeated(step, states, data, seeds, count):
 
 def _stacked(trees: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
-def _one_of(stacked: Any, place: int) -> Any:
-    return jax.tree.map(lambda leaves: leaves[place], stacked)

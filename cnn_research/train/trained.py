@@ -14,12 +14,11 @@ import jax
 import numpy as np
 from flax import linen as nn
 from flax import traverse_util
-from jax.sharding import Mesh
 
 from cnn_research import ops
 from cnn_research.core import run_folder as folders
 from cnn_research.core.config import from_dict
-from cnn_research.core.distributed import data_mesh, replicated, state_shardings
+from cnn_research.core.distributed import data_mesh, replicated
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.data.dataset import Dataset, Split
 from cnn_research.models.layer_outputs import last_features
@@ -28,7 +27,7 @@ from cnn_research.train import checkpoint
 from cnn_research.train.config import Training
 from cnn_research.train.evaluator import predict, scaled, views_of
 from cnn_research.train.feature_cache import FromFeatures, before, cached_features
-from cnn_research.train.state import TrainState, init_state
+from cnn_research.train.state import TrainState, abstract_state
 from cnn_research.train.transfer import Transfer
 
 
@@ -36,12 +35,8 @@ from cnn_research.train.transfer import Transfer
 class TrainedModel:
     """A trained model, from the folder of its run alone.
 
-    Attributes:
-        workdir: the run's folder.
-        experiment: bound to the data that it was trained on.
-        state: the one that the run reports on: the last, or the best.
-        image_shape: `(height, width, channels)` of the images that the network takes.
-        class_names: per head of classes, the name of each class.
+    The experiment is bound to the data that it was trained on; the state is the one that the run
+    reports on, the last or the best; `class_names` are per head of classes.
     """
 
     workdir: Path
@@ -52,25 +47,16 @@ class TrainedModel:
 
     @classmethod
     def load(cls, workdir: Path, experiment: Training | None = None) -> TrainedModel:
-        """Loads the model of a run.
-
-        Args:
-            workdir: the run's folder.
-            experiment: its `data`, `evaluation` and `selection` take the place of the run's.
+        """Loads a run's model; an experiment's `data`, `evaluation` and `selection` replace its.
 
         Raises:
             UserError: the folder is not that of a training, or has no good checkpoint.
         """
-        check_run(workdir)
         facts = _facts(workdir)
         bound = from_dict(facts["experiment"])
         if experiment is not None:
-            bound = dataclasses.replace(
-                bound,
-                data=experiment.data,
-                evaluation=experiment.evaluation,
-                selection=experiment.selection,
-            )
+            replaced = ("data", "evaluation", "selection")
+            bound = dataclasses.replace(bound, **{f: getattr(experiment, f) for f in replaced})
         height, width, channels = facts["image_shape"]
         shape = (height, width, channels)
         like = abstract_state(bound, shape, data_mesh())
@@ -95,16 +81,12 @@ class TrainedModel:
     ) -> Callable[[jax.Array], jax.Array]:
         """The model as a function of images, test-time augmentation included, to be jitted.
 
-        Predictions and exports are both made by it, so that they are the same, bit for bit.
-
-        Args:
-            formulation: of the operations; None is the best of each platform.
-
-        Returns:
-            `images -> outputs`: uint8 `[batch, height, width, channels]` -> float32
-            `[batch, outputs]`, with the parameters as constants.
+        uint8 `[batch, height, width, channels]` -> float32 `[batch, outputs]`, with the parameters
+        as constants, and without a formulation in the best of each platform. Predictions and
+        exports are both made by it, so that they are the same, bit for bit.
         """
-        experiment = self._of_images()
+        # Of images also where it was trained on cached features.
+        experiment = dataclasses.replace(self.experiment, transfer=Transfer())
         variables = jax.tree.map(np.asarray, self.state.variables())
 
         def under(formulation: ops.Formulation) -> Callable[..., jax.Array]:
@@ -129,18 +111,13 @@ class TrainedModel:
 
     def features(self) -> Callable[[np.ndarray], jax.Array]:
         """The jitted `uint8 images -> features`, as of `last_features`; without augmentation."""
-        experiment = self._of_images()
+        experiment = self.experiment
 
         def features(variables: Any, images: jax.Array) -> jax.Array:
-            view = views_of(images, experiment)[0]
-            return last_features(experiment.model, variables, view)[1]
+            return last_features(experiment.model, variables, scaled(images, experiment))[1]
 
         compiled = jax.jit(features, out_shardings=replicated(data_mesh()))
         return functools.partial(compiled, self.state.variables())
-
-    def _of_images(self) -> Training:
-        """The experiment whose network takes images, not cached features."""
-        return dataclasses.replace(self.experiment, transfer=Transfer())
 
 
 def bound_experiment(workdir: Path) -> Training:
@@ -149,11 +126,11 @@ def bound_experiment(workdir: Path) -> Training:
     Raises:
         UserError: the folder is not that of a training.
     """
-    check_run(workdir)
     return from_dict(_facts(workdir)["experiment"])
 
 
 def _facts(workdir: Path) -> Mapping[str, Any]:
+    check_run(workdir)
     facts = folders.read_json(workdir / folders.RESOLVED_CONFIG)
     if facts:
         return facts
@@ -217,27 +194,6 @@ def reported_step(experiment: Training, workdir: Path) -> int:
     return step
 
 
-def abstract_state(
-    experiment: Training, image_shape: tuple[int, int, int], mesh: Mesh
-) -> TrainState:
-    """Shapes, dtypes and shardings of a bound experiment's state, without computing any of it."""
-    optimizer = experiment.transfer.optimizer(experiment.optimizer, 1, lambda epoch: 1)
-    shapes = jax.eval_shape(
-        lambda key: init_state(
-            experiment.model,
-            optimizer,
-            key,
-            image_shape,
-            ema=bool(experiment.optimizer.ema_decay),
-        ),
-        jax.random.key(0),
-    )
-    where = state_shardings(mesh, shapes, sharded=experiment.shard_parameters)
-    return jax.tree.map(
-        lambda x, on: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on), shapes, where
-    )
-
-
 def bind_to_dataset(experiment: Training, dataset: Dataset) -> Training:
     """Binds an experiment to its data.
 
@@ -270,11 +226,7 @@ def model_and_splits(
 ) -> tuple[nn.Module, Mapping[str, Split]]:
     """The network that is trained or evaluated, and its inputs: images, or cached features.
 
-    Args:
-        experiment: bound to its data.
-        state: with the parameters that features are computed with.
-        dataset: its data.
-        say: called with a message when features have to be computed.
+    Features are computed with the state's parameters; `say` is called when they have to be.
     """
     layer = experiment.transfer.cache_after
     if not layer:

@@ -12,6 +12,10 @@ import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
 from cnn_research.core.config import did_you_mean, register_config
 from cnn_research.core.errors import UsageError
 from cnn_research.core.ranges import PositiveFloat
@@ -45,12 +49,8 @@ class Transfer:
         return bool(self.freeze or self.unfreeze or self.rates)
 
     def check_layers(self, params: Any) -> None:
-        """Raises `UsageError` for a pattern that fits no parameter.
-
-        Args:
-            params: nested dicts of arrays, or of shapes.
-        """
-        paths = _paths(params)
+        """Raises `UsageError` for a pattern that fits no parameter; these are arrays or shapes."""
+        paths = list(by_path(params))
         for field, patterns in (
             ("freeze", self.freeze),
             ("unfreeze", [layer for layer, _ in self.unfreeze]),
@@ -67,7 +67,7 @@ class Transfer:
 
     def check_learns(self, params: Any) -> None:
         """Raises `UsageError` if every layer is frozen."""
-        if all(matches(path, self.freeze) for path in _paths(params)):
+        if all(matches(path, self.freeze) for path in by_path(params)):
             raise UsageError("--transfer: every layer is frozen, nothing is left to learn")
 
     def begins(self, path: str) -> float:
@@ -91,27 +91,19 @@ class Transfer:
     ) -> optax.GradientTransformation:
         """The optimizer in force from epoch `phase` on; its state has one shape in all phases.
 
-        Args:
-            base: updates each group of leaves that begin to learn together; a norm is clipped
-                within the group.
-            steps: of the whole run.
-            step_of: the step at which an epoch begins; 0 for epoch 0.
-            phase: one of `phases`.
+        `base` updates each group of leaves that begin to learn together, and clips a norm within
+        the group. The run has `steps` steps; `step_of` gives the one at which an epoch begins.
         """
-        import jax
         import optax
 
         def group_of(params):
-            return jax.tree_util.tree_map_with_path(
-                lambda path, _: str(self.begins(_name(path))), params
-            )
+            return map_by_path(lambda path, _: str(self.begins(path)), params)
 
-        def rate(path: tuple) -> float:
-            name = _name(path)
-            return next((factor for layer, factor in self.rates if matches(name, [layer])), 1.0)
+        def rate(path: str) -> float:
+            return next((factor for layer, factor in self.rates if matches(path, [layer])), 1.0)
 
         def multiplied(updates, params=None):
-            return jax.tree_util.tree_map_with_path(lambda path, x: x * rate(path), updates)
+            return map_by_path(lambda path, x: x * rate(path), updates)
 
         update = base.build(steps)
         if self.freeze or self.unfreeze:
@@ -125,8 +117,6 @@ class Transfer:
 
 def _asleep(update: optax.GradientTransformation) -> optax.GradientTransformation:
     """The same state, which nothing changes, and no update."""
-    import jax
-    import jax.numpy as jnp
     import optax
 
     return optax.GradientTransformation(
@@ -137,19 +127,13 @@ def _asleep(update: optax.GradientTransformation) -> optax.GradientTransformatio
 
 def with_frozen(frozen: Callable[[str], bool] | None, old: Any, new: Any) -> Any:
     """`new` where layers learn, `old` where they are frozen; trees of parameters or statistics."""
-    import jax
-
     if frozen is None:
         return new
-    return jax.tree_util.tree_map_with_path(
-        lambda path, before, after: before if frozen(_name(path)) else after, old, new
-    )
+    return map_by_path(lambda path, before, after: before if frozen(path) else after, old, new)
 
 
 def stopped(frozen: Callable[[str], bool] | None, params: Any) -> Any:
     """The same parameters; no gradient reaches the frozen ones, nor is it computed."""
-    import jax
-
     return with_frozen(frozen, jax.lax.stop_gradient(params), params)
 
 
@@ -160,8 +144,6 @@ def frozen_statistics(frozen: Callable[[str], bool] | None) -> Iterator[None]:
     Without it a frozen layer would normalise by its batch: what follows would learn from other
     features than those it is evaluated on.
     """
-    from flax import linen as nn
-
     if frozen is None:
         yield
         return
@@ -176,11 +158,17 @@ def frozen_statistics(frozen: Callable[[str], bool] | None) -> Iterator[None]:
         yield
 
 
-def _paths(tree: Any) -> list[str]:
-    import jax
+def by_path(tree: Any) -> dict[str, Any]:
+    """The leaves of nested dicts by their paths, `layer1/0/conv1/kernel`."""
+    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
-    return [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+def map_by_path(function: Callable[..., Any], *trees: Any) -> Any:
+    """Calls a function with each path and the leaves there."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, *leaves: function(_name(path), *leaves), *trees
+    )
 
 
 def _name(path: tuple) -> str:
-    return "/".join(str(getattr(key, "key", key)) for key in path)
+    return jax.tree_util.keystr(path, simple=True, separator="/")
