@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -34,42 +33,28 @@ def dry_run_seeds(runs: list[SeedRun], workdir: Path) -> Result:
     """The same of several seeds at once."""
     with open_session(runs, workdir, read_only=True) as session:
         job = prepare(session)
-        if job.step < job.plan.last_step and not job.out_of_patience:
-            session.progress.say(str(estimate(job)))
+        say_estimate(job)
         return Result(workdir, job.step, {})
 
 
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """What a training is expected to take from here on, if nothing stops it early.
+def say_estimate(job: Job) -> None:
+    """Say what the training is expected to take from here on, if nothing stops it early.
 
-    `evaluation_seconds` are of all evaluations, and part of `seconds`; `step_bytes` are by the
-    compiler: state, data and what is computed; `flops` of one image's forward pass.
+    Compiles and times a few steps, on a copy of the state, and a batch of an evaluation.
     """
-
-    seconds: float
-    step_seconds: float
-    evaluation_seconds: float
-    step_bytes: int
-    flops: int
-
-    def __str__(self) -> str:
-        return (
-            f"Expected: {duration(self.seconds)}, with {1000 * self.step_seconds:,.1f} ms a step "
-            f"and {duration(self.evaluation_seconds)} of evaluation; a step needs "
-            f"{self.step_bytes / 1e6:,.1f} MB of memory; {self.flops / 1e6:,.3g} MFLOP an image."
-        )
-
-
-def estimate(job: Job) -> Estimate:
-    """Compile and time a few steps, on a copy of the state, and a batch of an evaluation."""
     session, plan = job.session, job.plan
+    if job.step >= plan.last_step or job.out_of_patience:
+        return
     phase, until = plan.phase_at(job.step, plan.last_step)
     count = min(ops.current_formulation().steps_per_dispatch, until - job.step)
     train = job.train_steps(phase)
     states = jax.tree.map(jnp.copy, job.states)
     needed = train.lower(states, job.data, job.seeds, count).compile().memory_analysis()  # type: ignore[attr-defined]
-    free = available_memory()
+    step_bytes, free = 0, available_memory()
+    if needed:
+        # State, data and what is computed.
+        step_bytes = needed.argument_size_in_bytes + needed.output_size_in_bytes
+        step_bytes += needed.temp_size_in_bytes - needed.alias_size_in_bytes
     if jax.default_backend() == "cpu" and needed and needed.temp_size_in_bytes > free:
         logging.warning(
             "a step needs %.1f GB of memory, and %.1f GB are free: take a smaller --batch-size",
@@ -94,19 +79,12 @@ def estimate(job: Job) -> Estimate:
         left = plan.evaluations_left(job.step) * evaluated.get("validation", 0)
         batches = (left + sum(evaluated.values())) / len(batch)
         evaluation_seconds = len(job.runs) * batches * each
-    return Estimate(
-        seconds=(plan.last_step - job.step) * step_seconds + evaluation_seconds,
-        step_seconds=step_seconds,
-        evaluation_seconds=evaluation_seconds,
-        step_bytes=(
-            needed.argument_size_in_bytes
-            + needed.output_size_in_bytes
-            - needed.alias_size_in_bytes
-            + needed.temp_size_in_bytes
-            if needed
-            else 0
-        ),
-        flops=cost(session.experiment.model, session.dataset.image_shape).flops,
+    seconds = (plan.last_step - job.step) * step_seconds + evaluation_seconds
+    flops = cost(session.experiment.model, session.dataset.image_shape).flops
+    session.progress.say(
+        f"Expected: {duration(seconds)}, with {1000 * step_seconds:,.1f} ms a step and "
+        f"{duration(evaluation_seconds)} of evaluation; a step needs {step_bytes / 1e6:,.1f} MB of "
+        f"memory; {flops / 1e6:,.3g} MFLOP an image."
     )
 
 

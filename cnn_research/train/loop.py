@@ -21,7 +21,7 @@ from cnn_research.report.writers import MetricsWriter
 from cnn_research.train import checkpoint
 from cnn_research.train.batch import first_images
 from cnn_research.train.config import Training
-from cnn_research.train.dry_run import estimate
+from cnn_research.train.dry_run import say_estimate
 from cnn_research.train.finish import report
 from cnn_research.train.job import Job, prepare
 from cnn_research.train.profiling import Steps, profiled
@@ -50,8 +50,7 @@ def train_seeds(runs: Sequence[SeedRun], workdir: Path, *, profile: bool = False
     """
     with open_session(runs, workdir) as session:
         job = prepare(session)
-        if job.step < job.plan.last_step and not job.out_of_patience:
-            session.progress.say(str(estimate(job)))
+        say_estimate(job)
         with open_outputs(job, profile) as outputs:
             session.progress.begin(job.step)
             run_loop(job, outputs)
