@@ -444,7 +444,7 @@ def test_a_queue_that_does_not_answer_resubmits_nothing(tmp_path, capsys, monkey
     folders.write_json(tmp_path / states.JOBS, {one.name: "7_0", two.name: "7_1"})
     monkeypatch.setattr(states, "jobs_in_queue", lambda: None)
     monkeypatch.setattr(slurm, "check", lambda: None)
-    monkeypatch.setattr(slurm, "submit", lambda *_: pytest.fail("submitted again"))
+    monkeypatch.setattr(slurm, "submit", lambda *_, **__: pytest.fail("submitted again"))
     for where in ([], ["--cluster=slurm"]):
         assert sweep(tmp_path, *words, *where) == 1
         err = capsys.readouterr().err
