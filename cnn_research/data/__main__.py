@@ -38,9 +38,9 @@ from cnn_research.data.sources import (
     ImageTable,
     Products,
 )
-from cnn_research.data.sources.loading import PREPARED
+from cnn_research.data.sources.loading import PREPARED, ImageFiles
 
-Preparable = FashionMnist | Cifar10 | Artworks | Products | ImageFolder | ImageTable
+Preparable = FashionMnist | Cifar10 | ImageFiles
 
 SOURCES: dict[str, type[Preparable]] = {
     "fashion_mnist": FashionMnist,

@@ -71,7 +71,7 @@ def _of_table(data: ImageTable) -> Iterator[tuple[str, Suggestion]]:
     path = existing(data.path)
     with opened(path) as root:
         shown = printable(path)
-        table = tables.find_table(root, shown) if root.is_dir() else root
+        table = tables.find_table(root, shown)
         rows = tables.read_table(table, shown)
         if data.number and data.label == ("label",) and "label" not in rows[0]:
             yield "data.label", Suggestion((), "numbers are asked for, and no classes")

@@ -45,6 +45,11 @@ class Examples:
         return Split(self.images, self.labels, self.names).take(indices)
 
 
+def digest_of(image: np.ndarray) -> bytes:
+    """The same for images of the same pixels only."""
+    return hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+
+
 def assign(
     examples: Examples, sizes: Mapping[str, float], seed: int
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -62,7 +67,7 @@ def assign(
         UserError: there is nothing to train on, or every image of `target` is elsewhere too.
         UsageError: more is to be drawn than there is.
     """
-    digests = [hashlib.blake2b(image, digest_size=16).digest() for image in examples.images]
+    digests = [digest_of(image) for image in examples.images]
     given = {name: np.flatnonzero(examples.given == name) for name in SPLITS}
     if not given["train"].size:
         raise UserError("there are no examples to train on: the split 'train' is empty")

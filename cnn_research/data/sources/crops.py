@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,6 +14,7 @@ from cnn_research.core.config import register_config
 from cnn_research.core.errors import UserError
 from cnn_research.core.ranges import PositiveInt, Seed, check_ranges
 from cnn_research.data.dataset import MISSING, Dataset, Split, check_window
+from cnn_research.data.prepare.splits import digest_of
 from cnn_research.data.sources.loading import Share
 from cnn_research.data.sources.table import Products
 
@@ -132,10 +132,10 @@ def with_listed(splits: Mapping[str, Split], name: str, names: list[str]) -> dic
         )
     found = [places[name] for name in names]
     listing = _concatenated([splits[split].take(np.array([index])) for split, index in found])
-    listed_digests = {_digest(image) for image in listing.images}
+    digests = {digest_of(image) for image in listing.images}
 
     def others(split: Split) -> Split:
-        places = [i for i, image in enumerate(split.images) if _digest(image) not in listed_digests]
+        places = [i for i, image in enumerate(split.images) if digest_of(image) not in digests]
         return split.take(np.array(places, dtype=int))
 
     rest = {split: others(content) for split, content in splits.items()}
@@ -183,7 +183,3 @@ def in_grid(
         labels={head: np.repeat(values, len(places)) for head, values in labels.items()},
         names=names,
     )
-
-
-def _digest(image: np.ndarray) -> bytes:
-    return hashlib.blake2b(image.tobytes(), digest_size=16).digest()

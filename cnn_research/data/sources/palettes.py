@@ -18,7 +18,7 @@ from cnn_research.data.images import printable
 from cnn_research.data.prepare.files import existing, opened, stem_of
 from cnn_research.data.sources.folder import Photos
 from cnn_research.data.sources.loading import Share
-from cnn_research.data.sources.rows import find_table, read_table
+from cnn_research.data.sources.rows import check_columns, find_table, read_table
 
 IMAGE, COLOURS = "image", "colours"
 """Columns of the table: an image's file name, and its colours as hex with spaces between."""
@@ -107,11 +107,7 @@ class Palettes:
         with opened(existing(self.path)) as folder:
             shown = printable(self.path)
             rows = read_table(find_table(folder, shown), shown)
-        for column in (IMAGE, COLOURS):
-            if column not in rows[0]:
-                raise UserError(
-                    f"{shown} has no column '{column}'; its columns are {', '.join(rows[0])}"
-                )
+        check_columns(rows, shown, (IMAGE, COLOURS))
         files = [printable(Path(row[IMAGE]).name) for row in rows]
         made = {file: row[COLOURS].split() for file, row in zip(files, rows, strict=True)}
         if len(made) < len(rows):

@@ -76,9 +76,11 @@ class Condition:
         return OPERATORS[self.operator](given, number)
 
 
-def find_table(folder: Path, shown: str) -> Path:
-    """The one CSV file below `folder`."""
-    tables = [path for path, _ in files_below(folder) if path.suffix.lower() == ".csv"]
+def find_table(source: Path, shown: str) -> Path:
+    """The CSV file `source`, or the one below it."""
+    if not source.is_dir():
+        return source
+    tables = [path for path, _ in files_below(source) if path.suffix.lower() == ".csv"]
     if len(tables) != 1:
         raise UserError(f"{shown} has {len(tables)} .csv files: it needs one, or name the file")
     return tables[0]
@@ -194,7 +196,7 @@ def plan_rows(
     if both:
         raise UsageError(f"column '{both[0]}' is in --data.label and in --data.number: choose one")
     names = _image_names(all_rows, shown, image)
-    _check_columns(all_rows, shown, [*label, *number])
+    check_columns(all_rows, shown, [*label, *number])
     splits = _splits(all_rows, shown, rows, target)
     classes = {head: _classes(all_rows, splits, shown, head, min_examples) for head in label}
     index = {head: {name: i for i, name in enumerate(names)} for head, names in classes.items()}
@@ -216,7 +218,8 @@ def plan_rows(
     return Plan(records, classes, notes, tuple(numbers))
 
 
-def _check_columns(rows: Sequence[Row], shown: str, columns: Sequence[str]) -> None:
+def check_columns(rows: Sequence[Row], shown: str, columns: Sequence[str]) -> None:
+    """Raises `UsageError` for a column that a table lacks."""
     for column in columns:
         if column not in rows[0]:
             raise UsageError(
@@ -227,7 +230,7 @@ def _check_columns(rows: Sequence[Row], shown: str, columns: Sequence[str]) -> N
 def _image_names(rows: Sequence[Row], shown: str, image: str) -> list[str]:
     """The path of each row's image, from a column or a pattern of columns."""
     pattern = image if "{" in image else f"{{{image}}}"
-    _check_columns(rows, shown, re.findall(r"\{(.*?)\}", pattern))
+    check_columns(rows, shown, re.findall(r"\{(.*?)\}", pattern))
     return [re.sub(r"\{(.*?)\}", partial(_cell, row), pattern) for row in rows]
 
 
@@ -261,7 +264,7 @@ def _meeting(rows: Sequence[Row], shown: str, conditions: Sequence[str], option:
     met = set(range(len(rows)))
     for text in conditions:
         condition = Condition.parse(text, option)
-        _check_columns(rows, f"{option} '{text}': {shown}", [condition.column])
+        check_columns(rows, f"{option} '{text}': {shown}", [condition.column])
         alone = {at for at, row in enumerate(rows) if condition.meets(row)}
         met &= alone
         if not met:

@@ -58,7 +58,7 @@ class ImageTable(ImageFiles):
         return f"{super().description}, labels {heads}"
 
     def plan(self, folder: Path, shown: str) -> Plan:
-        table = find_table(folder, shown) if folder.is_dir() else folder
+        table = find_table(folder, shown)
         return self.plan_of(read_table(table, shown), shown, table.parent)
 
     def plan_of(self, rows: Sequence[Mapping[str, str]], shown: str, folder: Path) -> Plan:
@@ -72,7 +72,7 @@ class ImageTable(ImageFiles):
         files = [path]
         if path.is_dir() or path.suffix.lower() == ".csv":
             shown = printable(path)
-            table = find_table(path, shown) if path.is_dir() else path
+            table = find_table(path, shown)
             files = [table, *(record.path for record in self.plan(path, shown).records)]
         return cache.key_of([status_of(file) for file in files])
 
@@ -112,7 +112,7 @@ class Products(ImageTable):
         return dataclasses.replace(self, path="products").description
 
     def plan_to_prepare(self, folder: Path, shown: str) -> Plan:
-        table = find_table(folder, shown) if folder.is_dir() else folder
+        table = find_table(folder, shown)
         return plan_every_row(read_table(table, shown), shown, table.parent, self.image)
 
     def plan_prepared(self, prepared: Plan, folder: Path) -> Plan:
