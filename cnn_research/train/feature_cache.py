@@ -29,10 +29,9 @@ BATCH = 32
 class FromFeatures(nn.Module):
     """A model that takes the output of one of its layers in place of images.
 
-    Where the output is several arrays, their numbers are one vector.
-
-    Its variables are the model's own. What comes before the layer is traced on images of NaN, so
-    that a way round the layer would show; under jit nothing of it is computed.
+    Where the output is several arrays, their numbers are one vector. Its variables are the model's
+    own. What comes before the layer is traced on images of NaN, so that a way round the layer would
+    show; under jit nothing of it is computed.
     """
 
     model: nn.Module
@@ -59,8 +58,8 @@ class FromFeatures(nn.Module):
 def before(model: nn.Module, image_shape: tuple[int, int, int], layer: str) -> tuple[str, ...]:
     """The paths of a layer and of all that is computed before it, as patterns to freeze.
 
-    Raises:
-        UsageError: the model has no such layer, or its output is not all that the logits need.
+    Raises `UsageError` for a layer that the model lacks, or whose output is not all that the logits
+    need.
     """
     done: list[str] = []
     outputs: dict[str, Any] = {}

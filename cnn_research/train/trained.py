@@ -66,12 +66,7 @@ class TrainedModel:
         return cls(workdir, bound, state, shape, names)
 
     def load_data(self) -> Dataset:
-        """Loads the data that the model was trained on.
-
-        Raises:
-            UsageError: they have changed since.
-            UserError: they are not there.
-        """
+        """Loads the data that it was trained on; raises `UsageError` if they have changed."""
         dataset = folders.located(self.experiment.data, self.workdir).load()
         check_same_data(self.workdir, dataset)
         return dataset
@@ -121,11 +116,7 @@ class TrainedModel:
 
 
 def bound_experiment(workdir: Path) -> Training:
-    """The experiment of a run, bound to its data; no checkpoint is read.
-
-    Raises:
-        UserError: the folder is not that of a training.
-    """
+    """The experiment of a training's folder, bound to its data; no checkpoint is read."""
     return from_dict(_facts(workdir)["experiment"])
 
 
@@ -143,11 +134,7 @@ def _facts(workdir: Path) -> Mapping[str, Any]:
 
 
 def weights_of_run(workdir: Path) -> Weights:
-    """The weights of a run's model, for another network to start from.
-
-    Raises:
-        UserError: the folder is not a run folder, or no good checkpoint.
-    """
+    """The weights of a run's model, for another network to start from."""
     state = TrainedModel.load(workdir).state
     checksums = workdir / folders.CHECKPOINTS / str(int(state.step)) / checkpoint.CHECKSUMS
     arrays = {}
@@ -179,11 +166,7 @@ def check_same_data(workdir: Path, dataset: Dataset) -> None:
 
 
 def reported_step(experiment: Training, workdir: Path) -> int:
-    """The step of the checkpoint that a run reports on: the newest, or the best.
-
-    Raises:
-        UserError: there is no good checkpoint.
-    """
+    """The step of the checkpoint that a run reports on; raises `UserError` if none is good."""
     folder, selection = workdir / folders.CHECKPOINTS, experiment.selection
     if selection.report == "best":
         step = checkpoint.best(folder, selection.metric, experiment.direction)
@@ -195,13 +178,10 @@ def reported_step(experiment: Training, workdir: Path) -> int:
 
 
 def bind_to_dataset(experiment: Training, dataset: Dataset) -> Training:
-    """Binds an experiment to its data.
+    """The experiment whose model has the outputs that the task needs, whose task knows what it
+    takes from the training split, and where what comes before cached features is frozen.
 
-    The model has the outputs that the task needs, the task knows what it takes from the training
-    split, and what comes before cached features is frozen.
-
-    Raises:
-        UsageError: the images are too small for the model, or a layer is named that it lacks.
+    Raises `UsageError` for images too small for the model, or a layer that it lacks.
     """
     model = experiment.task.bind(experiment.model, dataset)
     transfer = experiment.transfer
