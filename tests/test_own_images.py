@@ -173,5 +173,5 @@ def test_a_dry_run_leaves_nothing(tmp_path, capsys):
     with flagsaver.flagsaver():
         cli.main(cli.parse_flags(["launch.py", *words, "--dry-run"]))
     said = capsys.readouterr()
-    assert "Expected: " in said.err and "GB of memory" in said.err and "FLOP an image" in said.err
+    assert "Expected: " in said.err and "MB of memory" in said.err and "FLOP an image" in said.err
     assert not (tmp_path / "run").exists()

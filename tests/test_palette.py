@@ -356,7 +356,7 @@ def test_any_image_gets_a_palette_or_one_clear_line(tmp_path, capsys):
     capsys.readouterr()
     run(training, tmp_path / "run", "predict", str(folder))
     said = capsys.readouterr().out
-    assert "left out" in said and "broken.jpg" in said
+    assert "skipped" in said and "broken.jpg" in said
     written = tmp_path / "run" / "predictions"
     rows = [json.loads(line) for line in (written / "predictions.jsonl").open()]
     assert len(rows) == 8 and (written / "noise.jpg-2.gpl").exists()

@@ -23,7 +23,9 @@ from typing import Any
 
 from cnn_research.core.config import canonical_json, flatten, from_dict, with_fields
 from cnn_research.core.errors import UsageError, UserError
-from cnn_research.core.experiment import Experiment
+
+if TYPE_CHECKING:  # which loads tyro, and an export is opened without
+    from cnn_research.core.experiment import Experiment
 
 CONFIG = "config.json"
 RUN = "run.json"

@@ -27,7 +27,7 @@ from cnn_research.inference.onnx import ONNX, try_onnx
 from cnn_research.report.markdown import markdown_table, number
 from cnn_research.report.page import file_suffixes
 from cnn_research.train.config import Training
-from cnn_research.train.trained import TrainedModel
+from cnn_research.train.trained import TrainedModel, check_run
 
 FOLDER = "export"
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -55,6 +55,7 @@ def export(experiment: Training, workdir: Path) -> Result:
 
 def export_to(experiment: Training, workdir: Path, folder: Path) -> Result:
     """Writes the network of the run in `workdir` to another folder; `export` says the rest."""
+    check_run(workdir)
     folders.check_same(experiment, workdir, ("data.path", "evaluation", "selection.report"))
     check_evaluated(experiment, workdir)
     model = TrainedModel.load(workdir, experiment)
