@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cnn_research.core.config import canonical_json, flatten, from_dict, with_fields
 from cnn_research.core.errors import UsageError, UserError
