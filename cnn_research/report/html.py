@@ -10,6 +10,7 @@ import re
 import string
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,15 +28,12 @@ NUMBER = re.compile(r"([+-]?[\d,]+(\.\d+)?%?( ± [\d.]+)?|nan)?")
 
 
 def write_page(folder: Path, parts: Iterable[str], config: Mapping[str, Any]) -> Path:
-    """Writes `report.md` and `report.html`; the second needs no other file and no network.
+    """Writes `report.md` and `report.html`, whose path it returns; that needs no other file.
 
     Args:
         folder: where to; the pictures that the parts name are there already.
         parts: headings, paragraphs, tables and pictures in Markdown; the first is `# Title`.
         config: what was run, as JSON values; the page ends with it, unless it is empty.
-
-    Returns:
-        The path of report.html.
     """
     fields = ["## Config", f"```json\n{json.dumps(config, indent=2)}\n```"] if config else []
     text = "\n\n".join([*parts, *fields]) + "\n"
@@ -71,11 +69,10 @@ def as_html(text: str, folder: Path) -> str:
         for place, (tag, name) in enumerate(headings)
         if place
     )
-    return _PAGE.substitute(
-        title=headings[0][1],
-        style=_STYLE,
-        contents="\n".join(links),
-        body=reader.renderer.render(tokens, reader.options, {}),
+    template = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+    body = reader.renderer.render(tokens, reader.options, {})
+    return string.Template(template).substitute(
+        title=headings[0][1], contents="\n".join(links), body=body
     )
 
 
@@ -125,63 +122,3 @@ def _picture(token: Token, folder: Path) -> str:
 
 
 _BOX = '<div class="box" tabindex="0">'  # reached by keyboard, too, to be scrolled
-
-_STYLE = """\
-:root { color-scheme: light dark; --text: #1c2024; --soft: #5b646e; --back: #fff; --line: #d9dee3;
-  --box: #f5f7f9; --link: #0060a8 }
-@media (prefers-color-scheme: dark) { :root { --text: #e4e8ec; --soft: #a1abb5; --back: #14171a;
-  --line: #343b42; --box: #1d2226; --link: #6cb8f5 } }
-* { box-sizing: border-box }
-body { margin: 0 auto; max-width: 66rem; padding: 1.5rem 1rem 4rem; background: var(--back);
-  color: var(--text); font: 1rem/1.55 system-ui, sans-serif; overflow-wrap: break-word }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 1rem }
-h2 { font-size: 1.35rem; margin: 2.8rem 0 0.8rem; padding-top: 0.8rem;
-  border-top: 1px solid var(--line) }
-h3 { font-size: 1.1rem; margin: 2rem 0 0.6rem }
-a { color: var(--link) }
-nav { display: flex; flex-wrap: wrap; gap: 0.2rem 1.2rem; margin-bottom: 1.5rem }
-nav .h3 { font-size: 0.9rem }
-h1 + ul { list-style: none; padding: 0; color: var(--soft); font-size: 0.9rem }
-code, pre { font-family: ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace;
-  font-size: 0.85rem }
-.box { display: block; overflow: auto; max-width: 100%; margin: 1rem 0 }
-.box:has(table) { width: fit-content; max-height: 36rem; border: 1px solid var(--line);
-  border-radius: 6px }
-.box:has(pre) { background: var(--box); border-radius: 6px }
-pre { margin: 0; padding: 0.8rem 1rem; line-height: 1.4 }
-table { border-collapse: separate; border-spacing: 0; font-size: 0.9rem;
-  font-variant-numeric: tabular-nums }
-th { position: sticky; top: 0; background: var(--box); font-weight: 600; text-align: left }
-th, td { padding: 0.3rem 0.8rem; white-space: nowrap; vertical-align: top }
-td { border-top: 1px solid var(--line) }
-.number { text-align: right }
-img { display: block; height: auto; max-width: 100%; background: #fff; border-radius: 6px }
-@media (prefers-color-scheme: dark) { img { padding: 0.5rem } }
-summary { cursor: pointer; color: var(--link) }
-@media (max-width: 45rem) { img { max-width: max(100%, 36rem) } }
-@media print { body { max-width: none; padding: 0 } nav { display: none }
-  .box { overflow: visible; max-height: none } th { position: static }
-  h2, h3 { break-after: avoid } img, tr { break-inside: avoid } img { max-width: 100% } }
-"""
-
-_PAGE = string.Template("""\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>$title</title>
-<style>
-$style</style>
-</head>
-<body>
-<nav>
-$contents
-</nav>
-<main>
-$body</main>
-</body>
-</html>
-""")
