@@ -122,14 +122,18 @@ def test_common_classes_leave_out_unknown_labels_and_rare_classes():
 
 def test_a_report_that_is_written_again_replaces_the_first(tmp_path):
     Image.new("L", (10, 5)).save(tmp_path / "curves.png")
+    (tmp_path / "report.md").write_text("# Title")
     for _ in range(2):
         with MetricsWriter(tmp_path, restored_step=4) as writer:
-            writer.picture("curves", tmp_path / "curves.png", 4)
+            pictures = {"curves": tmp_path / "curves.png"}
+            dashboard.show_page(writer, tmp_path / "report.html", pictures, 4)
             members, probabilities = np.array([True, True, False]), np.array([0.9, 0.3, 0.6])
-            writer.precision_recall("test/bag", members, probabilities, 4)
+            events_of = writer.sub_run("report")
+            events_of.add_pr_curve("test/bag", members, probabilities, 4)
             rows = [{"label": "a\tb", "image": "1"}, {"image": "2"}]
             pixels = np.zeros((2, 8, 8, 3), np.uint8)
-            writer.points("features", np.array([[0.5, 1.0], [2.0, 3.0]]), rows, pixels, 4)
+            vectors = np.array([[0.5, 1.0], [2.0, 3.0]])
+            dashboard.show_points(writer, vectors, rows, pixels, 4)
             writer.hparams({"seed": 0}, {"test/accuracy": 0.5})
     folder = tmp_path / "events" / "report"
     assert len(list(folder.glob("events.*"))) == len(list((folder / "hparams").iterdir())) == 1

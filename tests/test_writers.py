@@ -14,6 +14,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from cnn_research.core.errors import UserError
 from cnn_research.core.metrics_log import by_epoch, read_metrics
+from cnn_research.report.tensorboard import Histograms, show_page, show_training_images
 from cnn_research.report.writers import MetricsWriter
 
 
@@ -120,13 +121,8 @@ def test_other_processes_write_nothing(tmp_path):
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with MetricsWriter(tmp_path, restored_step=None, enabled=False) as writer:
         writer.write(1, "train", {"loss": 0.0})
-        writer.text("note", "text", 1)
-        writer.picture("figure", tmp_path / "absent.png", 1)
-        writer.hparams({"a": 1}, {"test/accuracy": 1.0})
-        writer.histogram("kernel", np.zeros(3), 1)
-        writer.images("images", np.zeros((1, 4, 4, 3), np.uint8), 1)
-        writer.precision_recall("bag", np.zeros(3, bool), np.zeros(3), 1)
-        writer.points("features", np.zeros((1, 2)), [{}], np.zeros((1, 4, 4, 3), np.uint8), 1)
+        Histograms(writer, None).write(1, {"kernel": np.zeros(3)})
+        show_training_images(writer, np.zeros((1, 4, 4, 3), np.uint8))
         writer.flush()
     after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert after == before
@@ -135,8 +131,9 @@ def test_other_processes_write_nothing(tmp_path):
 def test_picture_text_and_hparams_reach_tensorboard(tmp_path):
     Image.new("L", (100, 50)).save(tmp_path / "curves.png")
     with MetricsWriter(tmp_path, restored_step=None) as writer:
-        writer.picture("curves", tmp_path / "curves.png", 4)
-        writer.text("report", "**bold**", 4)
+        (tmp_path / "report.md").write_text("**bold**")
+        pictures = {"curves": tmp_path / "curves.png"}
+        show_page(writer, tmp_path / "report.html", pictures, 4)
         config = {"optimizer.name": "adam", "layers": (1, 2), "data.path": "fotos_\udce9"}
         writer.hparams(config, {"test/accuracy": 0.5})
     run = events(tmp_path, "report")

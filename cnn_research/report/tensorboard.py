@@ -1,4 +1,4 @@
-"""TensorBoard beside the curves: histograms and images of a training, and mirrored reports."""
+"""TensorBoard beside the curves: histograms and images of a training, and mirrored pages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flax import traverse_util
 from cnn_research.data.dataset import Dataset, Split
 from cnn_research.report.html import MARKDOWN
 from cnn_research.report.page import Predictions
-from cnn_research.report.writers import MetricsWriter
+from cnn_research.report.writers import REPORT, MetricsWriter
 
 MOST_HISTOGRAMS = 64
 """Of a network with more parameters, kernels spread over its depth are shown."""
@@ -40,12 +40,20 @@ class Histograms:
 
     def write(self, step: int, params: Any) -> None:
         """Writes those of an evaluation."""
+        if not self._writer.enabled:
+            return
         now = sampled(params)
         for path, values in now.items():
-            self._writer.histogram(f"parameters/{path}", values, step)
+            self._add(f"parameters/{path}", values, step)
             if path in self._before:
-                self._writer.histogram(f"changes/{path}", values - self._before[path], step)
+                self._add(f"changes/{path}", values - self._before[path], step)
         self._before = now
+
+    def _add(self, tag: str, values: np.ndarray, step: int) -> None:
+        finite = values[np.isfinite(values)]
+        if finite.size:
+            # TensorBoard draws 30 bins whatever it is given.
+            self._writer.sub_run("parameters").add_histogram(tag, finite, step, bins=30)  # type: ignore
 
 
 def sampled(params: Any) -> dict[str, np.ndarray]:
@@ -65,15 +73,8 @@ def sampled(params: Any) -> dict[str, np.ndarray]:
 
 
 def thumbnails(images: np.ndarray, side: int) -> np.ndarray:
-    """Images in squares, on white where they are longer one way than the other.
-
-    Args:
-        images: uint8 `[images, height, width, channels]`.
-        side: of a square at most, in pixels: small images are enlarged by a whole number.
-
-    Returns:
-        uint8 `[images, side, side, 3]`.
-    """
+    """Images, uint8 `[images, height, width, channels]`, in squares on white, uint8
+    `[images, side, side, 3]`; small ones, enlarged by a whole number, may have a shorter side."""
     from PIL import Image, ImageOps
 
     longest = max(images.shape[1:3])
@@ -88,30 +89,24 @@ def thumbnails(images: np.ndarray, side: int) -> np.ndarray:
 
 
 def show_training_images(writer: MetricsWriter, images: np.ndarray) -> None:
-    """Shows what the first step trains on.
-
-    Args:
-        writer: the run's.
-        images: uint8 `[batch, height, width, channels]`, augmented.
-    """
-    small = thumbnails(images[:SHOWN_IMAGES], SHOWN_SIDE)
-    border = ((0, 0), (0, 2), (0, 2), (0, 0))
-    writer.images("training_images", np.pad(small, border, constant_values=255), 0)
+    """Shows what the first step trains on, augmented: uint8 `[batch, height, width, channels]`."""
+    if writer.enabled:
+        small = thumbnails(images[:SHOWN_IMAGES], SHOWN_SIDE)
+        border = ((0, 0), (0, 2), (0, 2), (0, 0))
+        framed = np.pad(small, border, constant_values=255)
+        writer.sub_run("train").add_images("training_images", framed, 0, dataformats="NHWC")
 
 
 @dataclasses.dataclass(frozen=True)
 class Points:
-    """Images in the space of a network's features.
-
-    Attributes:
-        split: the images and their labels.
-        features: float32 `[examples, dimensions]`.
-        answers: the network's prediction for each, in words, per head.
-    """
+    """Images in the space of a network's features."""
 
     split: Split
+    """The images and their labels."""
     features: np.ndarray
+    """float32 `[examples, dimensions]`."""
     answers: Sequence[Mapping[str, str]]
+    """The network's prediction for each, in words, per head."""
 
 
 def chosen(split: Split) -> np.ndarray:
@@ -128,32 +123,57 @@ def show_report(
     points: Points,
     step: int,
 ) -> None:
-    """Mirrors a report: its page and pictures, curves of precision and recall for each class, and
-    the images in the space of their features.
-
-    Args:
-        writer: the run's.
-        dataset: that was trained on.
-        page: of the report.
-        predictions: of each split that the report shows, for each head.
-        points: what the projector shows.
-        step: of the reported state.
-    """
-    for picture in sorted(page.parent.glob("*.png")):
-        writer.picture(f"report/{picture.stem}", picture, step)
-    writer.text("report", page.with_name(MARKDOWN).read_text(encoding="utf-8"), step)
+    """Mirrors a report: its page and pictures; curves of precision and recall for each class, of
+    each split that it shows, for each head; and the images in the space of their features."""
+    pictures = {f"report/{file.stem}": file for file in sorted(page.parent.glob("*.png"))}
+    show_page(writer, page, pictures, step)
     for split, heads in predictions.items():
         for head, predicted in heads.items():
             where = f"{split} {head}" if len(heads) > 1 else split
             for name, members, probabilities in predicted.common_classes(MOST_CURVES):
-                writer.precision_recall(f"{where}/{name}", members, probabilities, step)
-    writer.points(
-        "features",
+                writer.sub_run(REPORT).add_pr_curve(f"{where}/{name}", members, probabilities, step)
+    show_points(
+        writer,
         principal(points.features),
         rows_of(dataset, points),
         thumbnails(points.split.images, POINT_SIDE),
         step,
     )
+
+
+def show_page(writer: MetricsWriter, page: Path, pictures: Mapping[str, Path], step: int) -> None:
+    """Mirrors a page's text, and its pictures under their tags."""
+    from PIL import Image
+
+    events = writer.sub_run(REPORT)
+    for tag, file in pictures.items():
+        pixels = np.asarray(Image.open(file).convert("RGB"))
+        events.add_image(tag, pixels, step, dataformats="HWC")
+    events.add_text("report", page.with_name(MARKDOWN).read_text(encoding="utf-8"), step)
+
+
+def show_points(
+    writer: MetricsWriter,
+    vectors: np.ndarray,
+    rows: Sequence[Mapping[str, str]],
+    images: np.ndarray,
+    step: int,
+) -> None:
+    """Shows squares, uint8 `[images, side, side, 3]`, in TensorBoard's projector, as points at
+    `vectors`, float `[images, dimensions]`, with rows of texts under names for columns."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    # A tab or a line end in a name would end its cell.
+    cells = [[" ".join(row.get(name, "").split()) for name in columns] for row in rows]
+    # tensorboardX computes with what it finds in memory below the last row of pictures.
+    with np.errstate(over="ignore", invalid="ignore"):
+        writer.sub_run(REPORT).add_embedding(
+            np.round(vectors.astype(np.float64), 4),
+            metadata=cells,
+            metadata_header=columns,
+            label_img=images.transpose(0, 3, 1, 2) / 255,
+            global_step=step,
+            tag="features",
+        )
 
 
 def principal(features: np.ndarray) -> np.ndarray:

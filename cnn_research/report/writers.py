@@ -5,12 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
-
-import numpy as np
 
 from cnn_research.core.metrics_log import METRICS_FILE, metrics_line, read_metrics
 from cnn_research.data.images import printable
@@ -49,16 +46,17 @@ class MetricsWriter:
         """Opens the files, and takes back what was written after the step that was restored.
 
         Args:
-            workdir: the run's folder; made if absent.
             restored_step: the step of the checkpoint that the run resumes from; None for a run
                 that starts at its beginning, which keeps no earlier row.
             evaluated_step: the last evaluation that the checkpoint knows of; a later one will be
                 made again, so its row is taken back. None if all up to `restored_step` count.
-            enabled: False in all processes but the first: the same calls then do nothing.
+            enabled: False in all processes but the first: `write` then does nothing, and there are
+                no events.
 
         Raises:
             UserError: a line of metrics.jsonl other than its last is damaged.
         """
+        self.enabled = enabled
         self._writers: dict[str, SummaryWriter] = {}
         self._rows: TextIO | None = None
         if not enabled:
@@ -82,16 +80,12 @@ class MetricsWriter:
         # there, the steps that it took back stay hidden all the same.
         for folder in sorted(self._events.glob("*")):
             if folder.is_dir() and folder.name != REPORT:
-                self._writer(folder.name)
+                self.sub_run(folder.name)
 
     def write(self, step: int, split: str, values: Mapping[str, float], **extra: Any) -> None:
-        """Appends one row, and its `values` as scalars of the split's sub-run.
+        """Appends one row, and its `values`, Python, NumPy or JAX scalars, to the split's charts.
 
-        Args:
-            step: train steps taken when the values were measured.
-            split: `train`, `validation` or `test`.
-            values: the metrics by name: Python, NumPy or JAX scalars.
-            extra: JSON values that belong in the row but make no chart (`epoch`, `count`).
+        `extra` has JSON values that belong in the row but make no chart (`epoch`, `count`).
         """
         if self._rows is None:
             return
@@ -99,90 +93,14 @@ class MetricsWriter:
         self._rows.write(metrics_line({"step": step, **extra, "split": split, **numbers}))
         self._rows.flush()
         for name, value in numbers.items():
-            self._writer(split).add_scalar(name, value, step)
-
-    def histogram(self, tag: str, values: np.ndarray, step: int) -> None:
-        """Shows how numbers of any shape are distributed, under Histograms and Distributions."""
-        if self._rows is not None:
-            finite = values[np.isfinite(values)]
-            if finite.size:
-                # TensorBoard draws 30 bins whatever it is given.
-                self._writer("parameters").add_histogram(tag, finite, step, bins=30)  # type: ignore
-
-    def images(self, tag: str, images: np.ndarray, step: int) -> None:
-        """Shows training images side by side, under Images: uint8 `[images, height, width, 3]`."""
-        if self._rows is not None:
-            self._writer("train").add_images(tag, images, step, dataformats="NHWC")
-
-    def picture(self, tag: str, file: Path, step: int) -> None:
-        """Shows a report's picture file in TensorBoard, under Images."""
-        if self._rows is not None:
-            from PIL import Image
-
-            pixels = np.asarray(Image.open(file).convert("RGB"))
-            self._writer(REPORT).add_image(tag, pixels, step, dataformats="HWC")
-
-    def text(self, tag: str, markdown: str, step: int) -> None:
-        """Shows Markdown in TensorBoard, under Text."""
-        if self._rows is not None:
-            self._writer(REPORT).add_text(tag, markdown, step)
-
-    def precision_recall(
-        self, tag: str, members: np.ndarray, probabilities: np.ndarray, step: int
-    ) -> None:
-        """Shows precision against recall in TensorBoard, under PR Curves.
-
-        Args:
-            tag: what it is called.
-            members: whether each example is of the class, bool `[examples]`.
-            probabilities: that the model gives the class, float `[examples]`.
-            step: of the reported state.
-        """
-        if self._rows is not None:
-            self._writer(REPORT).add_pr_curve(tag, members, probabilities, step)
-
-    def points(
-        self,
-        tag: str,
-        vectors: np.ndarray,
-        rows: Sequence[Mapping[str, str]],
-        images: np.ndarray,
-        step: int,
-    ) -> None:
-        """Shows images as points in space, in TensorBoard's projector.
-
-        Args:
-            tag: what they are called.
-            vectors: float `[images, dimensions]`.
-            rows: what is known of each image, under names for columns.
-            images: squares, uint8 `[images, side, side, 3]`.
-            step: of the reported state.
-        """
-        if self._rows is None:
-            return
-        columns = list(dict.fromkeys(name for row in rows for name in row))
-        # A tab or a line end in a name would end its cell.
-        cells = [[" ".join(row.get(name, "").split()) for name in columns] for row in rows]
-        # tensorboardX computes with what it finds in memory below the last row of pictures.
-        with np.errstate(over="ignore", invalid="ignore"):
-            self._writer(REPORT).add_embedding(
-                np.round(vectors.astype(np.float64), 4),
-                metadata=cells,
-                metadata_header=columns,
-                label_img=images.transpose(0, 3, 1, 2) / 255,
-                global_step=step,
-                tag=tag,
-            )
+            self.sub_run(split).add_scalar(name, value, step)
 
     def hparams(self, flat_config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Adds the run to TensorBoard's table of hyperparameters: once, at the end of a run.
 
-        Args:
-            flat_config: values by path (`optimizer.learning_rate`).
-            metrics: the results, under tags that `write` does not use (`test/accuracy`).
+        The config is by path (`optimizer.learning_rate`), the metrics under tags that `write` does
+        not use (`test/accuracy`).
         """
-        if self._rows is None:
-            return
         from tensorboardX.summary import hparams
 
         plain = {
@@ -193,8 +111,8 @@ class MetricsWriter:
         # Its first part says which columns there are; without it TensorBoard finds them itself, and
         # shows those first in which runs differ.
         _, *summaries = hparams(plain, numbers)
-        self._writer(REPORT)  # which clears an earlier report's, these too
-        writer = self._writer(f"{REPORT}/hparams")
+        self.sub_run(REPORT)  # which clears an earlier report's, these too
+        writer = self.sub_run(f"{REPORT}/hparams")
         for summary in summaries:
             writer.file_writer.add_summary(summary)
         for name, value in numbers.items():
@@ -217,32 +135,27 @@ class MetricsWriter:
     def __enter__(self) -> MetricsWriter:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _writer(self, sub_run: str) -> SummaryWriter:
-        """The sub-run's writer, made at its first use."""
-        if sub_run not in self._writers:
+    def sub_run(self, name: str) -> SummaryWriter:
+        """The writer of a sub-run's events, made at its first use; of an enabled writer only."""
+        if name not in self._writers:
             from tensorboardX import SummaryWriter
 
-            if sub_run == REPORT:
+            if name == REPORT:
                 shutil.rmtree(self._events / REPORT, ignore_errors=True)
-            self._writers[sub_run] = SummaryWriter(
-                logdir=str(self._events / sub_run),
+            self._writers[name] = SummaryWriter(
+                logdir=str(self._events / name),
                 # A TensorBoard that has read an earlier report forgets it.
-                purge_step=0 if sub_run == REPORT else self._last_kept(sub_run) + 1,
+                purge_step=0 if name == REPORT else self._last_kept(name) + 1,
                 flush_secs=10,
                 # A full disk ends the thread that empties the queue: a full one would wait for it.
                 max_queue=1000,
                 # File names count whole seconds: a run restarted within one would overwrite.
                 filename_suffix=f".{time.time_ns()}",
             )
-        return self._writers[sub_run]
+        return self._writers[name]
 
     def _last_kept(self, sub_run: str | None) -> int:
         """The last step of which what the sub-run has still counts."""
