@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 
 class Progress:
     """A line that is written over on a terminal, and one lasting line per evaluation."""
 
-    def __init__(self, steps: int, batch_size: int, epochs: float, *, enabled: bool = True):
+    def __init__(
+        self,
+        steps: int,
+        batch_size: int,
+        epochs: float,
+        metrics: Iterable[str] = (),
+        *,
+        enabled: bool = True,
+    ):
+        """Takes the names of the `metrics` that are shown after the loss."""
+        self._names = dict.fromkeys(("loss", *metrics))
         self._steps, self._batch, self._epochs = steps, batch_size, epochs
         self._enabled = enabled
         self._live = enabled and sys.stderr.isatty()
@@ -53,15 +63,18 @@ class Progress:
         epoch = min(round(epoch, 1), self._epochs)
         parts = [f"epoch {epoch:g}/{self._epochs:g}", f"step {step:,}"]
         if training:  # none where a continued run begins with an evaluation that was due
-            parts.append(_figures("train", training))
+            parts.append(self._figures("train", training))
         if validation is not None:
-            parts.append(_figures("validation", validation))
+            parts.append(self._figures("validation", validation))
         self.say("  ".join([*parts, self._pace(step)]))
 
     def say(self, text: str) -> None:
         """Says something that lasts."""
         if self._enabled:
             print(self._clear + text, file=sys.stderr, flush=True)
+
+    def _figures(self, split: str, values: Mapping[str, float]) -> str:
+        return " ".join([split, *(f"{n} {values[n]:.4f}" for n in self._names if n in values)])
 
     def _pace(self, step: int) -> str:
         if not self._done or self._began is None or step == self._began[1]:
@@ -79,8 +92,3 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s"
     return f"{minutes // 60} h {minutes % 60} min"
-
-
-def _figures(name: str, values: Mapping[str, float]) -> str:
-    shown = [f"{key} {values[key]:.4f}" for key in ("loss", "accuracy", "MAE") if key in values]
-    return f"{name} {' '.join(shown)}"

@@ -14,7 +14,7 @@ from typing import Any
 from cnn_research.core.errors import UserError
 from cnn_research.core.metrics_log import read_metrics
 from cnn_research.core.progress import duration
-from cnn_research.core.run_folder import is_locked, read_json, write_json
+from cnn_research.core.run_folder import CONFIG, is_locked, read_json, write_json
 from cnn_research.report.markdown import markdown_table, number
 
 STATE = "sweep_run.json"
@@ -143,19 +143,17 @@ def _row(workdir: Path, state: State) -> Sequence[str]:
         rows = []  # the run itself will say so
     last = rows[-1] if rows else {}
     validation = [row for row in rows if row.get("split") == "validation"][-1:]
-    figures = [
-        f"{name} {number(row[name])}"
-        for row in validation
-        for name in ("accuracy", "loss", "MAE")
-        if name in row
-    ][:1]
+    # The metric that the run selects its state by, whatever its task calls it.
+    metric = read_json(workdir / CONFIG).get("selection", {}).get("metric")
+    names = [name for name in (metric, "loss") if validation and name in validation[0]]
+    figure = f"{names[0]} {number(validation[0][names[0]])}" if names else ""
     seconds = time.time() - state.since if state.state == "running" else state.seconds
     return (
         workdir.name,
         state.state,
         f"{last['epoch']:.1f}" if "epoch" in last else "",
         f"{last['step']:,}" if last else "",
-        "".join(figures),
+        figure,
         duration(seconds) if state.attempt else "",
         state.message if state.state in ("failed", "stopped") else "",
     )

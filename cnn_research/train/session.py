@@ -136,7 +136,9 @@ def open_session(
             plan=plan,
             restored=broadcast_from_process_zero(newest),
             interruption=interruption,
-            progress=Progress(plan.last_step, batch_size, experiment.epochs, enabled=first),
+            progress=Progress(
+                plan.last_step, batch_size, experiment.epochs, ready.task.metrics, enabled=first
+            ),
             read_only=read_only,
         )
         if session.restored is not None:
