@@ -122,7 +122,6 @@ def network(run: Path) -> Method:
 
     from cnn_research.data.images import resized
     from cnn_research.ops.colours import lab_to_srgb
-    from cnn_research.tasks.palette import colours_of
     from cnn_research.train.trained import TrainedModel
 
     model = TrainedModel.load(run)
@@ -131,7 +130,7 @@ def network(run: Path) -> Method:
 
     def said(image: np.ndarray) -> list[np.ndarray]:
         outputs = forward(resized(image, size)[None])
-        return [_bytes(lab_to_srgb(colours_of(outputs)[0]))]
+        return [_bytes(lab_to_srgb(outputs[0].reshape(-1, 4)[:, :3]))]
 
     return said
 

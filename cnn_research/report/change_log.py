@@ -157,12 +157,7 @@ def write_log_as_xlsx(log: DataFrame, file: Path) -> None:
 
 
 def log_as_html(log: DataFrame, groups: Sequence[Group]) -> str:
-    """One page without other files: the log, and what each config's runs had in each epoch.
-
-    Args:
-        log: of the groups.
-        groups: in the log's order.
-    """
+    """One page without other files: the log, and what each config's runs had in each epoch."""
     from cnn_research.report import plots
 
     names = dict.fromkeys(group.runs[0].experiment for group in groups)
@@ -175,8 +170,11 @@ def log_as_html(log: DataFrame, groups: Sequence[Group]) -> str:
     directions = {name: d for group in groups for name, d in group.directions.items()}
     with tempfile.TemporaryDirectory() as folder:
         if curves:
-            plots.compared_curves(curves, directions).savefig(Path(folder, "curves.png"))
-            parts += ["## Curves", f"![Curves of {len(curves)} configs by epoch](curves.png)"]
+            figure, file = plots.compared_curves(curves, directions), Path(folder, "curves.png")
+            parts += [
+                "## Curves",
+                plots.saved(figure, file, f"Curves of {len(curves)} configs by epoch"),
+            ]
             parts.append(
                 "Validation figures where there are any, otherwise training's. A line is the mean "
                 "of a config's runs, and the shade around it goes from the lowest to the highest."

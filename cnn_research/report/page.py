@@ -34,15 +34,12 @@ LONGEST_SUFFIX = 40
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Predictions(abc.ABC):
-    """A model's predictions for every example of a split, for one head, beside the true labels.
-
-    Attributes:
-        split: `test`, or `validation` where there is no test split.
-        loss: mean over the examples with a label.
-    """
+    """A model's predictions for every example of a split, for one head, beside the true labels."""
 
     split: str
+    """`test`, or `validation` where there is no test split."""
     loss: float = dataclasses.field(kw_only=True)
+    """Mean over the examples with a label."""
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -65,13 +62,10 @@ class Predictions(abc.ABC):
 
     @abc.abstractmethod
     def page(self, folder: Path, suffix: str, images: np.ndarray | None) -> Iterator[str]:
-        """The parts of the report's page below the figures, in Markdown; writes their files.
+        """The parts of the report's page below the figures, in Markdown; writes their files to
+        `folder`, with `suffix` before the dot of their names.
 
-        Args:
-            folder: where files go.
-            suffix: what the names of files end with, before the dot.
-            images: uint8 `[examples, height, width, channels]`, in the order of the predictions;
-                None shows none.
+        Images are uint8 `[examples, height, width, channels]`, in the order of the predictions.
         """
 
     def common_classes(self, most: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
@@ -116,8 +110,6 @@ def write_report(
     left out.
 
     Args:
-        workdir: the run's folder; an earlier report in it is replaced.
-        title: the heading of the page.
         metrics: of each split, as evaluation.json has them: numbers, and the heads' own under
             their names where there are several.
         predictions: of each split, for each head; files are named after the head where there are
@@ -125,7 +117,6 @@ def write_report(
         images: of each split, uint8 `[examples, height, width, channels]`, in the order of the
             predictions; a split without any shows none.
         history: rows of metrics.jsonl; without any there are no curves.
-        directions: of each metric that has one.
         params: nested dicts of arrays, or of anything with a shape.
 
     Returns:
@@ -229,7 +220,6 @@ def _training(
     from cnn_research.report import plots
 
     epochs = by_epoch(history)
-    plots.training_curves(epochs, directions).savefig(folder / "curves.png")
     names = plots.curve_names(epochs, directions)
     yield "## Training"
     yield (
@@ -237,7 +227,8 @@ def _training(
         "(with dropout and augmentation, where it has them); validation figures were taken at the "
         "epoch's end."
     )
-    yield f"![Curves of {', '.join(names)} by epoch](curves.png)"
+    figure = plots.training_curves(epochs, directions)
+    yield plots.saved(figure, folder / "curves.png", f"Curves of {', '.join(names)} by epoch")
     columns = [
         (split, name)
         for name in names
@@ -246,10 +237,7 @@ def _training(
     ]
     yield markdown_table(
         ("epoch", *(f"{'training' if s == 'train' else s} {name}" for s, name in columns)),
-        [
-            (str(e["epoch"]), *(number(e[split].get(name)) for split, name in columns))
-            for e in epochs
-        ],
+        [(str(e["epoch"]), *(number(e[split].get(n)) for split, n in columns)) for e in epochs],
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,14 +40,10 @@ def shortened(name: str, length: int) -> str:
 def blank_grid(
     rows: int, columns: int, size: tuple[float, float], padding: float | None = None, **how: Any
 ) -> tuple[Figure, np.ndarray]:
-    """A figure of so many inches, and its axes `[rows, columns]` without frames and ticks.
+    """A figure of `size` inches, and its axes `[rows, columns]` without frames and ticks.
 
-    Args:
-        rows: how many.
-        columns: how many.
-        size: width and height of the figure in inches.
-        padding: inches above and below each of the axes; None for matplotlib's.
-        **how: for matplotlib's `subplots`, as `width_ratios`.
+    There are `padding` inches above and below each of the axes, or matplotlib's; `how` is for its
+    `subplots`, as `width_ratios`.
     """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -86,6 +83,12 @@ def show_image(axes: Axes, image: np.ndarray) -> None:
         axes.imshow(image[..., 0], cmap="gray", vmin=0, vmax=255)
 
 
+def saved(figure: Figure, file: Path, alt: str) -> str:
+    """Saves a figure beside a page; returns the Markdown that shows it."""
+    figure.savefig(file)
+    return f"![{alt}]({file.name})"
+
+
 def plain_axes(axes: Axes) -> None:
     """Leaves out half of the frame, and draws lines at the ticks of y."""
     axes.spines[["top", "right"]].set_visible(False)
@@ -117,14 +120,9 @@ def curve_names(
 def training_curves(
     epochs: Sequence[Mapping[str, Any]], directions: Mapping[str, Direction]
 ) -> Figure:
-    """The metrics of training and validation, by epoch.
+    """The metrics of training and validation by epoch, as `metrics_log.by_epoch` gives them.
 
-    Args:
-        epochs: as `metrics_log.by_epoch` gives them.
-        directions: of the metrics.
-
-    Returns:
-        A figure with one panel for each metric; its title names the best validation value.
+    There is a panel for each metric; its title names the best validation value.
     """
     names = curve_names(epochs, directions)
     figure, grid = _panels(len(names))
@@ -164,13 +162,9 @@ def compared_curves(
 ) -> Figure:
     """Curves of the runs of several configs: a panel per metric, a line per config.
 
-    Args:
-        groups: of each config its runs, each as `metrics_log.by_epoch` gives them.
-        directions: of the metrics.
-
-    Returns:
-        A figure with the means over runs, shaded from the lowest to the highest; validation where
-        a metric has it, otherwise training. Configs after the first `len(COMPARED)` are grey.
+    `groups` has for each config its runs, each as `metrics_log.by_epoch` gives them. The lines are
+    means over runs, shaded from the lowest to the highest; of validation where a metric has it,
+    otherwise of training. Configs after the first `len(COMPARED)` are grey.
     """
     every = [epoch for runs in groups.values() for epochs in runs for epoch in epochs]
     names = curve_names(every, directions)

@@ -263,8 +263,8 @@ def results(group: Group, name: str) -> dict[str, Any]:
         "config": config,
         "figures": {
             figure: {
-                "mean": statistics.fmean(values),
-                "std": statistics.stdev(values) if len(values) > 1 else None,
+                "mean": group.mean(figure),
+                "std": group.deviation(figure),
                 "values": values,
             }
             for figure, values in group.values().items()

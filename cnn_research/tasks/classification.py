@@ -16,7 +16,14 @@ from cnn_research.core.errors import UsageError, UserError
 from cnn_research.data.dataset import MISSING, UNKNOWN_CLASS
 from cnn_research.report.markdown import markdown_table
 from cnn_research.report.page import Predictions
-from cnn_research.report.plots import VERBATIM, image_grid, no_mistakes, shortened, show_image
+from cnn_research.report.plots import (
+    VERBATIM,
+    image_grid,
+    no_mistakes,
+    saved,
+    shortened,
+    show_image,
+)
 from cnn_research.tasks.task import FittedTask, Sums
 
 if TYPE_CHECKING:
@@ -34,14 +41,17 @@ UNKNOWN_CLASS_NAME = "(unseen)"
 """Name in reports of all labels that training has not seen."""
 
 
-def check_measured(dataset: Dataset, heads: Sequence[str]) -> None:
-    """Raises `UserError` if the test or target split has no label of any of these heads.
-
-    For a check before training: the report after it needs one.
-    """
-    for name in ("test", "target"):
+def check_measured(
+    dataset: Dataset,
+    heads: Sequence[str],
+    splits: Sequence[str] = ("test", "target"),
+    without: Sequence[int] = (MISSING,),
+) -> None:
+    """Raises `UserError` if one of the splits has no label of any of these heads but those
+    `without` a value: the report after training needs one."""
+    for name in splits:
         split = dataset.splits.get(name)
-        if split is not None and not any(np.any(split.labels[h] != MISSING) for h in heads):
+        if split is not None and all(np.isin(split.labels[h], without).all() for h in heads):
             named = " or ".join(f"'{head}'" for head in heads)
             raise UserError(
                 f"data set {dataset.name}: no image of its {name} split has a known label {named}, "
@@ -95,10 +105,8 @@ class Classification(FittedTask):
             raise UsageError(f"task.logit-adjustment is {self.logit_adjustment}: must be 0 or more")
 
     def check_data(self, dataset: Dataset) -> None:
-        """Raises `UserError` for a data set without this head, or with labels of one class.
-
-        Or with a split in which none is known.
-        """
+        """Raises `UserError` for a data set without this head, with labels of one class, or with a
+        split in which none is known."""
         self.check_head(dataset, "--task.head")
         check_measured(dataset, (self.head,))
 
@@ -114,13 +122,8 @@ class Classification(FittedTask):
                 f"data set {dataset.name}: all labels '{self.head}' are of one class; "
                 "a classifier needs at least two"
             )
-        for name in ("train", "validation"):
-            split = dataset.splits.get(name)
-            if split is not None and not np.any(split.labels[self.head] >= 0):
-                raise UserError(
-                    f"data set {dataset.name}: no image of its {name} split has a known label "
-                    f"'{self.head}', so that nothing can be measured: take another split or head"
-                )
+        unknown = (MISSING, UNKNOWN_CLASS)
+        check_measured(dataset, (self.head,), ("train", "validation"), unknown)
 
     def num_outputs(self, dataset: Dataset) -> int:
         """One per class."""
@@ -132,18 +135,13 @@ class Classification(FittedTask):
             return self
         labels = dataset.splits["train"].labels[self.head]
         counts = np.bincount(labels[labels >= 0], minlength=self.num_outputs(dataset))
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return CountedClassification(**fields, counts=tuple(counts.tolist()))
+        return CountedClassification(**vars(self), counts=tuple(counts.tolist()))
 
     def sums(self, outputs: jax.Array, labels: Mapping[str, jax.Array], weights: jax.Array) -> Sums:
-        """Cross-entropy and accuracy as sums and counts.
+        """Cross-entropy of the logits, float32 `[batch, classes]`, and accuracy.
 
-        A label that training cannot have seen is a wrong answer without a loss.
-
-        Args:
-            outputs: the logits, float32 `[batch, classes]`.
-            labels: per head, int32 `[batch]`; -1 where not known, -2 where not one of the classes.
-            weights: float32 `[batch]`: 0 for padding, and for a mixed image the label's share.
+        Labels are int32 `[batch]`: -1 where not known; -2 where not one of the classes, which is a
+        wrong answer without a loss.
         """
         import jax.numpy as jnp
         import optax
@@ -253,20 +251,17 @@ class CountedClassification(Classification):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ClassPredictions(Predictions):
-    """Predicted classes of every example of a split, for one head.
-
-    Attributes:
-        logits: float32 `[examples, classes]`.
-        labels: int32 `[examples]`; -1 where not known: such an example is left out; -2 for a label
-            that is none of the classes: no answer to it is right.
-        class_names: one for each class.
-        trained: bool `[classes]`, whether a class had training examples; None: all had.
-    """
+    """Predicted classes of every example of a split, for one head."""
 
     logits: np.ndarray
+    """float32 `[examples, classes]`."""
     labels: np.ndarray
+    """int32 `[examples]`; -1 where not known: such an example is left out; -2 for a label that is
+    none of the classes: no answer to it is right."""
     class_names: tuple[str, ...]
+    """One for each class."""
     trained: np.ndarray | None = None
+    """bool `[classes]`, whether a class had training examples; None: all had."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -314,42 +309,36 @@ class ClassPredictions(Predictions):
         yield f"```\n{text}```"
 
         matrix = self.confusion_counts()
-        name = f"confusion_matrix{suffix}.png"
-        confusion_matrix_plot(matrix, self.class_names).savefig(folder / name)
-        yield f"![Confusion matrix: true classes down, predicted ones across]({name})"
+        figure = confusion_matrix_plot(matrix, self.class_names)
+        alt = "Confusion matrix: true classes down, predicted ones across"
+        yield saved(figure, folder / f"confusion_matrix{suffix}.png", alt)
         pairs = _most_confused(matrix)
         if pairs:
             yield "The pairs confused most often:"
             header = ("true class", "predicted", "times", "share of the true class")
+            names, totals = self.class_names, matrix.sum(axis=1)
             rows = [
-                (
-                    self.class_names[true],
-                    self.class_names[predicted],
-                    str(matrix[true, predicted]),
-                    f"{matrix[true, predicted] / matrix[true].sum():.1%}",
-                )
-                for true, predicted in pairs
+                (names[a], names[b], str(matrix[a, b]), f"{matrix[a, b] / totals[a]:.1%}")
+                for a, b in pairs
             ]
             yield markdown_table(header, rows)
         if images is None:
             return
         predicted = self.logits.argmax(axis=1)
         if pairs:
-            name = f"confusions{suffix}.png"
-            confusions_plot(images, self.labels, predicted, pairs, self.class_names).savefig(
-                folder / name
-            )
-            yield f"![Images of the confused pairs, beside those of the predicted class]({name})"
-        name = f"mistakes{suffix}.png"
-        mistakes_plot(
+            figure = confusions_plot(images, self.labels, predicted, pairs, self.class_names)
+            alt = "Images of the confused pairs, beside those of the predicted class"
+            yield saved(figure, folder / f"confusions{suffix}.png", alt)
+        figure = mistakes_plot(
             images,
             np.where(self.labels == UNKNOWN_CLASS, len(self.class_names), self.labels),
             predicted,
             softmax(self.logits.astype(np.float64), axis=-1).max(axis=1),
             (*self.class_names, UNKNOWN_CLASS_NAME),
-        ).savefig(folder / name)
+        )
         yield "The mistakes made with most confidence, with the probability of the wrong class:"
-        yield f"![Images of the surest mistakes, with answer and true class]({name})"
+        alt = "Images of the surest mistakes, with answer and true class"
+        yield saved(figure, folder / f"mistakes{suffix}.png", alt)
 
     def common_classes(self, most: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         """Of the classes with most labels: name, which examples are of it, and its probability;
@@ -374,10 +363,9 @@ class ClassPredictions(Predictions):
     def confusion_counts(self) -> np.ndarray:
         """int64 `[classes, classes]`: how often each true class (row) was predicted as each."""
         classes = len(self.class_names)
-        matrix = np.zeros((classes, classes), np.int64)
         labels, predicted = self.known()
-        np.add.at(matrix, (labels[labels != UNKNOWN_CLASS], predicted[labels != UNKNOWN_CLASS]), 1)
-        return matrix
+        cells = (labels * classes + predicted)[labels != UNKNOWN_CLASS]
+        return np.bincount(cells, minlength=classes**2).reshape(classes, classes)
 
     def _sklearn_report(self, *, as_text: bool) -> Any:
         from sklearn import metrics
@@ -403,24 +391,12 @@ def _most_confused(matrix: np.ndarray) -> list[tuple[int, int]]:
     """(true class, predicted class) of the confusions that occur most often."""
     confusions = matrix - np.diag(np.diag(matrix))
     order = np.argsort(-confusions, axis=None, kind="stable")[:MOST_PAIRS]
-    rows, columns = np.unravel_index(order, matrix.shape)
-    return [
-        (true, predicted)
-        for true, predicted in zip(rows.tolist(), columns.tolist(), strict=True)
-        if confusions[true, predicted]
-    ]
+    return [divmod(place, len(matrix)) for place in order.tolist() if confusions.flat[place]]
 
 
 def confusion_matrix_plot(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
-    """Counts of (true class, predicted class); the colours are shares of the true class.
-
-    Args:
-        matrix: int `[classes, classes]`; a row is a true class, a column a predicted one.
-        class_names: one for each class.
-
-    Returns:
-        A figure that grows with the classes; the counts are written into the cells of up to
-        30 classes.
+    """Counts of (true class, predicted class), int `[classes, classes]`; the colours are shares of
+    the true class. The figure grows with the classes; it shows the counts of up to 30 of them.
     """
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
@@ -441,15 +417,9 @@ def confusion_matrix_plot(matrix: np.ndarray, class_names: Sequence[str]) -> Fig
     _class_ticks(axes, names, font, slanted=with_counts)
     if with_counts:
         for row, column in zip(*np.nonzero(matrix), strict=True):
-            axes.text(
-                column,
-                row,
-                f"{matrix[row, column]}",
-                ha="center",
-                va="center",
-                fontsize=font,
-                color="white" if scale(shares[row, column]) > 0.6 else "black",
-            )
+            colour = "white" if scale(shares[row, column]) > 0.6 else "black"
+            text: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": font}
+            axes.text(column, row, f"{matrix[row, column]}", **text, color=colour)
     bar = figure.colorbar(picture, ax=axes, shrink=0.6, pad=0.02)
     bar.set_ticks([0, 0.01, 0.05, 0.2, 0.5, 1])
     bar.set_label("share of the true class", fontsize=9)
@@ -485,31 +455,25 @@ def mistakes_plot(
     probabilities: np.ndarray,
     class_names: Sequence[str],
 ) -> Figure:
-    """The mistakes that were made with most confidence, the worst first.
+    """The up to 24 mistakes that were made with most confidence, the worst first.
 
     Args:
         images: uint8 `[examples, height, width, channels]`, all examples; few are read.
         labels: int `[examples]`; -1, not known, is no mistake.
         predictions: int `[examples]`.
         probabilities: float `[examples]`, that of the predicted class.
-        class_names: one for each class.
-
-    Returns:
-        A grid of up to 24 images, each with its predicted class, probability and true class.
     """
     wrong = np.flatnonzero((labels != MISSING) & (predictions != labels))
     # A stable sort: of equal probabilities, the earlier example comes first.
     worst = wrong[np.argsort(-probabilities[wrong], kind="stable")][:MOST_MISTAKES]
     if not worst.size:
         return no_mistakes()
-    return image_grid(
-        images[worst],
-        [
-            f"{shortened(class_names[predictions[index]], 15)}, {probabilities[index]:.0%}\n"
-            f"true: {shortened(class_names[labels[index]], 16)}"
-            for index in worst
-        ],
-    )
+    titles = [
+        f"{shortened(class_names[predictions[index]], 15)}, {probabilities[index]:.0%}\n"
+        f"true: {shortened(class_names[labels[index]], 16)}"
+        for index in worst
+    ]
+    return image_grid(images[worst], titles)
 
 
 def confusions_plot(
@@ -519,40 +483,28 @@ def confusions_plot(
     pairs: Sequence[tuple[int, int]],
     class_names: Sequence[str],
 ) -> Figure:
-    """Pairs of classes that are confused: images of the one, beside images of the other.
+    """A row for each of the first 6 pairs (true class, predicted class): on the left examples of
+    the true class that were taken for the other, on the right examples of that other.
 
-    Args:
-        images: uint8 `[examples, height, width, channels]`, all examples; few are read.
-        labels: int `[examples]`.
-        predictions: int `[examples]`.
-        pairs: (true class, predicted class) each; up to 6 are shown.
-        class_names: one for each class.
-
-    Returns:
-        A row for each pair: on the left examples of the true class that were taken for the other,
-        on the right examples of that other.
+    Images are uint8 `[examples, height, width, channels]`, of which few are read; labels and
+    predictions int `[examples]`.
     """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     shown = pairs[:CONFUSED_ROWS]
-    height = 1.9 * len(shown)
-    figure = Figure(
-        figsize=(1.6 * 2 * CONFUSED_COLUMNS + 0.4, height),
-        dpi=144,
-        layout=ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.04),
-    )
+    size = (1.6 * 2 * CONFUSED_COLUMNS + 0.4, 1.9 * len(shown))
+    layout = ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.04)
+    figure = Figure(figsize=size, dpi=144, layout=layout)
     rows: Any = figure.subfigures(len(shown), 1, squeeze=False)
     for row, (true, predicted) in zip(rows.ravel(), shown, strict=True):
         left = np.flatnonzero((labels == true) & (predictions == predicted))
         of_other = np.flatnonzero(labels == predicted)
         # Those that were recognised first: a label may be wrong.
         right = of_other[np.argsort(predictions[of_other] != predicted, kind="stable")]
-        titles = (
-            f"{shortened(class_names[true], 28)}, taken for",
-            shortened(class_names[predicted], 34),
-        )
-        for half, chosen, title in zip(row.subfigures(1, 2), (left, right), titles, strict=True):
+        taken, other = shortened(class_names[true], 28), shortened(class_names[predicted], 34)
+        halves = zip(row.subfigures(1, 2), (left, right), (f"{taken}, taken for", other))
+        for half, chosen, title in halves:
             half.suptitle(title, fontsize=9, **VERBATIM)
             for axes, place in zip(half.subplots(1, CONFUSED_COLUMNS), range(len(images))):
                 axes.set_axis_off()

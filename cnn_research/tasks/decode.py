@@ -22,32 +22,26 @@ OTHERS = 3
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """The prediction for one image, for one head.
-
-    Attributes:
-        text: for people, in a few words.
-        values: for programs: JSON values.
-        columns: the same for a table, by what follows the head's name; "" is the answer itself.
-        others: for people, what else it may be, in a few words; empty where there is nothing.
-    """
+    """The prediction for one image, for one head."""
 
     text: str
+    """For people, in a few words."""
     values: Mapping[str, Any]
+    """For programs: JSON values."""
     columns: Mapping[str, str | float]
+    """The same for a table, by what follows the head's name; "" is the answer itself."""
     others: str = ""
+    """For people, what else it may be, in a few words; empty where there is nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PaletteColours:
-    """A palette that a network predicts, the colour that covers most first.
-
-    Attributes:
-        rgb: uint8 `[colours, 3]`; colours that are nearest to no pixel are left out.
-        shares: of the image that each covers, float64 `[colours]`.
-    """
+    """A palette that a network predicts, the colour that covers most first."""
 
     rgb: np.ndarray
+    """uint8 `[colours, 3]`; colours that are nearest to no pixel are left out."""
     shares: np.ndarray
+    """Of the image that each covers, float64 `[colours]`."""
 
     @property
     def hex(self) -> list[str]:
@@ -56,16 +50,11 @@ class PaletteColours:
 
 
 def decode(head: Mapping[str, Any], outputs: np.ndarray) -> list[dict[str, Any]]:
-    """Decodes the outputs of one head for one image.
+    """Decodes the outputs of one head for one image, float32 `[stop - start]`, into JSON values.
 
-    Args:
-        head: its description, from `Task.output_spec`.
-        outputs: its own, float32 `[stop - start]`.
-
-    Returns:
-        JSON values. Of a number `[{"value": number}]`; otherwise `[{"label": name, "probability":
-        share}, ...]` for all classes, the most probable first. The labels of a palette are colours,
-        `#rrggbb`, and the probabilities the shares that they cover.
+    Of a number they are `[{"value": number}]`; otherwise `[{"label": name, "probability": share},
+    ...]` for all classes, the most probable first. The labels of a palette are colours, `#rrggbb`,
+    and the probabilities the shares that they cover.
     """
     digits = DIGITS[head["kind"]]
     if head["kind"] == "number":

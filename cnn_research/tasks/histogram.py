@@ -14,7 +14,7 @@ from scipy.special import softmax
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UserError
 from cnn_research.report.page import Predictions
-from cnn_research.report.plots import GREY, blank_grid, show_image
+from cnn_research.report.plots import GREY, blank_grid, saved, show_image
 from cnn_research.tasks.task import FittedTask, Sums, Task
 
 if TYPE_CHECKING:
@@ -79,13 +79,8 @@ class FittedHistogram(Histogram, FittedTask):
     """The share of each cluster in all training pixels."""
 
     def sums(self, outputs: jax.Array, labels: Mapping[str, jax.Array], weights: jax.Array) -> Sums:
-        """The cross-entropy.
-
-        Args:
-            outputs: logits of the clusters, float32 `[batch, clusters]`.
-            labels: per head, the cluster of each pixel, integers `[batch, height, width]`.
-            weights: float32 `[batch]`: 0 for padding, and for a mixed image the label's share.
-        """
+        """The cross-entropy of logits, float32 `[batch, clusters]`, to the clusters of an image's
+        pixels, integers `[batch, height, width]`."""
         import jax
         import jax.numpy as jnp
 
@@ -123,19 +118,16 @@ class FittedHistogram(Histogram, FittedTask):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HistogramPredictions(Predictions):
-    """Estimated histograms of every image of a split.
-
-    Attributes:
-        colours: of each cluster, as hex.
-        proportions: the estimated share of each cluster, float64 `[examples, clusters]`.
-        labels: the cluster of each pixel, uint8 `[examples, height, width]`.
-        mean: the share of each cluster in all training pixels, float64 `[clusters]`.
-    """
+    """Estimated histograms of every image of a split."""
 
     colours: Sequence[str]
+    """Of each cluster, as hex."""
     proportions: np.ndarray
+    """The estimated share of each cluster, float64 `[examples, clusters]`."""
     labels: np.ndarray
+    """The cluster of each pixel, uint8 `[examples, height, width]`."""
     mean: np.ndarray
+    """The share of each cluster in all training pixels, float64 `[clusters]`."""
 
     def __len__(self) -> int:
         return len(self.proportions)
@@ -168,8 +160,6 @@ class HistogramPredictions(Predictions):
 
     def page(self, folder: Path, suffix: str, images: np.ndarray | None) -> Iterator[str]:
         """The clusters in the cube of colours, and histograms beside their images."""
-        name = f"clusters{suffix}.png"
-        colour_cube_plot(self.colours, self.mean).savefig(folder / name)
         yield (
             "The loss is the cross-entropy, which no estimate can bring below the entropy of the "
             "true histograms. `gap closed` is the share of the way from the training images' "
@@ -177,23 +167,18 @@ class HistogramPredictions(Predictions):
             "proportions have in common."
         )
         yield f"The {len(self.colours)} clusters, as large as their share of the training pixels:"
-        yield f"![Clusters in the cube of colours]({name})"
+        cube = colour_cube_plot(self.colours, self.mean)
+        yield saved(cube, folder / f"clusters{suffix}.png", "Clusters in the cube of colours")
         if images is not None:
-            name = f"histograms{suffix}.png"
-            histograms_plot(images, self.true, self.proportions, self.colours).savefig(
-                folder / name
-            )
+            figure = histograms_plot(images, self.true, self.proportions, self.colours)
             yield "Images, their histograms, and below what was estimated, from good to bad:"
-            yield f"![Images with true and estimated histograms]({name})"
+            alt = "Images with true and estimated histograms"
+            yield saved(figure, folder / f"histograms{suffix}.png", alt)
 
 
 def colour_cube_plot(colours: Sequence[str], proportions: np.ndarray) -> Figure:
-    """Clusters in the RGB cube: document 000's figure 5.
-
-    Args:
-        colours: of each cluster, as hex.
-        proportions: of each, float `[clusters]`: the area of its point.
-    """
+    """Clusters, `#rrggbb`, in the RGB cube, with areas as their proportions, float `[clusters]`:
+    document 000's figure 5."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4.6), dpi=144, layout="constrained")
@@ -218,15 +203,10 @@ def colour_cube_plot(colours: Sequence[str], proportions: np.ndarray) -> Figure:
 def histograms_plot(
     images: np.ndarray, true: np.ndarray, estimated: np.ndarray, colours: Sequence[str]
 ) -> Figure:
-    """Images with their histograms as strips of colour, as wide as their share.
+    """Images, uint8 `[examples, height, width, 3]`, with their histograms, float
+    `[examples, clusters]`, as strips of colour, the estimated one below.
 
     They are equally spaced in how well the estimate fits, the best first.
-
-    Args:
-        images: uint8 `[examples, height, width, 3]`.
-        true: the share of each cluster, float `[examples, clusters]`.
-        estimated: the same, as estimated; shown in the lower strip.
-        colours: of each cluster, as hex.
     """
     overlap = np.minimum(true, estimated).sum(axis=1)
     order = np.argsort(-overlap, kind="stable")
@@ -238,10 +218,8 @@ def histograms_plot(
     for index, (picture, strips) in zip(shown, grid.reshape(-1, 2), strict=False):
         show_image(picture, images[index])
         strips.set_title(f"overlap {overlap[index]:.0%}", fontsize=7.5, loc="left", pad=2)
-        for height, proportions in ((1, true[index]), (0, estimated[index])):
-            ends = np.cumsum(proportions)
-            strips.barh(
-                height, proportions, left=ends - proportions, height=0.9, color=list(colours)
-            )
+        for y, widths in ((1, true[index]), (0, estimated[index])):
+            left = np.cumsum(widths) - widths
+            strips.barh(y, widths, left=left, height=0.9, color=list(colours))
         strips.set_xlim(0, 1)
     return figure

@@ -67,10 +67,8 @@ class MultiHead(Task):
             raise UsageError("task.label names a head twice")
 
     def check_data(self, dataset: Dataset) -> None:
-        """Raises `UserError` for a data set without one of the heads, or with one class in it.
-
-        Or with a split in which none is known: a test split needs labels of one head only.
-        """
+        """Raises `UserError` for a data set without one of the heads, with one class in it, or with
+        a split in which none is known: a test split needs labels of one head only."""
         parts = list(self._classifications(dataset))
         for part in parts:
             part.check_head(dataset, "--task.label")
@@ -83,9 +81,8 @@ class MultiHead(Task):
     def fitted(self, dataset: Dataset) -> FittedMultiHead:
         """The task that knows how many classes each head has."""
         parts = list(self._classifications(dataset))
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return FittedMultiHead(
-            **{**fields, "label": tuple(part.head for part in parts)},
+            **{**vars(self), "label": tuple(part.head for part in parts)},
             parts=tuple(part.fitted(dataset) for part in parts),
             sizes=tuple(part.num_outputs(dataset) for part in parts),
         )
@@ -151,23 +148,16 @@ class FittedMultiHead(MultiHead, FittedTask):
 
     def combine_losses(self, terms: Mapping[str, Any]) -> Any:
         """The weighted sum of the heads' losses."""
-        first, *rest = (
-            weight * terms[head]
-            for head, weight in zip(
-                self.heads, self.loss_weights or (1.0,) * len(self.heads), strict=True
-            )
-        )
+        weights = self.loss_weights or (1.0,) * len(self.heads)
+        first, *rest = (w * terms[head] for head, w in zip(self.heads, weights, strict=True))
         return sum(rest, first)
 
     def average_views(self, views: Sequence[jax.Array]) -> jax.Array:
         """The logarithm of the views' mean probabilities, head by head."""
         import jax.numpy as jnp
 
-        by_head = zip(*(self.split(view) for view in views), strict=True)
-        return jnp.concatenate(
-            [part.average_views(logits) for part, logits in zip(self.parts, by_head, strict=True)],
-            axis=-1,
-        )
+        by_head = zip(self.parts, *(self.split(view) for view in views), strict=True)
+        return jnp.concatenate([part.average_views(x) for part, *x in by_head], axis=-1)
 
     def predictions(
         self, dataset: Dataset, split: str, outputs: np.ndarray, means: Mapping[str, float]
@@ -188,9 +178,9 @@ class FittedMultiHead(MultiHead, FittedTask):
             with contextlib.suppress(UserError):  # no example has a label
                 heads[head] = predicted.metrics()
         if not heads:
+            named = ", ".join(predictions)
             raise UserError(
-                f"no example has a label of {', '.join(predictions)}: there is nothing to evaluate "
-                "against"
+                f"no example has a label of {named}: there is nothing to evaluate against"
             )
         seen = "accuracy of seen labels"
         losses = dict.fromkeys(predictions, 0.0) | {h: float(f["loss"]) for h, f in heads.items()}

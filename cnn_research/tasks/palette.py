@@ -15,9 +15,9 @@ from cnn_research.core.errors import UsageError, UserError
 from cnn_research.data.dataset import PALETTE
 from cnn_research.data.images import decode, printable
 from cnn_research.report.page import Predictions
-from cnn_research.report.plots import blank_grid, show_image
+from cnn_research.report.plots import blank_grid, saved, show_image
 from cnn_research.tasks.decode import DIGITS, Answer, PaletteColours, palette_of
-from cnn_research.tasks.task import PIXELS, FittedTask, Sums, Task
+from cnn_research.tasks.task import PIXELS, FittedTask, Sums
 
 if TYPE_CHECKING:
     import jax
@@ -37,7 +37,7 @@ SHOWN = 3
 
 @register_config
 @dataclasses.dataclass(frozen=True)
-class Palette(Task):
+class Palette(FittedTask):
     """Colours in any order, compared with the image's own pixels or with palettes that people made.
 
     The loss is a mean colour difference, CIEDE2000: from each pixel to the nearest colour. Of
@@ -113,68 +113,50 @@ class Palette(Task):
             )
         return model.clone(colours=self.colours)
 
-    def fitted(self, dataset: Dataset) -> FittedPalette:
+    def fitted(self, dataset: Dataset) -> Palette:
         """Itself: it has nothing to know of the data."""
-        return FittedPalette(**{f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
+        return self
 
-
-@register_config
-@dataclasses.dataclass(frozen=True)
-class FittedPalette(Palette, FittedTask):
-    """A palette task that is bound to its data."""
+    @property
+    def _reported(self) -> Palette:
+        """The task whose training loss is the metric `loss`."""
+        return Palette(self.colours, "people" if self.target == "people" else "pixels")
 
     @property
     def has_training_loss(self) -> bool:
-        """True if training minimises something else than the metric `loss`."""
-        plain = self.difference == "ciede2000" and self.matching == "nearest" and self.power == 1
-        return not plain or self.target == "kmeans"
+        return self != self._reported
 
     def sums(self, outputs: jax.Array, labels: Mapping[str, jax.Array], weights: jax.Array) -> Sums:
-        """The mean colour difference, CIEDE2000.
+        """The mean colour difference, CIEDE2000, to the pixels or to people's palettes.
 
-        Args:
-            outputs: as `colours_of` takes them.
-            labels: the images, uint8 or float `[batch, height, width, 3]`, 0 to 255, as `PIXELS`;
-                for people's palettes these as `palette`, sRGB 0 to 1, float32
-                `[batch, most, 3]`, NaN where a palette has fewer colours.
-            weights: float32 `[batch]`, 0 for padding.
+        Outputs are L*, a*, b* and the share of each colour, float32 `[batch, colours * 4]`; labels
+        as `PIXELS` the images, 0 to 255 `[batch, height, width, 3]`, and as `palette` what people
+        made, sRGB 0 to 1, float32 `[batch, most, 3]`, NaN where a palette has fewer colours.
         """
-        reported = "people" if self.target == "people" else "pixels"
-        return self._sums(outputs, labels, weights, reported, "ciede2000", 1.0, "nearest")
+        return self._reported.training_loss(outputs, labels, weights)
 
     def training_loss(
         self, outputs: jax.Array, labels: Mapping[str, jax.Array], weights: jax.Array
-    ) -> Sums:
-        how = (self.target, self.difference, self.power, self.matching)
-        return self._sums(outputs, labels, weights, *how)
-
-    def _sums(
-        self,
-        outputs: jax.Array,
-        labels: Mapping[str, jax.Array],
-        weights: jax.Array,
-        target: str,
-        difference: str,
-        power: float,
-        matching: str,
     ) -> Sums:
         import jax.numpy as jnp
 
         from cnn_research.ops import colours, palettes
 
-        palette = colours_of(outputs)
-        if target == "pixels":
-            losses = palettes.to_nearest(_looked_at(labels[PIXELS]), palette, difference, power)
+        palette = outputs.reshape(len(outputs), -1, 4)[..., :3]  # CIELAB [batch, colours, 3]
+        if self.target == "pixels":
+            losses = palettes.to_nearest(
+                _looked_at(labels[PIXELS]), palette, self.difference, self.power
+            )
         else:
-            if target == "people":
+            if self.target == "people":
                 people = labels[PALETTE]
                 known = ~jnp.isnan(people[..., 0])
                 theirs = colours.srgb_to_lab(jnp.where(known[..., None], people, 0.0))
             else:
                 theirs = palettes.found_by_kmeans(_looked_at(labels[PIXELS]), self.colours)
                 known = jnp.ones(theirs.shape[:2], bool)
-            compare = palettes.transported if matching == "transport" else palettes.between
-            losses = compare(palette, theirs, known, difference)
+            compare = palettes.transported if self.matching == "transport" else palettes.between
+            losses = compare(palette, theirs, known, self.difference)
         return {"loss": (jnp.sum(weights * losses), weights.sum())}
 
     def average_views(self, views: Sequence[jax.Array]) -> jax.Array:
@@ -201,36 +183,21 @@ class FittedPalette(Palette, FittedTask):
 
 
 def _looked_at(images: jax.Array) -> jax.Array:
-    """Some of the pixels of images, 0 to 255 `[batch, height, width, 3]`, as CIELAB
-    `[batch, pixels, 3]`."""
+    """Some pixels of images, 0 to 255 `[batch, height, width, 3]`: CIELAB `[batch, pixels, 3]`."""
     from cnn_research.ops.colours import srgb_to_lab
 
     step = max(1, min(images.shape[1:3]) // LOOKED_AT)
     return srgb_to_lab(images[:, ::step, ::step].reshape(len(images), -1, 3) / 255)
 
 
-def colours_of(outputs: jax.Array) -> jax.Array:
-    """The colours, CIELAB `[batch, colours, 3]`, of a palette network's outputs.
-
-    Args:
-        outputs: L*, a*, b* and the share of each colour, float32 `[batch, colours * 4]`.
-    """
-    return outputs.reshape(len(outputs), -1, 4)[..., :3]
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class PalettePredictions(Predictions):
-    """The palette of every image of a split.
-
-    Attributes:
-        palettes: of each image.
-        people: those that people made, sRGB 0 to 1, float32 `[examples, most, 3]`, NaN where one
-            has fewer colours; None where pixels are the target.
-        loss: the mean difference, CIEDE2000, to the pixels or to these.
-    """
+    """The palette of every image of a split."""
 
     palettes: Sequence[PaletteColours]
     people: np.ndarray | None
+    """Those that people made, sRGB 0 to 1, float32 `[examples, most, 3]`, NaN where one has fewer
+    colours; None where pixels are the target."""
 
     def __len__(self) -> int:
         return len(self.palettes)
@@ -267,18 +234,13 @@ class PalettePredictions(Predictions):
             ]
             rows = {"network": [palette.rgb for palette in self.palettes], "person": made}
         if images is not None:
-            name = f"palettes{suffix}.png"
-            palettes_plot(images, rows).savefig(folder / name)
-            yield f"![Images with their palettes]({name})"
+            file = folder / f"palettes{suffix}.png"
+            yield saved(palettes_plot(images, rows), file, "Images with their palettes")
 
 
 def palettes_plot(images: np.ndarray, rows: Mapping[str, Sequence[np.ndarray]]) -> Figure:
-    """Images, and below each its palettes as strips.
-
-    Args:
-        images: uint8 `[examples, height, width, 3]`; so many as there is room for are shown.
-        rows: per title, the palette of each image, uint8 `[colours, 3]`.
-    """
+    """The first images, uint8 `[examples, height, width, 3]`, and below each its palettes, uint8
+    `[colours, 3]`, as strips: per title, the palette of each image."""
     shown = min(MOST_IMAGES, len(images))
     columns = min(6, shown)
     lines = -(-shown // columns)
@@ -299,22 +261,18 @@ def palettes_plot(images: np.ndarray, rows: Mapping[str, Sequence[np.ndarray]]) 
 def palette_answer(palette: PaletteColours) -> Answer:
     """The palette in words, as JSON values and as columns."""
     names = nearest_names(palette.rgb)
+    shares = [round(float(share), DIGITS["palette"]) for share in palette.shares]
     colours = [
-        {
-            "hex": code,
-            "rgb": colour.tolist(),
-            "share": round(float(share), DIGITS["palette"]),
-            "name": name,
-        }
-        for code, colour, share, name in zip(
-            palette.hex, palette.rgb, palette.shares, names, strict=True
-        )
+        {"hex": code, "rgb": rgb, "share": share, "name": name}
+        for code, rgb, share, name in zip(palette.hex, palette.rgb.tolist(), shares, names)
     ]
-    columns: dict[str, str | float] = {"": " ".join(palette.hex)}
-    columns["shares"] = " ".join(f"{share:.4f}" for share in palette.shares)
-    columns["names"] = ", ".join(names)
-    largest = zip(names, palette.shares, strict=True)
-    text = ", ".join(f"{name} {share:.0%}" for name, share in [*largest][:SHOWN])
+    columns: dict[str, str | float] = {
+        "": " ".join(palette.hex),
+        "shares": " ".join(f"{share:.4f}" for share in palette.shares),
+        "names": ", ".join(names),
+    }
+    largest = [*zip(names, palette.shares)][:SHOWN]
+    text = ", ".join(f"{name} {share:.0%}" for name, share in largest)
     return Answer(text, {"colours": colours}, columns)
 
 
@@ -325,47 +283,34 @@ def nearest_names(rgb: np.ndarray) -> list[str]:
     """
     import jax.numpy as jnp
 
-    names, table = _named()
-    return [names[index] for index in np.asarray(_nearest()(jnp.asarray(rgb), table))]
+    return [_named()[0][index] for index in np.asarray(_named()[1](jnp.asarray(rgb)))]
 
 
 @functools.cache
 def _named() -> tuple[list[str], Any]:
+    """The names, and the jitted `uint8 colours -> indices of the nearest names`."""
+    import jax
     import jax.numpy as jnp
     from matplotlib.colors import XKCD_COLORS, to_rgb
 
-    from cnn_research.ops.colours import srgb_to_lab
-
-    names = [name.removeprefix("xkcd:") for name in XKCD_COLORS]
-    table = jnp.asarray([to_rgb(code) for code in XKCD_COLORS.values()], jnp.float32)
-    return names, srgb_to_lab(table)
-
-
-@functools.cache
-def _nearest() -> Any:
-    import jax
-    import jax.numpy as jnp
-
     from cnn_research.ops.colours import ciede2000, srgb_to_lab
 
+    codes = jnp.asarray([to_rgb(code) for code in XKCD_COLORS.values()], jnp.float32)
+
     @jax.jit
-    def nearest(rgb, table):
+    def nearest(rgb: jax.Array, table: jax.Array) -> jax.Array:
         lab = srgb_to_lab(rgb.astype(jnp.float32) / 255)
         return jnp.argmin(ciede2000(lab[:, None], table[None]), axis=1)
 
-    return nearest
+    names = [name.removeprefix("xkcd:") for name in XKCD_COLORS]
+    return names, functools.partial(nearest, table=srgb_to_lab(codes))
 
 
 def write_palette(base: Path, file: Path, colours: Sequence[Mapping[str, Any]]) -> None:
     """Writes `BASE.png`, the image with its strip, `BASE.gpl` for GIMP and `BASE.css`.
 
-    Args:
-        base: where to.
-        file: the image's, which was read before.
-        colours: as in the values of an answer.
-
     Raises:
-        BadImage: the file is gone since.
+        BadImage: the image's file is gone since it was read.
     """
     from PIL import Image
 

@@ -13,7 +13,7 @@ import numpy as np
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.report.page import Predictions
-from cnn_research.report.plots import GREY, SERIES, VERBATIM, image_grid, no_mistakes
+from cnn_research.report.plots import GREY, SERIES, VERBATIM, image_grid, no_mistakes, saved
 from cnn_research.tasks.task import FittedTask, Sums, Task
 
 if TYPE_CHECKING:
@@ -50,10 +50,8 @@ class Regression(Task):
             raise UsageError("task.head is empty: name a column of numbers")
 
     def check_data(self, dataset: Dataset) -> None:
-        """Raises `UserError` for a data set without such numbers, or with one number only.
-
-        Or with a split in which none is known.
-        """
+        """Raises `UserError` for a data set without such numbers, with one number only, or with a
+        split in which none is known."""
         heads = dataset.splits["train"].labels
         if self.head not in heads or self.head in dataset.class_names:
             numbers = ", ".join(heads.keys() - dataset.class_names.keys())
@@ -95,15 +93,11 @@ class FittedRegression(Regression, FittedTask):
     """Their standard deviation, above 0."""
 
     def sums(self, outputs: jax.Array, labels: Mapping[str, jax.Array], weights: jax.Array) -> Sums:
-        """Squared error of standardised numbers, and absolute error in the numbers' unit.
+        """Squared error of standardised numbers, float32 `[batch, 1]`, and absolute error in the
+        unit of the labels, float32 `[batch]`, NaN where not known.
 
         The loss is thus the share of the training split's variance that is left unexplained, and
         the root of the mean squared error is its own root times the deviation.
-
-        Args:
-            outputs: standardised, float32 `[batch, 1]`.
-            labels: per head, float32 `[batch]`; NaN where not known.
-            weights: float32 `[batch]`, 0 for padding.
         """
         import jax.numpy as jnp
 
@@ -150,19 +144,16 @@ def _deviation(numbers: np.ndarray) -> float:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NumberPredictions(Predictions):
-    """Estimated numbers of every example of a split, for one head.
-
-    Attributes:
-        name: what the numbers are, `year`.
-        predicted: float64 `[examples]`, in the unit of the numbers.
-        numbers: float32 `[examples]`; NaN where not known: such an example is left out.
-        training_mean: of the numbers, the estimate of who sees no image.
-    """
+    """Estimated numbers of every example of a split, for one head."""
 
     name: str
+    """What the numbers are, `year`."""
     predicted: np.ndarray
+    """float64 `[examples]`, in the unit of the numbers."""
     numbers: np.ndarray
+    """float32 `[examples]`; NaN where not known: such an example is left out."""
     training_mean: float
+    """Of the numbers, the estimate of who sees no image."""
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -194,19 +185,18 @@ class NumberPredictions(Predictions):
     def page(self, folder: Path, suffix: str, images: np.ndarray | None) -> Iterator[str]:
         """The estimates against the true numbers, and the worst of them as pictures."""
         true, predicted = self.known()
-        name = f"estimates{suffix}.png"
-        estimates_plot(true, predicted, self.name, self.training_mean).savefig(folder / name)
         yield (
             "MAE is the mean absolute error, RMSE the root of the mean squared error, both in the "
             f"unit of {self.name}, and beside them those of always saying the training mean; R2 is "
             "the share of the split's variance that is explained."
         )
-        yield f"![Estimates against true numbers]({name})"
+        figure = estimates_plot(true, predicted, self.name, self.training_mean)
+        yield saved(figure, folder / f"estimates{suffix}.png", "Estimates against true numbers")
         if images is not None:
-            name = f"mistakes{suffix}.png"
-            mistakes_plot(images, self.numbers, self.predicted).savefig(folder / name)
+            figure = mistakes_plot(images, self.numbers, self.predicted)
             yield "The estimates that are farthest off:"
-            yield f"![Images whose estimates are farthest off]({name})"
+            alt = "Images whose estimates are farthest off"
+            yield saved(figure, folder / f"mistakes{suffix}.png", alt)
 
     def known(self) -> tuple[np.ndarray, np.ndarray]:
         """True and estimated numbers, float64 `[known]` each, of the examples with a number."""
@@ -217,17 +207,11 @@ class NumberPredictions(Predictions):
 def estimates_plot(
     true: np.ndarray, predicted: np.ndarray, name: str, training_mean: float
 ) -> Figure:
-    """Estimated numbers against true ones, a point for each example.
+    """Estimated numbers against true ones, float `[examples]` each, a point for each example.
 
-    Args:
-        true: float `[examples]`.
-        predicted: float `[examples]`.
-        name: what the numbers are; it labels the axes.
-        training_mean: marked: the estimate of who sees no image.
-
-    Returns:
-        A square figure with equal axes and the line on which all points would lie. Where the true
-        numbers are whole, their points are spread sideways, or they would hide each other.
+    A square figure with equal axes, the line on which all points would lie, and the training mean,
+    the estimate of who sees no image. Where the true numbers are whole, their points are spread
+    sideways, or they would hide each other.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -243,9 +227,8 @@ def estimates_plot(
     faint = float(np.clip(300 / len(true), 0.08, 0.8))
     axes.scatter(true + aside, predicted, s=6, alpha=faint, color=SERIES[0], linewidths=0)
     axes.axline((low, low), slope=1, color=GREY, linewidth=1.2, label="estimated = true")
-    axes.axhline(
-        training_mean, color=SERIES[1], linestyle="--", linewidth=1.2, label="training mean"
-    )
+    dashed = {"color": SERIES[1], "linestyle": "--", "linewidth": 1.2}
+    axes.axhline(training_mean, **dashed, label="training mean")
     axes.set(xlim=limits, ylim=limits, aspect="equal")
     spread = " (points spread sideways)" if whole else ""
     axes.set_xlabel(f"true {name}{spread}", **VERBATIM)
@@ -259,30 +242,22 @@ def estimates_plot(
 
 
 def mistakes_plot(images: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> Figure:
-    """The estimates that are farthest from the true numbers, the worst first.
+    """The up to 24 images whose estimates are farthest from the true numbers, the worst first.
 
     Args:
         images: uint8 `[examples, height, width, channels]`, all examples; few are read.
         true: float `[examples]`; NaN, not known, is no mistake.
         predicted: float `[examples]`.
-
-    Returns:
-        A grid of up to 24 images, each with its estimated and its true number.
     """
     errors = np.abs(np.nan_to_num(predicted - true))
     worst = np.argsort(-errors, kind="stable")[:MOST_MISTAKES]
     worst = worst[errors[worst] > 0]
-    digits = _digits(np.nanstd(true))
-    titles = [
-        f"{_rounded(predicted[index], digits)}\ntrue: {_rounded(true[index], digits)}"
-        for index in worst
-    ]
+    # Digits after the point that show differences of a hundredth of the spread.
+    spread = np.nanstd(true)
+    digits = max(0, 1 - math.floor(math.log10(spread))) if spread > 0 else 0
+    said, right = ([_rounded(x, digits) for x in numbers[worst]] for numbers in (predicted, true))
+    titles = [f"{a}\ntrue: {b}" for a, b in zip(said, right, strict=True)]
     return image_grid(images[worst], titles) if worst.size else no_mistakes()
-
-
-def _digits(spread: float) -> int:
-    """Digits after the point that show differences of a hundredth of the spread."""
-    return max(0, 1 - math.floor(math.log10(spread))) if spread > 0 else 0
 
 
 def _rounded(number: float, digits: int) -> str:

@@ -121,11 +121,7 @@ class FittedTask(Task):
     ) -> dict[str, Predictions]:
         """The predictions that a report shows, for each head.
 
-        Args:
-            dataset: with the labels.
-            split: which of its splits.
-            outputs: float32 `[examples, outputs]`, the model's, in the split's order.
-            means: of the metrics.
+        Outputs are float32 `[examples, outputs]`, in the split's order; `means` of the metrics.
         """
 
     def combine_metrics(self, predictions: Mapping[str, Predictions]) -> dict[str, Any]:
@@ -145,12 +141,7 @@ class FittedTask(Task):
     def answers(
         self, outputs: np.ndarray, class_names: Mapping[str, tuple[str, ...]]
     ) -> list[dict[str, Answer]]:
-        """The prediction for each image, for each head.
-
-        Args:
-            outputs: float32 `[images, outputs]`, the model's.
-            class_names: per head of classes, the name of each class.
-        """
+        """The prediction for each image, for each head, of outputs, float32 `[images, outputs]`."""
         heads = self.output_spec(class_names)
         return [
             {head["name"]: answer(head, row[head["start"] : head["stop"]]) for head in heads}
@@ -161,19 +152,12 @@ class FittedTask(Task):
     def output_spec(self, class_names: Mapping[str, tuple[str, ...]]) -> list[dict[str, Any]]:
         """Description of the outputs for users of an export: JSON values for each head.
 
-        Args:
-            class_names: per head of classes, the name of each class.
-
-        Returns:
-            The head's `name`, its `kind`, and where in the outputs it is, from `start` to before
-            `stop`; with its `classes`, or with `mean` and `std` of its numbers.
+        They are its `name`, its `kind`, and where in the outputs it is, from `start` to before
+        `stop`; with its `classes`, or with `mean` and `std` of its numbers.
         """
 
     def write_files(self, base: Path, file: Path, answers: Mapping[str, Answer]) -> None:
         """Writes what programs of its field read of one image's answers; nothing by default.
 
-        Args:
-            base: where to: what the paths of files are without their endings.
-            file: the image's.
-            answers: for each head.
+        The paths of what is written are `base` with an ending; `file` is the image's.
         """
