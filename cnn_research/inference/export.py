@@ -26,6 +26,7 @@ from cnn_research.inference import exported
 from cnn_research.inference.onnx import ONNX, try_onnx
 from cnn_research.report.markdown import markdown_table, number
 from cnn_research.report.page import file_suffixes
+from cnn_research.report.runs import flat
 from cnn_research.train.config import Training
 from cnn_research.train.trained import TrainedModel, check_run
 
@@ -40,10 +41,8 @@ HOW_EVALUATED = ("evaluation.mirror", "evaluation.shift", "selection.report")
 def export(experiment: Training, workdir: Path) -> Result:
     """Writes the run's network to `export/`, whole or not at all.
 
-    Args:
-        experiment: the run's; its `evaluation` and `selection.report` may differ from what was
-            trained if the run was last evaluated with them.
-        workdir: the run's folder.
+    The experiment's `evaluation` and `selection.report` may differ from what was trained if the
+    run was last evaluated with them.
 
     Raises:
         UsageError: the run was last evaluated otherwise, so that its figures are not those of the
@@ -61,7 +60,9 @@ def export_to(experiment: Training, workdir: Path, folder: Path) -> Result:
     model = TrainedModel.load(workdir, experiment)
     with folders.locked(workdir), folders.atomic_directory(folder) as partial:
         (partial / exported.MODEL).write_bytes(program(model).serialize())
-        (partial / "model.safetensors").write_bytes(save(_flat(model.state.variables())))
+        variables = traverse_util.flatten_dict(dict(model.state.variables()), sep="/")
+        arrays = {name: np.ascontiguousarray(value) for name, value in variables.items()}
+        (partial / "model.safetensors").write_bytes(save(arrays))
         (partial / folders.CONFIG).write_text(canonical_json(experiment))
         facts = described(model)
         folders.write_json(partial / exported.FACTS, facts)
@@ -141,11 +142,6 @@ def described(model: TrainedModel) -> dict[str, Any]:
     }
 
 
-def _flat(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    flat = traverse_util.flatten_dict(dict(variables), sep="/")
-    return {name: np.ascontiguousarray(value) for name, value in flat.items()}
-
-
 def _write_labels(folder: Path, heads: list[dict[str, Any]]) -> None:
     """`labels.txt`, a class a line; of several heads `labels_HEAD.txt`."""
     endings = file_suffixes([head["name"] for head in heads])
@@ -162,13 +158,8 @@ METRICS = {"classes": "accuracy", "number": "mae"}
 
 
 def card(facts: Mapping[str, Any], run: Mapping[str, Any], onnx: bool) -> str:
-    """README.md, with what Hugging Face reads of a model at its top.
-
-    Args:
-        facts: of export.json.
-        run: of the run's run.json.
-        onnx: whether there is a model.onnx.
-    """
+    """README.md, with what Hugging Face reads of a model at its top: from the values of export.json
+    and of the run's run.json."""
     heads, name = facts["heads"], facts["experiment"] or "Network"
     kinds = {head["kind"] for head in heads}
     metrics = [metric for kind, metric in METRICS.items() if kind in kinds]
@@ -213,7 +204,7 @@ def _what(head: Mapping[str, Any]) -> str:
 
 def _results(figures: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[str]:
     """The figures of each split in a table, and how they came about; or nothing."""
-    by_split = {split: _by_name(values) for split, values in figures.items()}
+    by_split = {split: dict(flat(values, " ")) for split, values in figures.items()}
     names = dict.fromkeys(name for values in by_split.values() for name in values)
     rows = [[name, *(number(values.get(name)) for values in by_split.values())] for name in names]
     if not rows:
@@ -221,15 +212,6 @@ def _results(figures: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[
     fields = ", ".join(f"`{name}={json.dumps(value)}`" for name, value in evaluation.items())
     table = markdown_table(["figure", *by_split], rows)
     return ["## Results", table, f"Evaluated with {fields}, as the exported network computes."]
-
-
-def _by_name(figures: Mapping[str, Any], before: str = "") -> dict[str, float]:
-    """A split's figures; those of a head after its name, `material accuracy`."""
-    flat: dict[str, float] = {}
-    for name, value in figures.items():
-        inner = isinstance(value, Mapping)
-        flat |= _by_name(value, f"{before}{name} ") if inner else {before + name: value}
-    return flat
 
 
 def _code(channels: int, heads: list[dict[str, Any]]) -> str:

@@ -9,9 +9,8 @@ The folder is enough: neither flax nor the run's classes are imported.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +31,11 @@ CALLS = {"shape_assertion"}
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Exported:
-    """An exported network; call it with images.
+    """An exported network, with the values of its export.json; call it with images."""
 
-    Attributes:
-        folder: where it lies.
-        facts: the values of its export.json.
-        program: what JAX has read of it.
-    """
-
-    folder: Path
     facts: Mapping[str, Any]
-    program: Any
+    forward: Callable[[np.ndarray], Any]
+    """Its jitted program."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -51,13 +44,8 @@ class Exported:
         return height, width, channels
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """The outputs for images; compiled once for each size of batch.
-
-        Args:
-            images: uint8 `[batch, height, width, channels]`, one image or more.
-
-        Returns:
-            float32 `[batch, outputs]`.
+        """The outputs, float32 `[batch, outputs]`, for one image or more, uint8
+        `[batch, height, width, channels]`; compiled once for each size of batch.
 
         Raises:
             ValueError: the images are of another shape or dtype.
@@ -67,25 +55,10 @@ class Exported:
                 f"the network takes uint8 images [batch, {self.image_shape}], not {images.dtype} "
                 f"{images.shape}"
             )
-        return np.asarray(self._call(images))
-
-    @functools.cached_property
-    def _call(self) -> Any:
-        import jax
-
-        return jax.jit(self.program.call)
+        return np.asarray(self.forward(images))
 
     def answers(self, outputs: np.ndarray) -> list[dict[str, list[dict[str, Any]]]]:
-        """The decoded outputs for each image, for each head.
-
-        Args:
-            outputs: float32 `[images, outputs]`, from a call.
-
-        Returns:
-            Per head of classes `[{"label": name, "probability": share}, ...]`, all of them, the
-            most probable first; of a palette the labels are colours, `#rrggbb`, and the
-            probabilities the shares that they cover; of numbers `[{"value": number}]`.
-        """
+        """The outputs of a call for each image, for each head, as `decode` gives them."""
         return [
             {head["name"]: decode(head, row[head["start"] : head["stop"]]) for head in self.heads}
             for row in outputs
@@ -147,7 +120,7 @@ def open_export(folder: Path) -> Exported:
             f"{folder / FACTS} gives other shapes of images or outputs than {MODEL} has: export "
             "the run again"
         )
-    return Exported(folder, facts, program)
+    return Exported(facts, jax.jit(program.call))
 
 
 def _wrong(facts: Mapping[str, Any]) -> Iterator[str]:

@@ -87,20 +87,17 @@ def predict_images(
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """The prediction for one image.
-
-    Attributes:
-        file: the image's path, fit for printing.
-        answers: for each head.
-        image: uint8 `[height, width, channels]`, as the network takes it; None beyond the first
-            images, of which there is a picture.
-        nearest: indices of the nearest training images; empty where none are wanted.
-    """
+    """The prediction for one image."""
 
     file: str
+    """The image's path, fit for printing."""
     answers: Mapping[str, Answer]
+    """For each head."""
     image: np.ndarray | None
+    """uint8 `[height, width, channels]`, as the network takes it; None beyond the first images, of
+    which there is a picture."""
     nearest: np.ndarray
+    """Indices of the nearest training images; empty where none are wanted."""
 
 
 def _write_each(
@@ -196,12 +193,8 @@ def outputs_of(
 ) -> Iterator[tuple[Path, np.ndarray | BadImage, np.ndarray, np.ndarray]]:
     """Yields for each file the image as the network takes it, its outputs, and its features.
 
-    For a file that is not an image, the reason comes in place of the image.
-
-    Args:
-        files: of images.
-        model: the trained model.
-        features: whether features are computed; otherwise the outputs come in their place.
+    For a file that is not an image, the reason comes in place of the image; where `features` are
+    not wanted, the outputs come in their place.
     """
     forward = jax.jit(model.forward())
     features_of = model.features()
@@ -236,14 +229,10 @@ def _decoded(file: Path, image_shape: tuple[int, int, int]) -> np.ndarray | BadI
 
 
 class Nearest:
-    """The training images whose features are nearest to those of an image.
+    """The `count` training images whose features are nearest to those of an image.
 
     The features of the training split are computed once for each checkpoint that is used, and
     stored in the run's folder.
-
-    Args:
-        model: the trained model.
-        count: of nearest images.
 
     Raises:
         UsageError: the data set has changed since the model was trained on it.
@@ -299,17 +288,11 @@ class Nearest:
 def _write_table(file: Path, predictions: Sequence[Prediction]) -> None:
     import pandas
 
-    rows: list[dict[str, Any]] = [
-        {
-            "file": each.file,
-            **{
-                f"{head} {name}".strip(): value
-                for head, answer in each.answers.items()
-                for name, value in answer.columns.items()
-            },
-        }
-        for each in predictions
-    ]
+    rows = []
+    for each in predictions:
+        rows.append({"file": each.file})
+        for head, answer in each.answers.items():
+            rows[-1] |= {f"{head} {name}".strip(): x for name, x in answer.columns.items()}
     pandas.DataFrame(rows).to_csv(file, index=False, lineterminator="\n")
 
 
@@ -329,23 +312,12 @@ def predictions_plot(
     answers: Sequence[str],
     neighbours: Sequence[Sequence[tuple[np.ndarray, str]]],
 ) -> Figure:
-    """Images with the answers to them and, in the same row, the nearest training images.
-
-    Args:
-        images: uint8 `[height, width, channels]` each.
-        names: of each image.
-        answers: to each image, a line for each head.
-        neighbours: of each image, (image, title) each; empty for a plain grid.
-    """
-    titles = [
-        "\n".join(
-            [
-                shortened(name, 22),
-                *(part for line in answer.splitlines() for part in textwrap.wrap(line, 24)),
-            ]
-        )
-        for name, answer in zip(names, answers, strict=True)
-    ]
+    """Images, uint8 `[height, width, channels]` each, with the answers to them, a line for each
+    head, and in the same row the nearest training images, if any, and their titles."""
+    titles = []
+    for name, answer in zip(names, answers, strict=True):
+        wrapped = [part for line in answer.splitlines() for part in textwrap.wrap(line, 24)]
+        titles.append("\n".join([shortened(name, 22), *wrapped]))
     lines = max(title.count("\n") + 1 for title in titles)
     columns = 1 + len(neighbours[0]) if neighbours else min(6, len(images))
     rows = len(images) if neighbours else -(-len(images) // columns)
@@ -355,9 +327,7 @@ def predictions_plot(
         axes = grid[place, 0] if neighbours else grid.ravel()[place]
         show_image(axes, image)
         axes.set_title(title, fontsize=7.5, linespacing=1.3, fontweight="bold", **VERBATIM)
-        for column, (near, title) in enumerate(neighbours[place] if neighbours else (), start=1):
-            show_image(grid[place, column], near)
-            grid[place, column].set_title(
-                title, fontsize=7, linespacing=1.3, color=GREY, **VERBATIM
-            )
+        for axes, (near, title) in zip(grid[place, 1:], neighbours[place] if neighbours else ()):
+            show_image(axes, near)
+            axes.set_title(title, fontsize=7, linespacing=1.3, color=GREY, **VERBATIM)
     return figure

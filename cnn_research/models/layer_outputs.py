@@ -1,4 +1,8 @@
-"""Outputs of a network's layers: feature maps, top activating images, Grad-CAM."""
+"""Outputs of a network's layers: feature maps, top activating images, Grad-CAM.
+
+A model is called as `model(images, train=False)`, with its parameters and statistics as
+`variables`; images are `[batch, height, width, channels]` as the model sees them.
+"""
 
 from __future__ import annotations
 
@@ -22,32 +26,26 @@ MAX_FEATURES = 2048
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A module whose output is a map.
-
-    Attributes:
-        path: its place in the network, `layer1/0/conv1`.
-        shape: height, width and units of its output.
-        kernel: height, width and inputs of its kernels; None for what is no convolution.
-    """
+    """A module whose output is a map."""
 
     path: str
+    """Its place in the network, `layer1/0/conv1`."""
     shape: tuple[int, int, int]
+    """Height, width and units of its output."""
     kernel: tuple[int, int, int] | None
+    """Height, width and inputs of its kernels; None for what is no convolution."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TopActivations:
-    """The images with the largest activations of a layer's first units, and where those are.
-
-    Attributes:
-        indices: int `[units, best]`, the strongest first.
-        values: float32 `[units, best]`, the layer's output there.
-        places: float32 `[units, best, 2]`, row and column in the image, in pixels.
-    """
+    """The images with the largest activations of a layer's first units, and where those are."""
 
     indices: np.ndarray
+    """int `[units, best]`, the strongest first."""
     values: np.ndarray
+    """float32 `[units, best]`, the layer's output there."""
     places: np.ndarray
+    """float32 `[units, best, 2]`, row and column in the image, in pixels."""
 
 
 def layers(
@@ -55,10 +53,7 @@ def layers(
 ) -> list[Layer]:
     """Every module of a network whose output is a map, in the order of computation.
 
-    Args:
-        model: called as `model(images, train=False)`.
-        variables: its parameters and statistics, or their shapes.
-        image_shape: `(height, width, channels)`.
+    Of `variables` the shapes are enough; `image_shape` is `(height, width, channels)`.
     """
     by_path: dict[str, Layer] = {}
 
@@ -88,16 +83,8 @@ def kernel_of(variables: Mapping[str, Any], path: str) -> jax.Array:
 def maps(
     model: nn.Module, variables: Mapping[str, Any], images: jax.Array, paths: Sequence[str]
 ) -> tuple[jax.Array, list[jax.Array]]:
-    """The model's outputs, and those of its layers at `paths`.
-
-    Args:
-        model: the network.
-        variables: its parameters and statistics.
-        images: `[batch, height, width, channels]` as the model sees them.
-        paths: of modules; of one that is called several times, the first call counts.
-
-    Returns:
-        float32 `[batch, outputs]`, and float32 `[batch, height, width, units]` for each path.
+    """The model's outputs, float32 `[batch, outputs]`, and those of its modules at `paths`, float32
+    `[batch, height, width, units]` each; of one that is called several times, the first counts.
     """
     outputs_at: dict[str, jax.Array] = {}
 
@@ -114,16 +101,10 @@ def maps(
 def last_features(
     model: nn.Module, variables: Mapping[str, Any], images: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The model's outputs, and what its last linear layer is given.
+    """The model's outputs, float32 `[batch, outputs]`, and what its last linear layer is given.
 
-    Args:
-        model: the network.
-        variables: its parameters and statistics.
-        images: `[batch, height, width, channels]` as the model sees them.
-
-    Returns:
-        float32 `[batch, outputs]`, and features of unit length, float32 `[batch, at most 2,048]`;
-        those of a network without a linear layer are its outputs.
+    The latter are features of unit length, float32 `[batch, at most 2,048]`; those of a network
+    without a linear layer are its outputs.
     """
     seen = []
 
@@ -138,16 +119,10 @@ def last_features(
 
 
 def count_sketch(features: jax.Array) -> jax.Array:
-    """Features of unit length, at most 2,048 of them.
+    """Features, float `[batch, ...]`, at unit length: float32 `[batch, min(size, 2048)]`.
 
     More are added up in groups drawn once, with signs drawn once: a count sketch (Charikar, Chen
     and Farach-Colton 2002), which keeps inner products but for noise.
-
-    Args:
-        features: float `[batch, ...]`.
-
-    Returns:
-        float32 `[batch, min(size, 2048)]`.
     """
     flat = features.reshape(len(features), -1).astype(jnp.float32)
     size = flat.shape[1]
@@ -175,13 +150,10 @@ def top_activating_images(
     """For the first units of each layer, the images with the largest output anywhere.
 
     Args:
-        model: the network.
-        variables: its parameters and statistics.
         images: uint8 `[examples, height, width, channels]`.
         searched: int `[searched]`, the places of those to look at.
         preprocess: from uint8 images to what the model takes.
-        chosen: the layers.
-        units: how many of each, if it has as many.
+        units: how many of each layer, if it has as many.
         best: how many images, if there are as many.
     """
 
@@ -211,11 +183,7 @@ def top_activating_images(
 
 
 def grad_cam(
-    model: nn.Module,
-    variables: Mapping[str, Any],
-    images: jax.Array,
-    targets: jax.Array,
-    path: str,
+    model: nn.Module, variables: Mapping[str, Any], images: jax.Array, targets: jax.Array, path: str
 ) -> tuple[jax.Array, jax.Array]:
     """Where an image speaks for an output: gradient-weighted class activation maps.
 
@@ -224,9 +192,6 @@ def grad_cam(
     Selvaraju et al., 'Grad-CAM' (2017).
 
     Args:
-        model: the network.
-        variables: its parameters and statistics.
-        images: `[batch, height, width, channels]` as the model sees them.
         targets: int `[batch]`, which output of each image.
         path: the layer, a module whose output is a map.
 

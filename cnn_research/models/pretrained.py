@@ -54,21 +54,18 @@ class Pretrained:
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """The use of a file's weights.
-
-    Attributes:
-        source: where they came from.
-        sha256: of the file; of a run, that of its checkpoint's list of checksums.
-        loaded: paths of the leaves that have values of the file.
-        fresh: paths of the leaves that kept theirs, as asked for.
-        skipped: what of the file was not used, as asked for, by the paths that it would have.
-    """
+    """The use of a file's weights."""
 
     source: str
+    """Where they came from."""
     sha256: str
+    """Of the file; of a run, that of its checkpoint's list of checksums."""
     loaded: tuple[str, ...]
+    """Paths of the leaves that have values of the file."""
     fresh: tuple[str, ...]
+    """Paths of the leaves that kept theirs, as asked for."""
     skipped: tuple[str, ...]
+    """What of the file was not used, as asked for, by the paths that it would have."""
 
     def __str__(self) -> str:
         text = f"{len(self.loaded)} leaves loaded from {self.source}"
@@ -80,12 +77,10 @@ class Loaded:
 
 
 def matches(path: str, patterns: Sequence[str]) -> bool:
-    """Whether a pattern fits the path of a leaf, or of a module above it.
+    """Whether a pattern fits the path of a leaf, as `layer1.0/conv1/kernel`, or of a module above.
 
-    Args:
-        path: as `layer1.0/conv1/kernel`.
-        patterns: with `*` and `?` as in file names; `*` stands for slashes too. A dot and a slash
-            are the same: `layer1`, `layer1.0`, `layer1/0/conv1` and `*/kernel` all fit that path.
+    It has `*` and `?` as in file names; `*` stands for slashes too. A dot and a slash are the same:
+    `layer1`, `layer1.0`, `layer1/0/conv1` and `*/kernel` all fit that path.
     """
     parts = path.replace(".", "/").split("/")
     above = ["/".join(parts[:length]) for length in range(1, len(parts) + 1)]
@@ -102,12 +97,9 @@ def load_pretrained(
     pretrained: Pretrained,
     weights: Weights | None = None,
 ) -> tuple[dict[str, Any], Loaded]:
-    """A model's variables with the values of a weight file.
+    """A model's variables, nested dicts of arrays, with the values of a weight file.
 
     Args:
-        model: whose variables these are.
-        variables: initial values: 'params' and, with normalisation, 'batch_stats'; nested dicts.
-        pretrained: the source, with what is to stay fresh.
         weights: what the source holds, where it is no file; None reads the file.
 
     Returns:
@@ -119,19 +111,28 @@ def load_pretrained(
         UsageError: a pattern of `fresh` matches nothing.
     """
     weights = weights or read_weights(_local_file(pretrained.source))
-    ours = _leaves(variables)
+    leaves = {
+        collection: traverse_util.flatten_dict(variables[collection], sep="/")
+        for collection in _COLLECTIONS
+        if collection in variables
+    }
+    ours = {leaf: np.asarray(value) for part in leaves.values() for leaf, value in part.items()}
     names = _best_names(model, ours, weights)
     fresh = [leaf for leaf in ours if matches(leaf, pretrained.fresh)]
     wanted = {leaf: _key(leaf, names) for leaf in ours if leaf not in fresh}
-    flattened = getattr(model, "flattened", {})
+    maps = getattr(model, "flattened", {})
     arrays = {
-        leaf: _as_ours(
-            weights.arrays[key], ours[leaf], weights.layout, flattened.get(_module(leaf))
-        )
+        leaf: _as_ours(weights.arrays[key], ours[leaf], weights.layout, maps.get(_module(leaf)))
         for leaf, key in wanted.items()
         if key in weights.arrays
     }
-    unused = _unused(weights, wanted, names)
+    # What no leaf takes, by the path that it would have here.
+    modules, taken = {name: module for module, name in names.items()}, set(wanted.values())
+    unused = {
+        f"{modules.get(layer, layer)}/{weight}": array
+        for (layer, weight), array in weights.arrays.items()
+        if (layer, weight) not in taken
+    }
     skipped = [path for path in unused if matches(path, pretrained.fresh)]
 
     _check_patterns(pretrained.fresh, [*ours, *unused], model)
@@ -148,45 +149,12 @@ def load_pretrained(
         _turn_first_kernel(ours, arrays)
 
     values = ours | {leaf: array.astype(ours[leaf].dtype) for leaf, array in arrays.items()}
-    return _with_values(variables, values), Loaded(
-        pretrained.source, weights.sha256, tuple(arrays), tuple(fresh), tuple(skipped)
-    )
-
-
-def _leaves(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The leaves that a file may hold, by their path within their collection."""
-    return {
-        leaf: np.asarray(value)
-        for collection in _COLLECTIONS
-        for leaf, value in _flat(variables.get(collection, {})).items()
+    new = {
+        collection: traverse_util.unflatten_dict({leaf: values[leaf] for leaf in part}, sep="/")
+        for collection, part in leaves.items()
     }
-
-
-def _with_values(variables: Mapping[str, Any], values: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The variables with other values of the leaves of `_leaves`."""
-    collections = dict(variables)
-    for collection in _COLLECTIONS:
-        if collection in variables:
-            own = {leaf: values[leaf] for leaf in _flat(variables[collection])}
-            collections[collection] = traverse_util.unflatten_dict(own, sep="/")
-    return collections
-
-
-def _unused(
-    weights: Weights, wanted: Mapping[str, tuple[str, str]], names: Mapping[str, str]
-) -> dict[str, np.ndarray]:
-    """Arrays of the file that no leaf takes, by the path that they would have here."""
-    taken = set(wanted.values())
-    modules = {name: module for module, name in names.items()}
-    return {
-        f"{modules.get(layer, layer)}/{weight}": array
-        for (layer, weight), array in weights.arrays.items()
-        if (layer, weight) not in taken
-    }
-
-
-def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return traverse_util.flatten_dict(tree, sep="/")
+    paths = (tuple(arrays), tuple(fresh), tuple(skipped))
+    return {**variables, **new}, Loaded(pretrained.source, weights.sha256, *paths)
 
 
 def _module(leaf: str) -> str:
@@ -201,11 +169,10 @@ def _best_names(
     model: nn.Module, ours: Mapping[str, np.ndarray], weights: Weights
 ) -> Mapping[str, str]:
     """The library's names by which most of our leaves are in the file; our own where equal."""
-
-    def hits(names: Mapping[str, str]) -> int:
-        return sum(_key(leaf, names) in weights.arrays for leaf in ours)
-
-    return max([{}, *getattr(model, "other_names", ())], key=hits)
+    candidates = [{}, *getattr(model, "other_names", ())]
+    return max(
+        candidates, key=lambda names: sum(_key(leaf, names) in weights.arrays for leaf in ours)
+    )
 
 
 def _as_ours(

@@ -169,15 +169,8 @@ def application(
     max_batch: int,
     wait: float,
 ) -> App:
-    """The ASGI application.
-
-    Args:
-        network: says what its images and heads are.
-        predict: from `compiled`, for `max_batch` images.
-        limits: of requests.
-        max_batch: images in one forward pass.
-        wait: seconds that an image waits for others that are coming, to be answered with them.
-    """
+    """The ASGI application; the arguments are those of a `Batcher`, whose `predict` answers for
+    this network."""
     routes = Routes(network, predict, max_batch, wait)
     app = FastAPIOffline(
         redoc_url=None,

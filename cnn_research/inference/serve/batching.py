@@ -41,14 +41,8 @@ def compiled(network: Exported, largest: int) -> Callable[[Sequence[np.ndarray]]
 class Batcher:
     """Gathers images for one forward pass at a time, while the one before is under way.
 
-    Args:
-        predict: from `compiled`.
-        largest: how many images it takes at most.
-        wait: seconds that the first image of a batch waits for others that are coming.
-
-    Attributes:
-        images: how many were answered.
-        batches: in how many forward passes.
+    The first image of a batch waits some seconds for others that are coming, to at most `largest`.
+    So many `images` were answered, in so many `batches`.
     """
 
     def __init__(

@@ -29,17 +29,14 @@ PATIENCE = 1.5
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Upper limits.
-
-    Attributes:
-        megabytes: of a request's body.
-        requests: at the same time.
-        seconds: from a request's first line to the end of its answer.
-    """
+    """Upper limits."""
 
     megabytes: float = 16
+    """Of a request's body."""
     requests: int = 64
+    """At the same time."""
     seconds: float = 30
+    """From a request's first line to the end of its answer."""
 
 
 def refusal(status: int, why: str, headers: Mapping[str, str] | None = None) -> Response:

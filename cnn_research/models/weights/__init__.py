@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import zipfile
 from pathlib import Path
 from typing import Literal
@@ -24,19 +25,16 @@ _WRAPPERS = ("module.", "_orig_mod.", "model.")
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """What a file holds.
-
-    Attributes:
-        arrays: by (layer, weight). The layer is named as in the file; the weight as in flax:
-            kernel, bias, scale, mean, var.
-        layout: how kernels lie: PyTorch's `[out, in, height, width]` and `[out, in]`, or Keras'
-            `[height, width, in, out]` and `[in, out]`, which are flax's.
-        sha256: of the file, or of what stands for it.
-    """
+    """What a file holds."""
 
     arrays: dict[tuple[str, str], np.ndarray]
+    """By (layer, weight). The layer is named as in the file; the weight as in flax: kernel, bias,
+    scale, mean, var."""
     layout: Literal["torch", "keras"]
+    """How kernels lie: PyTorch's `[out, in, height, width]` and `[out, in]`, or Keras' `[height,
+    width, in, out]` and `[in, out]`, which are flax's."""
     sha256: str = ""
+    """Of the file, or of what stands for it."""
 
 
 def read_weights(path: Path) -> Weights:
@@ -80,8 +78,9 @@ def _read(path: Path, start: bytes) -> Weights | None:
 def _of_zip(path: Path) -> Weights:
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
-    if "model.weights.h5" in names:
-        return Weights(keras_file.read_keras(path), "keras")
+        if "model.weights.h5" in names:
+            file = io.BytesIO(archive.read("model.weights.h5"))
+            return Weights(keras_file.read_h5(file), "keras")
     if any(name.endswith("/data.pkl") for name in names):
         return _of_torch(torch_file.read_zip(path))
     if names and all(name.endswith(".npy") for name in names):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -44,12 +43,6 @@ def read_h5(file: Path | io.BytesIO) -> Arrays:
         if "layer_names" in group.attrs:
             return _renumbered(_by_layer(group))
         return _renumbered(_by_number(group))
-
-
-def read_keras(path: Path) -> Arrays:
-    """The weights in a .keras archive."""
-    with zipfile.ZipFile(path) as archive:
-        return read_h5(io.BytesIO(archive.read("model.weights.h5")))
 
 
 def of_npz(arrays: dict[str, np.ndarray]) -> Arrays:
