@@ -90,6 +90,12 @@ def test_time_left_counts_evaluations_and_saves(monkeypatch, capsys):
     assert "8 images/s  1 min 0 s left" in capsys.readouterr().err
 
 
+def test_progress_shows_the_metrics_that_the_task_declares(capsys):
+    progress = Progress(40, 8, 4.0, ("top5", "loss"))
+    progress.evaluated(10, 1.0, {"loss": 1.0, "top5": 0.25, "count": 8}, {"loss": 2.0})
+    assert "train loss 1.0000 top5 0.2500  validation loss 2.0000" in capsys.readouterr().err
+
+
 def test_doctor(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     assert doctor.main() == 0

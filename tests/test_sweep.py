@@ -349,6 +349,13 @@ def test_what_runs_here_is_running_while_its_sweep_is_there(tmp_path):
     assert states.all_states(tmp_path, [workdir])[workdir].state == "stopped"
 
 
+def test_the_table_shows_the_metric_that_a_run_selects_by(tmp_path):
+    folders.write_json(tmp_path / folders.CONFIG, {"selection": {"metric": "top5"}})
+    row = {"step": 3, "epoch": 1.0, "split": "validation", "loss": 0.5, "top5": 0.25}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    assert "| top5 0.2500 |" in states.table({tmp_path: State("complete")})
+
+
 def test_status_of_what_is_no_sweep(tmp_path, capsys):
     assert run_command(main, ["status", str(tmp_path)]) == 2
     assert "holds no sweep" in capsys.readouterr().err

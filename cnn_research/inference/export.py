@@ -79,8 +79,7 @@ def export_to(experiment: Training, workdir: Path, folder: Path) -> Result:
 
 
 def check_evaluated(experiment: Training, workdir: Path) -> None:
-    """Raises `UsageError` if the figures in a run's folder are of another evaluation than this
-    experiment's."""
+    """Raises `UsageError` if a run's figures are of another evaluation than this experiment's."""
     evaluated = flatten(from_dict(folders.evaluated_config(workdir)))
     exports = flatten(experiment)
     for name in HOW_EVALUATED:

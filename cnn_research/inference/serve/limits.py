@@ -31,11 +31,11 @@ PATIENCE = 1.5
 class Limits:
     """Upper limits."""
 
-    megabytes: float = 16
+    megabytes: float
     """Of a request's body."""
-    requests: int = 64
+    requests: int
     """At the same time."""
-    seconds: float = 30
+    seconds: float
     """From a request's first line to the end of its answer."""
 
 
@@ -84,17 +84,14 @@ class Guard:
 class _Exchange:
     """A request whose body is counted, and whose answer does not get lost if it comes early."""
 
-    def __init__(
-        self, scope: Mapping[str, Any], receive: Receive, send: Send, limits: Limits
-    ) -> None:
+    def __init__(self, scope: Mapping[str, Any], receive: Receive, send: Send, limits: Limits):
         headers = dict(scope["headers"])
         self._receive, self._send = receive, send
-        self._left = self._limit = int(limits.megabytes * 1e6)
+        self._left = int(limits.megabytes * 1e6)
+        self._why = f"the body is larger than {limits.megabytes:g} MB: send a smaller image"
         self._held = False
         claimed = int(headers.get(b"content-length", 0))
-        why = f"the body is larger than {limits.megabytes:g} MB: send a smaller image"
-        self.too_long = why if claimed > self._limit else ""
-        self._why = why
+        self.too_long = self._why if claimed > self._left else ""
         self.received = not claimed and b"transfer-encoding" not in headers
         self.answering = False
 

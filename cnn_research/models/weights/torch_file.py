@@ -106,13 +106,10 @@ def _unpickle(file: Any, path: Path, storages: dict[str, _Storage] | None = None
             raise pickle.UnpicklingError("a tensor without storage")
         return _Tensor(storage, offset, tuple(shape), tuple(strides))
 
-    def parameter(data: Any, *_: Any) -> Any:
-        return data
-
     harmless: dict[str, Callable[..., Any]] = {
         "torch._utils._rebuild_tensor": tensor,
         "torch._utils._rebuild_tensor_v2": tensor,
-        "torch._utils._rebuild_parameter": parameter,
+        "torch._utils._rebuild_parameter": lambda data, *_: data,
         "collections.OrderedDict": collections.OrderedDict,
     }
 
