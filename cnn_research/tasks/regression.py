@@ -227,7 +227,7 @@ def estimates_plot(
     faint = float(np.clip(300 / len(true), 0.08, 0.8))
     axes.scatter(true + aside, predicted, s=6, alpha=faint, color=SERIES[0], linewidths=0)
     axes.axline((low, low), slope=1, color=GREY, linewidth=1.2, label="estimated = true")
-    dashed = {"color": SERIES[1], "linestyle": "--", "linewidth": 1.2}
+    dashed: dict[str, Any] = {"color": SERIES[1], "linestyle": "--", "linewidth": 1.2}
     axes.axhline(training_mean, **dashed, label="training mean")
     axes.set(xlim=limits, ylim=limits, aspect="equal")
     spread = " (points spread sideways)" if whole else ""
