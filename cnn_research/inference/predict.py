@@ -288,7 +288,7 @@ class Nearest:
 def _write_table(file: Path, predictions: Sequence[Prediction]) -> None:
     import pandas
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for each in predictions:
         rows.append({"file": each.file})
         for head, answer in each.answers.items():
@@ -327,7 +327,8 @@ def predictions_plot(
         axes = grid[place, 0] if neighbours else grid.ravel()[place]
         show_image(axes, image)
         axes.set_title(title, fontsize=7.5, linespacing=1.3, fontweight="bold", **VERBATIM)
-        for axes, (near, title) in zip(grid[place, 1:], neighbours[place] if neighbours else ()):
+        beside = zip(grid[place, 1:], neighbours[place], strict=True) if neighbours else ()
+        for axes, (near, title) in beside:
             show_image(axes, near)
             axes.set_title(title, fontsize=7, linespacing=1.3, color=GREY, **VERBATIM)
     return figure
