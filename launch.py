@@ -3,7 +3,6 @@
 from absl import app, flags
 
 from cnn_research.cli.main import main, parse_flags
-from cnn_research.core.memory import use_one_arena
 
 flags.DEFINE_string("experiment", None, "Name of a registered experiment.")
 flags.DEFINE_string("workdir", None, "Folder of the run; runs/NAME-HASH where none is given.")
@@ -16,5 +15,4 @@ flags.DEFINE_integer("replicas", None, "Train so many seeds at once, in a folder
 flags.DEFINE_bool("list", False, "List every experiment.")
 
 if __name__ == "__main__":
-    use_one_arena()  # before JAX starts its threads
     app.run(main, flags_parser=parse_flags)

@@ -33,7 +33,7 @@ FAULTS = """
     faults_of_a_large_block()
     print(faults_of_a_large_block())
     before = resident()
-    with freed_memory_kept():
+    with freed_memory_kept(enabled=True):
         faults_of_a_large_block()
         print(faults_of_a_large_block())
     print(faults_of_a_large_block(), resident() - before)

@@ -23,7 +23,6 @@ from absl import logging
 from cnn_research.cli.run import run
 from cnn_research.core.config import from_dict
 from cnn_research.core.errors import Interrupted, UserError, one_line
-from cnn_research.core.memory import use_one_arena
 from cnn_research.core.run_folder import is_locked
 from cnn_research.sweep import states
 from cnn_research.sweep.definition import Run
@@ -74,7 +73,6 @@ def output_to(file: Path) -> Iterator[None]:
 
 def main() -> None:
     """Serves runs until there are no more."""
-    use_one_arena()
     runs: queue.Queue[dict | None] = queue.Queue()
     busy = threading.Event()
 

@@ -13,7 +13,7 @@ from absl import logging
 
 from cnn_research import ops
 from cnn_research.core.experiment import Result
-from cnn_research.core.memory import available_memory
+from cnn_research.core.memory import LARGE_STEP, available_memory, freed_memory_kept
 from cnn_research.core.progress import duration
 from cnn_research.models.flops import cost
 from cnn_research.train.config import Training
@@ -55,6 +55,7 @@ def say_estimate(job: Job) -> None:
         # State, data and what is computed.
         step_bytes = needed.argument_size_in_bytes + needed.output_size_in_bytes
         step_bytes += needed.temp_size_in_bytes - needed.alias_size_in_bytes
+        job.has_large_steps = needed.temp_size_in_bytes > LARGE_STEP
     if jax.default_backend() == "cpu" and needed and needed.temp_size_in_bytes > free:
         logging.warning(
             "a step needs %.1f GB of memory, and %.1f GB are free: take a smaller --batch-size",
@@ -67,7 +68,8 @@ def say_estimate(job: Job) -> None:
         states, metrics = train(states, job.data, job.seeds, count)
         jax.block_until_ready(metrics)
 
-    step_seconds = seconds_of(dispatch, TRIED, session.interruption.check) / count
+    with freed_memory_kept(enabled=job.has_large_steps):
+        step_seconds = seconds_of(dispatch, TRIED, session.interruption.check) / count
     del states
     evaluation_seconds = 0.0
     evaluated = {name: len(split) for name, split in job.splits.items() if name != "train"}

@@ -82,7 +82,7 @@ def run_loop(job: Job, outputs: Outputs) -> None:
 
 def train_until(job: Job, outputs: Outputs, due: int) -> None:
     """Dispatch steps up to step `due`; metrics are fetched while the next ones run."""
-    with freed_memory_kept():
+    with freed_memory_kept(enabled=job.has_large_steps):
         while job.step < due and not job.session.interruption:
             # A phase ends where layers begin to learn; another optimizer is in force after it.
             phase, until = job.plan.phase_at(job.step, due)
