@@ -55,7 +55,7 @@ DOWNLOADED = ("fashion_mnist", "cifar10")
 
 
 def main(words: list[str]) -> None:
-    """Runs the command `words`."""
+    """Run the command `words`."""
     logging.set_verbosity(logging.ERROR)  # what is logged is in the report
     if not words or words[0] in ("--help", "-h"):
         print(__doc__, end="")
@@ -68,7 +68,7 @@ def main(words: list[str]) -> None:
 
 
 def prepare(words: list[str]) -> None:
-    """Prepares the data set that `words` (a name, --source and fields) describe, and reports."""
+    """Prepare the data set that `words` (a name, --source and fields) describe, and reports."""
     given, fields = _take_source(words)
     name = fields.pop(0) if fields and not fields[0].startswith("-") else ""
     if name not in SOURCES:
@@ -86,7 +86,7 @@ def prepare(words: list[str]) -> None:
 
 
 def listing() -> str:
-    """What is prepared, one block per set of arrays, and what was left half done."""
+    """The prepared data, one block per set of arrays, and leftovers of interrupted preparations."""
     found = cache.data_dir()
     lines = [f"in {found}:"]
     for pattern in ("*/*", "*/*/*"):

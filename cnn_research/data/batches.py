@@ -19,19 +19,11 @@ int32 `[classes]` each."""
 def batch_indices(
     seed: jax.Array | int, step: jax.Array, batch_size: int, examples: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Which examples step `step` trains on, and in which epoch each of them stands.
+    """Indices and epochs of the examples of step `step`, uint32 `[batch]` each.
 
-    The epochs are one long row of permutations and a batch is the next `batch_size` of it, so that
-    every example is seen once an epoch also where the batch does not divide the data.
-
-    Args:
-        seed: of the run.
-        step: int32 `[]`, from 0.
-        batch_size: of the whole batch, over all devices.
-        examples: in the training split.
-
-    Returns:
-        (indices, epochs), uint32 `[batch]` each.
+    The epochs are one long row of permutations and a batch is the next `batch_size` of it (over all
+    devices), so that every example is seen once an epoch also where the batch does not divide the
+    data. `step` is int32 `[]`, from 0.
     """
     # uint32: a run may see 4 billion examples (3,300 epochs of ImageNet) before this wraps.
     first = step.astype(jnp.uint32) * jnp.uint32(batch_size)
@@ -57,19 +49,10 @@ def class_members(labels: np.ndarray) -> dict[str, np.ndarray]:
 def balanced_indices(
     seed: jax.Array | int, step: jax.Array, batch_size: int, classes: ClassMembers
 ) -> tuple[jax.Array, jax.Array]:
-    """Which examples step `step` trains on where every class is drawn equally often.
+    """Indices and draw numbers, uint32 `[batch]` each, with every class drawn equally often.
 
-    Each place of the batch draws a class, and then one of its examples.
-
-    Args:
-        seed: of the run.
-        step: int32 `[]`, from 0.
-        batch_size: of the whole batch, over all devices.
-        classes: which examples each class has.
-
-    Returns:
-        (indices, draws), uint32 `[batch]` each: the example, and a number that no other draw of
-        the run has.
+    Each place of the batch draws a class, and then one of its examples. A draw number is unique in
+    the run. `step` is int32 `[]`, from 0; the batch is the one over all devices.
     """
     first = step.astype(jnp.uint32) * jnp.uint32(batch_size)
     draws = first + jnp.arange(batch_size, dtype=jnp.uint32)
@@ -92,13 +75,7 @@ def epochs_to_steps(epochs: float, batch_size: int, examples: int) -> int:
 def random_corners(
     keys: jax.Array, size: tuple[int, int], window: tuple[int, int]
 ) -> tuple[jax.Array, jax.Array]:
-    """The first row and the first column of a random window in each image, int32 `[batch]` each.
-
-    Args:
-        keys: of each image, `[batch]`.
-        size: height and width of the images.
-        window: height and width of what is cut; no larger.
-    """
+    """First row and first column of a random window in each image, int32 `[batch]` each."""
 
     def corner(key):
         return [
@@ -116,17 +93,10 @@ def windows_of(
     corners: tuple[jax.Array, jax.Array],
     window: tuple[int, int],
 ) -> jax.Array:
-    """A window of each of the images `indices`, without the whole images being copied.
+    """Cut a window from each of the images `indices`, without copying the whole images.
 
-    Args:
-        values: of all images, `[examples, height, width, ...]`; what is one per image,
-            `[examples]`, is taken as it is.
-        indices: which images, integers `[batch]`.
-        corners: of their windows, from `random_corners`.
-        window: height and width.
-
-    Returns:
-        `[batch, *window, ...]`, or `[batch]`.
+    Values are `[examples, height, width, ...]`; one value per image, `[examples]`, is returned for
+    each index unchanged. Windows are `[batch, *window, ...]`, with corners from `random_corners`.
     """
     if values.ndim == 1:
         return values[indices]

@@ -35,7 +35,7 @@ class Split:
             of `train`, `UNKNOWN_CLASS` (-2) where no class; or numbers, float32 `[examples]`, NaN
             where not known; or a class of each pixel, uint8 `[examples, height, width]`; or
             palettes, sRGB 0 to 1, float32 `[examples, most, 3]`, NaN where one has fewer colours.
-        names: per example, where it came from (`train/Coat/17.jpg`), or None if it has no name.
+        names: source of each example (`train/Coat/17.jpg`), or None.
     """
 
     images: np.ndarray
@@ -59,16 +59,14 @@ class Dataset:
     """Named splits of one data set, checked as they are put together.
 
     Attributes:
-        name: what reports call it.
-        splits: `train` and `test`, and `validation` where there is one; `target` where there is
-            another domain to evaluate on (the others are the source).
-        class_names: per head of classes, the name of each class; `labels` index into it. A head
-            that it lacks has numbers for labels.
+        splits: `train` and `test`, optionally `validation`, and `target` for another domain to
+            evaluate on (the others are the source).
+        class_names: names per head of classes, indexed by `labels`. Other heads have numbers.
         provenance: JSON values: source, version, checksums, how it was split, exact duplicates
             found across splits. Written into every run's folder.
-        window: height and width of what a model is given, where the training images are larger:
-            each time one is drawn, a window is cut from it at random, and from its labels per
-            pixel. The images of the other splits are of this size. None gives a model whole images.
+        window: height and width of the model's input, where training images are larger: each time
+            one is drawn, a window is cut from it at random, and from its labels per pixel. The
+            images of the other splits are of this size. None: whole images.
     """
 
     name: str
@@ -106,8 +104,8 @@ class Dataset:
                     )
 
     def label(self, split: Split, head: str, place: int) -> str | float | None:
-        """What an example of one of the splits is called; None where it is not known, and for
-        labels that are not one class or one number."""
+        """Name or number of an example's label; None where unknown or neither one class nor one
+        number."""
         labels = split.labels.get(head)
         if labels is None or labels.ndim > 1:  # the image itself is the target, or many labels are
             return None
@@ -124,7 +122,7 @@ class Dataset:
 
     @property
     def windows(self) -> int:
-        """How many windows have room in a training image, side by side; 1 without windows."""
+        """Number of adjacent windows that fit into a training image; 1 without windows."""
         if self.window is None:
             return 1
         _, height, width, _ = self.splits["train"].images.shape
@@ -132,7 +130,7 @@ class Dataset:
 
 
 def check_window(window: tuple[int, int], dataset: Dataset) -> None:
-    """Raises `UsageError` for a window, height and width, that the images have no room for."""
+    """Raise `UsageError` for a window, height and width, that the images have no room for."""
     height, width, _ = dataset.image_shape
     if not (1 <= window[0] <= height and 1 <= window[1] <= width):
         raise UsageError(

@@ -36,24 +36,17 @@ def printable(name: str | os.PathLike[str]) -> str:
 
 
 def is_named_as_image(path: Path) -> bool:
-    """Whether a file's name ends as an image's, common or rare."""
+    """Return whether a file's name ends as an image's, common or rare."""
     return path.suffix.lower() in (*ENDINGS, *RARE_ENDINGS)
 
 
 def decode(
     file: Path | BinaryIO, image_size: tuple[int, int] | None, shown: str = ""
 ) -> np.ndarray:
-    """The image in a file as uint8 `[height, width, 3]`, stretched to `image_size`.
+    """Decode an image to uint8 `[height, width, 3]`, stretched to `image_size` unless that is None.
 
-    None leaves it at its own size.
-
-    Rotated as EXIF says, transparency put on white, 16 bits reduced to 8, CMYK and palettes
-    turned into RGB; of an animation the first frame.
-
-    Args:
-        file: its path, or its opened content.
-        image_size: height and width.
-        shown: what errors call it, if not by its path.
+    Rotated as EXIF says, transparency put on white, 16 bits reduced to 8, CMYK and palettes turned
+    into RGB; of an animation the first frame. Errors name the file `shown`, if given.
 
     Raises:
         BadImage: it is not an image, is damaged, has too many pixels, or is not there.
@@ -91,9 +84,9 @@ def decode(
 
 
 def open_image(file: Path | BinaryIO):  # type: ignore[no-untyped-def]
-    """Pillow's image of a file, of which only the header has been read.
+    """Open an image with Pillow, reading the header only.
 
-    Icons are not opened: their images are decoded at once, before their size can be looked at.
+    Icons are refused: their images are decoded at once, before their size can be checked.
     """
     from PIL import Image
 
@@ -111,8 +104,8 @@ def resized(pixels: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
 
 
 def turned(pixels: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
-    """uint8 `[height, width, 3]`, by a quarter if it stands and `image_size` lies, or vice
-    versa."""
+    """Turn uint8 `[height, width, 3]` by a quarter if its orientation is not that of
+    `image_size`."""
     (height, width), (rows, columns) = pixels.shape[:2], image_size
     across = (height - width) * (rows - columns) < 0
     return np.ascontiguousarray(np.rot90(pixels)) if across else pixels

@@ -20,7 +20,7 @@ def _away_from(other: jax.Array | float, images: jax.Array, factor: jax.Array) -
 
 
 def grey(images: jax.Array) -> jax.Array:
-    """How bright each pixel is, float32 `[batch, height, width, 1]`."""
+    """Brightness of each pixel, float32 `[batch, height, width, 1]`."""
     if images.shape[-1] == 1:
         return images
     red, green, blue = (images[..., c : c + 1] for c in range(3))
@@ -60,7 +60,7 @@ def sharpness(images: jax.Array, factor: jax.Array) -> jax.Array:
 
 
 def histogram(images: jax.Array) -> jax.Array:
-    """How many of a channel's pixels have each level: of uint8 images, like a table."""
+    """Number of a channel's pixels at each level: of uint8 images, like a table."""
     channels = images.shape[-1]
     places = images.reshape(len(images), -1, channels).astype(jnp.int32)
     places += 256 * jnp.arange(channels, dtype=jnp.int32)
@@ -73,7 +73,7 @@ def histogram(images: jax.Array) -> jax.Array:
 
 
 def histogram_after(counts: jax.Array, table: jax.Array) -> jax.Array:
-    """What a table makes of a histogram."""
+    """Histogram of the levels after a table is applied."""
     move = jax.vmap(jax.vmap(lambda one, to: jnp.zeros_like(one).at[to].add(one)))
     return move(counts, table)
 
@@ -110,7 +110,7 @@ def autocontrast(counts: jax.Array) -> jax.Array:
 
 
 def equalised(counts: jax.Array) -> jax.Array:
-    """Makes each channel's histogram as even as Pillow's `equalize` does."""
+    """Make each channel's histogram as even as Pillow's `equalize` does."""
     levels = unchanged(counts)
     last = jnp.where(counts > 0, levels, 0).max(axis=-1, keepdims=True)
     without_last = counts.sum(axis=-1, keepdims=True) - jnp.take_along_axis(counts, last, axis=-1)
@@ -121,13 +121,13 @@ def equalised(counts: jax.Array) -> jax.Array:
 
 
 def solarised(counts: jax.Array, threshold: jax.Array) -> jax.Array:
-    """Inverts levels from `threshold`, `[batch]`, on."""
+    """Invert levels from `threshold`, `[batch]`, upwards."""
     levels = unchanged(counts)
     return jnp.where(levels < threshold[:, None, None], levels, 255 - levels)
 
 
 def posterised(counts: jax.Array, bits: jax.Array) -> jax.Array:
-    """Keeps the highest `bits`, int `[batch]`, of the eight of a level."""
+    """Keep the highest `bits`, int `[batch]`, of the eight of a level."""
     dropped = (8 - bits)[:, None, None]
     return (unchanged(counts) >> dropped) << dropped
 

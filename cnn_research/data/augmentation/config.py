@@ -105,16 +105,16 @@ class Augmentation:
 
     @property
     def copies(self) -> int:
-        """How often an epoch sees each training image."""
+        """Number of times that an epoch contains each training image."""
         return 1 + len(self.changes) if self.choose == "copies" else 1
 
     @property
     def mixes(self) -> bool:
-        """Whether images are mixed with others."""
+        """Return whether images are mixed with others."""
         return self.mixup > 0 or self.cutmix > 0
 
     def check(self) -> None:
-        """Raises `UsageError` for fields that do not fit together."""
+        """Raise `UsageError` for fields that do not fit together."""
         for name in ("crop", "zoom", "erasing_area", "erasing_aspect"):
             low, high = getattr(self, name)
             if low > high:
@@ -140,17 +140,14 @@ class Augmentation:
     def __call__(
         self, keys: jax.Array, images: jax.Array, copy: jax.Array | None = None
     ) -> jax.Array:
-        """Changes each image by its own key.
+        """Change each image by its own key.
 
         Args:
-            keys: keys `[batch]`.
-            images: `[batch, height, width, channels]`, uint8, or of a float dtype with pixels of 0
-                to 255; 1 or 3 channels.
-            copy: int `[batch]`, below `copies`: 0 leaves an image as it is, `k` is `changes[k - 1]`
-                alone. Needed with `choose="copies"`, and not used otherwise.
-
-        Returns:
-            As `images`; of height and width `size`, if that is set.
+            keys: `[batch]`.
+            images: `[batch, height, width, channels]`, uint8, or float with pixels of 0 to 255; 1
+                or 3 channels.
+            copy: int `[batch]`, below `copies`, for `choose="copies"` only: 0 leaves an image as it
+                is, `k` makes `changes[k - 1]` alone.
         """
         sample = AugmentationSample(numbers(keys), self.changes, self._chosen(keys, copy))
         drawn = None
@@ -261,31 +258,18 @@ class Augmentation:
         return holes
 
     def partners(self, keys: jax.Array, examples: int) -> jax.Array:
-        """Which training example each image is mixed with, by its key alone.
-
-        Args:
-            keys: keys `[batch]`.
-            examples: in the training split.
-
-        Returns:
-            uint32 `[batch]`, each below `examples`; perhaps the image itself.
-        """
+        """Draw the training example that each image is mixed with, uint32 `[batch]`; perhaps the
+        image itself. Keys are `[batch]`."""
         draw = jax.vmap(lambda key: jax.random.randint(key, (), 0, examples, "uint32"))
         return draw(fold_name(keys, "partner"))
 
     def mixed(
         self, keys: jax.Array, images: jax.Array, others: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Mixes each image with another by its own key; `mixup` or `cutmix` has to be on.
+        """Mix each image with another by its own key; `mixup` or `cutmix` has to be on.
 
-        Args:
-            keys: keys `[batch]`.
-            images: `[batch, height, width, channels]`, as `__call__` returns them.
-            others: of the same shape and dtype.
-
-        Returns:
-            The images, and the share of each label that stays, float32 `[batch]`; the rest is the
-            other's.
+        Images and others are `[batch, height, width, channels]`, as `__call__` returns them. The
+        share of each label that stays is float32 `[batch]`; the rest is the other's.
         """
         if not self.cutmix:
             return mixing.mixup(keys, images, others, self.mixup)

@@ -17,15 +17,9 @@ EraseFill = Literal["black", "mean", "noise"]
 def boxes(
     size: tuple[int, int], corner: tuple[jax.Array, jax.Array], shape: tuple[jax.Array, jax.Array]
 ) -> jax.Array:
-    """Whether a pixel lies in its image's box; what of a box is outside of the image is left out.
+    """Mask the pixels inside each image's box (clipped to the image), bool `[batch, *size]`.
 
-    Args:
-        size: height and width of the images.
-        corner: the box's first row and first column, whole numbers `[batch]` each.
-        shape: its height and width, whole numbers `[batch]` each.
-
-    Returns:
-        bool `[batch, *size]`.
+    `corner` (first row, first column) and `shape` (height, width) are whole numbers `[batch]` each.
     """
     inside = []
     for length, first, side in zip(size, corner, shape):
@@ -73,7 +67,7 @@ def filled(images: jax.Array, hole: jax.Array, fill: EraseFill, keys: jax.Array)
 
 
 def _filling(images: jax.Array, fill: EraseFill, keys: jax.Array) -> jax.Array:
-    """What is left of boxes; broadcasts to `images`."""
+    """Values for the erased boxes; broadcasts to `images`."""
     if fill == "black":
         return jnp.zeros((), images.dtype)
     if fill == "mean":

@@ -15,15 +15,9 @@ def mixup(
 ) -> tuple[jax.Array, jax.Array]:
     """Mixup: weighted sums of images and others (Zhang et al. 2018).
 
-    Args:
-        keys: keys `[batch]`.
-        images: `[batch, height, width, channels]`, uint8 or float; or features, float
-            `[batch, ...]`, as in manifold mixup (Verma et al. 2019).
-        others: of the same shape and dtype.
-        alpha: of the distribution Beta(alpha, alpha) of the images' weights.
-
-    Returns:
-        The sums, of the same dtype, and the weights, float32 `[batch]`.
+    Images are uint8 or float `[batch, height, width, channels]`; or features, float `[batch, ...]`,
+    as in manifold mixup (Verma et al. 2019). The images' weights, float32 `[batch]`, are drawn from
+    Beta(alpha, alpha).
     """
     share = _beta(fold_name(keys, "mixup"), alpha)
     weight = share.reshape(-1, *(1,) * (images.ndim - 1))
@@ -37,8 +31,8 @@ def cutmix(
     """CutMix: images with a box of others in them (Yun et al. 2019).
 
     The box has the image's proportions and its middle anywhere, so that a part of it may lie
-    outside. Arguments are those of `mixup`, and so is what is returned: the share is that of the
-    pixels that stay, not the one that was drawn.
+    outside. Arguments and results are those of `mixup`, with the share of pixels that stay instead
+    of the share drawn.
     """
     size = (images.shape[1], images.shape[2])
     keys = fold_name(keys, "cutmix")

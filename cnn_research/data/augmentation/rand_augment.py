@@ -32,7 +32,7 @@ class RandAugment:
     """
 
     def __init__(self, keys: jax.Array, changes: int, magnitude: float, on: jax.Array):
-        """Draws for keys `[batch]`; `on`, bool `[batch]`, is whether an image is changed at all."""
+        """Draw for keys `[batch]`; `on`, bool `[batch]`, is whether an image is changed at all."""
         draw = jax.vmap(lambda key: jax.random.uniform(key, (changes, 2)))(keys)
         kinds = jnp.floor(draw[..., 0] * len(OPERATIONS)).astype(jnp.int32)
         self._kinds = jnp.where(on[:, None], kinds, OPERATIONS.index("identity"))
@@ -43,7 +43,7 @@ class RandAugment:
         return self._kinds[:, number] == OPERATIONS.index(operation)
 
     def _signed(self, operation: str, number: int, most: float) -> jax.Array:
-        """How much of an operation an image gets in its change of this number; perhaps 0."""
+        """Signed strength of an operation in an image's change of this number; perhaps 0."""
         return jnp.where(
             self._is(operation, number), self._signs[:, number] * self._share * most, 0
         )
@@ -98,7 +98,7 @@ class RandAugment:
         return table
 
     def _table(self, number: int, counts: jax.Array) -> jax.Array:
-        """What an image's change of this number makes of its levels; most changes make nothing."""
+        """Table of levels for an image's change of this number; the identity for most changes."""
         batch = len(counts)
         threshold = jnp.full(batch, 256 * (1 - self._share))
         bits = jnp.full(batch, 8 - round(4 * self._share), jnp.int32)

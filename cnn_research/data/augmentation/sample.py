@@ -20,13 +20,13 @@ _NAMES = (
 
 @dataclasses.dataclass(frozen=True)
 class AugmentationSample:
-    """Numbers, and which changes they are for.
+    """Random numbers, and the changes that they are for.
 
     Attributes:
-        numbers: by name, float32 `[batch]` from 0 to below 1 each.
+        numbers: by name, float32 `[batch]` in [0, 1).
         changes: that are on.
-        chosen: int `[batch]`: the change that an image gets alone, from 1 on, or 0 for none; None:
-            every image gets all of them.
+        chosen: int `[batch]`: the one change of each image, from 1, or 0 for none; None: all
+            changes.
     """
 
     numbers: Mapping[str, jax.Array]
@@ -35,11 +35,10 @@ class AugmentationSample:
 
     @property
     def batch(self) -> int:
-        """How many images."""
         return len(self.numbers["mirror"])
 
     def applies(self, change: str, chance: float = 1.0) -> jax.Array:
-        """Whether an image gets a change, bool `[batch]`: by this chance, unless it was chosen."""
+        """Draw whether each image gets a change, bool `[batch]`: by this chance, unless chosen."""
         if self.chosen is not None:
             return self.chosen == 1 + self.changes.index(change)
         if chance == 1:
@@ -53,7 +52,7 @@ class AugmentationSample:
         return jnp.exp(value) if log else value
 
     def strength(self, off: float, change: str, limits: tuple[float, float]) -> jax.Array:
-        """How much of a change an image gets; `off` where it does not get it."""
+        """Strength of a change for each image; `off` where it does not get it."""
         return jnp.where(self.applies(change), self.amount(change, limits), off)
 
 

@@ -14,15 +14,11 @@ Values = TypeVar("Values")
 
 
 def run_in_stages(stages: Sequence[Callable[[Values], Values]], values: Values) -> Values:
-    """Does one stage after the other, each of which is computed in full before the next begins.
+    """Run stages one after the other, each computed in full before the next begins.
 
-    Fused by XLA, stages would compute each pixel anew for every use of it in the next: RandAugment
-    takes many times as long so. What works against it is a loop; an optimization barrier does not
-    on a CPU.
-
-    Args:
-        stages: each keeps shapes and dtypes.
-        values: arrays in any structure.
+    Fused by XLA, stages would compute each pixel anew for every use of it in the next, which makes
+    RandAugment many times slower. A loop prevents this; an optimization barrier does not on a CPU.
+    Each stage keeps shapes and dtypes.
     """
     if len(stages) < 2:
         return stages[0](values) if stages else values
@@ -34,15 +30,12 @@ def run_in_stages(stages: Sequence[Callable[[Values], Values]], values: Values) 
 
 
 def materialize(function: Callable[[], Values], step: jax.Array) -> Values:
-    """What `function` returns, computed in full before it is used where that is faster.
+    """Compute the result of `function` in full before it is used, where that is faster.
 
     Document 002's six changes cost a tenth of a train step of its network Red 1 on a CPU when they
-    are fused into the shifted slices of its first convolution, and a hundredth when they are not.
-    A branch that is always taken keeps them apart.
-
-    Args:
-        function: takes no arguments, and returns arrays in any structure.
-        step: integer `[]`, 0 or above, which the compiler does not know.
+    are fused into the shifted slices of its first convolution, and a hundredth when they are not. A
+    branch that is always taken keeps them apart; the compiler must not know `step`, an integer `[]`
+    of 0 or above.
     """
     if not platform.current_formulation().changes_apart:
         return function()

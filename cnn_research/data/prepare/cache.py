@@ -27,7 +27,7 @@ CHUNK = 1024
 
 
 def data_dir() -> Path:
-    """Where prepared data live: TFDS's own convention, read whenever it is asked."""
+    """Folder of prepared data: TFDS's own convention, read at every call."""
     return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
@@ -38,7 +38,7 @@ def key_of(value: Any) -> str:
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Lets one process at a time write `folder`; the others wait."""
+    """Let one process at a time write `folder`; the others wait."""
     import fcntl
 
     path = folder.with_name(folder.name + ".lock")
@@ -104,7 +104,7 @@ def write(
     indices: Mapping[str, np.ndarray],
     provenance: Mapping[str, Any],
 ) -> None:
-    """Writes every split of `examples` into `folder`, which appears only when it is complete."""
+    """Write every split of `examples` into `folder`, which appears only when it is complete."""
     with scratch(folder) as temporary:
         for split, chosen in indices.items():
             header = {
@@ -135,7 +135,7 @@ def write(
 
 
 def publish(temporary: Path, folder: Path) -> None:
-    """Makes a complete folder of files appear as `folder`, in place of an older one."""
+    """Make a complete folder of files appear as `folder`, in place of an older one."""
     for file in temporary.iterdir():
         with open(file, "rb") as written:
             os.fsync(written.fileno())
@@ -144,7 +144,7 @@ def publish(temporary: Path, folder: Path) -> None:
 
 
 def unfinished(folder: Path) -> Path:
-    """Where `folder` is written before it appears."""
+    """Path at which `folder` is written before it appears."""
     return folder.with_name(f".{folder.name}.incomplete")
 
 

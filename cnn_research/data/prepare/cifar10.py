@@ -65,10 +65,10 @@ def kind_of(archive: Path) -> str:
 
 
 def gather(folder: Path, address: str) -> None:
-    """Puts the official archive at an address, `file:` or of a mirror, into `folder`.
+    """Download the official archive from an address (`file:` or a mirror) into `folder`.
 
     Raises:
-        UserError: it cannot be had, or it is not the official file.
+        UserError: the download fails, or it is not the official file.
     """
     try:
         fetch(address, folder, SHA256, _not_official(address))
@@ -81,12 +81,8 @@ def gather(folder: Path, address: str) -> None:
 
 
 def read(archive: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The examples of an official archive, in its order.
-
-    Returns:
-        Per split, `train` and `test`: images, uint8 `[examples, 32, 32, 3]`, and labels, int64
-        `[examples]`.
-    """
+    """Images, uint8 `[examples, 32, 32, 3]`, and labels, int64 `[examples]`, of each split, in
+    order."""
     read_batch = _read_binary if kind_of(archive) == BINARY else _read_python
     found = {}
     with tarfile.open(archive) as tar:

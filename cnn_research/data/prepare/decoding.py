@@ -33,7 +33,7 @@ Pixels = Callable[[Path], np.ndarray]
 def decode_plan(
     plan: Plan, pixels: Pixels, on_bad_image: str, scratch: Path
 ) -> tuple[Examples, dict[str, Any]]:
-    """The images of a plan, which `pixels` makes one size, in its order; and provenance.
+    """Decode the images of a plan in its order, made one size by `pixels`; also return provenance.
 
     They are a memory map of a file in `scratch`, so memory holds only what is in use.
 
@@ -66,7 +66,7 @@ def decode_plan(
 def write_plan(
     folder: Path, plan: Plan, pixels: Pixels, on_bad_image: str, facts: Mapping[str, Any]
 ) -> None:
-    """Writes every image of a plan as PNG into `folder`, which appears only when it is complete.
+    """Write every image of a plan as PNG into `folder`, which appears only when it is complete.
 
     Beside them is the plan itself, with `facts` for the provenance. Errors are as in `decode_plan`.
     """
@@ -116,7 +116,7 @@ def decode_prepared(
 def _decoded(
     plan: Plan, work: Callable[[Path], Any], on_bad_image: str, skipped: list[str]
 ) -> Iterator[tuple[Record, Any]]:
-    """What `work` makes of each file of a plan, in its order; bad images go to `skipped`."""
+    """Results of `work` for each file of a plan, in its order; bad images go to `skipped`."""
 
     def attempt(record: Record) -> Any:
         try:
@@ -154,7 +154,7 @@ def _decoded(
 def _report(
     plan: Plan, usable: Mapping[str, int], first: Mapping[str, BadImage], skipped: Sequence[str]
 ) -> None:
-    """Logs what was left out; an error if nothing is left of a split."""
+    """Log what was left out; an error if nothing is left of a split."""
     for split, count in usable.items():
         if not count:
             bad = sum(record.split == split for record in plan.records)

@@ -16,17 +16,13 @@ CHUNK = 1 << 20
 
 
 def fetch(address: str, folder: Path, official: Mapping[str, str], refusal: str) -> None:
-    """Puts the file at an address, `file:` or of the web, into `folder`, whole or not at all.
+    """Download a file (`file:` or web address) into `folder`, whole or not at all.
 
-    Args:
-        address: of the file.
-        folder: is made if need be.
-        official: the SHA-256 of each file that it may be, by the name that it is given.
-        refusal: what the user is told of any other file.
+    `official` maps the accepted file names to their SHA-256.
 
     Raises:
-        UserError: it is another file.
-        OSError, http.client.HTTPException, ValueError: it cannot be had.
+        UserError: it is another file; the message is `refusal`.
+        OSError, http.client.HTTPException, ValueError: the download fails.
     """
     partial, digest = folder / ".partial", hashlib.sha256()
     with urllib.request.urlopen(address, timeout=20) as answer:

@@ -36,7 +36,7 @@ HOMEPAGE = "https://github.com/zalandoresearch/fashion-mnist"
 
 
 def check(folder: Path) -> Path:
-    """The folder, at or below `folder`, that has the official files.
+    """Return the folder, at or below `folder`, that has the official files.
 
     Raises:
         UserError: one is absent, or is not the official one.
@@ -51,7 +51,7 @@ def check(folder: Path) -> Path:
 
 
 def gather(folder: Path, source: Path | None) -> None:
-    """Puts those of the files that `folder` lacks there, from `source` or downloaded."""
+    """Put those of the files that `folder` lacks there, from `source` or downloaded."""
     try:
         for name, digest in SHA256.items():
             address = f"{ADDRESS}{name}" if source is None else (source / name).as_uri()
@@ -67,12 +67,8 @@ def gather(folder: Path, source: Path | None) -> None:
 
 
 def read(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The examples of the files in `folder`, in their order.
-
-    Returns:
-        Per split, `train` and `test`: images, uint8 `[examples, 28, 28, 1]`, and labels, uint8
-        `[examples]`.
-    """
+    """Images, uint8 `[examples, 28, 28, 1]`, and labels, uint8 `[examples]`, of each split, in
+    order."""
     # The headers are 16 and 8 bytes; the checksums have vouched for the rest.
     content = [gzip.decompress((folder / name).read_bytes()) for name in SHA256]
     train, train_labels, test, test_labels = (np.frombuffer(part, np.uint8) for part in content)

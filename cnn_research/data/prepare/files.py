@@ -32,11 +32,10 @@ class Record:
     """One image to read.
 
     Attributes:
-        path: the file.
-        name: what to call it, printable, relative to the source.
-        split: where the source puts it; `train` where it says nothing.
+        name: printable, relative to the source.
+        split: the source's own split; `train` where it gives none.
         labels: per head, the class index, `MISSING` or `UNKNOWN_CLASS`; or the number, or NaN.
-        cells: the text of its row in a table, by column, where that is to be kept.
+        cells: text of the image's table row by column, where it is to be kept.
     """
 
     path: Path
@@ -48,13 +47,9 @@ class Record:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a source consists of, before any image is opened.
+    """Contents of a source, in a fixed order, before any image is opened.
 
-    Attributes:
-        records: one per image, in a fixed order.
-        class_names: per head of classes, the name of each class.
-        notes: JSON values for the provenance.
-        numbers: the heads of numbers.
+    `notes` are JSON values for the provenance; `numbers` are the heads of numbers.
     """
 
     records: Sequence[Record]
@@ -132,7 +127,7 @@ def content_of(path: Path) -> str:
 
 
 def status_of(file: Path) -> tuple[str, int, int]:
-    """What changes when a file does; an absent one is left to be reported when it is read."""
+    """Values that change when a file does; an absent one is reported when it is read."""
     name = os.fsencode(file).hex()
     try:
         status = file.stat()

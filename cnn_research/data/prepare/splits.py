@@ -24,13 +24,11 @@ class Examples:
     Attributes:
         images: uint8 `[examples, height, width, channels]`.
         labels: per head, int32 or float32 `[examples]`, as in `Split`.
-        class_names: per head of classes, the name of each class; the first is the one to stratify
-            by.
-        names: str `[examples]`, where each example came from.
-        given: str `[examples]`, the split that the source itself puts it in; `train` where the
-            source says nothing.
-        by_name: whether chance draws by names instead of pixels: then the same files are in the
-            same split at every size.
+        class_names: names per head of classes; splits are stratified by the first head.
+        names: str `[examples]`, the source of each example.
+        given: str `[examples]`, the source's own split; `train` where it gives none.
+        by_name: draw by names instead of pixels: the same files are in the same split at every
+            size.
     """
 
     images: np.ndarray
@@ -53,15 +51,15 @@ def digest_of(image: np.ndarray) -> bytes:
 def assign(
     examples: Examples, sizes: Mapping[str, float], seed: int
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Indices of every split, ascending, and a report (JSON values) on how they came about.
+    """Ascending indices of every split, and a report (JSON values) on the assignment.
 
-    A split that the source gives is kept as it is. `validation` and `test` are otherwise drawn
-    from `train`: `sizes` has how many examples (int) or which fraction of `train` (float), 0 for
-    none. Each class, where there are classes, is drawn from in proportion, and never all of it.
-    Copies of one image move together, and who is drawn depends on the pixels (or names) and the
-    seed alone: the order of files does not matter. `target` is only ever given; an image of it that
-    another split has too is left out of it, whatever the labels, so that what is measured there was
-    not trained on.
+    A split that the source gives is kept as it is. `validation` and `test` are otherwise drawn from
+    `train`: `sizes` has how many examples (int) or which fraction of `train` (float), 0 for none.
+    Each class, where there are classes, is drawn from in proportion, and never all of it.
+
+    Copies of one image move together, and draws depend on the pixels (or names) and the seed alone:
+    the order of files does not matter. `target` is only ever given; an image of it that another
+    split has too is left out, whatever the labels, so that its evaluation uses no trained image.
 
     Raises:
         UserError: there is nothing to train on, or every image of `target` is elsewhere too.
@@ -99,7 +97,7 @@ def assign(
 
 
 def _counts(sizes: Mapping[str, float], given: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """How many examples of train are drawn for each split that is not given."""
+    """Number of training examples to draw for each split that is not given."""
     total = len(given["train"])
     counts = {
         name: round(size * total) if isinstance(size, float) else size
@@ -122,7 +120,7 @@ def _warnings(
     copies: Mapping[str, Any],
     single: Sequence[str],
 ) -> dict[str, Any]:
-    """Logs what is odd about the splits, and returns it for the report."""
+    """Log what is odd about the splits, and return it for the report."""
     found: dict[str, Any] = {}
     if across := report["duplicates"]["across_splits"]:
         logging.warning("images that are in two splits: %s", duplicates_line(across))
@@ -205,7 +203,7 @@ def _draw(
 
 
 def _apportion(population: Mapping[int, int], count: int) -> dict[int, int]:
-    """How many of `count` each class gives: in proportion, and never all it has."""
+    """Share of `count` per class: in proportion, and never all of its examples."""
     total = sum(population.values())
     exact = {label: count * size / total for label, size in population.items()}
     quotas = {label: int(share) for label, share in exact.items()}

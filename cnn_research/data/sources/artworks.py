@@ -78,8 +78,8 @@ class Artworks(ImageFiles):
 
 
 def repaired(name: str) -> str:
-    """A file's name in ASCII where it can be: UTF-8 that was read as another encoding is undone,
-    as often as that was done, and accents are dropped, because not all copies have them."""
+    """Repair a file's name to ASCII where possible: undo repeated mis-decoding of UTF-8, drop
+    accents."""
     raw = os.fsencode(name)
     try:
         text = raw.decode("utf-8")

@@ -121,7 +121,7 @@ class Clustered:
         return names, maps, facts
 
     def _compute(self, dataset: Dataset, folder: Path) -> None:
-        """Writes the centroids, in pixels' numbers `[clusters, 3]`, and the map of each split."""
+        """Write the centroids, in pixels' numbers `[clusters, 3]`, and the map of each split."""
         import jax
         import jax.numpy as jnp
 
@@ -148,14 +148,9 @@ class Clustered:
 
 
 def side_by_side(values: np.ndarray, window: tuple[int, int]) -> np.ndarray:
-    """All windows that lie side by side, row by row from the first corner; what is left is lost.
+    """Cut adjacent windows, row by row from the first corner; incomplete ones are dropped.
 
-    Args:
-        values: `[examples, height, width, ...]`.
-        window: height and width.
-
-    Returns:
-        `[examples * rows * columns, *window, ...]`.
+    From `[examples, height, width, ...]` to `[examples * rows * columns, *window, ...]`.
     """
     examples, height, width, *rest = values.shape
     rows, columns = height // window[0], width // window[1]
@@ -165,12 +160,9 @@ def side_by_side(values: np.ndarray, window: tuple[int, int]) -> np.ndarray:
 
 
 def _colours_in_cells(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The mean colour of the pixels in each cell of the cube, and their share of all pixels.
+    """Mean colours of the cube's occupied cells, float32 `[cells, 3]`, 0 to 255, and their shares.
 
-    k-means comes to the same clusters as on the pixels themselves, in seconds instead of minutes.
-
-    Returns:
-        float32 `[cells, 3]`, 0 to 255, and float64 `[cells]`, of the cells with pixels in them.
+    k-means finds the same clusters as on the pixels themselves, in seconds instead of minutes.
     """
     codes = _codes(images).ravel()
     red, green, blue = (codes >> 16, codes >> 8 & 255, codes & 255)

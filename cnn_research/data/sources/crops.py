@@ -113,8 +113,9 @@ def listed(file: Path) -> list[str]:
 
 
 def with_listed(splits: Mapping[str, Split], name: str, names: list[str]) -> dict[str, Split]:
-    """The splits with the images `names` as the one called `name`, and neither they nor copies
-    anywhere else; the rest of what was called so before is trained on.
+    """Make the images `names` the split `name`, and remove them and their copies elsewhere.
+
+    The former images of that split are trained on.
 
     Raises:
         UserError: there is no image of such a name.
@@ -158,14 +159,8 @@ def _concatenated(parts: Sequence[Split]) -> Split:
 def in_grid(
     split: Split, labels: Mapping[str, np.ndarray], window: tuple[int, int], grid: tuple[int, int]
 ) -> Split:
-    """A grid of windows of each image, image by image, row by row; a grid of one is the middle.
-
-    Args:
-        split: images, uint8 `[examples, height, width, channels]`.
-        labels: of the images, per head `[examples]`.
-        window: height and width.
-        grid: rows and columns.
-    """
+    """Cut a grid of windows from each image, image by image, row by row; a grid of one is the
+    middle."""
     corners = [
         np.rint(np.linspace(0, size - part, count) if count > 1 else [(size - part) / 2])
         for size, part, count in zip(split.images.shape[1:3], window, grid, strict=True)

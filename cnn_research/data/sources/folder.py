@@ -165,7 +165,7 @@ def _check_for_unknown_splits(paths: Sequence[Path], shown: str) -> None:
 
 
 def plan_photos(root: Path, shown: str) -> Plan:
-    """The records of every image below `root`, by the endings of names.
+    """Records of every image below `root`, by file extension.
 
     Raises:
         UserError: there is none; names `shown`.

@@ -34,15 +34,14 @@ Share = Annotated[float, Range(minimum=0, below=1)]
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """Where the examples of a source come from.
+    """Origin of a source's examples.
 
     Attributes:
-        name: of the data set.
-        decode: every example; its argument is an empty folder for arrays that outgrow memory.
-        home: the folder where decoded arrays are kept; None where decoding takes no time, and
-            nothing is kept.
-        fingerprint: of the files: arrays that were decoded from others are decoded again.
-        key: of what is chosen from them, and how it is split; arrays of each choice are kept.
+        decode: decodes every example; its argument is an empty folder for arrays that outgrow
+            memory.
+        home: folder of the decoded arrays; None where decoding takes no time.
+        fingerprint: of the files; arrays decoded from other files are decoded again.
+        key: of the choice and split of examples; arrays of each choice are kept.
     """
 
     name: str
@@ -61,19 +60,19 @@ class Source(Protocol):
 
     @property
     def split_seed(self) -> int:
-        """Decides which examples are held out."""
+        """Decide which examples are held out."""
 
     @property
     def sizes(self) -> Mapping[str, float]:
-        """How many training examples `validation` and `test` are given: a number (int) or a
-        fraction (float), for `assign`."""
+        """Number (int) or fraction (float) of examples for `validation` and `test`, as in
+        `assign`."""
 
     def origin(self) -> Origin:
-        """Where the examples come from."""
+        """Describe the origin of the examples."""
 
 
 def load(source: Source) -> Dataset:
-    """The examples of a source in splits; memory maps where they are kept on the disk.
+    """Load a source in splits; memory maps where its arrays are on the disk.
 
     Raises:
         UsageError: a field out of range, or more is held out than there is.
@@ -115,14 +114,9 @@ def from_scikit_learn(name: str, decode: Callable[[], Examples]) -> Origin:
 def from_prepared(
     source: Source, home: Path, title: str, read: Callable[[Path, Path], Decoded], advice: str = ""
 ) -> Origin:
-    """What is prepared in `home`, once for all choices of fields.
+    """Origin of the data prepared in `home` (`<name>/<version>`), once for all choices of fields.
 
-    Args:
-        source: whose fields the kept arrays depend on.
-        home: the folder of the data set, `<name>/<version>`.
-        title: what errors call the data set.
-        read: decodes what is prepared, called as `read(folder, scratch)`.
-        advice: how to prepare, where it is not simply from files.
+    `read(folder, scratch)` decodes it. Errors name it `title` and add `advice` on preparing it.
 
     Raises:
         UserError: it is not prepared.
@@ -146,7 +140,7 @@ def from_prepared(
 
 
 def prepare_once(home: Path, write: Callable[[Path], None]) -> None:
-    """Calls `write(folder)`, which makes a folder in `home`, unless it is there."""
+    """Call `write(folder)`, which makes a folder in `home`, unless it is there."""
     with cache.lock(home):
         if (home / PREPARED).is_dir():
             print(f"already prepared in {home}; delete that folder to prepare it again")
@@ -202,7 +196,7 @@ class ImageFiles:
         return {"validation": self.validation, "test": self.test}
 
     def check(self) -> None:
-        """Raises `UsageError` for fields that contradict each other."""
+        """Raise `UsageError` for fields that contradict each other."""
         if self.validation + self.test >= 1:
             raise UsageError(
                 f"--data.validation is {self.validation} and --data.test {self.test}: together "
@@ -210,7 +204,7 @@ class ImageFiles:
             )
 
     def plan(self, folder: Path, shown: str) -> Plan:
-        """Which files in `folder` are which examples; errors call it `shown`; opens no image."""
+        """Assign the files in `folder` to examples; errors call it `shown`; opens no image."""
         raise NotImplementedError
 
     def state_of(self, path: Path) -> str:
@@ -241,14 +235,13 @@ class ImageFiles:
         return decode(file, None)
 
     def plan_prepared(self, prepared: Plan, folder: Path) -> Plan:
-        """Which of the prepared images are examples."""
+        """Select the prepared images that are examples."""
         return prepared
 
     def prepare(self, given: str | None) -> Self:
-        """Prepares all images of the folder, archive or table `given`.
+        """Prepare all images of the folder, archive or table `given`, and return their source.
 
-        Returns:
-            The source of what is prepared; or, where nothing is, with the path `given`.
+        Sources that prepare nothing return themselves with the path `given`.
         """
         if not self.prepared:
             return dataclasses.replace(self, path=given or self.path)

@@ -56,7 +56,7 @@ class FashionMnist:
         return cache.data_dir() / "fashion_mnist" / "3.0.1"
 
     def prepare(self, given: str | None) -> Self:
-        """Prepares the four official files below `given`, or downloads them."""
+        """Prepare the four official files below `given`, or downloads them."""
         path = None if given is None else existing(given)
 
         def fill(folder: Path) -> None:
@@ -112,13 +112,9 @@ class Cifar10:
         return cache.data_dir() / "cifar10" / "3.0.2"
 
     def prepare(self, given: str | None) -> Self:
-        """Prepares the official data from an archive, a mirror's address or the official address.
+        """Prepare the official data from an archive or an address; None is the official address.
 
-        Args:
-            given: one of these, or a folder or archive of image files; None for the last.
-
-        Returns:
-            The source of what was given; image files are prepared by `load`.
+        A folder or archive of image files is prepared later, by `load`.
         """
         if self.path:
             return self
@@ -163,7 +159,7 @@ class Cifar10:
 
 
 def _keep(home: Path, fill: Callable[[Path], None]) -> None:
-    """Keeps official files in `home`; those that an interrupted `fill(folder)` left are taken."""
+    """Keep official files in `home`; those that an interrupted `fill(folder)` left are taken."""
 
     def write(folder: Path) -> None:
         fill(cache.unfinished(folder))

@@ -53,7 +53,7 @@ class Palettes:
         return f"images of {stem_of(self.path)} with people's palettes, {fold}"
 
     def check(self) -> None:
-        """Raises `UsageError` for fields that contradict each other."""
+        """Raise `UsageError` for fields that contradict each other."""
         if not self.path:
             raise UsageError("--data.path is empty: name the folder or archive of the palettes")
         if self.fold >= self.folds:

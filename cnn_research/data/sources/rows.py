@@ -38,9 +38,9 @@ Row = Mapping[str, str]
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
-    """What a row must meet: `COLUMN OP VALUE`, such as 'year<=2012' or 'gender=Women'.
+    """Condition on a row, `COLUMN OP VALUE`, such as 'year<=2012' or 'gender=Women'.
 
-    Numbers compare as numbers: where the value is one, a cell that is none only meets `!=`. Other
+    Numbers compare as numbers: for a numeric value, a cell that is no number only meets `!=`. Other
     values compare as text. An empty cell meets nothing.
     """
 
@@ -63,7 +63,7 @@ class Condition:
         return f"{self.column}{self.operator}{self.value}"
 
     def meets(self, row: Row) -> bool:
-        """Whether `row` meets it."""
+        """Return whether `row` meets it."""
         cell = printable(row[self.column])
         if not cell:
             return False
@@ -134,7 +134,7 @@ def image_column(rows: Sequence[Row], folder: Path) -> str | None:
 
 
 def _share_of_files(paths: Sequence[Path]) -> float:
-    """Which part of the paths are files; 0 as soon as it cannot be more than half."""
+    """Share of the paths that are files; 0 as soon as it cannot exceed half."""
     absent = 0
     for path in paths:
         absent += not _is_file(path)
@@ -174,17 +174,11 @@ def plan_rows(
     rows: Sequence[str],
     target: Sequence[str],
 ) -> Plan:
-    """The records of the rows that are asked for, in their order.
+    """Records of the selected rows, in their order; the arguments are the fields of `ImageTable`.
 
     Classes, and how many rows each has, are those of the rows outside of the split `target`; there
     a rarer class counts as `MISSING`, and in `target` a class that is none of them as
-    `UNKNOWN_CLASS`.
-
-    Args:
-        all_rows: the rows of a table.
-        shown: what errors call the table.
-        folder: where the images' names start from.
-        image, label, number, min_examples, rows, target: the fields of `ImageTable`.
+    `UNKNOWN_CLASS`. Names of images start from `folder`; errors call the table `shown`.
 
     Raises:
         UsageError: a column that the table lacks, or a condition that is none or that no row meets.
@@ -219,7 +213,7 @@ def plan_rows(
 
 
 def check_columns(rows: Sequence[Row], shown: str, columns: Sequence[str]) -> None:
-    """Raises `UsageError` for a column that a table lacks."""
+    """Raise `UsageError` for a column that a table lacks."""
     for column in columns:
         if column not in rows[0]:
             raise UsageError(

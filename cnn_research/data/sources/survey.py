@@ -23,14 +23,9 @@ EXIF_ORIENTATION, ON_ITS_SIDE = 274, 5
 
 @dataclasses.dataclass(frozen=True)
 class Survey:
-    """Sizes and counts of a source of images.
+    """Images per split, training images per class of each head, and median size in pixels.
 
-    Attributes:
-        splits: how many images each split of the source has.
-        classes: per head of classes, how many training images each class has; validation and test
-            are still among them where the source does not give these splits.
-        height: the median of a sample, in pixels.
-        width: the same.
+    Where the source has no validation or test split, `classes` still includes their images.
     """
 
     splits: Mapping[str, int]
@@ -40,7 +35,7 @@ class Survey:
 
 
 def survey(source: ImageFiles) -> Survey:
-    """Surveys a source; for an archive, which is unpacked for it, the answer is kept.
+    """Survey a source; for an archive, which has to be unpacked, the result is kept.
 
     Raises:
         UsageError: the source names no path, or a column that its table lacks.
@@ -84,8 +79,8 @@ def _survey(plan: Plan, shown: str) -> Survey:
 
 
 def _median_size(files: Sequence[Path], shown: str) -> tuple[int, int]:
-    """Median height and width of some of the files, evenly spread; those that are no images are
-    passed over."""
+    """Median height and width of an evenly spread sample of the files, skipping those that are no
+    images."""
     sizes = []
     for file in files[:: max(1, len(files) // SAMPLE)]:
         try:

@@ -45,7 +45,7 @@ class Synthetic:
         return f"random images, {shape}, {' and '.join([*labels, *self.numbers])}"
 
     def check(self) -> None:
-        """Raises `UsageError` for fields that contradict each other."""
+        """Raise `UsageError` for fields that contradict each other."""
         if len(self.heads) != len(self.classes):
             raise UsageError(
                 f"{len(self.heads)} heads {self.heads} but {len(self.classes)} numbers of classes "
