@@ -17,7 +17,7 @@ from cnn_research.models.registry import architectures
 
 
 def main(words: list[str]) -> None:
-    """Prints the table, line by line as it is counted; takes no words but a call for help."""
+    """Print the table, line by line as it is counted; take no words but a call for help."""
     if words in (["--help"], ["-h"]):
         print(__doc__, end="")
         return

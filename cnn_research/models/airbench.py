@@ -45,7 +45,7 @@ class Airbench(Classifier):
     """Multiplies the logits."""
 
     def check(self) -> None:
-        """Raises `UsageError` for fields that do not fit together."""
+        """Raise `UsageError` for fields that do not fit together."""
         check_lengths("block", features=self.features)
 
     @nn.compact
@@ -82,17 +82,14 @@ class Airbench(Classifier):
         return x.astype(jnp.float32) * self.output_scale
 
     def with_images(self, params: dict[str, Any], images: jax.Array) -> dict[str, Any]:
-        """The parameters with a first layer that whitens patches of images as the model sees them,
-        float32 `[examples, height, width, channels]`.
-        """
+        """Replace the first layer by one that whitens patches of preprocessed float32 images."""
         kernel = whitening_kernel(np.asarray(images))
         return {**params, "whiten": {**params["whiten"], "kernel": jnp.asarray(kernel)}}
 
 
 def partly_identity(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """Filters `[3, 3, channels, filters]` that pass their channel through, as far as there are
-    channels; the others at random.
-    """
+    """Filters `[3, 3, channels, filters]`: the identity on the first channels, random ones after
+    it."""
     _, _, channels, filters = shape
     # PyTorch's default for convolutions, which the recipe was tuned for.
     uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -105,10 +102,10 @@ def partly_identity(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.flo
 
 
 def whitening_kernel(images: np.ndarray, epsilon: float = 5e-4) -> np.ndarray:
-    """Filters over 2x2 patches whose outputs have unit variance and no correlation; each, and its
-    negative: float32 `[2, 2, channels, 8 * channels]`.
+    """Filters over 2x2 patches whose outputs have unit variance and no correlation.
 
-    `epsilon` is added to the variances, so that noise is not blown up.
+    float32 `[2, 2, channels, 8 * channels]`: each filter and its negative. `epsilon` is added to
+    the variances, so that noise is not amplified.
     """
     windows = np.lib.stride_tricks.sliding_window_view(images, (2, 2), axis=(1, 2))
     patches = windows.transpose(0, 1, 2, 4, 5, 3).reshape(-1, 4 * images.shape[-1])

@@ -60,7 +60,7 @@ class CifarResNet(Classifier):
     """Filters of each stage."""
 
     def check(self) -> None:
-        """Raises `UsageError` for fields that do not fit together."""
+        """Raise `UsageError` for fields that do not fit together."""
         check_depth(self.depth, 6, 2, "20, 32 or 56")
         if len(self.features) != 3 or list(self.features) != sorted(self.features):
             shown = " ".join(map(str, self.features))

@@ -55,7 +55,7 @@ class ConvNet(Classifier):
     """Rate after each of those linear layers; survivors are scaled by 1 / (1 - rate)."""
 
     def check(self) -> None:
-        """Raises `UsageError` for fields that do not fit together."""
+        """Raise `UsageError` for fields that do not fit together."""
         pool = {"pool": self.pool} if self.pool else {}
         check_lengths("convolution", features=self.features, padding=self.padding, **pool)
 

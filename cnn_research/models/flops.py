@@ -32,7 +32,7 @@ class Cost:
 
 
 def cost(model: nn.Module, image_shape: tuple[int, int, int]) -> Cost:
-    """Counts a model's parameters and operations for images `(height, width, channels)`."""
+    """Count a model's parameters and operations for images `(height, width, channels)`."""
 
     def forward(key, images):
         return model.init_with_output(key, images, train=False)

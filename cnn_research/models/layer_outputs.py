@@ -83,8 +83,10 @@ def kernel_of(variables: Mapping[str, Any], path: str) -> jax.Array:
 def maps(
     model: nn.Module, variables: Mapping[str, Any], images: jax.Array, paths: Sequence[str]
 ) -> tuple[jax.Array, list[jax.Array]]:
-    """The model's outputs, float32 `[batch, outputs]`, and those of its modules at `paths`, float32
-    `[batch, height, width, units]` each; of one that is called several times, the first counts.
+    """Outputs, float32 `[batch, outputs]`, and float32 `[batch, height, width, units]` of each
+    module.
+
+    The modules are those at `paths`; of one called several times, the first output counts.
     """
     outputs_at: dict[str, jax.Array] = {}
 
@@ -101,10 +103,10 @@ def maps(
 def last_features(
     model: nn.Module, variables: Mapping[str, Any], images: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The model's outputs, float32 `[batch, outputs]`, and what its last linear layer is given.
+    """Outputs, float32 `[batch, outputs]`, and the input of the last linear layer.
 
-    The latter are features of unit length, float32 `[batch, at most 2,048]`; those of a network
-    without a linear layer are its outputs.
+    The latter are features of unit length, float32 `[batch, at most 2,048]`; for a network without
+    a linear layer they are its outputs.
     """
     seen = []
 
@@ -147,14 +149,11 @@ def top_activating_images(
     units: int,
     best: int,
 ) -> list[TopActivations]:
-    """For the first units of each layer, the images with the largest output anywhere.
+    """Find the images with the largest activation anywhere, for the first units of each layer.
 
-    Args:
-        images: uint8 `[examples, height, width, channels]`.
-        searched: int `[searched]`, the places of those to look at.
-        preprocess: from uint8 images to what the model takes.
-        units: how many of each layer, if it has as many.
-        best: how many images, if there are as many.
+    Images are uint8 `[examples, height, width, channels]`; `searched` has the indices to look at,
+    and `preprocess` maps uint8 images to the model's input. There are up to `best` images for up to
+    `units` units.
     """
 
     @jax.jit
@@ -185,15 +184,11 @@ def top_activating_images(
 def grad_cam(
     model: nn.Module, variables: Mapping[str, Any], images: jax.Array, targets: jax.Array, path: str
 ) -> tuple[jax.Array, jax.Array]:
-    """Where an image speaks for an output: gradient-weighted class activation maps.
+    """Gradient-weighted class activation maps.
 
-    L = ReLU(sum over k of alpha_k A^k), where A^k are the layer's maps and alpha_k is the mean
-    over places of the gradient of the output before the softmax by A^k: equations 1 and 2 of
-    Selvaraju et al., 'Grad-CAM' (2017).
-
-    Args:
-        targets: int `[batch]`, which output of each image.
-        path: the layer, a module whose output is a map.
+    L = ReLU(sum over k of alpha_k A^k), where A^k are the layer's maps and alpha_k is the mean over
+    places of the gradient of the output before the softmax by A^k: equations 1 and 2 of Selvaraju
+    et al., 'Grad-CAM' (2017). `targets`, int `[batch]`, selects an output of each image.
 
     Returns:
         float32 `[batch, map_height, map_width]`, 0 and above; and the model's outputs, float32

@@ -84,13 +84,13 @@ class GlobalPool(nn.Module):
 
 
 def check_depth(depth: int, blocks: int, others: int, examples: str) -> None:
-    """Raises `UsageError` for a depth that is not `blocks` n + `others`, as `examples` are."""
+    """Raise `UsageError` for a depth that is not `blocks` n + `others`, as `examples` are."""
     if depth < blocks + others or (depth - others) % blocks:
         raise UsageError(f"--model.depth is {depth}: must be {blocks} n + {others}, as {examples}")
 
 
 def check_lengths(part: str, **fields: tuple) -> None:
-    """Raises `UsageError` where fields, by name, do not have one entry, or more, for each part."""
+    """Raise `UsageError` where fields, by name, do not have one entry, or more, for each part."""
     if len({len(values) for values in fields.values()}) > 1 or not all(fields.values()):
         told = [f"--model.{name} is ({' '.join(map(str, v))})" for name, v in fields.items()]
         raise UsageError(f"{' and '.join(told)}: must have an entry for each {part}, 1 or more")
@@ -105,9 +105,9 @@ class ImageTooSmall(UsageError):
 
 
 def check_size(model: nn.Module, images: jax.Array, least: int) -> None:
-    """Raises `ImageTooSmall` for images too small for the architecture.
+    """Raise `ImageTooSmall` for images too small for the architecture.
 
-    Call it before any layer: `models.flops.least_size` asks a model by an image of one pixel.
+    Call it before any layer: `models.flops.least_size` calls a model with an image of one pixel.
     """
     height, width = images.shape[1:3]
     if min(height, width) < least:

@@ -24,14 +24,13 @@ SCALE = 20.0
 
 
 class PaletteHead(nn.Module):
-    """Colours from a histogram, moved to where the image's pixels are.
+    """Colours from a histogram, refined on the image's pixels.
 
-    A network says from the histogram where in CIELAB the colours are; what the pixels themselves
-    say of it, by their mean and by the most of each unit, keeps what is rare. Each step of
-    refinement then is one of soft k-means: it replaces every colour by the mean of the pixels that
-    are its own, those that are nearer to it than to the others, by a softmax over squared distances
-    whose bandwidth is learnt. How much more those count that are far from it is learnt too. At last
-    each colour may be moved a little: people choose other colours than the means of pixels.
+    A network predicts colours in CIELAB from the histogram; the pixels' mean and maximum of each
+    unit add what is rare. Each step of refinement is one of soft k-means: it replaces every colour
+    by the mean of the pixels assigned to it, by a softmax over squared distances whose bandwidth is
+    learnt, as is the extra weight of pixels far from it. At last each colour may be moved a little:
+    people choose other colours than the means of pixels.
     """
 
     colours: int
@@ -42,8 +41,9 @@ class PaletteHead(nn.Module):
 
     @nn.compact
     def __call__(self, histogram: jax.Array, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The colours before and after refinement, CIELAB, float32 `[batch, colours, 3]` each, of
-        a histogram `[batch, clusters]` and CIELAB pixels `[batch, pixels, 3]`.
+        """Colours before and after refinement, CIELAB, float32 `[batch, colours, 3]` each.
+
+        The histogram is `[batch, clusters]`, the pixels are CIELAB `[batch, pixels, 3]`.
         """
         # Roots of shares: the rare ones tell apart as well as the common ones.
         x = jnp.sqrt(histogram * histogram.shape[-1])
@@ -86,9 +86,7 @@ class Retouch(nn.Module):
 
     @nn.compact
     def __call__(self, colours: jax.Array, shares: jax.Array) -> jax.Array:
-        """The new colours, CIELAB, float32 `[batch, colours, 3]`; `shares` of the image are those
-        that each covers, float32 `[batch, colours]`.
-        """
+        """New colours, CIELAB, float32 `[batch, colours, 3]`; `shares` are `[batch, colours]`."""
         weights = shares[..., None]
         middle = (colours * weights).sum(1, keepdims=True) / weights.sum(1, keepdims=True)
         chroma = jnp.sqrt((colours[..., 1:] ** 2).sum(-1, keepdims=True) + 1e-6)
@@ -108,13 +106,13 @@ def _spread(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) ->
 
 @register_config
 class PaletteNet(SSCNN):
-    """The self-supervised network over a whole image, and a head that says a palette.
+    """The self-supervised network over a whole image, and a head that predicts a palette.
 
     Document 000 replaces the last layer by 10 colours of RGB and keeps the others as they are. It
     names no target for them, and purifies with them, which needs classes: here the 11 names are
     purified (`colour_names`), as in Prades (2017) and Wang et al. (2015), and the palette is a
-    second head on the same layers. What they say of every crop of the image, the estimated
-    histogram of its clusters, is averaged, and the head sees that and the pixels.
+    second head on the same layers. Its inputs are the pixels and the histogram of clusters that
+    these layers estimate, averaged over every crop of the image.
     """
 
     num_classes: PositiveInt = 128
@@ -136,13 +134,10 @@ class PaletteNet(SSCNN):
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """Colours in CIELAB, with the share of the image that each covers.
 
-        Args:
-            images: float32 `[batch, height, width, 3]`, 0 to 1; of any size that has `PATCH` rows
-                and columns of maps, 33 pixels with three convolutions.
-            train: sees every second row and column of pixels.
-
-        Returns:
-            float32 `[batch, colours * 4]`: L*, a*, b* and the share of each colour in turn.
+        Images are float32 `[batch, height, width, 3]`, 0 to 1, of any size that has `PATCH` rows
+        and columns of maps: 33 pixels with three convolutions. In training every second row and
+        column of pixels is used. The result is float32 `[batch, colours * 4]`: L*, a*, b* and share
+        in turn.
         """
         # Each pool halves what there is, and the last convolution too, rounding up.
         check_size(self, images, (PATCH - 1) * 2 ** (len(self.features) + 1) + 1)
@@ -170,9 +165,7 @@ class PaletteNet(SSCNN):
 
 
 def with_shares(colours: jax.Array, pixels: jax.Array) -> jax.Array:
-    """CIELAB colours `[batch, colours, 3]`, each with the share of the pixels
-    `[batch, pixels, 3]` that it is nearest to: float32 `[batch, colours * 4]`.
-    """
+    """Append to CIELAB colours the share of the pixels nearest to each, `[batch, colours * 4]`."""
     squares = ((pixels[:, :, None] - colours[:, None]) ** 2).sum(-1)
     own = jax.nn.one_hot(jnp.argmin(squares, axis=-1), colours.shape[1])
     shares = own.mean(axis=1)

@@ -45,7 +45,7 @@ class Pretrained:
     """The order of colours that the weights expect; the first kernel is turned round for bgr."""
 
     def check(self) -> None:
-        """Raises `UsageError` for fields that do not go together."""
+        """Raise `UsageError` for fields that do not go together."""
         if self != Pretrained() and not self.source:
             raise UsageError(
                 "--pretrained.fresh and .channels mean nothing without --pretrained.source"
@@ -77,7 +77,7 @@ class Loaded:
 
 
 def matches(path: str, patterns: Sequence[str]) -> bool:
-    """Whether a pattern fits the path of a leaf, as `layer1.0/conv1/kernel`, or of a module above.
+    """Return whether a pattern fits the path of a leaf (`layer1.0/conv1/kernel`) or of its parents.
 
     It has `*` and `?` as in file names; `*` stands for slashes too. A dot and a slash are the same:
     `layer1`, `layer1.0`, `layer1/0/conv1` and `*/kernel` all fit that path.
@@ -97,17 +97,14 @@ def load_pretrained(
     pretrained: Pretrained,
     weights: Weights | None = None,
 ) -> tuple[dict[str, Any], Loaded]:
-    """A model's variables, nested dicts of arrays, with the values of a weight file.
+    """Replace a model's variables, nested dicts of arrays, by the values of a weight file.
 
-    Args:
-        weights: what the source holds, where it is no file; None reads the file.
-
-    Returns:
-        Variables of the same structure, shapes and dtypes, of NumPy arrays; and what was loaded.
+    Structure, shapes and dtypes stay; arrays are NumPy's. `weights`, where given, replaces the
+    file.
 
     Raises:
-        UserError: there is no such file, or it is not of weights; or a leaf is missing in the
-            file, has another shape there, or the file has more, and no pattern of `fresh` says so.
+        UserError: there is no such file, or it is not of weights; or a leaf is missing in the file,
+            has another shape there, or the file has more, and no pattern of `fresh` covers it.
         UsageError: a pattern of `fresh` matches nothing.
     """
     weights = weights or read_weights(_local_file(pretrained.source))
@@ -246,10 +243,7 @@ def _why_not(
 
 
 def _heads(differing: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> list[str]:
-    """The modules that differ, if nothing but a number of outputs does.
-
-    Within a network, the layers after one of another width would differ as well.
-    """
+    """Modules that differ only in the number of outputs; others follow a layer of another width."""
     outputs = {(theirs[-1:], ours[-1:]) for theirs, ours in differing.values()}
     inputs_differ = any(theirs[:-1] != ours[:-1] for theirs, ours in differing.values())
     if len(outputs) != 1 or inputs_differ:

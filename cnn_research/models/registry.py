@@ -25,7 +25,7 @@ _ARCHITECTURES: dict[str, Architecture] = {}
 def register_model(
     name: str, model: nn.Module, *, image_shape: tuple[int, int, int] = (224, 224, 3), source: str
 ) -> None:
-    """Gives a model a name that `--model` takes."""
+    """Give a model a name that `--model` takes."""
     if name in _ARCHITECTURES:
         raise ValueError(f"two models are named {name}")
     _ARCHITECTURES[name] = Architecture(model, image_shape, source)

@@ -109,7 +109,7 @@ class ResNet(ImageNetClassifier):
         return keras, transformers
 
     def check(self) -> None:
-        """Raises `UsageError` for fields that do not fit together."""
+        """Raise `UsageError` for fields that do not fit together."""
         check_lengths("stage", blocks=self.blocks)
 
     @nn.compact

@@ -45,7 +45,7 @@ class ResNet9(Classifier):
     """After each normalisation."""
 
     def check(self) -> None:
-        """Raises `UsageError` for fields that do not fit together."""
+        """Raise `UsageError` for fields that do not fit together."""
         check_lengths("stage", features=self.features, pool=self.pool, residual=self.residual)
 
     @nn.compact

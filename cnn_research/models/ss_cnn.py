@@ -44,7 +44,7 @@ class SSCNN(nn.Module):
     """Units of the last layer; set from the data."""
 
     def check(self) -> None:
-        """Raises `UsageError` for fields that do not fit together."""
+        """Raise `UsageError` for fields that do not fit together."""
         check_lengths("convolution", features=self.features)
 
     @nn.compact
@@ -54,7 +54,7 @@ class SSCNN(nn.Module):
         return nn.Dense(self.num_classes, dtype=self.dtype, name="fc")(x).astype(jnp.float32)
 
     def maps(self, images: jax.Array) -> jax.Array:
-        """What the last pool comes to, `[batch, rows, columns, features[-1]]`.
+        """Output of the last pool, `[batch, rows, columns, features[-1]]`.
 
         With three convolutions a row is 16 pixels, the last one fewer; `images` are float32
         `[batch, height, width, 3]`, 0 to 1.

@@ -94,10 +94,8 @@ class VGG(ImageNetClassifier):
         return 1 if self.small else 7
 
     def _convolutions(self) -> list[tuple[str, int, int]]:
-        """Each convolution's name, its block, and its number in the block, both from 1.
-
-        torchvision numbers convolutions, normalisations, activations and pools in one row.
-        """
+        """Name, block and number in the block (from 1) of each convolution, numbered as in
+        torchvision."""
         found, index = [], 0
         for block, count in enumerate(_CONVOLUTIONS[self.depth], 1):
             for number in range(1, count + 1):

@@ -66,7 +66,7 @@ class WideResNet(Classifier):
     """Rate between a block's convolutions (the paper's is 0.3); survivors are scaled."""
 
     def check(self) -> None:
-        """Raises `UsageError` for fields that do not fit together."""
+        """Raise `UsageError` for fields that do not fit together."""
         check_depth(self.depth, 6, 4, "16, 22 or 28")
 
     @nn.compact

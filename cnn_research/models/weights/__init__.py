@@ -38,10 +38,10 @@ class Weights:
 
 
 def read_weights(path: Path) -> Weights:
-    """Reads a weight file; its content says of which kind it is, not its name.
+    """Read a weight file, whose kind follows from its content, not its name.
 
     Raises:
-        UserError: the file is absent, of no known kind, damaged, or wants to run something.
+        UserError: the file is absent, of no known kind, damaged, or tries to run code.
     """
     if not path.is_file():
         raise UserError(f"there is no weight file {path}")
@@ -61,7 +61,7 @@ def read_weights(path: Path) -> Weights:
 
 
 def _read(path: Path, start: bytes) -> Weights | None:
-    """What a file that starts with `start` holds; None if it is of no known kind."""
+    """Weights of a file that starts with `start`; None if it is of no known kind."""
     if start[8:9] == b"{":
         from safetensors.numpy import load_file
 

@@ -46,11 +46,8 @@ def read_h5(file: Path | io.BytesIO) -> Arrays:
 
 
 def of_npz(arrays: dict[str, np.ndarray]) -> Arrays:
-    """The weights in an .npz file whose names are `layer__weight` or `layer/weight`.
-
-    Raises:
-        ValueError: a name is not of that form.
-    """
+    """Weights of an .npz file; a `ValueError` for names not like `layer__weight` or
+    `layer/weight`."""
     found = {}
     for key, array in arrays.items():
         layer, weight = re.split(r"__|/", key.removesuffix(":0"), maxsplit=1)
@@ -59,7 +56,7 @@ def of_npz(arrays: dict[str, np.ndarray]) -> Arrays:
 
 
 def _weight(name: str) -> str:
-    """What flax calls the weight that Keras calls `block1_conv1_W_1:0` or `conv1/kernel:0`."""
+    """Flax's name of the weight that Keras calls `block1_conv1_W_1:0` or `conv1/kernel:0`."""
     match = _WEIGHT.search(name.split(":")[0])
     if match is None:
         raise ValueError(f"the unknown weight '{name}'")

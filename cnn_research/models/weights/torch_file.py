@@ -56,10 +56,10 @@ class _Tensor(NamedTuple):
 
 
 def read_zip(path: Path) -> dict[str, np.ndarray]:
-    """The state dict in a file of the zip format.
+    """State dict of a file in the zip format.
 
     Raises:
-        UserError: the file is damaged, wants to run something, or holds no state dict.
+        UserError: the file is damaged, tries to run code, or holds no state dict.
     """
     with zipfile.ZipFile(path) as archive:
         members = {info.filename: info for info in archive.infolist()}
