@@ -40,9 +40,9 @@ a few images would weigh as much as thousands."""
 
 
 def suggest_fields(experiment: Training) -> dict[str, Suggestion]:
-    """What suits an experiment on a folder or a table of images, by the path of the field.
+    """Suggest fields for an experiment on a folder or a table of images, by path.
 
-    Another network than `ResNet9` is left as it is.
+    A network other than `ResNet9` is not changed.
 
     Raises:
         UsageError: a column that the table lacks, or a network that takes no such images.
@@ -163,10 +163,8 @@ def _of_images(seen: Survey) -> Iterator[tuple[str, Suggestion]]:
 
 
 def image_size(seen: Survey, longer: int) -> tuple[int, int]:
-    """Height and width with that longer side, nearly in the proportions of the images.
-
-    Multiples of 8 unless the images are that small anyway.
-    """
+    """Height and width with that longer side, nearly in proportion; multiples of 8 if large
+    enough."""
     scale = longer / max(seen.height, seen.width)
     if scale == 1:
         return max(SHORTEST, seen.height), max(SHORTEST, seen.width)
@@ -175,7 +173,7 @@ def image_size(seen: Survey, longer: int) -> tuple[int, int]:
 
 
 def network(size: tuple[int, int]) -> dict[str, Any]:
-    """The fields of a `ResNet9` whose last maps have 4 to 8 pixels a side.
+    """Fields of a `ResNet9` whose last maps have 4 to 8 pixels a side.
 
     On small images its first stage keeps all pixels.
     """

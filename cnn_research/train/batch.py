@@ -77,7 +77,7 @@ def _take(context: StepContext, data: TrainData, indices: jax.Array, keys: jax.A
 def first_images(
     context: StepContext, data: TrainData, seeds: Sequence[jax.Array]
 ) -> list[np.ndarray]:
-    """What the first step trains on with each seed, uint8 `[batch, height, width, channels]`."""
+    """Images of the first step with each seed, uint8 `[batch, height, width, channels]`."""
     assert context.mesh is not None
     experiment = context.experiment
 

@@ -33,10 +33,10 @@ CHECKSUMS = "checksums.json"
 
 @dataclasses.dataclass
 class _Best(policies.PreservationPolicy):
-    """Keeps the first of the best checkpoints by a validation metric.
+    """Keep the first of the best checkpoints by a validation metric.
 
-    It reads what was saved with each. Orbax's own policy knows the metrics of this process only,
-    and would delete the best of a run that goes on.
+    It reads the metrics saved with each. Orbax's own policy knows the metrics of this process only,
+    and would delete the best of a run that resumes.
     """
 
     folder: Path
@@ -64,11 +64,8 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, *, keep: int, best: tuple[str, Direction] | None):
-        """Opens an absolute folder, making it if absent.
-
-        The newest `keep` stay, and besides the best by a metric with its direction, where one is
-        measured.
-        """
+        """Open an absolute folder; the newest `keep` stay, and the best by a metric and its
+        direction."""
         kept: list[policies.PreservationPolicy] = [policies.LatestN(keep)]
         if best:
             kept.append(_Best(folder, *best))
@@ -86,8 +83,10 @@ class Checkpoints:
     def save(
         self, state: TrainState, host: Mapping[str, Any], metrics: Mapping[str, float] | None
     ) -> None:
-        """Starts to save a state, whose buffers may be donated right after; the JSON values in
-        `host` that the run's decisions depend on; and validation metrics, where measured.
+        """Start to save a state, whose buffers may be donated right after.
+
+        `host` has the JSON values of the run's decisions, `metrics` those of validation, where
+        measured.
 
         Raises:
             UserError: this or an earlier save failed.
@@ -114,7 +113,7 @@ class Checkpoints:
         self._saving = self._thread.submit(self._finish, step)
 
     def wait(self) -> None:
-        """Returns when all is written; raises `UserError` if it could not be."""
+        """Wait until all is written; raise `UserError` if it could not be."""
         saving, self._saving = self._saving, None
         if saving is not None:
             saving.result()
@@ -139,11 +138,11 @@ class Checkpoints:
 
 
 def newest(*folders: Path, repair: bool = False) -> int | None:
-    """The newest step of which each folder has a good checkpoint, or None; others are skipped.
+    """Newest step of which each folder has a good checkpoint, or None; others are skipped.
 
-    Several folders are of runs that are trained at once: one was perhaps saved and another not.
-    With `repair` what is skipped is set aside, so that its step can be saved again: for the
-    process that writes to the folders, before it opens them.
+    Runs that are trained at once have a folder each: one was perhaps saved and another not.
+    `repair` sets skipped checkpoints aside, so that their steps can be saved again: for the process
+    that writes to the folders, before it opens them.
     """
     for step in sorted({step for folder in folders for step in steps_in(folder)}, reverse=True):
         faults = {folder / str(step): damage(folder / str(step)) for folder in folders}
@@ -209,7 +208,7 @@ def steps_in(folder: Path) -> list[int]:
 
 
 def write_checksums(checkpoint: Path) -> None:
-    """Writes the list that makes a complete checkpoint count."""
+    """Write the list that makes a complete checkpoint count."""
     sums = {
         str(file.relative_to(checkpoint)): sha256_of(file)
         for file in sorted(checkpoint.rglob("*"))
@@ -224,7 +223,7 @@ def write_checksums(checkpoint: Path) -> None:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, or None."""
+    """Describe the damage of a checkpoint; None if it is good."""
     try:
         sums = json.loads((checkpoint / CHECKSUMS).read_text())
     except FileNotFoundError:

@@ -38,7 +38,7 @@ def dry_run_seeds(runs: list[SeedRun], workdir: Path) -> Result:
 
 
 def say_estimate(job: Job) -> None:
-    """Say what the training is expected to take from here on, if nothing stops it early.
+    """Print the expected time and memory of the remaining training, if nothing stops it early.
 
     Compiles and times a few steps, on a copy of the state, and a batch of an evaluation.
     """

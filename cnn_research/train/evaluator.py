@@ -27,10 +27,10 @@ def scaled(images: jax.Array, experiment: Training) -> jax.Array:
 
 
 def views_of(inputs: jax.Array, experiment: Training) -> list[jax.Array]:
-    """The image as the model takes it, and after it the views of test-time augmentation.
+    """The model's input, followed by the views of test-time augmentation.
 
-    Of uint8 images `[batch, height, width, channels]`, or of cached features, float32
-    `[batch, views, *output]`.
+    From uint8 images `[batch, height, width, channels]`, or cached features, float32 `[batch,
+    views, *output]`.
     """
     how = experiment.evaluation
     if experiment.transfer.cache_after:
@@ -85,7 +85,7 @@ class Evaluator:
     ) -> tuple[dict[str, tuple[float, float]], np.ndarray] | None:
         """Metrics as (sum, count), and every example's outputs, float32 `[examples, outputs]`.
 
-        `stop` is asked before each batch; once it is true the evaluation is abandoned: None.
+        `stop` is called before each batch; once it is true the evaluation is abandoned: None.
         """
         fetched, pending = [], None
         with jax.set_mesh(self._mesh):

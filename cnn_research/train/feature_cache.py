@@ -56,10 +56,10 @@ class FromFeatures(nn.Module):
 
 
 def before(model: nn.Module, image_shape: tuple[int, int, int], layer: str) -> tuple[str, ...]:
-    """The paths of a layer and of all that is computed before it, as patterns to freeze.
+    """Paths of a layer and of all that is computed before it, as patterns to freeze.
 
-    Raises `UsageError` for a layer that the model lacks, or whose output is not all that the logits
-    need.
+    Raises `UsageError` for a layer that the model lacks, or whose output does not determine the
+    logits.
     """
     done: list[str] = []
     outputs: dict[str, Any] = {}
@@ -109,13 +109,12 @@ def cached_features(
     frozen: Callable[[str], bool],
     say: Callable[[str], None],
 ) -> dict[str, Split]:
-    """The splits with a layer's output in place of images; computed once, and kept on disk.
+    """Replace the images of splits by a layer's output, computed once and cached on disk.
 
-    They are float32 `[examples, views, *output]`: of the image and, with `mirror`, of its mirror
-    image. What was computed is known by the images and the weights of leaves that are `frozen`, by
-    their paths: another split of the same images, another head or another seed finds it.
-
-    `preprocess` makes of uint8 images what the model takes; `before` has accepted the layer.
+    Features are float32 `[examples, views, *output]`: of the image and, with `mirror`, of its
+    mirror image. The cache is keyed by the images and the weights of the `frozen` leaves: another
+    split of the same images, another head or another seed finds it. `before` has accepted the
+    layer.
     """
     names = {split: _digests(content.images) for split, content in splits.items()}
     wanted = np.unique(np.concatenate(list(names.values())))
@@ -142,10 +141,7 @@ def cached_features(
 
 
 def one_view(keys: jax.Array, features: jax.Array) -> jax.Array:
-    """Every example's features of the image or, at random, of its mirror image.
-
-    `[batch, views, *output]` becomes `[batch, *output]`, with a key for each example.
-    """
+    """Features of each image or, at random by its key, of its mirror image, `[batch, *output]`."""
     views = features.shape[1]
     view = jax.vmap(lambda key: jax.random.randint(key, (), 0, views))(keys)
     return jax.vmap(lambda each, number: each[number])(features, view)
@@ -185,7 +181,7 @@ def _joined(output: Any) -> jax.Array:
 
 
 def _parted(features: jax.Array, like: Any) -> Any:
-    """What `_joined` has made one array of, as it was: in the shapes of `like`."""
+    """Undo `_joined`: arrays in the shapes of `like`."""
     leaves, tree = jax.tree.flatten(like)
     if len(leaves) == 1:
         return jax.tree.unflatten(tree, [features])
@@ -201,7 +197,7 @@ def _compute(
     where: Sequence[tuple[str, int]],
     file: Path,
 ) -> None:
-    """Writes the layer's output for the images at `where`, (split, index) each."""
+    """Write the layer's output for the images at `where`, (split, index) each."""
 
     def features(places: np.ndarray) -> jax.Array:
         raise_if_interrupted()

@@ -27,7 +27,7 @@ from cnn_research.train.trained import TrainedModel, check_run, model_and_splits
 
 
 def evaluate(experiment: Training, workdir: Path) -> Result:
-    """Evaluates the run in a folder, from that folder alone, and writes its report anew.
+    """Evaluate the run in a folder, from that folder alone, and write its report anew.
 
     Raises:
         UserError: the folder is not a run folder, or no good checkpoint.
@@ -59,7 +59,7 @@ def report(
     evaluator: Evaluator,
     writer: MetricsWriter,
 ) -> Result:
-    """Evaluates a state on all splits but the training one; writes evaluation.json and the report.
+    """Evaluate a state on all but the training split; write evaluation.json and the report.
 
     The evaluator is given the `splits`: those of the dataset, or cached features.
     """
@@ -108,10 +108,10 @@ def report(
 def write_evaluation(
     experiment: Training, workdir: Path, step: int, metrics: Mapping[str, Any]
 ) -> None:
-    """Writes evaluation.json: the metrics, and how they came about.
+    """Write evaluation.json: the metrics and their origin.
 
-    Its `config` has the parts of the experiment that `--mode=evaluate` may replace, as they were;
-    `training` the metrics of the training examples, while the epoch that ends at `step` ran.
+    Its `config` has the evaluated values of the fields that `--mode=evaluate` may replace;
+    `training` has the metrics of the training examples in the epoch that ends at `step`.
     """
     task = experiment.fitted_task
     epochs = by_epoch([row for row in read_metrics(workdir) if row["step"] <= step])

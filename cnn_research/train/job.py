@@ -36,11 +36,10 @@ from cnn_research.train.trained import model_and_splits, weights_of_run
 
 @dataclasses.dataclass(eq=False)
 class Job:
-    """A training that is ready to go on from a step.
+    """A training that is ready to start or resume from a step.
 
-    `model` and `splits` are what is trained, and on what: with cached features, the layers that
-    come after them, and the features. `data` is the training split, and `seeds` those of the runs,
-    uint32 `[]` each, on the devices.
+    With cached features, `model` is the layers after them, and `splits` has the features. `data` is
+    the training split, and `seeds` those of the runs, uint32 `[]` each, on the devices.
     """
 
     session: Session
@@ -56,7 +55,7 @@ class Job:
 
     @property
     def runs(self) -> Sequence[SeedRun]:
-        """What is trained at once."""
+        """Runs that are trained at once."""
         return self.session.runs
 
     @property
@@ -76,12 +75,12 @@ class Job:
 
     @property
     def out_of_patience(self) -> bool:
-        """Whether the last evaluations are reason enough to stop."""
+        """Return whether the last evaluations are reason enough to stop."""
         patience = self.session.experiment.selection.patience
         return bool(patience) and self.host.evals_since_best >= patience
 
     def context(self, phase: float) -> StepContext:
-        """What is constant in the steps of a phase."""
+        """Constants of the steps of a phase."""
         experiment, plan = self.session.experiment, self.plan
         transfer = experiment.transfer
         return StepContext(

@@ -61,9 +61,9 @@ def train_seeds(runs: Sequence[SeedRun], workdir: Path, *, profile: bool = False
 
 
 def run_loop(job: Job, outputs: Outputs) -> None:
-    """Evaluate where that is due, or else train up to where it will be.
+    """Evaluate where that is due, otherwise train up to the next evaluation.
 
-    In this order: what a stopped evaluation would have decided is decided on the next start.
+    In this order, an evaluation that was stopped is repeated, and decides, on the next start.
     """
     while True:
         if job.plan.evaluation_due(job.step, job.host.last_eval_step):
@@ -116,8 +116,8 @@ def evaluate_and_save(job: Job, outputs: Outputs) -> None:
 def validation_metrics(job: Job, outputs: Outputs, state: TrainState) -> dict[str, float] | None:
     """Means over the validation split; None where there is no such split.
 
-    Raises `UserError` for a loss that is not finite, and `Interrupted` once a signal came: the
-    state is saved, and evaluated on the next start.
+    Raises `UserError` for a loss that is not finite, and `Interrupted` after a signal: the state is
+    saved, and evaluated on the next start.
     """
     validation = job.splits.get("validation")
     if validation is None:

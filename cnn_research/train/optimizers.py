@@ -51,7 +51,7 @@ class Optimizer:
     0 for none."""
 
     def check(self) -> None:
-        """Raises `UsageError` for a field that the optimizer does not have."""
+        """Raise `UsageError` for a field that the optimizer does not have."""
         if self.name == "adam" and self.weight_decay:
             raise UsageError(
                 "--optimizer.weight-decay needs --optimizer.name=adamw or sgd, not adam"
@@ -130,5 +130,5 @@ class Penalty:
 
 
 def is_kernel(path: tuple) -> bool:
-    """Whether the leaf at this path is a layer's kernel: neither a bias nor a scale."""
+    """Return whether the leaf at this path is a layer's kernel: neither a bias nor a scale."""
     return getattr(path[-1], "key", None) == "kernel"

@@ -54,7 +54,7 @@ class Plan:
         return min([self.last_step, *(step for step in due if step > after)])
 
     def evaluation_due(self, step: int, evaluated: int) -> bool:
-        """Whether to evaluate at a step; `evaluated` is the last step that was."""
+        """Return whether to evaluate at a step; `evaluated` is the last step that was."""
         return step > evaluated and step >= self.next_evaluation(evaluated)
 
     def evaluations_left(self, step: int) -> int:

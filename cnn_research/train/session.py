@@ -85,7 +85,7 @@ class Session:
 
     @property
     def writes(self) -> bool:
-        """Whether this process writes to the folders: the first one does."""
+        """Return whether this process writes to the folders: the first one does."""
         return jax.process_index() == 0 and not self.read_only
 
     @functools.cached_property
@@ -151,7 +151,7 @@ def open_session(
 
 
 def check_data(experiment: Training, dataset: Dataset) -> None:
-    """Raises `UserError` for data that the experiment cannot be trained on."""
+    """Raise `UserError` for data that the experiment cannot be trained on."""
     experiment.task.check_data(dataset)
     channels = dataset.image_shape[2]
     for name, values in (("mean", experiment.mean), ("std", experiment.std)):
@@ -177,7 +177,7 @@ def check_data(experiment: Training, dataset: Dataset) -> None:
 
 
 def check_balanced(heads: Sequence[str], dataset: Dataset) -> None:
-    """Raises `UsageError` where an example has no class by which to draw it."""
+    """Raise `UsageError` where an example has no class by which to draw it."""
     labels = dataset.splits["train"].labels
     if not heads or heads[0] not in dataset.class_names:
         found = (

@@ -37,7 +37,7 @@ class TrainState:
     ema: Any
 
     def variables(self) -> dict[str, Any]:
-        """What the model is evaluated with: the moving average where there is one."""
+        """Variables for evaluation: the moving average where there is one."""
         return self.ema or {"params": self.params, **self.model_state}
 
 
@@ -120,5 +120,5 @@ def initial_state(
 
 
 def shardings_of(state: Any) -> Any:
-    """Where each of its arrays is."""
+    """Sharding of each of its arrays."""
     return jax.tree.map(lambda leaf: leaf.sharding, state)

@@ -90,7 +90,7 @@ def _accumulated_gradients(
 def _objective(
     context: StepContext, params, model_state, images, targets: Targets, dropout, counts=None
 ) -> tuple[jax.Array, tuple[Sums, Any]]:
-    """What is minimised; of a part of a batch, its share, where `counts` has the batch's terms."""
+    """Minimised objective; for a part of a batch its share, if `counts` has the batch's terms."""
     experiment = context.experiment
     task, penalised, parts = experiment.fitted_task, experiment.penalty, experiment.accumulate
     params = stopped(context.frozen, params)

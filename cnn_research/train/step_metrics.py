@@ -19,10 +19,10 @@ LONG = 0.1
 
 
 class StepMetrics:
-    """Collects the metrics of steps, one dispatch behind, so that the device never waits for them.
+    """Collect the metrics of steps, one dispatch behind, so that the device never waits for them.
 
-    Of one run or several; on the terminal stand the means over all of them. Raises `UserError`
-    from any method once a metric is not finite.
+    The terminal shows means over all runs. Raises `UserError` from any method once a metric is not
+    finite.
     """
 
     def __init__(
@@ -57,8 +57,7 @@ class StepMetrics:
         self._fetched_at = None
 
     def log_epoch(self, step: int, validation: Sequence[Mapping[str, float] | None]) -> None:
-        """Print the means of the steps since the last evaluation, and those of `validation`, which
-        is of each run."""
+        """Print means of the steps since the last evaluation, and of each run's `validation`."""
         training = self._means({name: pairs.sum(axis=0) for name, pairs in self._epoch.items()})
         known = [metrics for metrics in validation if metrics]
         names = known[0] if known else {}

@@ -33,10 +33,10 @@ from cnn_research.train.transfer import Transfer
 
 @dataclasses.dataclass(frozen=True)
 class TrainedModel:
-    """A trained model, from the folder of its run alone.
+    """A trained model, loaded from the folder of its run alone.
 
-    The experiment is bound to the data that it was trained on; the state is the one that the run
-    reports on, the last or the best; `class_names` are per head of classes.
+    The experiment is bound to its training data; the state is the run's reported one, the last or
+    the best; `class_names` are per head of classes.
     """
 
     workdir: Path
@@ -47,7 +47,7 @@ class TrainedModel:
 
     @classmethod
     def load(cls, workdir: Path, experiment: Training | None = None) -> TrainedModel:
-        """Loads a run's model; an experiment's `data`, `evaluation` and `selection` replace its.
+        """Load a run's model; an experiment's `data`, `evaluation` and `selection` replace its.
 
         Raises:
             UserError: the folder is not that of a training, or has no good checkpoint.
@@ -66,7 +66,7 @@ class TrainedModel:
         return cls(workdir, bound, state, shape, names)
 
     def load_data(self) -> Dataset:
-        """Loads the data that it was trained on; raises `UsageError` if they have changed."""
+        """Load the data that it was trained on; raise `UsageError` if they have changed."""
         dataset = folders.located(self.experiment.data, self.workdir).load()
         check_same_data(self.workdir, dataset)
         return dataset
@@ -77,8 +77,8 @@ class TrainedModel:
         """The model as a function of images, test-time augmentation included, to be jitted.
 
         uint8 `[batch, height, width, channels]` -> float32 `[batch, outputs]`, with the parameters
-        as constants, and without a formulation in the best of each platform. Predictions and
-        exports are both made by it, so that they are the same, bit for bit.
+        as constants, and by default each platform's best formulation. Predictions and exports both
+        use it, so that they are equal bit for bit.
         """
         # Of images also where it was trained on cached features.
         experiment = dataclasses.replace(self.experiment, transfer=Transfer())
@@ -147,13 +147,13 @@ def weights_of_run(workdir: Path) -> Weights:
 
 
 def check_run(workdir: Path) -> None:
-    """Raises `UserError` for a folder that is not a run folder."""
+    """Raise `UserError` for a folder that is not a run folder."""
     if not (workdir / folders.CONFIG).exists():
         raise UserError(f"{workdir} is not a run folder: train there first, with --mode=train")
 
 
 def check_same_data(workdir: Path, dataset: Dataset) -> None:
-    """Raises `UsageError` if the run in a folder was trained on other examples or classes."""
+    """Raise `UsageError` if the run in a folder was trained on other examples or classes."""
     before = folders.read_json(workdir / folders.RUN).get("data", {}).get("content")
     names = folders.read_json(workdir / folders.RESOLVED_CONFIG).get("class_names")
     now = dataset.provenance.get("content")
@@ -178,8 +178,7 @@ def reported_step(experiment: Training, workdir: Path) -> int:
 
 
 def bind_to_dataset(experiment: Training, dataset: Dataset) -> Training:
-    """The experiment whose model has the outputs that the task needs, whose task knows what it
-    takes from the training split, and where what comes before cached features is frozen.
+    """Bind an experiment to its data: the model's outputs, the task, and layers frozen for a cache.
 
     Raises `UsageError` for images too small for the model, or a layer that it lacks.
     """
@@ -204,7 +203,7 @@ def model_and_splits(
     dataset: Dataset,
     say: Callable[[str], None] = lambda text: None,
 ) -> tuple[nn.Module, Mapping[str, Split]]:
-    """The network that is trained or evaluated, and its inputs: images, or cached features.
+    """The trained network, and its inputs: images, or cached features.
 
     Features are computed with the state's parameters; `say` is called when they have to be.
     """

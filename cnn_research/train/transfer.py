@@ -45,11 +45,11 @@ class Transfer:
 
     @property
     def names_layers(self) -> bool:
-        """Whether any field names layers, which a network may lack."""
+        """Return whether any field names layers, which a network may lack."""
         return bool(self.freeze or self.unfreeze or self.rates)
 
     def check_layers(self, params: Any) -> None:
-        """Raises `UsageError` for a pattern that fits no parameter; these are arrays or shapes."""
+        """Raise `UsageError` for a pattern that fits no parameter; these are arrays or shapes."""
         paths = list(by_path(params))
         for field, patterns in (
             ("freeze", self.freeze),
@@ -66,7 +66,7 @@ class Transfer:
                     )
 
     def check_learns(self, params: Any) -> None:
-        """Raises `UsageError` if every layer is frozen."""
+        """Raise `UsageError` if every layer is frozen."""
         if all(matches(path, self.freeze) for path in by_path(params)):
             raise UsageError("--transfer: every layer is frozen, nothing is left to learn")
 
@@ -141,8 +141,8 @@ def stopped(frozen: Callable[[str], bool] | None, params: Any) -> Any:
 def frozen_statistics(frozen: Callable[[str], bool] | None) -> Iterator[None]:
     """In the `with` block, batch norm of frozen layers uses its running statistics in training too.
 
-    Without it a frozen layer would normalise by its batch: what follows would learn from other
-    features than those it is evaluated on.
+    Normalised by its batch, a frozen layer would give other features in training than in
+    evaluation.
     """
     if frozen is None:
         yield
@@ -164,7 +164,7 @@ def by_path(tree: Any) -> dict[str, Any]:
 
 
 def map_by_path(function: Callable[..., Any], *trees: Any) -> Any:
-    """Calls a function with each path and the leaves there."""
+    """Call a function with each path and the leaves there."""
     return jax.tree_util.tree_map_with_path(
         lambda path, *leaves: function(_name(path), *leaves), *trees
     )
