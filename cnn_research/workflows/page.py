@@ -27,11 +27,11 @@ class Page:
     pictures: list[str] = dataclasses.field(default_factory=list)
 
     def text(self, markdown: str) -> None:
-        """Adds a paragraph, a heading or a table."""
+        """Add a paragraph, a heading or a table."""
         self.parts.append(markdown)
 
     def picture(self, name: str, figure: Figure, caption: str) -> None:
-        """Adds a picture as `name.png`, with its caption below."""
+        """Add a picture as `name.png`, with its caption below."""
         figure.savefig(self.folder / f"{name}.png")
         self.pictures.append(name)
         self.parts.append(f"![{name.replace('_', ' ')}]({name}.png)\n\n{caption}")

@@ -31,12 +31,10 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """An experiment's stages, while its folder is locked; of several processes all run them.
+    """An experiment's stages, while its folder is locked; every process runs them.
 
-    Attributes:
-        workdir: the folder of the pipeline; a stage's is below it.
-        interruption: what a signal between two stages sets.
-        stages: the names of those that are complete.
+    `stages` are the names of those that are complete, in folders below `workdir`. A signal between
+    two stages sets `interruption`.
     """
 
     workdir: Path
@@ -44,7 +42,7 @@ class Pipeline:
     stages: list[str] = dataclasses.field(default_factory=list)
 
     def train(self, name: str, training: Training) -> Result:
-        """Trains in the folder `name`, or reads the result of a training that is complete there.
+        """Train in the folder `name`, or read the result of a training that is complete there.
 
         Raises:
             Interrupted: a signal asked the pipeline to stop.
@@ -72,12 +70,9 @@ class Pipeline:
     def once(
         self, file: Path, compute: Callable[[], T], write: Callable[[Path, T], object]
     ) -> None:
-        """Writes what is computed from a stage to a file, unless it is there.
+        """Write the result of `compute` to a file, whole or not at all, unless it is there.
 
-        Args:
-            file: it is there whole or not at all.
-            compute: called by all processes.
-            write: called by the first one, with the path to write to.
+        All processes call `compute`; the first one calls `write` with the path to write to.
         """
         if broadcast_from_process_zero(file.exists() or None):
             return
@@ -90,15 +85,15 @@ class Pipeline:
         wait_for_all(str(file))
 
     def check(self) -> None:
-        """Raises `Interrupted` after a signal; for computations of several seconds to call."""
+        """Raise `Interrupted` after a signal; for computations of several seconds to call."""
         self.interruption.check(f"{len(self.stages)} stages are complete in {self.workdir}")
 
 
 @contextlib.contextmanager
 def open_pipeline(experiment: Experiment, workdir: Path) -> Iterator[Pipeline]:
-    """Claims a folder for the stages of an experiment, and describes it there.
+    """Claim a folder for the stages of an experiment, and describe it there.
 
-    run.json has `stages`, the names of the runs below, and `finished`, when all was done.
+    run.json has `stages`, the names of the runs below, and `finished`, the time of completion.
 
     Raises:
         UserError: another run is in the folder.
@@ -119,7 +114,7 @@ def open_pipeline(experiment: Experiment, workdir: Path) -> Iterator[Pipeline]:
 
 
 def dry_run(workdir: Path, stages: Sequence[tuple[str, Training]]) -> Result:
-    """Estimates each training; the run that it will start from need not be there yet."""
+    """Estimate each training; the run that it will start from need not be there yet."""
     from cnn_research.train.dry_run import dry_run as dry_run_of
 
     for name, training in stages:

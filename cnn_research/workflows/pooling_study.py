@@ -70,10 +70,9 @@ class PoolingStudy(Experiment):
 
 
 def compare(study: PoolingStudy, workdir: Path) -> Result:
-    """Trains what is not trained yet, evaluates it all, and writes `report/` with its figure.
+    """Train what is not trained yet, evaluate it all, and write `report/` with its figure.
 
-    Returns:
-        The mean test accuracy of each kind, on images where they are.
+    The result has the mean test accuracy of each kind on unshifted images.
     """
     accuracy: dict[str, list[list[float]]] = {kind: [] for kind in study.pooling}
     with pipeline.open_pipeline(study, workdir) as stages:
@@ -87,7 +86,7 @@ def compare(study: PoolingStudy, workdir: Path) -> Result:
 
 
 def dry_run(study: PoolingStudy, workdir: Path) -> Result:
-    """Estimates the first of the trainings."""
+    """Estimate the first of the trainings."""
     _, name, training = next(study.trainings())
     print(f"The first of {len(study.pooling) * study.num_seeds} trainings:")
     return pipeline.dry_run(workdir, [(name, training)])
@@ -116,14 +115,14 @@ def accuracies(
 
 
 def shifted(images: np.ndarray, shift: int) -> np.ndarray:
-    """Images `[examples, height, width, channels]`, moved to the right by `shift` pixels, less than
-    the width (to the left below 0); black comes in."""
+    """Shift images `[examples, height, width, channels]` right by `shift` pixels; black fills
+    in."""
     width, right, left = images.shape[2], max(0, shift), max(0, -shift)
     return np.pad(images[:, :, left : width - right], ((0, 0), (0, 0), (right, left), (0, 0)))
 
 
 def write(study: PoolingStudy, workdir: Path, accuracy: Mapping[str, list[list[float]]]) -> Result:
-    """Writes `report/` and results.json from `accuracy`: per kind, per seed, for each shift."""
+    """Write `report/` and results.json from `accuracy`: per kind, per seed, for each shift."""
     shifts, still = study.shifts, study.largest_shift
     shown = sorted({0, *(s for s in (1, 2, 4, 8) if s <= study.largest_shift)})
     rows = []

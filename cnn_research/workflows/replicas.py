@@ -27,21 +27,19 @@ RESULTS = "results.json"
 
 
 def dry_run(experiment: Training, workdir: Path, count: int) -> Result:
-    """Estimates the training of all replicas; writes nothing."""
+    """Estimate the training of all replicas; write nothing."""
     return dry_run_seeds(_runs(experiment, workdir, count), workdir)
 
 
 def train(experiment: Training, workdir: Path, count: int, *, profile: bool = False) -> Result:
-    """Trains with `count` seeds from the experiment's own on, in WORKDIR/seed-SEED each.
+    """Train with `count` seeds from the experiment's own on, in WORKDIR/seed-SEED each.
 
-    Where one of them fails, all stop, and go on together from the newest checkpoint of all.
-
-    Returns:
-        The mean over seeds of each figure.
+    Where one of them fails, all stop, and resume together from the newest checkpoint of all. The
+    result has the mean over seeds of each figure.
 
     Raises:
-        UsageError: the experiment decides for each seed otherwise, or the folder holds another
-            run, or other seeds.
+        UsageError: the experiment decides for each seed otherwise, or the folder holds another run,
+            or other seeds.
         UserError, Interrupted: as `train.loop.train`.
     """
     runs = _runs(experiment, workdir, count)
@@ -88,7 +86,7 @@ def _runs(experiment: Training, workdir: Path, count: int) -> list[SeedRun]:
 
 
 def _summarise(runs: list[SeedRun], workdir: Path) -> None:
-    """Writes results.json, and prints the means."""
+    """Write results.json, and print the means."""
     evaluated = [found for run in runs if (found := read_run(run.workdir)) is not None]
     if not evaluated:
         return  # nothing to evaluate on

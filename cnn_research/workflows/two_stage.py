@@ -56,11 +56,7 @@ class TwoStage(Experiment):
 
 
 def train(experiment: TwoStage, workdir: Path) -> Result:
-    """Runs what is not complete yet.
-
-    Returns:
-        The result of the second training.
-    """
+    """Run the stages that are not complete, and return the result of the second training."""
     with pipeline.open_pipeline(experiment, workdir) as stages:
         for name, training in experiment.stages():
             result = stages.train(name, _with_outputs(training, workdir / name))
@@ -68,10 +64,8 @@ def train(experiment: TwoStage, workdir: Path) -> Result:
 
 
 def _with_outputs(training: Training, folder: Path) -> Training:
-    """The training, its model with as many outputs as that of the run it starts from, if any.
-
-    A new head has outputs of its own.
-    """
+    """The training, its model with the outputs of the run it starts from; a new head has its
+    own."""
     from cnn_research.train.trained import bound_experiment
 
     start = folders.located(training.pretrained, folder).source
@@ -82,19 +76,19 @@ def _with_outputs(training: Training, folder: Path) -> Training:
 
 
 def dry_run(experiment: TwoStage, workdir: Path) -> Result:
-    """Estimates time and memory of each training."""
+    """Estimate time and memory of each training."""
     return pipeline.dry_run(workdir, experiment.stages())
 
 
 def evaluate(experiment: TwoStage, workdir: Path) -> Result:
-    """Evaluates the second training, as `train.finish.evaluate` does."""
+    """Evaluate the second training, as `train.finish.evaluate` does."""
     from cnn_research.train import finish
 
     return finish.evaluate(_second(experiment, workdir), workdir / SECOND)
 
 
 def predict(experiment: TwoStage, workdir: Path, source: str, *, neighbours: int = 0) -> Result:
-    """Predicts with the second training's network; writes below its folder."""
+    """Predict with the second training's network; write below its folder."""
     from cnn_research.inference.predict import predict_images
 
     training = _second(experiment, workdir)
@@ -102,18 +96,14 @@ def predict(experiment: TwoStage, workdir: Path, source: str, *, neighbours: int
 
 
 def export(experiment: TwoStage, workdir: Path) -> Result:
-    """Exports the second training's network."""
+    """Export the second training's network."""
     from cnn_research.inference.export import FOLDER, export_to
 
     return export_to(_second(experiment, workdir), workdir / SECOND, workdir / FOLDER)
 
 
 def _second(experiment: TwoStage, workdir: Path) -> Training:
-    """The second training as it was run, which may be evaluated otherwise.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The second training as it was run, with this evaluation; a `UserError` if there is none."""
     folders.check_same(experiment, workdir, ("training.evaluation",))
     saved = folders.saved_config(workdir / SECOND)
     if not isinstance(saved, Training):

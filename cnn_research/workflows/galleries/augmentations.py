@@ -104,11 +104,7 @@ class Augmentations(Experiment):
 
 
 def draw(experiment: Augmentations, workdir: Path) -> Result:
-    """Draws the pictures into a folder.
-
-    Raises:
-        UserError: the image cannot be read.
-    """
+    """Draw the pictures into a folder; a `UserError` for an image that cannot be read."""
     how = experiment.augmentation
     photos = photographs(experiment.image, experiment.size)
     others = list(photos.values())[1:] or [photographs("", experiment.size)["flower"]]

@@ -31,9 +31,9 @@ def _cell(shape: tuple[int, ...], lines: int = 1) -> tuple[float, float]:
 def maps_figure(
     image: np.ndarray, label: str, chosen: Sequence[Layer], found: Sequence[np.ndarray]
 ) -> Figure:
-    """An image, uint8 `[height, width, channels]`, and a row of maps for each of `chosen` layers.
+    """Draw an image, `[height, width, channels]`, and a row of maps for each of `chosen` layers.
 
-    Of each, `found` has `[map_height, map_width, units]`.
+    The image is uint8; `found` has `[map_height, map_width, units]` for each layer.
     """
     columns = max(each.shape[2] for each in found)
     subtitle = "from the first convolution, below the image, to the last"
@@ -63,14 +63,10 @@ def layer_figure(
     activations: TopActivations,
     label: Callable[[int], str],
 ) -> Figure:
-    """A row for each unit: its filter, and the images that excite it most.
+    """Draw a row for each unit of a convolution: its filter, and the images that excite it most.
 
-    Args:
-        layer: a convolution.
-        kernels: float32 `[height, width, inputs, units]`.
-        images: uint8 `[examples, height, width, channels]`.
-        activations: which of them, for each unit that is shown.
-        label: gives the class of an image by its place.
+    Kernels are float32 `[height, width, inputs, units]`, images uint8 `[examples, height, width,
+    channels]`; `label` returns the class of an image by its index.
     """
     height, width, inputs, _ = kernels.shape
     colour = inputs == images.shape[3] == 3
@@ -111,14 +107,10 @@ def cams_figure(
     title: str,
     subtitle: str,
 ) -> Figure:
-    """Images, each beside itself with its map laid over it.
+    """Draw images beside copies with the class activation map laid over them.
 
-    Args:
-        images: uint8 `[shown, height, width, channels]`.
-        cams: float32 `[shown, map_height, map_width]`.
-        labels: what each image is.
-        answers: what the network says it is.
-        title: of the figure, above `subtitle`, a line.
+    Images are uint8 `[shown, height, width, channels]`, maps float32 `[shown, map_height,
+    map_width]`; each image has its label and the network's answer.
     """
     pairs = min(4, len(images))
     cell = _cell(images.shape[1:], lines=2)

@@ -68,14 +68,9 @@ class Features(Experiment):
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """A trained run, opened for drawing.
+    """A trained run, opened for drawing: the experiment bound to its data, and the reported state.
 
-    Attributes:
-        training: bound to its data.
-        dataset: its data.
-        state: the one that its report is about.
-        split: of the images that are shown.
-        layers: every module whose output is a map.
+    `split` has the images that are shown, `layers` every module whose output is a map.
     """
 
     training: Training
@@ -114,7 +109,7 @@ class Opened:
 
 
 def draw(experiment: Features, workdir: Path) -> Result:
-    """Draws the run's features into a folder of their own.
+    """Draw the run's features into a folder of their own.
 
     Raises:
         UserError: there is no such run, layer, class or image.
@@ -141,7 +136,7 @@ def draw(experiment: Features, workdir: Path) -> Result:
 
 
 def open_run(experiment: Features) -> Opened:
-    """The run of `experiment.run`.
+    """Open `experiment.run`.
 
     Raises:
         UserError: the folder holds no trained network, or the split is not there.
@@ -176,7 +171,7 @@ def spread(items: Sequence[Layer], count: int) -> list[Layer]:
 def _feature_maps(
     page: Page, opened: Opened, experiment: Features, chosen: Sequence[Layer]
 ) -> None:
-    """Adds a table of the convolutions, and the maps of one image."""
+    """Add a table of the convolutions, and the maps of one image."""
     convolutions = [layer for layer in opened.layers if layer.kernel]
     page.text("## Feature maps")
     if len(chosen) < len(convolutions):
@@ -203,7 +198,7 @@ def _feature_maps(
 def _top_activations(
     page: Page, opened: Opened, experiment: Features, chosen: Sequence[Layer]
 ) -> None:
-    """Adds each layer's filters beside the images that excite them most."""
+    """Add each layer's filters beside the images that excite them most."""
     split, variables = opened.split, opened.variables
     # A split may be sorted by class: from all of it.
     searched = np.unique(np.linspace(0, len(split) - 1, experiment.search).astype(int))
@@ -230,7 +225,7 @@ def _top_activations(
 def _grad_cam(
     page: Page, opened: Opened, layer: Layer, target: int | None, indices: np.ndarray
 ) -> None:
-    """Adds Grad-CAM at a layer for a class, or for what is predicted."""
+    """Add Grad-CAM at a layer for a class, or for what is predicted."""
     model, variables, classes = opened.training.model, opened.variables, len(opened.class_names)
     pixels = opened.split.images[indices]
     images = opened.preprocess(pixels)
@@ -264,9 +259,9 @@ def _grad_cam(
 
 
 def cam_layer(found: Sequence[Layer], path: str) -> Layer:
-    """The layer at `path`; for "" the last of the size of the last convolution.
+    """Layer at `path`; for "" the last of the size of the last convolution.
 
-    A convolution whose map is a single place tells nothing of where: it does not count.
+    A convolution with a map of a single place is skipped, as it locates nothing.
 
     Raises:
         UsageError: there is none at that path.
@@ -286,11 +281,8 @@ def cam_layer(found: Sequence[Layer], path: str) -> Layer:
 
 
 def target_index(class_names: Sequence[str], name: str) -> int | None:
-    """The class of that name, or None for "".
-
-    Raises:
-        UsageError: there is none, or the run estimates a number.
-    """
+    """Index of the class `name`, None for ""; a `UsageError` if it is unknown or the run has no
+    classes."""
     if not name:
         return None
     if name not in class_names:
@@ -303,7 +295,7 @@ def target_index(class_names: Sequence[str], name: str) -> int | None:
 
 
 def cam_images(opened: Opened, target: int | None) -> np.ndarray:
-    """Images of the target class, or the first of each class, or just the first: int `[shown]`.
+    """Indices, int `[shown]`: images of the target class, or the first of each class, or the first.
 
     Raises:
         UserError: the split has no image of the target class.

@@ -89,10 +89,9 @@ def _title(name: str) -> str:
 
 
 def parse_kernel(text: str) -> Kernel:
-    """The kernel of that name, or of these numbers.
+    """Kernel of that name, or of these numbers.
 
-    Args:
-        text: rows divided by `;` (or none: 9 numbers make 3 rows), numbers by spaces or commas.
+    Rows are divided by `;` (9 numbers without it make 3 rows), numbers by spaces or commas.
 
     Raises:
         UsageError: neither a name nor a square of numbers.
@@ -126,7 +125,7 @@ def parse_kernel(text: str) -> Kernel:
 
 
 def draw(experiment: Filters, workdir: Path) -> Result:
-    """Draws the gallery into a folder.
+    """Draw the gallery into a folder.
 
     Raises:
         UserError: the image cannot be read, or the kernel is larger than it.
@@ -225,10 +224,9 @@ def filters_figure(
     title: str,
     subtitle: str,
 ) -> Figure:
-    """The image, uint8 `[height, width, 3]`, and beside it each result with its size and kernel.
+    """Draw the image, uint8 `[height, width, 3]`, beside each result with its size and kernel.
 
-    Results and kernels are by title; a result is float32 `[out_height, out_width, 3]`, 0 to 255
-    where not below or above.
+    Results, by title, are float32 `[out_height, out_width, 3]`, with 0 to 255 in the image's range.
     """
     columns = min(4, 1 + len(kernels))
     rows = -(-(1 + len(kernels)) // columns)
@@ -246,7 +244,7 @@ def filters_figure(
 
 
 def signed(kernel: Kernel) -> bool:
-    """Whether the numbers sum to zero, so that an even surface gives zero."""
+    """Return whether the numbers sum to zero, so that an even surface gives zero."""
     flat = np.array(kernel)
     return bool(abs(flat.sum()) < 1e-6 * abs(flat).sum())
 

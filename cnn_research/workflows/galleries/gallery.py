@@ -35,13 +35,9 @@ Size = tuple[Annotated[int, Range(minimum=1)], Annotated[int, Range(minimum=1)]]
 
 @contextlib.contextmanager
 def gallery_page(experiment: Experiment, workdir: Path, title: str, **facts: Any) -> Iterator[Page]:
-    """The page of a gallery, to be filled; in a folder with config.json, run.json and TensorBoard.
+    """Open a gallery's page, in a folder with config.json, run.json and TensorBoard events.
 
-    Args:
-        experiment: what is drawn; another experiment's folder is refused.
-        workdir: where.
-        title: the page's heading.
-        **facts: JSON values for run.json.
+    `facts` are JSON values for run.json. The folder of another experiment is refused.
     """
     # Drawn anew from any fields: all of them may differ from an earlier page's.
     folders.check_same(experiment, workdir, tuple(flatten(experiment)))
@@ -58,11 +54,9 @@ def gallery_page(experiment: Experiment, workdir: Path, title: str, **facts: Any
 
 
 def photographs(image: str, size: tuple[int, int] | None = None) -> dict[str, np.ndarray]:
-    """The images that a gallery is drawn on, by a name for files: uint8 `[height, width, 3]` each.
+    """Input images of a gallery by file name, uint8 `[height, width, 3]` each; "" has the samples.
 
-    Args:
-        image: a file, rotated as EXIF says, in RGB; or "" for the samples.
-        size: height and width to which the middle is cut and scaled; None for their own.
+    The middle is cut and scaled to `size` (height, width), if given.
 
     Raises:
         UserError: the file is not an image.

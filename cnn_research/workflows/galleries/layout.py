@@ -24,11 +24,9 @@ def ratio(shape: tuple[int, ...], largest: float = 2.5, smallest: float = 0.0) -
 def grid(
     rows: int, columns: int, cell: tuple[float, float], title: str, subtitle: str
 ) -> tuple[Figure, np.ndarray]:
-    """A figure with a grid of empty places, each of `cell` (width, height) inches.
+    """Create a figure with axes `[rows, columns]`, each of `cell` (width, height) inches.
 
-    Returns:
-        The figure, and its axes `[rows, columns]`; above them `title` in bold and `subtitle`,
-        perhaps of several lines.
+    The bold title is above the subtitle, which may have several lines.
     """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -48,15 +46,9 @@ def grid(
 
 
 def show(axes: Axes, pixels: np.ndarray, title: str = "", note: str = "", size: float = 10) -> None:
-    """Puts an image into its place.
+    """Show `[height, width, 3]` or grey levels, `[height, width]` or with 1 channel, of 0 to 255.
 
-    Args:
-        axes: the place.
-        pixels: `[height, width, 3]`, or grey levels `[height, width]` or `[height, width, 1]` from
-            0, black, to 255.
-        title: above it.
-        note: below it, in type of one width.
-        size: of the title's type, in points.
+    The title, of `size` points, is above it, the note below in a monospaced font.
     """
     # Small images are to show their pixels, large ones not to flicker.
     smooth = "nearest" if max(pixels.shape[:2]) <= 256 else "auto"
@@ -76,9 +68,9 @@ def show(axes: Axes, pixels: np.ndarray, title: str = "", note: str = "", size: 
 
 
 def label_row(first: Axes, label: str, size: float = 10) -> None:
-    """Writes a label above a row's first place and as many of its neighbours as it needs.
+    """Write a label above a row's first cell and as many of its neighbours as it needs.
 
-    A title would make its column wider. The neighbours' titles, blank ones perhaps, leave the room.
+    A title would make its column wider. The neighbours' titles, perhaps blank, leave the room.
     """
     first.annotate(
         label,

@@ -63,11 +63,7 @@ class PoolingPyramid(Experiment):
 
 
 def draw(experiment: PoolingPyramid, workdir: Path) -> Result:
-    """Draws the pyramids into a folder.
-
-    Raises:
-        UserError: the image cannot be read.
-    """
+    """Draw the pyramids into a folder; a `UserError` for an image that cannot be read."""
     images = photographs(experiment.image, experiment.size)
     sizes = pyramid_sizes(experiment.size, experiment.rounds)
     rows = [("image", *map(str, sizes[0]))]

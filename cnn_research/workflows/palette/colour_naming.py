@@ -33,10 +33,9 @@ MOST_CROPS = 4096
 
 
 def name_pixels(experiment: Purification, workdir: Path, source: str) -> Result:
-    """Names the pixels of every image of `source`, and writes pictures of them.
+    """Name the pixels of every image of `source`, and write pictures of them to `predictions/`.
 
-    `predictions/` gets a picture for each image and `predictions.jsonl` with the share of each
-    name.
+    Its `predictions.jsonl` has the share of each name.
 
     Raises:
         UserError: the rounds are not done, or there is no image.
@@ -85,14 +84,8 @@ def small(image: np.ndarray, longest: int) -> np.ndarray:
 def crops_around(image: np.ndarray, window: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
     """Crops centred on a grid of pixels, and the rows and columns of that grid.
 
-    Beyond its border the image is its own reflection.
-
-    Args:
-        image: uint8 `[height, width, 3]`.
-        window: height and width of a crop.
-
-    Returns:
-        uint8 `[rows * columns, *window, 3]`, at most about `MOST_CROPS`.
+    From uint8 `[height, width, 3]`, reflected at its border, to uint8 `[rows * columns, *window,
+    3]`, at most about `MOST_CROPS`.
     """
     height, width, _ = image.shape
     step = max(1, int(np.ceil(np.sqrt(height * width / MOST_CROPS))))
@@ -115,12 +108,10 @@ TERMS = {
 
 
 def named_pixels_plot(image: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Figure:
-    """An image beside a map of its colour names, painted in these colours.
+    """Draw an image, uint8 `[height, width, 3]`, beside a map of its colour names.
 
-    Args:
-        image: uint8 `[height, width, 3]`.
-        labels: which name each place of a grid over the image has, int `[rows, columns]`.
-        names: basic colour terms, or others, which are painted in colours of their own.
+    Labels are int `[rows, columns]`, on a grid over the image. Basic colour terms are painted in
+    their colours, other names in arbitrary ones.
     """
     from matplotlib import colormaps
     from matplotlib.colors import to_rgb

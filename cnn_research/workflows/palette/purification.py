@@ -89,10 +89,9 @@ class Purification(Experiment):
 
 
 def purify(experiment: Purification, workdir: Path) -> Result:
-    """Runs what is not done yet, and writes `report/` with the accuracy of each round.
+    """Run the remaining stages, and write `report/` with the accuracy of each round.
 
-    Returns:
-        The figures of each round.
+    The result has these figures.
     """
     with pipeline.open_pipeline(experiment, workdir) as stages:
         stages.train(FIRST, experiment.first())
@@ -107,18 +106,14 @@ def purify(experiment: Purification, workdir: Path) -> Result:
 
 
 def dry_run(experiment: Purification, workdir: Path) -> Result:
-    """Estimates the first phase; the rounds take less."""
+    """Estimate the first phase; the rounds take less."""
     result = pipeline.dry_run(workdir, [(FIRST, experiment.first())])
     print(f"{experiment.rounds + 1} trainings of the last layer on its features follow.")
     return result
 
 
 def last_round(experiment: Purification, workdir: Path) -> Path:
-    """The folder of the last round's training.
-
-    Raises:
-        UserError: it is not complete.
-    """
+    """Folder of the last round's training; a `UserError` if it is not complete."""
     folders.check_same(experiment, workdir, experiment.resumable_fields)
     last = workdir / f"round_{experiment.rounds}"
     if not (last / folders.EVALUATION).exists():
@@ -127,7 +122,7 @@ def last_round(experiment: Purification, workdir: Path) -> Path:
 
 
 def export(experiment: Purification, workdir: Path) -> Result:
-    """Exports the last round's network, of one crop, as `export.export` does."""
+    """Export the last round's network, of one crop, as `export.export` does."""
     from cnn_research.inference.export import FOLDER, export_to
 
     last = last_round(experiment, workdir)
@@ -139,11 +134,7 @@ def export(experiment: Purification, workdir: Path) -> Result:
 def discard(
     experiment: Purification, training: Training, folder: Path
 ) -> tuple[np.ndarray, Figure]:
-    """Decides which crops the next round keeps.
-
-    Returns:
-        bool `[training crops]`, true for those that are kept; and a picture of the others.
-    """
+    """Select the crops for the next round, bool `[training crops]`, and draw the discarded ones."""
     from cnn_research.core.distributed import data_mesh
     from cnn_research.train.evaluator import Evaluator
     from cnn_research.train.trained import TrainedModel, model_and_splits
@@ -175,17 +166,14 @@ def _write_kept(file: Path, judged: tuple[np.ndarray, Figure]) -> None:
 def to_centres(
     features: np.ndarray, logits: np.ndarray, labels: np.ndarray, share: float
 ) -> np.ndarray:
-    """How far each sample is from the centre of each class: the mean of the class's seeds.
+    """Distance of each sample to the centre of each class: the mean of the class's seeds.
 
-    Args:
-        features: float32 `[samples, dimensions]`.
-        logits: float32 `[samples, classes]`.
-        labels: int `[samples]`, below 0 where not known.
-        share: of a class's correctly named samples, the surest are its seeds; one at least.
+    Features are float32 `[samples, dimensions]`, logits float32 `[samples, classes]`, labels int
+    `[samples]`, below 0 where not known. The seeds are the surest `share` of a class's correctly
+    named samples, at least one.
 
     Returns:
-        float32 `[samples, classes]`; NaN for a class of which no sample is correctly named, so
-        that it has no centre.
+        float32 `[samples, classes]`; NaN for a class without a correctly named sample.
     """
     named = logits.argmax(axis=1)
     sure = log_softmax(logits, axis=1).max(axis=1)
@@ -201,19 +189,15 @@ def to_centres(
 
 
 def to_own(distances: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """How far each sample is from the centre of its class, by how far from the nearest other.
+    """Ratio of each sample's distance to its own class centre and that to the nearest other.
 
     The document discards what is "too far" from its centre. Far is not wrong: a light blue is as
-    far from the centre of blue as many a wrong label. But a blue that is called red is also near
-    to the centre of blue.
+    far from the centre of blue as many a wrong label. But a blue that is called red is also near to
+    the centre of blue.
 
-    Args:
-        distances: float `[samples, classes]`, from `to_centres`.
-        labels: int `[samples]`, below 0 where not known.
-
-    Returns:
-        float32 `[samples]`; NaN where the label is not known, or a class has no centre, or no
-        other class has one.
+    Distances are `[samples, classes]`, from `to_centres`; labels int `[samples]`, below 0 where not
+    known. The result is float32 `[samples]`; NaN where the label is not known, or its class or
+    every other one has no centre.
     """
     rows = np.arange(len(labels))
     own = distances[rows, np.maximum(labels, 0)]
@@ -225,12 +209,9 @@ def to_own(distances: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def near(ratios: np.ndarray, labels: np.ndarray, share: float) -> np.ndarray:
-    """Which samples stay: all labelled ones but, of each class, the farthest `share`.
+    """Mask of the samples that stay: all labelled ones but, of each class, the farthest `share`.
 
-    Args:
-        ratios: float `[samples]`, from `to_own`; a class without a centre stays as it is.
-        labels: int `[samples]`, below 0 where not known.
-        share: 0 to 1.
+    Ratios, `[samples]`, are those of `to_own`; a class without a centre stays as it is.
     """
     kept = labels >= 0
     for label in np.unique(labels[kept]):
@@ -253,7 +234,7 @@ def discarded_figure(
 
 
 def write(experiment: Purification, workdir: Path) -> Result:
-    """Writes `report/`, a page and its figure, from what the stages have left."""
+    """Write `report/`, a page and its figure, from what the stages have left."""
     stages = [workdir / f"round_{number}" for number in range(experiment.rounds + 1)]
     rounds = {stage.name: folders.read_json(stage / folders.EVALUATION) for stage in stages}
     crops = ["all", *(f"{np.load(stage / KEPT).sum():,}" for stage in stages[:-1])]
