@@ -1,1 +1,1 @@
-"""What is done with a trained network: predict, export, serve."""
+"""Use of a trained network: predict, export, serve."""

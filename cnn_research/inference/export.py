@@ -33,27 +33,27 @@ from cnn_research.train.trained import TrainedModel, check_run
 FOLDER = "export"
 PLATFORMS = ("cpu", "cuda", "tpu")
 RESIZE = "bilinear, antialiased, stretched"
-"""How images of another size become the network's (`data.images.decode`)."""
+"""Conversion of images to the network's size (`data.images.decode`)."""
 HOW_EVALUATED = ("evaluation.mirror", "evaluation.shift", "selection.report")
 """The fields that `--mode=evaluate` may replace and on which figures and the network depend."""
 
 
 def export(experiment: Training, workdir: Path) -> Result:
-    """Writes the run's network to `export/`, whole or not at all.
+    """Write the run's network to `export/`, whole or not at all.
 
-    The experiment's `evaluation` and `selection.report` may differ from what was trained if the
-    run was last evaluated with them.
+    `evaluation` and `selection.report` may differ from the training's if the run was last evaluated
+    with them.
 
     Raises:
         UsageError: the run was last evaluated otherwise, so that its figures are not those of the
-            network that would be exported.
+            exported network.
         UserError: the folder is not that of a run, or its network cannot be exported.
     """
     return export_to(experiment, workdir, workdir / FOLDER)
 
 
 def export_to(experiment: Training, workdir: Path, folder: Path) -> Result:
-    """Writes the network of the run in `workdir` to another folder; `export` says the rest."""
+    """Write the network of the run in `workdir` to another folder; `export` says the rest."""
     check_run(workdir)
     folders.check_same(experiment, workdir, ("data.path", "evaluation", "selection.report"))
     check_evaluated(experiment, workdir)
@@ -79,7 +79,7 @@ def export_to(experiment: Training, workdir: Path, folder: Path) -> Result:
 
 
 def check_evaluated(experiment: Training, workdir: Path) -> None:
-    """Raises `UsageError` if a run's figures are of another evaluation than this experiment's."""
+    """Raise `UsageError` if a run's figures are of another evaluation than this experiment's."""
     evaluated = flatten(from_dict(folders.evaluated_config(workdir)))
     exports = flatten(experiment)
     for name in HOW_EVALUATED:
@@ -93,11 +93,9 @@ def check_evaluated(experiment: Training, workdir: Path) -> None:
 
 
 def program(model: TrainedModel) -> jax.export.Exported:
-    """The network as JAX keeps it: uint8 images `[batch, height, width, channels]`, of any number,
-    to float32 outputs `[batch, outputs]`.
+    """Export with JAX: uint8 `[batch, height, width, channels]` to float32 `[batch, outputs]`.
 
-    Raises:
-        UserError: it does something that needs the number of images.
+    The batch is symbolic; a `UserError` for a network that needs the number of images.
     """
     (batch,) = jax.export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *model.image_shape), jnp.uint8)
@@ -157,8 +155,7 @@ METRICS = {"classes": "accuracy", "number": "mae"}
 
 
 def card(facts: Mapping[str, Any], run: Mapping[str, Any], onnx: bool) -> str:
-    """README.md, with what Hugging Face reads of a model at its top: from the values of export.json
-    and of the run's run.json."""
+    """README.md with Hugging Face's model metadata, from the values of export.json and run.json."""
     heads, name = facts["heads"], facts["experiment"] or "Network"
     kinds = {head["kind"] for head in heads}
     metrics = [metric for kind, metric in METRICS.items() if kind in kinds]

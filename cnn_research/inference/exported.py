@@ -26,7 +26,7 @@ MODEL = "model.jaxexport"
 FACTS = "export.json"
 SUMS = "SHA256SUMS"
 CALLS = {"shape_assertion"}
-"""What the program may call outside itself: JAX's check that there is an image at all."""
+"""Allowed external call of the program: JAX's check that there is an image at all."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,11 +44,9 @@ class Exported:
         return height, width, channels
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """The outputs, float32 `[batch, outputs]`, for one image or more, uint8
-        `[batch, height, width, channels]`; compiled once for each size of batch.
+        """Outputs, float32 `[batch, outputs]`, of uint8 images `[batch, height, width, channels]`.
 
-        Raises:
-            ValueError: the images are of another shape or dtype.
+        Compiled once for each batch size; a `ValueError` for images of another shape or dtype.
         """
         if images.dtype != np.uint8 or images.shape[1:] != self.image_shape or not images.size:
             raise ValueError(
@@ -66,15 +64,15 @@ class Exported:
 
     @property
     def heads(self) -> list[dict[str, Any]]:
-        """How to read the outputs, head by head."""
+        """Description of the outputs of each head."""
         return self.facts["heads"]
 
 
 def open_export(folder: Path) -> Exported:
-    """The exported network of a folder, every file of it checked.
+    """Open the exported network of a folder, and check every file of it.
 
-    The program of a stranger can compute, and nothing else: one that calls what lies outside it,
-    such as a function of this process by its address, is not opened.
+    An untrusted program can compute, and nothing else: one that calls what lies outside it, such as
+    a function of this process by its address, is not opened.
 
     Raises:
         UserError: the folder holds no export, a damaged one, one of another format, or one that
@@ -124,7 +122,7 @@ def open_export(folder: Path) -> Exported:
 
 
 def _wrong(facts: Mapping[str, Any]) -> Iterator[str]:
-    """What export.json lacks for the network to be used; nothing if all is well."""
+    """Describe what export.json lacks for the network to be used; empty if it is complete."""
     for name, kind in (("experiment", str), ("step", int), ("outputs", int)):
         if not isinstance(facts.get(name), kind):
             yield f"has no good `{name}`"
@@ -148,7 +146,7 @@ def _wrong(facts: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _is_readable(head: Mapping[str, Any], outputs: int) -> bool:
-    """Whether a head of a known kind has what `decode` needs."""
+    """Return whether a head of a known kind has what `decode` needs."""
     start, stop, classes = head.get("start"), head.get("stop"), head.get("classes")
     if not (isinstance(start, int) and isinstance(stop, int) and 0 <= start < stop <= outputs):
         return False
@@ -181,11 +179,8 @@ def _calls(program: Any) -> set[str]:
 
 
 def check(folder: Path) -> None:
-    """Compares every file with the list of checksums.
-
-    Raises:
-        UserError: there is no list, or a file is missing or differs.
-    """
+    """Compare every file with the list of checksums; a `UserError` if it or a file is missing or
+    wrong."""
     try:
         sums = dict(_listed((folder / SUMS).read_text(encoding="utf-8")))
     except (FileNotFoundError, NotADirectoryError):
@@ -208,7 +203,7 @@ def check(folder: Path) -> None:
 
 
 def write_sums(folder: Path) -> None:
-    """Writes the list of checksums of every file in a folder, as `sha256sum` does."""
+    """Write the list of checksums of every file in a folder, as `sha256sum` does."""
     files = sorted(file for file in folder.iterdir() if file.name != SUMS)
     lines = [f"{sha256_of(file)}  {file.name}\n" for file in files]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")

@@ -26,11 +26,7 @@ FOR_ONNX = ops.Formulation(gather_pool_gradient=True)
 
 
 def try_onnx(model: TrainedModel, folder: Path) -> str:
-    """Writes model.onnx where the extra is installed and the network converts.
-
-    Returns:
-        The reason why there is no file; empty where there is one.
-    """
+    """Write model.onnx, where possible; otherwise return the reason why not, and "" on success."""
     if not all(importlib.util.find_spec(name) for name in ("jax2onnx", "onnxruntime")):
         return "jax2onnx and onnxruntime are not installed (pip install 'cnn-research[onnx]')"
     file = folder / ONNX
@@ -47,7 +43,7 @@ def try_onnx(model: TrainedModel, folder: Path) -> str:
 
 
 def write_onnx(model: TrainedModel, file: Path) -> None:
-    """Writes the network as ONNX, for any number of images."""
+    """Write the network as ONNX, for any number of images."""
     with _silence():
         import jax2onnx
         from jax2onnx.converter import ir_optimizations

@@ -51,14 +51,11 @@ SHOWN = 24
 def predict_images(
     experiment: Training, workdir: Path, source: str, *, neighbours: int = 0
 ) -> Result:
-    """Predicts every image of `source`: on the terminal, and as files in `predictions/`.
+    """Predict every image of `source`: on the terminal, and as files in `predictions/`.
 
-    Args:
-        experiment: the run's; its `evaluation` and where the images of its data set lie may differ
-            from what was trained.
-        workdir: the run's folder.
-        source: an image, a folder of images, or a pattern such as 'photos/*.jpg'.
-        neighbours: how many of the nearest training images are shown beside each.
+    The source is an image, a folder of images, or a pattern such as 'photos/*.jpg'; so many nearest
+    training images, `neighbours`, are shown beside each. `evaluation` and the location of the data
+    set's images may differ from the training's.
 
     Raises:
         UserError: there is no such run, or no image.
@@ -103,7 +100,7 @@ class Prediction:
 def _write_each(
     files: Sequence[Path], model: TrainedModel, nearest: Nearest | None, folder: Path
 ) -> list[Prediction]:
-    """Predicts each image, and writes its line of predictions.jsonl and its own files."""
+    """Predict each image, and write its line of predictions.jsonl and its own files."""
     task = model.experiment.fitted_task
     predictions: list[Prediction] = []
     progress = tqdm(
@@ -179,7 +176,7 @@ def image_files(source: str) -> list[Path]:
 
 
 def stems(files: Sequence[Path]) -> Iterator[str]:
-    """Yields for each file a unique name for its outputs: its own, numbered where it repeats."""
+    """Yield for each file a unique name for its outputs: its own, numbered where it repeats."""
     uses: Counter[str] = Counter()
     for file in files:
         # Names are at most 255 bytes, and an ending follows.
@@ -191,10 +188,10 @@ def stems(files: Sequence[Path]) -> Iterator[str]:
 def outputs_of(
     files: Sequence[Path], model: TrainedModel, *, features: bool = False
 ) -> Iterator[tuple[Path, np.ndarray | BadImage, np.ndarray, np.ndarray]]:
-    """Yields for each file the image as the network takes it, its outputs, and its features.
+    """Yield each file with its image as the network takes it, its outputs, and its features.
 
-    For a file that is not an image, the reason comes in place of the image; where `features` are
-    not wanted, the outputs come in their place.
+    For a file that is not an image, the reason comes in place of the image; unless `features` is
+    set, the outputs come in their place.
     """
     forward = jax.jit(model.forward())
     features_of = model.features()
@@ -231,8 +228,8 @@ def _decoded(file: Path, image_shape: tuple[int, int, int]) -> np.ndarray | BadI
 class Nearest:
     """The `count` training images whose features are nearest to those of an image.
 
-    The features of the training split are computed once for each checkpoint that is used, and
-    stored in the run's folder.
+    The features of the training split are computed once for each checkpoint used, and stored in the
+    run's folder.
 
     Raises:
         UsageError: the data set has changed since the model was trained on it.
@@ -312,8 +309,7 @@ def predictions_plot(
     answers: Sequence[str],
     neighbours: Sequence[Sequence[tuple[np.ndarray, str]]],
 ) -> Figure:
-    """Images, uint8 `[height, width, channels]` each, with the answers to them, a line for each
-    head, and in the same row the nearest training images, if any, and their titles."""
+    """Draw rows of an image, its answer (a line per head), and its nearest training images."""
     titles = []
     for name, answer in zip(names, answers, strict=True):
         wrapped = [part for line in answer.splitlines() for part in textwrap.wrap(line, 24)]

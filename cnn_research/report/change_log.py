@@ -73,9 +73,9 @@ def _titles(groups: Sequence[Group]) -> dict[str, str]:
 
 
 def _of_this_version(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The config with the fields that came since, at their defaults; as it is if that fails.
+    """Add defaults of newer fields to a config; return it unchanged if that fails.
 
-    Without it an option that one run's version did not have yet would read as a change.
+    Otherwise an option that one run's version did not have yet would read as a change.
     """
     try:
         return to_dict(from_dict(config))

@@ -102,7 +102,7 @@ def _why_missing(folder: Path) -> str:
 
 
 def _write(output: Path, groups: Sequence[Group]) -> None:
-    """Writes `--output`; the groups stand in the order of their runs."""
+    """Write `--output`; the groups stand in the order of their runs."""
     if not groups:
         raise UsageError(f"no run is finished: there is nothing to write to {output}")
     if output.suffix == ".json" and len(groups) != 1:

@@ -28,12 +28,11 @@ NUMBER = re.compile(r"([+-]?[\d,]+(\.\d+)?%?( ± [\d.]+)?|nan)?")
 
 
 def write_page(folder: Path, parts: Iterable[str], config: Mapping[str, Any]) -> Path:
-    """Writes `report.md` and `report.html`, whose path it returns; that needs no other file.
+    """Write `report.md` and `report.html`, which is self-contained, and return the latter's path.
 
-    Args:
-        folder: where to; the pictures that the parts name are there already.
-        parts: headings, paragraphs, tables and pictures in Markdown; the first is `# Title`.
-        config: what was run, as JSON values; the page ends with it, unless it is empty.
+    Parts are headings, paragraphs, tables and pictures in Markdown, the first `# Title`; their
+    pictures are in `folder` already. The page ends with the config (JSON values), unless it is
+    empty.
     """
     fields = ["## Config", f"```json\n{json.dumps(config, indent=2)}\n```"] if config else []
     text = "\n\n".join([*parts, *fields]) + "\n"
@@ -45,8 +44,8 @@ def write_page(folder: Path, parts: Iterable[str], config: Mapping[str, Any]) ->
 def as_html(text: str, folder: Path) -> str:
     """Markdown as one HTML file with its pictures, which are at paths relative to `folder`.
 
-    Of Markdown it knows what pages use, and no more: a class may be named `*` or `<b>`. JSON is
-    folded, and what is too wide for a screen scrolls in a box of its own.
+    Only the Markdown that pages use is supported: a class may be named `*` or `<b>`. JSON is
+    folded, and wide elements scroll in a box.
     """
     from markdown_it import MarkdownIt
 
@@ -77,7 +76,7 @@ def as_html(text: str, folder: Path) -> str:
 
 
 def _align_numbers(tokens: Sequence[Token]) -> None:
-    """Marks the cells of columns in which all cells but the header are numbers."""
+    """Mark the cells of columns in which all cells but the header are numbers."""
     rows: list[list[tuple[Token, str]]] = []
     for token, inline in itertools.pairwise(tokens):
         if token.type == "table_open":

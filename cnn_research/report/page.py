@@ -47,11 +47,7 @@ class Predictions(abc.ABC):
 
     @abc.abstractmethod
     def metrics(self) -> dict[str, float | int]:
-        """The numbers of an evaluation, of the examples with a label.
-
-        Raises:
-            UserError: no example has a label.
-        """
+        """Metrics of an evaluation on labelled examples; a `UserError` if there are none."""
 
     def text(self) -> str:
         """The text that a run ends with: the metrics, one per line."""
@@ -62,23 +58,22 @@ class Predictions(abc.ABC):
 
     @abc.abstractmethod
     def page(self, folder: Path, suffix: str, images: np.ndarray | None) -> Iterator[str]:
-        """The parts of the report's page below the figures, in Markdown; writes their files to
-        `folder`, with `suffix` before the dot of their names.
+        """Parts of the report's page below the figures, in Markdown.
 
-        Images are uint8 `[examples, height, width, channels]`, in the order of the predictions.
+        Writes their files to `folder`, with `suffix` before the dot of their names. Images are
+        uint8 `[examples, height, width, channels]`, in the order of the predictions.
         """
 
     def common_classes(self, most: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-        """Name, membership (bool `[labelled]`) and probability (float64 `[labelled]`) of at most so
-        many classes, the most common ones; nothing where there are no classes."""
+        """Name, membership (bool `[labelled]`), probability (float64) of the `most` commonest
+        classes."""
         yield from ()
 
 
 def file_suffixes(heads: Sequence[str]) -> dict[str, str]:
-    """The ending of each head's file names, before the dot: `_` and its own name.
+    """Suffix of each head's file names, before the dot: `_` and its name, or "" for one head alone.
 
-    A column may be called `Colour/Finish`: what is unsafe in a file's name becomes `_`, and a
-    suffix that is taken is numbered. One head alone has "".
+    Characters of a name that are unsafe in file names become `_`; duplicates are numbered.
     """
     if len(heads) == 1:
         return {heads[0]: ""}
@@ -104,23 +99,15 @@ def write_report(
     directions: Mapping[str, Direction],
     params: Mapping[str, Any],
 ) -> Path:
-    """Writes `report/` with its page and figures; the folder is complete, or it is not there.
+    """Write `report/` with its page and figures, whole or not at all, and return report.html's
+    path.
 
-    The facts of the run are those of the workdir's config.json and run.json; what these lack is
-    left out.
-
-    Args:
-        metrics: of each split, as evaluation.json has them: numbers, and the heads' own under
-            their names where there are several.
-        predictions: of each split, for each head; files are named after the head where there are
-            several, and after the split from the second on.
-        images: of each split, uint8 `[examples, height, width, channels]`, in the order of the
-            predictions; a split without any shows none.
-        history: rows of metrics.jsonl; without any there are no curves.
-        params: nested dicts of arrays, or of anything with a shape.
-
-    Returns:
-        The path of report.html; beside it is report.md.
+    Facts come from the workdir's config.json and run.json, as far as they are there. Metrics are
+    per split as in evaluation.json, predictions per split and head, images per split uint8
+    `[examples, height, width, channels]` in their order. Files are named after the head where there
+    are several, and after the split from the second on. `history` has rows of metrics.jsonl;
+    without any there are no curves. `params` are nested dicts of arrays, or of anything with a
+    shape.
 
     Raises:
         UserError: a head has no labels, or images and predictions differ in number.

@@ -76,7 +76,7 @@ def no_mistakes() -> Figure:
 
 
 def show_image(axes: Axes, image: np.ndarray) -> None:
-    """Shows a uint8 image `[height, width, channels]`."""
+    """Show a uint8 image `[height, width, channels]`."""
     if image.shape[-1] == 3:
         axes.imshow(image)
     else:
@@ -84,13 +84,13 @@ def show_image(axes: Axes, image: np.ndarray) -> None:
 
 
 def saved(figure: Figure, file: Path, alt: str) -> str:
-    """Saves a figure beside a page; returns the Markdown that shows it."""
+    """Save a figure beside a page; return the Markdown that shows it."""
     figure.savefig(file)
     return f"![{alt}]({file.name})"
 
 
 def plain_axes(axes: Axes) -> None:
-    """Leaves out half of the frame, and draws lines at the ticks of y."""
+    """Leave out half of the frame, and draw lines at the ticks of y."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -108,10 +108,8 @@ def verbatim_legend(legend: Legend) -> None:
 def curve_names(
     epochs: Sequence[Mapping[str, Any]], directions: Mapping[str, Direction]
 ) -> list[str]:
-    """The metrics that curves show: the loss, and the others that have a direction.
-
-    Of a task with several heads these are of each head, but not its loss.
-    """
+    """Metrics for curves: the loss, and others with a direction; of several heads all but their
+    losses."""
     seen = {name for epoch in epochs for name in (*epoch["train"], *epoch["validation"])}
     others = {name for name in seen if name.split()[-1] != "loss"}
     return ["loss", *sorted(name for name in others if direction_of(name, directions))]
@@ -120,9 +118,9 @@ def curve_names(
 def training_curves(
     epochs: Sequence[Mapping[str, Any]], directions: Mapping[str, Direction]
 ) -> Figure:
-    """The metrics of training and validation by epoch, as `metrics_log.by_epoch` gives them.
+    """Plot training and validation metrics by epoch, as `metrics_log.by_epoch` returns them.
 
-    There is a panel for each metric; its title names the best validation value.
+    Each metric has a panel; its title names the best validation value.
     """
     names = curve_names(epochs, directions)
     figure, grid = _panels(len(names))
@@ -160,10 +158,10 @@ def _best_point(points: Sequence[tuple[int, float]], direction: Direction | None
 def compared_curves(
     groups: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], directions: Mapping[str, Direction]
 ) -> Figure:
-    """Curves of the runs of several configs: a panel per metric, a line per config.
+    """Plot the runs of several configs: a panel per metric, a line per config.
 
-    `groups` has for each config its runs, each as `metrics_log.by_epoch` gives them. The lines are
-    means over runs, shaded from the lowest to the highest; of validation where a metric has it,
+    `groups` has for each config its runs, each as `metrics_log.by_epoch` returns them. The lines
+    are means over runs, shaded from the lowest to the highest; of validation where a metric has it,
     otherwise of training. Configs after the first `len(COMPARED)` are grey.
     """
     every = [epoch for runs in groups.values() for epochs in runs for epoch in epochs]

@@ -35,7 +35,7 @@ REPORT_FOLDER = "report"
 """Of the run's page."""
 
 MOST_ACCURACIES = 2
-"""Where runs have more accuracies, tables compare those alone."""
+"""With more metrics than this, tables compare accuracies alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,11 +99,7 @@ class Group:
 
 
 def read_run(folder: Path) -> Run | None:
-    """The run of a folder, or None if it has not been evaluated yet.
-
-    Raises:
-        UsageError: the folder is not a run folder.
-    """
+    """The run of a folder, None before its evaluation; a `UsageError` if it is not a run folder."""
     config = evaluated_config(folder)
     if not config:
         raise UsageError(f"{folder} is not a run's folder: it has no {CONFIG} that can be read")
@@ -116,9 +112,7 @@ def read_run(folder: Path) -> Run | None:
 
 
 def run_folders(folder: Path) -> list[Path]:
-    """The folder of a run, or those of the runs in it, as a sweep or replicas leave them.
-
-    A sweep's runs are in its own order.
+    """Folder of a run, or those of the runs in it, from a sweep (in its order) or replicas.
 
     Raises:
         UsageError: there is none.
@@ -172,8 +166,7 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
 
 
 def unseeded(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config as JSON values without what only chance depends on: the run's seed, the split's,
-    and which fold is the test."""
+    """Config as JSON values without the seeds of run and split and the fold of the test."""
     rest = {name: value for name, value in config.items() if name != "seed"}
     if isinstance(rest.get("data"), dict):
         rest["data"] = {
@@ -280,8 +273,7 @@ def mean_and_deviation(values: Sequence[float]) -> str:
 
 
 def by_name(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Nested metrics under one name each, `material accuracy`; `test`, the usual split, is left
-    out of it, so that `test accuracy` of a document is `accuracy` of ours."""
+    """Flatten nested metrics to names like `material accuracy`; `test` is left out of them."""
     return {
         path.removeprefix("test "): value
         for path, value in flat(metrics, " ")

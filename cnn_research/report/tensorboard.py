@@ -33,13 +33,13 @@ class Histograms:
     """Histograms of parameters at each evaluation, and of their changes since the one before."""
 
     def __init__(self, writer: MetricsWriter, params: Any | None):
-        """Takes the parameters at the last evaluation, or initially; None where they are not
-        known, because the run resumes between two."""
+        """Take the parameters at the last evaluation, or initially; None where a run resumes
+        between two."""
         self._writer = writer
         self._before = {} if params is None else sampled(params)
 
     def write(self, step: int, params: Any) -> None:
-        """Writes those of an evaluation."""
+        """Write those of an evaluation."""
         if not self._writer.enabled:
             return
         now = sampled(params)
@@ -73,8 +73,10 @@ def sampled(params: Any) -> dict[str, np.ndarray]:
 
 
 def thumbnails(images: np.ndarray, side: int) -> np.ndarray:
-    """Images, uint8 `[images, height, width, channels]`, in squares on white, uint8
-    `[images, side, side, 3]`; small ones, enlarged by a whole number, may have a shorter side."""
+    """Pad images to squares on white, uint8 `[images, side, side, 3]`.
+
+    Small images are enlarged by a whole number, so that the side may be shorter.
+    """
     from PIL import Image, ImageOps
 
     longest = max(images.shape[1:3])
@@ -89,7 +91,7 @@ def thumbnails(images: np.ndarray, side: int) -> np.ndarray:
 
 
 def show_training_images(writer: MetricsWriter, images: np.ndarray) -> None:
-    """Shows what the first step trains on, augmented: uint8 `[batch, height, width, channels]`."""
+    """Show what the first step trains on, augmented: uint8 `[batch, height, width, channels]`."""
     if writer.enabled:
         small = thumbnails(images[:SHOWN_IMAGES], SHOWN_SIDE)
         border = ((0, 0), (0, 2), (0, 2), (0, 0))
@@ -123,8 +125,8 @@ def show_report(
     points: Points,
     step: int,
 ) -> None:
-    """Mirrors a report: its page and pictures; curves of precision and recall for each class, of
-    each split that it shows, for each head; and the images in the space of their features."""
+    """Mirror a report: page, pictures, curves of precision and recall, and features of the
+    images."""
     pictures = {f"report/{file.stem}": file for file in sorted(page.parent.glob("*.png"))}
     show_page(writer, page, pictures, step)
     for split, heads in predictions.items():
@@ -142,7 +144,7 @@ def show_report(
 
 
 def show_page(writer: MetricsWriter, page: Path, pictures: Mapping[str, Path], step: int) -> None:
-    """Mirrors a page's text, and its pictures under their tags."""
+    """Mirror a page's text, and its pictures under their tags."""
     from PIL import Image
 
     events = writer.sub_run(REPORT)
@@ -159,8 +161,8 @@ def show_points(
     images: np.ndarray,
     step: int,
 ) -> None:
-    """Shows squares, uint8 `[images, side, side, 3]`, in TensorBoard's projector, as points at
-    `vectors`, float `[images, dimensions]`, with rows of texts under names for columns."""
+    """Show squares, uint8 `[images, side, side, 3]`, as points at `vectors` in TensorBoard's
+    projector."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     # A tab or a line end in a name would end its cell.
     cells = [[" ".join(row.get(name, "").split()) for name in columns] for row in rows]

@@ -43,15 +43,13 @@ class MetricsWriter:
         evaluated_step: int | None = None,
         enabled: bool = True,
     ):
-        """Opens the files, and takes back what was written after the step that was restored.
+        """Open the files, and drop what was written after the step that was restored.
 
         Args:
-            restored_step: the step of the checkpoint that the run resumes from; None for a run
-                that starts at its beginning, which keeps no earlier row.
-            evaluated_step: the last evaluation that the checkpoint knows of; a later one will be
-                made again, so its row is taken back. None if all up to `restored_step` count.
-            enabled: False in all processes but the first: `write` then does nothing, and there are
-                no events.
+            restored_step: the step of the checkpoint that the run resumes from; None starts anew.
+            evaluated_step: the checkpoint's last evaluation; the row of a later one is dropped, as
+                it is repeated. None: all rows up to `restored_step` stay.
+            enabled: False in all processes but the first, which do not write.
 
         Raises:
             UserError: a line of metrics.jsonl other than its last is damaged.
@@ -83,7 +81,7 @@ class MetricsWriter:
                 self.sub_run(folder.name)
 
     def write(self, step: int, split: str, values: Mapping[str, float], **extra: Any) -> None:
-        """Appends one row, and its `values`, Python, NumPy or JAX scalars, to the split's charts.
+        """Append one row, and its `values`, Python, NumPy or JAX scalars, to the split's charts.
 
         `extra` has JSON values that belong in the row but make no chart (`epoch`, `count`).
         """
@@ -96,7 +94,7 @@ class MetricsWriter:
             self.sub_run(split).add_scalar(name, value, step)
 
     def hparams(self, flat_config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """Adds the run to TensorBoard's table of hyperparameters: once, at the end of a run.
+        """Add the run to TensorBoard's table of hyperparameters: once, at the end of a run.
 
         The config is by path (`optimizer.learning_rate`), the metrics under tags that `write` does
         not use (`test/accuracy`).
@@ -119,12 +117,12 @@ class MetricsWriter:
             writer.add_scalar(name, value)
 
     def flush(self) -> None:
-        """Hands all events so far to the disk; the rows already are."""
+        """Flush all events to the disk; the rows already are."""
         for writer in self._writers.values():
             writer.flush()
 
     def close(self) -> None:
-        """Ends the files; a second call does nothing."""
+        """Close the files; a second call does nothing."""
         for writer in self._writers.values():
             writer.close()
         self._writers.clear()

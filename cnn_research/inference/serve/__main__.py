@@ -20,7 +20,7 @@ from cnn_research.core.errors import UsageError, UserError, run_command
 
 
 def main(words: Sequence[str]) -> None:
-    """Serves the export that `words` name, until a signal ends it."""
+    """Serve the export that `words` name, until a signal ends it."""
     parser = argparse.ArgumentParser(
         prog="python -m cnn_research serve",
         description="Serves predictions over HTTP from an export's folder.",
@@ -55,11 +55,7 @@ def main(words: Sequence[str]) -> None:
 
 
 def serve(options: argparse.Namespace) -> None:
-    """Serves until a signal ends it.
-
-    Raises:
-        UserError: the port is taken, or the folder holds no good export.
-    """
+    """Serve until a signal; a `UserError` for a port in use, or a folder without a good export."""
     for name in ("max_batch", "max_megabytes", "max_requests", "max_seconds"):
         if getattr(options, name) <= 0:
             raise UsageError(f"--{name.replace('_', '-')} must be above 0")
@@ -113,11 +109,11 @@ def serve(options: argparse.Namespace) -> None:
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """A socket on an address, which refuses connections until it listens.
+    """Bind a socket to an address; it refuses connections until it listens.
 
     Raises:
         UsageError: there is no such address.
-        UserError: it is taken.
+        UserError: it is in use.
     """
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]

@@ -169,8 +169,8 @@ def application(
     max_batch: int,
     wait: float,
 ) -> App:
-    """The ASGI application; the arguments are those of a `Batcher`, whose `predict` answers for
-    this network."""
+    """The ASGI application; the arguments are those of a `Batcher` that predicts with this
+    network."""
     routes = Routes(network, predict, max_batch, wait)
     app = FastAPIOffline(
         redoc_url=None,
@@ -234,14 +234,13 @@ async def received(request: Request) -> list[tuple[str | None, bytes]]:
 
 
 def name_of(given: str | None) -> str | None:
-    """A file's name as a client gave it, fit for JSON and for a line; no file of that name is
-    opened."""
+    """Clean a client's file name for JSON and one-line messages; no such file is opened."""
     text = printable((given or "").encode("utf-8", "backslashreplace").decode())
     return text[:LONGEST_NAME] or None
 
 
 def decoded(content: bytes, name: str | None, image_shape: tuple[int, int, int]) -> np.ndarray:
-    """An image as the network takes it, uint8 `[height, width, channels]`.
+    """Decode an image for the network, uint8 `[height, width, channels]`.
 
     Raises:
         BadImage: it is not an image, is damaged, or too large.

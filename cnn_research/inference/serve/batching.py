@@ -22,9 +22,9 @@ def batch_sizes(largest: int) -> list[int]:
 
 
 def compiled(network: Exported, largest: int) -> Callable[[Sequence[np.ndarray]], list[Answer]]:
-    """A function that answers for batches of each of the sizes, and compiles nothing any more.
+    """Compile the network for each batch size up to `largest`; the result compiles nothing further.
 
-    It takes uint8 images `[height, width, channels]`, and gives an answer for each.
+    It maps uint8 images `[height, width, channels]` to an answer each.
     """
 
     def predict(images: Sequence[np.ndarray]) -> list[Answer]:
