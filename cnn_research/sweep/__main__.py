@@ -29,7 +29,7 @@ REFRESH_SECONDS = 2
 
 
 def main(words: Sequence[str]) -> int:
-    """Runs a sweep, or shows how far one is; returns the exit code."""
+    """Run a sweep or show its progress; return the exit code."""
     return _status(words[1:]) if words[:1] == ["status"] else _sweep(words)
 
 
@@ -231,7 +231,7 @@ class _Progress:
 
 
 def _conclude(workdirs: Sequence[Path], folder: Path) -> int:
-    """Says what the runs came to."""
+    """Print the results of the runs."""
     from cnn_research.report.runs import as_markdown, group_runs, read_run
 
     found = states.all_states(folder, workdirs)

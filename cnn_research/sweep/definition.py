@@ -43,7 +43,7 @@ class Sweep:
     """The number of runs of a search."""
 
     def check(self) -> None:
-        """Raises `UsageError` for fields that contradict each other."""
+        """Raise `UsageError` for fields that contradict each other."""
         if not self.experiments:
             raise UsageError("say what to run: --experiment=NAME, or --file=FILE.toml")
         if self.seeds < 0 or self.trials < 0:
@@ -202,7 +202,7 @@ def as_typed(value: Any) -> str:
 
 
 def write(sweep: Sweep, runs: Sequence[Run], folder: Path) -> None:
-    """Writes sweep.json: the sweep, and its runs as far as they are known."""
+    """Write sweep.json: the sweep, and its runs as far as they are known."""
     listed = [
         {"name": run.name, "experiment": run.experiment, "words": list(run.words)} for run in runs
     ]
@@ -224,7 +224,7 @@ def trial_folders(folder: Path) -> list[Path]:
 
 
 def check_same(sweep: Sweep, folder: Path) -> None:
-    """Raises an error if the folder holds another sweep; a search may go on for more trials."""
+    """Raise an error if the folder holds another sweep; a search may go on for more trials."""
     if not (folder / SWEEP).exists():
         if (folder / CONFIG).exists():
             raise UsageError(f"{folder} holds a run, not a sweep: name another --workdir")

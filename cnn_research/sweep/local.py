@@ -39,20 +39,18 @@ class Feed:
         return False
 
     def finished(self, run: Run, state: State, *, pruned: bool) -> State:
-        """Takes note of the state that a run left, and whether it was stopped because of
-        `should_prune`; the state that counts."""
+        """Record the final state of a run, and whether it was pruned; return the state that
+        counts."""
         return state
 
 
 def run_locally(
     feed: Feed, workers: int, source: Path, say: Callable[[Run, State], None]
 ) -> Interruption:
-    """Runs all that a feed has, however single runs end, in so many processes side by side.
+    """Run all that a feed has, however single runs end, in `workers` parallel processes.
 
-    They import `source`; `say` is called with each run that is over, and its state.
-
-    Returns:
-        Whether, and by what, it was stopped; then runs have saved, and go on the next time.
+    They import `source`; `say` is called with each finished run and its state. The returned
+    interruption is true if it was stopped; then runs have saved, and resume the next time.
     """
     pool = [_Worker(source, alone=workers == 1) for _ in range(workers)]
     try:
@@ -108,7 +106,7 @@ class _Worker:
         return self._process.stdout
 
     def give(self, run: Run) -> None:
-        """Starts a run."""
+        """Start a run."""
         if self._process is None or self._process.poll() is not None:
             self._process = subprocess.Popen(
                 WORKER,
@@ -126,15 +124,12 @@ class _Worker:
         self._process.stdin.flush()
 
     def stop(self) -> None:
-        """Asks the run to save and end."""
+        """Ask the run to save and end."""
         assert self._process is not None
         self._process.terminate()
 
     def result(self, *, stopping: bool) -> tuple[Run, State]:
-        """The run that is over, and how it ended; also where its process is gone.
-
-        Where it was asked to (`stopping`), its end is no failure.
-        """
+        """The finished run and its final state; an end requested by `stopping` is no failure."""
         assert self.run is not None and self._process is not None
         run, self.run = self.run, None
         if line := self.output.readline():
@@ -151,7 +146,7 @@ class _Worker:
         return run, states.record_end(run.workdir, before, "failed", message, code)
 
     def close(self) -> None:
-        """Ends the process, once its run has saved."""
+        """End the process, once its run has saved."""
         if self._process is not None:
             assert self._process.stdin is not None
             self._process.stdin.close()

@@ -86,7 +86,7 @@ class Search(Feed):
     """
 
     def __init__(self, sweep: Sweep, folder: Path):
-        """Raises `UsageError` for what is no training, or ends of ranges that it refuses."""
+        """Raise `UsageError` for what is no training, or ends of ranges that it refuses."""
         self._sweep, self._folder = sweep, folder
         self._default = lookup(sweep.experiments[0]).experiment()
         self._space = space(sweep.search)
@@ -106,7 +106,7 @@ class Search(Feed):
         self._seen: dict[Path, tuple[int, list[float]]] = {}
 
     def resume(self) -> None:
-        """Opens the study in the folder, which this process holds; unfinished runs come first.
+        """Open the study in the folder, which this process holds; unfinished runs come first.
 
         A last line cut short is left out; a `UserError` for other damage.
         """
@@ -201,7 +201,7 @@ class Search(Feed):
         )
 
     def _report(self, run: Run) -> list[float]:
-        """Tells Optuna what a run has measured since; all its validation figures."""
+        """Report a run's new measurements to Optuna; all its validation figures."""
         file = run.workdir / METRICS_FILE
         changed = file.stat().st_mtime_ns if file.exists() else 0
         before, reported = self._seen.get(run.workdir, (0, []))

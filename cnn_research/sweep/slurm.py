@@ -57,7 +57,7 @@ def _number() -> str:
 
 
 def check() -> None:
-    """Raises `UserError` where there is no SLURM, or no submitit."""
+    """Raise `UserError` where there is no SLURM, or no submitit."""
     if shutil.which("sbatch") is None:
         raise UserError(
             "SLURM is not on this machine (there is no sbatch): run this where it is, or leave "
@@ -74,7 +74,7 @@ def check() -> None:
 
 
 def submit(runs: Sequence[Run], folder: Path, source: Path, **resources: Any) -> str:
-    """Submits one run or more as a job array, which imports `source`; returns its number at once.
+    """Submit one run or more as a job array, which imports `source`; returns its number at once.
 
     `resources` are submitit's of each run; None for the cluster's default. A `UserError` in
     SLURM's own words where it refuses.

@@ -13,10 +13,8 @@ PACKAGES = ("cnn_research", "experiments")
 
 
 def copy_source(folder: Path) -> Path:
-    """Copies the packages' files below a sweep's folder, unless the same are there already.
-
-    Returns the folder to import from, named after a hash of its files.
-    """
+    """Copy the packages' files to a folder named after their hash, unless it is there; return
+    it."""
     root = Path(__file__).resolve().parents[2]
     files = sorted(
         file

@@ -53,7 +53,7 @@ def read(workdir: Path) -> State:
 
 
 def write(workdir: Path, state: State) -> None:
-    """Takes note of a run's state in its folder."""
+    """Record a run's state in its folder."""
     write_json(workdir / STATE, dataclasses.asdict(state))
 
 

@@ -30,7 +30,7 @@ from cnn_research.sweep.states import State
 
 
 def execute(planned: Run) -> State:
-    """Runs it in this process, its output to its log, and takes note of how it ended."""
+    """Run it in this process, its output to its log, and record how it ended."""
     if is_locked(planned.workdir):
         # What the folder says of itself is the other process's to write.
         message = f"another process runs in {planned.workdir}: wait for it"
@@ -56,7 +56,7 @@ def execute(planned: Run) -> State:
 
 @contextlib.contextmanager
 def output_to(file: Path) -> Iterator[None]:
-    """Appends to a file whatever this process writes, libraries and all."""
+    """Append to a file whatever this process writes, libraries and all."""
     kept = {number: os.dup(number) for number in (1, 2)}
     with file.open("ab") as log:
         for number in kept:
@@ -72,7 +72,7 @@ def output_to(file: Path) -> Iterator[None]:
 
 
 def main() -> None:
-    """Serves runs until there are no more."""
+    """Serve runs until there are no more."""
     runs: queue.Queue[dict | None] = queue.Queue()
     busy = threading.Event()
 

@@ -47,8 +47,10 @@ def check_measured(
     splits: Sequence[str] = ("test", "target"),
     without: Sequence[int] = (MISSING,),
 ) -> None:
-    """Raises `UserError` if one of the splits has no label of any of these heads but those
-    `without` a value: the report after training needs one."""
+    """Raise `UserError` if a split has none of the heads' labels, which the report needs.
+
+    Labels `without` do not count.
+    """
     for name in splits:
         split = dataset.splits.get(name)
         if split is not None and all(np.isin(split.labels[h], without).all() for h in heads):
@@ -98,14 +100,14 @@ class Classification(FittedTask):
         return self.class_weights != "equal" or self.logit_adjustment != 0
 
     def check(self) -> None:
-        """Raises `UsageError` for a field out of range."""
+        """Raise `UsageError` for a field out of range."""
         if not 0 <= self.label_smoothing < 1:
             raise UsageError(f"task.label-smoothing is {self.label_smoothing}: 0 to below 1")
         if not 0 <= self.logit_adjustment < math.inf:
             raise UsageError(f"task.logit-adjustment is {self.logit_adjustment}: must be 0 or more")
 
     def check_data(self, dataset: Dataset) -> None:
-        """Raises `UserError` for a data set without this head, with labels of one class, or with a
+        """Raise `UserError` for a data set without this head, with labels of one class, or with a
         split in which none is known."""
         self.check_head(dataset, "--task.head")
         check_measured(dataset, (self.head,))
@@ -341,8 +343,8 @@ class ClassPredictions(Predictions):
         yield saved(figure, folder / f"mistakes{suffix}.png", alt)
 
     def common_classes(self, most: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-        """Of the classes with most labels: name, which examples are of it, and its probability;
-        bool and float64 `[known]`."""
+        """Name, membership (bool `[known]`), probability (float64) of the classes with most
+        labels."""
         known = self.labels != MISSING
         labels, shares = self.labels[known], softmax(self.logits[known].astype(np.float64), axis=-1)
         counts = np.bincount(labels[labels >= 0], minlength=len(self.class_names))
@@ -429,7 +431,7 @@ def confusion_matrix_plot(matrix: np.ndarray, class_names: Sequence[str]) -> Fig
 
 
 def _class_ticks(axes: Axes, names: Sequence[str], font: int, slanted: bool) -> None:
-    """Labels both axes with the classes, and draws lines between their cells."""
+    """Label both axes with the classes, and draw lines between their cells."""
     ticks = np.arange(len(names))
     # Slanted names need room between them; upright ones fit over any column.
     slant: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
@@ -455,13 +457,11 @@ def mistakes_plot(
     probabilities: np.ndarray,
     class_names: Sequence[str],
 ) -> Figure:
-    """The up to 24 mistakes that were made with most confidence, the worst first.
+    """Draw up to 24 mistakes made with most confidence, the worst first.
 
-    Args:
-        images: uint8 `[examples, height, width, channels]`, all examples; few are read.
-        labels: int `[examples]`; -1, not known, is no mistake.
-        predictions: int `[examples]`.
-        probabilities: float `[examples]`, that of the predicted class.
+    Images are uint8 `[examples, height, width, channels]`, of which few are read; labels and
+    predictions int `[examples]` (-1, not known, is no mistake); probabilities, float `[examples]`,
+    are those of the predicted classes.
     """
     wrong = np.flatnonzero((labels != MISSING) & (predictions != labels))
     # A stable sort: of equal probabilities, the earlier example comes first.
@@ -483,9 +483,9 @@ def confusions_plot(
     pairs: Sequence[tuple[int, int]],
     class_names: Sequence[str],
 ) -> Figure:
-    """A row for each of the first 6 pairs (true class, predicted class): on the left examples of
-    the true class that were taken for the other, on the right examples of that other.
+    """Draw a row for each of the first 6 pairs (true class, predicted class).
 
+    Mistaken examples of the true class are on the left, examples of the other one on the right.
     Images are uint8 `[examples, height, width, channels]`, of which few are read; labels and
     predictions int `[examples]`.
     """

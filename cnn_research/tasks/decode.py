@@ -50,7 +50,7 @@ class PaletteColours:
 
 
 def decode(head: Mapping[str, Any], outputs: np.ndarray) -> list[dict[str, Any]]:
-    """Decodes the outputs of one head for one image, float32 `[stop - start]`, into JSON values.
+    """Decode the outputs of one head for one image, float32 `[stop - start]`, into JSON values.
 
     Of a number they are `[{"value": number}]`; otherwise `[{"label": name, "probability": share},
     ...]` for all classes, the most probable first. The labels of a palette are colours, `#rrggbb`,
@@ -92,10 +92,8 @@ def answer(head: Mapping[str, Any], outputs: np.ndarray) -> Answer:
 
 
 def palette_of(outputs: np.ndarray) -> PaletteColours:
-    """The palette of a network's outputs for one image, float32 `[colours * 4]`.
-
-    Colours that are the same in 8 bits are one.
-    """
+    """Palette of one image's outputs, float32 `[colours * 4]`; colours equal in 8 bits are
+    merged."""
     import jax.numpy as jnp
 
     from cnn_research.ops.colours import lab_to_srgb

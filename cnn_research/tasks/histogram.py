@@ -51,7 +51,7 @@ class Histogram(Task):
         """Nothing can be wrong."""
 
     def check_data(self, dataset: Dataset) -> None:
-        """Raises `UserError` for a data set without a class of each pixel."""
+        """Raise `UserError` for a data set without a class of each pixel."""
         labels = dataset.splits["train"].labels.get(self.head)
         if labels is None or labels.ndim != 3 or self.head not in dataset.class_names:
             raise UserError(
@@ -79,8 +79,8 @@ class FittedHistogram(Histogram, FittedTask):
     """The share of each cluster in all training pixels."""
 
     def sums(self, outputs: jax.Array, labels: Mapping[str, jax.Array], weights: jax.Array) -> Sums:
-        """The cross-entropy of logits, float32 `[batch, clusters]`, to the clusters of an image's
-        pixels, integers `[batch, height, width]`."""
+        """Cross-entropy of logits `[batch, clusters]` to the pixels' clusters `[batch, height,
+        width]`."""
         import jax
         import jax.numpy as jnp
 
@@ -142,9 +142,11 @@ class HistogramPredictions(Predictions):
         return counts.reshape(len(self), clusters) / flat.shape[1]
 
     def metrics(self) -> dict[str, float | int]:
-        """The cross-entropy; its least value, the mean entropy of the true histograms; that of
-        always saying the training pixels' histogram; the share of the way from there to the least
-        value; and the mean overlap of true and estimated histograms.
+        """Metrics of the estimated histograms.
+
+        They are the cross-entropy, its minimum (the mean entropy of the true histograms), that of
+        always predicting the training pixels' histogram, the share of the gap between both that is
+        closed, and the mean overlap of true and estimated histograms.
         """
         least = -(self.true * np.log(np.maximum(self.true, LEAST))).sum(axis=1).mean()
         constant = -(self.true @ np.log(np.maximum(self.mean, LEAST))).mean()
@@ -177,8 +179,7 @@ class HistogramPredictions(Predictions):
 
 
 def colour_cube_plot(colours: Sequence[str], proportions: np.ndarray) -> Figure:
-    """Clusters, `#rrggbb`, in the RGB cube, with areas as their proportions, float `[clusters]`:
-    document 000's figure 5."""
+    """Plot clusters in the RGB cube with areas as proportions: document 000's figure 5."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4.6), dpi=144, layout="constrained")

@@ -54,7 +54,7 @@ class MultiHead(Task):
         return self.label
 
     def check(self) -> None:
-        """Raises `UsageError` for a field out of range."""
+        """Raise `UsageError` for a field out of range."""
         self._classification("label").check()
         if self.loss_weights and len(self.loss_weights) != len(self.label):
             raise UsageError(
@@ -67,7 +67,7 @@ class MultiHead(Task):
             raise UsageError("task.label names a head twice")
 
     def check_data(self, dataset: Dataset) -> None:
-        """Raises `UserError` for a data set without one of the heads, with one class in it, or with
+        """Raise `UserError` for a data set without one of the heads, with one class in it, or with
         a split in which none is known: a test split needs labels of one head only."""
         parts = list(self._classifications(dataset))
         for part in parts:
@@ -123,7 +123,7 @@ class FittedMultiHead(MultiHead, FittedTask):
         }
 
     def means(self, sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
-        """Those of each head; the weighted sum of their losses, and their mean accuracy.
+        """Means of each head; the weighted sum of their losses, and their mean accuracy.
 
         A head without any label among the examples is left out of both.
         """

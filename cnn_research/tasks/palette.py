@@ -68,7 +68,7 @@ class Palette(FittedTask):
         return (PALETTE,)
 
     def check(self) -> None:
-        """Raises `UsageError` for fields that do not go together."""
+        """Raise `UsageError` for fields that do not go together."""
         if self.colours < 1:
             raise UsageError(f"--task.colours is {self.colours}: must be 1 or more")
         if self.power < 1:
@@ -84,7 +84,7 @@ class Palette(FittedTask):
             )
 
     def check_data(self, dataset: Dataset) -> None:
-        """Raises `UserError` for images without colours, or without people's palettes."""
+        """Raise `UserError` for images without colours, or without people's palettes."""
         if dataset.image_shape[2] != 3:
             raise UserError(
                 f"data set {dataset.name} has images of {dataset.image_shape[2]} channels: "
@@ -102,11 +102,7 @@ class Palette(FittedTask):
         return 4 * self.colours
 
     def bind(self, model: nn.Module, dataset: Dataset) -> nn.Module:
-        """The model with as many colours.
-
-        Raises:
-            UsageError: it does not predict colours.
-        """
+        """Set the model's number of colours; a `UsageError` if it does not predict colours."""
         if not hasattr(model, "colours"):
             raise UsageError(
                 f"{type(model).__name__} does not predict colours: this task needs a PaletteNet"
@@ -239,8 +235,8 @@ class PalettePredictions(Predictions):
 
 
 def palettes_plot(images: np.ndarray, rows: Mapping[str, Sequence[np.ndarray]]) -> Figure:
-    """The first images, uint8 `[examples, height, width, 3]`, and below each its palettes, uint8
-    `[colours, 3]`, as strips: per title, the palette of each image."""
+    """Draw images, uint8 `[examples, height, width, 3]`, above strips of their palettes, per
+    title."""
     shown = min(MOST_IMAGES, len(images))
     columns = min(6, shown)
     lines = -(-shown // columns)
@@ -277,10 +273,7 @@ def palette_answer(palette: PaletteColours) -> Answer:
 
 
 def nearest_names(rgb: np.ndarray) -> list[str]:
-    """For each colour, uint8 `[colours, 3]`, that of the XKCD survey's 949 names which is nearest.
-
-    By CIEDE2000; the names are those that Matplotlib ships.
-    """
+    """Name of each colour, uint8 `[colours, 3]`: the nearest by CIEDE2000 of XKCD's 949."""
     import jax.numpy as jnp
 
     return [_named()[0][index] for index in np.asarray(_named()[1](jnp.asarray(rgb)))]
@@ -307,7 +300,7 @@ def _named() -> tuple[list[str], Any]:
 
 
 def write_palette(base: Path, file: Path, colours: Sequence[Mapping[str, Any]]) -> None:
-    """Writes `BASE.png`, the image with its strip, `BASE.gpl` for GIMP and `BASE.css`.
+    """Write `BASE.png` (image and strip), `BASE.gpl` for GIMP and `BASE.css`.
 
     Raises:
         BadImage: the image's file is gone since it was read.
@@ -329,10 +322,8 @@ def write_palette(base: Path, file: Path, colours: Sequence[Mapping[str, Any]]) 
 
 
 def with_strip(image: np.ndarray, rgb: np.ndarray) -> np.ndarray:
-    """The image, uint8 `[height, width, 3]`, and below it colours side by side, as on film.
-
-    An image that is narrower than its palette has white at its right.
-    """
+    """Append a strip of colours to an image, uint8 `[height, width, 3]`; wider palettes pad it
+    white."""
     missing = max(0, 4 * len(rgb) - image.shape[1])
     image = np.pad(image, [(0, 0), (0, missing), (0, 0)], constant_values=255)
     height, width, _ = image.shape

@@ -45,12 +45,12 @@ class Regression(Task):
         return (self.head,)
 
     def check(self) -> None:
-        """Raises `UsageError` where no head is named."""
+        """Raise `UsageError` where no head is named."""
         if not self.head:
             raise UsageError("task.head is empty: name a column of numbers")
 
     def check_data(self, dataset: Dataset) -> None:
-        """Raises `UserError` for a data set without such numbers, with one number only, or with a
+        """Raise `UserError` for a data set without such numbers, with one number only, or with a
         split in which none is known."""
         heads = dataset.splits["train"].labels
         if self.head not in heads or self.head in dataset.class_names:
@@ -159,12 +159,11 @@ class NumberPredictions(Predictions):
         return len(self.numbers)
 
     def metrics(self) -> dict[str, float | int]:
-        """Mean absolute error and root of the mean squared error, in the unit of the numbers;
-        R^2, the share of the split's variance that is explained, where it has any; and both
-        errors of the training mean as the estimate.
+        """Mean absolute and root mean squared error, in the unit of the numbers; R^2 where it is
+        defined.
 
-        Raises:
-            UserError: no example has a number.
+        Both errors are also given for the training mean as the estimate. A `UserError` without
+        labels.
         """
         true, predicted = self.known()
         if not true.size:
@@ -242,12 +241,10 @@ def estimates_plot(
 
 
 def mistakes_plot(images: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> Figure:
-    """The up to 24 images whose estimates are farthest from the true numbers, the worst first.
+    """Draw up to 24 images whose estimates are farthest from the true numbers, the worst first.
 
-    Args:
-        images: uint8 `[examples, height, width, channels]`, all examples; few are read.
-        true: float `[examples]`; NaN, not known, is no mistake.
-        predicted: float `[examples]`.
+    Images are uint8 `[examples, height, width, channels]`, of which few are read; numbers float
+    `[examples]`, NaN where not known.
     """
     errors = np.abs(np.nan_to_num(predicted - true))
     worst = np.argsort(-errors, kind="stable")[:MOST_MISTAKES]

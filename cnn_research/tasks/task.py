@@ -54,11 +54,11 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def check(self) -> None:
-        """Raises `UsageError` for a field out of range."""
+        """Raise `UsageError` for a field out of range."""
 
     @abc.abstractmethod
     def check_data(self, dataset: Dataset) -> None:
-        """Raises `UserError` for a data set that lacks what the task needs."""
+        """Raise `UserError` for a data set that lacks what the task needs."""
 
     @abc.abstractmethod
     def num_outputs(self, dataset: Dataset) -> int:
@@ -84,14 +84,11 @@ class FittedTask(Task):
 
     @abc.abstractmethod
     def sums(self, outputs: jax.Array, labels: Mapping[str, jax.Array], weights: jax.Array) -> Sums:
-        """The metrics as sums and counts.
+        """Metrics as sums and counts.
 
-        Args:
-            outputs: float32 `[batch, outputs]`, the model's.
-            labels: per head `[batch]`, as in `Split`: not all are known. Images as `PIXELS`, where
-                the task sees them.
-            weights: float32 `[batch]`: 0 for padding, and for a mixed image the share that the
-                label has in it.
+        Outputs are float32 `[batch, outputs]`; labels `[batch]` per head, as in `Split`, not all
+        known, and the images as `PIXELS`, where the task needs them. Weights, float32 `[batch]`,
+        are 0 for padding, and for a mixed image the share of the label.
         """
 
     def means(self, sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
@@ -103,8 +100,7 @@ class FittedTask(Task):
     def training_loss(
         self, outputs: jax.Array, labels: Mapping[str, jax.Array], weights: jax.Array
     ) -> Sums:
-        """The training loss, as terms whose means `combine_losses` adds up; arguments as of
-        `sums`."""
+        """Training loss, as terms whose means `combine_losses` adds up; arguments as of `sums`."""
         return {"loss": self.sums(outputs, labels, weights)["loss"]}
 
     def combine_losses(self, terms: Mapping[str, Any]) -> Any:
@@ -119,17 +115,14 @@ class FittedTask(Task):
     def predictions(
         self, dataset: Dataset, split: str, outputs: np.ndarray, means: Mapping[str, float]
     ) -> dict[str, Predictions]:
-        """The predictions that a report shows, for each head.
+        """Predictions of each head for a report.
 
         Outputs are float32 `[examples, outputs]`, in the split's order; `means` of the metrics.
         """
 
     def combine_metrics(self, predictions: Mapping[str, Predictions]) -> dict[str, Any]:
-        """The metrics of an evaluation: numbers, and under a head's name its own.
-
-        Raises:
-            UserError: no example has a label.
-        """
+        """Metrics of an evaluation, under a head's name its own; a `UserError` without any
+        labels."""
         (one,) = predictions.values()
         return dict(one.metrics())
 
@@ -157,7 +150,7 @@ class FittedTask(Task):
         """
 
     def write_files(self, base: Path, file: Path, answers: Mapping[str, Answer]) -> None:
-        """Writes what programs of its field read of one image's answers; nothing by default.
+        """Write what programs of its field read of one image's answers; nothing by default.
 
         The paths of what is written are `base` with an ending; `file` is the image's.
         """
