@@ -40,7 +40,7 @@ Finding = tuple[str, str, str]
 
 
 def main(words: Sequence[str] = ()) -> int:
-    """Says every finding, a line each; returns 1 if experiments cannot run."""
+    """Print every finding, a line each; return 1 if experiments cannot run."""
     if words:
         print(__doc__, end="")
         return 0 if list(words) in (["--help"], ["-h"]) else 2

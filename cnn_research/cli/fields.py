@@ -65,10 +65,10 @@ def with_overrides(default: Experiment, words: list[str]) -> Experiment:
 
 
 def with_suggestions(default: Experiment, words: list[str]) -> tuple[Experiment, str]:
-    """The experiment as typed, with what its data suggest for the fields that are not named.
+    """The experiment as typed, with its data's suggestions for fields that are not named.
 
-    Beside it what was chosen and why, a line each; empty where its config says all. Errors are
-    those of `with_overrides` and of the data.
+    The text has each choice and its reason, a line each; empty where the config is complete. Errors
+    are those of `with_overrides` and of the data.
     """
     experiment = with_overrides(default, words)
     suggest = registry()[default.name].suggest_fields

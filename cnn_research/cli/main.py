@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def launch(words: list[str]) -> None:
-    """Does what `main` does, with what absl left: overrides of fields, and perhaps `--help`."""
+    """Run what `main` does, with what absl left: overrides of fields, and perhaps `--help`."""
     workdir = Path(FLAGS.workdir) if FLAGS.workdir else None
     saved = None if FLAGS.list else saved_experiment(workdir)
     if FLAGS.list:
@@ -114,7 +114,7 @@ def launch(words: list[str]) -> None:
 
 
 def has_large_batches(experiment: Experiment) -> bool:
-    """Whether a training's steps, by the pixels of a batch, need blocks above 64 MB."""
+    """Return whether a training's steps, by the pixels of a batch, need blocks above 64 MB."""
     data, augmentation = (
         getattr(experiment, "data", None),
         getattr(experiment, "augmentation", None),

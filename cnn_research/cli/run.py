@@ -94,7 +94,7 @@ def bind_mode(
     profile: bool = False,
     replicas: int | None = None,
 ) -> Callable[[Path], Result]:
-    """The function that runs an experiment in a folder, once all was checked that needs no data.
+    """Return the function that runs an experiment in a folder, after all checks that need no data.
 
     Args and errors are those of `run`; nothing is imported until the function is called.
     """
@@ -143,22 +143,20 @@ def run(
     profile: bool = False,
     replicas: int | None = None,
 ) -> Result:
-    """Runs an experiment in a folder; the command line and notebooks call the same function.
+    """Run an experiment in a folder; the command line and notebooks call the same function.
 
     Args:
-        experiment: what is run.
-        workdir: the folder of the run; made where it is absent.
         mode: one of `modes_of(experiment)`; None for the first.
-        source: for a mode that takes images: the file, folder or pattern of files; `--input` on
-            the command line.
-        neighbours: for predictions: how many of the nearest training images are shown beside each.
-        profile: trace a few train steps; changes nothing of the run.
+        source: image, folder or pattern of files, for modes that take images; `--input` on the
+            command line.
+        neighbours: number of nearest training images shown beside each prediction.
+        profile: trace a few train steps, without changing the run.
         replicas: train so many seeds at once, in a folder below `workdir` each; None for one run.
 
     Raises:
         UsageError: the experiment has no such mode, the mode does not take what was given, or
             fields contradict each other.
-        UserError: the run failed for a reason that its user can mend.
+        UserError: the run failed for a reason that its user can correct.
     """
     call = bind_mode(
         experiment, mode, source, neighbours=neighbours, profile=profile, replicas=replicas

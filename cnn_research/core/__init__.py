@@ -1,1 +1,1 @@
-"""What everything else is built on: configs, run folders, errors, devices; knows no network."""
+"""Base of all other packages: configs, run folders, errors, devices; knows no network."""

@@ -17,7 +17,7 @@ C = TypeVar("C")
 
 
 def import_definitions() -> None:
-    """Imports `experiments`, by name; its modules register every experiment and config class."""
+    """Import `experiments`, by name; its modules register every experiment and config class."""
     for module in pkgutil.iter_modules(importlib.import_module("experiments").__path__):
         importlib.import_module(f"experiments.{module.name}")
 
@@ -46,7 +46,7 @@ _CONFIG_CLASSES: dict[str, type] = {}
 
 
 def register_config(kind: type[C]) -> type[C]:
-    """Decorates a config class: saved configs name it by its `__name__`, wherever it is defined.
+    """Register a config class, which saved configs name by its `__name__`, wherever it is defined.
 
     Only registered classes can be named, so that a config from elsewhere cannot run code. A
     `ValueError` if another class has that name.

@@ -116,10 +116,10 @@ def batch_sharded(mesh: Mesh) -> NamedSharding:
 
 
 def state_shardings(mesh: Mesh, state: Any, *, sharded: bool) -> Any:
-    """Where each array of a tree is, or of anything with a shape.
+    """Sharding of each array of a tree, or of anything with a shape.
 
     With `sharded`, arrays of `MIN_SHARD_SIZE` numbers or more are divided among the devices, along
-    the largest axis that their number divides; all else, every device holds.
+    the largest axis that their number divides; every other array is replicated.
     """
 
     def of(leaf: Any) -> NamedSharding:
@@ -133,7 +133,7 @@ def state_shardings(mesh: Mesh, state: Any, *, sharded: bool) -> Any:
 
 
 def check_divides(mesh: Mesh, batch_size: int, parts: int) -> None:
-    """Raises `UsageError` for a batch whose parts cannot be split evenly over the devices."""
+    """Raise `UsageError` for a batch whose parts cannot be split evenly over the devices."""
     if batch_size % (mesh.size * parts):
         each = f" in each of {parts} parts" * (parts > 1)
         raise UsageError(
@@ -143,7 +143,7 @@ def check_divides(mesh: Mesh, batch_size: int, parts: int) -> None:
 
 
 def max_over_processes(value: int) -> jax.Array:
-    """The largest of the processes' values, int32 `[]`, in every process.
+    """Largest of the processes' values, int32 `[]`, in every process.
 
     All must call it; it returns before it is computed.
     """
@@ -160,12 +160,12 @@ def _maximum(mesh: Mesh):
 
 
 def is_first_process() -> bool:
-    """Whether this process writes what all of one run write once; starts no device by asking."""
+    """Return whether this process writes for all of one run; starts no device."""
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def wait_for_all(name: str) -> None:
-    """Returns once every process of the run has come here: what the first wrote, all can read."""
+    """Wait for every process of the run: then all can read files that the first wrote."""
     if jax.distributed.is_initialized():
         multihost_utils.sync_global_devices(name)
 

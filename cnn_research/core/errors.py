@@ -34,12 +34,10 @@ class Interrupted(UserError):
 def run_command(
     command: Callable[[list[str]], int | None], words: Sequence[str] | None = None
 ) -> int:
-    """Runs a command, and returns its exit code; an error is one line on standard error.
+    """Run a command, and return its exit code; an error is one line on standard error.
 
     Every program of the project ends here, as `sys.exit(run_command(main))`. Exceptions of other
     kinds are bugs, and keep their traceback.
-
-    `command` takes the words after the program's name, and may return an exit code.
     """
     try:
         code = command(list(sys.argv[1:] if words is None else words)) or 0
@@ -63,7 +61,7 @@ def run_command(
 
 
 def print_error(error: UserError) -> int:
-    """Prints the error as one line, after all that was printed before; returns its exit code."""
+    """Print the error as one line, after all that was printed before; return its exit code."""
     sys.stdout.flush()
     print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
     return error.exit_code

@@ -34,8 +34,8 @@ class Experiment:
     """The name it is registered under; empty for one made in Python."""
 
     def check(self) -> None:
-        """Raises `UsageError` for fields out of range, or that contradict each other; looks at no
-        data. A subclass that extends it calls it first."""
+        """Raise `UsageError` for invalid or contradictory fields, without data; subclasses call it
+        first."""
         check_ranges(self)
 
 
@@ -60,7 +60,7 @@ class Entry:
     """Metrics that the document gives, for reports to show beside ours."""
     make: Callable[[], Experiment]
     suggest_fields: Callable[[Any], Mapping[str, Suggestion]] | None = None
-    """What the data suggest for its fields, by their paths; None where the config says all."""
+    """Suggestions from the data for its fields, by path; None for a complete config."""
 
     def experiment(self) -> Experiment:
         """The experiment with its defaults."""
@@ -82,7 +82,7 @@ def register(
     document_results: Mapping[str, float] | None = None,
     suggest_fields: Callable[[Any], Mapping[str, Suggestion]] | None = None,
 ) -> Callable[[Callable[[], Experiment]], Callable[[], Experiment]]:
-    """Decorates a function that returns an `Experiment`; its name becomes the experiment's."""
+    """Decorate a function that returns an `Experiment`; its name becomes the experiment's."""
 
     def decorate(make: Callable[[], Experiment]) -> Callable[[], Experiment]:
         name = make.__name__

@@ -68,6 +68,6 @@ def _set(values: dict[int, int]) -> None:
 
 
 def _call_glibc(name: str, *arguments: int) -> None:
-    """Calls a function of glibc; does nothing where the C library is another."""
+    """Call a function of glibc; do nothing with another C library."""
     if sys.platform == "linux" and (function := getattr(ctypes.CDLL(None), name, None)):
         function(*arguments)

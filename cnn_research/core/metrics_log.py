@@ -24,12 +24,10 @@ def metrics_line(row: Mapping[str, Any]) -> str:
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics.jsonl, oldest first; empty if there is none yet.
+    """Read the rows of a run's metrics.jsonl, oldest first; empty if there is none yet.
 
-    A last line cut short (the run was killed, or is writing it now) is left out.
-
-    Raises:
-        UserError: another line is no row; names it.
+    A last line cut short (the run was killed, or is writing it now) is left out; a `UserError`
+    names another invalid one.
     """
     path = workdir / METRICS_FILE
     if not path.exists():

@@ -38,10 +38,10 @@ class Interruption:
         self._outer: Interruption | None = None
 
     def __bool__(self) -> bool:
-        """Whether the run should stop.
+        """Return whether the run should stop.
 
-        Several processes must ask equally often; all get what came of their last question, so that
-        none waits for another.
+        Several processes must call this equally often; all get the result of their previous call,
+        so that none waits for another.
         """
         if self._largest is None:
             self._agreed = self._received
@@ -50,7 +50,7 @@ class Interruption:
         return bool(self._agreed)
 
     def check(self, saved: str = "training had not begun") -> None:
-        """Raises `Interrupted` if a run that has nothing to save should stop; says `saved`.
+        """Raise `Interrupted` with the text `saved` if a run with nothing to save should stop.
 
         Several processes wait for each other here.
         """
@@ -104,7 +104,7 @@ class Interruption:
 
 
 def raise_if_interrupted() -> None:
-    """Raises `Interrupted` if this process was asked to stop: for what prepares data, which takes
-    long and belongs to no run but may be a part of one."""
+    """Raise `Interrupted` after a signal to stop: for data preparation, which may be part of a
+    run."""
     if _current is not None and _current._received:
         raise Interrupted("asked to stop", EXIT_CODES[signal.Signals(_current._received)])

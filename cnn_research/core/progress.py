@@ -1,4 +1,4 @@
-"""What a training run says on the terminal while it goes."""
+"""Progress of a training run on the terminal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Progress:
         *,
         enabled: bool = True,
     ):
-        """Takes the names of the `metrics` that are shown after the loss."""
+        """Take the names of the `metrics` that are shown after the loss."""
         self._names = dict.fromkeys(("loss", *metrics))
         self._steps, self._batch, self._epochs = steps, batch_size, epochs
         self._enabled = enabled
@@ -44,7 +44,7 @@ class Progress:
         return self._done * self._batch / self._seconds if self._seconds else 0.0
 
     def step(self, step: int, loss: float) -> None:
-        """Shows where training is."""
+        """Show the progress of the training."""
         now = time.monotonic()
         if self._live and now - self._shown > 0.2:
             self._shown = now
@@ -58,7 +58,7 @@ class Progress:
         training: Mapping[str, float],
         validation: Mapping[str, float] | None,
     ) -> None:
-        """Says what an epoch came to."""
+        """Print the results of an epoch."""
         # The last batch may go on into an epoch that is not asked for.
         epoch = min(round(epoch, 1), self._epochs)
         parts = [f"epoch {epoch:g}/{self._epochs:g}", f"step {step:,}"]
@@ -69,7 +69,7 @@ class Progress:
         self.say("  ".join([*parts, self._pace(step)]))
 
     def say(self, text: str) -> None:
-        """Says something that lasts."""
+        """Print a line that stays."""
         if self._enabled:
             print(self._clear + text, file=sys.stderr, flush=True)
 

@@ -30,15 +30,12 @@ def fold_name(keys: jax.Array, name: str) -> jax.Array:
 
 
 def permuted(key: jax.Array, position: jax.Array, size: int) -> jax.Array:
-    """Where `position` goes in a random permutation of `range(size)`; one key per position.
+    """Image of `position` under a random permutation of `range(size)`; one key per position.
 
     A whole permutation would be sorted anew at every step; this computes single places of it: a
     Feistel network permutes the next power of four, and a value outside the range is sent through
-    again until it falls inside (cycle walking; Black and Rogaway 2002).
-
-    Args:
-        key: keys `[batch]`; positions with equal keys belong to the same permutation.
-        position: uint32 `[batch]`, each below `size`; the result is, too.
+    again until it falls inside (cycle walking; Black and Rogaway 2002). Keys are `[batch]`, equal
+    for one permutation; positions uint32 `[batch]`, each below `size`, as the result.
     """
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     mask = jnp.uint32((1 << half) - 1)

@@ -54,7 +54,7 @@ Seed = Annotated[int, Range(minimum=0, maximum=2**32 - 1)]
 
 
 def check_ranges(config: Any, path: str = "") -> None:
-    """Raises `UsageError` for a number out of its field's range, in a part (`optimizer.`) too."""
+    """Raise `UsageError` for a number out of its field's range, in a part (`optimizer.`) too."""
     hints = typing.get_type_hints(type(config), include_extras=True)
     for field in dataclasses.fields(config):
         if field.init:

@@ -57,10 +57,11 @@ PACKAGES = (
 
 @contextlib.contextmanager
 def locked(workdir: Path, *, enabled: bool = True) -> Iterator[None]:
-    """Makes the folder, and keeps every other run from writing to it meanwhile.
+    """Create the folder, and lock it against other runs.
 
-    Of several processes of one run, the first locks it for all; where nothing is to be written
-    (`enabled`), none does. A `UserError` if it cannot be written to, or another process runs in it.
+    Of several processes of one run, the first locks it for all; without `enabled`, where nothing is
+    to be written, none does. A `UserError` if it cannot be written to, or another process runs in
+    it.
     """
     from cnn_research.core.distributed import is_first_process
 
@@ -119,16 +120,13 @@ def saved_config(workdir: Path) -> Experiment | None:
 
 
 def evaluated_config(workdir: Path) -> dict[str, Any]:
-    """config.json as JSON values, with those by which the run was last evaluated in their place.
-
-    The result is empty where there is no config.json that can be read.
-    """
+    """Read config.json, with the fields of the last evaluation; empty where it cannot be read."""
     config = read_json(workdir / CONFIG)
     return config and config | read_json(workdir / EVALUATION).get("config", {})
 
 
 def check_same(experiment: Experiment, workdir: Path, may_differ: tuple[str, ...]) -> None:
-    """Raises `UsageError` if the folder holds a run of a config other than this one.
+    """Raise `UsageError` if the folder holds a run of a config other than this one.
 
     Fields, or dataclasses of fields, whose paths are in `may_differ` do not matter.
     """
@@ -180,15 +178,11 @@ def write_metadata(
     devices: Iterable[str] = (),
     **facts: Any,
 ) -> None:
-    """Writes config.json, and adds an attempt to run.json: from both the run can be repeated.
+    """Write config.json, and add an attempt to run.json: from both the run can be repeated.
 
-    Of several processes of one run, the first writes.
-
-    Args:
-        step: what the attempt begins with, as the number of train steps (of finished stages, in a
-            pipeline) that earlier attempts have left; None for what is made anew each time.
-        devices: that this attempt computes on.
-        **facts: JSON values that only the run knows (parameters, data).
+    Of several processes of one run, the first writes. `devices` are those of this attempt, `facts`
+    JSON values of the run (parameters, data). `step` is the number of train steps (of finished
+    stages, in a pipeline) left by earlier attempts; None for results made anew each time.
     """
     from cnn_research.core.distributed import is_first_process
 
@@ -224,7 +218,7 @@ def now() -> str:
 
 
 def add_facts(workdir: Path, **facts: Any) -> None:
-    """Adds JSON values to run.json, or replaces them; of several processes the first does."""
+    """Add JSON values to run.json, or replace them; of several processes the first does."""
     from cnn_research.core.distributed import is_first_process
 
     if is_first_process():
@@ -232,11 +226,11 @@ def add_facts(workdir: Path, **facts: Any) -> None:
 
 
 def effective_attempts(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The attempts of a run.json that its result comes from, in order.
+    """Attempts of a run.json that contributed to its result, in order.
 
     An attempt counts if a later one began with a step of it, or the run ended with one: neither a
-    start of what was finished, nor one that was stopped before its first checkpoint. Of what is
-    made anew each time it is the last.
+    restart after completion, nor one that was stopped before its first checkpoint. Of results made
+    anew each time only the last counts.
     """
     attempts = list(run.get("attempts", ()))
     if attempts and attempts[-1]["from_step"] is None:
@@ -285,7 +279,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def write_json(file: Path, values: Mapping[str, Any]) -> None:
-    """Writes the file whole or not at all; NaN and infinities, which JSON lacks, become null."""
+    """Write the file whole or not at all; NaN and infinities, which JSON lacks, become null."""
     write_text(file, json.dumps(_finite(values), indent=2, allow_nan=False) + "\n")
 
 
@@ -304,7 +298,7 @@ def sha256_of(file: Path) -> str:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Writes the file whole or not at all."""
+    """Write the file whole or not at all."""
     temporary = file.with_name(f"{file.name}.tmp")
     temporary.write_text(text)
     os.replace(temporary, file)
@@ -312,9 +306,9 @@ def write_text(file: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def atomic_directory(folder: Path) -> Iterator[Path]:
-    """An empty folder to write to, which takes the place of `folder` when all is written.
+    """Yield an empty folder that takes the place of `folder` when all is written.
 
-    Of several processes of one run, the first one's does; the others' are thrown away.
+    Only the first of several processes replaces it; the others' folders are deleted.
     """
     from cnn_research.core.distributed import is_first_process
 
