@@ -10,7 +10,7 @@ import numpy as np
 
 
 def padded_batches(count: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields the indices, int `[batch_size]`, and weights of batches that are all of one size.
+    """Yield the indices, int `[batch_size]`, and weights of batches that are all of one size.
 
     The last batch is padded with the last example, at weight 0; the others are float32 1.
     """
@@ -20,15 +20,10 @@ def padded_batches(count: int, batch_size: int) -> Iterator[tuple[np.ndarray, np
 
 
 def map_batches(function: Callable[[Any], Any], examples: Any, batch_size: int) -> Iterator[Any]:
-    """Yields a function's outputs for consecutive batches, without those for padding.
+    """Yield a function's outputs for consecutive batches, as NumPy arrays without the padding.
 
-    Args:
-        function: of batches `[batch_size, ...]`, to arrays, or a tree of arrays, of as many rows.
-        examples: anything with a length that is indexed by an array: images, or indices by which
-            `function` finds them itself.
-
-    Yields:
-        NumPy arrays in the tree that `function` returns, at most `batch_size` rows each.
+    `function` maps `[batch_size, ...]` to a tree of arrays with as many rows. `examples` have a
+    length and are indexed by an array: images, or indices by which `function` looks them up.
     """
     pending: tuple[Any, int] | None = None
     for indices, weights in padded_batches(len(examples), batch_size):

@@ -36,7 +36,7 @@ _LMS_TO_OKLAB = np.array(
     ]
 )
 _TURN = 6 / 29
-"""Where CIELAB's cube root gives way to a straight line."""
+"""Threshold between CIELAB's cube root and its linear part."""
 _TINY = 1e-12
 """Under a root: its slope at 0 is no number."""
 
@@ -66,7 +66,7 @@ def srgb_to_oklab(rgb: jax.Array) -> jax.Array:
 
 
 def ciede2000(first: jax.Array, second: jax.Array) -> jax.Array:
-    """How different CIELAB colours look, `[...]`: 1 is about what can just be seen.
+    """Perceived difference of CIELAB colours, `[...]`; 1 is about the least noticeable.
 
     CIE 142-2001, as in G. Sharma, W. Wu and E. Dalal, "The CIEDE2000 color-difference formula",
     2005; the numbers of equations are of that paper.

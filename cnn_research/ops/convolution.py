@@ -102,7 +102,7 @@ def conv_general_dilated(
 
 
 def _is_of_images(lhs, rhs, dimension_numbers, groups: int) -> bool:
-    """Whether one group, or a group for each channel, of images and a kernel that fit together."""
+    """Return whether images and kernel fit, with one group or a group for each channel."""
     return (
         jnp.ndim(lhs) == jnp.ndim(rhs) == 4
         and lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers) == _NHWC
@@ -223,10 +223,9 @@ _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 def _folded(x: jax.Array) -> jax.Array:
-    """An array with the same sum over pixels, and up to 16 times fewer of them.
+    """Add up parts of images: the same sum over pixels, from up to 16 times fewer of them.
 
-    Adding parts of an image to each other keeps to vector instructions, and to a device's own
-    images where the batch is sharded.
+    This keeps to vector instructions, and to a device's own images where the batch is sharded.
     """
     for axis, most in ((1, 8), (2, 2)):
         parts = min(most, x.shape[axis])

@@ -15,7 +15,7 @@ Operation = Literal["correlation", "convolution"]
 does; convolution turns it by 180 degrees first, so that a point becomes the kernel."""
 
 Border = Literal["zeros", "edge"]
-"""What padding consists of: zeros, or the image's outermost pixels, repeated."""
+"""Values of the padding: zeros, or the image's outermost pixels, repeated."""
 
 Kernel = tuple[tuple[float, ...], ...]
 
@@ -32,11 +32,10 @@ KERNELS: Mapping[str, Kernel] = {
 
 
 def output_size(size: int, kernel: int, padding: int = 0, stride: int = 1) -> int:
-    """O = 1 + (2P + I - K) / S, floored: how many places a kernel has along one side.
-    Of an image of I pixels, with P more at either end, and a kernel of K, moved by S.
+    """O = 1 + (2P + I - K) / S, floored: number of kernel positions along one side.
 
-    Raises:
-        ValueError: a number is out of range, or the kernel longer than the padded image.
+    I, K, P and S are the sizes of image, kernel, padding at either end, and stride. A `ValueError`
+    for a number out of range, or a kernel longer than the padded image.
     """
     if size < 1 or kernel < 1 or stride < 1 or padding < 0:
         raise ValueError(
@@ -59,16 +58,11 @@ def filter_image(
     border: Border = "zeros",
     operation: Operation = "correlation",
 ) -> jax.Array:
-    """Each channel of each image, filtered with the same kernel.
+    """Filter each channel of each image with the same kernel, `[kernel_height, kernel_width]`.
 
-    Args:
-        images: `[batch, height, width, channels]`, of any real dtype.
-        kernel: `[kernel_height, kernel_width]`.
-        stride: pixels from one place of the kernel to the next, down and to the right.
-        padding: pixels added at each of the four sides, as `border` says.
-
-    Returns:
-        float32 `[batch, out_height, out_width, channels]`; sizes as `output_size` gives them.
+    From `[batch, height, width, channels]`, of any real dtype, to float32 `[batch, out_height,
+    out_width, channels]`; sizes as `output_size` returns them. `padding` adds pixels at each of the
+    four sides, as `border` says.
 
     Raises:
         ValueError: an array has another rank, a number is out of range, or the kernel is larger

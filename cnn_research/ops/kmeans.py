@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 
 BLOCK = 16_384
-"""How many points are compared with all centroids at once: the distances stay in the cache."""
+"""Points compared with all centroids at once: their distances stay in the cache."""
 
 
 class KMeans(NamedTuple):
-    """What k-means came to."""
+    """Result of k-means."""
 
     centroids: jax.Array
     """float32 `[k, dimensions]`."""
@@ -64,17 +64,11 @@ def kmeans(
 ) -> KMeans:
     """Lloyd's algorithm, until no assignment changes; the best of several starts.
 
-    Document 000, section 'Generacion de histogramas'. A cluster that is left empty goes on from a
-    point that is farthest from its centroid.
-
-    Args:
-        points: float32 `[points, dimensions]`.
-        k: how many clusters. Where there are fewer different points, some centroids coincide.
-        key: of the draws.
-        weights: float32 `[points]`, 0 or above; 1 each if None.
-        start: centroids to start from, float32 `[k, dimensions]`; k-means++ draws them if None.
-        starts: how many times to start; 1 where `start` is given.
-        max_iterations: where to stop at the latest.
+    Document 000, section 'Generacion de histogramas'. A cluster that is left empty restarts from a
+    point that is farthest from its centroid. Points are float32 `[points, dimensions]`, weights
+    float32 `[points]`, 0 or above (default 1). `start` has float32 `[k, dimensions]`, for which
+    `starts` is 1; k-means++ draws them if it is None. Some centroids coincide where fewer than `k`
+    points differ.
     """
     weights = jnp.ones(len(points), jnp.float32) if weights is None else weights
 
@@ -157,13 +151,9 @@ def minibatch_kmeans(
 ) -> jax.Array:
     """Centroids from random batches, float32 `[k, dimensions]`: near those of all points, sooner.
 
-    D. Sculley, "Web-scale k-means clustering", 2010: each centroid is the mean of all that was ever
-    assigned to it. One that goes without any while 100 points come for each goes on from the
-    point of the batch that is farthest from its centroid.
-
-    Args:
-        points: float32 `[points, dimensions]`.
-        key: of the draws.
+    D. Sculley, "Web-scale k-means clustering", 2010: each centroid is the mean of all points ever
+    assigned to it. One that gets none while 100 points come for each restarts from the point of the
+    batch that is farthest from its centroid. Points are float32 `[points, dimensions]`.
     """
 
     def batch(key):
@@ -191,10 +181,8 @@ def minibatch_kmeans(
 
 
 def histogram(assignments: jax.Array, k: int) -> jax.Array:
-    """The share of each of `k` clusters in the pixels' assignments, integers `[batch, ...]`.
-
-    float32 `[batch, k]`; each row adds up to 1.
-    """
+    """Share of each of `k` clusters in assignments, integers `[batch, ...]`: float32 `[batch,
+    k]`."""
     flat = assignments.reshape(len(assignments), -1).astype(jnp.int32)
     places = flat + k * jnp.arange(len(flat))[:, None]
     counts = jnp.zeros(len(flat) * k, jnp.float32).at[places.reshape(-1)].add(1.0)

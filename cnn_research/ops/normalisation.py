@@ -11,18 +11,12 @@ from jax import lax
 def local_response_norm(
     x: jax.Array, size: int = 5, k: float = 2.0, alpha: float = 1e-4, beta: float = 0.75
 ) -> jax.Array:
-    """Divides each value by (k + alpha / size * the sum of squares around it) ** beta.
+    """Divide each value by (k + alpha / size * the sum of squares around it) ** beta.
 
-    The sum is over `size` neighbouring channels at the same pixel, fewer at either end. Krizhevsky
-    et al. 2012 (section 3.3), whose numbers are the defaults here, multiply the sum by alpha;
-    PyTorch and Caffe, as here, by alpha / size.
-
-    Args:
-        x: `[..., channels]`, floating; the sum is taken in float32 at least.
-        size: how many channels; of an even number, one more lies before than after.
-
-    Returns:
-        An array of the shape and dtype of `x`.
+    The sum is over `size` neighbouring channels at the same pixel, fewer at either end (of an even
+    number, one more lies before than after), in float32 at least. Krizhevsky et al. 2012 (section
+    3.3), whose numbers are the defaults here, multiply the sum by alpha; PyTorch and Caffe, as
+    here, by alpha / size. `x` is `[..., channels]`, floating, as is the result.
     """
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     around = [(0, 0)] * (x.ndim - 1) + [(size // 2, (size - 1) // 2)]

@@ -1,4 +1,4 @@
-"""How far palettes are from pixels, and from each other; the order of colours does not matter.
+"""Distances of palettes to pixels and to each other; the order of colours does not matter.
 
 Colours are CIELAB, float32, and may be differentiated. Differences are those of `DIFFERENCES`.
 """
@@ -43,15 +43,11 @@ DIFFERENCES: Mapping[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 def to_nearest(
     pixels: jax.Array, palette: jax.Array, difference: str = "ciede2000", power: float = 1.0
 ) -> jax.Array:
-    """The mean difference of pixels to their nearest colour, float32 `[batch]`.
+    """Mean difference of pixels `[batch, pixels, 3]` to the nearest colour, float32 `[batch]`.
 
-    Nearest is in CIELAB, whatever the difference: so it has to be computed once for each pixel.
-    For CIEDE2000 that is at least what the nearest by CIEDE2000 itself would give.
-
-    Args:
-        pixels: `[batch, pixels, 3]`.
-        palette: `[batch, colours, 3]`.
-        power: of the mean, 1 or more: above 1, pixels that are far from every colour count more.
+    Nearest is in CIELAB, whatever the difference: so it has to be computed once for each pixel. For
+    CIEDE2000 that is at least the difference to the nearest by CIEDE2000. The palette is `[batch,
+    colours, 3]`. A `power` of the mean above 1 gives distant pixels more weight.
     """
     squares = ((pixels[:, :, None] - palette[:, None]) ** 2).sum(-1)
     index = jnp.argmin(jax.lax.stop_gradient(squares), axis=-1)
@@ -65,16 +61,11 @@ def to_nearest(
 def between(
     first: jax.Array, second: jax.Array, known: jax.Array, difference: str = "ciede2000"
 ) -> jax.Array:
-    """The minimum colour difference of two palettes, float32 `[batch]`.
+    """Minimum colour difference of two palettes, float32 `[batch]`.
 
     From each colour to the nearest of the other palette, the mean of the means of both directions:
     Q. Pan and S. Westland, "Comparative evaluation of color differences between color palettes",
-    2018.
-
-    Args:
-        first: `[batch, colours, 3]`.
-        second: `[batch, others, 3]`.
-        known: which colours of the second are there, bool `[batch, others]`.
+    2018. Palettes are `[batch, colours, 3]`; `known`, bool `[batch, others]`, masks the second.
     """
     apart = DIFFERENCES[difference](first[:, :, None], second[:, None])
     there = jnp.where(known[:, None], apart, FAR).min(axis=2).mean(axis=1)
@@ -83,9 +74,9 @@ def between(
 
 
 def found_by_kmeans(pixels: jax.Array, colours: int) -> jax.Array:
-    """The palettes that k-means finds in CIELAB `[batch, pixels, 3]`, as constants.
+    """Palettes by k-means in CIELAB `[batch, pixels, 3]`, `[batch, colours, 3]`, as constants.
 
-    `[batch, colours, 3]`, after 20 iterations at the most.
+    It stops after 20 iterations at the latest.
     """
 
     def one(pixels: jax.Array) -> jax.Array:

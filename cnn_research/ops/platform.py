@@ -1,4 +1,4 @@
-"""Which formulation of a convolution or a pool to use, and how many steps to dispatch at once.
+"""Choice of formulations of convolutions and pools, and of the number of steps per dispatch.
 
 The same mathematics runs at very different speeds on different devices. This module is the only
 place that knows it: everything else asks :func:`current_formulation`.
@@ -16,7 +16,7 @@ import jax
 
 @dataclasses.dataclass(frozen=True)
 class Formulation:
-    """How to write down an operation for one kind of device.
+    """Formulations of operations for one kind of device.
 
     The derivative rules of the first four are reverse-mode only (`jax.grad`, `jax.vjp`). For
     `jax.jvp`, `jax.hessian` and other uses of forward mode, trace under :data:`PLAIN`.
@@ -33,7 +33,7 @@ class Formulation:
     changes_apart: bool = False
     """Compute the changes to training images in full before the first layer reads them."""
     steps_per_dispatch: int = 1
-    """How many train steps to put into one compiled loop."""
+    """Number of train steps in one compiled loop."""
     vmapped_replicas: bool = False
     """Train replicas as one batched program, spread over the devices; otherwise in turn."""
 

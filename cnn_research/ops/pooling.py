@@ -32,17 +32,11 @@ def max_pool(
     strides: int | Sequence[int] | None = None,
     padding: Padding = "VALID",
 ) -> jax.Array:
-    """The largest value in each window.
+    """Largest value in each window, `[batch, out_height, out_width, channels]`.
 
-    Args:
-        x: `[batch, height, width, channels]`, of any real dtype.
-        window: height and width of the window, or one number for both.
-        strides: as `window`; the default is the window itself, so that windows do not overlap.
-        padding: `'VALID'` (windows that do not fit are left out), `'SAME'`, or the padding before
-            and after in height and width; padding never wins.
-
-    Returns:
-        `[batch, out_height, out_width, channels]`, of the dtype of `x`.
+    `x` is `[batch, height, width, channels]`, of any real dtype, which is kept. Strides default to
+    the window. Padding is `'VALID'` (windows that do not fit are left out), `'SAME'`, or the
+    padding before and after in height and width; padding never wins.
 
     Raises:
         ValueError: `x` is not an array of rank 4, or a size is not positive.
