@@ -11,7 +11,7 @@ import numpy as np
 from cnn_research.core.random import fold_name, permuted, stream_key
 
 ClassMembers = Mapping[str, jax.Array]
-"""Which examples each class has: `members`, int32 `[known]`, the examples with a label, class by
+"""Examples of each class: `members`, int32 `[known]`, the examples with a label, class by
 class; and of each class that has any, `first`, the place of its first one among them, and `count`,
 int32 `[classes]` each."""
 

@@ -1,4 +1,4 @@
-"""What every source of images loads into: uint8 arrays, labels and where they came from.
+"""Common format of all sources of images: uint8 arrays, labels and provenance.
 
 The labels of a head are classes or, where it has no class names, numbers.
 """
@@ -22,7 +22,7 @@ UNKNOWN_CLASS = -2
 only the split `target` has. No prediction of it can be right, so it is counted as wrong."""
 
 PALETTE = "palette"
-"""What labels are called that are palettes: several colours for each image."""
+"""Head of labels that are palettes: several colours for each image."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, floating-point operations, and the least image it takes.
+"""Cost of a model: parameters, floating-point operations, and its smallest image.
 
 Counted from JAX's own program for it, without computing anything.
 """

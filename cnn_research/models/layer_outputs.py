@@ -83,10 +83,10 @@ def kernel_of(variables: Mapping[str, Any], path: str) -> jax.Array:
 def maps(
     model: nn.Module, variables: Mapping[str, Any], images: jax.Array, paths: Sequence[str]
 ) -> tuple[jax.Array, list[jax.Array]]:
-    """Outputs, float32 `[batch, outputs]`, and float32 `[batch, height, width, units]` of each
-    module.
+    """Outputs, float32 `[batch, outputs]`, and maps of the modules at `paths` (of their first
+    call).
 
-    The modules are those at `paths`; of one called several times, the first output counts.
+    The latter are float32 `[batch, height, width, units]` each.
     """
     outputs_at: dict[str, jax.Array] = {}
 

@@ -15,7 +15,7 @@ from cnn_research.core.errors import UsageError
 from cnn_research.core.ranges import PositiveInt, Range
 
 Dtype = Literal["float32", "bfloat16"]
-"""What a model computes in; parameters, statistics and logits stay float32."""
+"""Dtype of a model's computation; parameters, statistics and logits stay float32."""
 
 Rate = Annotated[float, Range(minimum=0, below=1)]
 """Of dropout."""
@@ -34,7 +34,7 @@ BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
 
 
 class Classifier(nn.Module, kw_only=True):
-    """What the networks have in common."""
+    """Fields common to the networks."""
 
     dtype: Dtype = "float32"
     """What the layers compute in."""

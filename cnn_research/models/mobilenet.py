@@ -27,7 +27,7 @@ _HALVING = (2, 4, 6, 12)
 
 
 class Passed(nn.Module):
-    """What goes from one convolution to the next, as a layer, so that it has a name."""
+    """Activation between convolutions, as a layer, so that it has a name."""
 
     def __call__(self, x: jax.Array, pooled: list[jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
         return x, pooled

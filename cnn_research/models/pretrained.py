@@ -27,7 +27,7 @@ from cnn_research.models.weights import Weights, read_weights
 _HUB = "hub:"
 _COLLECTIONS = ("params", "batch_stats")
 _SHOWN = 3
-"""How many leaves an error names."""
+"""Maximum number of leaves named in an error."""
 
 
 @register_config

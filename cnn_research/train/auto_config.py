@@ -1,4 +1,4 @@
-"""What fits anyone's images: sizes, network and length of training, chosen from the data.
+"""Suggestions for a user's images: sizes, network and length of training, chosen from the data.
 
 The rules are few, and every choice is said with its reason; what is named on the command line
 counts instead. Only names, counts and sizes are looked at, no pixels.

@@ -1,4 +1,4 @@
-"""What a training will take: a few of its steps are tried on a copy of its state."""
+"""Estimate of a training's time and memory, from a few steps on a copy of its state."""
 
 from __future__ import annotations
 

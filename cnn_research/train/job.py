@@ -50,7 +50,7 @@ class Job:
     seeds: tuple[jax.Array, ...]
     evaluator: Evaluator
     has_large_steps: bool = False
-    """Whether memory that a step frees is kept for the next one; known once one is compiled."""
+    """True if memory freed by a step is kept for the next one; known once one is compiled."""
     _compiled: dict[float, Callable[..., Any]] = dataclasses.field(default_factory=dict)
 
     @property

@@ -181,7 +181,7 @@ def finish(job: Job, run: SeedRun, outputs: Outputs) -> Result:
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-    """Where the loop writes to, beside each run's own outputs."""
+    """Outputs of the loop, beside each run's own."""
 
     metrics: StepMetrics
     profiled: Callable[[Steps], Steps]

@@ -1,4 +1,4 @@
-"""What a training needs before its first step; whatever can be refused is refused here."""
+"""Preparation of a training before its first step; invalid configs and folders fail here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a train step is a function of: its context, the state, the data (and a seed); and the state
+"""Arguments of a train step: its context, the state, the data (and a seed); and the state
 before the first step.
 """
 

@@ -81,7 +81,7 @@ class Transfer:
         return sorted({0.0, *(epoch for _, epoch in self.unfreeze)})
 
     def frozen(self, phase: float) -> Callable[[str], bool] | None:
-        """Whether a leaf or layer is frozen from epoch `phase` on, by its path; None if none is."""
+        """Test of a path for being frozen from epoch `phase` on; None if no layer is."""
         if not (self.freeze or any(epoch > phase for _, epoch in self.unfreeze)):
             return None
         return lambda path: self.begins(path) > phase

@@ -17,7 +17,7 @@ from cnn_research.data.augmentation.sample import AugmentationSample
 CROP_ASPECT = (3 / 4, 4 / 3)
 
 Fill = Literal["black", "edge", "reflect"]
-"""What lies outside of an image: black, its outermost pixels, or the image mirrored at them."""
+"""Values outside of an image: black, its outermost pixels, or the image mirrored at them."""
 
 
 def affine(rows: tuple[jax.Array, ...], columns: tuple[jax.Array, ...]) -> jax.Array:

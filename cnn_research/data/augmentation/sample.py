@@ -1,4 +1,4 @@
-"""What is drawn for each image of a batch, by its key alone."""
+"""Random numbers for each image of a batch, by its key alone."""
 
 from __future__ import annotations
 

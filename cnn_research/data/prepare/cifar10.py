@@ -33,7 +33,7 @@ SHA256 = {
 HOMEPAGE = "https://www.cs.toronto.edu/~kriz/"
 BATCHES = {"train": [f"data_batch_{number}" for number in range(1, 6)], "test": ["test_batch"]}
 _RECONSTRUCT = np.empty(0).__reduce__()[0]
-"""What every pickled array begins with: it makes an empty one."""
+"""Start of every pickled array: it makes an empty one."""
 
 
 def find(path: Path) -> Path | None:

@@ -1,4 +1,4 @@
-"""Which example goes into which split: drawn by content and seed, so that nothing straddles."""
+"""Assignment of examples to splits: drawn by content and seed, so that nothing straddles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where images come from: one small config per source, with `load()` to a `Dataset`.
+"""Sources of images: one small config per source, with `load()` to a `Dataset`.
 
 A source's fields are all that decides what is loaded, so a run's config names its data
 completely. Nothing heavy is imported before `load()`.

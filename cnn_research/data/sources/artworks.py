@@ -33,7 +33,7 @@ WRONG_ENCODINGS = ("cp437", "cp1252", "latin-1")
 """What programs take UTF-8 for; of zip archives without a flag that says so, the first."""
 
 NUMBER = re.compile(r"_\d+$")
-"""What follows the artist in the name of a file."""
+"""End of a file's name, after the artist."""
 
 
 @register_config

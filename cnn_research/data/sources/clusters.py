@@ -19,7 +19,7 @@ from cnn_research.data.prepare import cache
 from cnn_research.data.sources.folder import Photos
 
 HEAD = "cluster"
-"""What the labels are called."""
+"""Name of the labels."""
 
 CELL = 4
 """Steps of each channel that are one to k-means."""

@@ -52,7 +52,7 @@ class Origin:
 
 
 class Source(Protocol):
-    """What `load` asks a config of data."""
+    """Interface of a data config for `load`."""
 
     @property
     def description(self) -> str:

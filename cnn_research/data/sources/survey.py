@@ -1,4 +1,4 @@
-"""What a folder or table of images consists of, seen without decoding any: sizes and counts."""
+"""Sizes and counts of a folder or table of images, without decoding any."""
 
 from __future__ import annotations
 

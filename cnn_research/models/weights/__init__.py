@@ -25,13 +25,13 @@ _WRAPPERS = ("module.", "_orig_mod.", "model.")
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """What a file holds."""
+    """Contents of a weight file."""
 
     arrays: dict[tuple[str, str], np.ndarray]
     """By (layer, weight). The layer is named as in the file; the weight as in flax: kernel, bias,
     scale, mean, var."""
     layout: Literal["torch", "keras"]
-    """How kernels lie: PyTorch's `[out, in, height, width]` and `[out, in]`, or Keras' `[height,
+    """Layout of kernels: PyTorch's `[out, in, height, width]` and `[out, in]`, or Keras' `[height,
     width, in, out]` and `[in, out]`, which are flax's."""
     sha256: str = ""
     """Of the file, or of what stands for it."""

@@ -24,7 +24,7 @@ import numpy as np
 from cnn_research.core.errors import UserError
 
 OLD_FORMAT = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
-"""What a file of the format without zip begins with."""
+"""First bytes of a file in the format without zip."""
 
 _DTYPES = {
     "DoubleStorage": "<f8",

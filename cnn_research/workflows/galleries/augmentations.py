@@ -37,7 +37,7 @@ FIGURE_12 = {
 }
 """Document 002's changes, in its order."""
 OUTSIDE = {"black": "black", "edge": "the border's pixels", "reflect": "the image's reflection"}
-"""What comes in from outside of an image, by `Augmentation.fill`."""
+"""Description of each `Augmentation.fill`."""
 RANGES = {
     "crop": "{0:.0%} to {1:.0%} of the area",
     "zoom": "{0:g} to {1:g}",
@@ -50,7 +50,7 @@ RANGES = {
     "cutout": "{0}x{0} pixels",
     "erasing": "a box, with probability {0:g}",
 }
-"""How the value of a change is written."""
+"""Format of a change's value."""
 Rows = dict[str, list[tuple[np.ndarray, str]]]
 """Images by the label of their row, each with a word to stand above it, or ""."""
 

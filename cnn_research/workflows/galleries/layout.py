@@ -1,4 +1,4 @@
-"""How the pictures of galleries are laid out: images in a grid below a title."""
+"""Layout of gallery pictures: images in a grid below a title."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ TERMS = {
     **{"grey": "#8c8c8c", "gray": "#8c8c8c", "orange": "#ff8a1f", "pink": "#ff8fc2"},
     **{"purple": "#7d2fb0", "red": "#d9182b", "white": "#f7f7f7", "yellow": "#f7dc1f"},
 }
-"""What the basic colour terms are painted in."""
+"""Display colours of the basic colour terms."""
 
 
 def named_pixels_plot(image: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Figure:
