@@ -32,7 +32,6 @@ EXTRAS = {
     "search": "sweeps that choose values",
     "slurm": "sweeps on a cluster",
 }
-"""Extras of setup.cfg that a user may want, and what for."""
 FINE, WARNING, BROKEN = "ok", "note", "FAULT"
 
 Finding = tuple[str, str, str]
@@ -115,7 +114,6 @@ def unmet(texts: list[str], extra: str = "") -> list[str]:
 
 
 def installed(name: str) -> str | None:
-    """The version of a package, or None."""
     with contextlib.suppress(metadata.PackageNotFoundError):
         return metadata.version(name)
     return None
@@ -134,7 +132,6 @@ def imports() -> Iterator[Finding]:
 
 
 def extras() -> Iterator[Finding]:
-    """Optional packages that are absent."""
     absent = []
     with contextlib.suppress(ImportError):  # of packaging: `packages` has said so
         absent = [extra for extra in EXTRAS if unmet(requirements(), extra)]
@@ -145,7 +142,6 @@ def extras() -> Iterator[Finding]:
 
 
 def devices() -> Iterator[Finding]:
-    """Devices of JAX, and a computation on them."""
     from cnn_research.core.run_folder import cores
 
     try:
@@ -171,7 +167,6 @@ def short(error: Exception) -> str:
 
 
 def memory() -> Finding:
-    """Free memory of the machine."""
     from cnn_research.core.memory import available_memory
 
     free = available_memory()

@@ -25,7 +25,6 @@ class Mode:
     """Called for several seeds at once as `replicated(experiment, workdir, replicas)`, if any."""
 
     def takes(self, option: str) -> bool:
-        """Return whether the mode accepts a flag."""
         return bool(self.replicated) if option == "replicas" else option in self.options
 
 

@@ -106,7 +106,6 @@ def data_mesh() -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds the whole array."""
     return NamedSharding(mesh, P())
 
 

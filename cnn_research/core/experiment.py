@@ -63,12 +63,10 @@ class Entry:
     """Suggestions from the data for its fields, by path; None for a complete config."""
 
     def experiment(self) -> Experiment:
-        """The experiment with its defaults."""
         return dataclasses.replace(self.make(), name=self.name)
 
     @property
     def summary(self) -> str:
-        """The first line of the docstring."""
         return (self.make.__doc__ or "").strip().split("\n")[0]
 
 
@@ -95,7 +93,6 @@ def register(
 
 
 def registry() -> Mapping[str, Entry]:
-    """Every registered experiment, by name."""
     import_definitions()
     return dict(sorted(_REGISTRY.items()))
 

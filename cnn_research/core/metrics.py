@@ -19,7 +19,6 @@ def direction_of(name: str, directions: Mapping[str, Direction]) -> Direction | 
 
 
 def best(values: Iterable[float], direction: Direction) -> float:
-    """The best of one or more values."""
     return max(values) if direction == "maximize" else min(values)
 
 

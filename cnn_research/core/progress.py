@@ -40,11 +40,10 @@ class Progress:
 
     @property
     def images_per_second(self) -> float:
-        """Since the run started or went on."""
+        """Since the run started or resumed."""
         return self._done * self._batch / self._seconds if self._seconds else 0.0
 
     def step(self, step: int, loss: float) -> None:
-        """Show the progress of the training."""
         now = time.monotonic()
         if self._live and now - self._shown > 0.2:
             self._shown = now

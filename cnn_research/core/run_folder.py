@@ -41,7 +41,6 @@ SOURCE_RECORD = "source.json"
 """Beside a copy of the packages: of which commit they are, and what differs from it."""
 
 ROOT = Path(__file__).resolve().parents[2]
-"""The folder that holds the package."""
 SOURCE_FILES = ("*.py", "*.cfg", "*.toml")
 PACKAGES = (
     "jax",

@@ -55,7 +55,6 @@ DOWNLOADED = ("fashion_mnist", "cifar10")
 
 
 def main(words: list[str]) -> None:
-    """Run the command `words`."""
     logging.set_verbosity(logging.ERROR)  # what is logged is in the report
     if not words or words[0] in ("--help", "-h"):
         print(__doc__, end="")

@@ -112,7 +112,6 @@ def program(model: TrainedModel) -> jax.export.Exported:
 
 
 def described(model: TrainedModel) -> dict[str, Any]:
-    """The contents of export.json."""
     heads = model.experiment.fitted_task.output_spec(model.class_names)
     run = folders.read_json(model.workdir / folders.RUN)
     evaluation = folders.read_json(model.workdir / folders.EVALUATION)

@@ -39,7 +39,6 @@ class Exported:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """`(height, width, channels)` of its images."""
         _, height, width, channels = self.facts["input"]["shape"]
         return height, width, channels
 

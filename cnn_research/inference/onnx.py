@@ -74,7 +74,7 @@ def onnx_difference(model: TrainedModel, file: Path, batch: int = 2) -> float:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Within the block the converter says nothing of layers, and of what of JAX it misses."""
+    """Silence the converter's messages on layers and missing parts of JAX within the block."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

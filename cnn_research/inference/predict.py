@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 
 FOLDER = "predictions"
 SHOWN = 24
-"""Images in the picture of predictions."""
 
 
 def predict_images(
@@ -89,7 +88,6 @@ class Prediction:
     file: str
     """The image's path, fit for printing."""
     answers: Mapping[str, Answer]
-    """For each head."""
     image: np.ndarray | None
     """uint8 `[height, width, channels]`, as the network takes it; None beyond the first images, of
     which there is a picture."""

@@ -36,7 +36,6 @@ _BLOCKS = {
     "5a": (256, 160, 320, 32, 128, 128),
     "5b": (384, 192, 384, 48, 128, 128),
 }
-"""The filters of each Inception module."""
 _POOLED_AFTER = {"3b": 3, "4e": 2}
 """After which modules a max pool of stride 2 follows, and its window."""
 _AUXILIARY_AFTER = {"4a": "aux1", "4d": "aux2"}

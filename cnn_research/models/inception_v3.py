@@ -32,7 +32,6 @@ _DOUBLE = _branch(
 
 
 def _fine(pooled: int) -> tuple[Branch, ...]:
-    """The modules at 35x35."""
     return (
         _branch(("branch1x1", 64, 1, 1)),
         _branch(("branch5x5_1", 48, 1, 1), ("branch5x5_2", 64, 5, 5)),
@@ -42,7 +41,6 @@ def _fine(pooled: int) -> tuple[Branch, ...]:
 
 
 def _middle(width: int) -> tuple[Branch, ...]:
-    """The modules at 17x17."""
     return (
         _branch(("branch1x1", 192, 1, 1)),
         _branch(
@@ -74,7 +72,6 @@ _COARSE = (
     ),
     _branch(("branch_pool", 192, 1, 1)),
 )
-"""The modules at 8x8."""
 
 _MODULES = {
     "Mixed_5b": _fine(32),

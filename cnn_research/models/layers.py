@@ -18,7 +18,6 @@ Dtype = Literal["float32", "bfloat16"]
 """Dtype of a model's computation; parameters, statistics and logits stay float32."""
 
 Rate = Annotated[float, Range(minimum=0, below=1)]
-"""Of dropout."""
 
 Widths = tuple[PositiveInt, ...]
 """Filters or units of several layers."""
@@ -54,7 +53,6 @@ class ImageNetClassifier(Classifier, kw_only=True):
 
 
 def activate(name: Activation) -> Callable[[jax.Array], jax.Array]:
-    """The activation function of that name."""
     functions: dict[str, Callable[[jax.Array], jax.Array]] = {
         "relu": nn.relu,
         "gelu": nn.gelu,

@@ -106,13 +106,13 @@ def _spread(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) ->
 
 @register_config
 class PaletteNet(SSCNN):
-    """The self-supervised network over a whole image, and a head that predicts a palette.
+    """The self-supervised network over a whole image, and a head that says a palette.
 
     Document 000 replaces the last layer by 10 colours of RGB and keeps the others as they are. It
     names no target for them, and purifies with them, which needs classes: here the 11 names are
     purified (`colour_names`), as in Prades (2017) and Wang et al. (2015), and the palette is a
-    second head on the same layers. Its inputs are the pixels and the histogram of clusters that
-    these layers estimate, averaged over every crop of the image.
+    second head on the same layers. What they say of every crop of the image, the estimated
+    histogram of its clusters, is averaged, and the head sees that and the pixels.
     """
 
     num_classes: PositiveInt = 128

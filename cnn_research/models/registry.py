@@ -32,7 +32,6 @@ def register_model(
 
 
 def architectures() -> Mapping[str, Architecture]:
-    """Every registered model, by name."""
     import cnn_research.models  # noqa: F401, its modules register what they define
 
     return dict(sorted(_ARCHITECTURES.items()))

@@ -27,7 +27,6 @@ _INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def _layers(variant: Variant, dtype: Dtype):  # type: ignore[no-untyped-def]
-    """Convolution and batch normalisation as the variant has them."""
     keras = variant == "keras"
     convolution = functools.partial(Conv, use_bias=keras, kernel_init=_INIT, dtype=dtype)
     return convolution, functools.partial(

@@ -16,7 +16,6 @@ from cnn_research.models.registry import register_model
 _INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 _FEATURES = (64, 128, 256, 512, 512)
 _CONVOLUTIONS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
-"""Number of convolutions in each of the five blocks."""
 _LINEAR = ("classifier.0", "classifier.3", "classifier.6")
 
 

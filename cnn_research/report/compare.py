@@ -89,7 +89,7 @@ def _compare(folders: Sequence[Path], table_format: str, output: Path | None) ->
 
 
 def _why_missing(folder: Path) -> str:
-    """Why a folder has no row of its own."""
+    """Reason why a folder has no row."""
     page = folder / REPORT_FOLDER / HTML
     if is_finished(folder):
         reason = f"its page is {page}" if page.exists() else "it was trained, but not evaluated"

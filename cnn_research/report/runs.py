@@ -32,10 +32,9 @@ UNCOMPARED = ("step", "correct", "count", "wall_seconds")
 """Numbers of a run that no table compares."""
 
 REPORT_FOLDER = "report"
-"""Of the run's page."""
 
 MOST_ACCURACIES = 2
-"""With more metrics than this, tables compare accuracies alone."""
+"""With more accuracies than this, tables compare them alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +88,6 @@ class Group:
 
     @property
     def directions(self) -> dict[str, Direction]:
-        """Of the metrics, by name."""
         return {name: d for run in self.runs for name, d in run.directions.items()}
 
     @property

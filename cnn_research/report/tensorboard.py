@@ -16,9 +16,9 @@ from cnn_research.report.page import Predictions
 from cnn_research.report.writers import REPORT, MetricsWriter
 
 MOST_HISTOGRAMS = 64
-"""Of a network with more parameters, kernels spread over its depth are shown."""
+"""Above this, only some kernels, spread over the depth, have histograms."""
 MOST_NUMBERS = 10_000
-"""Of a parameter, that a histogram is made of."""
+"""Values of a parameter in its histogram."""
 SHOWN_IMAGES, SHOWN_SIDE = 36, 96
 """Training images that are shown, and the pixels of a side of each."""
 MOST_CURVES = 20
@@ -104,7 +104,6 @@ class Points:
     """Images in the space of a network's features."""
 
     split: Split
-    """The images and their labels."""
     features: np.ndarray
     """float32 `[examples, dimensions]`."""
     answers: Sequence[Mapping[str, str]]

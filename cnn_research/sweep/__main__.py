@@ -41,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    # In the order of --help: the runs first, then the machines for them.
     what = parser.add_argument_group("what is run")
     for name, metavar, text in (
         ("experiment", "NAME", "again for another"),

@@ -101,7 +101,6 @@ class Run:
 
     experiment: str
     words: tuple[str, ...]
-    """Overrides, as `launch.py` takes them."""
     workdir: Path
     """Absolute."""
     config: str
@@ -113,7 +112,6 @@ class Run:
 
     @property
     def command(self) -> list[str]:
-        """The command that repeats this run alone."""
         experiment = f"--experiment={self.experiment}"
         return ["launch.py", experiment, *self.words, f"--workdir={self.workdir}"]
 

@@ -35,7 +35,6 @@ class Feed:
         return next(self._left, None)
 
     def should_prune(self, run: Run) -> bool:
-        """Return whether a running run should be stopped."""
         return False
 
     def finished(self, run: Run, state: State, *, pruned: bool) -> State:
@@ -81,7 +80,7 @@ def run_locally(
 
 
 def _heard(busy: list[_Worker]) -> list[_Worker]:
-    """The workers that have something to say, or are gone; waits a little for one."""
+    """Workers with a message, or that are gone; waits a little for one."""
     with selectors.DefaultSelector() as selector:
         for worker in busy:
             selector.register(worker.output, selectors.EVENT_READ, worker)
@@ -106,7 +105,6 @@ class _Worker:
         return self._process.stdout
 
     def give(self, run: Run) -> None:
-        """Start a run."""
         if self._process is None or self._process.poll() is not None:
             self._process = subprocess.Popen(
                 WORKER,

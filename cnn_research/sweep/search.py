@@ -168,7 +168,7 @@ class Search(Feed):
         if state.state == "stopped" and pruned:
             state = states.record_end(run.workdir, state, "pruned", "half did better by then")
         if state.state == "complete":
-            # What a run's report is about: its last state, or its best.
+            # The state that a run's report shows: its last, or its best.
             last = self._selection.report == "last"
             self._study.tell(trial, values[-1] if last else best(values, self._direction))
         elif state.state != "stopped":
@@ -186,7 +186,6 @@ class Search(Feed):
 
     @property
     def num_finished(self) -> int:
-        """The number of runs that are complete or pruned."""
         return len(self._numbers(TrialState.COMPLETE, TrialState.PRUNED))
 
     # Between Optuna and runs.

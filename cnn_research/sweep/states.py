@@ -33,21 +33,18 @@ class State:
     """The state of a run."""
 
     state: str
-    """One of `STATES`."""
     attempt: int = 0
-    """The number of times it was started."""
     since: float = 0.0
     """When it was last begun, in seconds since 1970."""
     seconds: float = 0.0
-    """That its last attempt took."""
+    """Duration of its last attempt."""
     message: str = ""
-    """Why it stopped or failed, in one line."""
+    """Reason for stopping or failing, in one line."""
     exit_code: int | None = None
     """That `launch.py` would have ended with, or the process did."""
 
 
 def read(workdir: Path) -> State:
-    """Read the state of a run from its folder."""
     values = read_json(workdir / STATE)
     return State(**values) if values else State("waiting")
 

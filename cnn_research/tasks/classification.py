@@ -100,7 +100,6 @@ class Classification(FittedTask):
         return self.class_weights != "equal" or self.logit_adjustment != 0
 
     def check(self) -> None:
-        """Raise `UsageError` for a field out of range."""
         if not 0 <= self.label_smoothing < 1:
             raise UsageError(f"task.label-smoothing is {self.label_smoothing}: 0 to below 1")
         if not 0 <= self.logit_adjustment < math.inf:
@@ -128,7 +127,6 @@ class Classification(FittedTask):
         check_measured(dataset, (self.head,), ("train", "validation"), unknown)
 
     def num_outputs(self, dataset: Dataset) -> int:
-        """One per class."""
         return len(dataset.class_names[self.head])
 
     def fitted(self, dataset: Dataset) -> Classification:
@@ -261,7 +259,6 @@ class ClassPredictions(Predictions):
     """int32 `[examples]`; -1 where not known: such an example is left out; -2 for a label that is
     none of the classes: no answer to it is right."""
     class_names: tuple[str, ...]
-    """One for each class."""
     trained: np.ndarray | None = None
     """bool `[classes]`, whether a class had training examples; None: all had."""
 
@@ -299,6 +296,7 @@ class ClassPredictions(Predictions):
 
     def page(self, folder: Path, suffix: str, images: np.ndarray | None) -> Iterator[str]:
         """The classification report, the confusion matrix and the worst mistakes."""
+        # Labels of no known class first: they lower every figure that follows.
         labels, _ = self.known()
         unseen = int((~self._seen(labels)).sum())
         if unseen:
@@ -324,6 +322,7 @@ class ClassPredictions(Predictions):
                 for a, b in pairs
             ]
             yield markdown_table(header, rows)
+        # All that follows shows images: first the commonest confusions, then the surest mistakes.
         if images is None:
             return
         predicted = self.logits.argmax(axis=1)

@@ -27,11 +27,10 @@ class Answer:
     text: str
     """For people, in a few words."""
     values: Mapping[str, Any]
-    """For programs: JSON values."""
     columns: Mapping[str, str | float]
     """The same for a table, by what follows the head's name; "" is the answer itself."""
     others: str = ""
-    """For people, what else it may be, in a few words; empty where there is nothing."""
+    """For people, alternative answers in a few words; empty where there are none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +44,6 @@ class PaletteColours:
 
     @property
     def hex(self) -> list[str]:
-        """Each colour as `#rrggbb`."""
         return ["#" + bytes(colour).hex() for colour in self.rgb]
 
 

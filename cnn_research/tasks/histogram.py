@@ -60,7 +60,6 @@ class Histogram(Task):
             )
 
     def num_outputs(self, dataset: Dataset) -> int:
-        """One per cluster."""
         return len(dataset.class_names[self.head])
 
     def fitted(self, dataset: Dataset) -> FittedHistogram:
@@ -121,7 +120,6 @@ class HistogramPredictions(Predictions):
     """Estimated histograms of every image of a split."""
 
     colours: Sequence[str]
-    """Of each cluster, as hex."""
     proportions: np.ndarray
     """The estimated share of each cluster, float64 `[examples, clusters]`."""
     labels: np.ndarray

@@ -54,7 +54,6 @@ class MultiHead(Task):
         return self.label
 
     def check(self) -> None:
-        """Raise `UsageError` for a field out of range."""
         self._classification("label").check()
         if self.loss_weights and len(self.loss_weights) != len(self.label):
             raise UsageError(
@@ -75,7 +74,6 @@ class MultiHead(Task):
         check_measured(dataset, [part.head for part in parts])
 
     def num_outputs(self, dataset: Dataset) -> int:
-        """One per class of each head."""
         return sum(part.num_outputs(dataset) for part in self._classifications(dataset))
 
     def fitted(self, dataset: Dataset) -> FittedMultiHead:
@@ -140,7 +138,6 @@ class FittedMultiHead(MultiHead, FittedTask):
     def training_loss(
         self, outputs: jax.Array, labels: Mapping[str, jax.Array], weights: jax.Array
     ) -> Sums:
-        """A term for each head."""
         return {
             part.head: part.training_loss(logits, labels, weights)["loss"]
             for part, logits in zip(self.parts, self.split(outputs), strict=True)

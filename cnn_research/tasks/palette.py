@@ -212,7 +212,6 @@ class PalettePredictions(Predictions):
         )
 
     def page(self, folder: Path, suffix: str, images: np.ndarray | None) -> Iterator[str]:
-        """Images with their palettes."""
         if self.people is None:
             yield (
                 "The loss is the mean CIEDE2000 from about 1,000 pixels of each image, on a grid, "

@@ -72,7 +72,6 @@ class Regression(Task):
                 )
 
     def num_outputs(self, dataset: Dataset) -> int:
-        """One."""
         return 1
 
     def fitted(self, dataset: Dataset) -> FittedRegression:
@@ -113,7 +112,6 @@ class FittedRegression(Regression, FittedTask):
         }
 
     def average_views(self, views: Sequence[jax.Array]) -> jax.Array:
-        """The views' mean."""
         import jax.numpy as jnp
 
         return jnp.stack(list(views)).mean(axis=0)
@@ -147,13 +145,13 @@ class NumberPredictions(Predictions):
     """Estimated numbers of every example of a split, for one head."""
 
     name: str
-    """What the numbers are, `year`."""
+    """Name of the numbers, such as `year`."""
     predicted: np.ndarray
     """float64 `[examples]`, in the unit of the numbers."""
     numbers: np.ndarray
     """float32 `[examples]`; NaN where not known: such an example is left out."""
     training_mean: float
-    """Of the numbers, the estimate of who sees no image."""
+    """Mean of the numbers: the estimate without an image."""
 
     def __len__(self) -> int:
         return len(self.numbers)

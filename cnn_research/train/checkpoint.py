@@ -98,7 +98,7 @@ class Checkpoints:
                 return
             # Saved when a signal stopped its evaluation; the same state, now with figures.
             self._manager.delete(step)
-        # The run goes on while this is written, and its donated buffers are written over.
+        # The run continues while this is written, and its donated buffers are written over.
         snapshot = jax.tree.map(jnp.copy, state)
         try:
             self._manager.save(
@@ -240,7 +240,7 @@ def damage(checkpoint: Path) -> str | None:
 
 
 def _validation(checkpoint: Path) -> dict[str, float]:
-    """The validation metrics that were saved with a checkpoint; empty if it has none."""
+    """Validation metrics saved with a checkpoint; empty if it has none."""
     try:
         return json.loads((checkpoint / "host" / "metadata").read_text())["validation"]
     except (OSError, ValueError, KeyError):

@@ -21,7 +21,6 @@ from cnn_research.train.job import Job, prepare
 from cnn_research.train.session import SeedRun, open_session
 
 TRIED = 3
-"""Dispatches of steps that are timed."""
 
 
 def dry_run(experiment: Training, workdir: Path) -> Result:
@@ -30,7 +29,7 @@ def dry_run(experiment: Training, workdir: Path) -> Result:
 
 
 def dry_run_seeds(runs: list[SeedRun], workdir: Path) -> Result:
-    """The same of several seeds at once."""
+    """As `dry_run`, for several seeds at once."""
     with open_session(runs, workdir, read_only=True) as session:
         job = prepare(session)
         say_estimate(job)

@@ -55,12 +55,10 @@ class Job:
 
     @property
     def runs(self) -> Sequence[SeedRun]:
-        """Runs that are trained at once."""
         return self.session.runs
 
     @property
     def plan(self) -> Plan:
-        """When what is done."""
         return self.session.plan
 
     @property
@@ -70,7 +68,6 @@ class Job:
 
     @property
     def states(self) -> tuple[TrainState, ...]:
-        """The state of each run."""
         return tuple(run.state for run in self.runs)
 
     @property

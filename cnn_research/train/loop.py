@@ -148,7 +148,7 @@ def save(job: Job, outputs: Outputs, measured: Sequence[dict[str, float] | None]
 
 
 def save_and_stop(job: Job, outputs: Outputs) -> Interrupted:
-    """Save every run's state; the error to end with."""
+    """Save every run's state, and return the error to end with."""
     save(job, outputs, [None] * len(job.runs))
     for run in job.runs:
         run.checkpoints.wait()

@@ -25,7 +25,6 @@ class Plan:
 
     @classmethod
     def of(cls, experiment: Training, dataset: Dataset) -> Plan:
-        """The plan of an experiment with its data."""
         # As many as an epoch sees: with copies, or windows cut from it, each image several times.
         per_image = experiment.augmentation.copies * dataset.windows
         examples = len(dataset.splits["train"]) * per_image

@@ -38,16 +38,13 @@ class HostState:
     best_metric: float | None = None
     """The best validation value of the selection metric."""
     evals_since_best: int = 0
-    """Evaluations since then."""
     last_eval_step: int = 0
-    """The last step that was evaluated."""
     wall_seconds: float = 0.0
-    """Over all continuations."""
 
 
 @dataclasses.dataclass
 class SeedRun:
-    """One seed of a training, in a folder of its own; then its arrays, and its outputs."""
+    """One seed of a training in its folder; then its arrays, and its outputs."""
 
     experiment: Training
     workdir: Path
@@ -59,7 +56,6 @@ class SeedRun:
 
     @property
     def saved(self) -> Path:
-        """The folder of its checkpoints."""
         return self.workdir / folders.CHECKPOINTS
 
 

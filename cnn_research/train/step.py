@@ -21,7 +21,6 @@ from cnn_research.train.state import StepContext, TrainData, TrainState
 from cnn_research.train.transfer import frozen_statistics, stopped, with_frozen
 
 Sums = dict[str, Any]
-"""Per metric, (sum, count)."""
 States = tuple[TrainState, ...]
 
 

@@ -27,7 +27,6 @@ class Page:
     pictures: list[str] = dataclasses.field(default_factory=list)
 
     def text(self, markdown: str) -> None:
-        """Add a paragraph, a heading or a table."""
         self.parts.append(markdown)
 
     def picture(self, name: str, figure: Figure, caption: str) -> None:

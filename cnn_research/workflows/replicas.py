@@ -21,7 +21,6 @@ from cnn_research.train.loop import train_seeds
 from cnn_research.train.session import SeedRun
 
 REPLICAS = "replicas.json"
-"""Their seeds."""
 RESULTS = "results.json"
 """Their figures with mean and standard deviation, once all are done."""
 

@@ -18,7 +18,6 @@ from cnn_research.train.config import Training
 from cnn_research.workflows import pipeline
 
 FIRST, SECOND = "pretraining", "training"
-"""The folders of the two."""
 
 
 @register_config
@@ -76,7 +75,6 @@ def _with_outputs(training: Training, folder: Path) -> Training:
 
 
 def dry_run(experiment: TwoStage, workdir: Path) -> Result:
-    """Estimate time and memory of each training."""
     return pipeline.dry_run(workdir, experiment.stages())
 
 
@@ -96,7 +94,6 @@ def predict(experiment: TwoStage, workdir: Path, source: str, *, neighbours: int
 
 
 def export(experiment: TwoStage, workdir: Path) -> Result:
-    """Export the second training's network."""
     from cnn_research.inference.export import FOLDER, export_to
 
     return export_to(_second(experiment, workdir), workdir / SECOND, workdir / FOLDER)

@@ -96,7 +96,6 @@ def then(first: jax.Array, second: jax.Array) -> jax.Array:
 
 
 def unchanged(counts: jax.Array) -> jax.Array:
-    """The table that changes nothing."""
     return jnp.broadcast_to(jnp.arange(256, dtype=jnp.int32), counts.shape)
 
 
@@ -133,12 +132,10 @@ def posterised(counts: jax.Array, bits: jax.Array) -> jax.Array:
 
 
 def brightened(counts: jax.Array, factor: jax.Array) -> jax.Array:
-    """`brightness` as a table."""
     return _levels(unchanged(counts) * factor[:, None, None])
 
 
 def contrasted(counts: jax.Array, factor: jax.Array) -> jax.Array:
-    """`contrast` as a table."""
     levels = unchanged(counts).astype(jnp.float32)
     means = (counts * levels).sum(axis=-1) / counts.sum(axis=-1)
     weights = jnp.array(LUMA if counts.shape[1] == 3 else (1.0,))

@@ -110,7 +110,6 @@ class Augmentation:
 
     @property
     def mixes(self) -> bool:
-        """Return whether images are mixed with others."""
         return self.mixup > 0 or self.cutmix > 0
 
     def check(self) -> None:
@@ -233,8 +232,6 @@ class Augmentation:
         return geometry.compose(*warps)
 
     def _colours(self, sample: AugmentationSample) -> list[Callable[[jax.Array], jax.Array]]:
-        """The changes of colours that are on, in their order."""
-
         def stage(name: str, change: Callable[[jax.Array, jax.Array], jax.Array]):
             most = getattr(self, name)
             factor = sample.strength(1.0, name, (1 - most, 1 + most))

@@ -116,5 +116,4 @@ class RandAugment:
 
 
 def _levels(images: jax.Array) -> jax.Array:
-    """Pixels as uint8."""
     return rounded(images.astype(jnp.float32), jnp.dtype("uint8"))

@@ -141,7 +141,6 @@ def _warnings(
 
 
 def duplicates_line(across: Mapping[str, Any]) -> str:
-    """`across_splits` of a report in one line."""
     return "; ".join(
         f"{found['images']} in {pair}, the first {' = '.join(found['first'][0])}"
         for pair, found in across.items()
@@ -149,7 +148,6 @@ def duplicates_line(across: Mapping[str, Any]) -> str:
 
 
 def copies_line(copies: Mapping[str, Any]) -> str:
-    """`left_out_of_target` of a report in one line."""
     first = " = ".join(copies["first"][0])
     return f"{copies['images']} images that another split has too, the first {first}"
 

@@ -26,7 +26,7 @@ from cnn_research.data.sources.folder import class_names, plan_folder
 from cnn_research.data.sources.loading import ImageFiles
 
 PREPARED_SIZE = 256
-"""Paintings are prepared at up to this height and width: what networks are asked to look at, and
+"""Paintings are prepared at up to this height and width: the input size of networks, and
 what the smaller copies that are passed around have."""
 
 WRONG_ENCODINGS = ("cp437", "cp1252", "latin-1")
@@ -138,7 +138,6 @@ def _is(name: str, parts: tuple[str, ...]) -> bool:
 
 
 def _plan_flat(files: list[Path], shown: str) -> Plan:
-    """The records of `<Artist>_<N>.*`."""
     artists = {path: NUMBER.sub("", repaired(path.stem)) for path in files}
     classes = class_names(artists.values(), shown)
     index = {name: at for at, name in enumerate(classes)}

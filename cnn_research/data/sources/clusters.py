@@ -19,7 +19,6 @@ from cnn_research.data.prepare import cache
 from cnn_research.data.sources.folder import Photos
 
 HEAD = "cluster"
-"""Name of the labels."""
 
 CELL = 4
 """Steps of each channel that are one to k-means."""
@@ -28,7 +27,6 @@ SAMPLE = 262_144
 """Pixels from which mini-batches find where to start."""
 
 MAX_ITERATIONS = 2000
-"""Of k-means, should assignments still change then."""
 
 
 @register_config
@@ -55,7 +53,6 @@ class Clustered:
 
     @property
     def description(self) -> str:
-        """In a few words."""
         height, width = self.window
         return f"{self.source.description}, windows of {height}x{width}, {self.clusters} clusters"
 

@@ -52,7 +52,6 @@ class Crops:
 
     @property
     def description(self) -> str:
-        """In a few words."""
         return f"{self.source.description}, windows of {self.window[0]}x{self.window[1]}"
 
     def load(self) -> Dataset:

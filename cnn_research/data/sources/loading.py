@@ -183,12 +183,10 @@ class ImageFiles:
 
     @property
     def description(self) -> str:
-        """In a few words."""
         return f"images of {stem_of(self.path)}, {self.shape}"
 
     @property
     def shape(self) -> str:
-        """Height, width and channels, for people."""
         return f"{self.image_size[0]}x{self.image_size[1]}x3"
 
     @property
@@ -223,7 +221,6 @@ class ImageFiles:
 
     @classmethod
     def home(cls) -> Path:
-        """The folder of what is prepared."""
         return cache.data_dir() / cls.prepared / "1.0.0"
 
     def plan_to_prepare(self, folder: Path, shown: str) -> Plan:

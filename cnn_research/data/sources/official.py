@@ -52,7 +52,6 @@ class FashionMnist:
 
     @staticmethod
     def home() -> Path:
-        """The folder of the official files."""
         return cache.data_dir() / "fashion_mnist" / "3.0.1"
 
     def prepare(self, given: str | None) -> Self:
@@ -108,7 +107,6 @@ class Cifar10:
 
     @staticmethod
     def home() -> Path:
-        """The folder of the official archive."""
         return cache.data_dir() / "cifar10" / "3.0.2"
 
     def prepare(self, given: str | None) -> Self:

@@ -48,7 +48,6 @@ class Palettes:
 
     @property
     def description(self) -> str:
-        """In a few words."""
         fold = f"fold {self.fold + 1} of {self.folds}"
         return f"images of {stem_of(self.path)} with people's palettes, {fold}"
 

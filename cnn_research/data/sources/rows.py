@@ -63,7 +63,6 @@ class Condition:
         return f"{self.column}{self.operator}{self.value}"
 
     def meets(self, row: Row) -> bool:
-        """Return whether `row` meets it."""
         cell = printable(row[self.column])
         if not cell:
             return False

@@ -61,6 +61,7 @@ def serve(options: argparse.Namespace) -> None:
             raise UsageError(f"--{name.replace('_', '-')} must be above 0")
     if options.max_wait < 0:
         raise UsageError("--max-wait must be 0 or above")
+    # Bound before the slow imports and compilations, so that a taken port fails at once.
     listener = bound(options.host, options.port)
     try:
         import uvicorn
@@ -92,6 +93,7 @@ def serve(options: argparse.Namespace) -> None:
         timeout_keep_alive=options.max_seconds,
         timeout_graceful_shutdown=5,
     )
+    # Connections are accepted only now that every batch size is compiled.
     try:
         listener.listen()
     except OSError as error:

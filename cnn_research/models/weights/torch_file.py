@@ -79,7 +79,7 @@ def read_zip(path: Path) -> dict[str, np.ndarray]:
 
 
 def read_old(path: Path) -> dict[str, np.ndarray]:
-    """As `read_zip`, for the format before it."""
+    """As `read_zip`, for the earlier format."""
     with open(path, "rb") as file:
         # The magic number, the version and the sizes of types.
         _, _, system = (_unpickle(file, path) for _ in range(3))

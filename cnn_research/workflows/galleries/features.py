@@ -31,9 +31,7 @@ from cnn_research.workflows.galleries.gallery import gallery_page
 from cnn_research.workflows.page import Page
 
 BEST = 8
-"""Images shown for each unit."""
 CAMS = 12
-"""Images with Grad-CAM."""
 
 
 @register_config

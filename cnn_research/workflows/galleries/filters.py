@@ -77,7 +77,6 @@ class Filters(Experiment):
             parse_kernel(self.kernel)
 
     def kernels(self) -> dict[str, Kernel]:
-        """The kernels to show, by title."""
         if not self.kernel:
             return {_title(name): kernel for name, kernel in KERNELS.items()}
         title = _title(self.kernel) if self.kernel in KERNELS else "Given kernel"

@@ -30,7 +30,6 @@ SAMPLES = ("china.jpg", "flower.jpg")
 """The photographs that ship with scikit-learn."""
 
 Size = tuple[Annotated[int, Range(minimum=1)], Annotated[int, Range(minimum=1)]]
-"""Height and width in pixels."""
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ FIRST = "ss_cnn"
 KEPT = "kept.npy"
 DISCARDED = "discarded.png"
 FEATURES = "features"
-"""The layer whose outputs are compared: what the third convolution comes to."""
+"""Layer of the compared outputs: after the third convolution."""
 LAST = "fc"
 """The layer that is trained on them, alone."""
 
@@ -72,7 +72,6 @@ class Purification(Experiment):
         self.naming.check()
 
     def first(self) -> Training:
-        """The training of the first phase."""
         return dataclasses.replace(self.ss_cnn, seed=self.seed, name=f"{self.name}/{FIRST}")
 
     def training(self, number: int) -> Training:
