@@ -95,6 +95,7 @@ def test_under_vmap_each_image_stays_the_same():
     assert np.abs(np.asarray(pairs, int) - augmented(SIX)).max() <= 1
 
 
+@pytest.mark.slow
 def test_batches_are_split_over_devices_without_exchange():
     code = """
 import jax, numpy as np
@@ -335,6 +336,7 @@ def test_colour_changes_are_within_their_range(name):
     assert 0.69 < factors.min() < 0.75 and 1.25 < factors.max() < 1.31
 
 
+@pytest.mark.slow
 def test_rand_augment_does_what_it_drew():
     """One change per image: every operation by its reference, at its strength of 15 in 30."""
     examples = range(200)
@@ -381,6 +383,7 @@ def test_rand_augment_does_what_it_drew():
     }
 
 
+@pytest.mark.slow
 def test_rand_augment_of_several_changes():
     images = jnp.asarray(PHOTOS[np.arange(64) % 4])
     weak = augmented(Augmentation(rand_augment=3, magnitude=0), images=images)
@@ -552,6 +555,7 @@ def test_cutmix_gives_the_share_that_is_left():
             assert not len(places) or len(places) == np.ptp(places) + 1
 
 
+@pytest.mark.slow
 def test_with_both_each_image_gets_one_of_them():
     images, others = jnp.zeros((300, 12, 20, 1)), jnp.full((300, 12, 20, 1), 200.0)
     both, share = mixed(Augmentation(mixup=1.0, cutmix=1.0), images, others)

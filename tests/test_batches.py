@@ -114,6 +114,7 @@ def test_a_mixed_image_is_what_its_labels_say(how):
             assert any(made_of)
 
 
+@pytest.mark.slow
 def test_mixing_and_balancing_train(tmp_path):
     training = Training(
         data=Synthetic(train=32, validation=8, test=8, image_shape=(8, 8, 3), classes=(3,)),

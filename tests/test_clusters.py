@@ -155,6 +155,7 @@ def test_figures_of_a_perfect_of_a_constant_and_of_a_wrong_estimate():
     assert figures(np.tile([0.5, 0.5], (4, 1)))["gap closed"] < 0
 
 
+@pytest.mark.slow
 def test_a_network_learns_histograms_and_reports_them(tmp_path):
     training = Training(
         data=dataclasses.replace(clustered(tmp_path), window=(15, 20)),

@@ -67,6 +67,7 @@ def stepped(experiment, labels, steps=3):
 # Parts of a batch --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps_per_dispatch", [1, 4], ids=["unrolled", "loop"])
 def test_a_batch_in_parts_is_the_batch_to_rounding(steps_per_dispatch):
     """Where labels are missing parts count differently: each weighs as much as it counts."""
@@ -150,6 +151,7 @@ def on_eight_devices(experiment, workdir):
     return json.loads(ended.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_parameters_in_shares_train_the_same_and_go_on_anywhere(tmp_path):
     """Half of a run on eight devices with shares, the rest on one without; against one device."""
     half = dataclasses.replace(WIDE, epochs=2, shard_parameters=True)
@@ -212,6 +214,7 @@ def test_a_ring_sends_as_much_in_two_halves():
     assert one.sending == 0 < many.sending and many.least <= many.most
 
 
+@pytest.mark.slow
 def test_compiled_steps_send_what_the_model_says():
     for way, figures in scaling.on_virtual_devices("lenet5").items():
         assert scaling.compared(figures) < scaling.TOLERANCE, (way, figures)

@@ -218,6 +218,7 @@ def test_a_program_that_calls_out_of_itself_is_not_opened(digits, tmp_path):
         open_export(copy)
 
 
+@pytest.mark.slow
 def test_every_head_and_numbers(tmp_path):
     heads = Synthetic(
         train=24, test=8, heads=("kind", "brand"), classes=(3, 4), image_shape=(8, 8, 3)
@@ -294,6 +295,7 @@ TRAININGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAININGS)
 def test_every_training_exports_for_any_batch(name):
     small = scaled_down(lookup(name).experiment())

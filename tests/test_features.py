@@ -227,6 +227,7 @@ def test_features_of_a_run(trained, tmp_path):
     assert sorted(events.Tags()["images"]) == names
 
 
+@pytest.mark.slow
 def test_grad_cam_for_a_class_shows_images_of_it(trained, tmp_path, monkeypatch):
     seen = {}
     monkeypatch.setattr(
@@ -253,6 +254,7 @@ def figure():
     return Figure()
 
 
+@pytest.mark.slow
 def test_a_regression_has_features_too(tmp_path, monkeypatch):
     """Three channels, images that are not square, no classes."""
     images = RNG.integers(0, 256, (20, 12, 9, 3), np.uint8)
@@ -308,6 +310,7 @@ def test_a_folder_that_is_no_training(trained, tmp_path):
         run(Features(name="features", run=str(trained)), trained)
 
 
+@pytest.mark.slow
 def test_a_network_without_convolution(tmp_path):
     run(dataclasses.replace(lookup("digits_mlp").experiment(), epochs=0.1), tmp_path / "run")
     with pytest.raises(UserError, match="has no convolution"):

@@ -70,6 +70,7 @@ def count(tree: Any) -> int:
 # The registry -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_training_in_bfloat16(name):
     """Layers compute in it; logits, parameters and statistics stay float32."""
@@ -186,6 +187,7 @@ def test_variants_have_as_many_as_in_keras(model, total):
 # Parts of models ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "size", "weights"),
     [(GoogLeNet(num_classes=7), 32, (0.3, 0.3)), (InceptionV3(num_classes=7), 299, (0.4,))],
@@ -247,6 +249,7 @@ def test_global_pool_after_other_means():
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("maxima", [False, True])
 def test_mobilenet_may_end_early_and_pool_every_map(maxima):
     model = MobileNetV1(last="conv_dw_13", pool="all", maxima=maxima, num_classes=50)
@@ -398,6 +401,7 @@ def test_a_training_step_is_measured_in_a_process_of_its_own():
     assert 1e8 < found["peak_bytes"] < benchmark.MOST_BYTES
 
 
+@pytest.mark.slow
 def test_airbench_begins_with_white_patches():
     """The first layer's outputs have unit variance and no correlation over the training images."""
     random = np.random.default_rng(0)

@@ -441,6 +441,7 @@ SHARDED = """
 """
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_gradients_of_one():
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",

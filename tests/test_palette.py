@@ -105,6 +105,7 @@ def test_kmeans_finds_a_palette_for_each_image():
         assert sorted(image.round(2).tolist()) == sorted(lab(*colours_there).round(2).tolist())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", palettes.DIFFERENCES)
 def test_differences_can_be_learnt_from_where_colours_are_equal(name):
     def loss(palette):
@@ -121,6 +122,7 @@ def test_differences_can_be_learnt_from_where_colours_are_equal(name):
 # The network -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_crop_has_the_histogram_of_the_self_supervised_network():
     images = np.random.default_rng(0).random((2, 37, 37, 3), np.float32)
     variables = SMALL.init(jax.random.key(0), images)
@@ -133,6 +135,7 @@ def test_a_crop_has_the_histogram_of_the_self_supervised_network():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(37, 37), (50, 130)])
 def test_colours_come_with_the_share_that_each_covers(size):
     image = np.zeros((1, *size, 3), np.float32)
@@ -185,6 +188,7 @@ def trained(task=None, data=None):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "task",
     [
@@ -297,6 +301,7 @@ def test_tables_of_palettes_that_cannot_be_used(tmp_path):
 # Two trainings -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_second_training_starts_from_the_first_and_neither_runs_again(
     tmp_path, monkeypatch, capsys
 ):
@@ -335,6 +340,7 @@ def test_the_second_training_starts_from_the_first_and_neither_runs_again(
 # Use ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_any_image_gets_a_palette_or_one_clear_line(tmp_path, capsys):
     photos = Photos(image_size=(100, 100))
     training = dataclasses.replace(trained(data=photos), epochs=1)
@@ -380,6 +386,7 @@ def test_images_without_two_rows_of_maps_are_refused(size):
         SMALL.init(jax.random.key(0), np.zeros((1, size, 64, 3), np.float32))
 
 
+@pytest.mark.slow
 def test_neighbours_of_images_without_labels_have_no_label(tmp_path):
     config = dataclasses.replace(trained(), epochs=0.5, evaluation=Evaluation(batch_size=4))
     run(config, tmp_path / "run")

@@ -127,6 +127,7 @@ def test_the_nearest_training_image_of_a_training_image_is_itself(digits, tmp_pa
         assert row["nearest"][0]["label"] == str(train.labels["label"][17])
 
 
+@pytest.mark.slow
 def test_every_head_answers(tmp_path):
     run(SEVERAL, tmp_path / "run")
     image = SEVERAL.data.load().splits["test"].images[0]

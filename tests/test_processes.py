@@ -71,6 +71,7 @@ def wait_for(word: bytes, said: Path, children: Sequence[subprocess.Popen]) -> N
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path):
     workdir, said = tmp_path / "run", tmp_path / "said"
     words = ["--experiment=digits_mlp", "--model.dense", "8", "--batch-size=64", "--epochs=4000"]

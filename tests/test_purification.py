@@ -204,6 +204,7 @@ def small(folder: Path, **fields) -> Purification:
     )
 
 
+@pytest.mark.slow
 def test_rounds_discard_flipped_labels_and_a_restart_runs_nothing(folder, tmp_path, monkeypatch):
     experiment = small(folder)
     result = run(experiment, tmp_path / "run")

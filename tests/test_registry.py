@@ -28,8 +28,6 @@ from cnn_research.core.distributed import data_mesh
 from cnn_research.core.errors import UserError
 from cnn_research.core.experiment import lookup, registry
 from cnn_research.inference.exported import open_export
-from cnn_research.models.airbench import Airbench
-from cnn_research.models.mobilenet import MobileNetV1
 from cnn_research.train import checkpoint
 from cnn_research.train.config import Training
 from cnn_research.train.state import abstract_state
@@ -45,22 +43,8 @@ NAMES = list(registry())
 TRAININGS = [name for name in NAMES if isinstance(lookup(name).experiment(), Training)]
 
 
-def representatives() -> set[str]:
-    """The last training of each class of models and each class of tasks, large networks aside."""
-    found, seen = set(), {Airbench, MobileNetV1}
-    for name in reversed(TRAININGS):
-        training = lookup(name).experiment()
-        kinds = {type(training.model), type(training.task)}
-        if not kinds <= seen:
-            found.add(name)
-            seen |= kinds
-    return found
-
-
-def slow_but(names: set[str], all_names: list[str]) -> list[object]:
-    """Parameters of a test that by default runs for the first names only."""
-    slow = pytest.mark.slow
-    return [name if name in names else pytest.param(name, marks=slow) for name in all_names]
+QUICK = {"digits_cnn", "digits_mlp", "fashion_mnist_mlp_early", "products_t7"}
+"""Small networks that train by default; all others do with `-m slow`."""
 
 
 # Configs -----------------------------------------------------------------------------------------
@@ -156,7 +140,10 @@ def blank_pictures(monkeypatch):
         monkeypatch.setattr(f"cnn_research.{name}", blank)
 
 
-@pytest.mark.parametrize("name", slow_but(representatives(), TRAININGS))
+@pytest.mark.parametrize(
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in TRAININGS],
+)
 def test_experiment_trains_goes_on_and_evaluates(name, tmp_path, capsys, blank_pictures):
     small = scaled_down(lookup(name).experiment())
     dataset = small.data.load()
@@ -190,6 +177,7 @@ def test_experiment_trains_goes_on_and_evaluates(name, tmp_path, capsys, blank_p
     assert {"report.md", "report.html"} <= {file.name for file in (tmp_path / "report").iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [name for name in NAMES if isinstance(lookup(name).experiment(), TwoStage | Purification)],

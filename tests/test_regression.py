@@ -334,6 +334,7 @@ def test_readme_table_shows_regressions_only():
 # A run -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_learns_the_brightness_and_reports_it(tmp_path, capsys):
     years = [str(2000 + index) for index in range(20, 220)] + [""] * 8
     kinds = ["a", "b"] * 104  # unknown years are in the splits as well

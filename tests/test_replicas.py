@@ -81,6 +81,7 @@ def test_replicas_are_the_runs_of_their_seeds(vmapped, one_by_one, tmp_path, cap
     assert f"{np.mean(figures):.4f} ± {np.std(figures, ddof=1):.4f}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_replicas_go_on_together_from_the_newest_checkpoint_of_all(one_by_one, tmp_path):
     """Stopped by a signal, and then one's newest checkpoint gone, as if killed while saving."""
     original, left = StepMetrics.add, [7]

@@ -147,7 +147,7 @@ def test_a_signal_in_an_evaluation_stops_it_and_it_is_made_again(alone, tmp_path
             return original(evaluator, arrays)
 
         patch.setattr(evaluator.Evaluator, "_on_devices", on_devices)
-        patch.setattr(loop, "estimate", lambda *arguments: "")  # it evaluates a batch, too
+        patch.setattr(loop, "say_estimate", lambda job: None)  # it evaluates a batch, too
         many = tiny(evaluation=dataclasses.replace(TINY.evaluation, batch_size=4))
         with pytest.raises(Interrupted, match="step 3 is saved"):
             run(many, tmp_path)
@@ -216,6 +216,7 @@ def trained_on_pets(tmp_path):
     return pets, run(pets, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_and_is_evaluated_where_its_images_are_now(tmp_path):
     pets, before = trained_on_pets(tmp_path)
     (tmp_path / "pets").rename(tmp_path / "moved")

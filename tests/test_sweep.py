@@ -262,6 +262,7 @@ def test_a_sweep_that_is_stopped_saves_and_goes_on(number, code, tmp_path, capsy
     assert [state.state for state in found(tmp_path)] == ["stopped", "waiting", "waiting"]
 
 
+@pytest.mark.slow
 def test_a_real_worker_runs_names_what_fails_and_keeps_its_words(tmp_path, capsys):
     words = ["--grid=optimizer.learning-rate=1e-3,1e30", "--epochs=0.2", "--model.dense=8"]
     assert sweep(tmp_path, *words) == 1

@@ -303,6 +303,7 @@ def test_a_test_split_may_lack_the_labels_of_some_heads_but_not_of_all():
         MultiHead().check_data(none)
 
 
+@pytest.mark.slow
 def test_several_heads_train_and_are_reported(tmp_path):
     training = Training(
         data=Synthetic(train=32, test=16, heads=("kind", "brand"), classes=(3, 4)),

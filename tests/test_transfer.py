@@ -125,6 +125,7 @@ def test_a_run_starts_from_the_weights_of_a_file_and_says_which(tmp_path):
     assert set(record["fresh"]) == {"Dense_1/kernel", "Dense_1/bias"}
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_another_run(tmp_path):
     """From what that one's report is about, its averages."""
     first = training(optimizer=Optimizer(ema_decay=0.9))
@@ -158,6 +159,7 @@ def test_frozen_batch_norm_uses_its_running_statistics_in_training(tmp_path):
     assert np.abs(free - training_mode).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_cached_layer_may_have_several_outputs():
     """A map and the means of those before it: one vector on disk, and the same logits."""
     model = MobileNetV1(width=0.25, pool="all", num_classes=3)
@@ -185,6 +187,7 @@ def test_a_cached_layer_may_have_several_outputs():
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradual_unfreezing_and_its_resume(tmp_path):
     """A layer stands still until its epoch, and learns from then on; killed or not."""
     transfer = Transfer(unfreeze=(("Conv_1", 1), ("Conv_0", 2)))
