@@ -46,10 +46,8 @@ def decode(
     """Decode an image to uint8 `[height, width, 3]`, stretched to `image_size` unless that is None.
 
     Rotated as EXIF says, transparency put on white, 16 bits reduced to 8, CMYK and palettes turned
-    into RGB; of an animation the first frame. Errors name the file `shown`, if given.
-
-    Raises:
-        BadImage: it is not an image, is damaged, has too many pixels, or is not there.
+    into RGB; of an animation the first frame. Errors name the file `shown`, if given. Raises
+    `BadImage` if it is not an image, is damaged, has too many pixels, or is not there.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 

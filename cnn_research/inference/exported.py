@@ -71,11 +71,9 @@ def open_export(folder: Path) -> Exported:
     """Open the exported network of a folder, and check every file of it.
 
     An untrusted program can compute, and nothing else: one that calls what lies outside it, such as
-    a function of this process by its address, is not opened.
-
-    Raises:
-        UserError: the folder holds no export, a damaged one, one of another format, or one that
-            calls more than `CALLS`, or whose `FACTS` are not those of a network.
+    a function of this process by its address, is not opened. Raises `UserError` if the folder holds
+    no export, a damaged one, one of another format, or one that calls more than `CALLS`, or whose
+    `FACTS` are not those of a network.
     """
     check(folder)
     try:

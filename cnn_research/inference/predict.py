@@ -54,10 +54,8 @@ def predict_images(
 
     The source is an image, a folder of images, or a pattern such as 'photos/*.jpg'; so many nearest
     training images, `neighbours`, are shown beside each. `evaluation` and the location of the data
-    set's images may differ from the training's.
-
-    Raises:
-        UserError: there is no such run, or no image.
+    set's images may differ from the training's. Raises `UserError` if there is no such run, or no
+    image.
     """
     folders.check_same(experiment, workdir, ("data.path", "evaluation"))
     model = TrainedModel.load(workdir, experiment)

@@ -62,11 +62,8 @@ def filter_image(
 
     From `[batch, height, width, channels]`, of any real dtype, to float32 `[batch, out_height,
     out_width, channels]`; sizes as `output_size` returns them. `padding` adds pixels at each of the
-    four sides, as `border` says.
-
-    Raises:
-        ValueError: an array has another rank, a number is out of range, or the kernel is larger
-            than a padded image.
+    four sides, as `border` says. Raises `ValueError` if an array has another rank, a number is out
+    of range, or the kernel is larger than a padded image.
     """
     return _filtered(images, kernel, stride, (padding, padding), border, operation)
 

@@ -107,10 +107,7 @@ def write_report(
     `[examples, height, width, channels]` in their order. Files are named after the head where there
     are several, and after the split from the second on. `history` has rows of metrics.jsonl;
     without any there are no curves. `params` are nested dicts of arrays, or of anything with a
-    shape.
-
-    Raises:
-        UserError: a head has no labels, or images and predictions differ in number.
+    shape. Raises `UserError` if a head has no labels, or images and predictions differ in number.
     """
     run, config = read_json(workdir / RUN), evaluated_config(workdir)
     parts = [f"# {title}", "\n".join(_what_was_run(config, run))]

@@ -112,8 +112,7 @@ def read_run(folder: Path) -> Run | None:
 def run_folders(folder: Path) -> list[Path]:
     """Folder of a run, or those of the runs in it, from a sweep (in its order) or replicas.
 
-    Raises:
-        UsageError: there is none.
+    Raises `UsageError` if there is none.
     """
     if (folder / CONFIG).exists():
         return [folder]

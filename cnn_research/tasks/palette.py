@@ -301,8 +301,7 @@ def _named() -> tuple[list[str], Any]:
 def write_palette(base: Path, file: Path, colours: Sequence[Mapping[str, Any]]) -> None:
     """Write `BASE.png` (image and strip), `BASE.gpl` for GIMP and `BASE.css`.
 
-    Raises:
-        BadImage: the image's file is gone since it was read.
+    Raises `BadImage` if the image's file is gone since it was read.
     """
     from PIL import Image
 

@@ -86,10 +86,7 @@ class Checkpoints:
         """Start to save a state, whose buffers may be donated right after.
 
         `host` has the JSON values of the run's decisions, `metrics` those of validation, where
-        measured.
-
-        Raises:
-            UserError: this or an earlier save failed.
+        measured. Raises `UserError` if this or an earlier save failed.
         """
         self.wait()
         step, figures = int(state.step), dict(metrics or {})

@@ -29,8 +29,7 @@ from cnn_research.train.trained import TrainedModel, check_run, model_and_splits
 def evaluate(experiment: Training, workdir: Path) -> Result:
     """Evaluate the run in a folder, from that folder alone, and write its report anew.
 
-    Raises:
-        UserError: the folder is not a run folder, or no good checkpoint.
+    Raises `UserError` if the folder is not a run folder, or has no good checkpoint.
     """
     check_run(workdir)
     first = jax.process_index() == 0

@@ -49,8 +49,7 @@ class TrainedModel:
     def load(cls, workdir: Path, experiment: Training | None = None) -> TrainedModel:
         """Load a run's model; an experiment's `data`, `evaluation` and `selection` replace its.
 
-        Raises:
-            UserError: the folder is not that of a training, or has no good checkpoint.
+        Raises `UserError` if the folder is not that of a training, or has no good checkpoint.
         """
         facts = _facts(workdir)
         bound = from_dict(facts["experiment"])

@@ -39,9 +39,8 @@ _RECONSTRUCT = np.empty(0).__reduce__()[0]
 def find(path: Path) -> Path | None:
     """The official archive that `path` is or, if it is a folder, holds; None if there is none.
 
-    Raises:
-        UserError: an archive with an official name is not the official file, or the folder holds
-            the batches without their archive.
+    Raises `UserError` if an archive with an official name is not the official file, or the folder
+    holds the batches without their archive.
     """
     if path.is_dir():
         held = [file for name in SHA256 for file in sorted(path.rglob(name))]
@@ -67,8 +66,7 @@ def kind_of(archive: Path) -> str:
 def gather(folder: Path, address: str) -> None:
     """Download the official archive from an address (`file:` or a mirror) into `folder`.
 
-    Raises:
-        UserError: the download fails, or it is not the official file.
+    Raises `UserError` if the download fails, or it is not the official file.
     """
     try:
         fetch(address, folder, SHA256, _not_official(address))

@@ -38,8 +38,7 @@ HOMEPAGE = "https://github.com/zalandoresearch/fashion-mnist"
 def check(folder: Path) -> Path:
     """Return the folder, at or below `folder`, that has the official files.
 
-    Raises:
-        UserError: one is absent, or is not the official one.
+    Raises `UserError` if one is absent, or is not the official one.
     """
     folder = next(folder.rglob(next(iter(SHA256))), folder / "-").parent
     for name, digest in SHA256.items():

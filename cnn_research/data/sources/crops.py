@@ -114,10 +114,8 @@ def listed(file: Path) -> list[str]:
 def with_listed(splits: Mapping[str, Split], name: str, names: list[str]) -> dict[str, Split]:
     """Make the images `names` the split `name`, and remove them and their copies elsewhere.
 
-    The former images of that split are trained on.
-
-    Raises:
-        UserError: there is no image of such a name.
+    The former images of that split are trained on. Raises `UserError` if there is no image of such
+    a name.
     """
     places = {
         PurePosixPath(str(name)).stem: (split, index)

@@ -117,9 +117,7 @@ def from_prepared(
     """Origin of the data prepared in `home` (`<name>/<version>`), once for all choices of fields.
 
     `read(folder, scratch)` decodes it. Errors name it `title` and add `advice` on preparing it.
-
-    Raises:
-        UserError: it is not prepared.
+    Raises `UserError` if it is not prepared.
     """
     name, folder = home.parent.name, home / PREPARED
     if not folder.is_dir():

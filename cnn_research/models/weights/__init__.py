@@ -40,8 +40,7 @@ class Weights:
 def read_weights(path: Path) -> Weights:
     """Read a weight file, whose kind follows from its content, not its name.
 
-    Raises:
-        UserError: the file is absent, of no known kind, damaged, or tries to run code.
+    Raises `UserError` if the file is absent, of no known kind, damaged, or tries to run code.
     """
     if not path.is_file():
         raise UserError(f"there is no weight file {path}")

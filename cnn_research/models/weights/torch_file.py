@@ -58,8 +58,7 @@ class _Tensor(NamedTuple):
 def read_zip(path: Path) -> dict[str, np.ndarray]:
     """State dict of a file in the zip format.
 
-    Raises:
-        UserError: the file is damaged, tries to run code, or holds no state dict.
+    Raises `UserError` if the file is damaged, tries to run code, or holds no state dict.
     """
     with zipfile.ZipFile(path) as archive:
         members = {info.filename: info for info in archive.infolist()}

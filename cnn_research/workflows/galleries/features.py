@@ -109,8 +109,7 @@ class Opened:
 def draw(experiment: Features, workdir: Path) -> Result:
     """Draw the run's features into a folder of their own.
 
-    Raises:
-        UserError: there is no such run, layer, class or image.
+    Raises `UserError` if there is no such run, layer, class or image.
     """
     opened = open_run(experiment)
     convolutions = [layer for layer in opened.layers if layer.kernel]
@@ -136,8 +135,7 @@ def draw(experiment: Features, workdir: Path) -> Result:
 def open_run(experiment: Features) -> Opened:
     """Open `experiment.run`.
 
-    Raises:
-        UserError: the folder holds no trained network, or the split is not there.
+    Raises `UserError` if the folder holds no trained network, or the split is not there.
     """
     # Orbax, which takes a second, is not needed to list experiments.
     from cnn_research.train.trained import TrainedModel
@@ -259,10 +257,8 @@ def _grad_cam(
 def cam_layer(found: Sequence[Layer], path: str) -> Layer:
     """Layer at `path`; for "" the last of the size of the last convolution.
 
-    A convolution with a map of a single place is skipped, as it locates nothing.
-
-    Raises:
-        UsageError: there is none at that path.
+    A convolution with a map of a single place is skipped, as it locates nothing. Raises
+    `UsageError` if there is none at that path.
     """
     if not path:
         convolutions = [each for each in found if each.kernel]
@@ -295,8 +291,7 @@ def target_index(class_names: Sequence[str], name: str) -> int | None:
 def cam_images(opened: Opened, target: int | None) -> np.ndarray:
     """Indices, int `[shown]`: images of the target class, or the first of each class, or the first.
 
-    Raises:
-        UserError: the split has no image of the target class.
+    Raises `UserError` if the split has no image of the target class.
     """
     labels = np.asarray(opened.split.labels[opened.head])
     if target is not None:

@@ -126,8 +126,7 @@ def parse_kernel(text: str) -> Kernel:
 def draw(experiment: Filters, workdir: Path) -> Result:
     """Draw the gallery into a folder.
 
-    Raises:
-        UserError: the image cannot be read, or the kernel is larger than it.
+    Raises `UserError` if the image cannot be read, or the kernel is larger than it.
     """
     images, kernels = photographs(experiment.image), experiment.kernels()
     for pixels in images.values():

@@ -35,10 +35,8 @@ MOST_CROPS = 4096
 def name_pixels(experiment: Purification, workdir: Path, source: str) -> Result:
     """Name the pixels of every image of `source`, and write pictures of them to `predictions/`.
 
-    Its `predictions.jsonl` has the share of each name.
-
-    Raises:
-        UserError: the rounds are not done, or there is no image.
+    Its `predictions.jsonl` has the share of each name. Raises `UserError` if the rounds are not
+    done, or there is no image.
     """
     model = TrainedModel.load(last_round(experiment, workdir))
     batch_size = model.experiment.evaluation.batch_size
