@@ -83,10 +83,9 @@ def kernel_of(variables: Mapping[str, Any], path: str) -> jax.Array:
 def maps(
     model: nn.Module, variables: Mapping[str, Any], images: jax.Array, paths: Sequence[str]
 ) -> tuple[jax.Array, list[jax.Array]]:
-    """Outputs, float32 `[batch, outputs]`, and maps of the modules at `paths` (of their first
-    call).
+    """Outputs, float32 `[batch, outputs]`, and maps of the modules at `paths`, of their first call.
 
-    The latter are float32 `[batch, height, width, units]` each.
+    Maps are float32 `[batch, height, width, units]` each.
     """
     outputs_at: dict[str, jax.Array] = {}
 

@@ -60,10 +60,10 @@ def filter_image(
 ) -> jax.Array:
     """Filter each channel of each image with the same kernel, `[kernel_height, kernel_width]`.
 
-    From `[batch, height, width, channels]`, of any real dtype, to float32 `[batch, out_height,
-    out_width, channels]`; sizes as `output_size` returns them. `padding` adds pixels at each of the
-    four sides, as `border` says. Raises `ValueError` if an array has another rank, a number is out
-    of range, or the kernel is larger than a padded image.
+    From `[batch, height, width, channels]`, of any real dtype, to float32
+    `[batch, out_height, out_width, channels]`; sizes as `output_size` returns them. `padding` adds
+    pixels at each of the four sides, as `border` says. Raises `ValueError` if an array has another
+    rank, a number is out of range, or the kernel is larger than a padded image.
     """
     return _filtered(images, kernel, stride, (padding, padding), border, operation)
 

@@ -181,8 +181,8 @@ def minibatch_kmeans(
 
 
 def histogram(assignments: jax.Array, k: int) -> jax.Array:
-    """Share of each of `k` clusters in assignments, integers `[batch, ...]`: float32 `[batch,
-    k]`."""
+    """Share of each of `k` clusters in assignments, integers `[batch, ...]`: float32
+    `[batch, k]`."""
     flat = assignments.reshape(len(assignments), -1).astype(jnp.int32)
     places = flat + k * jnp.arange(len(flat))[:, None]
     counts = jnp.zeros(len(flat) * k, jnp.float32).at[places.reshape(-1)].add(1.0)

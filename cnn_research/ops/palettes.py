@@ -46,8 +46,8 @@ def to_nearest(
     """Mean difference of pixels `[batch, pixels, 3]` to the nearest colour, float32 `[batch]`.
 
     Nearest is in CIELAB, whatever the difference: so it has to be computed once for each pixel. For
-    CIEDE2000 that is at least the difference to the nearest by CIEDE2000. The palette is `[batch,
-    colours, 3]`. A `power` of the mean above 1 gives distant pixels more weight.
+    CIEDE2000 that is at least the difference to the nearest by CIEDE2000. The palette is
+    `[batch, colours, 3]`. A `power` of the mean above 1 gives distant pixels more weight.
     """
     squares = ((pixels[:, :, None] - palette[:, None]) ** 2).sum(-1)
     index = jnp.argmin(jax.lax.stop_gradient(squares), axis=-1)
@@ -74,10 +74,7 @@ def between(
 
 
 def found_by_kmeans(pixels: jax.Array, colours: int) -> jax.Array:
-    """Palettes by k-means in CIELAB `[batch, pixels, 3]`, `[batch, colours, 3]`, as constants.
-
-    It stops after 20 iterations at the latest.
-    """
+    """Palettes `[batch, colours, 3]` by k-means in CIELAB, at most 20 iterations, as constants."""
 
     def one(pixels: jax.Array) -> jax.Array:
         return kmeans(pixels, colours, jax.random.key(0), max_iterations=20).centroids

@@ -202,9 +202,10 @@ def _spread(
 ) -> jax.Array:
     """Add each window's gradient to the place in the image that won the window.
 
-    The image is cut into blocks of one stride each: `[batch, blocks, stride, blocks, stride,
-    channels]`. A window covers its own block and, where it is longer than the stride, a few after
-    it, so a block collects from its own window and the few before.
+    The image is cut into blocks of one stride each:
+    `[batch, blocks, stride, blocks, stride, channels]`. A window covers its own block and, where it
+    is longer than the stride, a few after it, so a block collects from its own window and the few
+    before.
     """
     batch, height, width, channels = gradient.shape
     reach = tuple(-(-length // step) for length, step in zip(window, strides, strict=True))

@@ -50,9 +50,9 @@ class PaletteColours:
 def decode(head: Mapping[str, Any], outputs: np.ndarray) -> list[dict[str, Any]]:
     """Decode the outputs of one head for one image, float32 `[stop - start]`, into JSON values.
 
-    Of a number they are `[{"value": number}]`; otherwise `[{"label": name, "probability": share},
-    ...]` for all classes, the most probable first. The labels of a palette are colours, `#rrggbb`,
-    and the probabilities the shares that they cover.
+    Of a number they are `[{"value": number}]`; otherwise
+    `[{"label": name, "probability": share}, ...]` for all classes, the most probable first. The
+    labels of a palette are colours, `#rrggbb`, and the probabilities the shares that they cover.
     """
     digits = DIGITS[head["kind"]]
     if head["kind"] == "number":

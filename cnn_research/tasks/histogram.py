@@ -78,8 +78,8 @@ class FittedHistogram(Histogram, FittedTask):
     """The share of each cluster in all training pixels."""
 
     def sums(self, outputs: jax.Array, labels: Mapping[str, jax.Array], weights: jax.Array) -> Sums:
-        """Cross-entropy of logits `[batch, clusters]` to the pixels' clusters `[batch, height,
-        width]`."""
+        """Cross-entropy of logits `[batch, clusters]` to the pixels' clusters
+        `[batch, height, width]`."""
         import jax
         import jax.numpy as jnp
 

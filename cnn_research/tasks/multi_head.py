@@ -166,10 +166,7 @@ class FittedMultiHead(MultiHead, FittedTask):
         return predictions
 
     def combine_metrics(self, predictions: Mapping[str, Predictions]) -> dict[str, Any]:
-        """The heads' metrics, their mean accuracy and the sum of their losses.
-
-        A head without any label in the split is left out.
-        """
+        """Metrics of each head with labels, their mean accuracy and the sum of their losses."""
         heads: dict[str, Mapping[str, float | int]] = {}
         for head, predicted in predictions.items():
             with contextlib.suppress(UserError):  # no example has a label

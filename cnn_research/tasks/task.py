@@ -115,10 +115,8 @@ class FittedTask(Task):
     def predictions(
         self, dataset: Dataset, split: str, outputs: np.ndarray, means: Mapping[str, float]
     ) -> dict[str, Predictions]:
-        """Predictions of each head for a report.
-
-        Outputs are float32 `[examples, outputs]`, in the split's order; `means` of the metrics.
-        """
+        """Predictions of each head for a report, of outputs `[examples, outputs]` in the split's
+        order."""
 
     def combine_metrics(self, predictions: Mapping[str, Predictions]) -> dict[str, Any]:
         """Metrics of an evaluation, under a head's name its own; a `UserError` without any

@@ -173,11 +173,9 @@ def image_size(seen: Survey, longer: int) -> tuple[int, int]:
 
 
 def network(size: tuple[int, int]) -> dict[str, Any]:
-    """Fields of a `ResNet9` whose last maps have 4 to 8 pixels a side.
-
-    On small images its first stage keeps all pixels.
-    """
+    """Fields of a `ResNet9` whose last maps have 4 to 8 pixels a side."""
     halvings = max(1, round(math.log2(min(size) / 6)))
+    # On small images the first stage keeps all pixels.
     pool = (*(False,) * (max(size) <= SMALL), *(True,) * halvings)
     return {
         "features": tuple(min(FIRST_FEATURES << i, MOST_FEATURES) for i in range(len(pool))),

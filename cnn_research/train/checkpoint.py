@@ -58,10 +58,8 @@ class _Best(policies.PreservationPolicy):
 
 
 class Checkpoints:
-    """The checkpoints of one run: the newest few, and the best by a validation metric.
-
-    A context manager; leaving it waits for the last save.
-    """
+    """Context manager of a run's checkpoints: the newest few, and the best; leaving it waits for
+    saves."""
 
     def __init__(self, folder: Path, *, keep: int, best: tuple[str, Direction] | None):
         """Open an absolute folder; the newest `keep` stay, and the best by a metric and its

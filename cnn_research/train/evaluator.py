@@ -29,8 +29,8 @@ def scaled(images: jax.Array, experiment: Training) -> jax.Array:
 def views_of(inputs: jax.Array, experiment: Training) -> list[jax.Array]:
     """The model's input, followed by the views of test-time augmentation.
 
-    From uint8 images `[batch, height, width, channels]`, or cached features, float32 `[batch,
-    views, *output]`.
+    From uint8 images `[batch, height, width, channels]`, or cached features, float32
+    `[batch, views, *output]`.
     """
     how = experiment.evaluation
     if experiment.transfer.cache_after:

@@ -58,10 +58,8 @@ def report(
     evaluator: Evaluator,
     writer: MetricsWriter,
 ) -> Result:
-    """Evaluate a state on all but the training split; write evaluation.json and the report.
-
-    The evaluator is given the `splits`: those of the dataset, or cached features.
-    """
+    """Evaluate a state on all `splits` but the training one; write evaluation.json and the
+    report."""
     step, task = int(state.step), experiment.fitted_task
     evaluated = [name for name in folders.EVALUATED if name in splits]
     if not evaluated:

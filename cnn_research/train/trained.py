@@ -202,10 +202,8 @@ def model_and_splits(
     dataset: Dataset,
     say: Callable[[str], None] = lambda text: None,
 ) -> tuple[nn.Module, Mapping[str, Split]]:
-    """The trained network, and its inputs: images, or cached features.
-
-    Features are computed with the state's parameters; `say` is called when they have to be.
-    """
+    """The trained network, and its inputs: images, or features, whose computation `say`
+    announces."""
     layer = experiment.transfer.cache_after
     if not layer:
         return experiment.model, dataset.splits

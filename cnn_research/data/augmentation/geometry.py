@@ -60,9 +60,9 @@ def warped(
     """Images seen through a warp, interpolated linearly in both directions.
 
     A warp of whole pixels (by mirrors and moves) copies pixels exactly. Where an image is made
-    smaller, pixels between the places are skipped, not averaged. Images are uint8 or float `[batch,
-    height, width, channels]`, the warp float32 `[batch, 2, 3]`; integer results are rounded. `fill`
-    applies further out than half a pixel from the middle of the outermost pixels.
+    smaller, pixels between the places are skipped, not averaged. Images are uint8 or float
+    `[batch, height, width, channels]`, the warp float32 `[batch, 2, 3]`; integer results are
+    rounded. `fill` applies further out than half a pixel from the middle of the outermost pixels.
     """
     return jax.vmap(lambda image, one: _warped(image, one, size, fill))(images, warp)
 

@@ -62,10 +62,7 @@ class RandAugment:
         return geometry.compose(*warps)
 
     def coloured(self, images: jax.Array) -> jax.Array:
-        """Images `[batch, height, width, channels]` with all other changes, of the same dtype.
-
-        Levels are whole numbers after it, also in images of a float dtype.
-        """
+        """Images with all other changes, in their dtype, but with whole numbers as levels."""
         table = jnp.zeros((len(images), images.shape[-1], 256), jnp.int32)
         stages = [
             lambda now: (self._away(now[0], "colour", colour.saturation), now[1]),

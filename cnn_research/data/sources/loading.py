@@ -234,10 +234,8 @@ class ImageFiles:
         return prepared
 
     def prepare(self, given: str | None) -> Self:
-        """Prepare all images of the folder, archive or table `given`, and return their source.
-
-        Sources that prepare nothing return themselves with the path `given`.
-        """
+        """Prepare all images of the folder, archive or table `given`; return the source to load
+        from."""
         if not self.prepared:
             return dataclasses.replace(self, path=given or self.path)
         path = existing(given or "")

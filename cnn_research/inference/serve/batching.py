@@ -22,9 +22,9 @@ def batch_sizes(largest: int) -> list[int]:
 
 
 def compiled(network: Exported, largest: int) -> Callable[[Sequence[np.ndarray]], list[Answer]]:
-    """Compile the network for each batch size up to `largest`; the result compiles nothing further.
+    """Compile the network for each batch size up to `largest`, as a function of uint8 images.
 
-    It maps uint8 images `[height, width, channels]` to an answer each.
+    Images are `[height, width, channels]`; nothing further is compiled when it answers.
     """
 
     def predict(images: Sequence[np.ndarray]) -> list[Answer]:

@@ -65,8 +65,8 @@ def layer_figure(
 ) -> Figure:
     """Draw a row for each unit of a convolution: its filter, and the images that excite it most.
 
-    Kernels are float32 `[height, width, inputs, units]`, images uint8 `[examples, height, width,
-    channels]`; `label` returns the class of an image by its index.
+    Kernels are float32 `[height, width, inputs, units]`, images uint8
+    `[examples, height, width, channels]`; `label` returns the class of an image by its index.
     """
     height, width, inputs, _ = kernels.shape
     colour = inputs == images.shape[3] == 3
@@ -109,8 +109,8 @@ def cams_figure(
 ) -> Figure:
     """Draw images beside copies with the class activation map laid over them.
 
-    Images are uint8 `[shown, height, width, channels]`, maps float32 `[shown, map_height,
-    map_width]`; each image has its label and the network's answer.
+    Images are uint8 `[shown, height, width, channels]`, maps float32
+    `[shown, map_height, map_width]`; each image has its label and the network's answer.
     """
     pairs = min(4, len(images))
     cell = _cell(images.shape[1:], lines=2)

@@ -24,10 +24,7 @@ def ratio(shape: tuple[int, ...], largest: float = 2.5, smallest: float = 0.0) -
 def grid(
     rows: int, columns: int, cell: tuple[float, float], title: str, subtitle: str
 ) -> tuple[Figure, np.ndarray]:
-    """Create a figure with axes `[rows, columns]`, each of `cell` (width, height) inches.
-
-    The bold title is above the subtitle, which may have several lines.
-    """
+    """Create a titled figure with axes `[rows, columns]`, each of `cell` (width, height) inches."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 

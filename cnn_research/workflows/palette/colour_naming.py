@@ -82,8 +82,8 @@ def small(image: np.ndarray, longest: int) -> np.ndarray:
 def crops_around(image: np.ndarray, window: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
     """Crops centred on a grid of pixels, and the rows and columns of that grid.
 
-    From uint8 `[height, width, 3]`, reflected at its border, to uint8 `[rows * columns, *window,
-    3]`, at most about `MOST_CROPS`.
+    From uint8 `[height, width, 3]`, reflected at its border, to uint8
+    `[rows * columns, *window, 3]`, at most about `MOST_CROPS`.
     """
     height, width, _ = image.shape
     step = max(1, int(np.ceil(np.sqrt(height * width / MOST_CROPS))))

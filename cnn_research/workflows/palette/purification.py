@@ -88,10 +88,8 @@ class Purification(Experiment):
 
 
 def purify(experiment: Purification, workdir: Path) -> Result:
-    """Run the remaining stages, and write `report/` with the accuracy of each round.
-
-    The result has these figures.
-    """
+    """Run the remaining stages, and write `report/` with the accuracy of each round, which is
+    returned."""
     with pipeline.open_pipeline(experiment, workdir) as stages:
         stages.train(FIRST, experiment.first())
         for number in range(experiment.rounds + 1):
