@@ -42,8 +42,9 @@ for name in ("cnn_research.train.loop", "cnn_research.runner"):
         loop = importlib.import_module(name)
     except ImportError:
         continue
-    if hasattr(loop, "estimate"):
-        loop.estimate = lambda *unused, **options: ""
+    for name in ("say_estimate", "estimate"):  # by commit
+        if hasattr(loop, name):
+            setattr(loop, name, lambda *unused, **options: "")
 
 def has_states(arguments):
     "Whether these are a train step's arguments."
