@@ -99,8 +99,7 @@ def load_pretrained(
 ) -> tuple[dict[str, Any], Loaded]:
     """Replace a model's variables, nested dicts of arrays, by the values of a weight file.
 
-    Structure, shapes and dtypes stay; arrays are NumPy's. `weights`, where given, replaces the
-    file.
+    Structure, shapes and dtypes stay; arrays are NumPy's. `weights` replaces the file.
 
     Raises:
         UserError: there is no such file, or it is not of weights; or a leaf is missing in the file,
