@@ -6,6 +6,7 @@ examples come from, an `Origin`; `load` does the rest.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
@@ -150,7 +151,7 @@ def prepare_once(home: Path, write: Callable[[Path], None]) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageFiles:
+class ImageFiles(abc.ABC):
     """Files of images below a path, decoded on first use: what all such sources share.
 
     Attributes:
@@ -199,9 +200,9 @@ class ImageFiles:
                 "they must be below 1, so that examples are left to train on"
             )
 
+    @abc.abstractmethod
     def plan(self, folder: Path, shown: str) -> Plan:
         """Assign the files in `folder` to examples; errors call it `shown`; opens no image."""
-        raise NotImplementedError
 
     def state_of(self, path: Path) -> str:
         """Another text whenever a file that is read below `path` has changed."""
