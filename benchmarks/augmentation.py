@@ -69,7 +69,7 @@ def main(options):
     from benchmarks.steps import noise, steps_of
     from cnn_research.core import memory
     from cnn_research.core.random import example_keys, stream_key
-    from cnn_research.models import ConvNet
+    from cnn_research.models.convnet import ConvNet
     from cnn_research.train.config import Training
     from cnn_research.train.optimizers import Optimizer
 

@@ -88,7 +88,7 @@ def compare(name: str, workdir: Path) -> tuple[Row, dict[str, Any]]:
     seeds=[0],
 )
 def main(options):
-    from cnn_research.data.sources import FashionMnist
+    from cnn_research.data.sources.official import FashionMnist
 
     rows, figures = [], {}
     runs = {"digits_cnn": ["--epochs=5"]}

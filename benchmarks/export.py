@@ -50,7 +50,7 @@ def trained(folder: Path) -> dict[str, Path]:
     """The runs, by name: each trained and exported below `folder`."""
     from cnn_research.cli.run import run
     from cnn_research.core.experiment import lookup
-    from cnn_research.data.sources import Synthetic
+    from cnn_research.data.sources.synthetic import Synthetic
     from cnn_research.models.registry import architectures
     from cnn_research.train.config import Training
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from cnn_research.core.distributed import data_mesh, replicated
-from cnn_research.data.sources import Synthetic
+from cnn_research.data.sources.synthetic import Synthetic
 from cnn_research.train.config import Training
 from cnn_research.train.state import (
     StepContext,

@@ -17,9 +17,11 @@ import dataclasses
 
 from cnn_research.core.experiment import register
 from cnn_research.data.augmentation.config import Augmentation
-from cnn_research.data.sources import Artworks
-from cnn_research.models import ConvNet, MobileNetV1, ResNet9
+from cnn_research.data.sources.artworks import Artworks
+from cnn_research.models.convnet import ConvNet
+from cnn_research.models.mobilenet import MobileNetV1
 from cnn_research.models.pretrained import Pretrained
+from cnn_research.models.resnet9 import ResNet9
 from cnn_research.tasks.classification import Classification
 from cnn_research.train.config import Evaluation, Selection, Training
 from cnn_research.train.optimizers import Optimizer, Penalty

@@ -15,8 +15,10 @@ from typing import Any
 
 from cnn_research.core.experiment import register
 from cnn_research.data.augmentation.config import Augmentation
-from cnn_research.data.sources import Cifar10
-from cnn_research.models import Airbench, ConvNet, ResNet9
+from cnn_research.data.sources.official import Cifar10
+from cnn_research.models.airbench import Airbench
+from cnn_research.models.convnet import ConvNet
+from cnn_research.models.resnet9 import ResNet9
 from cnn_research.tasks.classification import Classification
 from cnn_research.train.config import Evaluation, Training
 from cnn_research.train.optimizers import Optimizer

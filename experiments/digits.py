@@ -4,8 +4,9 @@ python launch.py --experiment=digits_cnn
 """
 
 from cnn_research.core.experiment import register
-from cnn_research.data.sources import Digits
-from cnn_research.models import MLP, ConvNet
+from cnn_research.data.sources.scikit_learn import Digits
+from cnn_research.models.convnet import ConvNet
+from cnn_research.models.mlp import MLP
 from cnn_research.train.config import Training
 from cnn_research.train.optimizers import Optimizer
 

@@ -11,8 +11,10 @@ from flax import linen as nn
 
 from cnn_research.core.experiment import register
 from cnn_research.data.augmentation.config import Augmentation
-from cnn_research.data.sources import FashionMnist
-from cnn_research.models import MLP, ConvNet, ResNet9
+from cnn_research.data.sources.official import FashionMnist
+from cnn_research.models.convnet import ConvNet
+from cnn_research.models.mlp import MLP
+from cnn_research.models.resnet9 import ResNet9
 from cnn_research.tasks.classification import Classification
 from cnn_research.train.config import Evaluation, Selection, Training
 from cnn_research.train.optimizers import Optimizer

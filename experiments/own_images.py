@@ -5,8 +5,9 @@ python launch.py --experiment=image_table --data.path=FILE.csv --data.label=COLU
 """
 
 from cnn_research.core.experiment import register
-from cnn_research.data.sources import ImageFolder, ImageTable
-from cnn_research.models import ResNet9
+from cnn_research.data.sources.folder import ImageFolder
+from cnn_research.data.sources.table import ImageTable
+from cnn_research.models.resnet9 import ResNet9
 from cnn_research.train.auto_config import suggest_fields
 from cnn_research.train.config import Training
 from cnn_research.train.optimizers import Optimizer

@@ -8,12 +8,14 @@ import dataclasses
 
 from cnn_research.core.experiment import register
 from cnn_research.data.augmentation.config import Augmentation
-from cnn_research.data.sources import Photos, Products
 from cnn_research.data.sources.clusters import Clustered
 from cnn_research.data.sources.crops import Crops
+from cnn_research.data.sources.folder import Photos
 from cnn_research.data.sources.palettes import Palettes
-from cnn_research.models import SSCNN, PaletteNet
+from cnn_research.data.sources.table import Products
+from cnn_research.models.palette_net import PaletteNet
 from cnn_research.models.pretrained import Pretrained
+from cnn_research.models.ss_cnn import SSCNN
 from cnn_research.tasks.classification import Classification
 from cnn_research.tasks.histogram import Histogram
 from cnn_research.tasks.palette import Palette

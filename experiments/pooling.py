@@ -4,8 +4,8 @@ The data is prepared once, with `python -m cnn_research.data prepare fashion_mni
 """
 
 from cnn_research.core.experiment import register
-from cnn_research.data.sources import FashionMnist
-from cnn_research.models import ConvNet
+from cnn_research.data.sources.official import FashionMnist
+from cnn_research.models.convnet import ConvNet
 from cnn_research.train.config import Training
 from cnn_research.train.optimizers import Optimizer
 from cnn_research.workflows.pooling_study import PoolingStudy

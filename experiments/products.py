@@ -14,8 +14,9 @@ are two ways to draw the test split.
 
 from cnn_research.core.experiment import register
 from cnn_research.data.augmentation.config import Augmentation
-from cnn_research.data.sources import Products
-from cnn_research.models import ConvNet, MobileNetV1
+from cnn_research.data.sources.table import Products
+from cnn_research.models.convnet import ConvNet
+from cnn_research.models.mobilenet import MobileNetV1
 from cnn_research.models.pretrained import Pretrained
 from cnn_research.tasks.multi_head import MultiHead
 from cnn_research.train.config import Evaluation, Training

@@ -5,8 +5,8 @@ python launch.py --experiment=products_year --data.path=products.tar.xz
 
 from cnn_research.core.experiment import register
 from cnn_research.data.augmentation.config import Augmentation
-from cnn_research.data.sources import ImageTable
-from cnn_research.models import ConvNet
+from cnn_research.data.sources.table import ImageTable
+from cnn_research.models.convnet import ConvNet
 from cnn_research.tasks.regression import Regression
 from cnn_research.train.config import Selection, Training
 from cnn_research.train.optimizers import Optimizer

@@ -6,19 +6,14 @@ import dataclasses
 from typing import Any
 
 from cnn_research.core.experiment import Experiment
-from cnn_research.data import (
-    Artworks,
-    Cifar10,
-    Clustered,
-    Crops,
-    FashionMnist,
-    ImageFolder,
-    ImageTable,
-    Palettes,
-    Photos,
-    Products,
-    Synthetic,
-)
+from cnn_research.data.sources.artworks import Artworks
+from cnn_research.data.sources.clusters import Clustered
+from cnn_research.data.sources.crops import Crops
+from cnn_research.data.sources.folder import ImageFolder, Photos
+from cnn_research.data.sources.official import Cifar10, FashionMnist
+from cnn_research.data.sources.palettes import Palettes
+from cnn_research.data.sources.synthetic import Synthetic
+from cnn_research.data.sources.table import ImageTable, Products
 from cnn_research.models.pretrained import Pretrained
 from cnn_research.train.config import Training
 

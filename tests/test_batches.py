@@ -14,8 +14,8 @@ from cnn_research.core.errors import UsageError
 from cnn_research.data.augmentation.config import Augmentation
 from cnn_research.data.batches import balanced_indices, class_members
 from cnn_research.data.dataset import MISSING, Dataset, Split
-from cnn_research.data.sources import Synthetic
-from cnn_research.models import MLP
+from cnn_research.data.sources.synthetic import Synthetic
+from cnn_research.models.mlp import MLP
 from cnn_research.tasks.regression import Regression
 from cnn_research.train.batch import draw_batch
 from cnn_research.train.config import Selection, Training

@@ -12,9 +12,10 @@ from PIL import Image
 
 from cnn_research.cli.run import run
 from cnn_research.core.errors import UsageError, UserError
-from cnn_research.data.sources import Photos, Synthetic
 from cnn_research.data.sources.clusters import Clustered, side_by_side
-from cnn_research.models import SSCNN
+from cnn_research.data.sources.folder import Photos
+from cnn_research.data.sources.synthetic import Synthetic
+from cnn_research.models.ss_cnn import SSCNN
 from cnn_research.tasks.histogram import Histogram, HistogramPredictions
 from cnn_research.train.config import Selection, Training
 from cnn_research.train.optimizers import Optimizer

@@ -13,8 +13,8 @@ from tensorboard.util import tensor_util
 
 from cnn_research.cli.run import run
 from cnn_research.data.dataset import MISSING
-from cnn_research.data.sources import Synthetic
-from cnn_research.models import MLP
+from cnn_research.data.sources.synthetic import Synthetic
+from cnn_research.models.mlp import MLP
 from cnn_research.report import tensorboard as dashboard
 from cnn_research.report.writers import MetricsWriter
 from cnn_research.tasks.classification import ClassPredictions

@@ -22,25 +22,18 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from cnn_research.core.errors import UsageError, UserError
-from cnn_research.data import (
-    MISSING,
-    UNKNOWN_CLASS,
-    Artworks,
-    Dataset,
-    Digits,
-    FashionMnist,
-    ImageFolder,
-    ImageTable,
-    Products,
-    Split,
-    Synthetic,
-    images,
-)
+from cnn_research.data import images
 from cnn_research.data.__main__ import main
+from cnn_research.data.dataset import MISSING, UNKNOWN_CLASS, Dataset, Split
 from cnn_research.data.prepare import cache, splits
 from cnn_research.data.sources import artworks
 from cnn_research.data.sources import rows as tables
-from cnn_research.data.sources.folder import plan_folder
+from cnn_research.data.sources.artworks import Artworks
+from cnn_research.data.sources.folder import ImageFolder, plan_folder
+from cnn_research.data.sources.official import FashionMnist
+from cnn_research.data.sources.scikit_learn import Digits
+from cnn_research.data.sources.synthetic import Synthetic
+from cnn_research.data.sources.table import ImageTable, Products
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -302,7 +295,7 @@ def test_second_load_maps_memory_without_decoding_and_a_change_decodes_again(tmp
     root = make_folder(tmp_path / "fruit", {"a": 5, "b": 5})
     source = f"ImageFolder({str(root)!r}, validation=0.0, test=0.2)"
     code = (
-        "import sys; from cnn_research.data import *; import numpy as np;"
+        "import sys; from cnn_research.data.sources.folder import ImageFolder; import numpy as np;"
         f"d = {source}.load(); print('PIL' in sys.modules,"
         "isinstance(d.splits['train'].images, np.memmap), d.provenance['examples']['train'])"
     )
@@ -1127,7 +1120,7 @@ def test_full_disk_is_an_error_and_leaves_nothing(tmp_path, data_dir, monkeypatc
 def test_two_processes_that_prepare_at_once_agree(tmp_path, data_dir):
     root = make_folder(tmp_path / "fruit", {"a": 30, "b": 30})
     code = (
-        "from cnn_research.data import *;"
+        "from cnn_research.data.sources.folder import ImageFolder;"
         f"print(ImageFolder({str(root)!r}).load().provenance['content'])"
     )
     running = [
@@ -1175,7 +1168,7 @@ def test_fashion_mnist_is_what_the_official_files_say(fashion_mnist, real_data, 
 def test_fashion_mnist_second_start_is_a_memory_map_of_arrays(fashion_mnist, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(fashion_mnist))
     said = python(
-        "import sys, numpy as np; from cnn_research.data import FashionMnist;"
+        "import sys, numpy as np; from cnn_research.data.sources.official import FashionMnist;"
         "d = FashionMnist().load(); print(isinstance(d.splits['train'].images, np.memmap),"
         "'tensorflow_datasets' in sys.modules, 'PIL' in sys.modules)"
     )

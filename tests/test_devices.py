@@ -20,8 +20,9 @@ from cnn_research import ops
 from cnn_research.cli.run import run
 from cnn_research.core.distributed import data_mesh, state_shardings
 from cnn_research.core.errors import UsageError
-from cnn_research.data.sources import Synthetic
-from cnn_research.models import MLP, ConvNet
+from cnn_research.data.sources.synthetic import Synthetic
+from cnn_research.models.convnet import ConvNet
+from cnn_research.models.mlp import MLP
 from cnn_research.tasks.classification import Classification
 from cnn_research.train.config import Training
 from cnn_research.train.optimizers import Optimizer, Penalty

@@ -20,8 +20,8 @@ from cnn_research.core import memory
 from cnn_research.core.distributed import data_mesh
 from cnn_research.core.experiment import lookup
 from cnn_research.core.progress import Progress
-from cnn_research.data.sources import Synthetic
-from cnn_research.models import MLP
+from cnn_research.data.sources.synthetic import Synthetic
+from cnn_research.models.mlp import MLP
 from cnn_research.train import loop
 from cnn_research.train.config import Training
 from cnn_research.train.evaluator import Evaluator

@@ -15,9 +15,10 @@ from cnn_research.cli.run import run
 from cnn_research.core import run_folder as folders
 from cnn_research.core.distributed import data_mesh
 from cnn_research.core.errors import UsageError
-from cnn_research.data.sources import Digits, Synthetic
+from cnn_research.data.sources.scikit_learn import Digits
+from cnn_research.data.sources.synthetic import Synthetic
 from cnn_research.inference.exported import open_export
-from cnn_research.models import MLP
+from cnn_research.models.mlp import MLP
 from cnn_research.ops.batching import apply_in_batches
 from cnn_research.report.runs import group_runs, read_run
 from cnn_research.train.config import Evaluation, Training

@@ -22,11 +22,14 @@ from cnn_research.core.distributed import data_mesh
 from cnn_research.core.errors import UserError
 from cnn_research.core.experiment import lookup, registry
 from cnn_research.data.images import decode, grey
-from cnn_research.data.sources import Digits, Synthetic
+from cnn_research.data.sources.scikit_learn import Digits
+from cnn_research.data.sources.synthetic import Synthetic
 from cnn_research.inference.export import PLATFORMS, card, program
 from cnn_research.inference.exported import open_export, write_sums
 from cnn_research.inference.onnx import onnx_difference
-from cnn_research.models import MLP, ConvNet, ResNet9
+from cnn_research.models.convnet import ConvNet
+from cnn_research.models.mlp import MLP
+from cnn_research.models.resnet9 import ResNet9
 from cnn_research.tasks.multi_head import MultiHead
 from cnn_research.tasks.regression import Regression
 from cnn_research.train.config import Evaluation, Training

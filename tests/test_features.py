@@ -14,7 +14,7 @@ from cnn_research.cli.run import run
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.experiment import lookup
 from cnn_research.data.dataset import Dataset, Split
-from cnn_research.models import ConvNet
+from cnn_research.models.convnet import ConvNet
 from cnn_research.models.layer_outputs import (
     grad_cam,
     kernel_of,

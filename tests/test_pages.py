@@ -16,8 +16,8 @@ import pytest
 
 from cnn_research.cli.run import run
 from cnn_research.data.augmentation.config import Augmentation
-from cnn_research.data.sources import Synthetic
-from cnn_research.models import ConvNet
+from cnn_research.data.sources.synthetic import Synthetic
+from cnn_research.models.convnet import ConvNet
 from cnn_research.train.config import Training
 
 pytestmark = pytest.mark.slow

@@ -17,12 +17,13 @@ from benchmarks.palettes import palette_error, pixel_error
 from cnn_research.cli.run import run
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.data.dataset import PALETTE
-from cnn_research.data.sources import Photos, Synthetic
 from cnn_research.data.sources.clusters import Clustered
+from cnn_research.data.sources.folder import Photos
 from cnn_research.data.sources.palettes import Palettes
-from cnn_research.models import SSCNN, PaletteNet
-from cnn_research.models.palette_net import PaletteHead
+from cnn_research.data.sources.synthetic import Synthetic
+from cnn_research.models.palette_net import PaletteHead, PaletteNet
 from cnn_research.models.pretrained import Pretrained
+from cnn_research.models.ss_cnn import SSCNN
 from cnn_research.ops import colours, palettes
 from cnn_research.tasks.decode import palette_of
 from cnn_research.tasks.histogram import Histogram

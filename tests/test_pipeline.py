@@ -15,9 +15,9 @@ from cnn_research.cli.run import run
 from cnn_research.core import run_folder as folders
 from cnn_research.core.errors import Interrupted, UserError
 from cnn_research.core.preemption import Interruption
-from cnn_research.data.sources import Synthetic
+from cnn_research.data.sources.synthetic import Synthetic
 from cnn_research.inference.exported import open_export
-from cnn_research.models import ConvNet
+from cnn_research.models.convnet import ConvNet
 from cnn_research.train import loop
 from cnn_research.train.config import Training
 from cnn_research.train.trained import weights_of_run

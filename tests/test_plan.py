@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cnn_research.data.sources import Synthetic
-from cnn_research.models import MLP
+from cnn_research.data.sources.synthetic import Synthetic
+from cnn_research.models.mlp import MLP
 from cnn_research.train.config import Training
 from cnn_research.train.plan import Plan
 from cnn_research.train.transfer import Transfer

@@ -15,10 +15,12 @@ from PIL import Image
 
 from cnn_research.cli.run import run
 from cnn_research.core.errors import UsageError, UserError
-from cnn_research.data.sources import Digits, Synthetic
+from cnn_research.data.sources.scikit_learn import Digits
+from cnn_research.data.sources.synthetic import Synthetic
 from cnn_research.inference import predict
-from cnn_research.models import MLP, ConvNet
+from cnn_research.models.convnet import ConvNet
 from cnn_research.models.layer_outputs import MAX_FEATURES, count_sketch
+from cnn_research.models.mlp import MLP
 from cnn_research.tasks.multi_head import MultiHead
 from cnn_research.tasks.regression import Regression
 from cnn_research.train.config import Evaluation, Training

@@ -23,11 +23,14 @@ from flax import traverse_util
 from safetensors.numpy import save_file
 
 from cnn_research.core.errors import UsageError, UserError
-from cnn_research.models import VGG, AlexNet, CifarResNet, WideResNet
+from cnn_research.models.alexnet import AlexNet
+from cnn_research.models.cifar_resnet import CifarResNet
 from cnn_research.models.pretrained import Pretrained, load_pretrained, matches
 from cnn_research.models.resnet import ResNet
+from cnn_research.models.vgg import VGG
 from cnn_research.models.weights import read_weights
 from cnn_research.models.weights.torch_file import OLD_FORMAT
+from cnn_research.models.wide_resnet import WideResNet
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

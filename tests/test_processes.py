@@ -20,7 +20,7 @@ from cnn_research.core.distributed import DETECTED, TPU_HOSTS, UNDETECTED, launc
 from cnn_research.core.errors import Interrupted, UsageError
 from cnn_research.core.experiment import lookup
 from cnn_research.core.preemption import Interruption
-from cnn_research.data.sources import Digits
+from cnn_research.data.sources.scikit_learn import Digits
 from cnn_research.train.evaluator import Evaluator
 from tests.sizes import scaled_down
 from tests.test_pipeline import ONE_KIND, TWO

@@ -14,10 +14,12 @@ from cnn_research.cli.run import run
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.experiment import lookup
 from cnn_research.data.dataset import Split
-from cnn_research.data.sources import ImageFolder, Synthetic, crops
+from cnn_research.data.sources import crops
 from cnn_research.data.sources.clusters import Clustered
 from cnn_research.data.sources.crops import Crops
-from cnn_research.models import SSCNN
+from cnn_research.data.sources.folder import ImageFolder
+from cnn_research.data.sources.synthetic import Synthetic
+from cnn_research.models.ss_cnn import SSCNN
 from cnn_research.tasks.classification import Classification
 from cnn_research.tasks.histogram import Histogram
 from cnn_research.train.config import Selection, Training

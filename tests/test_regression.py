@@ -21,10 +21,11 @@ from cnn_research.cli.run import run
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.experiment import lookup
 from cnn_research.core.run_folder import saved_config
-from cnn_research.data import Dataset, ImageTable, Synthetic
-from cnn_research.data.dataset import Split
+from cnn_research.data.dataset import Dataset, Split
 from cnn_research.data.prepare import splits
-from cnn_research.models import MLP
+from cnn_research.data.sources.synthetic import Synthetic
+from cnn_research.data.sources.table import ImageTable
+from cnn_research.models.mlp import MLP
 from cnn_research.report.plots import training_curves
 from cnn_research.tasks.classification import Classification
 from cnn_research.tasks.regression import (

@@ -15,8 +15,8 @@ from cnn_research import ops
 from cnn_research.cli.run import run
 from cnn_research.core.errors import Interrupted, UsageError
 from cnn_research.data.augmentation.config import Augmentation
-from cnn_research.data.sources import Synthetic
-from cnn_research.models import ConvNet
+from cnn_research.data.sources.synthetic import Synthetic
+from cnn_research.models.convnet import ConvNet
 from cnn_research.train import checkpoint
 from cnn_research.train.config import Selection, Training
 from cnn_research.train.optimizers import Optimizer

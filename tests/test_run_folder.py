@@ -20,8 +20,8 @@ from cnn_research.core import run_folder
 from cnn_research.core.config import canonical_json
 from cnn_research.core.errors import UserError
 from cnn_research.core.experiment import lookup
-from cnn_research.data import Synthetic
-from cnn_research.models import MLP
+from cnn_research.data.sources.synthetic import Synthetic
+from cnn_research.models.mlp import MLP
 from cnn_research.train.config import Training
 from cnn_research.workflows.pipeline import open_pipeline
 

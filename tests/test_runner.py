@@ -38,8 +38,10 @@ from cnn_research.core.metrics_log import read_metrics
 from cnn_research.core.random import permuted, stream_key
 from cnn_research.data.augmentation.config import Augmentation
 from cnn_research.data.batches import batch_indices, epochs_to_steps
-from cnn_research.data.sources import ImageFolder, Synthetic
-from cnn_research.models import MLP, ConvNet
+from cnn_research.data.sources.folder import ImageFolder
+from cnn_research.data.sources.synthetic import Synthetic
+from cnn_research.models.convnet import ConvNet
+from cnn_research.models.mlp import MLP
 from cnn_research.train import checkpoint, evaluator, loop
 from cnn_research.train import step as stepping
 from cnn_research.train.config import Selection, Training

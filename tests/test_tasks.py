@@ -16,8 +16,8 @@ from sklearn.utils.class_weight import compute_class_weight
 from cnn_research.cli.run import run
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.data.dataset import MISSING, UNKNOWN_CLASS, Dataset, Split
-from cnn_research.data.sources import Synthetic
-from cnn_research.models import MLP
+from cnn_research.data.sources.synthetic import Synthetic
+from cnn_research.models.mlp import MLP
 from cnn_research.tasks.classification import Classification, ClassPredictions
 from cnn_research.tasks.multi_head import FittedMultiHead, MultiHead
 from cnn_research.train.config import Training

@@ -20,9 +20,12 @@ from cnn_research.core.errors import UsageError, UserError
 from cnn_research.data.augmentation.config import Augmentation
 from cnn_research.data.batches import batch_indices
 from cnn_research.data.dataset import Split
-from cnn_research.data.sources import Synthetic
-from cnn_research.models import Airbench, ConvNet, MobileNetV1, ResNet9
+from cnn_research.data.sources.synthetic import Synthetic
+from cnn_research.models.airbench import Airbench
+from cnn_research.models.convnet import ConvNet
+from cnn_research.models.mobilenet import MobileNetV1
 from cnn_research.models.pretrained import Pretrained
+from cnn_research.models.resnet9 import ResNet9
 from cnn_research.tasks.classification import Classification
 from cnn_research.train import checkpoint
 from cnn_research.train.config import Evaluation, Training

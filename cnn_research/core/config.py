@@ -16,10 +16,15 @@ from cnn_research.core.errors import UserError
 C = TypeVar("C")
 
 
-def import_definitions() -> None:
-    """Import `experiments`, by name; its modules register every experiment and config class."""
-    for module in pkgutil.iter_modules(importlib.import_module("experiments").__path__):
-        importlib.import_module(f"experiments.{module.name}")
+DEFINITIONS = ("experiments", "cnn_research.models", "cnn_research.data.sources")
+"""Packages that define what saved configs name. The first one imports most of it; the others have
+the models and sources that no experiment uses."""
+
+
+def import_modules(package: str) -> None:
+    """Import every module of a package, by its name; they register what they define."""
+    for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
+        importlib.import_module(module.name)
 
 
 def with_fields(config: Any, values: Mapping[str, Any]) -> Any:
@@ -60,8 +65,9 @@ def register_config(kind: type[C]) -> type[C]:
 
 def config_class(name: str) -> type:
     """The registered config class of that name; a `UserError` if there is none."""
-    if name not in _CONFIG_CLASSES:
-        import_definitions()
+    for package in DEFINITIONS:
+        if name not in _CONFIG_CLASSES:
+            import_modules(package)
     if name not in _CONFIG_CLASSES:
         raise UserError(
             f"the config names the class '{name}', which is not registered"

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 
 import tyro
 
-from cnn_research.core.config import did_you_mean, import_definitions
+from cnn_research.core.config import did_you_mean, import_modules
 from cnn_research.core.errors import UsageError
 from cnn_research.core.ranges import check_ranges
 
@@ -93,7 +93,7 @@ def register(
 
 
 def registry() -> Mapping[str, Entry]:
-    import_definitions()
+    import_modules("experiments")
     return dict(sorted(_REGISTRY.items()))
 
 

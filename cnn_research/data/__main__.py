@@ -30,15 +30,11 @@ from cnn_research.core.errors import UsageError, run_command
 from cnn_research.data.dataset import Dataset
 from cnn_research.data.prepare import cache
 from cnn_research.data.prepare.splits import copies_line, duplicates_line
-from cnn_research.data.sources import (
-    Artworks,
-    Cifar10,
-    FashionMnist,
-    ImageFolder,
-    ImageTable,
-    Products,
-)
+from cnn_research.data.sources.artworks import Artworks
+from cnn_research.data.sources.folder import ImageFolder
 from cnn_research.data.sources.loading import PREPARED, ImageFiles
+from cnn_research.data.sources.official import Cifar10, FashionMnist
+from cnn_research.data.sources.table import ImageTable, Products
 
 Preparable = FashionMnist | Cifar10 | ImageFiles
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 from flax import linen as nn
 
+from cnn_research.core.config import import_modules
+
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
@@ -32,6 +34,5 @@ def register_model(
 
 
 def architectures() -> Mapping[str, Architecture]:
-    import cnn_research.models  # noqa: F401, its modules register what they define
-
+    import_modules("cnn_research.models")
     return dict(sorted(_ARCHITECTURES.items()))

@@ -15,10 +15,10 @@ from cnn_research.core.errors import UsageError
 from cnn_research.core.experiment import Suggestion
 from cnn_research.data.images import printable
 from cnn_research.data.prepare.files import existing, opened
-from cnn_research.data.sources import ImageTable
 from cnn_research.data.sources import rows as tables
 from cnn_research.data.sources.survey import Survey, survey
-from cnn_research.models import ResNet9
+from cnn_research.data.sources.table import ImageTable
+from cnn_research.models.resnet9 import ResNet9
 from cnn_research.tasks.classification import Classification
 from cnn_research.tasks.multi_head import MultiHead
 from cnn_research.tasks.regression import Regression
