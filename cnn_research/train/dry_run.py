@@ -11,9 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from cnn_research import ops
 from cnn_research.core.experiment import Result
-from cnn_research.core.memory import LARGE_STEP, available_memory, freed_memory_kept
+from cnn_research.core.memory import available_memory, freed_memory_kept
 from cnn_research.core.progress import duration
 from cnn_research.models.flops import cost
 from cnn_research.train.config import Training
@@ -44,17 +43,13 @@ def say_estimate(job: Job) -> None:
     session, plan = job.session, job.plan
     if job.step >= plan.last_step or job.out_of_patience:
         return
-    phase, until = plan.phase_at(job.step, plan.last_step)
-    count = min(ops.current_formulation().steps_per_dispatch, until - job.step)
-    train = job.train_steps(phase)
-    states = jax.tree.map(jnp.copy, job.states)
-    needed = train.lower(states, job.data, job.seeds, count).compile().memory_analysis()  # type: ignore[attr-defined]
+    steps, count = job.next_steps(plan.last_step)
+    needed = job.memory_of_steps(plan.last_step)
     step_bytes, free = 0, available_memory()
     if needed:
         # State, data and what is computed.
         step_bytes = needed.argument_size_in_bytes + needed.output_size_in_bytes
         step_bytes += needed.temp_size_in_bytes - needed.alias_size_in_bytes
-        job.has_large_steps = needed.temp_size_in_bytes > LARGE_STEP
     if jax.default_backend() == "cpu" and needed and needed.temp_size_in_bytes > free:
         logging.warning(
             "a step needs %.1f GB of memory, and %.1f GB are free: take a smaller --batch-size",
@@ -62,12 +57,14 @@ def say_estimate(job: Job) -> None:
             free / 1e9,
         )
 
+    states = jax.tree.map(jnp.copy, job.states)
+
     def dispatch() -> None:
         nonlocal states
-        states, metrics = train(states, job.data, job.seeds, count)
+        states, metrics = steps(states, job.data, job.seeds, count)
         jax.block_until_ready(metrics)
 
-    with freed_memory_kept(enabled=job.has_large_steps):
+    with freed_memory_kept(enabled=job.has_large_steps(plan.last_step)):
         step_seconds = seconds_of(dispatch, TRIED, session.interruption.check) / count
     del states
     evaluation_seconds = 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from cnn_research import ops
 from cnn_research.core import run_folder as folders
 from cnn_research.core.config import to_dict
 from cnn_research.core.distributed import replicated
 from cnn_research.core.experiment import registry
+from cnn_research.core.memory import LARGE_STEP
 from cnn_research.data.batches import class_members
 from cnn_research.data.dataset import Split
 from cnn_research.models.pretrained import Loaded, load_pretrained
@@ -49,9 +51,7 @@ class Job:
     data: TrainData
     seeds: tuple[jax.Array, ...]
     evaluator: Evaluator
-    has_large_steps: bool = False
-    """True if memory freed by a step is kept for the next one; known once one is compiled."""
-    _compiled: dict[float, Callable[..., Any]] = dataclasses.field(default_factory=dict)
+    _jitted: dict[float, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def runs(self) -> Sequence[SeedRun]:
@@ -89,11 +89,29 @@ class Job:
             transfer.frozen(phase),
         )
 
-    def train_steps(self, phase: float) -> Callable[..., tuple[tuple[TrainState, ...], Any]]:
-        """The jitted `(states, data, seeds, count) -> (states, metrics)` of a phase."""
-        if phase not in self._compiled:
-            self._compiled[phase] = make_steps(self.context(phase), shardings_of(self.states))
-        return self._compiled[phase]
+    def next_steps(self, due: int) -> tuple[Any, int]:
+        """The jitted `(states, data, seeds, count) -> (states, metrics)` and the next count.
+
+        Up to step `due`, or to the end of the phase: another optimizer is in force after it.
+        """
+        phase, until = self.plan.phase_at(self.step, due)
+        if phase not in self._jitted:
+            self._jitted[phase] = make_steps(self.context(phase), shardings_of(self.states))
+        count = min(ops.current_formulation().steps_per_dispatch, until - self.step)
+        return self._jitted[phase], count
+
+    def memory_of_steps(self, due: int) -> Any:
+        """The compiler's figures of the memory of the next steps, in bytes; None if it has none.
+
+        JAX keeps what it compiles, so that the steps themselves wait for nothing more.
+        """
+        steps, count = self.next_steps(due)
+        return steps.lower(self.states, self.data, self.seeds, count).compile().memory_analysis()
+
+    def has_large_steps(self, due: int) -> bool:
+        """Return whether keeping the memory that the next steps free makes them faster."""
+        memory = self.memory_of_steps(due)
+        return memory is not None and memory.temp_size_in_bytes > LARGE_STEP
 
     def on_every_device(self, tree: Any) -> Any:
         """The same arrays, whole on each device."""

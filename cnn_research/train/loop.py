@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from cnn_research import ops
 from cnn_research.core import run_folder as folders
 from cnn_research.core.distributed import broadcast_from_process_zero
 from cnn_research.core.errors import Interrupted
@@ -82,13 +81,10 @@ def run_loop(job: Job, outputs: Outputs) -> None:
 
 def train_until(job: Job, outputs: Outputs, due: int) -> None:
     """Dispatch steps up to step `due`; metrics are fetched while the next ones run."""
-    with freed_memory_kept(enabled=job.has_large_steps):
+    with freed_memory_kept(enabled=job.has_large_steps(due)):
         while job.step < due and not job.session.interruption:
-            # A phase ends where layers begin to learn; another optimizer is in force after it.
-            phase, until = job.plan.phase_at(job.step, due)
-            count = min(ops.current_formulation().steps_per_dispatch, until - job.step)
-            steps = outputs.profiled(job.train_steps(phase))
-            states, metrics = steps(job.states, job.data, job.seeds, count)
+            steps, count = job.next_steps(due)
+            states, metrics = outputs.profiled(steps)(job.states, job.data, job.seeds, count)
             for run, state in zip(job.runs, states, strict=True):
                 run.state = state
             job.step += count
