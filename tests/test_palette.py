@@ -16,6 +16,7 @@ from benchmarks.colour_names import TERMS, named
 from benchmarks.palettes import palette_error, pixel_error
 from cnn_research.cli.run import run
 from cnn_research.core.errors import UsageError, UserError
+from cnn_research.core.ranges import check_ranges
 from cnn_research.data.dataset import PALETTE
 from cnn_research.data.sources.clusters import Clustered
 from cnn_research.data.sources.folder import Photos
@@ -231,7 +232,7 @@ def test_what_cannot_be_trained_says_so(tmp_path):
     with pytest.raises(UsageError, match=r"needs --task\.target=kmeans"):
         Palette(matching="transport").check()
     with pytest.raises(UsageError, match="must be 1 or more"):
-        Palette(power=0.5).check()
+        check_ranges(Palette(power=0.5))
     with pytest.raises(UsageError, match=r"needs --task\.target=pixels"):
         Palette(power=2.0, target="people").check()
     with pytest.raises(UserError, match="no palettes that people made"):

@@ -194,7 +194,7 @@ def test_a_split_without_a_known_number_is_refused_before_training():
     dataset = numbers_of(1, 2)
     unknown = numbers_of(math.nan).splits["train"]
     dataset = dataclasses.replace(dataset, splits={**dataset.splits, "test": unknown})
-    with pytest.raises(UserError, match="no image of its test split has a known number 'x'"):
+    with pytest.raises(UserError, match="no image of its test split has a known label 'x'"):
         Regression(head="x").check_data(dataset)
 
 

@@ -15,6 +15,7 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from cnn_research.cli.run import run
 from cnn_research.core.errors import UsageError, UserError
+from cnn_research.core.ranges import check_ranges
 from cnn_research.data.dataset import MISSING, UNKNOWN_CLASS, Dataset, Split
 from cnn_research.data.sources.synthetic import Synthetic
 from cnn_research.models.mlp import MLP
@@ -168,10 +169,18 @@ def test_logit_adjustment_favours_rare_classes_by_their_shares():
     assert float(plain["loss"][0]) == float(adjusted["loss"][0]), "metrics are not adjusted"
 
 
-def test_a_logit_adjustment_below_zero_is_refused():
-    for task in (Classification(logit_adjustment=-1.0), MultiHead(logit_adjustment=math.inf)):
-        with pytest.raises(UsageError, match=r"task.logit-adjustment is .*: must be 0 or more"):
-            task.check()
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (Classification(logit_adjustment=-1.0), "--task.logit-adjustment is -1.0: must be 0 or"),
+        (MultiHead(logit_adjustment=math.inf), "--task.logit-adjustment is inf: must be a finite"),
+        (MultiHead(label_smoothing=1.0), "--task.label-smoothing is 1.0: must be 0 or more and"),
+        (MultiHead(label=("a",), loss_weights=(-1.0,)), "--task.loss-weights is -1.0: must be 0"),
+    ],
+)
+def test_a_field_out_of_range_is_refused(task, message):
+    with pytest.raises(UsageError, match=message):
+        check_ranges(task, "task.")
 
 
 # Several heads -----------------------------------------------------------------------------------
@@ -247,9 +256,8 @@ def test_views_are_averaged_head_by_head():
     ("task", "words"),
     [
         (MultiHead(label=("a", "b"), loss_weights=(1.0,)), "loss-weights has 1 numbers"),
-        (MultiHead(label=("a",), loss_weights=(-1.0,)), "must be 0 or above"),
+        (MultiHead(label=("a",), loss_weights=(0.0,)), "must be above 0"),
         (MultiHead(label=("a", "a")), "names a head twice"),
-        (MultiHead(label_smoothing=1.0), "label-smoothing"),
     ],
 )
 def test_heads_that_contradict_each_other(task, words):

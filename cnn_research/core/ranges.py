@@ -18,22 +18,16 @@ from cnn_research.core.errors import UsageError
 class Range:
     """The numbers that a field takes; of a tuple, each number in it."""
 
-    minimum: float | None = None
-    maximum: float | None = None
-    above: float | None = None
-    below: float | None = None
+    minimum: float = -math.inf
+    maximum: float = math.inf
+    above: float = -math.inf
+    below: float = math.inf
 
     def __contains__(self, value: float) -> bool:
-        return (
-            math.isfinite(value)
-            and (self.minimum is None or value >= self.minimum)
-            and (self.maximum is None or value <= self.maximum)
-            and (self.above is None or value > self.above)
-            and (self.below is None or value < self.below)
-        )
+        return self.minimum <= value <= self.maximum and self.above < value < self.below
 
     def __str__(self) -> str:
-        if self.minimum is not None and self.maximum is not None:
+        if math.isfinite(self.minimum) and math.isfinite(self.maximum):
             return f"from {self.minimum} to {self.maximum}"
         limits = {
             "{} or more": self.minimum,
@@ -41,7 +35,7 @@ class Range:
             "at most {}": self.maximum,
             "below {}": self.below,
         }
-        shown = [text.format(limit) for text, limit in limits.items() if limit is not None]
+        shown = [text.format(limit) for text, limit in limits.items() if math.isfinite(limit)]
         return " and ".join(shown) or "a finite number"
 
 
@@ -50,6 +44,7 @@ PositiveFloat = Annotated[float, Range(above=0)]
 NonNegativeInt = Annotated[int, Range(minimum=0)]
 NonNegativeFloat = Annotated[float, Range(minimum=0)]
 Fraction = Annotated[float, Range(minimum=0, maximum=1)]
+ProperFraction = Annotated[float, Range(minimum=0, below=1)]
 Seed = Annotated[int, Range(minimum=0, maximum=2**32 - 1)]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -12,7 +11,8 @@ import numpy as np
 from scipy.special import softmax
 
 from cnn_research.core.config import register_config
-from cnn_research.core.errors import UsageError, UserError
+from cnn_research.core.errors import UserError
+from cnn_research.core.ranges import NonNegativeFloat, ProperFraction
 from cnn_research.data.dataset import MISSING, UNKNOWN_CLASS
 from cnn_research.report.markdown import markdown_table
 from cnn_research.report.page import Predictions
@@ -24,7 +24,7 @@ from cnn_research.report.plots import (
     shortened,
     show_image,
 )
-from cnn_research.tasks.task import FittedTask, Sums
+from cnn_research.tasks.task import FittedTask, SingleHeadTask, Sums, Task, check_measured
 
 if TYPE_CHECKING:
     import jax
@@ -41,30 +41,9 @@ UNKNOWN_CLASS_NAME = "(unseen)"
 """Name in reports of all labels that training has not seen."""
 
 
-def check_measured(
-    dataset: Dataset,
-    heads: Sequence[str],
-    splits: Sequence[str] = ("test", "target"),
-    without: Sequence[int] = (MISSING,),
-) -> None:
-    """Raise `UserError` if a split has none of the heads' labels, which the report needs.
-
-    Labels `without` do not count.
-    """
-    for name in splits:
-        split = dataset.splits.get(name)
-        if split is not None and all(np.isin(split.labels[h], without).all() for h in heads):
-            named = " or ".join(f"'{head}'" for head in heads)
-            raise UserError(
-                f"data set {dataset.name}: no image of its {name} split has a known label {named}, "
-                "so that nothing can be measured: take another split or head"
-            )
-
-
-@register_config
-@dataclasses.dataclass(frozen=True)
-class Classification(FittedTask):
-    """Softmax cross-entropy on the classes of one head."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassTask(Task):
+    """The metrics and the fields that tasks of classes share, with one head or several."""
 
     metrics: ClassVar = {"accuracy": "maximize", "loss": "minimize"}
     evaluation_metrics: ClassVar = dict.fromkeys(
@@ -75,21 +54,21 @@ class Classification(FittedTask):
         "maximize",
     )
 
-    head: str = "label"
-    """Name of the labels in the data set."""
-    label_smoothing: float = 0.0
-    """Share of the target that is spread evenly over all classes, in training only."""
+    label_smoothing: ProperFraction = 0.0
+    """Share of the target that is spread evenly over all classes of a head, in training only."""
     class_weights: Literal["equal", "balanced"] = "equal"
     """Weights of classes in the training loss: equal, or inversely proportional to the number of
     training examples."""
-    logit_adjustment: float = 0.0
+    logit_adjustment: NonNegativeFloat = 0.0
     """In training, add so many times the logarithm of each class's share of the examples to its
     logit (Menon et al. 2021): rare classes are predicted more often, at 1 as if all were as common.
     """
 
-    @property
-    def heads(self) -> tuple[str, ...]:
-        return (self.head,)
+
+@register_config
+@dataclasses.dataclass(frozen=True)
+class Classification(ClassTask, SingleHeadTask, FittedTask):
+    """Softmax cross-entropy on the classes of one head."""
 
     @property
     def has_training_loss(self) -> bool:
@@ -98,12 +77,6 @@ class Classification(FittedTask):
     @property
     def _counts_matter(self) -> bool:
         return self.class_weights != "equal" or self.logit_adjustment != 0
-
-    def check(self) -> None:
-        if not 0 <= self.label_smoothing < 1:
-            raise UsageError(f"task.label-smoothing is {self.label_smoothing}: 0 to below 1")
-        if not 0 <= self.logit_adjustment < math.inf:
-            raise UsageError(f"task.logit-adjustment is {self.logit_adjustment}: must be 0 or more")
 
     def check_data(self, dataset: Dataset) -> None:
         """Raise `UserError` for a data set without this head, with labels of one class, or with a
@@ -197,8 +170,7 @@ class Classification(FittedTask):
 
     def output_spec(self, class_names: Mapping[str, tuple[str, ...]]) -> list[dict[str, Any]]:
         names = list(class_names[self.head])
-        head = {"name": self.head, "kind": "classes", "start": 0, "stop": len(names)}
-        return [{**head, "classes": names}]
+        return [dict(name=self.head, kind="classes", start=0, stop=len(names), classes=names)]
 
     def _seen(
         self, labels: Mapping[str, jax.Array], weights: jax.Array

@@ -15,7 +15,7 @@ from cnn_research.core.config import register_config
 from cnn_research.core.errors import UserError
 from cnn_research.report.page import Predictions
 from cnn_research.report.plots import GREY, blank_grid, saved, show_image
-from cnn_research.tasks.task import FittedTask, Sums, Task
+from cnn_research.tasks.task import FittedTask, SingleHeadTask, Sums
 
 if TYPE_CHECKING:
     import jax
@@ -30,7 +30,7 @@ LEAST = 1e-12
 
 @register_config
 @dataclasses.dataclass(frozen=True)
-class Histogram(Task):
+class Histogram(SingleHeadTask):
     """Cross-entropy against the histogram of an image's pixels by cluster.
 
     E = -1/n sum_i sum_j p^_ij log p_ij of document 000, where p^ is the histogram, normalised to 1,
@@ -42,13 +42,6 @@ class Histogram(Task):
 
     head: str = "cluster"
     """The labels with the cluster of each pixel."""
-
-    @property
-    def heads(self) -> tuple[str, ...]:
-        return (self.head,)
-
-    def check(self) -> None:
-        """Nothing can be wrong."""
 
     def check_data(self, dataset: Dataset) -> None:
         """Raise `UserError` for a data set without a class of each pixel."""
@@ -111,8 +104,7 @@ class FittedHistogram(Histogram, FittedTask):
 
     def output_spec(self, class_names: Mapping[str, tuple[str, ...]]) -> list[dict[str, Any]]:
         names = list(class_names[self.head])
-        head = {"name": self.head, "kind": "shares", "start": 0, "stop": len(names)}
-        return [{**head, "classes": names}]
+        return [dict(name=self.head, kind="shares", start=0, stop=len(names), classes=names)]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

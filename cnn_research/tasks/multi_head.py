@@ -6,16 +6,17 @@ import contextlib
 import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError, UserError
+from cnn_research.core.ranges import NonNegativeFloat
 from cnn_research.report.markdown import markdown_table, number
 from cnn_research.report.page import Predictions
-from cnn_research.tasks.classification import Classification, check_measured
-from cnn_research.tasks.task import FittedTask, Sums, Task
+from cnn_research.tasks.classification import Classification, ClassTask
+from cnn_research.tasks.task import FittedTask, Sums, check_measured
 
 if TYPE_CHECKING:
     import jax
@@ -25,45 +26,32 @@ if TYPE_CHECKING:
 
 @register_config
 @dataclasses.dataclass(frozen=True)
-class MultiHead(Task):
+class MultiHead(ClassTask):
     """Softmax cross-entropy on each head; an example counts for the heads whose label is known.
 
     The model's last layer has the classes of all heads side by side, which is a linear layer for
     each head over the same features: so every model is one with any number of heads.
     """
 
-    metrics: ClassVar = Classification.metrics
-    evaluation_metrics: ClassVar = Classification.evaluation_metrics
-
     label: tuple[str, ...] = ()
     """Names of labels in the data set, each a head; empty for all that are classes."""
-    loss_weights: tuple[float, ...] = ()
+    loss_weights: tuple[NonNegativeFloat, ...] = ()
     """Weight of each head's loss; empty for 1 each."""
-    label_smoothing: float = 0.0
-    """Share of each target that is spread evenly over its head's classes, in training only."""
-    class_weights: Literal["equal", "balanced"] = "equal"
-    """Weights of classes in the training loss: equal, or inversely proportional to the number of
-    training examples."""
-    logit_adjustment: float = 0.0
-    """In training, add so many times the logarithm of each class's share of its head's examples to
-    its logit (Menon et al. 2021): rare classes are predicted more often, at 1 as if all were as
-    common."""
 
     @property
     def heads(self) -> tuple[str, ...]:
         return self.label
 
     def check(self) -> None:
-        self._classification("label").check()
         if self.loss_weights and len(self.loss_weights) != len(self.label):
             raise UsageError(
-                f"task.loss-weights has {len(self.loss_weights)} numbers, but task.label names "
+                f"--task.loss-weights has {len(self.loss_weights)} numbers, but --task.label names "
                 f"{len(self.label)} heads: give one for each"
             )
-        if min(self.loss_weights, default=1) < 0 or max(self.loss_weights, default=1) == 0:
-            raise UsageError("task.loss-weights must be 0 or above, and one of them above 0")
+        if self.loss_weights and not any(self.loss_weights):
+            raise UsageError("--task.loss-weights are all 0: one of them must be above 0")
         if len(set(self.label)) < len(self.label):
-            raise UsageError("task.label names a head twice")
+            raise UsageError("--task.label names a head twice")
 
     def check_data(self, dataset: Dataset) -> None:
         """Raise `UserError` for a data set without one of the heads, with one class in it, or with
@@ -86,11 +74,9 @@ class MultiHead(Task):
         )
 
     def _classifications(self, dataset: Dataset) -> Iterator[Classification]:
+        shared = {each.name: getattr(self, each.name) for each in dataclasses.fields(ClassTask)}
         for head in self.label or dataset.class_names:
-            yield self._classification(head)
-
-    def _classification(self, head: str) -> Classification:
-        return Classification(head, self.label_smoothing, self.class_weights, self.logit_adjustment)
+            yield Classification(head, **shared)
 
 
 @register_config

@@ -6,12 +6,13 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError, UserError
+from cnn_research.core.ranges import PositiveInt, Range
 from cnn_research.data.dataset import PALETTE
 from cnn_research.data.images import decode, printable
 from cnn_research.report.page import Predictions
@@ -49,14 +50,14 @@ class Palette(FittedTask):
     metrics: ClassVar = {"loss": "minimize"}
     needs_pixels: ClassVar = True
 
-    colours: int = 10
+    colours: PositiveInt = 10
     """Of a palette."""
     target: Literal["pixels", "kmeans", "people"] = "pixels"
     """Target of the training loss: the image's pixels, the palette that k-means in CIELAB
     finds for them, or the one that a person made."""
     difference: Literal["ciede2000", "lab", "oklab", "rgb"] = "ciede2000"
     """Colour difference in the training loss: CIEDE2000, or the distance in a colour space."""
-    power: float = 1.0
+    power: Annotated[float, Range(minimum=1)] = 1.0
     """Of the mean difference to the pixels that training minimises: above 1, it looks for the few
     that are far from every colour, as people do, who choose accents."""
     matching: Literal["nearest", "transport"] = "nearest"
@@ -68,11 +69,7 @@ class Palette(FittedTask):
         return (PALETTE,)
 
     def check(self) -> None:
-        """Raise `UsageError` for fields that do not go together."""
-        if self.colours < 1:
-            raise UsageError(f"--task.colours is {self.colours}: must be 1 or more")
-        if self.power < 1:
-            raise UsageError(f"--task.power is {self.power:g}: must be 1 or more")
+        """Raise `UsageError` for contradictory fields."""
         if self.power != 1 and self.target != "pixels":
             raise UsageError(
                 "--task.power is of differences to pixels: it needs --task.target=pixels"

@@ -14,7 +14,7 @@ from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.report.page import Predictions
 from cnn_research.report.plots import GREY, SERIES, VERBATIM, image_grid, no_mistakes, saved
-from cnn_research.tasks.task import FittedTask, Sums, Task
+from cnn_research.tasks.task import FittedTask, SingleHeadTask, Sums, check_measured
 
 if TYPE_CHECKING:
     import jax
@@ -27,7 +27,7 @@ MOST_MISTAKES = 24
 
 @register_config
 @dataclasses.dataclass(frozen=True)
-class Regression(Task):
+class Regression(SingleHeadTask):
     """Squared error on the numbers of one head.
 
     The model estimates standardised numbers, (number - mean) / deviation of the training split:
@@ -36,13 +36,6 @@ class Regression(Task):
 
     metrics: ClassVar = {"MAE": "minimize", "loss": "minimize"}
     evaluation_metrics: ClassVar = {"RMSE": "minimize", "R2": "maximize"}
-
-    head: str = "label"
-    """Name of the labels in the data set."""
-
-    @property
-    def heads(self) -> tuple[str, ...]:
-        return (self.head,)
 
     def check(self) -> None:
         """Raise `UsageError` where no head is named."""
@@ -64,12 +57,7 @@ class Regression(Task):
                 f"data set {dataset.name}: the training images have fewer than two different "
                 f"numbers '{self.head}'; there is nothing to estimate"
             )
-        for name, split in dataset.splits.items():
-            if np.isnan(split.labels[self.head]).all():
-                raise UserError(
-                    f"data set {dataset.name}: no image of its {name} split has a known number "
-                    f"'{self.head}', so that nothing can be measured: take another split or column"
-                )
+        check_measured(dataset, self.heads, tuple(dataset.splits))
 
     def num_outputs(self, dataset: Dataset) -> int:
         return 1
@@ -166,7 +154,6 @@ class NumberPredictions(Predictions):
         true, predicted = self.known()
         if not true.size:
             raise UserError(f"split {self.split}: no example has a number to evaluate against")
-        constant = np.full_like(true, self.training_mean)
         squared = ((predicted - true) ** 2).mean()
         metrics: dict[str, float | int] = {
             "loss": self.loss,
@@ -175,8 +162,9 @@ class NumberPredictions(Predictions):
         }
         if true.var() > 0:
             metrics["R2"] = float(1 - squared / true.var())
-        metrics["MAE of the training mean"] = float(np.abs(constant - true).mean())
-        metrics["RMSE of the training mean"] = float(np.sqrt(((constant - true) ** 2).mean()))
+        metrics["MAE of the training mean"] = float(np.abs(self.training_mean - true).mean())
+        of_mean = ((self.training_mean - true) ** 2).mean()
+        metrics["RMSE of the training mean"] = float(np.sqrt(of_mean))
         return {**metrics, "count": len(true)}
 
     def page(self, folder: Path, suffix: str, images: np.ndarray | None) -> Iterator[str]:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from cnn_research.core.errors import UserError
 from cnn_research.core.metrics import Direction
+from cnn_research.data.dataset import MISSING
 from cnn_research.report.page import Predictions
 from cnn_research.tasks.decode import Answer, answer
 
@@ -52,9 +54,8 @@ class Task(abc.ABC):
     def heads(self) -> tuple[str, ...]:
         """Names of its labels in the data set; one or more."""
 
-    @abc.abstractmethod
-    def check(self) -> None:
-        """Raise `UsageError` for a field out of range."""
+    def check(self) -> None:  # noqa: B027 (there may be none)
+        """Raise `UsageError` for invalid or contradictory fields, apart from their ranges."""
 
     @abc.abstractmethod
     def check_data(self, dataset: Dataset) -> None:
@@ -71,6 +72,18 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def fitted(self, dataset: Dataset) -> FittedTask:
         """The task that knows what it has to know of the training split."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SingleHeadTask(Task):
+    """A task whose labels are those of one head."""
+
+    head: str = "label"
+    """Name of the labels in the data set."""
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        return (self.head,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,3 +165,28 @@ class FittedTask(Task):
 
         The paths of what is written are `base` with an ending; `file` is the image's.
         """
+
+
+def check_measured(
+    dataset: Dataset,
+    heads: Sequence[str],
+    splits: Sequence[str] = ("test", "target"),
+    without: Sequence[int] = (MISSING,),
+) -> None:
+    """Raise `UserError` if a split has none of the heads' labels, which the report needs.
+
+    Classes `without`, and numbers that are NaN, do not count.
+    """
+
+    def unknown(labels: np.ndarray) -> bool:
+        is_number = np.issubdtype(labels.dtype, np.floating)
+        return bool((np.isnan(labels) if is_number else np.isin(labels, without)).all())
+
+    for name in splits:
+        split = dataset.splits.get(name)
+        if split is not None and all(unknown(split.labels[head]) for head in heads):
+            named = " or ".join(f"'{head}'" for head in heads)
+            raise UserError(
+                f"data set {dataset.name}: no image of its {name} split has a known label {named}, "
+                "so that nothing can be measured: take another split or head"
+            )

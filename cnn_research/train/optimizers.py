@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 import jax
 import jax.numpy as jnp
 
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError
-from cnn_research.core.ranges import NonNegativeFloat, PositiveFloat, Range
+from cnn_research.core.ranges import NonNegativeFloat, PositiveFloat, ProperFraction
 
 if TYPE_CHECKING:
     import optax
-
-Decay = Annotated[float, Range(minimum=0, below=1)]
 
 
 @register_config
@@ -29,15 +27,15 @@ class Optimizer:
     """Of the constant schedule; the peak of the others."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """After the warm-up: constant; half a cosine down to 0; or linear, a straight line to 0."""
-    warmup: Decay = 0.0
+    warmup: ProperFraction = 0.0
     """Share of all steps in which the rate first rises in a straight line from 0, 0 to 1."""
-    momentum: Decay = 0.9
+    momentum: ProperFraction = 0.9
     """Of sgd; 0 for none."""
     nesterov: bool = False
     """Nesterov's momentum, of any of the three."""
-    beta1: Decay = 0.9
+    beta1: ProperFraction = 0.9
     """The first moment's decay of adam and adamw."""
-    beta2: Decay = 0.999
+    beta2: ProperFraction = 0.999
     """The second moment's decay of adam and adamw."""
     epsilon: PositiveFloat = 1e-8
     """Added to the root of the second moment by adam and adamw."""
@@ -46,7 +44,7 @@ class Optimizer:
     adamw to the update (Loshchilov and Hutter 2019); adam has none."""
     clip_norm: NonNegativeFloat = 0.0
     """The largest norm of the whole gradient; 0 for no clipping."""
-    ema_decay: Decay = 0.0
+    ema_decay: ProperFraction = 0.0
     """Evaluate an exponential moving average of parameters and batch statistics with this decay;
     0 for none."""
 
