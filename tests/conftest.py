@@ -101,6 +101,17 @@ def compiled_once(tmp_path_factory):
     compilation_cache.reset_cache()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def timed_once():
+    """The estimate before a run times a call once, not four times: unoptimised, they take long."""
+    from cnn_research.train import dry_run
+
+    with pytest.MonkeyPatch.context() as patch:
+        measure = dry_run.seconds_of
+        patch.setattr(dry_run, "seconds_of", lambda work, times, check: measure(work, 0, check))
+        yield
+
+
 def blank_page(workdir, **unused):
     (workdir / "report").mkdir(exist_ok=True)
     (workdir / "report" / "report.md").write_text("left out")

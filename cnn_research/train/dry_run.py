@@ -87,11 +87,11 @@ def say_estimate(job: Job) -> None:
 
 
 def seconds_of(work: Callable[[], object], times: int, check: Callable[[], None]) -> float:
-    """The fastest of some calls, after one that may wait for what is set up once."""
+    """The fastest of `times` calls after a first one, which may wait for what is set up once."""
     taken = []
     for _ in range(times + 1):
         check()
         started = time.monotonic()
         work()
         taken.append(time.monotonic() - started)
-    return min(taken[1:])
+    return min(taken[1:] or taken)
