@@ -157,33 +157,33 @@ def test_what_cannot_be_opened(digits, tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda facts: b"{", "is not JSON"),
-        (lambda facts: b"\xff", "is not JSON"),
-        (lambda facts: [facts], "is not a JSON object"),
-        (lambda facts: {"format": 1}, "has no good `experiment`"),
-        (lambda facts: facts | {"input": {}}, "has no `input`"),
-        (lambda facts: facts | {"input": {"shape": ["batch", 8, "8", 1]}}, "has no `input`"),
+        (lambda facts: b"{", "JSONDecodeError"),
+        (lambda facts: b"\xff", "UnicodeDecodeError"),
+        (lambda facts: [facts], "TypeError"),
+        (lambda facts: {"format": 1}, "KeyError: 'input'"),
+        (lambda facts: facts | {"format": 2}, "it has format 2, and this version reads 1"),
+        (lambda facts: facts | {"input": {}}, "KeyError: 'shape'"),
+        (lambda facts: facts | {"input": {"shape": ["batch", 8, "8", 1]}}, "gives other shapes"),
         (lambda facts: facts | {"input": {"shape": ["batch", 9, 8, 1]}}, "gives other shapes"),
         (lambda facts: facts | {"outputs": 11}, "gives other shapes"),
-        (lambda facts: facts | {"heads": []}, "has no list of `heads`"),
-        (lambda facts: facts | {"heads": ["label"]}, "has no list of `heads`"),
-        (lambda facts: facts | {"heads": [{}]}, "without a `name`"),
-        (lambda facts: with_head(facts, kind="box"), "a head of a kind that is none of"),
-        (lambda facts: with_head(facts, kind=[]), "a head of a kind that is none of"),
-        (lambda facts: with_head(facts, kind="number"), "its number head are read"),
-        (lambda facts: with_head(facts, kind="palette"), "its palette head are read"),
-        (lambda facts: with_head(facts, classes=["one"]), "its classes head are read"),
-        (lambda facts: with_head(facts, stop=11), "its classes head are read"),
+        (lambda facts: facts | {"heads": []}, "lacks heads"),
+        (lambda facts: facts | {"heads": ["label"]}, "TypeError"),
+        (lambda facts: facts | {"heads": [{}]}, "KeyError: 'name'"),
+        (lambda facts: with_head(facts, kind="box"), "KeyError: 'box'"),
+        (lambda facts: with_head(facts, kind=[]), "TypeError"),
+        (lambda facts: with_head(facts, kind="number"), "KeyError"),
+        (lambda facts: with_head(facts, kind="palette"), "ValueError"),
+        (lambda facts: with_head(facts, classes=["one"]), "IndexError"),
     ],
 )
-def test_facts_that_are_none_are_said_in_a_line(digits, tmp_path, change, said):
+def test_facts_that_describe_no_network_are_refused_in_a_line(digits, tmp_path, change, said):
     """Checksums are right: whoever wrote the file wrote them, too."""
     copy = Path(shutil.copytree(digits / "run" / "export", tmp_path / "copy"))
     changed = change(json.loads((copy / "export.json").read_text()))
     content = changed if isinstance(changed, bytes) else json.dumps(changed).encode()
     (copy / "export.json").write_bytes(content)
     write_sums(copy)
-    with pytest.raises(UserError, match=f"export.json .*{said}.*: export the run again"):
+    with pytest.raises(UserError, match=f"export.json does not describe .*{said}.*: export"):
         open_export(copy)
 
 

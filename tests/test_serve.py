@@ -219,7 +219,7 @@ def without_heads(export, tmp_path):
         ("taken", "cannot answer on port", 1),
         ("no export", "holds no export", 1),
         ("damaged", "is damaged", 1),
-        ("no heads", "has no list of `heads`", 1),
+        ("no heads", "lacks heads", 1),
         ("no host", "is no address", 2),
         ("no batch", "--max-batch must be above 0", 2),
     ],

@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.export
 import numpy as np
 
 from cnn_research.core.errors import UserError, one_line
 from cnn_research.core.run_folder import sha256_of
-from cnn_research.tasks.decode import DIGITS, decode
+from cnn_research.tasks.decode import decode
 
 FORMAT = 1
 """Of the folder; another one is not read."""
@@ -76,89 +78,57 @@ def open_export(folder: Path) -> Exported:
     `FACTS` are not those of a network.
     """
     check(folder)
+    program = _read_program(folder / MODEL)
     try:
         text = (folder / FACTS).read_text(encoding="utf-8")
-        # NaN, which others may have written, is no JSON and could not be passed on.
+        # NaN, which others may have written, is not JSON and could not be passed on.
         facts = json.loads(text, parse_constant=lambda name: None)
-    except (ValueError, RecursionError):
-        raise UserError(f"{folder / FACTS} is not JSON: export the run again") from None
-    if not isinstance(facts, dict):
-        raise UserError(f"{folder / FACTS} is not a JSON object: export the run again")
-    if facts.get("format") != FORMAT:
+        network = Exported(facts, jax.jit(program.call))
+        _check_facts(network, program)
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise UserError(
-            f"{folder} is an export of format {facts.get('format')}, and this version reads "
-            f"{FORMAT}: export the run again, with --mode=export"
-        )
-    if wrong := next(_wrong(facts), None):
-        raise UserError(f"{folder / FACTS} {wrong}: export the run again")
-    try:
-        import jax.export
+            f"{folder / FACTS} does not describe {MODEL} ({type(error).__name__}: "
+            f"{one_line(error)[:200]}): export the run again, with --mode=export"
+        ) from None
+    return network
 
-        program = jax.export.deserialize(bytearray((folder / MODEL).read_bytes()))
+
+def _read_program(file: Path) -> jax.export.Exported:
+    """Read a program of JAX's; a `UserError` if that fails, or it makes calls beyond `CALLS`."""
+    try:
+        program = jax.export.deserialize(bytearray(file.read_bytes()))
     except ImportError as error:
         raise UserError(
             f"{error.name} is missing, by which exports are read: pip install jax flatbuffers"
         ) from None
     except Exception as error:  # of whichever layer of JAX finds it unreadable
         raise UserError(
-            f"{folder / MODEL} cannot be read by JAX {jax.__version__}: {one_line(error)[:200]}; "
+            f"{file} cannot be read by JAX {jax.__version__}: {one_line(error)[:200]}; "
             "export the run again"
         ) from None
     if outside := _calls(program) - CALLS:
         raise UserError(
-            f"{folder / MODEL} calls {', '.join(sorted(outside))} outside itself, which no network "
-            "needs: do not use it unless you know who wrote it"
+            f"{file} calls {', '.join(sorted(outside))} outside itself, which no network needs: "
+            "do not use it unless you know who wrote it"
         )
+    return program
+
+
+def _check_facts(network: Exported, program: jax.export.Exported) -> None:
+    """Raise a built-in error, of the kind at hand, where the facts do not describe the program."""
+    facts = network.facts
+    if facts["format"] != FORMAT:
+        raise ValueError(f"it has format {facts['format']}, and this version reads {FORMAT}")
     shapes = [[aval.shape[1:] for aval in avals] for avals in (program.in_avals, program.out_avals)]
-    if shapes != [[tuple(facts["input"]["shape"][1:])], [(facts["outputs"],)]]:
-        raise UserError(
-            f"{folder / FACTS} gives other shapes of images or outputs than {MODEL} has: export "
-            "the run again"
-        )
-    return Exported(facts, jax.jit(program.call))
+    if shapes != [[network.image_shape], [(facts["outputs"],)]]:
+        raise ValueError("it gives other shapes of images or outputs")
+    if not network.heads or not {"experiment", "step"} <= facts.keys():
+        raise ValueError("it lacks heads, experiment or step")
+    # Decoding any outputs takes all that a head must have.
+    network.answers(np.zeros((1, facts["outputs"]), np.float32))
 
 
-def _wrong(facts: Mapping[str, Any]) -> Iterator[str]:
-    """Describe what export.json lacks for the network to be used; empty if it is complete."""
-    for name, kind in (("experiment", str), ("step", int), ("outputs", int)):
-        if not isinstance(facts.get(name), kind):
-            yield f"has no good `{name}`"
-    image = facts.get("input")
-    shape = image.get("shape") if isinstance(image, dict) else None
-    if not (
-        isinstance(shape, list) and len(shape) == 4 and all(isinstance(s, int) for s in shape[1:])
-    ):
-        yield "has no `input` with a `shape` of batch, height, width and channels"
-    heads = facts.get("heads")
-    if not (isinstance(heads, list) and heads and all(isinstance(head, dict) for head in heads)):
-        yield "has no list of `heads`"
-        return
-    for head in heads:
-        if not isinstance(head.get("name"), str):
-            yield "has a head without a `name`"
-        elif head.get("kind") not in list(DIGITS):  # a list, as what a stranger wrote may not hash
-            yield f"has a head of a kind that is none of {', '.join(DIGITS)}"
-        elif not _is_readable(head, facts["outputs"]):
-            yield f"does not say how the outputs of its {head['kind']} head are read"
-
-
-def _is_readable(head: Mapping[str, Any], outputs: int) -> bool:
-    """Return whether a head of a known kind has what `decode` needs."""
-    start, stop, classes = head.get("start"), head.get("stop"), head.get("classes")
-    if not (isinstance(start, int) and isinstance(stop, int) and 0 <= start < stop <= outputs):
-        return False
-    if head["kind"] == "number":
-        return all(isinstance(head.get(name), int | float) for name in ("mean", "std"))
-    if head["kind"] == "palette":
-        return (stop - start) % 4 == 0
-    return (
-        isinstance(classes, list)
-        and len(classes) == stop - start
-        and all(isinstance(name, str) for name in classes)
-    )
-
-
-def _calls(program: Any) -> set[str]:
+def _calls(program: jax.export.Exported) -> set[str]:
     """The targets of every custom call in a program."""
     from jax.interpreters import mlir
     from jaxlib.mlir import ir
