@@ -43,7 +43,7 @@ MODES: dict[str, Mapping[str, Mode]] = {
         "predict": Mode(
             "cnn_research.inference.predict:predict_images", options=("input", "neighbours")
         ),
-        "export": Mode("cnn_research.inference.export:export"),
+        "export": Mode("cnn_research.inference.export:export_run"),
     },
     "TwoStage": {
         "train": Mode("cnn_research.workflows.two_stage:train"),

@@ -38,8 +38,8 @@ HOW_EVALUATED = ("evaluation.mirror", "evaluation.shift", "selection.report")
 """The fields that `--mode=evaluate` may replace and on which figures and the network depend."""
 
 
-def export(experiment: Training, workdir: Path) -> Result:
-    """Write the run's network to `export/`, whole or not at all.
+def export_run(experiment: Training, workdir: Path, folder: Path | None = None) -> Result:
+    """Write the network of the run in `workdir` to `folder`, or its `export/`, whole or not at all.
 
     `evaluation` and `selection.report` may differ from the training's if the run was last evaluated
     with them.
@@ -49,11 +49,7 @@ def export(experiment: Training, workdir: Path) -> Result:
             exported network.
         UserError: the folder is not that of a run, or its network cannot be exported.
     """
-    return export_to(experiment, workdir, workdir / FOLDER)
-
-
-def export_to(experiment: Training, workdir: Path, folder: Path) -> Result:
-    """Write the network of the run in `workdir` to another folder; `export` says the rest."""
+    folder = folder or workdir / FOLDER
     check_run(workdir)
     folders.check_same(experiment, workdir, ("data.path", "evaluation", "selection.report"))
     check_evaluated(experiment, workdir)

@@ -94,9 +94,9 @@ def predict(experiment: TwoStage, workdir: Path, source: str, *, neighbours: int
 
 
 def export(experiment: TwoStage, workdir: Path) -> Result:
-    from cnn_research.inference.export import FOLDER, export_to
+    from cnn_research.inference.export import FOLDER, export_run
 
-    return export_to(_second(experiment, workdir), workdir / SECOND, workdir / FOLDER)
+    return export_run(_second(experiment, workdir), workdir / SECOND, workdir / FOLDER)
 
 
 def _second(experiment: TwoStage, workdir: Path) -> Training:

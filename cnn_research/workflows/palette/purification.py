@@ -119,13 +119,13 @@ def last_round(experiment: Purification, workdir: Path) -> Path:
 
 
 def export(experiment: Purification, workdir: Path) -> Result:
-    """Export the last round's network, of one crop, as `export.export` does."""
-    from cnn_research.inference.export import FOLDER, export_to
+    """Export the last round's network, of one crop, as `export_run` does."""
+    from cnn_research.inference.export import FOLDER, export_run
 
     last = last_round(experiment, workdir)
     saved = folders.saved_config(last)
     assert isinstance(saved, Training), "a round is a training"
-    return export_to(saved, last, workdir / FOLDER)
+    return export_run(saved, last, workdir / FOLDER)
 
 
 def discard(
