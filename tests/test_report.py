@@ -10,6 +10,7 @@ import math
 import statistics
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from cnn_research.core.config import to_dict
 from cnn_research.core.errors import UserError
 from cnn_research.core.experiment import lookup
 from cnn_research.core.metrics_log import by_epoch
-from cnn_research.inference.predict import predictions_plot
+from cnn_research.inference.predict import Prediction, predictions_plot
 from cnn_research.report import plots
 from cnn_research.report.change_log import WIDEST_COLUMN, change_log
 from cnn_research.report.compare import main
@@ -33,6 +34,7 @@ from cnn_research.report.page import write_report
 from cnn_research.report.runs import group_runs, read_run, run_folders
 from cnn_research.tasks import classification
 from cnn_research.tasks.classification import Classification, ClassPredictions
+from cnn_research.tasks.decode import Answer
 from cnn_research.tasks.histogram import Histogram
 from cnn_research.tasks.multi_head import MultiHead
 from cnn_research.tasks.regression import Regression, estimates_plot
@@ -349,11 +351,12 @@ def test_what_data_calls_things_is_no_formula_in_figures():
     odd = ("a$_$b", "$\\nothing$")
     shares = np.full((2, 2), 0.5)
     epoch = {"epoch": 1, "train": {"loss": 1.0, "a$_$b accuracy": 1.0}, "validation": {}}
+    predicted = Prediction(odd[0], {odd[0]: Answer(odd[1], {}, {})}, pixels[0], np.array([0]))
     for figure in (
         classification.confusion_matrix_plot(np.array([[1, 1], [1, 1]]), odd),
         classification.mistakes_plot(pixels, labels, said, np.ones(4), odd),
         classification.confusions_plot(pixels, labels, said, [(0, 1), (1, 0)], odd),
-        predictions_plot(list(pixels[:1]), odd[:1], odd[1:], [[(pixels[0], odd[0])]]),
+        predictions_plot([predicted], SimpleNamespace(titled=lambda index: (pixels[0], odd[0]))),
         estimates_plot(shares[0], shares[1], odd[0], 0.5),
         named_pixels_plot(np.zeros((4, 4, 3), np.uint8), np.array([[0, 1]]), odd),
         image_rows_plot({odd[0]: pixels}),

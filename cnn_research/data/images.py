@@ -131,3 +131,15 @@ LUMA = (0.299, 0.587, 0.114)
 def grey(pixels: np.ndarray) -> np.ndarray:
     """RGB uint8 `[height, width, 3]` as `[height, width, 1]`, by the luma of ITU-R BT.601."""
     return np.round(pixels @ np.array(LUMA)).astype(np.uint8)[..., None]
+
+
+def decode_input(
+    file: Path | BinaryIO, image_shape: tuple[int, int, int], shown: str = ""
+) -> np.ndarray:
+    """Decode an image as a network takes it, uint8 `[height, width, channels]`: RGB or grey.
+
+    The other arguments and the errors are those of `decode`.
+    """
+    height, width, channels = image_shape
+    image = decode(file, (height, width), shown)
+    return image if channels == 3 else grey(image)

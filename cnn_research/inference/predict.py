@@ -27,8 +27,7 @@ from cnn_research.data.dataset import Dataset
 from cnn_research.data.images import (
     ENDINGS,
     BadImage,
-    decode,
-    grey,
+    decode_input,
     is_named_as_image,
     printable,
 )
@@ -66,7 +65,7 @@ def predict_images(
         if not predictions:
             raise UserError(f"{source}: no image could be read")
         _write_table(partial / "predictions.csv", predictions)
-        _write_picture(partial / "predictions.png", predictions[:SHOWN], nearest)
+        predictions_plot(predictions[:SHOWN], nearest).savefig(partial / "predictions.png")
     heads = list(predictions[0].answers)
     cells = [
         [Path(each.file).name, *(_with_others(each.answers[head]) for head in heads)]
@@ -107,10 +106,11 @@ def _write_each(
         disable=None,  # where there is no terminal
     )
     with (folder / "predictions.jsonl").open("w", encoding="utf-8") as lines:
-        for (file, image, outputs, features), stem in zip(progress, stems(files), strict=True):
+        for (file, image, arrays), stem in zip(progress, stems(files), strict=True):
             if isinstance(image, BadImage):
                 progress.write(f"skipped: {image}")
                 continue
+            outputs, *features = arrays
             (answers,) = task.answers(outputs[None], model.class_names)
             try:
                 task.write_files(folder / stem, file, answers)
@@ -120,7 +120,7 @@ def _write_each(
             row |= {head: answer.values for head, answer in answers.items()}
             near = np.empty(0, int)
             if nearest is not None:
-                near = nearest(features)
+                near = nearest(*features)
                 row["nearest"] = nearest.describe(near)
             lines.write(json.dumps(row, ensure_ascii=False) + "\n")
             kept = image if len(predictions) < SHOWN else None
@@ -183,42 +183,33 @@ def stems(files: Sequence[Path]) -> Iterator[str]:
 
 def outputs_of(
     files: Sequence[Path], model: TrainedModel, *, features: bool = False
-) -> Iterator[tuple[Path, np.ndarray | BadImage, np.ndarray, np.ndarray]]:
-    """Yield each file with its image as the network takes it, its outputs, and its features.
+) -> Iterator[tuple[Path, np.ndarray | BadImage, tuple[np.ndarray, ...]]]:
+    """Yield each file with its image as the network takes it, and a tuple with its outputs.
 
-    For a file that is not an image, the reason comes in place of the image; unless `features` is
-    set, the outputs come in their place.
+    With `features` the tuple has its features, too. For a file that is not an image, the reason
+    comes in place of the image, and the tuple is empty.
     """
-    forward = jax.jit(model.forward())
-    features_of = model.features()
-
-    def both(images: np.ndarray) -> tuple[jax.Array, jax.Array]:
-        outputs = forward(images)
-        return outputs, features_of(images) if features else outputs
-
+    functions = [jax.jit(model.forward()), *([model.features()] if features else [])]
     most = model.experiment.evaluation.batch_size
     for start in range(0, len(files), most):
         part = files[start : start + most]
         images = [_decoded(file, model.image_shape) for file in part]
         good = [image for image in images if not isinstance(image, BadImage)]
-        results: Iterator[tuple[np.ndarray, np.ndarray]] = iter(())
+        results: Iterator[tuple[np.ndarray, ...]] = iter(())
         if good:
             # One size of batch, or the next power of two for few images: few compilations.
             size = min(most, 1 << (len(good) - 1).bit_length())
-            results = zip(*apply_in_batches(both, np.stack(good), size), strict=True)
-        nothing = np.empty(0, np.float32)
+            arrays = apply_in_batches(lambda x: [f(x) for f in functions], np.stack(good), size)
+            results = zip(*arrays, strict=True)
         for file, image in zip(part, images, strict=True):
-            is_bad = isinstance(image, BadImage)
-            yield file, image, *((nothing, nothing) if is_bad else next(results))
+            yield file, image, () if isinstance(image, BadImage) else next(results)
 
 
 def _decoded(file: Path, image_shape: tuple[int, int, int]) -> np.ndarray | BadImage:
-    height, width, channels = image_shape
     try:
-        image = decode(file, (height, width))
+        return decode_input(file, image_shape)
     except BadImage as error:
         return error
-    return image if channels == 3 else grey(image)
 
 
 class Nearest:
@@ -281,46 +272,38 @@ class Nearest:
 def _write_table(file: Path, predictions: Sequence[Prediction]) -> None:
     import pandas
 
-    rows: list[dict[str, Any]] = []
-    for each in predictions:
-        rows.append({"file": each.file})
-        for head, answer in each.answers.items():
-            rows[-1] |= {f"{head} {name}".strip(): x for name, x in answer.columns.items()}
+    rows = [
+        {"file": each.file}
+        | {
+            f"{head} {name}".strip(): value
+            for head, answer in each.answers.items()
+            for name, value in answer.columns.items()
+        }
+        for each in predictions
+    ]
     pandas.DataFrame(rows).to_csv(file, index=False, lineterminator="\n")
 
 
-def _write_picture(file: Path, predictions: Sequence[Prediction], nearest: Nearest | None) -> None:
-    titles = ["\n".join(answer.text for answer in each.answers.values()) for each in predictions]
-    neighbours: list[list[tuple[np.ndarray, str]]] = []
-    if nearest is not None:
-        neighbours = [[nearest.titled(i) for i in each.nearest.tolist()] for each in predictions]
-    images = [each.image for each in predictions if each.image is not None]
-    names = [Path(each.file).name for each in predictions]
-    predictions_plot(images, names, titles, neighbours).savefig(file)
-
-
-def predictions_plot(
-    images: Sequence[np.ndarray],
-    names: Sequence[str],
-    answers: Sequence[str],
-    neighbours: Sequence[Sequence[tuple[np.ndarray, str]]],
-) -> Figure:
+def predictions_plot(predictions: Sequence[Prediction], nearest: Nearest | None) -> Figure:
     """Draw rows of an image, its answer (a line per head), and its nearest training images."""
     titles = []
-    for name, answer in zip(names, answers, strict=True):
-        wrapped = [part for line in answer.splitlines() for part in textwrap.wrap(line, 24)]
-        titles.append("\n".join([shortened(name, 22), *wrapped]))
+    for each in predictions:
+        wrapped = [line for a in each.answers.values() for line in textwrap.wrap(a.text, 24)]
+        titles.append("\n".join([shortened(Path(each.file).name, 22), *wrapped]))
     lines = max(title.count("\n") + 1 for title in titles)
-    columns = 1 + len(neighbours[0]) if neighbours else min(6, len(images))
-    rows = len(images) if neighbours else -(-len(images) // columns)
+    columns = min(6, len(predictions)) if nearest is None else 1 + len(predictions[0].nearest)
+    rows = -(-len(predictions) // columns) if nearest is None else len(predictions)
     size = (1.8 * columns, (1.7 + 0.14 * lines) * rows)
     figure, grid = blank_grid(rows, columns, size, padding=0.08)
-    for place, (image, title) in enumerate(zip(images, titles, strict=True)):
-        axes = grid[place, 0] if neighbours else grid.ravel()[place]
-        show_image(axes, image)
+    places = grid.ravel() if nearest is None else grid[:, 0]
+    for axes, each, title in zip(places, predictions, titles, strict=False):
+        assert each.image is not None, "the first images are stored"
+        show_image(axes, each.image)
         axes.set_title(title, fontsize=7.5, linespacing=1.3, fontweight="bold", **VERBATIM)
-        beside = zip(grid[place, 1:], neighbours[place], strict=True) if neighbours else ()
-        for axes, (near, title) in beside:
-            show_image(axes, near)
-            axes.set_title(title, fontsize=7, linespacing=1.3, color=GREY, **VERBATIM)
+    if nearest is not None:
+        for row, each in zip(grid, predictions, strict=True):
+            for axes, index in zip(row[1:], each.nearest, strict=True):
+                image, title = nearest.titled(int(index))
+                show_image(axes, image)
+                axes.set_title(title, fontsize=7, linespacing=1.3, color=GREY, **VERBATIM)
     return figure

@@ -22,7 +22,7 @@ from starlette.responses import Response
 
 from cnn_research.core.errors import one_line
 from cnn_research.core.run_folder import cores
-from cnn_research.data.images import BadImage, decode, grey, printable
+from cnn_research.data.images import BadImage, decode_input, printable
 from cnn_research.inference.exported import Exported
 from cnn_research.inference.serve.batching import Answer, Batcher
 from cnn_research.inference.serve.limits import App, Guard, Limits, refusal
@@ -247,9 +247,7 @@ def decoded(content: bytes, name: str | None, image_shape: tuple[int, int, int])
     """
     if content.startswith(b"\xff\xd8") and content.count(b"\xff\xda") > MOST_SCANS:
         raise BadImage(f"{shown(name)} has more than {MOST_SCANS} scans: save it in fewer")
-    height, width, channels = image_shape
-    image = decode(io.BytesIO(content), (height, width), shown(name))
-    return image if channels == 3 else grey(image)
+    return decode_input(io.BytesIO(content), image_shape, shown(name))
 
 
 def shown(name: str | None) -> str:
