@@ -17,7 +17,7 @@ from cnn_research.data.sources.synthetic import Synthetic
 from cnn_research.models.mlp import MLP
 from cnn_research.report import tensorboard as dashboard
 from cnn_research.report.writers import MetricsWriter
-from cnn_research.tasks.classification import ClassPredictions
+from cnn_research.tasks.class_predictions import ClassPredictions
 from cnn_research.train.config import Training
 
 

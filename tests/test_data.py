@@ -24,7 +24,7 @@ from PIL import Image, PngImagePlugin
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.data import images
 from cnn_research.data.__main__ import main
-from cnn_research.data.dataset import MISSING, UNKNOWN_CLASS, Dataset, Split
+from cnn_research.data.dataset import MISSING, UNKNOWN_CLASS, Dataset, Examples, Split
 from cnn_research.data.prepare import cache, splits
 from cnn_research.data.sources import artworks
 from cnn_research.data.sources import rows as tables
@@ -158,7 +158,7 @@ def test_synthetic_has_the_asked_shapes_and_depends_on_the_seed():
 
 def make_examples(labels: list[int], content: list[int], given: list[str] | None = None):
     images_ = np.array(content, np.uint8).reshape(-1, 1, 1, 1)
-    return splits.Examples(
+    return Examples(
         images=images_,
         labels={"label": np.array(labels, np.int32)},
         class_names={"label": ("red", "green", "blue")},

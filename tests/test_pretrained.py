@@ -28,7 +28,7 @@ from cnn_research.models.cifar_resnet import CifarResNet
 from cnn_research.models.pretrained import Pretrained, load_pretrained, matches
 from cnn_research.models.resnet import ResNet
 from cnn_research.models.vgg import VGG
-from cnn_research.models.weights import read_weights
+from cnn_research.models.weights.files import read_weights
 from cnn_research.models.weights.torch_file import OLD_FORMAT
 from cnn_research.models.wide_resnet import WideResNet
 

@@ -132,8 +132,8 @@ def blank_pictures(monkeypatch):
 
     for name in (
         "report.plots.training_curves",
-        *(f"tasks.classification.{name}_plot" for name in ("confusion_matrix", "confusions")),
-        *(f"tasks.{name}.mistakes_plot" for name in ("classification", "regression")),
+        *(f"tasks.class_predictions.{name}_plot" for name in ("confusion_matrix", "confusions")),
+        *(f"tasks.{name}.mistakes_plot" for name in ("class_predictions", "regression")),
         *("tasks.palette.palettes_plot", "tasks.histogram.histograms_plot"),
         "tasks.histogram.colour_cube_plot",
     ):

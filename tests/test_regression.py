@@ -21,7 +21,7 @@ from cnn_research.cli.run import run
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.experiment import lookup
 from cnn_research.core.run_folder import saved_config
-from cnn_research.data.dataset import Dataset, Split
+from cnn_research.data.dataset import Dataset, Examples, Split
 from cnn_research.data.prepare import splits
 from cnn_research.data.sources.synthetic import Synthetic
 from cnn_research.data.sources.table import ImageTable
@@ -146,7 +146,7 @@ def test_copies_with_other_numbers_are_in_conflict_and_unknown_ones_are_not():
         labels = {"x": np.array(numbers, np.float32)}
         images = np.zeros((len(numbers), 1, 1, 1), np.uint8)
         names = np.array([str(index) for index in range(len(numbers))])
-        examples = splits.Examples(images, labels, {}, names, np.full(len(numbers), "train"))
+        examples = Examples(images, labels, {}, names, np.full(len(numbers), "train"))
         _, report = splits.assign(examples, {"validation": 0, "test": 0}, 0)
         return report["duplicates"]["images_with_conflicting_labels"]
 

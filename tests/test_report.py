@@ -32,8 +32,9 @@ from cnn_research.report.html import write_page
 from cnn_research.report.markdown import markdown_table
 from cnn_research.report.page import write_report
 from cnn_research.report.runs import group_runs, read_run, run_folders
-from cnn_research.tasks import classification
-from cnn_research.tasks.classification import Classification, ClassPredictions
+from cnn_research.tasks import class_predictions
+from cnn_research.tasks.class_predictions import ClassPredictions
+from cnn_research.tasks.classification import Classification
 from cnn_research.tasks.decode import Answer
 from cnn_research.tasks.histogram import Histogram
 from cnn_research.tasks.multi_head import MultiHead
@@ -88,7 +89,7 @@ def test_curves_of_a_run_without_validation_or_accuracy_or_with_nan():
 
 def test_confusion_matrix_colours_are_shares_of_the_row_and_cells_hold_counts():
     matrix = np.array([[3, 1, 0], [0, 0, 0], [0, 2, 8]])
-    axes = classification.confusion_matrix_plot(matrix, NAMES).axes[0]
+    axes = class_predictions.confusion_matrix_plot(matrix, NAMES).axes[0]
     (picture,) = axes.images
     expected = [[0.75, 0.25, 0], [0, 0, 0], [0, 0.2, 0.8]]  # a class without examples has no share
     np.testing.assert_allclose(picture.get_array(), expected)
@@ -98,7 +99,7 @@ def test_confusion_matrix_colours_are_shares_of_the_row_and_cells_hold_counts():
 
 
 def test_confusion_matrix_of_many_classes_has_no_text_in_cells():
-    figure = classification.confusion_matrix_plot(
+    figure = class_predictions.confusion_matrix_plot(
         np.eye(31, dtype=int), [f"class {i}" for i in range(31)]
     )
     assert not figure.axes[0].texts
@@ -110,7 +111,7 @@ def test_no_label_of_a_confusion_matrix_is_cut_off(classes):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     names = [f"a class of some name, {index}" for index in range(classes)]
-    figure = classification.confusion_matrix_plot(np.eye(classes, dtype=int), names)
+    figure = class_predictions.confusion_matrix_plot(np.eye(classes, dtype=int), names)
     FigureCanvasAgg(figure).draw()
     axes = figure.axes[0]
     for label in [*axes.get_xticklabels(), *axes.get_yticklabels(), axes.xaxis.label]:
@@ -121,7 +122,7 @@ def test_no_label_of_a_confusion_matrix_is_cut_off(classes):
 
 def test_mistakes_come_by_confidence_and_without_correct_or_unlabelled_examples():
     images = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1) * np.ones((1, 4, 4, 1), np.uint8)
-    figure = classification.mistakes_plot(
+    figure = class_predictions.mistakes_plot(
         images,
         labels=np.array([0, 1, 2, -1, 0]),
         predictions=np.array([1, 1, 0, 0, 2]),
@@ -136,7 +137,7 @@ def test_mistakes_come_by_confidence_and_without_correct_or_unlabelled_examples(
 
 
 def test_mistakes_of_a_perfect_model_says_so():
-    figure = classification.mistakes_plot(
+    figure = class_predictions.mistakes_plot(
         np.zeros((2, 4, 4, 3), np.uint8), np.arange(2), np.arange(2), np.ones(2), NAMES
     )
     assert [text.get_text() for text in figure.texts] == ["No mistakes."]
@@ -353,9 +354,9 @@ def test_what_data_calls_things_is_no_formula_in_figures():
     epoch = {"epoch": 1, "train": {"loss": 1.0, "a$_$b accuracy": 1.0}, "validation": {}}
     predicted = Prediction(odd[0], {odd[0]: Answer(odd[1], {}, {})}, pixels[0], np.array([0]))
     for figure in (
-        classification.confusion_matrix_plot(np.array([[1, 1], [1, 1]]), odd),
-        classification.mistakes_plot(pixels, labels, said, np.ones(4), odd),
-        classification.confusions_plot(pixels, labels, said, [(0, 1), (1, 0)], odd),
+        class_predictions.confusion_matrix_plot(np.array([[1, 1], [1, 1]]), odd),
+        class_predictions.mistakes_plot(pixels, labels, said, np.ones(4), odd),
+        class_predictions.confusions_plot(pixels, labels, said, [(0, 1), (1, 0)], odd),
         predictions_plot([predicted], SimpleNamespace(titled=lambda index: (pixels[0], odd[0]))),
         estimates_plot(shares[0], shares[1], odd[0], 0.5),
         named_pixels_plot(np.zeros((4, 4, 3), np.uint8), np.array([[0, 1]]), odd),

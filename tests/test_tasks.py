@@ -19,7 +19,8 @@ from cnn_research.core.ranges import check_ranges
 from cnn_research.data.dataset import MISSING, UNKNOWN_CLASS, Dataset, Split
 from cnn_research.data.sources.synthetic import Synthetic
 from cnn_research.models.mlp import MLP
-from cnn_research.tasks.classification import Classification, ClassPredictions
+from cnn_research.tasks.class_predictions import ClassPredictions
+from cnn_research.tasks.classification import Classification
 from cnn_research.tasks.multi_head import FittedMultiHead, MultiHead
 from cnn_research.train.config import Training
 

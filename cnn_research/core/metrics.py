@@ -1,9 +1,9 @@
-"""Directions of metrics, maximize or minimize: tasks declare them, runs record them."""
+"""Metrics of a run: the direction of each, which its task declares, and their names in tables."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal
 
 Direction = Literal["maximize", "minimize"]
 
@@ -27,3 +27,22 @@ def is_better(value: float, than: float | None, direction: Direction) -> bool:
     if than is None:
         return True
     return value > than if direction == "maximize" else value < than
+
+
+def by_name(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Flatten nested metrics to names like `material accuracy`; `test` is left out of them."""
+    return {
+        path.removeprefix("test "): value
+        for path, value in flat(metrics, " ")
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
+def flat(tree: Mapping[str, Any], separator: str = ".") -> Iterator[tuple[str, Any]]:
+    """Leaves with their paths, `optimizer.learning_rate`."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            for path, leaf in flat(value, separator):
+                yield f"{name}{separator}{path}", leaf
+        else:
+            yield name, value

@@ -35,6 +35,7 @@ EVALUATION = "evaluation.json"
 EVALUATED = ("validation", "test", "target")
 """The splits that are evaluated; of each, evaluation.json has the figures under its name."""
 CHECKPOINTS = "checkpoints"
+REPORT_FOLDER = "report"
 SWEEP = "sweep.json"
 """In a folder of several runs: what varies, and the runs in order."""
 SOURCE_RECORD = "source.json"

@@ -55,6 +55,32 @@ class Split:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Examples:
+    """A data set before it is split.
+
+    Attributes:
+        images: uint8 `[examples, height, width, channels]`.
+        labels: per head, int32 or float32 `[examples]`, as in `Split`.
+        class_names: names per head of classes; splits are stratified by the first head.
+        names: str `[examples]`, the source of each example.
+        given: str `[examples]`, the source's own split; `train` where it gives none.
+        by_name: draw by names instead of pixels: the same files are in the same split at every
+            size.
+    """
+
+    images: np.ndarray
+    labels: Mapping[str, np.ndarray]
+    class_names: Mapping[str, tuple[str, ...]]
+    names: np.ndarray
+    given: np.ndarray
+    by_name: bool = False
+
+    def take(self, indices: np.ndarray) -> Split:
+        """The examples at `indices`, in that order, as a split."""
+        return Split(self.images, self.labels, self.names).take(indices)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
     """Named splits of one data set, checked as they are put together.
 

@@ -22,11 +22,11 @@ from cnn_research.core import run_folder as folders
 from cnn_research.core.config import canonical_json, flatten, from_dict
 from cnn_research.core.errors import UsageError, UserError, one_line
 from cnn_research.core.experiment import Result
+from cnn_research.core.metrics import flat
 from cnn_research.inference import exported
 from cnn_research.inference.onnx import ONNX, try_onnx
 from cnn_research.report.markdown import markdown_table, number
 from cnn_research.report.page import file_suffixes
-from cnn_research.report.runs import flat
 from cnn_research.train.config import Training
 from cnn_research.train.trained import TrainedModel, check_run
 

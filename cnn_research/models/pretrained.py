@@ -22,7 +22,7 @@ from flax import traverse_util
 
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError, UserError, one_line
-from cnn_research.models.weights import Weights, read_weights
+from cnn_research.models.weights import Weights
 
 _HUB = "hub:"
 _COLLECTIONS = ("params", "batch_stats")
@@ -106,7 +106,10 @@ def load_pretrained(
             has another shape there, or the file has more, and no pattern of `fresh` covers it.
         UsageError: a pattern of `fresh` matches nothing.
     """
-    weights = weights or read_weights(_local_file(pretrained.source))
+    if weights is None:
+        from cnn_research.models.weights.files import read_weights
+
+        weights = read_weights(_local_file(pretrained.source))
     leaves = {
         collection: traverse_util.flatten_dict(variables[collection], sep="/")
         for collection in _COLLECTIONS

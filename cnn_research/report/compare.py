@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cnn_research.core.errors import UsageError, run_command
 from cnn_research.core.metrics_log import read_metrics
-from cnn_research.core.run_folder import RUN, read_json, write_json, write_text
+from cnn_research.core.run_folder import REPORT_FOLDER, RUN, read_json, write_json, write_text
 from cnn_research.report.change_log import (
     change_log,
     log_as_html,
@@ -18,7 +18,6 @@ from cnn_research.report.change_log import (
 )
 from cnn_research.report.html import HTML
 from cnn_research.report.runs import (
-    REPORT_FOLDER,
     Group,
     as_markdown,
     group_runs,

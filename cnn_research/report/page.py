@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from cnn_research.core.errors import UserError
-from cnn_research.core.metrics import Direction
+from cnn_research.core.metrics import Direction, by_name, flat
 from cnn_research.core.metrics_log import by_epoch
 from cnn_research.core.progress import duration
 from cnn_research.core.run_folder import (
+    REPORT_FOLDER,
     RUN,
     atomic_directory,
     effective_attempts,
@@ -26,7 +27,6 @@ from cnn_research.core.run_folder import (
 from cnn_research.data.images import printable
 from cnn_research.report.html import write_page
 from cnn_research.report.markdown import markdown_table, number
-from cnn_research.report.runs import REPORT_FOLDER, by_name, flat
 
 LONGEST_SUFFIX = 40
 """Characters, of four bytes at most: with what stands around it a name has at most 255 bytes."""

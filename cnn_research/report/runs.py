@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cnn_research.core.errors import UsageError
-from cnn_research.core.metrics import Direction, best, direction_of
+from cnn_research.core.metrics import Direction, best, by_name, direction_of, flat
 from cnn_research.core.progress import duration
 from cnn_research.core.run_folder import (
     CONFIG,
     EVALUATED,
     EVALUATION,
+    REPORT_FOLDER,
     RUN,
     SWEEP,
     effective_attempts,
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 
 UNCOMPARED = ("step", "correct", "count", "wall_seconds")
 """Numbers of a run that no table compares."""
-
-REPORT_FOLDER = "report"
 
 MOST_ACCURACIES = 2
 """With more accuracies than this, tables compare them alone."""
@@ -267,25 +266,6 @@ def mean_and_deviation(values: Sequence[float]) -> str:
     if len(values) < 2:
         return number(values[0]) if values else ""
     return f"{statistics.fmean(values):.4f} ± {statistics.stdev(values):.4f}"
-
-
-def by_name(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Flatten nested metrics to names like `material accuracy`; `test` is left out of them."""
-    return {
-        path.removeprefix("test "): value
-        for path, value in flat(metrics, " ")
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
-
-
-def flat(tree: Mapping[str, Any], separator: str = ".") -> Iterator[tuple[str, Any]]:
-    """Leaves with their paths, `optimizer.learning_rate`."""
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            for path, leaf in flat(value, separator):
-                yield f"{name}{separator}{path}", leaf
-        else:
-            yield name, value
 
 
 def _one_or_all(values: Iterable[Any]) -> Any:

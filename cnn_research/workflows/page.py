@@ -12,7 +12,6 @@ from cnn_research.core import run_folder as folders
 from cnn_research.core.config import to_dict
 from cnn_research.core.experiment import Experiment
 from cnn_research.report.html import write_page
-from cnn_research.report.runs import REPORT_FOLDER
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,8 +38,8 @@ class Page:
 @contextlib.contextmanager
 def new_page(experiment: Experiment, workdir: Path, title: str) -> Iterator[Page]:
     """A page to be filled; it replaces an earlier one in `workdir` when it is whole."""
-    with folders.atomic_directory(workdir / REPORT_FOLDER) as partial:
+    with folders.atomic_directory(workdir / folders.REPORT_FOLDER) as partial:
         page = Page(partial, [f"# {title}"])
         yield page
         written = write_page(partial, page.parts, to_dict(experiment))
-    print(f"Report: {workdir / REPORT_FOLDER / written.name}")
+    print(f"Report: {workdir / folders.REPORT_FOLDER / written.name}")

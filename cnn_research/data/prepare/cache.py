@@ -16,8 +16,7 @@ from absl import logging
 
 from cnn_research.core.errors import UserError
 from cnn_research.core.preemption import raise_if_interrupted
-from cnn_research.data.dataset import Dataset, Split
-from cnn_research.data.prepare.splits import Examples
+from cnn_research.data.dataset import Dataset, Examples, Split
 
 FORMAT = 1
 """Raised when what is written changes, so that older folders are built again."""

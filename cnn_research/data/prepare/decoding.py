@@ -18,10 +18,10 @@ from tqdm import tqdm
 
 from cnn_research.core.errors import UserError
 from cnn_research.core.preemption import raise_if_interrupted
+from cnn_research.data.dataset import Examples
 from cnn_research.data.images import BadImage, decode
 from cnn_research.data.prepare import cache
 from cnn_research.data.prepare.files import Plan, Record
-from cnn_research.data.prepare.splits import Examples
 
 CHUNK = 256
 PLAN = "plan.json"

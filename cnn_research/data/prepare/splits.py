@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -12,35 +11,9 @@ import numpy as np
 from absl import logging
 
 from cnn_research.core.errors import UsageError, UserError
-from cnn_research.data.dataset import MISSING, UNKNOWN_CLASS, Split
+from cnn_research.data.dataset import MISSING, UNKNOWN_CLASS, Examples
 
 SPLITS = ("train", "validation", "test", "target")
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Examples:
-    """A data set before it is split.
-
-    Attributes:
-        images: uint8 `[examples, height, width, channels]`.
-        labels: per head, int32 or float32 `[examples]`, as in `Split`.
-        class_names: names per head of classes; splits are stratified by the first head.
-        names: str `[examples]`, the source of each example.
-        given: str `[examples]`, the source's own split; `train` where it gives none.
-        by_name: draw by names instead of pixels: the same files are in the same split at every
-            size.
-    """
-
-    images: np.ndarray
-    labels: Mapping[str, np.ndarray]
-    class_names: Mapping[str, tuple[str, ...]]
-    names: np.ndarray
-    given: np.ndarray
-    by_name: bool = False
-
-    def take(self, indices: np.ndarray) -> Split:
-        """The examples at `indices`, in that order, as a split."""
-        return Split(self.images, self.labels, self.names).take(indices)
 
 
 def digest_of(image: np.ndarray) -> bytes:

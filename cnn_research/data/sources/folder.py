@@ -13,10 +13,9 @@ import numpy as np
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.ranges import PositiveInt
-from cnn_research.data.dataset import UNKNOWN_CLASS
+from cnn_research.data.dataset import UNKNOWN_CLASS, Examples
 from cnn_research.data.images import ENDINGS, decode, is_named_as_image, printable, resized, turned
 from cnn_research.data.prepare.files import SPLIT_FOLDERS, Plan, Record, files_below, stem_of
-from cnn_research.data.prepare.splits import Examples
 from cnn_research.data.sources.loading import ImageFiles, Origin, Share, from_scikit_learn
 
 

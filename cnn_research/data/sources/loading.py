@@ -17,11 +17,11 @@ import numpy as np
 
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.ranges import PositiveInt, Range, Seed, check_ranges
-from cnn_research.data.dataset import Dataset
+from cnn_research.data.dataset import Dataset, Examples
 from cnn_research.data.images import decode, printable
 from cnn_research.data.prepare import cache
 from cnn_research.data.prepare.files import Plan, content_of, existing, opened, stem_of
-from cnn_research.data.prepare.splits import Examples, assign
+from cnn_research.data.prepare.splits import assign
 
 Decoded = tuple[Examples, dict[str, Any]]
 """Examples before they are split, and JSON values for the provenance."""

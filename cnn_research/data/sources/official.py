@@ -13,11 +13,10 @@ import numpy as np
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UserError
 from cnn_research.core.ranges import Range, Seed
-from cnn_research.data.dataset import Dataset
+from cnn_research.data.dataset import Dataset, Examples
 from cnn_research.data.images import printable
 from cnn_research.data.prepare import cache, cifar10, fashion_mnist
 from cnn_research.data.prepare.files import existing, opened, stem_of
-from cnn_research.data.prepare.splits import Examples
 from cnn_research.data.sources.folder import ImageFolder
 from cnn_research.data.sources.loading import (
     Decoded,

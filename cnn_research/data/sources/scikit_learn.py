@@ -8,8 +8,7 @@ import numpy as np
 
 from cnn_research.core.config import register_config
 from cnn_research.core.ranges import NonNegativeInt, Seed
-from cnn_research.data.dataset import Dataset
-from cnn_research.data.prepare.splits import Examples
+from cnn_research.data.dataset import Dataset, Examples
 from cnn_research.data.sources.loading import Origin, from_scikit_learn, load
 
 

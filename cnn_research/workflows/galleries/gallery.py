@@ -21,7 +21,6 @@ from cnn_research.core.ranges import Range
 from cnn_research.data.images import MAX_PIXELS, decode
 from cnn_research.ops.filters import output_size
 from cnn_research.report.html import MARKDOWN
-from cnn_research.report.runs import REPORT_FOLDER
 from cnn_research.report.tensorboard import show_page
 from cnn_research.report.writers import MetricsWriter
 from cnn_research.workflows.page import Page, new_page
@@ -46,7 +45,7 @@ def gallery_page(experiment: Experiment, workdir: Path, title: str, **facts: Any
         folders.write_metadata(experiment, workdir, finished=folders.now(), **facts)
         if is_first_process():
             with MetricsWriter(workdir, restored_step=None) as writer:
-                folder = workdir / REPORT_FOLDER
+                folder = workdir / folders.REPORT_FOLDER
                 pictures = {name: folder / f"{name}.png" for name in page.pictures}
                 show_page(writer, folder / MARKDOWN, pictures, 0)
         print(f"Look at its {len(page.pictures)} pictures: tensorboard --logdir {workdir.parent}")
