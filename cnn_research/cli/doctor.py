@@ -1,7 +1,7 @@
-"""What works on this machine, and what to do about the rest: `python -m cnn_research doctor`.
+"""Check this machine, with advice on every fault: `python -m cnn_research doctor`.
 
-Ends with 0 if experiments can run, else with 1. What it looks at is imported as it is looked at:
-it has to work where nothing is installed.
+Exits with 0 if experiments can run, else with 1. Modules are imported where they are checked: the
+command has to work where nothing is installed.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ SOURCES: dict[str, type[Preparable]] = {
     "image_table": ImageTable,
 }
 DOWNLOADED = ("fashion_mnist", "cifar10")
-"""What is prepared without --source, too."""
+"""Data that is prepared without --source, too."""
 
 
 def main(words: list[str]) -> None:

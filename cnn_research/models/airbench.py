@@ -40,7 +40,7 @@ class Airbench(Classifier):
     features: Widths = (64, 256, 256)
     """Filters of both convolutions of each block; the first is followed by a 2x2 pool."""
     activation: Activation = "gelu"
-    """After the first layer and after each normalisation."""
+    """Activation after the first layer and after each normalisation."""
     output_scale: PositiveFloat = 1 / 9
     """Multiplies the logits."""
 

@@ -38,19 +38,20 @@ class ConvNet(Classifier):
     padding: tuple[NonNegativeInt, ...] = (1, 0)
     """Zeros around the input of each convolution."""
     pool: tuple[bool, ...] = ()
-    """Whether each block halves height and width; empty for all of them."""
+    """Per block, True to halve height and width; empty for all blocks."""
     pooling: Literal["max", "average", "min", "stride"] = "max"
-    """How a block halves them: by a 2x2 pool at its end, or by a convolution of stride 2."""
+    """Operation that halves them: a 2x2 pool at the end of the block, or a convolution of stride 2.
+    """
     kernel_size: PositiveInt = 3
     """Height and width of every kernel."""
     batch_norm: bool = True
-    """Whether each convolution is followed by batch normalisation."""
+    """Follow each convolution by batch normalisation."""
     activation: Activation = "relu"
-    """After each convolution (or its batch normalisation)."""
+    """Activation after each convolution (or its batch normalisation)."""
     dense: Widths = (600, 100)
     """Units of the linear layers before the last."""
     dense_activation: Activation = "none"
-    """After each of those linear layers."""
+    """Activation after each of those linear layers."""
     dropout: Rate = 0.4
     """Rate after each of those linear layers; survivors are scaled by 1 / (1 - rate)."""
 

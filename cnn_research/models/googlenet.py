@@ -128,7 +128,7 @@ class GoogLeNet(ImageNetClassifier):
     """torchvision's has batch normalisation, and 3x3 kernels for the 5x5 ones; the paper's has
     local response normalisation after the first and third convolution, and biases."""
     auxiliary_weight: NonNegativeFloat = 0.3
-    """Of each of the two auxiliary heads in the objective; 0 for no such heads."""
+    """Weight of each of the two auxiliary heads in the objective; 0 for no such heads."""
     dropout: Rate = 0.2
     """Rate before the last layer (the paper's is 0.4); survivors are scaled by 1 / (1 - rate)."""
     small: bool = False

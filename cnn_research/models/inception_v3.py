@@ -168,7 +168,7 @@ class InceptionV3(ImageNetClassifier):
     """Keras' has no scale in its batch normalisation, no auxiliary head, and averages over the
     pixels inside the image only."""
     auxiliary_weight: NonNegativeFloat = 0.4
-    """Of the auxiliary head in the objective; 0 for no such head."""
+    """Weight of the auxiliary head in the objective; 0 for no such head."""
     dropout: Rate = 0.5
     """Rate before the last layer; survivors are scaled by 1 / (1 - rate)."""
     small: bool = False

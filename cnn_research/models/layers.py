@@ -36,7 +36,7 @@ class Classifier(nn.Module, kw_only=True):
     """Fields common to the networks."""
 
     dtype: Dtype = "float32"
-    """What the layers compute in."""
+    """Floating-point type of the computation."""
     num_classes: PositiveInt = 10
     """Units of the last layer; set from the data."""
 

@@ -24,7 +24,7 @@ class LeNet5(Classifier):
     """
 
     activation: Activation = "tanh"
-    """After each layer but the last."""
+    """Activation after each layer but the last."""
 
     @property
     def flattened(self) -> dict[str, tuple[int, int, int]]:

@@ -16,7 +16,7 @@ class MLP(Classifier):
     dense: Widths = (512,)
     """Units of each hidden layer."""
     activation: Activation = "relu"
-    """After each hidden layer."""
+    """Activation after each hidden layer."""
     dropout: Rate = 0.0
     """Rate after each hidden layer; survivors are scaled by 1 / (1 - rate)."""
 

@@ -46,8 +46,8 @@ class MobileNetV1(ImageNetClassifier):
     last: Literal["conv_pw_13", "conv_dw_13"] = "conv_pw_13"
     """The last convolution: the paper's, or the one before it."""
     pool: Literal["last", "all"] = "last"
-    """Which maps' means the last layer is given: of the last convolution, or of every one. What
-    lies lower tells of colours and textures, which a painter is known by."""
+    """Maps whose means the last layer is given: of the last convolution, or of every one. Lower
+    maps know of colours and textures, by which a painter is recognised."""
     maxima: bool = False
     """Give the last layer the maxima of these maps, too: what is small in the image, such as a
     brand's sign, is lost in a mean."""

@@ -118,17 +118,17 @@ class PaletteNet(SSCNN):
     num_classes: PositiveInt = 128
     """Clusters of the network that was trained first; set from it."""
     colours: PositiveInt = 10
-    """Of a palette; set from the task."""
+    """Number of colours in a palette; set from the task."""
     hidden: Widths = (512, 512)
     """Units of the head's hidden layers."""
     refinement_steps: PositiveInt = 6
-    """How often the head's colours are moved to the pixels that are nearest; once at least."""
+    """Number of times that the head's colours are moved to the nearest pixels; at least 1."""
     pixel_features: NonNegativeInt = 0
     """Units by which the head sees the pixels, beside their histogram; 0 leaves them out."""
     residual_refiner: NonNegativeInt = 0
     """Hidden units of a small network that then moves each colour; 0 leaves them."""
     first_weight: NonNegativeFloat = 0.3
-    """Of the colours before refinement in the objective."""
+    """Weight of the colours before refinement in the objective."""
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:

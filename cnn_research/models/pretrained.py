@@ -57,7 +57,7 @@ class Loaded:
     """The use of a file's weights."""
 
     source: str
-    """Where they came from."""
+    """Origin of the weights."""
     sha256: str
     """Of the file; of a run, that of its checkpoint's list of checksums."""
     loaded: tuple[str, ...]
@@ -65,7 +65,7 @@ class Loaded:
     fresh: tuple[str, ...]
     """Paths of the leaves that kept theirs, as asked for."""
     skipped: tuple[str, ...]
-    """What of the file was not used, as asked for, by the paths that it would have."""
+    """Leaves of the file left out on request, by the paths that they would have."""
 
     def __str__(self) -> str:
         text = f"{len(self.loaded)} leaves loaded from {self.source}"

@@ -77,9 +77,10 @@ class ResNet(ImageNetClassifier):
     blocks: Widths = (2, 2, 2, 2)
     """Residual blocks of each stage."""
     bottleneck: bool = False
-    """Whether blocks are of three convolutions, from 50 layers up, or of two."""
+    """Blocks of three convolutions, as from 50 layers up, instead of two."""
     variant: Variant = "torchvision"
-    """Whose details: Keras has biases, another epsilon, and halves in a block's first layer."""
+    """Implementation to follow: Keras has biases, another epsilon, and halves in a block's first
+    layer."""
     small: bool = False
     """For images of about 32x32: the stem is a 3x3 convolution, without stride and pool."""
 

@@ -35,14 +35,14 @@ class ResNet9(Classifier):
     features: Widths = (32, 64, 128)
     """Filters of each stage."""
     pool: tuple[bool, ...] = (False, True, True)
-    """Whether the stage halves height and width."""
+    """Per stage, True to halve height and width."""
     residual: tuple[bool, ...] = (False, False, True)
-    """Whether two more convolutions follow in the stage, around which its input is added."""
+    """Per stage, True for two more convolutions with a skip connection around them."""
     means: Literal["last", "all"] = "last"
-    """Which stages' maps have their means given to the last layer. What lies lower tells of colours
-    and textures."""
+    """Stages whose maps have their means given to the last layer. Lower maps know of colours and
+    textures."""
     activation: Activation = "relu"
-    """After each normalisation."""
+    """Activation after each normalisation."""
 
     def check(self) -> None:
         """Raise `UsageError` for fields that do not fit together."""

@@ -39,7 +39,7 @@ class SSCNN(nn.Module):
     features: Widths = (32, 96, 96)
     """Filters of the convolutions, 3x3 each; the last one has stride 2."""
     dtype: Dtype = "float32"
-    """What the layers compute in."""
+    """Floating-point type of the computation."""
     num_classes: PositiveInt = 128
     """Units of the last layer; set from the data."""
 

@@ -38,7 +38,7 @@ class VGG(ImageNetClassifier):
     depth: Literal[11, 13, 16, 19] = 16
     """Layers with weights."""
     batch_norm: bool = False
-    """Whether each convolution is followed by batch normalisation."""
+    """Follow each convolution by batch normalisation."""
     small: bool = False
     """For images of about 32x32: the last map is averaged to one pixel, not to 7x7."""
     hidden: PositiveInt = 4096

@@ -35,7 +35,7 @@ class State:
     state: str
     attempt: int = 0
     since: float = 0.0
-    """When it was last begun, in seconds since 1970."""
+    """Time of its last start, in seconds since 1970."""
     seconds: float = 0.0
     """Duration of its last attempt."""
     message: str = ""

@@ -40,9 +40,9 @@ class ClassTask(Task):
     """Weights of classes in the training loss: equal, or inversely proportional to the number of
     training examples."""
     logit_adjustment: NonNegativeFloat = 0.0
-    """In training, add so many times the logarithm of each class's share of the examples to its
-    logit (Menon et al. 2021): rare classes are predicted more often, at 1 as if all were as common.
-    """
+    """Add this many times the logarithm of each class's share of the examples to its logit in
+    training (Menon et al. 2021): rare classes are predicted more often, at 1 as if all were as
+    common."""
 
 
 @register_config

@@ -51,15 +51,15 @@ class Palette(FittedTask):
     needs_pixels: ClassVar = True
 
     colours: PositiveInt = 10
-    """Of a palette."""
+    """Number of colours in a palette."""
     target: Literal["pixels", "kmeans", "people"] = "pixels"
     """Target of the training loss: the image's pixels, the palette that k-means in CIELAB
     finds for them, or the one that a person made."""
     difference: Literal["ciede2000", "lab", "oklab", "rgb"] = "ciede2000"
     """Colour difference in the training loss: CIEDE2000, or the distance in a colour space."""
     power: Annotated[float, Range(minimum=1)] = 1.0
-    """Of the mean difference to the pixels that training minimises: above 1, it looks for the few
-    that are far from every colour, as people do, who choose accents."""
+    """Power of the difference to each pixel in the training loss: above 1, the few pixels far from
+    every colour count for more, as for people, who choose accents."""
     matching: Literal["nearest", "transport"] = "nearest"
     """Matching of two palettes in the training loss: each colour with the nearest of the other
     palette, or all with all, at the least cost of moving one palette to the other."""

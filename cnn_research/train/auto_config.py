@@ -1,7 +1,7 @@
 """Suggestions for a user's images: sizes, network and length of training, chosen from the data.
 
-The rules are few, and every choice is said with its reason; what is named on the command line
-counts instead. Only names, counts and sizes are looked at, no pixels.
+Every choice is printed with its reason, and fields on the command line override it. Only names,
+counts and sizes of the images are read, no pixels.
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ SMALL = 48
 """Images whose sides are no longer are trained on at their own size."""
 SHORTEST = 8
 LONGER_SIDES = (128, 112, 96, 80, 64)
-"""What the longer side of larger images is reduced to, where it is longer: the first that leaves
-enough epochs."""
+"""Candidates for the longer side of larger images: the first that leaves enough epochs."""
 FIRST_FEATURES, MOST_FEATURES = 32, 256
 UNEVEN = (5, 50)
 """Classes are weighed where the largest has so many times the images of the smallest: with more,

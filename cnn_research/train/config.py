@@ -23,34 +23,34 @@ from cnn_research.train.transfer import Transfer
 @register_config
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """Which of a run's states counts, and when a run has seen enough. Validation data decides."""
+    """The state of a run to report, and early stopping, by figures of the validation split."""
 
     metric: str = "accuracy"
-    """The validation metric that says which state is better: accuracy, loss, MAE, or another that
-    the task declares."""
+    """Validation metric that ranks states: accuracy, loss, MAE, or another that the task declares.
+    """
     report: Literal["last", "best"] = "last"
-    """Which checkpoint the report, `--mode=evaluate` and the test figures are about."""
+    """Checkpoint to report and to evaluate on the test split: the last, or the best by `metric`."""
     patience: NonNegativeInt = 0
-    """Stop after so many evaluations without a better one; 0 trains all epochs."""
+    """Stop after this many evaluations without a better one; 0 trains all epochs."""
 
 
 @register_config
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """How a trained model is asked. The figures do not depend on the batch size."""
+    """Evaluation of a trained model; the figures do not depend on the batch size."""
 
     batch_size: PositiveInt = 500
     """Images in one forward pass, over all devices."""
     mirror: bool = False
     """Average the probabilities of each image and its mirror image."""
     shift: NonNegativeInt = 0
-    """Average also over the image moved by so many pixels up and left, and down and right."""
+    """Average also over the image moved by this many pixels up and left, and down and right."""
 
 
 @register_config
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training(Experiment):
-    """A model, the data it is trained on, and how."""
+    """A training of a model on a data set."""
 
     resumable_fields: ClassVar = (
         "data.path",  # the same images elsewhere: their content is compared
@@ -67,16 +67,16 @@ class Training(Experiment):
     pretrained: Pretrained = Pretrained()
     """Weights that training starts from."""
     transfer: Transfer = Transfer()
-    """Which layers learn, from when on, and how fast."""
+    """Layers that learn, from when on, and how fast."""
     task: Task = Classification()
-    """What the network's outputs mean, and the loss."""
+    """Meaning of the network's outputs, and the loss."""
     optimizer: Optimizer = Optimizer()
-    """How parameters follow from gradients."""
+    """Update of the parameters from their gradients."""
     penalty: Penalty = Penalty()
-    """Added to the objective for large weights."""
+    """Regularisation of large weights, added to the objective."""
     sampling: Literal["uniform", "balanced"] = "uniform"
-    """How training examples are drawn: each once an epoch; or so that every class (of the first
-    head) comes equally often, however few examples it has."""
+    """Choice of training examples: each once an epoch; or so that every class (of the first head)
+    comes equally often, however few examples it has."""
     augmentation: Augmentation = Augmentation()
     """Random changes to training images."""
     mean: tuple[float, ...] = (0.0,)
@@ -84,28 +84,28 @@ class Training(Experiment):
     std: tuple[PositiveFloat, ...] = (1.0,)
     """Divides pixels, after the mean was subtracted: one number, or one for each channel."""
     epochs: PositiveFloat = 10
-    """How often each training example is seen."""
+    """Number of passes over the training examples."""
     batch_size: PositiveInt = 128
     """Training examples in a step, over all devices."""
     accumulate: PositiveInt = 1
-    """Go through a batch in so many parts, one after the other, for the memory of one part. Batch
-    norm sees each part by itself, and keeps a running statistic of each."""
+    """Split each batch into this many parts, computed one after the other in the memory of one
+    part. Batch norm sees each part by itself, and updates its running statistics with each."""
     shard_parameters: bool = False
-    """Each device keeps its share of every large parameter, of its moments and averages, and the
-    others' only while a step needs them (FSDP)."""
+    """Divide every large parameter, its moments and averages among the devices, which gather it
+    only while a step needs it (FSDP)."""
     seed: Seed = 0
-    """Of initial parameters, batch order, augmentation and dropout."""
+    """Seed of initial parameters, batch order, augmentation and dropout."""
     selection: Selection = Selection()
-    """Which state of the run counts."""
+    """State of the run to report, and early stopping."""
     evaluation: Evaluation = Evaluation()
-    """How the model is evaluated."""
+    """Evaluation of the model."""
     eval_every_epochs: PositiveFloat = 1.0
     """Epochs between evaluations on the validation split; each is followed by a checkpoint."""
     log_every_steps: PositiveInt = 100
     """Steps between training rows in metrics.jsonl."""
     keep_checkpoints: Annotated[int, Range(minimum=2)] = 2
-    """How many of the newest checkpoints stay, beside the best: at least 2, since the newest may be
-    cut short when the machine stops."""
+    """Number of the newest checkpoints to keep, beside the best: at least 2, since the newest may
+    be cut short when the machine stops."""
 
     @property
     def fitted_task(self) -> FittedTask:

@@ -19,31 +19,31 @@ if TYPE_CHECKING:
 @register_config
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """How parameters follow from gradients."""
+    """An optimizer and its learning-rate schedule."""
 
     name: Literal["sgd", "adam", "adamw"] = "adam"
     """sgd with momentum, Adam (document 002, section 2), or Adam with decoupled weight decay."""
     learning_rate: PositiveFloat = 1e-3
-    """Of the constant schedule; the peak of the others."""
+    """Learning rate of the constant schedule; the peak of the others."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """After the warm-up: constant; half a cosine down to 0; or linear, a straight line to 0."""
+    """After the warm-up: constant; half a cosine down to 0; or linear, down to 0."""
     warmup: ProperFraction = 0.0
-    """Share of all steps in which the rate first rises in a straight line from 0, 0 to 1."""
+    """Share of all steps, from 0 to 1, in which the learning rate first rises linearly."""
     momentum: ProperFraction = 0.9
-    """Of sgd; 0 for none."""
+    """Momentum of sgd; 0 for none."""
     nesterov: bool = False
-    """Nesterov's momentum, of any of the three."""
+    """Use Nesterov's momentum, with any of the three."""
     beta1: ProperFraction = 0.9
-    """The first moment's decay of adam and adamw."""
+    """Decay of the first moment in adam and adamw."""
     beta2: ProperFraction = 0.999
-    """The second moment's decay of adam and adamw."""
+    """Decay of the second moment in adam and adamw."""
     epsilon: PositiveFloat = 1e-8
-    """Added to the root of the second moment by adam and adamw."""
+    """Added to the root of the second moment in adam and adamw."""
     weight_decay: NonNegativeFloat = 0.0
-    """Pulls kernels (not biases, nor scales) to 0. With sgd it is added to the gradient, with
+    """Pull kernels (not biases, nor scales) towards 0. With sgd it is added to the gradient, with
     adamw to the update (Loshchilov and Hutter 2019); adam has none."""
     clip_norm: NonNegativeFloat = 0.0
-    """The largest norm of the whole gradient; 0 for no clipping."""
+    """Largest norm of the whole gradient; 0 for no clipping."""
     ema_decay: ProperFraction = 0.0
     """Evaluate an exponential moving average of parameters and batch statistics with this decay;
     0 for none."""
@@ -102,7 +102,7 @@ class Optimizer:
 @register_config
 @dataclasses.dataclass(frozen=True)
 class Penalty:
-    """What the objective adds for large weights (document 002, figures 10 and 11).
+    """Regularisation of large weights in the objective (document 002, figures 10 and 11).
 
     `l1 / N * sum |w| + l2 / (2 N) * sum w^2`, over the N weights of all kernels.
     """

@@ -1,4 +1,4 @@
-"""When a training does what: steps, phases of unfreezing and evaluations, without JAX."""
+"""Schedule of a training: steps, phases of unfreezing and evaluations, without JAX."""
 
 from __future__ import annotations
 

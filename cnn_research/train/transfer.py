@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 @register_config
 @dataclasses.dataclass(frozen=True)
 class Transfer:
-    """Which layers learn. A frozen layer keeps its parameters and its batch statistics."""
+    """The layers that learn. A frozen layer keeps its parameters and its batch statistics."""
 
     freeze: tuple[str, ...] = ()
-    """Layers that stay as they are: 'layer1', 'conv_*', 'features.0'."""
+    """Layers to freeze: 'layer1', 'conv_*', 'features.0'."""
     unfreeze: tuple[tuple[str, PositiveFloat], ...] = ()
-    """Layers, and the epoch from which on they learn: 'layer4 2 layer3 4' is gradual unfreezing
+    """Layers, and the epoch from which they learn: 'layer4 2 layer3 4' is gradual unfreezing
     (Howard and Ruder 2018). Their optimizer starts afresh there, in the schedule of the run."""
     rates: tuple[tuple[str, PositiveFloat], ...] = ()
-    """Layers, and what multiplies their learning rate: 'layer1 0.1 fc 10'. The first pattern that
-    fits counts; a layer that stays as it is belongs in `freeze`."""
+    """Layers, and the factor of their learning rate: 'layer1 0.1 fc 10'. The first pattern that
+    matches counts; layers without learning belong in `freeze`."""
     cache_after: str = ""
     """Compute this layer's output once per image, and train only what comes after it; everything
     before is frozen. Images can be mirrored then, but not augmented otherwise."""

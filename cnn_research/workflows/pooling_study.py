@@ -41,11 +41,11 @@ class PoolingStudy(Experiment):
     resumable_fields: ClassVar = ("num_seeds",)
 
     training: Training
-    """What is trained; its model is a ConvNet."""
+    """The training to repeat; its model is a ConvNet."""
     pooling: tuple[Literal["max", "average", "min", "stride"], ...] = ("max", "average", "min")
-    """The kinds; 'stride' is no pooling, but convolutions that move two pixels at a time."""
+    """Kinds of pooling; 'stride' is none, but convolutions that move two pixels at a time."""
     num_seeds: PositiveInt = 3
-    """Trainings of each kind."""
+    """Number of trainings of each kind."""
     largest_shift: NonNegativeInt = 0
     """Evaluate on images moved sideways by up to so many pixels; 0 only where they are."""
 

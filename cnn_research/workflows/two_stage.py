@@ -29,13 +29,13 @@ class TwoStage(Experiment):
     """
 
     pretraining: Training
-    """The first; not run where `training.pretrained.source` names weights."""
+    """The first training; not run where `training.pretrained.source` names weights."""
     training: Training
-    """The second."""
+    """The second training."""
     fresh: Annotated[tuple[str, ...], tyro.conf.Suppress]
-    """What of its network is new: patterns, as in `Pretrained`."""
+    """Layers of its network that are new: patterns, as in `Pretrained`."""
     seed: Seed = 0
-    """Of both."""
+    """Seed of both."""
 
     def check(self) -> None:
         super().check()

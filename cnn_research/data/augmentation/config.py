@@ -30,23 +30,23 @@ _WARPS = {"crop", "zoom", "rotation", "left", "right", "up", "down", "rand_augme
 @register_config
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """Which random changes a training image gets; all are off by default.
+    """Random changes to training images; all are off by default.
 
     They are made in the order of the fields, the geometric ones at once. Amounts are uniform in
     their ranges, aspect ratios in their logarithm.
     """
 
     mirror: bool = False
-    """Mirror left and right, every second image."""
+    """Mirror left and right, with probability 1/2."""
     flip: bool = False
-    """Turn upside down as a mirror does, every second image."""
+    """Mirror upside down, with probability 1/2."""
     crop: Shares = (1.0, 1.0)
-    """Enlarge a part of the image to all of it: from such a share of its area to such a one, at an
-    aspect ratio of 3/4 to 4/3 of the image's (Szegedy et al. 2015)."""
+    """Enlarge a random part to the whole image: its share of the area lies between these two, its
+    aspect ratio between 3/4 and 4/3 of the image's (Szegedy et al. 2015)."""
     zoom: Factors = (1.0, 1.0)
-    """Enlarge about the middle by a factor from this to this; below 1 makes smaller."""
+    """Scale about the centre by a factor between these two; below 1 makes smaller."""
     rotation: Annotated[float, Range(minimum=0, maximum=180)] = 0.0
-    """Turn about the middle by up to so many degrees either way."""
+    """Rotate about the centre by up to this many degrees either way."""
     left: Fraction = 0.0
     """Move to the left by up to this share of the width, in whole pixels."""
     right: Fraction = 0.0
@@ -56,24 +56,24 @@ class Augmentation:
     down: Fraction = 0.0
     """Move down by up to this share of the height, in whole pixels."""
     shift: NonNegativeInt = 0
-    """Move by up to so many pixels in both directions."""
+    """Move by up to this many pixels in both directions."""
     fill: Fill = "black"
-    """What comes in from outside of the image: black, its border pixels, or its reflection."""
+    """Pixels that come in from outside the image: black, its border pixels, or its reflection."""
     size: tuple[PositiveInt, ...] = ()
-    """Height and width of the images that come out, changed or not; empty: as they go in."""
+    """Height and width of the output images; empty keeps those of the input."""
     rand_augment: NonNegativeInt = 0
-    """So many changes of RandAugment's fourteen (Cubuk et al. 2020)."""
+    """Number of RandAugment's fourteen changes to apply (Cubuk et al. 2020)."""
     magnitude: Annotated[float, Range(minimum=0, maximum=STRONGEST)] = 9.0
-    """How strong they are, of 30."""
+    """Strength of RandAugment's changes, from 0 to 30."""
     brightness: Fraction = 0.0
-    """Multiply by a factor from 1 less this to 1 and this."""
+    """Multiply by a factor between 1 - this and 1 + this."""
     contrast: Fraction = 0.0
-    """Multiply the difference to the mean grey by a factor from 1 less this to 1 and this."""
+    """Multiply the difference from the mean grey by a factor between 1 - this and 1 + this."""
     saturation: Fraction = 0.0
-    """Multiply the difference to the grey image by a factor from 1 less this to 1 and this."""
+    """Multiply the difference from the grey image by a factor between 1 - this and 1 + this."""
     cutout: NonNegativeInt = 0
-    """Erase a square of so many pixels a side, its centre anywhere in the image
-    (DeVries and Taylor 2017)."""
+    """Erase a square of this many pixels a side, centred anywhere in the image (DeVries and Taylor
+    2017)."""
     erasing: Fraction = 0.0
     """Erase a box inside the image with this probability (Zhong et al. 2020)."""
     erasing_area: Shares = (0.02, 0.33)
@@ -81,7 +81,7 @@ class Augmentation:
     erasing_aspect: Factors = (0.3, 3.3)
     """The box's height by its width."""
     erase_fill: EraseFill = "black"
-    """What `cutout` and `erasing` leave: black, the image's mean colour, or noise."""
+    """Pixels that `cutout` and `erasing` leave: black, the image's mean colour, or noise."""
     mixup: NonNegativeFloat = 0.0
     """Add another training image to each, and its label: shares are drawn from the distribution
     Beta(this, this) (Zhang et al. 2018)."""

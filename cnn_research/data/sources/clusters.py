@@ -43,13 +43,13 @@ class Clustered:
     """
 
     source: Any = Photos()
-    """Where the images come from."""
+    """Source of the images."""
     clusters: Annotated[int, Range(minimum=2, maximum=256)] = 128
-    """How many clusters of colours."""
+    """Number of clusters of colours."""
     window: tuple[PositiveInt, PositiveInt] = (37, 37)
-    """Height and width of what a model is given."""
+    """Height and width of the windows that a model is given."""
     seed: Seed = 0
-    """Decides where k-means starts."""
+    """Seed of the initial centroids of k-means."""
 
     @property
     def description(self) -> str:

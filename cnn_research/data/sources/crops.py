@@ -32,10 +32,11 @@ class Crops:
     """
 
     source: Any = Products(label=("colour",), target=(), rows=())
-    """Where the images come from."""
+    """Source of the images."""
     test_list: str = ""
-    """A CSV file whose column `id` names the images of the test split, as files without folder and
-    ending, which are then nowhere else. As seen from the project. Empty keeps the splits."""
+    """A CSV file whose column `id` names the images of the test split (files without folder and
+    extension), which are then in no other split. Its path is relative to the project. Empty keeps
+    the splits."""
     validation_list: str = ""
     """The same for the validation split."""
     window: tuple[PositiveInt, PositiveInt] = (37, 37)
@@ -46,9 +47,9 @@ class Crops:
     """A .npy file, bool `[training windows]`: those that are false count as not labelled. Empty
     keeps all."""
     label_noise: Share = 0.0
-    """The share of training images that are given a wrong label, on purpose."""
+    """Share of training images that are deliberately given a wrong label."""
     seed: Seed = 0
-    """Decides which, and what they are given."""
+    """Seed of the choice of those images, and of their labels."""
 
     @property
     def description(self) -> str:

@@ -53,7 +53,7 @@ class Photos(ImageFiles):
     image_size: tuple[PositiveInt, PositiveInt] = (321, 481)
     """Height and width to which every image is stretched."""
     test: Share = 0.2
-    """Which fraction of train is held out for the test; 0 for none."""
+    """Fraction of train held out for the test; 0 for none."""
 
     @property
     def description(self) -> str:

@@ -172,13 +172,13 @@ class ImageFiles(abc.ABC):
     image_size: tuple[PositiveInt, PositiveInt] = (64, 64)
     """Height and width to which every image is stretched."""
     validation: Share = 0.1
-    """Which fraction of train is held out for validation, where the source has none; 0 for none."""
+    """Fraction of train held out for validation, where the source has none; 0 for none."""
     test: Share = 0.1
-    """Which fraction of train is held out for the test, where the source has none; 0 for none."""
+    """Fraction of train held out for the test, where the source has none; 0 for none."""
     split_seed: Seed = 0
     """Decides which examples are held out."""
     on_bad_image: Literal["stop", "skip"] = "stop"
-    """What to do with a file that is no image: stop and name it, or leave it out and count it."""
+    """On a file that is no image: stop and name it, or skip and count it."""
 
     @property
     def description(self) -> str:

@@ -37,7 +37,7 @@ class FashionMnist:
     """
 
     validation: Annotated[int, Range(minimum=0, maximum=59_999)] = 10_000
-    """How many of the 60,000 training examples are held out; 0 for no validation split."""
+    """Number of the 60,000 training examples held out; 0 for no validation split."""
     split_seed: Seed = 0
     """Decides which examples are held out."""
 
@@ -91,7 +91,7 @@ class Cifar10:
     """A folder or archive of image files, `train/<class>/*` and `test/<class>/*`, prepared on
     first use; empty for the official data."""
     validation: Share = 0.1
-    """Which fraction of the training examples is held out; 0 for no validation split."""
+    """Fraction of the training examples held out; 0 for no validation split."""
     split_seed: Seed = 0
     """Decides which examples are held out."""
 

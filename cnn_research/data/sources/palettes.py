@@ -38,11 +38,11 @@ class Palettes:
     image_size: tuple[PositiveInt, PositiveInt] = (128, 128)
     """Height and width to which every image is stretched."""
     folds: Annotated[int, Range(minimum=2)] = 5
-    """How many folds."""
+    """Number of folds."""
     fold: NonNegativeInt = 0
-    """Which of them is the test."""
+    """The fold that is the test split."""
     validation: Share = 0.125
-    """Which fraction of the other folds is held out for validation; 0 for none."""
+    """Fraction of the other folds held out for validation; 0 for none."""
     split_seed: Seed = 0
     """Decides which image is in which fold."""
 

@@ -18,9 +18,9 @@ class Digits:
     """1,797 handwritten digits, 8x8x1, that ship with scikit-learn: no download, no preparation."""
 
     validation: NonNegativeInt = 300
-    """How many examples are held out for validation."""
+    """Number of examples held out for validation."""
     test: NonNegativeInt = 300
-    """How many examples are held out for the test."""
+    """Number of examples held out for the test."""
     split_seed: Seed = 0
     """Decides which examples are held out."""
 

@@ -18,25 +18,25 @@ class Synthetic:
     """Noise with random labels, of any shape: for tests and benchmarks."""
 
     train: PositiveInt = 256
-    """How many training examples."""
+    """Number of training examples."""
     validation: NonNegativeInt = 64
-    """How many validation examples; 0 for no validation split."""
+    """Number of validation examples; 0 for no validation split."""
     test: NonNegativeInt = 64
-    """How many test examples."""
+    """Number of test examples."""
     target: NonNegativeInt = 0
-    """How many examples of another domain, a few of classes that training lacks; 0 for none."""
+    """Number of examples of another domain, a few of classes that training lacks; 0 for none."""
     image_shape: tuple[PositiveInt, PositiveInt, PositiveInt] = (32, 32, 3)
     """Height, width and channels."""
     heads: tuple[str, ...] = ("label",)
     """The name of each set of classes."""
     classes: tuple[PositiveInt, ...] = (10,)
-    """How many classes each head has."""
+    """Number of classes of each head."""
     numbers: tuple[str, ...] = ()
     """The name of each set of numbers, which are normally distributed."""
     palette: NonNegativeInt = 0
     """The most colours that a person's palette of an image has; 0 for no palettes."""
     seed: Seed = 0
-    """Decides every pixel and label."""
+    """Seed of every pixel and label."""
 
     @property
     def description(self) -> str:

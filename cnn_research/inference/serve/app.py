@@ -65,7 +65,7 @@ class Predictions(BaseModel):
 
 
 class Health(BaseModel):
-    """How many images were answered, in how many forward passes."""
+    """Numbers of images answered and of forward passes."""
 
     status: str
     images: int
@@ -73,7 +73,7 @@ class Health(BaseModel):
 
 
 class Error(BaseModel):
-    """What is wrong, and what to do."""
+    """The fault, and what to do about it."""
 
     error: str
 
@@ -153,7 +153,7 @@ class Routes:
         return Predictions(predictions=predictions)
 
     async def health(self) -> Health:
-        """Whether the server answers, and how many images it has answered."""
+        """Status of the server, and the number of images it has answered."""
         return Health(status="ok", images=self._batcher.images, batches=self._batcher.batches)
 
     async def model(self) -> dict[str, Any]:

@@ -61,13 +61,13 @@ class Augmentations(Experiment):
     """Photographs with each change of an augmentation alone, as training would see them."""
 
     image: str = ""
-    """An image file; the default are scikit-learn's two sample photographs."""
+    """An image file; by default, scikit-learn's two sample photographs."""
     size: Size = (244, 244)
     """Height and width to which the middle of the image is cut and scaled."""
     draws: Annotated[int, Range(minimum=1, maximum=20)] = 6
-    """How often each change is drawn."""
+    """Number of times that each change is drawn."""
     seed: Seed = 0
-    """Of the changes."""
+    """Seed of the changes."""
     augmentation: Augmentation = Augmentation(
         mirror=True,
         flip=True,

@@ -42,13 +42,13 @@ class Features(Experiment):
     run: str = ""
     """The folder of the trained run."""
     split: Literal["train", "validation", "test"] = "test"
-    """Whose images are shown."""
+    """Split whose images are shown."""
     layers: PositiveInt = 6
-    """How many convolutions are shown, from the first to the last, evenly between."""
+    """Number of convolutions to show, evenly spaced from the first to the last."""
     units: PositiveInt = 8
-    """How many units of each are shown, the first ones."""
+    """Number of units of each to show, from the first on."""
     search: PositiveInt = 1000
-    """How many images, evenly from the split, are searched for those that excite a unit most."""
+    """Number of images, evenly spaced over the split, to search for each unit's top activations."""
     example: NonNegativeInt = 0
     """The image whose feature maps are drawn, by its place in the split."""
     target_class: str = ""

@@ -56,7 +56,7 @@ class Filters(Experiment):
     """Photographs filtered with kernels; their channels; a signal filtered in one dimension."""
 
     image: str = ""
-    """An image file; the default are scikit-learn's two sample photographs."""
+    """An image file; by default, scikit-learn's two sample photographs."""
     kernel: str = ""
     """One kernel: a name (identity, sharpen, mean_blur, gaussian_blur, laplacian, sobel_x,
     sobel_y) or its numbers, row by row: "0 -1 0; -1 5 -1; 0 -1 0", fractions as 1/9. The default
@@ -66,7 +66,7 @@ class Filters(Experiment):
     padding: NonNegativeInt = 1
     """Pixels added at each side."""
     border: Border = "zeros"
-    """What they are: zeros, or the outermost pixels, repeated."""
+    """Values of those pixels: zeros, or the outermost pixels, repeated."""
     operation: Operation = "correlation"
     """Correlation takes the kernel as it is written, as deep learning does; convolution, the
     mathematical one, turns it by 180 degrees."""

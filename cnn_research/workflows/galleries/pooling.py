@@ -45,11 +45,11 @@ class PoolingPyramid(Experiment):
     """Photographs, pooled in windows of 2x2 pixels, stride 2, several times over."""
 
     image: str = ""
-    """An image file; the default are scikit-learn's two sample photographs."""
+    """An image file; by default, scikit-learn's two sample photographs."""
     size: Size = (446, 450)
     """Height and width to which the middle of the image is cut and scaled."""
     rounds: PositiveInt = 3
-    """How many pools follow each other."""
+    """Number of successive pools."""
 
     def check(self) -> None:
         super().check()

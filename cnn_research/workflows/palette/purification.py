@@ -53,10 +53,10 @@ class Purification(Experiment):
     resumable_fields: ClassVar = ("rounds",)
 
     ss_cnn: Training
-    """The first phase."""
+    """Training of the first phase."""
     naming: Training
-    """The second: its data are `Crops`. It starts from the first phase's network, and trains a new
-    last layer alone."""
+    """Training of the second phase, on `Crops`. It starts from the first phase's network, and
+    trains a new last layer alone."""
     rounds: NonNegativeInt = 3
     """Rounds of purification, each with a training after it; 0 trains on all crops alone."""
     seed_fraction: Annotated[float, Range(above=0, maximum=1)] = 0.1
@@ -64,7 +64,7 @@ class Purification(Experiment):
     discard: Annotated[float, Range(above=0, below=1)] = 0.1
     """The share of a class's crops that a round discards."""
     seed: Seed = 0
-    """Of every training below."""
+    """Seed of every training below."""
 
     def check(self) -> None:
         super().check()
