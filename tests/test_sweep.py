@@ -154,7 +154,7 @@ def test_what_launch_refuses_a_sweep_refuses_in_the_same_words(words, tmp_path, 
         (["--experiment=digits_mlp", "--partition=main"], "--partition is for SLURM"),
         (["--experiment=digits_mlp", "--workers=0"], "1 or more"),
         (["--file=absent.toml"], "cannot be read"),
-        (["--file=absent.toml", "--seeds=2"], "--seeds is what --file says"),
+        (["--file=absent.toml", "--seeds=2"], "--seeds and --file exclude each other"),
     ],
 )
 def test_what_is_typed_wrong_is_answered_in_a_line(words, says, tmp_path, capsys):
@@ -258,7 +258,7 @@ def test_a_sweep_that_is_stopped_saves_and_goes_on(number, code, tmp_path, capsy
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Interruption, "__enter__", enter)
         assert sweep(tmp_path, *words) == code
-    assert f"stopped by {number.name}: 0 of 3 runs are over" in capsys.readouterr().err
+    assert f"stopped by {number.name}: 0 of 3 runs have ended" in capsys.readouterr().err
     assert [state.state for state in found(tmp_path)] == ["stopped", "waiting", "waiting"]
 
 
@@ -456,12 +456,12 @@ def test_a_queue_that_does_not_answer_resubmits_nothing(tmp_path, capsys, monkey
     for where in ([], ["--cluster=slurm"]):
         assert sweep(tmp_path, *words, *where) == 1
         err = capsys.readouterr().err
-        assert err.startswith("error: squeue does not answer, and 1 runs that were submitted")
+        assert err.startswith("error: squeue does not answer, and 1 submitted runs may still")
         assert err.count("\n") == 1
     assert states.read(two) == RUNNING
     monkeypatch.setattr(states, "jobs_in_queue", lambda: {"7_1": "RUNNING"})
     assert sweep(tmp_path, *words, "--cluster=slurm") == 0
-    assert "2 complete or on their way, 0 to run" in capsys.readouterr().out
+    assert "2 complete or submitted, 0 to run" in capsys.readouterr().out
 
 
 def test_a_second_job_of_a_run_leaves_the_first_one_s_state(tmp_path):
@@ -517,7 +517,7 @@ def test_an_array_on_slurm(request, tmp_path, capsys):
     assert time.monotonic() - started < 60, "the submission waits for its runs"
     assert "Submitted as job" in capsys.readouterr().out
     assert sweep(tmp_path, *words) == 0
-    assert "2 complete or on their way, 0 to run" in capsys.readouterr().out
+    assert "2 complete or submitted, 0 to run" in capsys.readouterr().out
     until = time.monotonic() + 200
     while cluster.waiting() and time.monotonic() < until:
         time.sleep(0.2)

@@ -84,7 +84,7 @@ def with_suggestions(default: Experiment, words: list[str]) -> tuple[Experiment,
     }
     width = max(map(len, applied), default=0)
     lines = [f"  {typed:{width}}  {reason}" for typed, reason in applied.items()]
-    return experiment, "\n".join(["Chosen from the data, unless you say otherwise:", *lines])
+    return experiment, "\n".join(["Chosen from the data; the command line overrides it:", *lines])
 
 
 def _as_typed(path: str, value: Any) -> str:

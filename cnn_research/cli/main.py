@@ -1,4 +1,4 @@
-"""The command line: absl's flags say what to run, tyro's override the experiment's fields."""
+"""The command line: absl's flags choose the run, tyro's override the experiment's fields."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ FLAGS = flags.FLAGS
 USAGE = """\
 usage: python launch.py --experiment=NAME [--workdir=FOLDER] [--mode=MODE] [--FIELD=VALUE ...]
 
-  --list                     every experiment, with its document and data
-  --experiment=NAME --help   every field of that experiment: type, default, what it does
-  --experiment=NAME          run it; the same command resumes where it was stopped
-  --workdir=FOLDER           the folder of the run (default: runs/NAME-HASH, a hash of the fields
-                             that differ from the defaults)
-  --dry-run                  print the estimate of time, memory and steps, and exit
-  --mode=train|evaluate      evaluate makes the report again, from the workdir alone
-  --mode=export              the network as files that need JAX alone, from the workdir alone
-  --mode=predict --input=IMAGES   predictions for a file, a folder or 'a/pattern/*.jpg'
-  --neighbours=K             with predict: the K nearest training images beside each answer
+  --list                     list all experiments, with their documents and data
+  --experiment=NAME --help   show every field of the experiment: type, default and meaning
+  --experiment=NAME          run it; the same command resumes an interrupted run
+  --workdir=FOLDER           folder of the run (default: runs/NAME-HASH, a hash of the fields that
+                             differ from the defaults)
+  --dry-run                  print the estimated time, memory and steps, and exit
+  --mode=train|evaluate      train, or evaluate the run in the workdir and write its report again
+  --mode=export              export the network in the workdir as files that need JAX alone
+  --mode=predict --input=IMAGES   predict for a file, a folder or 'a/pattern/*.jpg'
+  --neighbours=K             with predict: show the K nearest training images for each answer
   --profile                  trace a few train steps into WORKDIR/profile/
-  --replicas=N               N seeds at once, from --seed on, in WORKDIR/seed-0, ...; mean and std
+  --replicas=N               train N seeds at once, from --seed on, in WORKDIR/seed-0, ...
   --FIELD=VALUE              override a field by its path: --optimizer.learning-rate=3e-4 --seed=1
-  --model=NAME               another network, whose fields follow: `python -m cnn_research.models`
+  --model=NAME               train another network: `python -m cnn_research.models` lists them
 """
 
 LARGE_BATCH = 150_000
@@ -55,15 +55,15 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         ]
         rest = FLAGS(words, known_only=True)
     except flags.Error as error:
-        print_error(UsageError(f"{one_line(error)}; `python launch.py --help` says how"))
+        print_error(UsageError(f"{one_line(error)}; `python launch.py --help` shows all flags"))
         sys.exit(UsageError.exit_code)
     return rest + [word for word in argv if word in HELP][:1]
 
 
 def main(argv: Sequence[str]) -> None:
-    """Lists, explains or runs an experiment; ends the program where its exit code is not 0."""
+    """List, explain or run an experiment; end the program unless the exit code is 0."""
     if not FLAGS["verbosity"].present:
-        # Orbax tells every step of every save; --verbosity=0 shows it.
+        # Orbax logs every step of every save; --verbosity=0 shows it.
         logging.set_verbosity(logging.WARNING)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A folder's name need not be text, and printing it must not end a run.
@@ -115,12 +115,9 @@ def launch(words: list[str]) -> None:
 
 def has_large_batches(experiment: Experiment) -> bool:
     """Return whether a training's steps, by the pixels of a batch, need blocks above 64 MB."""
-    data, augmentation = (
-        getattr(experiment, "data", None),
-        getattr(experiment, "augmentation", None),
-    )
-    sizes = (getattr(augmentation, "size", ()), getattr(data, "image_size", ()), (32, 32))
-    height, width = next(size for size in sizes if size)
+    augmentation, data = (getattr(experiment, part, None) for part in ("augmentation", "data"))
+    sizes = getattr(augmentation, "size", ()), getattr(data, "image_size", ())
+    height, width = next(filter(None, sizes), (32, 32))
     return getattr(experiment, "batch_size", 0) * height * width > LARGE_BATCH
 
 
@@ -153,8 +150,8 @@ def nothing_to_run(words: list[str], workdir: Path | None) -> UserError:
 
 
 def listing() -> str:
-    """Every experiment, a line each: name, document, data, what it is."""
-    rows = [("experiment", "document", "data", "what")]
+    """Every experiment, a line each: name, document, data and description."""
+    rows = [("experiment", "document", "data", "description")]
     rows += [(e.name, e.document, e.data, e.summary) for e in registry().values()]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return "\n".join(

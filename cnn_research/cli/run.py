@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from cnn_research.core.config import did_you_mean
 from cnn_research.core.errors import UsageError
@@ -89,14 +90,14 @@ def bind_mode(
     mode: str | None = None,
     source: str | None = None,
     *,
-    neighbours: int = 0,
-    profile: bool = False,
     replicas: int | None = None,
+    **options: Any,
 ) -> Callable[[Path], Result]:
     """Return the function that runs an experiment in a folder, after all checks that need no data.
 
     Args and errors are those of `run`; nothing is imported until the function is called.
     """
+    options = {option: value for option, value in options.items() if value}
     modes = modes_of(experiment)
     if not modes:
         raise UsageError(f"{type(experiment).__name__} has no modes: add it to `cli.run.MODES`")
@@ -110,24 +111,22 @@ def bind_mode(
     chosen = modes[name]
     if chosen.takes("input") and source is None:
         raise UsageError(f"--mode={name} needs --input=IMAGES: a file, a folder or a pattern")
-    options = {"profile": profile or None, "neighbours": neighbours or None}
-    for option, value in {"input": source, "replicas": replicas, **options}.items():
-        if value is not None and not chosen.takes(option):
+    given = {"input": source, "replicas": replicas, **options}
+    for option in [option for option, value in given.items() if value is not None]:
+        if not chosen.takes(option):
             takers = "|".join(key for key, each in modes.items() if each.takes(option))
             where = f"--mode={takers}" if takers else "another kind of experiment"
             raise UsageError(f"--{option} goes with {where}; got --mode={name}")
-    for option, value, least in (("neighbours", neighbours, 0), ("replicas", replicas, 1)):
-        if value is not None and value < least:
-            raise UsageError(f"--{option} is {value}: must be {least} or more")
+        if option in ("neighbours", "replicas") and given[option] < 1:
+            raise UsageError(f"--{option} is {given[option]}: must be 1 or more")
     experiment.check()
     arguments = tuple(value for value in (source, replicas) if value is not None)
-    keywords = {option: value for option, value in options.items() if value is not None}
 
     def call(workdir: Path) -> Result:
         path = chosen.function if replicas is None else chosen.replicated
         module, _, function = path.partition(":")
         called = getattr(importlib.import_module(module), function)
-        return called(experiment, workdir.absolute(), *arguments, **keywords)
+        return called(experiment, workdir.absolute(), *arguments, **options)
 
     return call
 
@@ -150,7 +149,8 @@ def run(
             command line.
         neighbours: number of nearest training images shown beside each prediction.
         profile: trace a few train steps, without changing the run.
-        replicas: train so many seeds at once, in a folder below `workdir` each; None for one run.
+        replicas: number of seeds to train at once, in a folder below `workdir` each; None for one
+            run.
 
     Raises:
         UsageError: the experiment has no such mode, the mode does not take what was given, or

@@ -1,4 +1,4 @@
-"""`python -m cnn_research.sweep`: many runs of one question, here or on SLURM."""
+"""`python -m cnn_research.sweep`: many runs for one question, on this machine or on SLURM."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cnn_research.core.errors import UsageError, UserError, run_command
 from cnn_research.core.progress import duration
@@ -16,10 +17,10 @@ from cnn_research.sweep import definition, local, slurm, states
 from cnn_research.sweep.source import copy_source
 
 EPILOG = """\
-Other words are overrides of every run, as launch.py takes them: --epochs=3 --batch-size=64.
-The same command again runs what is missing or failed, and nothing else.
+All other arguments override fields of every run, as for launch.py: --epochs=3 --batch-size=64.
+Repeat the command to run only what is missing or failed.
 
-  python -m cnn_research.sweep status FOLDER    how far a sweep is
+  python -m cnn_research.sweep status FOLDER    show the progress of a sweep
 """
 
 SLURM_ONLY = ("partition", "time", "cpus", "gpus", "memory", "parallel")
@@ -36,47 +37,37 @@ def main(words: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m cnn_research.sweep",
-        description="Many runs of one question: grids, lists, seeds, or a search.",
+        description="Run many variants of an experiment: grids, lists, seeds, or a search.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    # In the order of --help: the runs first, then the machines for them.
-    what = parser.add_argument_group("what is run")
-    for name, metavar, text in (
-        ("experiment", "NAME", "again for another"),
-        ("grid", "FIELD=A,B", "values of a field; every combination of all grids is run"),
-        ("variant", "WORDS", "overrides that go together; again for another"),
-        (
-            *("search", "FIELD=LOW..HIGH"),
-            "a field that Optuna chooses: '1e-4..1e-2 log', 16..64, or adam,sgd",
-        ),
-    ):
-        what.add_argument(f"--{name}", action="append", default=[], metavar=metavar, help=text)
-    for name, text in (
-        ("seeds", "run it all with seeds 0 to N-1"),
-        ("trials", "how many runs a search comes to"),
-    ):
-        what.add_argument(f"--{name}", type=int, default=0, metavar="N", help=text)
-    text = "all of that from a file: experiments/sweeps/"
-    what.add_argument("--file", type=Path, metavar="FILE.toml", help=text)
-    where = parser.add_argument_group("where")
-    text = "of the sweep (default: runs/NAME-HASH)"
-    where.add_argument("--workdir", type=Path, metavar="FOLDER", help=text)
-    where.add_argument("--cluster", choices=("local", "slurm"), default="local")
-    for name, kind, metavar, text in (
-        ("workers", int, "N", "here: processes side by side (default: 1)"),
-        ("partition", str, "NAME", "on SLURM: of the cluster"),
-        (
-            *("time", int, "MINUTES"),
-            f"after which a run saves, and queues again (default: {MINUTES})",
-        ),
-        ("cpus", int, "N", "of each run"),
-        ("gpus", int, "N", "of each run"),
-        ("memory", float, "GB", "of each run"),
-        ("parallel", int, "N", f"at most so many runs at a time (default: {PARALLEL})"),
-    ):
-        where.add_argument(f"--{name}", type=kind, metavar=metavar, help=text)
+    repeated: Any = {"action": "append", "default": []}
+    add = parser.add_argument_group("the runs").add_argument
+    add("--experiment", **repeated, metavar="NAME", help="an experiment; may be repeated")
+    text = "values of a field; with several grids, every combination is run"
+    add("--grid", **repeated, metavar="FIELD=A,B", help=text)
+    text = "overrides of one run, separated by spaces; may be repeated"
+    add("--variant", **repeated, metavar="WORDS", help=text)
+    text = "values that Optuna chooses from: '1e-4..1e-2 log', 16..64, or adam,sgd"
+    add("--search", **repeated, metavar="FIELD=LOW..HIGH", help=text)
+    add("--seeds", type=int, default=0, metavar="N", help="repeat all runs with seeds 0 to N-1")
+    add("--trials", type=int, default=0, metavar="N", help="number of runs of a search")
+    text = "a file with all of these, as in experiments/sweeps/"
+    add("--file", type=Path, metavar="FILE.toml", help=text)
+    add = parser.add_argument_group("the machines").add_argument
+    text = "folder of the sweep (default: runs/NAME-HASH)"
+    add("--workdir", type=Path, metavar="FOLDER", help=text)
+    add("--cluster", choices=("local", "slurm"), default="local")
+    add("--workers", type=int, metavar="N", help="local: number of processes (default: 1)")
+    add("--partition", metavar="NAME", help="slurm: partition of the cluster")
+    text = f"slurm: time limit, at which a run saves and is queued again (default: {MINUTES})"
+    add("--time", type=int, metavar="MINUTES", help=text)
+    add("--cpus", type=int, metavar="N", help="slurm: processor cores of each run")
+    add("--gpus", type=int, metavar="N", help="slurm: GPUs of each run")
+    add("--memory", type=float, metavar="GB", help="slurm: memory of each run")
+    text = f"slurm: largest number of simultaneous runs (default: {PARALLEL})"
+    add("--parallel", type=int, metavar="N", help=text)
     return parser
 
 
@@ -98,7 +89,7 @@ def _sweep(arguments: Sequence[str]) -> int:
     if on_slurm:
         if sweep.search:
             raise UsageError(
-                "a search decides by the runs before, so it needs a process that stays: leave "
+                "a search needs a process that stays until its runs have ended: leave "
                 "--cluster=slurm out, in a job of its own or on any machine"
             )
         slurm.check()
@@ -114,7 +105,7 @@ def _sweep(arguments: Sequence[str]) -> int:
         left = _left(runs, folder)
         if left or on_slurm:
             done = len(runs) - len(left)
-            before = f"{done} complete or on their way, " if done else ""
+            before = f"{done} complete or submitted, " if done else ""
             print(f"{len(runs)} runs in {folder}: {before}{len(left)} to run", flush=True)
         if on_slurm:
             return _submit(left, folder, options)
@@ -141,7 +132,7 @@ def _definition(options: argparse.Namespace, words: Sequence[str]) -> definition
         )
     typed = ("experiment", "grid", "variant", "seeds", "search", "trials")
     if also := [name for name in typed if getattr(options, name)]:
-        raise UsageError(f"--{also[0]} is what --file says: give one of the two")
+        raise UsageError(f"--{also[0]} and --file exclude each other: give one of the two")
     sweep = definition.from_toml(options.file)
     return dataclasses.replace(sweep, words=(*sweep.words, *words))
 
@@ -156,7 +147,7 @@ def _assignment(text: str) -> tuple[str, str]:
 def _run(feed: local.Feed, workers: int, folder: Path, progress: _Progress, what: str) -> None:
     stopped = local.run_locally(feed, workers, copy_source(folder), progress)
     if stopped:
-        raise stopped.error(f"{progress} {what} are over in {folder}")
+        raise stopped.error(f"{progress} {what} have ended in {folder}")
 
 
 def _search(sweep: definition.Sweep, folder: Path, workers: int) -> int:
@@ -172,7 +163,7 @@ def _search(sweep: definition.Sweep, folder: Path, workers: int) -> int:
         definition.write(sweep, (), folder)
         progress = _Progress(sweep.trials, feed.num_finished)
         if feed.num_finished < sweep.trials:
-            print(f"{progress} trials are over; the others run in {folder}")
+            print(f"{progress} trials have ended; the others run in {folder}")
             _run(feed, workers, folder, progress, "trials")
         print(feed.best(), flush=True)
         return _conclude(definition.trial_folders(folder), folder)
@@ -193,20 +184,20 @@ def _submit(left: Sequence[definition.Run], folder: Path, options: argparse.Name
             array_parallelism=parallel,
         )
         print(f"Submitted as job {number}: {len(left)} runs, at most {parallel} at a time.")
-    print(f"Look at it: python -m cnn_research.sweep status {folder}")
+    print(f"Progress: python -m cnn_research.sweep status {folder}")
     return 0
 
 
 def _left(runs: Sequence[definition.Run], folder: Path) -> list[definition.Run]:
-    """The runs that are neither complete nor on their way; an error if nobody can say."""
+    """The runs that are neither complete nor queued; an error if the queue does not answer."""
     left = [run for run in runs if states.read(run.workdir).state not in states.ENDED]
     jobs = read_json(folder / states.JOBS)
     submitted = sum(run.name in jobs for run in left)
     queue = states.jobs_in_queue() if submitted else {}
     if queue is None:
         raise UserError(
-            f"squeue does not answer, and {submitted} runs that were submitted may be on "
-            "their way: nothing was begun; try again where and when it answers, or remove "
+            f"squeue does not answer, and {submitted} submitted runs may still be queued: nothing "
+            "was started; try again when it answers, or remove "
             f"{folder / states.JOBS} if none of them is"
         )
     return [run for run in left if jobs.get(run.name) not in queue]
@@ -261,7 +252,7 @@ def _conclude(workdirs: Sequence[Path], folder: Path) -> int:
 def _status(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m cnn_research.sweep status",
-        description="How far the runs of a sweep are; on a terminal, until all are over.",
+        description="Show the progress of a sweep; on a terminal, until all runs have ended.",
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     folder = parser.parse_args(arguments).folder
