@@ -25,6 +25,8 @@ from cnn_research.models.layer_outputs import (
 from cnn_research.models.layers import BatchNorm, Conv
 from cnn_research.tasks.regression import Regression
 from cnn_research.train.config import Training
+from cnn_research.train.evaluator import scaled
+from cnn_research.train.trained import TrainedModel
 from cnn_research.workflows.galleries import Features
 from cnn_research.workflows.galleries import features as gallery
 from cnn_research.workflows.galleries.feature_pictures import filter_slices, overlaid, stretched
@@ -239,12 +241,12 @@ def test_grad_cam_for_a_class_shows_images_of_it(trained, tmp_path, monkeypatch)
     assert labels == ["7"] * 12 and title == "Grad-CAM for the class 7"
     assert len(images) == len(cams) == len(said) == 12
     assert subtitle.startswith("at the output of BatchNorm_1")
-    opened = gallery.open_run(chosen)
-    indices = np.flatnonzero(opened.split.labels["label"] == 7)[:12]
-    x = opened.preprocess(opened.split.images[indices])
-    expected, _ = grad_cam(
-        opened.training.model, opened.variables, x, jnp.full(12, 7), "BatchNorm_1"
-    )
+    model = TrainedModel.load(trained)
+    split = model.load_data().splits["test"]
+    indices = np.flatnonzero(split.labels["label"] == 7)[:12]
+    x = scaled(jnp.asarray(split.images[indices]), model.experiment)
+    network = model.experiment.model
+    expected, _ = grad_cam(network, model.host_variables, x, jnp.full(12, 7), "BatchNorm_1")
     np.testing.assert_allclose(cams, expected, rtol=1e-4, atol=1e-6)
 
 
@@ -272,9 +274,9 @@ def test_a_regression_has_features_too(tmp_path, monkeypatch):
         def variables(self):
             return variables
 
-    found = layers(model, variables, dataset.image_shape)
-    opened = gallery.Opened(training, dataset, State(), splits["test"], found)
-    monkeypatch.setattr(gallery, "open_run", lambda experiment: opened)
+    found = TrainedModel(tmp_path, training, State(), dataset.image_shape, {})
+    monkeypatch.setattr(TrainedModel, "load", lambda folder: found)
+    monkeypatch.setattr(TrainedModel, "load_data", lambda self: dataset)
     run(Features(run="photographs", units=9), tmp_path / "features")
     text = (tmp_path / "features" / "report" / "report.md").read_text()
     assert "Where the image speaks for a larger estimate" in text

@@ -70,6 +70,11 @@ class TrainedModel:
         check_same_data(self.workdir, dataset)
         return dataset
 
+    @functools.cached_property
+    def host_variables(self) -> dict[str, Any]:
+        """Parameters and statistics on the host: of several processes, each has them all."""
+        return jax.tree.map(np.asarray, self.state.variables())
+
     def forward(
         self, formulation: ops.Formulation | None = None
     ) -> Callable[[jax.Array], jax.Array]:
@@ -81,7 +86,7 @@ class TrainedModel:
         """
         # Of images also where it was trained on cached features.
         experiment = dataclasses.replace(self.experiment, transfer=Transfer())
-        variables = jax.tree.map(np.asarray, self.state.variables())
+        variables = self.host_variables
 
         def under(formulation: ops.Formulation) -> Callable[..., jax.Array]:
             def outputs(variables: Any, images: jax.Array) -> jax.Array:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cnn_research.core.config import did_you_mean, register_config
@@ -24,11 +26,12 @@ from cnn_research.models.layer_outputs import (
     top_activating_images,
 )
 from cnn_research.report.markdown import markdown_table
-from cnn_research.train.config import Training
-from cnn_research.train.state import TrainState
 from cnn_research.workflows.galleries.feature_pictures import cams_figure, layer_figure, maps_figure
 from cnn_research.workflows.galleries.gallery import gallery_page
 from cnn_research.workflows.page import Page
+
+if TYPE_CHECKING:
+    from cnn_research.train.trained import TrainedModel
 
 BEST = 8
 CAMS = 12
@@ -64,97 +67,69 @@ class Features(Experiment):
             raise UsageError("--run is missing: the folder of a trained run, as --run=runs/a")
 
 
-@dataclasses.dataclass(frozen=True)
-class Opened:
-    """A trained run, opened for drawing: the experiment bound to its data, and the reported state.
-
-    `split` has the images that are shown, `layers` every module whose output is a map.
-    """
-
-    training: Training
-    dataset: Dataset
-    state: TrainState
-    split: Split
-    layers: Sequence[Layer]
-
-    @property
-    def variables(self) -> dict[str, Any]:
-        # On the host: of several processes, each draws by itself.
-        return jax.tree.map(np.asarray, self.state.variables())
-
-    @property
-    def head(self) -> str:
-        """The run's first head, whose classes are shown."""
-        return self.training.task.heads[0]
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Of that head; empty where it estimates a number."""
-        return self.dataset.class_names.get(self.head, ())
-
-    def preprocess(self, images: Any) -> jax.Array:
-        """uint8 images as the model sees them."""
-        from cnn_research.train.evaluator import scaled
-
-        return scaled(jax.numpy.asarray(images), self.training)
-
-    def label(self, index: int) -> str:
-        """The class or number of the image at `index` of the split."""
-        value = self.split.labels[self.head][index]
-        if not self.class_names:
-            return f"{value:.4g}"
-        return "unknown" if value < 0 else self.class_names[value]
-
-
 def draw(experiment: Features, workdir: Path) -> Result:
     """Draw the run's features into a folder of their own.
 
-    Raises `UserError` if there is no such run, layer, class or image.
-    """
-    opened = open_run(experiment)
-    convolutions = [layer for layer in opened.layers if layer.kernel]
-    if not convolutions:
-        raise UserError(f"the network of {experiment.run} has no convolution: nothing to show")
-    chosen = spread(convolutions, experiment.layers)
-    seen_at = cam_layer(opened.layers, experiment.cam_layer)
-    target = target_index(opened.class_names, experiment.target_class)
-    indices = cam_images(opened, target)
-    step, name = int(opened.state.step), opened.training.name or "a training"
-    facts = {"run": experiment.run, "step": step}
-    with gallery_page(experiment, workdir, f"What {name} has learned to see", **facts) as page:
-        page.text(
-            f"The run {experiment.run} at step {step:,}; images of the {experiment.split} split. A "
-            "convolution's map is its output before normalisation and activation."
-        )
-        _feature_maps(page, opened, experiment, chosen)
-        _top_activations(page, opened, experiment, chosen)
-        _grad_cam(page, opened, seen_at, target, indices)
-    return Result(workdir, step, {})
-
-
-def open_run(experiment: Features) -> Opened:
-    """Open `experiment.run`.
-
-    Raises `UserError` if the folder holds no trained network, or the split is not there.
+    Raises `UserError` if there is no such run, split, layer, class or image.
     """
     # Orbax, which takes a second, is not needed to list experiments.
     from cnn_research.train.trained import TrainedModel
 
-    folder = Path(experiment.run).absolute()
-    model = TrainedModel.load(folder)
-    training, dataset, state = model.experiment, model.load_data(), model.state
+    model = TrainedModel.load(Path(experiment.run).absolute())
+    dataset = model.load_data()
+    split = shown_split(experiment, dataset)
+    head = model.experiment.task.heads[0]
+
+    def label(index: int) -> str:
+        value = dataset.label(split, head, index)
+        return f"{value:.4g}" if isinstance(value, float) else value or "unknown"
+
+    # All that may be wrong with the fields is found before the page is begun.
+    found = layers(model.experiment.model, model.host_variables, model.image_shape)
+    convolutions = [layer for layer in found if layer.kernel]
+    if not convolutions:
+        raise UserError(f"the network of {experiment.run} has no convolution: nothing to show")
+    chosen = spread(convolutions, experiment.layers)
+    seen_at = cam_layer(found, experiment.cam_layer)
+    class_names = model.class_names.get(head, ())
+    target = target_index(class_names, experiment.target_class)
+    indices = cam_images(split.labels[head], class_names, target)
+
+    step, name = int(model.state.step), model.experiment.name or "a training"
+    facts = {"run": experiment.run, "step": step}
+    with gallery_page(experiment, workdir, f"Features of {name}", **facts) as page:
+        page.text(
+            f"The run {experiment.run} at step {step:,}; images of the {experiment.split} split. A "
+            "convolution's map is its output before normalisation and activation."
+        )
+        page.text("## Feature maps")
+        page.text(layers_table(convolutions, chosen))
+        image = split.images[experiment.example]
+        shown = _maps(model, image, chosen, experiment.units)
+        page.picture(
+            "feature_maps",
+            maps_figure(image, label(experiment.example), chosen, shown),
+            "Each map from its least value, black, to its largest, white.",
+        )
+        _top_activations(page, model, split.images, experiment, chosen, label)
+        labels = [label(index) for index in indices]
+        _grad_cam(page, model, split.images[indices], labels, seen_at, target)
+    return Result(workdir, step, {})
+
+
+def shown_split(experiment: Features, dataset: Dataset) -> Split:
+    """The split whose images are shown; an error if it, or the example in it, is not there."""
     if experiment.split not in dataset.splits:
         raise UserError(
             f"data set {dataset.name} has no {experiment.split} split: give --split, one of "
             f"{', '.join(dataset.splits)}"
         )
     split = dataset.splits[experiment.split]
-    if not 0 <= experiment.example < len(split):
+    if experiment.example >= len(split):
         raise UsageError(
             f"--example is {experiment.example}: the split has images 0 to {len(split) - 1}"
         )
-    found = layers(training.model, state.variables(), dataset.image_shape)
-    return Opened(training, dataset, state, split, found)
+    return split
 
 
 def spread(items: Sequence[Layer], count: int) -> list[Layer]:
@@ -164,91 +139,101 @@ def spread(items: Sequence[Layer], count: int) -> list[Layer]:
     return [items[round(at)] for at in np.linspace(0, len(items) - 1, count)]
 
 
-def _feature_maps(
-    page: Page, opened: Opened, experiment: Features, chosen: Sequence[Layer]
-) -> None:
-    """Add a table of the convolutions, and the maps of one image."""
-    convolutions = [layer for layer in opened.layers if layer.kernel]
-    page.text("## Feature maps")
-    if len(chosen) < len(convolutions):
-        page.text(f"{len(chosen)} of {len(convolutions)} convolutions are shown (--layers).")
+def layers_table(convolutions: Sequence[Layer], chosen: Sequence[Layer]) -> str:
+    """A Markdown table of all convolutions, which says whether they are shown."""
     rows = []
     for layer in convolutions:
         (height, width, inputs), (tall, wide, units) = layer.kernel or (0, 0, 0), layer.shape
         sizes = (f"{height}x{width}", f"{inputs}", f"{tall}x{wide}", f"{units}")
         rows.append((layer.path, *sizes, "yes" if layer in chosen else ""))
     header = ("convolution", "kernel", "inputs", "map", "units", "shown")
-    page.text(markdown_table(header, rows))
-    image, paths = opened.split.images[experiment.example], [layer.path for layer in chosen]
-    _, found = jax.jit(lambda v, x: maps(opened.training.model, v, x, paths))(
-        opened.variables, opened.preprocess(image[None])
-    )
-    shown = [np.asarray(each[0, ..., : experiment.units]) for each in found]
-    page.picture(
-        "feature_maps",
-        maps_figure(image, opened.label(experiment.example), chosen, shown),
-        "Each map from its least value, black, to its largest, white.",
-    )
+    counts = f"{len(chosen)} of {len(convolutions)} convolutions are shown (--layers)."
+    return f"{counts}\n\n{markdown_table(header, rows)}"
+
+
+def _maps(
+    model: TrainedModel, image: np.ndarray, chosen: Sequence[Layer], units: int
+) -> list[np.ndarray]:
+    """The maps of an image, `[height, width, units]` for each layer, of the first units."""
+    network, paths = model.experiment.model, [layer.path for layer in chosen]
+    of_each = jax.jit(lambda v, x: maps(network, v, x, paths)[1])
+    found = of_each(model.host_variables, _inputs(model, image[None]))
+    return [np.asarray(each[0, ..., :units]) for each in found]
+
+
+def _inputs(model: TrainedModel, images: Any) -> jax.Array:
+    """uint8 images as the model sees them."""
+    from cnn_research.train.evaluator import scaled
+
+    return scaled(jnp.asarray(images), model.experiment)
 
 
 def _top_activations(
-    page: Page, opened: Opened, experiment: Features, chosen: Sequence[Layer]
+    page: Page,
+    model: TrainedModel,
+    images: np.ndarray,
+    experiment: Features,
+    chosen: Sequence[Layer],
+    label: Callable[[int], str],
 ) -> None:
     """Add each layer's filters beside the images that excite them most."""
-    split, variables = opened.split, opened.variables
     # A split may be sorted by class: from all of it.
-    searched = np.unique(np.linspace(0, len(split) - 1, experiment.search).astype(int))
+    searched = np.unique(np.linspace(0, len(images) - 1, experiment.search).astype(int))
     page.text("## Filters, and the images that excite them most")
     page.text(
-        f"Searched: {len(searched):,} of the split's {len(split):,} images. The cross is where "
+        f"Searched: {len(searched):,} of the split's {len(images):,} images. The cross is where "
         "the output is largest."
     )
     top_activations = top_activating_images(
-        *(opened.training.model, variables, split.images, searched, opened.preprocess, chosen),
+        *(model.experiment.model, model.host_variables, images, searched),
+        *(functools.partial(_inputs, model), chosen),
         units=experiment.units,
         best=BEST,
     )
     for number, (layer, activations) in enumerate(zip(chosen, top_activations), start=1):
-        kernels = np.asarray(kernel_of(variables, layer.path), np.float32)
+        kernels = np.asarray(kernel_of(model.host_variables, layer.path), np.float32)
         page.picture(
             f"layer_{number}",
-            layer_figure(layer, kernels, split.images, activations, opened.label),
+            layer_figure(layer, kernels, images, activations, label),
             f"{layer.path}: {len(activations.indices)} of {layer.shape[2]} units. "
             "In a filter, zero is mid-grey.",
         )
 
 
 def _grad_cam(
-    page: Page, opened: Opened, layer: Layer, target: int | None, indices: np.ndarray
+    page: Page,
+    model: TrainedModel,
+    pixels: np.ndarray,
+    labels: Sequence[str],
+    layer: Layer,
+    target: int | None,
 ) -> None:
     """Add Grad-CAM at a layer for a class, or for what is predicted."""
-    model, variables, classes = opened.training.model, opened.variables, len(opened.class_names)
-    pixels = opened.split.images[indices]
-    images = opened.preprocess(pixels)
-    outputs = np.asarray(jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images))
+    network, variables, images = (
+        model.experiment.model,
+        model.host_variables,
+        _inputs(model, pixels),
+    )
+    head = model.experiment.task.heads[0]
+    classes = model.class_names.get(head, ())
+    outputs = np.asarray(jax.jit(lambda v, x: network.apply(v, x, train=False))(variables, images))
     # The first head's outputs stand first; where it estimates a number, that is the only one.
-    targets = outputs[:, : max(1, classes)].argmax(axis=1)
+    targets = outputs[:, : max(1, len(classes))].argmax(axis=1)
     speaks_for = "the predicted class" if classes else "a larger estimate"
     if target is not None:
-        targets = np.full(len(indices), target)
-        speaks_for = f"the class {opened.class_names[target]}"
-    cams, _ = jax.jit(lambda v, x, t: grad_cam(model, v, x, t, layer.path))(
+        targets = np.full(len(pixels), target)
+        speaks_for = f"the class {classes[target]}"
+    cams, _ = jax.jit(lambda v, x, t: grad_cam(network, v, x, t, layer.path))(
         variables, images, targets
     )
-    answers = opened.training.fitted_task.answers(outputs, opened.dataset.class_names)
+    answers = model.experiment.fitted_task.answers(outputs, model.class_names)
+    predicted = [f"predicted: {answer[head].text}" for answer in answers]
+    title = f"Grad-CAM for {speaks_for}"
     at = f"at the output of {layer.path}, {layer.shape[0]}x{layer.shape[1]}x{layer.shape[2]}"
-    figure = cams_figure(
-        pixels,
-        np.asarray(cams),
-        [opened.label(index) for index in indices],
-        [f"predicted: {answer[opened.head].text}" for answer in answers],
-        f"Grad-CAM for {speaks_for}",
-        at,
-    )
     page.text("## Grad-CAM")
     page.picture(
         "grad_cam",
-        figure,
+        cams_figure(pixels, np.asarray(cams), labels, predicted, title, at),
         f"Where the image speaks for {speaks_for}, {at}: red is most. Each map is scaled to its "
         "own largest value.",
     )
@@ -288,22 +273,20 @@ def target_index(class_names: Sequence[str], name: str) -> int | None:
     return class_names.index(name)
 
 
-def cam_images(opened: Opened, target: int | None) -> np.ndarray:
+def cam_images(labels: np.ndarray, class_names: Sequence[str], target: int | None) -> np.ndarray:
     """Indices, int `[shown]`: images of the target class, or the first of each class, or the first.
 
-    Raises `UserError` if the split has no image of the target class.
+    Raises `UserError` if the split, of these labels, has no image of the target class.
     """
-    labels = np.asarray(opened.split.labels[opened.head])
+    indices = np.empty(0, int)
     if target is not None:
         indices = np.flatnonzero(labels == target)
         if not len(indices):
             raise UserError(
-                f"the split has no image of class {opened.class_names[target]}: name another "
+                f"the split has no image of class {class_names[target]}: name another "
                 "--target-class or --split"
             )
-    elif opened.class_names:
+    elif class_names:
         kinds, first = np.unique(labels, return_index=True)
         indices = first[kinds >= 0]
-    else:
-        indices = np.empty(0, int)
     return indices[:CAMS] if len(indices) else np.arange(len(labels))[:CAMS]
