@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.results import launch
-from cnn_research.report.compare import main as report
+from cnn_research.report.__main__ import main as report
 
 
 def main() -> int:

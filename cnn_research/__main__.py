@@ -17,7 +17,7 @@ from cnn_research.core.errors import UsageError, run_command
 COMMANDS = {
     "data": "cnn_research.data.__main__",
     "models": "cnn_research.models.__main__",
-    "report": "cnn_research.report.compare",
+    "report": "cnn_research.report.__main__",
     "sweep": "cnn_research.sweep.__main__",
     "serve": "cnn_research.inference.serve.__main__",
     "doctor": "cnn_research.cli.doctor",

@@ -223,7 +223,7 @@ def test_rounds_discard_flipped_labels_and_a_restart_runs_nothing(folder, tmp_pa
     assert shares[1] < 0.17 and shares[2] < 0.05
     assert result.metrics["round_2"]["validation"]["accuracy"] > 0.95
     report = (tmp_path / "run" / "report" / "report.md").read_text()
-    assert report.count("![Discarded crops") == 2 and "| 2 " in report
+    assert report.count("![Discarded crops") == 2 and "|     2 |" in report
 
     monkeypatch.setattr("cnn_research.train.loop.train", lambda *_: pytest.fail("trained again"))
     again = run(experiment, tmp_path / "run")

@@ -26,8 +26,8 @@ from cnn_research.core.experiment import lookup
 from cnn_research.core.metrics_log import by_epoch
 from cnn_research.inference.predict import Prediction, predictions_plot
 from cnn_research.report import plots
+from cnn_research.report.__main__ import main
 from cnn_research.report.change_log import WIDEST_COLUMN, change_log
-from cnn_research.report.compare import main
 from cnn_research.report.html import write_page
 from cnn_research.report.markdown import markdown_table
 from cnn_research.report.page import write_report
@@ -296,7 +296,10 @@ def test_the_page_takes_what_the_data_calls_its_classes_for_text(tmp_path):
     page = write_page(tmp_path, parts, {"seed": 3}).read_text()
     assert "<script" not in page and "<em" not in page and "<img" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt; *a* [b](c)" in page
-    assert '<td class="number">7</td>' in page and '<th class="number">times</th>' in page
+    assert (
+        '<td style="text-align:right">7</td>' in page
+        and '<th style="text-align:right">times</th>' in page
+    )
     assert "&quot;seed&quot;: 3" in page
 
 

@@ -1,8 +1,126 @@
-"""`python -m cnn_research.report`: tables over many runs."""
+"""`python -m cnn_research.report RUN...`: tables over runs."""
 
+from __future__ import annotations
+
+import argparse
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
-from cnn_research.report.compare import main
+from cnn_research.core.errors import UsageError, run_command
+from cnn_research.core.metrics_log import read_metrics
+from cnn_research.core.run_folder import REPORT_FOLDER, RUN, read_json, write_json, write_text
+from cnn_research.report.change_log import (
+    change_log,
+    log_as_html,
+    log_as_markdown,
+    write_log_as_xlsx,
+)
+from cnn_research.report.html import HTML
+from cnn_research.report.runs import (
+    Group,
+    as_markdown,
+    group_runs,
+    is_finished,
+    read_run,
+    results,
+    run_folders,
+    stage_folders,
+    summary,
+)
+
+OUTPUTS = (".md", ".csv", ".xlsx", ".html", ".json")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m cnn_research.report",
+        description="Mean and standard deviation over the seeds of runs, one row per config.",
+    )
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="the folder of a run, or of several: of a sweep, of replicas, of a pipeline's stages",
+    )
+    parser.add_argument(
+        "--format", choices=("markdown", "csv"), default="markdown", help="what is printed"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="also write FILE.md, FILE.csv, FILE.xlsx or, with curves, FILE.html: the log of what "
+        "each config changes against the first run's, and its results; or FILE.json: the figures "
+        "of runs of one config with all that it takes to repeat them",
+    )
+    options = parser.parse_args(arguments)
+    return run_command(lambda _: _compare(options.runs, options.format, options.output))
+
+
+def _compare(folders: Sequence[Path], table_format: str, output: Path | None) -> None:
+    if output is not None and output.suffix not in OUTPUTS:
+        raise UsageError(f"--output is {output}: its name must end in {', '.join(OUTPUTS)}")
+    # One folder given twice would pass for two runs.
+    runs = {run.resolve(): run for folder in folders for run in run_folders(folder)}.values()
+    stages = {folder: stage_folders(folder) for folder in runs}
+    read = [(run, read_run(run)) for folder, below in stages.items() for run in below or [folder]]
+    groups = group_runs(run for _, run in read if run is not None)
+    if output is not None:
+        order = [folder for folder, _ in read]
+        _write(output, sorted(groups, key=lambda g: min(order.index(r.folder) for r in g.runs)))
+    if groups:
+        as_csv = table_format == "csv"
+        table = summary(groups).to_csv(index=False) if as_csv else as_markdown(groups)
+        print(table.rstrip("\n"), flush=True)
+    pipelines = [folder for folder, below in stages.items() if below and not is_finished(folder)]
+    for folder in [*pipelines, *(folder for folder, run in read if run is None)]:
+        print(_why_missing(folder), file=sys.stderr)
+    for group in groups:
+        if len(set(group.seeds)) < len(group.seeds):
+            print(
+                f"note: {group.name} has runs with the same seed {group.seeds}; "
+                "their spread is not one over seeds",
+                file=sys.stderr,
+            )
+
+
+def _why_missing(folder: Path) -> str:
+    """Reason why a folder has no row."""
+    page = folder / REPORT_FOLDER / HTML
+    if is_finished(folder):
+        reason = f"its page is {page}" if page.exists() else "it was trained, but not evaluated"
+        return f"no figures: {folder} ({reason})"
+    record = read_json(folder / RUN)
+    if "finished" in record:
+        return f"unfinished: {folder} ({len(record.get('stages', ()))} stages complete)"
+    step = max((row["step"] for row in read_metrics(folder)), default=0)
+    return f"unfinished: {folder} (step {step})"
+
+
+def _write(output: Path, groups: Sequence[Group]) -> None:
+    """Write `--output`; the groups stand in the order of their runs."""
+    if not groups:
+        raise UsageError(f"no run is finished: there is nothing to write to {output}")
+    if output.suffix == ".json" and len(groups) != 1:
+        raise UsageError(
+            f"--output {output} takes finished runs of one config, not of {len(groups)}: "
+            "give those runs only, or write the log of them all as .md, .csv, .xlsx or .html"
+        )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if output.suffix == ".json":
+        write_json(output, results(groups[0], output.stem))
+    elif output.suffix == ".xlsx":
+        write_log_as_xlsx(change_log(groups), output)
+    elif output.suffix == ".html":
+        write_text(output, log_as_html(change_log(groups), groups))
+    elif output.suffix == ".csv":
+        write_text(output, change_log(groups).to_csv(index=False))
+    else:
+        write_text(output, log_as_markdown(change_log(groups)).rstrip("\n") + "\n")
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -132,7 +132,6 @@ def log_as_markdown(log: DataFrame) -> str:
 def write_log_as_xlsx(log: DataFrame, file: Path) -> None:
     """The log for a spreadsheet: numbers as numbers, the header in sight, a filter per column."""
     from openpyxl.styles import Alignment
-    from openpyxl.utils import get_column_letter
     from pandas import ExcelWriter
 
     formats = {"gain": "+0.0000;-0.0000;0.0000", "wall_seconds": "0.0", "parameters": "#,##0"}
@@ -140,18 +139,16 @@ def write_log_as_xlsx(log: DataFrame, file: Path) -> None:
     with temporary.open("wb") as opened, ExcelWriter(opened, engine="openpyxl") as writer:
         log.to_excel(writer, sheet_name="log", index=False, freeze_panes=(1, 1))
         sheet = writer.sheets["log"]
-        for number_, name in enumerate(log.columns, start=1):
-            letter = get_column_letter(number_)
-            texts = [name, *(value for value in log[name] if isinstance(value, str))]
-            sheet.column_dimensions[letter].width = min(max(map(len, texts)), WIDEST_COLUMN) + 3
-            for cell in sheet[letter][1:]:
-                text = isinstance(cell.value, str)
-                cell.alignment = Alignment(vertical="top", wrap_text=text)
-                if text:
-                    cell.data_type = "s"  # also where it begins with '=', like a formula
-                else:
-                    whole = isinstance(cell.value, int)
-                    cell.number_format = formats.get(name, "General" if whole else "0.0000")
+        for header, *cells in sheet.iter_cols():
+            texts = [cell for cell in cells if isinstance(cell.value, str)]
+            longest = max(len(cell.value) for cell in (header, *texts))
+            sheet.column_dimensions[header.column_letter].width = min(longest, WIDEST_COLUMN) + 3
+            for cell in cells:
+                cell.alignment = Alignment(vertical="top", wrap_text=cell in texts)
+                whole = isinstance(cell.value, int)
+                cell.number_format = formats.get(header.value, "General" if whole else "0.0000")
+            for cell in texts:
+                cell.data_type = "s"  # also where it begins with '=', like a formula
         sheet.auto_filter.ref = sheet.dimensions
     os.replace(temporary, file)
 

@@ -6,9 +6,8 @@ import base64
 import io
 import itertools
 import json
-import re
 import string
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -24,7 +23,6 @@ LONGEST_SIDE = 16_383
 """Of a WebP picture, in pixels."""
 DOTS_PER_PIXEL = 1.5
 """Figures have 144 dots an inch, pages 96."""
-NUMBER = re.compile(r"([+-]?[\d,]+(\.\d+)?%?( ± [\d.]+)?|nan)?")
 
 
 def write_page(folder: Path, parts: Iterable[str], config: Mapping[str, Any]) -> Path:
@@ -62,7 +60,6 @@ def as_html(text: str, folder: Path) -> str:
         if token.type == "heading_open":
             token.attrSet("id", f"part-{len(headings)}")
             headings.append((token.tag, escape(inline.content)))
-    _align_numbers(tokens)
     links = (
         f'<a class="{tag}" href="#part-{place}">{name}</a>'
         for place, (tag, name) in enumerate(headings)
@@ -73,23 +70,6 @@ def as_html(text: str, folder: Path) -> str:
     return string.Template(template).substitute(
         title=headings[0][1], contents="\n".join(links), body=body
     )
-
-
-def _align_numbers(tokens: Sequence[Token]) -> None:
-    """Mark the cells of columns in which all cells but the header are numbers."""
-    rows: list[list[tuple[Token, str]]] = []
-    for token, inline in itertools.pairwise(tokens):
-        if token.type == "table_open":
-            rows = []
-        elif token.type == "tr_open":
-            rows.append([])
-        elif token.type in ("th_open", "td_open"):
-            rows[-1].append((token, inline.content))
-        elif token.type == "table_close":
-            for column in zip(*rows, strict=True):
-                if all(NUMBER.fullmatch(content) for _, content in column[1:]):
-                    for cell, _ in column:
-                        cell.attrSet("class", "number")
 
 
 def _code(token: Token) -> str:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
+
+NUMBER = re.compile(r"([+-]?[\d,]+(\.\d+)?%?( ± [\d.]+)?|nan)?")
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table with its columns aligned, so that it also reads well in a terminal."""
+    """A Markdown table with its columns aligned, so that it also reads well in a terminal.
+
+    Columns whose cells are all numbers are aligned to the right.
+    """
     # A class or a path may hold the character that ends a cell.
     lines = [[cell.replace("|", "\\|") for cell in row] for row in (header, *rows)]
-    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        "| " + " | ".join(f"{c:<{w}}" for c, w in zip(line, widths, strict=True)) + " |"
-        for line in lines
-    )
+    columns = []
+    for title, *cells in zip(*lines, strict=True):
+        width = max(3, len(title), *map(len, cells))
+        right = all(NUMBER.fullmatch(cell) for cell in cells)
+        rule = "-" * (width - 1) + ":" if right else "-" * width
+        columns.append([f"{c:{'>' if right else '<'}{width}}" for c in (title, rule, *cells)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in zip(*columns, strict=True))
 
 
 def number(value: float | None) -> str:
