@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UserError
 from cnn_research.core.ranges import NonNegativeFloat, ProperFraction
-from cnn_research.data.dataset import MISSING, UNKNOWN_CLASS
+from cnn_research.data.dataset import MISSING, UNKNOWN_CLASS, Dataset
 from cnn_research.report.page import Predictions
 from cnn_research.tasks.task import FittedTask, SingleHeadTask, Sums, Task, check_measured
-
-if TYPE_CHECKING:
-    import jax
-
-    from cnn_research.data.dataset import Dataset
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,9 +94,6 @@ class Classification(ClassTask, SingleHeadTask, FittedTask):
         Labels are int32 `[batch]`: -1 where not known; -2 where not one of the classes, which is a
         wrong answer without a loss.
         """
-        import jax.numpy as jnp
-        import optax
-
         target = labels[self.head]
         known = jnp.where(target == MISSING, 0, weights)
         seen, target = self._seen(labels, weights)
@@ -113,9 +108,6 @@ class Classification(ClassTask, SingleHeadTask, FittedTask):
         self, outputs: jax.Array, labels: Mapping[str, jax.Array], weights: jax.Array
     ) -> Sums:
         """Cross-entropy with smoothed labels, weights of the classes and adjusted logits."""
-        import jax.nn
-        import optax
-
         if not self.has_training_loss:
             return super().training_loss(outputs, labels, weights)
         seen, target = self._seen(labels, weights)
@@ -128,9 +120,6 @@ class Classification(ClassTask, SingleHeadTask, FittedTask):
 
     def average_views(self, views: Sequence[jax.Array]) -> jax.Array:
         """The logarithm of the views' mean probability."""
-        import jax
-        import jax.numpy as jnp
-
         logs = jnp.stack([jax.nn.log_softmax(logits) for logits in views])
         return jax.nn.logsumexp(logs, axis=0) - jnp.log(len(views))
 
@@ -158,8 +147,6 @@ class Classification(ClassTask, SingleHeadTask, FittedTask):
         self, labels: Mapping[str, jax.Array], weights: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """Weights, 0 where the label is none of the classes, and labels that index into them."""
-        import jax.numpy as jnp
-
         target = labels[self.head]
         seen = target >= 0
         return jnp.where(seen, weights, 0), jnp.where(seen, target, 0)
@@ -195,8 +182,6 @@ class CountedClassification(Classification):
         return self.logit_adjustment * np.log(counts / counts.sum())
 
     def _weight_of(self, target: jax.Array) -> jax.Array | float:
-        import jax.numpy as jnp
-
         return jnp.array(self.weights, jnp.float32)[target]
 
     def _adjusted(self, outputs: jax.Array) -> jax.Array:

@@ -8,20 +8,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from scipy.special import softmax
 
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UserError
+from cnn_research.data.dataset import Dataset
+from cnn_research.ops.kmeans import histogram
 from cnn_research.report.page import Predictions
 from cnn_research.report.plots import GREY, blank_grid, saved, show_image
 from cnn_research.tasks.task import FittedTask, SingleHeadTask, Sums
 
 if TYPE_CHECKING:
-    import jax
     from matplotlib.figure import Figure
-
-    from cnn_research.data.dataset import Dataset
 
 MOST_IMAGES = 24
 LEAST = 1e-12
@@ -73,20 +74,12 @@ class FittedHistogram(Histogram, FittedTask):
     def sums(self, outputs: jax.Array, labels: Mapping[str, jax.Array], weights: jax.Array) -> Sums:
         """Cross-entropy of logits `[batch, clusters]` to the pixels' clusters
         `[batch, height, width]`."""
-        import jax
-        import jax.numpy as jnp
-
-        from cnn_research.ops.kmeans import histogram
-
         target = histogram(labels[self.head], outputs.shape[-1])
         losses = -(target * jax.nn.log_softmax(outputs)).sum(axis=-1)
         return {"loss": (jnp.sum(weights * losses), weights.sum())}
 
     def average_views(self, views: Sequence[jax.Array]) -> jax.Array:
         """The logarithm of the views' mean proportions."""
-        import jax
-        import jax.numpy as jnp
-
         return jnp.log(jnp.stack([jax.nn.softmax(view) for view in views]).mean(axis=0))
 
     def predictions(
@@ -125,11 +118,9 @@ class HistogramPredictions(Predictions):
     @functools.cached_property
     def true(self) -> np.ndarray:
         """The true share of each cluster, float64 `[examples, clusters]`."""
-        flat = self.labels.reshape(len(self), -1).astype(np.int64)
-        clusters = len(self.colours)
-        flat += clusters * np.arange(len(self))[:, None]
-        counts = np.bincount(flat.ravel(), minlength=len(self) * clusters)
-        return counts.reshape(len(self), clusters) / flat.shape[1]
+        pixels = self.labels.reshape(len(self), -1)
+        counts = [np.bincount(row, minlength=len(self.colours)) for row in pixels]
+        return np.stack(counts) / pixels.shape[1]
 
     def metrics(self) -> dict[str, float | int]:
         """Metrics of the estimated histograms.

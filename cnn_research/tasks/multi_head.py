@@ -6,22 +6,20 @@ import contextlib
 import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.ranges import NonNegativeFloat
+from cnn_research.data.dataset import Dataset
 from cnn_research.report.markdown import markdown_table, number
 from cnn_research.report.page import Predictions
 from cnn_research.tasks.classification import Classification, ClassTask
 from cnn_research.tasks.task import FittedTask, Sums, check_measured
-
-if TYPE_CHECKING:
-    import jax
-
-    from cnn_research.data.dataset import Dataset
 
 
 @register_config
@@ -137,8 +135,6 @@ class FittedMultiHead(MultiHead, FittedTask):
 
     def average_views(self, views: Sequence[jax.Array]) -> jax.Array:
         """The logarithm of the views' mean probabilities, head by head."""
-        import jax.numpy as jnp
-
         by_head = zip(self.parts, *(self.split(view) for view in views), strict=True)
         return jnp.concatenate([part.average_views(x) for part, *x in by_head], axis=-1)
 

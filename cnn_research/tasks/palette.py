@@ -8,24 +8,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.ranges import PositiveInt, Range
-from cnn_research.data.dataset import PALETTE
+from cnn_research.data.dataset import PALETTE, Dataset
 from cnn_research.data.images import decode, printable
+from cnn_research.ops import palettes
+from cnn_research.ops.colours import ciede2000, srgb_to_lab
 from cnn_research.report.page import Predictions
 from cnn_research.report.plots import blank_grid, saved, show_image
 from cnn_research.tasks.decode import DIGITS, Answer, PaletteColours, palette_of
 from cnn_research.tasks.task import PIXELS, FittedTask, Sums
 
 if TYPE_CHECKING:
-    import jax
-    from flax import linen as nn
     from matplotlib.figure import Figure
-
-    from cnn_research.data.dataset import Dataset
 
 LOOKED_AT = 32
 """About so many rows and columns of an image's pixels are compared with its palette."""
@@ -131,10 +132,6 @@ class Palette(FittedTask):
     def training_loss(
         self, outputs: jax.Array, labels: Mapping[str, jax.Array], weights: jax.Array
     ) -> Sums:
-        import jax.numpy as jnp
-
-        from cnn_research.ops import colours, palettes
-
         palette = outputs.reshape(len(outputs), -1, 4)[..., :3]  # CIELAB [batch, colours, 3]
         if self.target == "pixels":
             losses = palettes.to_nearest(
@@ -144,7 +141,7 @@ class Palette(FittedTask):
             if self.target == "people":
                 people = labels[PALETTE]
                 known = ~jnp.isnan(people[..., 0])
-                theirs = colours.srgb_to_lab(jnp.where(known[..., None], people, 0.0))
+                theirs = srgb_to_lab(jnp.where(known[..., None], people, 0.0))
             else:
                 theirs = palettes.found_by_kmeans(_looked_at(labels[PIXELS]), self.colours)
                 known = jnp.ones(theirs.shape[:2], bool)
@@ -177,8 +174,6 @@ class Palette(FittedTask):
 
 def _looked_at(images: jax.Array) -> jax.Array:
     """Some pixels of images, 0 to 255 `[batch, height, width, 3]`: CIELAB `[batch, pixels, 3]`."""
-    from cnn_research.ops.colours import srgb_to_lab
-
     step = max(1, min(images.shape[1:3]) // LOOKED_AT)
     return srgb_to_lab(images[:, ::step, ::step].reshape(len(images), -1, 3) / 255)
 
@@ -270,19 +265,13 @@ def palette_answer(palette: PaletteColours) -> Answer:
 
 def nearest_names(rgb: np.ndarray) -> list[str]:
     """Name of each colour, uint8 `[colours, 3]`: the nearest by CIEDE2000 of XKCD's 949."""
-    import jax.numpy as jnp
-
     return [_named()[0][index] for index in np.asarray(_named()[1](jnp.asarray(rgb)))]
 
 
 @functools.cache
 def _named() -> tuple[list[str], Any]:
     """The names, and the jitted `uint8 colours -> indices of the nearest names`."""
-    import jax
-    import jax.numpy as jnp
     from matplotlib.colors import XKCD_COLORS, to_rgb
-
-    from cnn_research.ops.colours import ciede2000, srgb_to_lab
 
     codes = jnp.asarray([to_rgb(code) for code in XKCD_COLORS.values()], jnp.float32)
 

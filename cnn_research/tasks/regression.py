@@ -8,19 +8,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError, UserError
+from cnn_research.data.dataset import Dataset
 from cnn_research.report.page import Predictions
 from cnn_research.report.plots import GREY, SERIES, VERBATIM, image_grid, no_mistakes, saved
 from cnn_research.tasks.task import FittedTask, SingleHeadTask, Sums, check_measured
 
 if TYPE_CHECKING:
-    import jax
     from matplotlib.figure import Figure
-
-    from cnn_research.data.dataset import Dataset
 
 MOST_MISTAKES = 24
 
@@ -86,8 +86,6 @@ class FittedRegression(Regression, FittedTask):
         The loss is thus the share of the training split's variance that is left unexplained, and
         the root of the mean squared error is its own root times the deviation.
         """
-        import jax.numpy as jnp
-
         numbers = labels[self.head]
         known = ~jnp.isnan(numbers)
         target = (jnp.where(known, numbers, self.mean) - self.mean) / self.deviation
@@ -100,8 +98,6 @@ class FittedRegression(Regression, FittedTask):
         }
 
     def average_views(self, views: Sequence[jax.Array]) -> jax.Array:
-        import jax.numpy as jnp
-
         return jnp.stack(list(views)).mean(axis=0)
 
     def predictions(

@@ -6,23 +6,19 @@ import abc
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
+import jax
 import numpy as np
+from flax import linen as nn
 
 from cnn_research.core.errors import UserError
 from cnn_research.core.metrics import Direction
-from cnn_research.data.dataset import MISSING
+from cnn_research.data.dataset import MISSING, Dataset
 from cnn_research.report.page import Predictions
 from cnn_research.tasks.decode import Answer, answer
 
-if TYPE_CHECKING:
-    import jax
-    from flax import linen as nn
-
-    from cnn_research.data.dataset import Dataset
-
-Sums = Mapping[str, tuple["jax.Array", "jax.Array"]]
+Sums = Mapping[str, tuple[jax.Array, jax.Array]]
 """Per metric (sum, count), float32 `[]` each: sums of parts add up, and divide at the end."""
 
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError
 from cnn_research.core.ranges import NonNegativeFloat, PositiveFloat, ProperFraction
-
-if TYPE_CHECKING:
-    import optax
 
 
 @register_config
@@ -57,8 +55,6 @@ class Optimizer:
 
     def learning_rate_at(self, steps: int) -> optax.Schedule:
         """The learning rate as a function of the step, for a run of `steps` steps."""
-        import optax
-
         rising = round(self.warmup * steps)
         falling = max(1, steps - rising)
         after = {
@@ -75,7 +71,6 @@ class Optimizer:
 
     def build(self, steps: int, first: int = 0) -> optax.GradientTransformation:
         """The optax transformation for a run of `steps` steps, of which `first` is its first."""
-        import optax
 
         def kernels(params):
             return jax.tree_util.tree_map_with_path(lambda path, _: is_kernel(path), params)

@@ -10,10 +10,11 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import linen as nn
 
 from cnn_research.core.config import did_you_mean, register_config
@@ -21,9 +22,6 @@ from cnn_research.core.errors import UsageError
 from cnn_research.core.ranges import PositiveFloat
 from cnn_research.models.pretrained import matches
 from cnn_research.train.optimizers import Optimizer
-
-if TYPE_CHECKING:
-    import optax
 
 
 @register_config
@@ -94,7 +92,6 @@ class Transfer:
         `base` updates each group of leaves that begin to learn together, and clips a norm within
         the group. The run has `steps` steps; `step_of` gives the one at which an epoch begins.
         """
-        import optax
 
         def group_of(params):
             return map_by_path(lambda path, _: str(self.begins(path)), params)
@@ -117,8 +114,6 @@ class Transfer:
 
 def _asleep(update: optax.GradientTransformation) -> optax.GradientTransformation:
     """The same state, which nothing changes, and no update."""
-    import optax
-
     return optax.GradientTransformation(
         update.init,
         lambda updates, state, params=None: (jax.tree.map(jnp.zeros_like, updates), state),
