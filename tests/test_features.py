@@ -279,7 +279,7 @@ def test_a_regression_has_features_too(tmp_path, monkeypatch):
     monkeypatch.setattr(TrainedModel, "load_data", lambda self: dataset)
     run(Features(run="photographs", units=9), tmp_path / "features")
     text = (tmp_path / "features" / "report" / "report.md").read_text()
-    assert "Where the image speaks for a larger estimate" in text
+    assert "Regions that contribute to a larger estimate" in text
     assert "Conv_0: 4 of 4 units" in text
     with pytest.raises(UsageError, match="the run estimates a number"):
         run(Features(run="photographs", target_class="1900"), tmp_path / "features")

@@ -123,7 +123,6 @@ def test_other_processes_write_nothing(tmp_path):
         writer.write(1, "train", {"loss": 0.0})
         Histograms(writer, None).write(1, {"kernel": np.zeros(3)})
         show_training_images(writer, np.zeros((1, 4, 4, 3), np.uint8))
-        writer.flush()
     after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert after == before
 

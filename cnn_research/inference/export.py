@@ -179,8 +179,8 @@ def card(facts: Mapping[str, Any], run: Mapping[str, Any], onnx: bool) -> str:
         "variables alone" + (f", `{ONNX}` the same network for ONNX Runtime." if onnx else "."),
         "## Limits",
         f"Images of another size are resized ({facts['input']['resize']}). The figures are of the "
-        "data named above: on other images the network may do worse, and it gives one of its "
-        "answers for any image.",
+        "data named above: on other images the network may do worse, and it answers for any image, "
+        "whatever it shows.",
     ]
     return "\n\n".join(parts) + "\n"
 

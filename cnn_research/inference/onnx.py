@@ -35,7 +35,7 @@ def try_onnx(model: TrainedModel, folder: Path) -> str:
         apart = onnx_difference(model, file)
         if apart <= LARGEST_DIFFERENCE:
             return ""
-        reason = f"ONNX Runtime is {apart:.1e} of the largest output away"
+        reason = f"ONNX Runtime's outputs differ by {apart:.1e} of the largest"
     except Exception as error:  # of the converter: whatever it does not know, it raises as it likes
         reason = one_line(error)[:200] or type(error).__name__
     file.unlink(missing_ok=True)

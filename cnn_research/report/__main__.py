@@ -26,7 +26,6 @@ from cnn_research.report.runs import (
     results,
     run_folders,
     stage_folders,
-    summary,
 )
 
 OUTPUTS = (".md", ".csv", ".xlsx", ".html", ".json")
@@ -46,9 +45,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="the folder of a run, or of several: of a sweep, of replicas, of a pipeline's stages",
     )
     parser.add_argument(
-        "--format", choices=("markdown", "csv"), default="markdown", help="what is printed"
-    )
-    parser.add_argument(
         "--output",
         type=Path,
         metavar="FILE",
@@ -57,10 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "of runs of one config with all that it takes to repeat them",
     )
     options = parser.parse_args(arguments)
-    return run_command(lambda _: _compare(options.runs, options.format, options.output))
+    return run_command(lambda _: _compare(options.runs, options.output))
 
 
-def _compare(folders: Sequence[Path], table_format: str, output: Path | None) -> None:
+def _compare(folders: Sequence[Path], output: Path | None) -> None:
     if output is not None and output.suffix not in OUTPUTS:
         raise UsageError(f"--output is {output}: its name must end in {', '.join(OUTPUTS)}")
     # One folder given twice would pass for two runs.
@@ -72,9 +68,7 @@ def _compare(folders: Sequence[Path], table_format: str, output: Path | None) ->
         order = [folder for folder, _ in read]
         _write(output, sorted(groups, key=lambda g: min(order.index(r.folder) for r in g.runs)))
     if groups:
-        as_csv = table_format == "csv"
-        table = summary(groups).to_csv(index=False) if as_csv else as_markdown(groups)
-        print(table.rstrip("\n"), flush=True)
+        print(as_markdown(groups), flush=True)
     pipelines = [folder for folder, below in stages.items() if below and not is_finished(folder)]
     for folder in [*pipelines, *(folder for folder, run in read if run is None)]:
         print(_why_missing(folder), file=sys.stderr)

@@ -76,11 +76,8 @@ def no_mistakes() -> Figure:
 
 
 def show_image(axes: Axes, image: np.ndarray) -> None:
-    """Show a uint8 image `[height, width, channels]`."""
-    if image.shape[-1] == 3:
-        axes.imshow(image)
-    else:
-        axes.imshow(image[..., 0], cmap="gray", vmin=0, vmax=255)
+    """Show a uint8 image `[height, width, channels]`, with 1 channel as grey levels."""
+    axes.imshow(image, cmap="gray", vmin=0, vmax=255)
 
 
 def saved(figure: Figure, file: Path, alt: str) -> str:

@@ -7,7 +7,7 @@ import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cnn_research.core.errors import UsageError
 from cnn_research.core.metrics import Direction, best, by_name, direction_of, flat
@@ -25,9 +25,6 @@ from cnn_research.core.run_folder import (
 )
 from cnn_research.data.images import printable
 from cnn_research.report.markdown import markdown_table, number
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 UNCOMPARED = ("step", "correct", "count", "wall_seconds")
 """Numbers of a run that no table compares."""
@@ -76,12 +73,12 @@ class Group:
         return statistics.fmean(values) if values else None
 
     def deviation(self, name: str) -> float | None:
-        """With n - 1; None of one run."""
+        """Standard deviation with n - 1; None for one run."""
         values = self.values().get(name, ())
         return statistics.stdev(values) if len(values) > 1 else None
 
     def best(self, name: str) -> float | None:
-        """Of several runs; None of a figure whose task declares no direction for it."""
+        """The best of several runs; None for a metric without a declared direction."""
         values, direction = self.values().get(name, ()), direction_of(name, self.directions)
         return best(values, direction) if direction and len(values) > 1 else None
 
@@ -209,23 +206,6 @@ def as_markdown(groups: Sequence[Group]) -> str:
     return markdown_table(["experiment", "runs", *shown, "time of a run"], rows)
 
 
-def summary(groups: Sequence[Group]) -> DataFrame:
-    """A row for each group, with means and deviations in columns of numbers."""
-    from pandas import DataFrame
-
-    shown = [*compared_metrics(groups), "wall_seconds"]
-    rows = [
-        {"experiment": group.name, "runs": len(group.runs)}
-        | {
-            column: value
-            for name in shown
-            for column, value in ((name, group.mean(name)), (f"{name} std", group.deviation(name)))
-        }
-        for group in groups
-    ]
-    return DataFrame(rows, dtype=object)  # whole numbers stay whole beside what is not known
-
-
 def results(group: Group, name: str) -> dict[str, Any]:
     """Values for `--output=FILE.json`: metrics over seeds, and all that it takes to repeat them."""
     records = [run.record for run in group.runs]
@@ -251,12 +231,8 @@ def results(group: Group, name: str) -> dict[str, Any]:
         "metric_directions": group.directions,
         "config": config,
         "figures": {
-            figure: {
-                "mean": group.mean(figure),
-                "std": group.deviation(figure),
-                "values": values,
-            }
-            for figure, values in group.values().items()
+            name: {"mean": group.mean(name), "std": group.deviation(name), "values": values}
+            for name, values in group.values().items()
         },
     }
 

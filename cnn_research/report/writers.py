@@ -116,11 +116,6 @@ class MetricsWriter:
         for name, value in numbers.items():
             writer.add_scalar(name, value)
 
-    def flush(self) -> None:
-        """Flush all events to the disk; the rows already are."""
-        for writer in self._writers.values():
-            writer.flush()
-
     def close(self) -> None:
         """Close the files; a second call does nothing."""
         for writer in self._writers.values():

@@ -10,6 +10,8 @@ import dataclasses
 import statistics
 from pathlib import Path
 
+import jax
+
 from cnn_research.core import run_folder as folders
 from cnn_research.core.distributed import is_first_process
 from cnn_research.core.errors import UsageError
@@ -57,21 +59,14 @@ def train(experiment: Training, workdir: Path, count: int, *, profile: bool = Fa
         found = train_seeds(runs, workdir, profile=profile)
         if is_first_process():
             _summarise(runs, workdir)
-    means = {
-        split: {
-            name: statistics.fmean(float(each.metrics[split][name]) for each in found)
-            for name, value in figures.items()
-            if isinstance(value, int | float)
-        }
-        for split, figures in found[0].metrics.items()
-    }
+    means = jax.tree.map(lambda *values: statistics.fmean(values), *(r.metrics for r in found))
     return Result(workdir, found[0].step, means)
 
 
 def _runs(experiment: Training, workdir: Path, count: int) -> list[SeedRun]:
     if experiment.selection.patience:
         raise UsageError(
-            "--replicas are trained for as long as each other: leave --selection.patience at 0"
+            "--replicas all train for the same number of steps: leave --selection.patience at 0"
         )
     if experiment.transfer.cache_after:
         raise UsageError(
@@ -91,4 +86,4 @@ def _summarise(runs: list[SeedRun], workdir: Path) -> None:
         return  # nothing to evaluate on
     (group,) = group_runs(evaluated)
     folders.write_json(workdir / RESULTS, results(group, workdir.name))
-    print(f"\n{as_markdown([group])}\nEach in a folder of {workdir}; all of it in {RESULTS} there.")
+    print(f"\n{as_markdown([group])}\nRuns: {workdir}\nMetrics over seeds: {workdir / RESULTS}")

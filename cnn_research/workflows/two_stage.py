@@ -104,5 +104,5 @@ def _second(experiment: TwoStage, workdir: Path) -> Training:
     folders.check_same(experiment, workdir, ("training.evaluation",))
     saved = folders.saved_config(workdir / SECOND)
     if not isinstance(saved, Training):
-        raise UserError(f"{workdir} holds no training yet: run it first, with --mode=train")
+        raise UserError(f"{workdir} has no training yet: run it first, with --mode=train")
     return dataclasses.replace(saved, evaluation=experiment.training.evaluation)

@@ -25,17 +25,19 @@ def main(words: Sequence[str]) -> None:
         prog="python -m cnn_research serve",
         description="Serves predictions over HTTP from an export's folder.",
     )
-    parser.add_argument("export", type=Path, metavar="EXPORT", help="the folder")
-    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
-    parser.add_argument("--host", default="127.0.0.1", help="whom to answer: 0.0.0.0 is everyone")
+    parser.add_argument("export", type=Path, metavar="EXPORT", help="the folder of an export")
     parser.add_argument(
-        "--max-batch", type=int, default=16, help="most images answered in one forward pass"
+        "--port", type=int, default=8000, help="port to listen on; 0 takes a free one"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is all")
+    parser.add_argument(
+        "--max-batch", type=int, default=16, help="largest number of images in a forward pass"
     )
     parser.add_argument(
         "--max-wait",
         type=float,
         default=3,
-        help="milliseconds that an image waits for others on their way",
+        help="milliseconds that an image waits for others to arrive",
     )
     parser.add_argument(
         "--max-megabytes", type=float, default=16, help="larger requests are refused"
@@ -102,11 +104,11 @@ def serve(options: argparse.Namespace) -> None:
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     if not ipaddress.ip_address(host).is_loopback:
         print(
-            f"warning: whoever reaches {host} can ask, and nothing is encrypted: the default, "
-            "--host=127.0.0.1, answers this machine only",
+            f"warning: any machine that reaches {host} can send requests, unencrypted; the "
+            "default, --host=127.0.0.1, accepts this machine only",
             file=sys.stderr,
         )
-    print(f"Answering on {address} (Ctrl-C ends it)", flush=True)
+    print(f"Serving on {address} (stop with Ctrl-C)", flush=True)
     uvicorn.Server(config).run([listener])
 
 
@@ -123,7 +125,7 @@ def bound(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except (socket.gaierror, OverflowError) as error:
-        raise UsageError(f"--host={host} --port={port} is no address ({error})") from None
+        raise UsageError(f"--host={host} --port={port} is not an address ({error})") from None
     except OSError as error:
         raise unusable(host, port, error) from None
     return listener
@@ -131,7 +133,7 @@ def bound(host: str, port: int) -> socket.socket:
 
 def unusable(host: str, port: int, error: OSError) -> UserError:
     return UserError(
-        f"cannot answer on port {port} of {host} ({error.strerror}): name another --port, or 0 for "
+        f"cannot listen on port {port} of {host} ({error.strerror}): name another --port, or 0 for "
         "a free one"
     )
 

@@ -111,9 +111,9 @@ def draw(experiment: Augmentations, workdir: Path) -> Result:
     others.append(next(iter(photos.values())))
     with gallery_page(experiment, workdir, "Augmentations") as page:
         page.text(
-            "Each change alone, drawn several times, as training would do it; what comes in from "
-            f"outside is {OUTSIDE[how.fill]}. RandAugment's magnitude is {how.magnitude:g} of 30; "
-            f"what is erased is filled with {how.erase_fill}."
+            "Each change alone, drawn several times, as training would do it. Pixels from outside "
+            f"the image are {OUTSIDE[how.fill]}; erased boxes are filled with {how.erase_fill}; "
+            f"RandAugment's magnitude is {how.magnitude:g} of 30."
         )
         for (name, pixels), other in zip(photos.items(), others):
             page.text(heading(experiment.image, name))
@@ -131,10 +131,10 @@ def draw(experiment: Augmentations, workdir: Path) -> Result:
                 rows[described(how, change)] = [(image, "") for image in images]
             mixed = mixtures(how, pixels, other, experiment.draws, experiment.seed)
             one = "One change in each row."
-            shares = "The share of the first image's label stands above each."
+            shares = "Above each: the weight of the first image's label."
             for kind, rows, title, caption in (
-                ("places", places, "Where pixels go", one),
-                ("pixels", colours, "What pixels become", one),
+                ("places", places, "Geometric changes", one),
+                ("pixels", colours, "Changes of pixel values", one),
                 ("mixed", mixed, "Two images and their labels", shares),
             ):
                 if rows:
@@ -178,7 +178,7 @@ def mixtures(
 
 
 def _keys(draws: int, seed: int) -> jax.Array:
-    """Those of the first epochs of a training's first example."""
+    """Keys of a training's first example in its first epochs."""
     epochs = jnp.arange(draws, dtype=jnp.uint32)
     return example_keys(stream_key(seed, "augmentation"), epochs, jnp.zeros_like(epochs))
 
@@ -212,7 +212,7 @@ def figure_12(pixels: np.ndarray, rows: Mapping[str, np.ndarray], how: Augmentat
     """The image, and of each of document 002's changes the draw that differs most from it."""
     cell = (2.2, 2.2 * ratio(pixels.shape) + 0.3)
     title = "Document 002, figure 12: one change for each copy"
-    figure, axes = grid(2, 4, cell, title, f"What comes in from outside is {OUTSIDE[how.fill]}.")
+    figure, axes = grid(2, 4, cell, title, f"Outside the image: {OUTSIDE[how.fill]}.")
     places = axes.ravel()
     show(places[0], pixels, "image")
     for place, (name, words) in zip(places[1:], FIGURE_12.items()):

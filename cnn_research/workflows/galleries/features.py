@@ -219,22 +219,22 @@ def _grad_cam(
     outputs = np.asarray(jax.jit(lambda v, x: network.apply(v, x, train=False))(variables, images))
     # The first head's outputs stand first; where it estimates a number, that is the only one.
     targets = outputs[:, : max(1, len(classes))].argmax(axis=1)
-    speaks_for = "the predicted class" if classes else "a larger estimate"
+    explained = "the predicted class" if classes else "a larger estimate"
     if target is not None:
         targets = np.full(len(pixels), target)
-        speaks_for = f"the class {classes[target]}"
+        explained = f"the class {classes[target]}"
     cams, _ = jax.jit(lambda v, x, t: grad_cam(network, v, x, t, layer.path))(
         variables, images, targets
     )
     answers = model.experiment.fitted_task.answers(outputs, model.class_names)
     predicted = [f"predicted: {answer[head].text}" for answer in answers]
-    title = f"Grad-CAM for {speaks_for}"
+    title = f"Grad-CAM for {explained}"
     at = f"at the output of {layer.path}, {layer.shape[0]}x{layer.shape[1]}x{layer.shape[2]}"
     page.text("## Grad-CAM")
     page.picture(
         "grad_cam",
         cams_figure(pixels, np.asarray(cams), labels, predicted, title, at),
-        f"Where the image speaks for {speaks_for}, {at}: red is most. Each map is scaled to its "
+        f"Regions that contribute to {explained}, {at}: red is most. Each map is scaled to its "
         "own largest value.",
     )
 

@@ -24,7 +24,6 @@ from cnn_research.ops.filters import (
     filter_signal,
     gaussian,
 )
-from cnn_research.report.plots import GREY
 from cnn_research.workflows.galleries.gallery import (
     gallery_page,
     heading,
@@ -109,7 +108,7 @@ def parse_kernel(text: str) -> Kernel:
         ]
     except (ValueError, ZeroDivisionError, OverflowError):
         raise UsageError(
-            f"--kernel '{text}' is no kernel: give numbers, as in '0 -1 0; -1 5 -1; 0 -1 0'"
+            f"--kernel '{text}' is not a kernel: give numbers, as in '0 -1 0; -1 5 -1; 0 -1 0'"
         ) from None
     side = math.isqrt(len(rows[0]))
     if len(rows) == 1 and side**2 == len(rows[0]):
@@ -265,14 +264,13 @@ def matrix(kernel: Kernel) -> str:
     divisor = whole[0] if whole and abs(numbers).max() * whole[0] < 100 else 1
     shown = [[f"{number * divisor:.4g}" for number in row] for row in kernel]
     width = max(len(number) for row in shown for number in row)
-    before = f"1/{divisor} " if divisor > 1 else ""
-    last, lines = len(kernel) - 1, []
-    for row, words in enumerate(shown):
-        left, right = "[]" if not last else ("⎡⎤" if row == 0 else "⎣⎦" if row == last else "⎢⎥")
-        start = before if row == last // 2 else " " * len(before)
-        numbers_of_row = " ".join(word.rjust(width) for word in words)
-        lines.append(f"{start}{left}{numbers_of_row}{right}")
-    return "\n".join(line.replace("-", "−") for line in lines)
+    before, rows = f"1/{divisor} " if divisor > 1 else "", len(kernel)
+    brackets = ["⎡⎤", *["⎢⎥"] * (rows - 2), "⎣⎦"] if rows > 1 else ["[]"]
+    lines = []
+    for row, (words, (left, right)) in enumerate(zip(shown, brackets, strict=True)):
+        start = before if row == (rows - 1) // 2 else " " * len(before)
+        lines.append(f"{start}{left}{' '.join(word.rjust(width) for word in words)}{right}")
+    return "\n".join(lines).replace("-", "−")
 
 
 def channels_figure(pixels: np.ndarray) -> Figure:
@@ -303,10 +301,10 @@ def signal_figure(operation: Operation) -> Figure:
     _stems(panels["kernel"], bell, "kernel g[n]")
     _stems(panels["result"], np.asarray(result), f"{operation}: {ORDER[operation]}")
 
-    # The same operation smooths noise.
-    axes = panels["noise"]
-    clean, noisy = noisy_signal()
-    length = 15
+    # The same operation smooths noise: here on a step between two waves.
+    axes, time, length = panels["noise"], np.arange(300), 15
+    clean = np.sin(time / 18) + 1.2 * (time > 150)
+    noisy = clean + np.random.default_rng(0).normal(0, 0.45, len(time))
     axes.plot(noisy, color="#BBBBBB", linewidth=1, label="noisy signal")
     axes.plot(clean, color="black", linewidth=1, linestyle=":", label="without the noise")
     for label, kernel, colour in (
@@ -325,19 +323,10 @@ def signal_figure(operation: Operation) -> Figure:
 
 
 def _stems(axes: Axes, values: np.ndarray, title: str) -> None:
-    axes.vlines(np.arange(len(values)), 0, values, color="#0072B2", linewidth=1.6)
-    axes.plot(np.arange(len(values)), values, "o", color="#0072B2", markersize=2.5)
-    axes.axhline(0, color=GREY, linewidth=0.8)
+    marker, *_ = axes.stem(values, linefmt="#0072B2", markerfmt="o", basefmt="#555555")
+    marker.set_markersize(2.5)
     axes.set_ylim(-0.05, 1.15)
     axes.set_title(title, fontsize=10)
     axes.set_xlabel("n", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
-
-
-def noisy_signal() -> tuple[np.ndarray, np.ndarray]:
-    """A step between two waves, float32 `[300]`, without noise and with it; always the same."""
-    time = np.arange(300)
-    clean = np.sin(time / 18) + 1.2 * (time > 150)
-    noise = np.random.default_rng(0).normal(0, 0.45, len(time))
-    return clean.astype(np.float32), (clean + noise).astype(np.float32)

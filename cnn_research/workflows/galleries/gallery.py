@@ -48,7 +48,7 @@ def gallery_page(experiment: Experiment, workdir: Path, title: str, **facts: Any
                 folder = workdir / folders.REPORT_FOLDER
                 pictures = {name: folder / f"{name}.png" for name in page.pictures}
                 show_page(writer, folder / MARKDOWN, pictures, 0)
-        print(f"Look at its {len(page.pictures)} pictures: tensorboard --logdir {workdir.parent}")
+        print(f"TensorBoard: tensorboard --logdir {workdir.parent}")
 
 
 def photographs(image: str, size: tuple[int, int] | None = None) -> dict[str, np.ndarray]:
@@ -80,7 +80,7 @@ def photographs(image: str, size: tuple[int, int] | None = None) -> dict[str, np
 
 
 def heading(image: str, name: str) -> str:
-    """The heading above the pictures of one of the `photographs` of a file `image`, or of ""."""
+    """The heading of a photograph: the name of its file, or of the sample."""
     return f"## {Path(image).name or name}"
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cnn_research.report.plots import GREY, VERBATIM
+from cnn_research.report.plots import GREY, VERBATIM, blank_grid
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,19 +25,14 @@ def grid(
     rows: int, columns: int, cell: tuple[float, float], title: str, subtitle: str
 ) -> tuple[Figure, np.ndarray]:
     """Create a titled figure with axes `[rows, columns]`, each of `cell` (width, height) inches."""
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
     top = 0.22 * (1 + len(subtitle.splitlines())) + 0.2
     width, height = max(NARROWEST, cell[0] * columns), cell[1] * rows + top
-    room = ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.06, rect=(0.0, 0.0, 1.0, 1 - top / height))
-    figure = Figure(figsize=(width, height), dpi=144, layout=room)
+    figure, axes = blank_grid(rows, columns, (width, height), padding=0.06)
+    figure.get_layout_engine().set(w_pad=0.06, rect=(0.0, 0.0, 1.0, 1 - top / height))  # type: ignore
     style: dict[str, Any] = {"va": "top", "linespacing": 1.45, **VERBATIM}
     figure.text(0.1 / width, 1 - 0.12 / height, title, fontsize=13, fontweight="bold", **style)
     figure.text(0.1 / width, 1 - 0.4 / height, subtitle, fontsize=9.5, color=GREY, **style)
-    axes = figure.subplots(rows, columns, squeeze=False)
     for each in axes.ravel():
-        each.set_axis_off()
         each.set_anchor("N")  # what is spare of a place is for the note below
     return figure, axes
 

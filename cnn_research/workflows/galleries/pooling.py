@@ -65,11 +65,11 @@ class PoolingPyramid(Experiment):
 def draw(experiment: PoolingPyramid, workdir: Path) -> Result:
     """Draw the pyramids into a folder; a `UserError` for an image that cannot be read."""
     images = photographs(experiment.image, experiment.size)
-    sizes = pyramid_sizes(experiment.size, experiment.rounds)
-    rows = [("image", *map(str, sizes[0]))]
-    for number, before in enumerate(sizes[:-1], start=1):
-        height, width = (size_formula(side, WINDOW, 0, WINDOW) for side in before)
-        rows.append((str(number), height, width))
+    sides = experiment.size
+    rows = [("image", *map(str, sides))]
+    for number in range(1, experiment.rounds + 1):
+        rows.append((str(number), *(size_formula(side, WINDOW, 0, WINDOW) for side in sides)))
+        sides = [output_size(side, WINDOW, stride=WINDOW) for side in sides]
     with gallery_page(experiment, workdir, "Pooling pyramid") as page:
         page.text(
             f"Windows of {WINDOW}x{WINDOW} pixels, stride {WINDOW}, no padding: "
@@ -93,15 +93,6 @@ def pyramid(pixels: np.ndarray, pool: Callable[..., jax.Array], rounds: int) -> 
     for _ in range(rounds):
         levels.append(pool(levels[-1], WINDOW))
     return [np.asarray(level[0]) for level in levels]
-
-
-def pyramid_sizes(size: tuple[int, int], rounds: int) -> list[tuple[int, int]]:
-    """Height and width before the first round, and after each."""
-    sizes = [size]
-    for _ in range(rounds):
-        height, width = (output_size(side, WINDOW, stride=WINDOW) for side in sizes[-1])
-        sizes.append((height, width))
-    return sizes
 
 
 def pyramid_figure(pixels: np.ndarray, rounds: int) -> Figure:

@@ -52,7 +52,7 @@ def name_pixels(experiment: Purification, workdir: Path, source: str) -> Result:
                 try:
                     image = small(decode(file, None), LONGEST)
                 except BadImage as error:
-                    print(f"left out: {error}")
+                    print(f"skipped: {error}")
                     continue
                 crops, (rows, columns) = crops_around(image, model.image_shape[:2])
                 outputs = apply_in_batches(forward, crops, batch_size)

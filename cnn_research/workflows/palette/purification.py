@@ -34,6 +34,8 @@ FIRST = "ss_cnn"
 """The folder of the first phase; those of the second are `round_0`, `round_1` and so on."""
 KEPT = "kept.npy"
 DISCARDED = "discarded.png"
+MOST_DISCARDED = 20
+"""Crops of each class in that picture."""
 FEATURES = "features"
 """Layer of the compared outputs: after the third convolution."""
 LAST = "fc"
@@ -149,7 +151,7 @@ def discard(
     ratios = to_own(distances, labels)
     kept = near(ratios, labels, experiment.discard)
     images, names = dataset.splits["train"].images, dataset.class_names[head]
-    return kept, discarded_figure(images, np.where(kept, -1, labels), names, ratios)
+    return kept, discarded_plot(images, np.where(kept, -1, labels), names, ratios)
 
 
 def _write_kept(file: Path, judged: tuple[np.ndarray, Figure]) -> None:
@@ -218,16 +220,25 @@ def near(ratios: np.ndarray, labels: np.ndarray, share: float) -> np.ndarray:
     return kept
 
 
-def discarded_figure(
+def discarded_plot(
     images: np.ndarray, labels: np.ndarray, names: Sequence[str], ratios: np.ndarray
 ) -> Figure:
-    """A row of discarded crops (others have a label below 0) for each class, the farthest first."""
-    rows = {}
-    for label, name in enumerate(names):
+    """Draw a row of discarded crops for each class, the farthest first, after its name.
+
+    Images are uint8 `[crops, height, width, channels]`; the labels of others are below 0.
+    """
+    columns = min(MOST_DISCARDED, max(1, np.bincount(labels[labels >= 0], minlength=1).max()))
+    size = (1.2 + 0.42 * columns, 0.46 * len(names))
+    widths = [1.2 / 0.42, *[1] * columns]
+    figure, grid = blank_grid(len(names), columns + 1, size, width_ratios=widths)
+    for label, (name, (first, *rest)) in enumerate(zip(names, grid, strict=True)):
         members = np.flatnonzero(labels == label)
         farthest = members[np.argsort(-ratios[members], kind="stable")]
-        rows[f"{name}: {len(members):,}"] = images[farthest[:20]]
-    return image_rows_plot(rows)
+        where: dict[str, Any] = {"ha": "right", "va": "center", "transform": first.transAxes}
+        first.text(1, 0.5, f"{name}: {len(members):,}", fontsize=7.5, **where, **VERBATIM)
+        for axes, index in zip(rest, farthest, strict=False):
+            show_image(axes, images[index])
+    return figure
 
 
 def write(experiment: Purification, workdir: Path) -> Result:
@@ -254,20 +265,6 @@ def write(experiment: Purification, workdir: Path) -> Result:
             page.text(f"Discarded after round {number}, the farthest first:")
             page.text(f"![Discarded crops of each class](../round_{number}/{DISCARDED})")
     return Result(workdir, 0, {name: dict(values) for name, values in rounds.items()})
-
-
-def image_rows_plot(rows: Mapping[str, np.ndarray]) -> Figure:
-    """Rows of images, uint8 `[images, height, width, channels]`, maybe none, after their titles."""
-    columns = max([1, *map(len, rows.values())])
-    size = (1.2 + 0.42 * columns, 0.46 * len(rows))
-    ratios = [1.2 / 0.42, *[1] * columns]
-    figure, grid = blank_grid(len(rows), columns + 1, size, width_ratios=ratios)
-    for (title, images), (first, *rest) in zip(rows.items(), grid, strict=True):
-        where: dict[str, Any] = {"ha": "right", "va": "center", "transform": first.transAxes}
-        first.text(1, 0.5, title, fontsize=7.5, **where, **VERBATIM)
-        for axes, image in zip(rest, images, strict=False):
-            show_image(axes, image)
-    return figure
 
 
 def rounds_plot(accuracy: Mapping[str, Sequence[float]]) -> Figure:
