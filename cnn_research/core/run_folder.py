@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cnn_research.core.config import canonical_json, flatten, from_dict, with_fields
+from cnn_research.core.distributed import is_first_process
 from cnn_research.core.errors import UsageError, UserError
 
 if TYPE_CHECKING:  # which loads tyro, and an export is opened without
@@ -63,8 +64,6 @@ def locked(workdir: Path, *, enabled: bool = True) -> Iterator[None]:
     to be written, none does. A `UserError` if it cannot be written to, or another process runs in
     it.
     """
-    from cnn_research.core.distributed import is_first_process
-
     if not (enabled and is_first_process()):
         yield
         return
@@ -184,8 +183,6 @@ def write_metadata(
     JSON values of the run (parameters, data). `step` is the number of train steps (of finished
     stages, in a pipeline) left by earlier attempts; None for results made anew each time.
     """
-    from cnn_research.core.distributed import is_first_process
-
     if not is_first_process():
         return
     write_text(workdir / CONFIG, canonical_json(experiment))
@@ -219,8 +216,6 @@ def now() -> str:
 
 def add_facts(workdir: Path, **facts: Any) -> None:
     """Add JSON values to run.json, or replace them; of several processes the first does."""
-    from cnn_research.core.distributed import is_first_process
-
     if is_first_process():
         write_json(workdir / RUN, {**read_json(workdir / RUN), **facts})
 
@@ -298,9 +293,12 @@ def sha256_of(file: Path) -> str:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write the file whole or not at all."""
+    """Write the file whole or not at all, even if the machine stops."""
     temporary = file.with_name(f"{file.name}.tmp")
-    temporary.write_text(text)
+    with temporary.open("w") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
     os.replace(temporary, file)
 
 
@@ -310,8 +308,6 @@ def atomic_directory(folder: Path) -> Iterator[Path]:
 
     Only the first of several processes replaces it; the others' folders are deleted.
     """
-    from cnn_research.core.distributed import is_first_process
-
     if not is_first_process():
         with tempfile.TemporaryDirectory() as scratch:
             yield Path(scratch)

@@ -25,7 +25,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from cnn_research.core import metrics
 from cnn_research.core.errors import UserError
 from cnn_research.core.metrics import Direction
-from cnn_research.core.run_folder import sha256_of
+from cnn_research.core.run_folder import sha256_of, write_text
 from cnn_research.train.state import TrainState
 
 CHECKSUMS = "checksums.json"
@@ -209,12 +209,7 @@ def write_checksums(checkpoint: Path) -> None:
         for file in sorted(checkpoint.rglob("*"))
         if file.is_file() and file.name != CHECKSUMS
     }
-    temporary = checkpoint / f"{CHECKSUMS}.tmp"
-    with temporary.open("w") as out:
-        json.dump(sums, out, indent=1)
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(temporary, checkpoint / CHECKSUMS)
+    write_text(checkpoint / CHECKSUMS, json.dumps(sums, indent=1))
 
 
 def damage(checkpoint: Path) -> str | None:

@@ -32,8 +32,7 @@ def evaluate(experiment: Training, workdir: Path) -> Result:
     Raises `UserError` if the folder is not a run folder, or has no good checkpoint.
     """
     check_run(workdir)
-    first = jax.process_index() == 0
-    with folders.locked(workdir, enabled=first):
+    with folders.locked(workdir):
         # Other data, or the same split otherwise, may be what the model was trained on; where it
         # lies does not matter, for `load_data` looks at what it is.
         free = ("data.path", "evaluation", "selection.report")
@@ -43,7 +42,8 @@ def evaluate(experiment: Training, workdir: Path) -> Result:
         network, splits = model_and_splits(model.experiment, model.state, dataset)
         evaluator = Evaluator(model.experiment, network, data_mesh())
         last = max((row["step"] for row in read_metrics(workdir)), default=0)
-        with MetricsWriter(workdir, restored_step=last, enabled=first) as writer:
+        writes = jax.process_index() == 0
+        with MetricsWriter(workdir, restored_step=last, enabled=writes) as writer:
             return report(
                 model.experiment, workdir, dataset, splits, model.state, evaluator, writer
             )

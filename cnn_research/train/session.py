@@ -107,7 +107,7 @@ def open_session(
     with contextlib.ExitStack() as stack:
         # Locks come first: what is read from the folders must not change any more.
         for run in runs:
-            stack.enter_context(folders.locked(run.workdir, enabled=first and not read_only))
+            stack.enter_context(folders.locked(run.workdir, enabled=not read_only))
         agree = max_over_processes if jax.process_count() > 1 else None
         interruption = stack.enter_context(Interruption(agree))
         for run in runs:
