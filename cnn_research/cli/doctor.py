@@ -44,21 +44,21 @@ def main(words: Sequence[str] = ()) -> int:
         print(__doc__, end="")
         return 0 if list(words) in (["--help"], ["-h"]) else 2
     broken = 0
-    for how, what, found in findings():
-        broken += how == BROKEN
-        print(f"{how:5}  {what:8}  {found}", flush=True)
+    for status, subject, text in findings():
+        broken += status == BROKEN
+        print(f"{status:5}  {subject:8}  {text}", flush=True)
     print("Experiments cannot run yet." if broken else "Experiments can run.")
     return 1 if broken else 0
 
 
 def findings() -> Iterator[Finding]:
-    """In the order in which they matter."""
+    """Yield all findings, the most important first."""
     yield FINE, "Python", f"{platform.python_version()} in {sys.prefix}"
     needed = list(packages())
     yield from needed
     if faults := list(imports()):
-        # What is missing has been said, if by its version; all that follows needs the imports.
-        if all(how != BROKEN for how, *_ in needed):
+        # A missing package is reported already; all that follows needs the imports.
+        if all(status != BROKEN for status, *_ in needed):
             yield from faults
         return
     yield from extras()
@@ -120,7 +120,7 @@ def installed(name: str) -> str | None:
 
 
 def imports() -> Iterator[Finding]:
-    """Modules that do not import, though the packages may be there; one line for each reason."""
+    """Modules that fail to import, though the packages may be there; one line for each reason."""
     reasons: dict[str, str] = {}
     for module in IMPORTED:
         try:
@@ -133,12 +133,12 @@ def imports() -> Iterator[Finding]:
 
 def extras() -> Iterator[Finding]:
     absent = []
-    with contextlib.suppress(ImportError):  # of packaging: `packages` has said so
+    with contextlib.suppress(ImportError):  # of packaging, which `packages` has reported
         absent = [extra for extra in EXTRAS if unmet(requirements(), extra)]
     if absent:
-        what = ", ".join(f"{extra} ({EXTRAS[extra]})" for extra in absent)
+        listed = ", ".join(f"{extra} ({EXTRAS[extra]})" for extra in absent)
         command = f"pip install -c constraints.txt -e '.[{','.join(absent)}]'"
-        yield WARNING, "extras", f"optional, and not installed: {what}: {command}"
+        yield WARNING, "extras", f"optional, and not installed: {listed}: {command}"
 
 
 def devices() -> Iterator[Finding]:
@@ -171,23 +171,23 @@ def memory() -> Finding:
 
     free = available_memory()
     if math.isinf(free):
-        return FINE, "memory", "this system does not say how much is free"
+        return FINE, "memory", "this system does not report how much is free"
     text = f"{free / 1e9:.1f} GB free"
     if free < MIN_MEMORY:
         return WARNING, "memory", f"{text}: take small batches, or close other programs"
     return FINE, "memory", text
 
 
-def disk(what: str, folder: Path, option: str) -> Finding:
+def disk(subject: str, folder: Path, option: str) -> Finding:
     """Free space where runs or data are written; `option` names another folder."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free
     text = f"{folder}: {free / 1e9:.1f} GB free"
     if not os.access(there, os.W_OK):
-        return BROKEN, what, f"{folder} cannot be written: name another folder with {option}"
+        return BROKEN, subject, f"{folder} cannot be written: name another folder with {option}"
     if free < MIN_DISK:
-        return WARNING, what, f"{text}: name another folder with {option}"
-    return FINE, what, text
+        return WARNING, subject, f"{text}: name another folder with {option}"
+    return FINE, subject, text
 
 
 def data(home: Path) -> Finding:

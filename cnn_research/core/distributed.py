@@ -60,7 +60,7 @@ def initialize_distributed() -> Iterator[None]:
         os._exit(print_error(error))
     except (OSError, jax.errors.JaxRuntimeError) as error:
         failed = f"this process, or one that it waits for, has failed ({error})"
-        advice = "the same command goes on from the newest checkpoint"
+        advice = "the same command resumes from the newest checkpoint"
         os._exit(print_error(UserError(f"{failed}: {advice}")))
     except Exception:
         traceback.print_exc()

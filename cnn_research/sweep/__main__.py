@@ -110,9 +110,8 @@ def _sweep(arguments: Sequence[str]) -> int:
         if on_slurm:
             return _submit(left, folder, options)
         if left:
-            progress = _Progress(len(runs), len(runs) - len(left))
-            feed, workers = local.Feed(left), min(options.workers or 1, len(left))
-            _run(feed, workers, folder, progress, "runs")
+            workers = min(options.workers or 1, len(left))
+            _run(local.Feed(left, total=len(runs)), workers, folder, "runs")
         return _conclude([run.workdir for run in runs], folder)
 
 
@@ -144,10 +143,18 @@ def _assignment(text: str) -> tuple[str, str]:
     return path.removeprefix("--"), value
 
 
-def _run(feed: local.Feed, workers: int, folder: Path, progress: _Progress, what: str) -> None:
-    stopped = local.run_locally(feed, workers, copy_source(folder), progress)
+def _run(feed: local.Feed, workers: int, folder: Path, what: str) -> None:
+    """Run all that is left, with a line on the terminal for each run that ends."""
+
+    def say(run: definition.Run, state: states.State) -> None:
+        message = f"  {state.message}" if state.state == "failed" else ""
+        count = f"[{feed.num_finished}/{feed.total}]"
+        print(f"{count} {state.state}  {run.name}  {duration(state.seconds)}{message}", flush=True)
+
+    stopped = local.run_locally(feed, workers, copy_source(folder), say)
     if stopped:
-        raise stopped.error(f"{progress} {what} have ended in {folder}")
+        ended = f"{feed.num_finished} of {feed.total} {what} have ended in {folder}"
+        raise stopped.error(ended)
 
 
 def _search(sweep: definition.Sweep, folder: Path, workers: int) -> int:
@@ -161,10 +168,10 @@ def _search(sweep: definition.Sweep, folder: Path, workers: int) -> int:
     with locked(folder):
         feed.resume()
         definition.write(sweep, (), folder)
-        progress = _Progress(sweep.trials, feed.num_finished)
-        if feed.num_finished < sweep.trials:
-            print(f"{progress} trials have ended; the others run in {folder}")
-            _run(feed, workers, folder, progress, "trials")
+        if feed.num_finished < feed.total:
+            ended = f"{feed.num_finished} of {feed.total} trials have ended"
+            print(f"{ended}; the others run in {folder}")
+            _run(feed, workers, folder, "trials")
         print(feed.best(), flush=True)
         return _conclude(definition.trial_folders(folder), folder)
 
@@ -201,25 +208,6 @@ def _left(runs: Sequence[definition.Run], folder: Path) -> list[definition.Run]:
             f"{folder / states.JOBS} if none of them is"
         )
     return [run for run in left if jobs.get(run.name) not in queue]
-
-
-class _Progress:
-    """A line on the terminal for each run that is over."""
-
-    def __init__(self, total: int, finished: int):
-        self.finished, self._total = finished, total
-
-    def __str__(self) -> str:
-        return f"{self.finished} of {self._total}"
-
-    def __call__(self, run, state) -> None:
-        self.finished += state.state != "stopped"
-        message = f"  {state.message}" if state.state == "failed" else ""
-        print(
-            f"[{self.finished}/{self._total}] {state.state}  {run.name}  "
-            f"{duration(state.seconds)}{message}",
-            flush=True,
-        )
 
 
 def _conclude(workdirs: Sequence[Path], folder: Path) -> int:

@@ -9,7 +9,7 @@ import selectors
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cnn_research.core.preemption import Interruption
@@ -25,10 +25,15 @@ POLL_SECONDS = 0.5
 
 
 class Feed:
-    """A source of runs, which is signalled how each ended: of runs that are known beforehand."""
+    """A queue of runs that records how each of them ended; here, of runs known beforehand."""
 
-    def __init__(self, runs: Iterable[Run]):
-        self._left = iter(runs)
+    def __init__(self, left: Sequence[Run], total: int):
+        """Take the runs that are `left` of a sweep of `total` runs."""
+        self._left, self.total, self._num_finished = iter(left), total, total - len(left)
+
+    @property
+    def num_finished(self) -> int:
+        return self._num_finished
 
     def next(self) -> Run | None:
         """The next run; None where there is none to begin now."""
@@ -40,6 +45,7 @@ class Feed:
     def finished(self, run: Run, state: State, *, pruned: bool) -> State:
         """Record the final state of a run, and whether it was pruned; return the state that
         counts."""
+        self._num_finished += state.state != "stopped"
         return state
 
 

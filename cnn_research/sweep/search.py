@@ -87,7 +87,7 @@ class Search(Feed):
 
     def __init__(self, sweep: Sweep, folder: Path):
         """Raise `UsageError` for what is no training, or ends of ranges that it refuses."""
-        self._sweep, self._folder = sweep, folder
+        self._sweep, self._folder, self.total = sweep, folder, sweep.trials
         self._default = lookup(sweep.experiments[0]).experiment()
         self._space = space(sweep.search)
         first = {path: _ends(values)[0] for path, values in self._space.items()}

@@ -95,10 +95,10 @@ def _now(state: State, job: str | None, queue: Mapping[str, str] | None, here: b
     if state.state == "running" and not here:
         if not job:
             return dataclasses.replace(state, state="stopped", message="its process is gone")
-        message = f"job {job} ended without a word: killed, or out of memory or time"
+        message = f"job {job} ended without a report: killed, or out of memory or time"
         return dataclasses.replace(state, state="failed", message=message)
     if state.state == "waiting" and job and not here:
-        message = f"job {job} is gone from the queue, and has not begun"
+        message = f"job {job} is gone from the queue, and never started"
         return dataclasses.replace(state, state="failed", message=message)
     return state
 

@@ -57,16 +57,16 @@ def execute(planned: Run) -> State:
 @contextlib.contextmanager
 def output_to(file: Path) -> Iterator[None]:
     """Append to a file whatever this process writes, libraries and all."""
-    kept = {number: os.dup(number) for number in (1, 2)}
+    originals = {number: os.dup(number) for number in (1, 2)}
     with file.open("ab") as log:
-        for number in kept:
+        for number in originals:
             os.dup2(log.fileno(), number)
     try:
         yield
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        for number, copy in kept.items():
+        for number, copy in originals.items():
             os.dup2(copy, number)
             os.close(copy)
 

@@ -234,8 +234,7 @@ def mistakes_plot(images: np.ndarray, true: np.ndarray, predicted: np.ndarray) -
     # Digits after the point that show differences of a hundredth of the spread.
     spread = np.nanstd(true)
     digits = max(0, 1 - math.floor(math.log10(spread))) if spread > 0 else 0
-    said, right = ([_rounded(x, digits) for x in numbers[worst]] for numbers in (predicted, true))
-    titles = [f"{a}\ntrue: {b}" for a, b in zip(said, right, strict=True)]
+    titles = [f"{_rounded(predicted[i], digits)}\ntrue: {_rounded(true[i], digits)}" for i in worst]
     return image_grid(images[worst], titles) if worst.size else no_mistakes()
 
 

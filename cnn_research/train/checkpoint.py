@@ -64,16 +64,16 @@ class Checkpoints:
     def __init__(self, folder: Path, *, keep: int, best: tuple[str, Direction] | None):
         """Open an absolute folder; the newest `keep` stay, and the best by a metric and its
         direction."""
-        kept: list[policies.PreservationPolicy] = [policies.LatestN(keep)]
+        preserved: list[policies.PreservationPolicy] = [policies.LatestN(keep)]
         if best:
-            kept.append(_Best(folder, *best))
+            preserved.append(_Best(folder, *best))
         self.folder = folder
         self._thread = ThreadPoolExecutor(1)
         self._saving: Future[None] | None = None
         self._manager = ocp.CheckpointManager(
             folder,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy(kept),
+                preservation_policy=policies.AnyPreservationPolicy(preserved),
                 cleanup_tmp_directories=True,
             ),
         )
@@ -158,7 +158,7 @@ def newest(*folders: Path, repair: bool = False) -> int | None:
 
 def best(folder: Path, metric: str, direction: metrics.Direction) -> int | None:
     """The step of the first good checkpoint with the best validation metric, or None."""
-    found: int | None = None
+    best_step: int | None = None
     best_value: float | None = None
     for step in sorted(steps_in(folder)):
         path = folder / str(step)
@@ -168,8 +168,8 @@ def best(folder: Path, metric: str, direction: metrics.Direction) -> int | None:
         if fault := damage(path):
             logging.warning("Checkpoint %s is skipped: %s.", path, fault)
         else:
-            found, best_value = step, value
-    return found
+            best_step, best_value = step, value
+    return best_step
 
 
 def restore(folder: Path, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
@@ -243,5 +243,5 @@ def _save_error(error: Exception, folder: Path, step: int) -> UserError:
         reason = "the disk is full"
     return UserError(
         f"checkpoint of step {step} could not be saved in {folder}: {reason}; earlier checkpoints "
-        "are kept, and the same command goes on from the newest"
+        "are kept, and the same command resumes from the newest"
     )

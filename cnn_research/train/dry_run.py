@@ -23,7 +23,7 @@ TRIED = 3
 
 
 def dry_run(experiment: Training, workdir: Path) -> Result:
-    """Say what a training will take, and stop before its first step; write nothing."""
+    """Estimate the time and memory of a training; write nothing."""
     return dry_run_seeds([SeedRun(experiment, workdir)], workdir)
 
 

@@ -32,18 +32,18 @@ def views_of(inputs: jax.Array, experiment: Training) -> list[jax.Array]:
     From uint8 images `[batch, height, width, channels]`, or cached features, float32
     `[batch, views, *output]`.
     """
-    how = experiment.evaluation
+    evaluation = experiment.evaluation
     if experiment.transfer.cache_after:
-        return [inputs[:, view] for view in range(inputs.shape[1] if how.mirror else 1)]
+        return [inputs[:, view] for view in range(inputs.shape[1] if evaluation.mirror else 1)]
     images = scaled(inputs, experiment)
     views = [images]
-    if how.shift:
+    if evaluation.shift:
         height, width = images.shape[1:3]
-        pads = [(0, 0), (how.shift, how.shift), (how.shift, how.shift), (0, 0)]
+        sides = (evaluation.shift, evaluation.shift)
         # The border is repeated: what a black pixel is here depends on the normalisation.
-        wide = jnp.pad(images, pads, mode="edge")
-        views += [cut(wide, (at, at), (height, width)) for at in (0, 2 * how.shift)]
-    if how.mirror:
+        wide = jnp.pad(images, [(0, 0), sides, sides, (0, 0)], mode="edge")
+        views += [cut(wide, (at, at), (height, width)) for at in (0, 2 * evaluation.shift)]
+    if evaluation.mirror:
         views += [jnp.flip(view, axis=2) for view in views]
     return views
 

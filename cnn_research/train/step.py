@@ -185,13 +185,14 @@ def make_steps(
         out_shardings=(shardings or replicated(mesh), replicated(mesh)),
     )
     def steps(states, data, seeds, count):
-        how = ops.current_formulation()
-        if len(states) == 1 or len(states) % mesh.size or not how.vmapped_replicas:
+        formulation = ops.current_formulation()
+        if len(states) == 1 or len(states) % mesh.size or not formulation.vmapped_replicas:
             return _repeated(
                 functools.partial(_sequential_step, context), states, data, seeds, count
             )
         # Not measured under vmap.
-        with ops.use_formulation(dataclasses.replace(how, sliced_weight_gradient=False)):
+        plain = dataclasses.replace(formulation, sliced_weight_gradient=False)
+        with ops.use_formulation(plain):
             step = functools.partial(_vmapped_step, context)
             after, metrics = _repeated(step, _stacked(states), data, _stacked(seeds), count)
         each = (jax.tree.map(operator.itemgetter(i), after) for i in range(len(states)))
