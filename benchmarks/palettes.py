@@ -228,7 +228,7 @@ def of_people(palettes: Path, run: Path) -> dict[str, Any]:
 
     data, start = palette_people().data, weights_of_run(run)
     with opened(palettes) as unpacked:
-        files = [file for file, _ in files_below(unpacked) if file.suffix.lower() in ENDINGS]
+        files = [file for file in files_below(unpacked) if file.suffix.lower() in ENDINGS]
         whole = {printable(file.name): small(decode(file, None), LONGEST) for file in files}
     everyone: list[tuple[np.ndarray, np.ndarray]] = []
     made: dict[str, list[Sequence[np.ndarray]]] = {OURS: [], **{name: [] for name in others()}}
@@ -319,7 +319,7 @@ def palettes_per_second(run: Path) -> list[float]:
 
     photos = Path(folders.saved_config(run / FIRST).data.source.path)
     with opened(photos) as folder, tempfile.TemporaryDirectory() as scratch:
-        files = [file for file, _ in files_below(folder) if file.suffix.lower() == ".jpg"]
+        files = [file for file in files_below(folder) if file.suffix.lower() == ".jpg"]
         copy = Path(scratch) / "run"
         shutil.copytree(run, copy)
 

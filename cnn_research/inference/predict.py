@@ -157,7 +157,7 @@ def image_files(source: str) -> list[Path]:
         if not matches:
             raise UserError(f"--input={source}: there is no such file or folder")
         return matches
-    files = [file for file, _ in files_below(path)]
+    files = files_below(path)
     images = [file for file in files if is_named_as_image(file) and file.is_file()]
     others = len(files) - len(images)
     if not images:

@@ -134,8 +134,8 @@ def write(
 
 
 def publish(temporary: Path, folder: Path) -> None:
-    """Make a complete folder of files appear as `folder`, in place of an older one."""
-    for file in temporary.iterdir():
+    """Make a complete folder appear as `folder`, in place of an older one."""
+    for file in filter(Path.is_file, temporary.iterdir()):
         with open(file, "rb") as written:
             os.fsync(written.fileno())
     shutil.rmtree(folder, ignore_errors=True)
@@ -157,6 +157,17 @@ def scratch(folder: Path) -> Iterator[Path]:
         yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_once(folder: Path, write: Callable[[Path], None]) -> bool:
+    """Have `write(temporary)` fill `folder`, unless it is there; return whether it was written."""
+    with lock(folder):
+        if folder.is_dir():
+            return False
+        with scratch(folder) as temporary:
+            write(temporary)
+            publish(temporary, folder)
+        return True
 
 
 def load(home: Path, fingerprint: str, key: str, build: Callable[[Path], None]) -> Dataset:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import gzip
-import http.client
 from pathlib import Path
 
 import numpy as np
 
 from cnn_research.core.errors import UserError
 from cnn_research.core.run_folder import sha256_of
-from cnn_research.data.prepare.downloads import fetch
+from cnn_research.data.prepare.downloads import fetch, not_official
 
 CLASSES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
@@ -45,24 +44,19 @@ def check(folder: Path) -> Path:
         if not (folder / name).is_file():
             raise UserError(f"{folder} has no {name}: the four official .gz files are needed")
         if sha256_of(folder / name) != digest:
-            raise UserError(_refusal(str(folder / name)))
+            raise not_official(str(folder / name), "Fashion-MNIST")
     return folder
 
 
 def gather(folder: Path, source: Path | None) -> None:
-    """Put those of the files that `folder` lacks there, from `source` or downloaded."""
-    try:
-        for name, digest in SHA256.items():
-            address = f"{ADDRESS}{name}" if source is None else (source / name).as_uri()
-            if not (folder / name).exists():
-                fetch(address, folder, {name: digest}, _refusal(address))
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        if source is not None:
-            raise
-        raise UserError(
-            f"Fashion-MNIST could not be downloaded ({error}): fetch {', '.join(SHA256)} as "
-            f"described at {HOMEPAGE} and pass their folder with --source=FOLDER"
-        ) from error
+    """Copy the official files into `folder` from the folder `source`, or download them."""
+    advice = (
+        f"fetch {', '.join(SHA256)} as described at {HOMEPAGE} and pass their folder with "
+        "--source=FOLDER"
+    )
+    start = ADDRESS if source is None else f"{check(source).as_uri()}/"
+    for name, digest in SHA256.items():
+        fetch(f"{start}{name}", folder, {name: digest}, "Fashion-MNIST", advice)
 
 
 def read(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -75,10 +69,3 @@ def read(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         "train": (train[16:].reshape(-1, 28, 28, 1), train_labels[8:]),
         "test": (test[16:].reshape(-1, 28, 28, 1), test_labels[8:]),
     }
-
-
-def _refusal(where: str) -> str:
-    return (
-        f"{where} is not the official file (its SHA-256 differs): it is damaged or another "
-        "version; fetch it again"
-    )

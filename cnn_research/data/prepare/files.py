@@ -10,7 +10,7 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +35,12 @@ class Record:
         name: printable, relative to the source.
         split: the source's own split; `train` where it gives none.
         labels: per head, the class index, `MISSING` or `UNKNOWN_CLASS`; or the number, or NaN.
-        cells: text of the image's table row by column, where it is to be kept.
     """
 
     path: Path
     name: str
     split: str
     labels: Mapping[str, float]
-    cells: Mapping[str, str] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,21 +86,18 @@ def opened(path: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def files_below(folder: Path) -> list[tuple[Path, os.stat_result]]:
-    """Every file below `folder` that is not hidden, sorted by path, with its status."""
-    found = []
-    pending = [folder]
+def files_below(folder: Path) -> list[Path]:
+    """Every file below `folder` that is not hidden, sorted; a link to nothing is one, too."""
+    found, pending = [], [folder]
     while pending:
-        with os.scandir(pending.pop()) as entries:
-            for entry in entries:
-                if entry.name.startswith((".", "__MACOSX")) or entry.name == "Thumbs.db":
-                    continue
-                if entry.is_dir():
-                    pending.append(Path(entry.path))
-                else:  # a link to nothing is kept, to be named when it is read
-                    exists = os.path.exists(entry.path)
-                    found.append((Path(entry.path), entry.stat(follow_symlinks=exists)))
-    return sorted(found, key=lambda item: item[0].parts)
+        for path in pending.pop().iterdir():
+            if path.name.startswith((".", "__MACOSX")) or path.name == "Thumbs.db":
+                continue
+            if path.is_dir():
+                pending.append(path)
+            else:
+                found.append(path)
+    return sorted(found, key=lambda path: path.parts)
 
 
 def existing(path: str) -> Path:
@@ -115,23 +110,16 @@ def existing(path: str) -> Path:
     return found
 
 
-def content_of(path: Path) -> str:
-    """A name for the state of a folder or file: another one when anything in it has changed."""
-    files = files_below(path) if path.is_dir() else [(path, path.stat())]
-    return cache.key_of(
-        [
-            (os.fsencode(file.relative_to(path)).hex(), status.st_size, status.st_mtime_ns)
-            for file, status in files
-        ]
-    )
+def fingerprint_of(files: Iterable[Path], start: Path) -> str:
+    """A name for the state of files, as seen from `start`: another one when one has changed."""
+    return cache.key_of([_status(file, start) for file in files])
 
 
-def status_of(file: Path) -> tuple[str, int, int]:
-    """Values that change when a file does; an absent one is reported when it is read."""
-    name = os.fsencode(file).hex()
+def _status(file: Path, start: Path) -> tuple[str, int, int]:
+    name = os.fsencode(os.path.relpath(file, start)).hex()
     try:
         status = file.stat()
-    except OSError:
+    except OSError:  # absent: reported when it is read
         return name, 0, 0
     return name, status.st_size, status.st_mtime_ns
 

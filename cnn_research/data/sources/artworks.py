@@ -26,8 +26,8 @@ from cnn_research.data.sources.folder import class_names, plan_folder
 from cnn_research.data.sources.loading import ImageFiles
 
 PREPARED_SIZE = 256
-"""Paintings are prepared at up to this height and width: the input size of networks, and
-what the smaller copies that are passed around have."""
+"""Prepared paintings are first reduced to at most this height and width, which is the input size of
+networks and the size of the smaller copies that are passed around."""
 
 WRONG_ENCODINGS = ("cp437", "cp1252", "latin-1")
 """What programs take UTF-8 for; of zip archives without a flag that says so, the first."""
@@ -50,19 +50,21 @@ class Artworks(ImageFiles):
     layout: ClassVar = "artworks"
 
     path: str = ""
-    """A folder or archive of paintings, prepared on first use; empty for what is prepared."""
+    """A folder or archive of paintings, prepared on first use; empty for the prepared paintings."""
     image_size: tuple[PositiveInt, PositiveInt] = (244, 244)
-    """Height and width to which every image is stretched; up to 256 of what was prepared."""
+    """Height and width to which every image is stretched; at most 256 of the prepared paintings."""
 
     @property
     def description(self) -> str:
         which = f" of {stem_of(self.path)}" if self.path else ""
         return f"paintings{which} by artist, {self.shape}"
 
-    def pixels_to_prepare(self, file: Path) -> np.ndarray:
-        pixels = decode(file, None)
-        height, width = (min(side, PREPARED_SIZE) for side in pixels.shape[:2])
-        return resized(pixels, (height, width))
+    def pixels(self, file: Path) -> np.ndarray:
+        if self.path:
+            return super().pixels(file)
+        whole = decode(file, None)
+        height, width = (min(side, PREPARED_SIZE) for side in whole.shape[:2])
+        return resized(resized(whole, (height, width)), self.image_size)
 
     def plan(self, folder: Path, shown: str) -> Plan:
         return plan(folder, shown)
@@ -114,7 +116,7 @@ def plan(root: Path, shown: str) -> Plan:
         UserError: no paintings, or of one artist only.
     """
     # With the name of `root`, which may be the folder `images` or `resized` itself.
-    files = {path: path.relative_to(root.parent).parts for path, _ in files_below(root)}
+    files = {path: path.relative_to(root.parent).parts for path in files_below(root)}
     folders = [path.parents[1] for path, parts in files.items() if _is("images", parts[-3:-2])]
     flat = [path for path, parts in files.items() if _is("resized", parts[-2:-1])]
     flat = [path for path in flat if NUMBER.search(path.stem)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -104,12 +103,7 @@ class Clustered:
             content.update(split.images.tobytes())
         key = cache.key_of([content.hexdigest(), self.clusters, self.seed])
         folder = cache.data_dir() / "clusters" / key
-        with cache.lock(folder):
-            if not (folder / "facts.npy").exists():
-                with cache.scratch(folder) as temporary:
-                    self._compute(dataset, temporary)
-                    shutil.rmtree(folder, ignore_errors=True)
-                    temporary.rename(folder)
+        cache.write_once(folder, lambda temporary: self._compute(dataset, temporary))
         maps = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in dataset.splits}
         centroids = np.load(folder / "centroids.npy")
         iterations, inertia = np.load(folder / "facts.npy").tolist()

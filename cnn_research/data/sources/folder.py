@@ -102,7 +102,7 @@ def plan_folder(root: Path, shown: str, class_of: Callable[[str], str] = printab
     """
     if root.is_file():
         raise UsageError(f"{shown} is a table, not a folder: use --experiment=image_table")
-    paths = [path.relative_to(root) for path, _ in files_below(root)]
+    paths = [path.relative_to(root) for path in files_below(root)]
     while (wrapper := _wrapper(paths)) is not None:
         root = root / wrapper
         paths = [path.relative_to(wrapper) for path in paths if path.parts[0] == wrapper]
@@ -169,7 +169,7 @@ def plan_photos(root: Path, shown: str) -> Plan:
     Raises:
         UserError: there is none; names `shown`.
     """
-    paths = [path for path, _ in files_below(root)]
+    paths = files_below(root)
     kept = [path for path in paths if path.suffix.lower() in ENDINGS]
     if not kept:
         raise UserError(f"{shown} has no images in it")

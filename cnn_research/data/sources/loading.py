@@ -1,17 +1,19 @@
-"""The one way from a source to a `Dataset`: its files are planned, decoded and split, and kept.
+"""From a source to a `Dataset`: files are planned, decoded, split and stored as arrays.
 
-A source is a registered config whose fields are all that decides what is loaded. It says where its
-examples come from, an `Origin`; `load` does the rest.
+A source is a registered config whose fields decide everything about what is loaded.
 """
 
 from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
+import os
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 
@@ -20,14 +22,21 @@ from cnn_research.core.ranges import PositiveInt, Range, Seed, check_ranges
 from cnn_research.data.dataset import Dataset, Examples
 from cnn_research.data.images import decode, printable
 from cnn_research.data.prepare import cache
-from cnn_research.data.prepare.files import Plan, content_of, existing, opened, stem_of
+from cnn_research.data.prepare.files import (
+    Plan,
+    existing,
+    files_below,
+    fingerprint_of,
+    opened,
+    stem_of,
+)
 from cnn_research.data.prepare.splits import assign
 
 Decoded = tuple[Examples, dict[str, Any]]
 """Examples before they are split, and JSON values for the provenance."""
 
 PREPARED = "prepared"
-"""The folder of what is prepared once for all choices of fields, beside the kept arrays."""
+"""Folder of files that are prepared once for all choices of fields, beside their arrays."""
 
 Share = Annotated[float, Range(minimum=0, below=1)]
 """A fraction that leaves something."""
@@ -52,50 +61,50 @@ class Origin:
     key: str = ""
 
 
-class Source(Protocol):
-    """Interface of a data config for `load`."""
+class Source(abc.ABC):
+    """Base of data configs that describe the origin of their examples; `load` does the rest."""
+
+    split_seed: int
 
     @property
+    @abc.abstractmethod
     def description(self) -> str:
         """In a few words."""
 
     @property
-    def split_seed(self) -> int:
-        """Decide which examples are held out."""
-
-    @property
+    @abc.abstractmethod
     def sizes(self) -> Mapping[str, float]:
         """Number (int) or fraction (float) of examples for `validation` and `test`, as in
         `assign`."""
 
+    @abc.abstractmethod
     def origin(self) -> Origin:
         """Describe the origin of the examples."""
 
+    def load(self) -> Dataset:
+        """Load the images in splits; memory maps where their arrays are on the disk.
 
-def load(source: Source) -> Dataset:
-    """Load a source in splits; memory maps where its arrays are on the disk.
+        Raises:
+            UsageError: a field out of range, or more is held out than there is.
+            UserError: files that are absent, damaged or not of this kind.
+        """
+        check_ranges(self, "data.")
+        origin = self.origin()
 
-    Raises:
-        UsageError: a field out of range, or more is held out than there is.
-        UserError: files that are absent, damaged or not of this kind.
-    """
-    check_ranges(source, "data.")
-    sizes, origin = source.sizes, source.origin()
+        def examples_in_splits(scratch: Path) -> tuple[Examples, dict[str, np.ndarray], Any]:
+            examples, facts = origin.decode(scratch)
+            indices, report = assign(examples, self.sizes, self.split_seed)
+            return examples, indices, {"source": self.description, **facts, **report}
 
-    def examples_in_splits(scratch: Path) -> tuple[Examples, dict[str, np.ndarray], dict[str, Any]]:
-        examples, facts = origin.decode(scratch)
-        indices, report = assign(examples, sizes, source.split_seed)
-        return examples, indices, {"source": source.description, **facts, **report}
+        def build(folder: Path) -> None:
+            with cache.scratch(folder.with_name("examples")) as scratch:
+                cache.write(folder, origin.fingerprint, origin.name, *examples_in_splits(scratch))
 
-    def build(folder: Path) -> None:
-        with cache.scratch(folder.with_name("examples")) as scratch:
-            cache.write(folder, origin.fingerprint, origin.name, *examples_in_splits(scratch))
-
-    if origin.home is not None:
-        return cache.load(origin.home, origin.fingerprint, origin.key, build)
-    examples, indices, provenance = examples_in_splits(Path())
-    splits = {name: examples.take(chosen) for name, chosen in indices.items()}
-    return Dataset(origin.name, splits, examples.class_names, provenance)
+        if origin.home is not None:
+            return cache.load(origin.home, origin.fingerprint, origin.key, build)
+        examples, indices, provenance = examples_in_splits(Path())
+        splits = {name: examples.take(chosen) for name, chosen in indices.items()}
+        return Dataset(origin.name, splits, examples.class_names, provenance)
 
 
 def from_scikit_learn(name: str, decode: Callable[[], Examples]) -> Origin:
@@ -109,11 +118,11 @@ def from_scikit_learn(name: str, decode: Callable[[], Examples]) -> Origin:
     return Origin(name, decode_all)
 
 
-# What `python -m cnn_research.data prepare` keeps -------------------------------------------------
+# Prepared by `python -m cnn_research.data prepare` ------------------------------------------------
 
 
 def from_prepared(
-    source: Source, home: Path, title: str, read: Callable[[Path, Path], Decoded], advice: str = ""
+    source: Source, home: Path, title: str, read: Callable[[Path, Path], Decoded], advice: str
 ) -> Origin:
     """Origin of the data prepared in `home` (`<name>/<version>`), once for all choices of fields.
 
@@ -122,12 +131,9 @@ def from_prepared(
     """
     name, folder = home.parent.name, home / PREPARED
     if not folder.is_dir():
-        interrupted = cache.unfinished(folder).is_dir()
-        state = "only half prepared (it was interrupted)" if interrupted else "not prepared"
-        from_files = "where PATH is the folder or archive, or name that with --data.path"
         raise UserError(
-            f"{title} is {state} in {cache.data_dir()}: run `python -m cnn_research.data prepare "
-            f"{name} --source=PATH` {advice or from_files}"
+            f"{title} is not prepared in {cache.data_dir()}: run `python -m cnn_research.data "
+            f"prepare {name} --source=PATH` {advice}"
         )
 
     def decode(scratch: Path) -> Decoded:
@@ -139,25 +145,22 @@ def from_prepared(
 
 
 def prepare_once(home: Path, write: Callable[[Path], None]) -> None:
-    """Call `write(folder)`, which makes a folder in `home`, unless it is there."""
-    with cache.lock(home):
-        if (home / PREPARED).is_dir():
-            print(f"already prepared in {home}; delete that folder to prepare it again")
-        else:
-            write(home / PREPARED)
+    """Have `write(folder)` fill the folder of prepared files in `home`, unless it is there."""
+    if not cache.write_once(home / PREPARED, write):
+        print(f"already prepared in {home}; delete that folder to prepare it again")
 
 
 # Files of images ---------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageFiles(abc.ABC):
+class ImageFiles(Source):
     """Files of images below a path, decoded on first use: what all such sources share.
 
     Attributes:
-        kind: the folder where decoded arrays are kept.
-        prepared: the folder of what is prepared once for all choices of fields, and taken where
-            `path` is empty; empty where nothing is.
+        kind: the folder of decoded arrays.
+        prepared: the folder of files that are prepared once for all choices of fields, and read
+            where `path` is empty; empty for sources that prepare nothing.
         layout: tells apart sources of one kind that make other examples of the same files.
         by_name: as in `Examples`.
     """
@@ -206,62 +209,44 @@ class ImageFiles(abc.ABC):
 
     def state_of(self, path: Path) -> str:
         """Another text whenever a file that is read below `path` has changed."""
-        return content_of(path)
+        return fingerprint_of(files_below(path) if path.is_dir() else [path], path)
 
     def pixels(self, file: Path) -> np.ndarray:
         """The image in a file, uint8 `[*image_size, 3]`."""
         return decode(file, self.image_size)
 
-    def load(self) -> Dataset:
-        """Images are uint8 `[examples, *image_size, 3]`, memory maps; a head per set of labels."""
-        return load(self)
-
-    # What is prepared once
+    # Files that are prepared once
 
     @classmethod
     def home(cls) -> Path:
-        return cache.data_dir() / cls.prepared / "1.0.0"
-
-    def plan_to_prepare(self, folder: Path, shown: str) -> Plan:
-        """As `plan`, of all images that any choice of fields can ask for."""
-        return self.plan(folder, shown)
-
-    def pixels_to_prepare(self, file: Path) -> np.ndarray:
-        """The image in a file as it is kept, uint8 `[height, width, 3]`."""
-        return decode(file, None)
-
-    def plan_prepared(self, prepared: Plan, folder: Path) -> Plan:
-        """Select the prepared images that are examples."""
-        return prepared
+        return cache.data_dir() / cls.prepared / "2.0.0"
 
     def prepare(self, given: str | None) -> Self:
-        """Prepare all images of the folder, archive or table `given`; return the source to load
+        """Copy the folder or archive `given` to the prepared data; return the source to load
         from."""
         if not self.prepared:
             return dataclasses.replace(self, path=given or self.path)
         path = existing(given or "")
+        if path.suffix.lower() == ".csv":
+            raise UsageError(
+                f"{printable(path)} is copied with its images: name the folder or archive of both"
+            )
 
         def write(folder: Path) -> None:
-            from cnn_research.data.prepare.decoding import write_plan
-
-            facts = {"path": printable(path.name), "fingerprint": content_of(path)}
-            with opened(path) as root:
-                plan = self.plan_to_prepare(root, printable(path))
-                write_plan(folder, plan, self.pixels_to_prepare, self.on_bad_image, facts)
+            if path.is_dir():
+                shutil.copytree(path, folder / path.name, ignore_dangling_symlinks=True)
+            else:
+                shutil.copy2(path, folder)
+            os.sync()  # once, for what may be 20,000 files
 
         prepare_once(self.home(), write)
         return self
 
-    def _read_prepared(self, folder: Path, scratch: Path) -> Decoded:
-        from cnn_research.data.prepare.decoding import decode_prepared, read_plan
-
-        plan = self.plan_prepared(read_plan(folder), folder)
-        return decode_prepared(folder, plan, self.image_size, scratch)
-
     def origin(self) -> Origin:
         self.check()
         if self.prepared and not self.path:
-            return from_prepared(self, self.home(), self.prepared, self._read_prepared)
+            advice = "where PATH is the folder or archive, or name that with --data.path"
+            return from_prepared(self, self.home(), self.prepared, self._decode_prepared, advice)
         path = existing(self.path)
         fields = dataclasses.asdict(self)
         for drawn in (*self.sizes, "split_seed"):
@@ -273,15 +258,20 @@ class ImageFiles(abc.ABC):
         config = f"{re.sub(r'[^A-Za-z0-9]+', '_', name)}-{cache.key_of(fields)}"
         home = cache.data_dir() / self.kind / config / "1.0.0"
         fingerprint = self.state_of(path)
-
-        def decode_all(scratch: Path) -> Decoded:
-            from cnn_research.data.prepare.decoding import decode_plan
-
-            with opened(path) as root:
-                plan = self.plan(root, printable(path))
-                examples, facts = decode_plan(plan, self.pixels, self.on_bad_image, scratch)
-            examples = dataclasses.replace(examples, by_name=self.by_name)
-            return examples, {"path": printable(path.name), "fingerprint": fingerprint, **facts}
-
+        decode = functools.partial(self._decode, path, fingerprint)
         key = cache.key_of([self.sizes, self.split_seed])
-        return Origin(name, decode_all, home, fingerprint, key)
+        return Origin(name, decode, home, fingerprint, key)
+
+    def _decode_prepared(self, folder: Path, scratch: Path) -> Decoded:
+        (path,) = folder.iterdir()
+        return self._decode(path, self.state_of(path), scratch)
+
+    def _decode(self, path: Path, fingerprint: str, scratch: Path) -> Decoded:
+        """Decode the images of a folder, archive or table."""
+        from cnn_research.data.prepare.decoding import decode_plan
+
+        with opened(path) as root:
+            plan = self.plan(root, printable(path))
+            examples, facts = decode_plan(plan, self.pixels, self.on_bad_image, scratch)
+        examples = dataclasses.replace(examples, by_name=self.by_name)
+        return examples, {"path": printable(path.name), "fingerprint": fingerprint, **facts}

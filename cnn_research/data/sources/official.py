@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -22,16 +22,16 @@ from cnn_research.data.sources.loading import (
     Decoded,
     Origin,
     Share,
+    Source,
     from_prepared,
-    load,
     prepare_once,
 )
 
 
 @register_config
 @dataclasses.dataclass(frozen=True)
-class FashionMnist:
-    """60,000 + 10,000 photographs of clothes, 28x28x1, 10 classes.
+class FashionMnist(Source):
+    """60,000 + 10,000 photographs of clothes, 28x28x1, 10 classes; the test split is the official.
 
     Prepared once by `python -m cnn_research.data prepare fashion_mnist`.
     """
@@ -54,19 +54,15 @@ class FashionMnist:
         return cache.data_dir() / "fashion_mnist" / "3.0.1"
 
     def prepare(self, given: str | None) -> Self:
-        """Prepare the four official files below `given`, or downloads them."""
+        """Prepare the four official files below `given`, or download them."""
         path = None if given is None else existing(given)
 
-        def fill(folder: Path) -> None:
+        def write(folder: Path) -> None:
             with opened(path) if path else contextlib.nullcontext() as source:
-                fashion_mnist.gather(folder, source and fashion_mnist.check(source))
+                fashion_mnist.gather(folder, source)
 
-        _keep(self.home(), fill)
+        prepare_once(self.home(), write)
         return self
-
-    def load(self) -> Dataset:
-        """Images are uint8 `[examples, 28, 28, 1]`, memory maps; the test split is the official."""
-        return load(self)
 
     def origin(self) -> Origin:
         advice = "with the folder of the four official .gz files, or no --source to download them"
@@ -79,7 +75,7 @@ class FashionMnist:
 
 @register_config
 @dataclasses.dataclass(frozen=True)
-class Cifar10:
+class Cifar10(Source):
     """50,000 + 10,000 photographs, 32x32x3, 10 classes: the official ones, or copies of them.
 
     The official ones are prepared once by `python -m cnn_research.data prepare cifar10`. Copies
@@ -121,13 +117,12 @@ class Cifar10:
             if archive is None:
                 return dataclasses.replace(self, path=address)
             address = archive.as_uri()
-        _keep(self.home(), lambda folder: cifar10.gather(folder, address))
+        prepare_once(self.home(), lambda folder: cifar10.gather(folder, address))
         return self
 
     def load(self) -> Dataset:
-        """Images are uint8 `[examples, 32, 32, 3]`, memory maps; the test split is the official."""
         if not self.path:
-            return load(self)
+            return super().load()
         found = ImageFolder(self.path, (32, 32), self.validation, split_seed=self.split_seed).load()
         if found.class_names["label"] != cifar10.CLASSES:
             raise UserError(
@@ -153,16 +148,6 @@ class Cifar10:
             raise UserError(f"{folder} has no archive in it: delete it and prepare again")
         examples = _examples(cifar10.read(archive), cifar10.CLASSES)
         return examples, {"sha256": {archive.name: cifar10.SHA256[archive.name]}}
-
-
-def _keep(home: Path, fill: Callable[[Path], None]) -> None:
-    """Keep official files in `home`; those that an interrupted `fill(folder)` left are taken."""
-
-    def write(folder: Path) -> None:
-        fill(cache.unfinished(folder))
-        cache.publish(cache.unfinished(folder), folder)
-
-    prepare_once(home, write)
 
 
 def _examples(

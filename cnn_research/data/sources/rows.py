@@ -11,8 +11,8 @@ import operator
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from cnn_research.core.errors import UsageError, UserError
 from cnn_research.data.dataset import MISSING, UNKNOWN_CLASS
 from cnn_research.data.images import ENDINGS, printable
 from cnn_research.data.prepare.files import SPLIT_FOLDERS, Plan, Record, files_below
+
+if TYPE_CHECKING:
+    from cnn_research.data.sources.table import ImageTable
 
 MAX_NUMBER = float(np.finfo(np.float32).max)
 """The largest number that a label can be."""
@@ -59,27 +62,19 @@ class Condition:
             )
         return cls(*(printable(part) for part in found.groups()))
 
-    def __str__(self) -> str:
-        return f"{self.column}{self.operator}{self.value}"
-
     def meets(self, row: Row) -> bool:
-        cell = printable(row[self.column])
-        if not cell:
-            return False
-        number = _finite(self.value)
-        if number is None:
-            return OPERATORS[self.operator](cell, self.value)
-        given = _finite(cell)
-        if given is None:
-            return self.operator == "!="
-        return OPERATORS[self.operator](given, number)
+        cell, compare = printable(row[self.column]), OPERATORS[self.operator]
+        number, value = _finite(cell), _finite(self.value)
+        if not cell or value is None:
+            return bool(cell) and compare(cell, self.value)
+        return self.operator == "!=" if number is None else compare(number, value)
 
 
 def find_table(source: Path, shown: str) -> Path:
     """The CSV file `source`, or the one below it."""
     if not source.is_dir():
         return source
-    tables = [path for path, _ in files_below(source) if path.suffix.lower() == ".csv"]
+    tables = [path for path in files_below(source) if path.suffix.lower() == ".csv"]
     if len(tables) != 1:
         raise UserError(f"{shown} has {len(tables)} .csv files: it needs one, or name the file")
     return tables[0]
@@ -149,31 +144,8 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def plan_every_row(rows: Sequence[Row], shown: str, folder: Path, image: str) -> Plan:
-    """A record without labels for each row, that keeps its cells; `image` as in `plan_rows`."""
-    names = _image_names(rows, shown, image)
-    return Plan(
-        records=[
-            Record(folder / name, printable(name), "train", labels={}, cells=row)
-            for name, row in zip(names, rows, strict=True)
-        ],
-        class_names={},
-        notes={},
-    )
-
-
-def plan_rows(
-    all_rows: Sequence[Row],
-    shown: str,
-    folder: Path,
-    image: str,
-    label: Sequence[str],
-    number: Sequence[str],
-    min_examples: int,
-    rows: Sequence[str],
-    target: Sequence[str],
-) -> Plan:
-    """Records of the selected rows, in their order; the arguments are the fields of `ImageTable`.
+def plan_rows(rows: Sequence[Row], shown: str, folder: Path, source: ImageTable) -> Plan:
+    """Records of the rows that the fields of `source` select, in their order.
 
     Classes, and how many rows each has, are those of the rows outside of the split `target`; there
     a rarer class counts as `MISSING`, and in `target` a class that is none of them as
@@ -183,21 +155,23 @@ def plan_rows(
         UsageError: a column that the table lacks, or a condition that is none or that no row meets.
         UserError: a head with fewer than two classes or without numbers, or an unknown split.
     """
-    if not label and not number:
+    if not source.label and not source.number:
         raise UsageError(f"{shown}: name a column of classes, --data.label, or --data.number")
-    both = sorted(set(label) & set(number))
+    both = sorted(set(source.label) & set(source.number))
     if both:
         raise UsageError(f"column '{both[0]}' is in --data.label and in --data.number: choose one")
-    names = _image_names(all_rows, shown, image)
-    check_columns(all_rows, shown, [*label, *number])
-    splits = _splits(all_rows, shown, rows, target)
-    classes = {head: _classes(all_rows, splits, shown, head, min_examples) for head in label}
+    names = _image_names(rows, shown, source.image)
+    check_columns(rows, shown, [*source.label, *source.number])
+    splits = _splits(rows, shown, source)
+    classes = {
+        head: _classes(rows, splits, shown, head, source.min_examples) for head in source.label
+    }
     index = {head: {name: i for i, name in enumerate(names)} for head, names in classes.items()}
-    numbers = {head: _numbers(all_rows, splits, shown, head) for head in number}
+    numbers = {head: _numbers(rows, splits, shown, head) for head in source.number}
     records = []
     for at, split in splits.items():
         other = UNKNOWN_CLASS if split == "target" else MISSING
-        cells = {head: printable(all_rows[at][head]) for head in label}
+        cells = {head: printable(rows[at][head]) for head in source.label}
         found = {
             head: index[head].get(cell, other) if cell else MISSING for head, cell in cells.items()
         }
@@ -206,8 +180,8 @@ def plan_rows(
             labels = {**found, **measured}
             records.append(Record(folder / names[at], printable(names[at]), split, labels))
     notes = {"rows_without_any_label": len(splits) - len(records)}
-    if rows or target:
-        notes["rows_not_asked_for"] = len(all_rows) - len(splits)
+    if source.rows or source.target:
+        notes["rows_not_asked_for"] = len(rows) - len(splits)
     return Plan(records, classes, notes, tuple(numbers))
 
 
@@ -224,30 +198,28 @@ def _image_names(rows: Sequence[Row], shown: str, image: str) -> list[str]:
     """The path of each row's image, from a column or a pattern of columns."""
     pattern = image if "{" in image else f"{{{image}}}"
     check_columns(rows, shown, re.findall(r"\{(.*?)\}", pattern))
-    return [re.sub(r"\{(.*?)\}", partial(_cell, row), pattern) for row in rows]
+
+    def name(row: Row) -> str:
+        return re.sub(r"\{(.*?)\}", lambda match: row[match[1]], pattern)
+
+    return [name(row) for row in rows]
 
 
-def _cell(row: Row, match: re.Match[str]) -> str:
-    return row[match[1]]
-
-
-def _splits(
-    all_rows: Sequence[Row], shown: str, rows: Sequence[str], target: Sequence[str]
-) -> dict[int, str]:
-    """The split of each row that is asked for, by the row's index."""
-    kept = _meeting(all_rows, shown, rows, "--data.rows")
-    moved = _meeting(all_rows, shown, target, "--data.target") if target else set()
+def _splits(rows: Sequence[Row], shown: str, source: ImageTable) -> dict[int, str]:
+    """The split of each row that `source` selects, by the row's index."""
+    selected = _meeting(rows, shown, source.rows, "--data.rows")
+    target = _meeting(rows, shown, source.target, "--data.target") if source.target else set()
     splits = {}
-    for at, row in enumerate(all_rows):
+    for at, row in enumerate(rows):
         given = (row.get("split") or "train").strip().lower()
         if given not in SPLIT_FOLDERS:
             raise UserError(
                 f"{shown}, row {at + 1}: split is '{row['split']}'; it must be train, "
                 "validation, test or target"
             )
-        if at in moved:
+        if at in target:
             splits[at] = "target"
-        elif at in kept:
+        elif at in selected:
             splits[at] = SPLIT_FOLDERS[given]
     return splits
 
@@ -265,8 +237,7 @@ def _meeting(rows: Sequence[Row], shown: str, conditions: Sequence[str], option:
             values = f"'{known[0]}' to '{known[-1]}'" if known else "nothing"
             beside = " together with the conditions before it" if alone else ""
             raise UsageError(
-                f"{option} '{condition}': no row of {shown} meets it{beside}; the column "
-                f"has {values}"
+                f"{option} '{text}': no row of {shown} meets it{beside}; the column has {values}"
             )
     return met
 

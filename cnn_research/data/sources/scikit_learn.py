@@ -8,13 +8,13 @@ import numpy as np
 
 from cnn_research.core.config import register_config
 from cnn_research.core.ranges import NonNegativeInt, Seed
-from cnn_research.data.dataset import Dataset, Examples
-from cnn_research.data.sources.loading import Origin, from_scikit_learn, load
+from cnn_research.data.dataset import Examples
+from cnn_research.data.sources.loading import Origin, Source, from_scikit_learn
 
 
 @register_config
 @dataclasses.dataclass(frozen=True)
-class Digits:
+class Digits(Source):
     """1,797 handwritten digits, 8x8x1, that ship with scikit-learn: no download, no preparation."""
 
     validation: NonNegativeInt = 300
@@ -32,15 +32,12 @@ class Digits:
     def sizes(self) -> dict[str, int]:
         return {"validation": self.validation, "test": self.test}
 
-    def load(self) -> Dataset:
-        """Images are uint8 `[examples, 8, 8, 1]`, scaled from 0..16 to 0..255."""
-        return load(self)
-
     def origin(self) -> Origin:
         return from_scikit_learn("digits", _digits)
 
 
 def _digits() -> Examples:
+    """Images are uint8 `[examples, 8, 8, 1]`, scaled from 0..16 to 0..255."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()

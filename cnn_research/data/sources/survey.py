@@ -12,11 +12,12 @@ from pathlib import Path
 from cnn_research.core.errors import UserError
 from cnn_research.data.images import open_image, printable
 from cnn_research.data.prepare import cache
-from cnn_research.data.prepare.files import Plan, content_of, existing, opened
+from cnn_research.data.prepare.files import Plan, existing, opened
 from cnn_research.data.sources.loading import ImageFiles
 
 SAMPLE = 200
 """Images whose size is looked up."""
+RESULT = "survey.json"
 EXIF_ORIENTATION, ON_ITS_SIDE = 274, 5
 """The tag of an image's orientation; from this value on, height and width are exchanged."""
 
@@ -48,16 +49,16 @@ def survey(source: ImageFiles) -> Survey:
     fields = {**dataclasses.asdict(source), "path": shown}
     for field in ("image_size", "validation", "test", "split_seed", "on_bad_image"):
         del fields[field]
-    name = cache.key_of([type(source).__name__, fields, content_of(path)])
-    kept = cache.data_dir() / "surveys" / f"{name}.json"
-    if not kept.is_file():
+    name = cache.key_of([type(source).__name__, fields, source.state_of(path)])
+    folder = cache.data_dir() / "surveys" / name
+
+    def write(temporary: Path) -> None:
         with opened(path) as root:
             found = _survey(source.plan(root, shown), shown)
-        with cache.lock(kept):
-            partial = kept.with_suffix(".partial")
-            partial.write_text(json.dumps(dataclasses.asdict(found)))
-            partial.rename(kept)
-    return Survey(**json.loads(kept.read_text()))
+        (temporary / RESULT).write_text(json.dumps(dataclasses.asdict(found)))
+
+    cache.write_once(folder, write)
+    return Survey(**json.loads((folder / RESULT).read_text()))
 
 
 def _survey(plan: Plan, shown: str) -> Survey:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from cnn_research.core.config import register_config
-from cnn_research.core.errors import UserError
 from cnn_research.core.ranges import PositiveInt
 from cnn_research.data.images import printable
-from cnn_research.data.prepare import cache
-from cnn_research.data.prepare.files import Plan, status_of
+from cnn_research.data.prepare.files import Plan, fingerprint_of
 from cnn_research.data.sources.loading import ImageFiles
-from cnn_research.data.sources.rows import find_table, plan_every_row, plan_rows, read_table
+from cnn_research.data.sources.rows import find_table, plan_rows, read_table
 
 
 @register_config
@@ -59,14 +56,7 @@ class ImageTable(ImageFiles):
 
     def plan(self, folder: Path, shown: str) -> Plan:
         table = find_table(folder, shown)
-        return self.plan_of(read_table(table, shown), shown, table.parent)
-
-    def plan_of(self, rows: Sequence[Mapping[str, str]], shown: str, folder: Path) -> Plan:
-        """The plan of a table's rows; `folder` is where the images' names start from."""
-        return plan_rows(
-            rows, shown, folder, self.image, self.label, self.number, self.min_examples, self.rows,
-            self.target,
-        )  # fmt: skip
+        return plan_rows(read_table(table, shown), shown, table.parent, self)
 
     def state_of(self, path: Path) -> str:
         files = [path]
@@ -74,7 +64,7 @@ class ImageTable(ImageFiles):
             shown = printable(path)
             table = find_table(path, shown)
             files = [table, *(record.path for record in self.plan(path, shown).records)]
-        return cache.key_of([status_of(file) for file in files])
+        return fingerprint_of(files, path)
 
 
 @register_config
@@ -82,16 +72,16 @@ class ImageTable(ImageFiles):
 class Products(ImageTable):
     """19,298 catalogue photographs, 60 wide and 80 high, with what is sold and when.
 
-    Prepared once by `python -m cnn_research.data prepare products`, with every column of the table,
-    so that any labels and rows can be asked for afterwards. The source is the catalogue up to 2012
-    and the target the one from 2015 on, as far as the fields do not say otherwise.
+    Prepared once by `python -m cnn_research.data prepare products`, for any labels and rows. The
+    source is the catalogue up to 2012 and the target the one from 2015 on, unless the fields say
+    otherwise.
     """
 
     prepared: ClassVar = "products"
 
     path: str = ""
-    """The CSV file, or a folder or archive with one, prepared on first use; empty for what is
-    prepared."""
+    """The CSV file, or a folder or archive with one, prepared on first use; empty for the prepared
+    products."""
     image: str = "images/{id}.jpg"
     """The column with the image's path as seen from the CSV file, or a pattern of columns."""
     label: tuple[str, ...] = ("material", "type", "brand")
@@ -110,22 +100,3 @@ class Products(ImageTable):
         if self.path:
             return super().description
         return dataclasses.replace(self, path="products").description
-
-    def plan_to_prepare(self, folder: Path, shown: str) -> Plan:
-        table = find_table(folder, shown)
-        return plan_every_row(read_table(table, shown), shown, table.parent, self.image)
-
-    def plan_prepared(self, prepared: Plan, folder: Path) -> Plan:
-        files = {record.name: record.path for record in prepared.records}
-        plan = self.plan_of([record.cells or {} for record in prepared.records], "products", folder)
-        for record in plan.records:
-            if record.name not in files:
-                raise UserError(
-                    f"there is no image {record.name} in {folder}, such as {next(iter(files))}: "
-                    "correct --data.image, or delete that folder and prepare again"
-                )
-        return dataclasses.replace(
-            plan,
-            records=[dataclasses.replace(r, path=files[r.name]) for r in plan.records],
-            notes={**prepared.notes, **plan.notes},
-        )
