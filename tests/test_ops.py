@@ -17,8 +17,7 @@ from cnn_research.ops import convolution
 
 CPU = ops.Formulation(
     sliced_weight_gradient=True,
-    few_channels_as_product=True,
-    depthwise_as_shifts=True,
+    convolutions_as_products=True,
     gather_pool_gradient=True,
 )
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -391,8 +390,7 @@ SHARDED = """
     convolution._PATCH_BYTES = 20_000
     formulation = ops.Formulation(
         sliced_weight_gradient=True,
-        few_channels_as_product=True,
-        depthwise_as_shifts=True,
+        convolutions_as_products=True,
         gather_pool_gradient=True,
     )
     random = np.random.default_rng(0)

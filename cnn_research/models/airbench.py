@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, ClassVar
 
 import jax
@@ -22,6 +23,10 @@ from cnn_research.models.layers import (
     check_size,
 )
 from cnn_research.models.registry import register_model
+
+# Statistics that forget quickly, since a run is short; a scale would be undone by the
+# next normalisation.
+_Norm = functools.partial(nn.BatchNorm, momentum=0.6, epsilon=1e-5, use_scale=False)
 
 
 @register_config
@@ -53,33 +58,18 @@ class Airbench(Classifier):
         check_size(self, images, 2 ** len(self.features) + 1)
         act = activate(self.activation)
         x = images.astype(self.dtype)
+        conv = functools.partial(Conv, use_bias=False, kernel_init=partly_identity)
         filters = 2 * 2 * 2 * images.shape[-1]
         x = act(Conv(filters, (2, 2), padding="VALID", dtype=self.dtype, name="whiten")(x))
         for number, features in enumerate(self.features, 1):
             for part in (1, 2):
-                x = Conv(
-                    features,
-                    (3, 3),
-                    use_bias=False,
-                    kernel_init=partly_identity,
-                    dtype=self.dtype,
-                    name=f"conv{number}_{part}",
-                )(x)
+                x = conv(features, (3, 3), dtype=self.dtype, name=f"conv{number}_{part}")(x)
                 if part == 1:
                     x = ops.max_pool(x, 2)
-                # Statistics that forget quickly, since a run is short; a scale would be undone by
-                # the next normalisation.
-                norm = nn.BatchNorm(
-                    momentum=0.6,
-                    epsilon=1e-5,
-                    use_scale=False,
-                    dtype=self.dtype,
-                    name=f"norm{number}_{part}",
-                )
+                norm = _Norm(dtype=self.dtype, name=f"norm{number}_{part}")
                 x = act(norm(x, use_running_average=not train))
         x = x.max(axis=(1, 2))
-        x = nn.Dense(self.num_classes, use_bias=False, dtype=self.dtype, name="linear")(x)
-        return x.astype(jnp.float32) * self.output_scale
+        return self.logits(x, use_bias=False, name="linear") * self.output_scale
 
     def with_images(self, params: dict[str, Any], images: jax.Array) -> dict[str, Any]:
         """Replace the first layer by one that whitens patches of preprocessed float32 images."""

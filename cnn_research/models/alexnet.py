@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 from flax import linen as nn
 
@@ -38,32 +40,18 @@ class AlexNet(ImageNetClassifier):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         check_size(self, images, 15 if self.small else 63)
-
-        def convolution(
-            index: int, x: jax.Array, features: int, size: int, padding: int, strides: int = 1
-        ) -> jax.Array:
-            layer = Conv(
-                features,
-                (size, size),
-                strides,
-                padding=padding,
-                kernel_init=_INIT,
-                dtype=self.dtype,
-                name=f"features.{index}",
-            )
-            return nn.relu(layer(x))
-
+        conv = functools.partial(Conv, kernel_init=_INIT, dtype=self.dtype)
         x = images.astype(self.dtype)
         if self.small:
-            x = convolution(0, x, 64, size=3, padding=1)
+            x = conv(64, (3, 3), padding=1, name="features.0")(x)
         else:
-            x = convolution(0, x, 64, size=11, padding=2, strides=4)
+            x = conv(64, (11, 11), 4, padding=2, name="features.0")(x)
+        x = ops.max_pool(nn.relu(x), 3, 2)
+        x = nn.relu(conv(192, (5, 5), padding=2, name="features.3")(x))
         x = ops.max_pool(x, 3, 2)
-        x = convolution(3, x, 192, size=5, padding=2)
-        x = ops.max_pool(x, 3, 2)
-        x = convolution(6, x, 384, size=3, padding=1)
-        x = convolution(8, x, 256, size=3, padding=1)
-        x = convolution(10, x, 256, size=3, padding=1)
+        x = nn.relu(conv(384, (3, 3), padding=1, name="features.6")(x))
+        x = nn.relu(conv(256, (3, 3), padding=1, name="features.8")(x))
+        x = nn.relu(conv(256, (3, 3), padding=1, name="features.10")(x))
         x = ops.max_pool(x, 3, 2)
         x = AdaptivePool(self._pooled, name="avgpool")(x)
         x = x.reshape(x.shape[0], -1)
@@ -78,10 +66,6 @@ class AlexNet(ImageNetClassifier):
 
 
 _SOURCE = "Krizhevsky 2014, arXiv:1404.5997; Krizhevsky, Sutskever and Hinton 2012"
-register_model("alexnet", AlexNet(), source=_SOURCE)
 register_model(
-    "alexnet_small",
-    AlexNet(small=True, hidden=1024, num_classes=10),
-    image_shape=(32, 32, 3),
-    source=_SOURCE,
+    "alexnet", AlexNet(), AlexNet(small=True, hidden=1024, num_classes=10), source=_SOURCE
 )

@@ -47,18 +47,20 @@ class ConvNorm(nn.Module):
     features: int
     kernel_size: tuple[int, int] = (1, 1)
     strides: int = 1
-    padding: tuple[int, int] = (0, 0)
+    padded: bool = True
+    """Pad with zeros by half the kernel, so that only strides shrink the map."""
     norm: bool = True
     scale: bool = True
     dtype: Dtype = "float32"
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        pads = [size // 2 if self.padded else 0 for size in self.kernel_size]
         x = Conv(
             self.features,
             self.kernel_size,
             self.strides,
-            padding=[(pad, pad) for pad in self.padding],
+            padding=[(pad, pad) for pad in pads],
             use_bias=not self.norm,
             kernel_init=_INIT,
             dtype=self.dtype,
@@ -83,10 +85,7 @@ class Inception(nn.Module):
         one, three_reduced, three, five_reduced, five, pooled = self.features
 
         def convolution(x: jax.Array, features: int, size: int, name: str) -> jax.Array:
-            pad = (size // 2, size // 2)
-            layer = ConvNorm(
-                features, (size, size), padding=pad, norm=self.norm, dtype=self.dtype, name=name
-            )
+            layer = ConvNorm(features, (size, size), norm=self.norm, dtype=self.dtype, name=name)
             return layer(x, train)
 
         around = ops.max_pool(x, 3, 1, ((1, 1), (1, 1)))
@@ -150,13 +149,13 @@ class GoogLeNet(ImageNetClassifier):
 
         x = images.astype(self.dtype)
         if self.small:
-            x = ConvNorm(64, (3, 3), padding=(1, 1), name="conv1", **options)(x, train)
+            x = ConvNorm(64, (3, 3), name="conv1", **options)(x, train)
         else:
-            x = ConvNorm(64, (7, 7), 2, (3, 3), name="conv1", **options)(x, train)
+            x = ConvNorm(64, (7, 7), 2, name="conv1", **options)(x, train)
             x = _pool_to_the_edge(x, 3)
         x = responses(x)
         x = ConvNorm(64, name="conv2", **options)(x, train)
-        x = ConvNorm(192, (3, 3), padding=(1, 1), name="conv3", **options)(x, train)
+        x = ConvNorm(192, (3, 3), name="conv3", **options)(x, train)
         x = responses(x)
         if not self.small:
             x = _pool_to_the_edge(x, 3)
@@ -186,11 +185,10 @@ def _pool_to_the_edge(x: jax.Array, window: int) -> jax.Array:
 
 
 _SOURCE = "Szegedy et al. 2014, arXiv:1409.4842"
-register_model("googlenet", GoogLeNet(), source=_SOURCE)
-register_model("googlenet_lrn", GoogLeNet(variant="paper", dropout=0.4), source=_SOURCE)
 register_model(
-    "googlenet_small",
+    "googlenet",
+    GoogLeNet(),
     GoogLeNet(small=True, auxiliary_weight=0.0, num_classes=10),
-    image_shape=(32, 32, 3),
     source=_SOURCE,
 )
+register_model("googlenet_lrn", GoogLeNet(variant="paper", dropout=0.4), source=_SOURCE)

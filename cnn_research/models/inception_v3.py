@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Literal
 
@@ -16,83 +17,64 @@ from cnn_research.models.googlenet import ConvNorm
 from cnn_research.models.layers import Dtype, GlobalPool, ImageNetClassifier, Rate, check_size
 from cnn_research.models.registry import register_model
 
-Convolution = tuple[str, int, int, int]
-"""Name, filters, height and width of the kernel."""
-Branch = tuple[tuple[Convolution, ...], ...]
-"""Steps one after the other; the convolutions of a step take the same input, side by side."""
+Convolution = tuple[int, int, int]
+"""Filters, height and width of the kernel."""
+Branch = tuple[tuple[tuple[str, int, tuple[int, int]], ...], ...]
+"""Steps one after the other; the convolutions of a step (name, filters, height and width of the
+kernel) take the same input, side by side."""
 
 
-def _branch(*steps: Convolution | tuple[Convolution, ...]) -> Branch:
-    return tuple(step if isinstance(step[0], tuple) else (step,) for step in steps)  # type: ignore
+def _branch(name: str, *steps: Convolution | tuple[Convolution, Convolution]) -> Branch:
+    """Number the convolutions of a branch, if there are several; letter those side by side."""
+    branch = []
+    for number, step in enumerate(steps, 1):
+        numbered = f"{name}_{number}" if len(steps) > 1 else name
+        beside = {"": step} if isinstance(step[0], int) else dict(zip("ab", step, strict=True))
+        branch.append(tuple((numbered + x, n, (h, w)) for x, (n, h, w) in beside.items()))
+    return tuple(branch)
 
 
-_DOUBLE = _branch(
-    ("branch3x3dbl_1", 64, 1, 1), ("branch3x3dbl_2", 96, 3, 3), ("branch3x3dbl_3", 96, 3, 3)
-)
+_DOUBLE = _branch("branch3x3dbl", (64, 1, 1), (96, 3, 3), (96, 3, 3))
 
 
 def _fine(pooled: int) -> tuple[Branch, ...]:
     return (
-        _branch(("branch1x1", 64, 1, 1)),
-        _branch(("branch5x5_1", 48, 1, 1), ("branch5x5_2", 64, 5, 5)),
+        _branch("branch1x1", (64, 1, 1)),
+        _branch("branch5x5", (48, 1, 1), (64, 5, 5)),
         _DOUBLE,
-        _branch(("branch_pool", pooled, 1, 1)),
+        _branch("branch_pool", (pooled, 1, 1)),
     )
 
 
-def _middle(width: int) -> tuple[Branch, ...]:
+def _middle(few: int) -> tuple[Branch, ...]:
     return (
-        _branch(("branch1x1", 192, 1, 1)),
-        _branch(
-            ("branch7x7_1", width, 1, 1),
-            ("branch7x7_2", width, 1, 7),
-            ("branch7x7_3", 192, 7, 1),
-        ),
-        _branch(
-            ("branch7x7dbl_1", width, 1, 1),
-            ("branch7x7dbl_2", width, 7, 1),
-            ("branch7x7dbl_3", width, 1, 7),
-            ("branch7x7dbl_4", width, 7, 1),
-            ("branch7x7dbl_5", 192, 1, 7),
-        ),
-        _branch(("branch_pool", 192, 1, 1)),
+        _branch("branch1x1", (192, 1, 1)),
+        _branch("branch7x7", (few, 1, 1), (few, 1, 7), (192, 7, 1)),
+        _branch("branch7x7dbl", (few, 1, 1), (few, 7, 1), (few, 1, 7), (few, 7, 1), (192, 1, 7)),
+        _branch("branch_pool", (192, 1, 1)),
     )
 
 
+_FORK = ((384, 1, 3), (384, 3, 1))
 _COARSE = (
-    _branch(("branch1x1", 320, 1, 1)),
-    _branch(
-        ("branch3x3_1", 384, 1, 1),
-        (("branch3x3_2a", 384, 1, 3), ("branch3x3_2b", 384, 3, 1)),
-    ),
-    _branch(
-        ("branch3x3dbl_1", 448, 1, 1),
-        ("branch3x3dbl_2", 384, 3, 3),
-        (("branch3x3dbl_3a", 384, 1, 3), ("branch3x3dbl_3b", 384, 3, 1)),
-    ),
-    _branch(("branch_pool", 192, 1, 1)),
+    _branch("branch1x1", (320, 1, 1)),
+    _branch("branch3x3", (384, 1, 1), _FORK),
+    _branch("branch3x3dbl", (448, 1, 1), (384, 3, 3), _FORK),
+    _branch("branch_pool", (192, 1, 1)),
 )
 
 _MODULES = {
     "Mixed_5b": _fine(32),
     "Mixed_5c": _fine(64),
     "Mixed_5d": _fine(64),
-    "Mixed_6a": (
-        _branch(("branch3x3", 384, 3, 3)),
-        _DOUBLE,
-    ),
+    "Mixed_6a": (_branch("branch3x3", (384, 3, 3)), _DOUBLE),
     "Mixed_6b": _middle(128),
     "Mixed_6c": _middle(160),
     "Mixed_6d": _middle(160),
     "Mixed_6e": _middle(192),
     "Mixed_7a": (
-        _branch(("branch3x3_1", 192, 1, 1), ("branch3x3_2", 320, 3, 3)),
-        _branch(
-            ("branch7x7x3_1", 192, 1, 1),
-            ("branch7x7x3_2", 192, 1, 7),
-            ("branch7x7x3_3", 192, 7, 1),
-            ("branch7x7x3_4", 192, 3, 3),
-        ),
+        _branch("branch3x3", (192, 1, 1), (320, 3, 3)),
+        _branch("branch7x7x3", (192, 1, 1), (192, 1, 7), (192, 7, 1), (192, 3, 3)),
     ),
     "Mixed_7b": _COARSE,
     "Mixed_7c": _COARSE,
@@ -116,6 +98,7 @@ class Mixed(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        conv = functools.partial(ConvNorm, scale=not self.keras, dtype=self.dtype)
         found = []
         for branch in self.branches:
             y = x
@@ -124,16 +107,8 @@ class Mixed(nn.Module):
             for step in branch:
                 halves = self.halves and step is branch[-1]
                 outputs = [
-                    ConvNorm(
-                        features,
-                        (height, width),
-                        strides=2 if halves else 1,
-                        padding=(0, 0) if halves else (height // 2, width // 2),
-                        scale=not self.keras,
-                        dtype=self.dtype,
-                        name=name,
-                    )(y, train)
-                    for name, features, height, width in step
+                    conv(features, size, 2 if halves else 1, not halves, name=name)(y, train)
+                    for name, features, size in step
                 ]
                 y = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=-1)
             found.append(y)
@@ -152,7 +127,7 @@ class AuxiliaryHead(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         x = ops.avg_pool(x, 5, 3)
         x = ConvNorm(128, dtype=self.dtype, name="conv0")(x, train)
-        x = ConvNorm(768, (5, 5), dtype=self.dtype, name="conv1")(x, train)
+        x = ConvNorm(768, (5, 5), padded=False, dtype=self.dtype, name="conv1")(x, train)
         x = x.mean(axis=(1, 2))
         return nn.Dense(self.num_classes, dtype=self.dtype, name="fc")(x).astype(jnp.float32)
 
@@ -189,28 +164,20 @@ class InceptionV3(ImageNetClassifier):
         check_size(self, images, self._least(17 if auxiliary else 3))
         keras = self.variant == "keras"
 
-        def convolution(x, features, size, strides=1, padding=0):
-            layer = ConvNorm(
-                features,
-                (size, size),
-                strides,
-                (padding, padding),
-                scale=not keras,
-                dtype=self.dtype,
-                name=next(stem),
-            )
-            return layer(x, train)
+        conv = functools.partial(ConvNorm, scale=not keras, dtype=self.dtype)
+
+        def convolution(x, features, size, strides=1, padded=True):
+            return conv(features, (size, size), strides, padded, name=next(stem))(x, train)
 
         stem = iter(_STEM)
-        inner = 1 if self.small else 0
         x = images.astype(self.dtype)
-        x = convolution(x, 32, 3, strides=1 if self.small else 2, padding=inner)
-        x = convolution(x, 32, 3, padding=inner)
-        x = convolution(x, 64, 3, padding=1)
+        x = convolution(x, 32, 3, strides=1 if self.small else 2, padded=self.small)
+        x = convolution(x, 32, 3, padded=self.small)
+        x = convolution(x, 64, 3)
         if not self.small:
             x = ops.max_pool(x, 3, 2)
         x = convolution(x, 80, 1)
-        x = convolution(x, 192, 3, padding=inner)
+        x = convolution(x, 192, 3, padded=self.small)
         x = ops.max_pool(x, 3, 2)
         for name, branches in _MODULES.items():
             x = Mixed(branches, name in _HALVING, keras, self.dtype, name=name)(x, train)
@@ -239,13 +206,13 @@ def _convolutions() -> Iterator[str]:
 
 
 _SOURCE = "Szegedy et al. 2015, arXiv:1512.00567"
-register_model("inception_v3", InceptionV3(), image_shape=(299, 299, 3), source=_SOURCE)
 register_model(
-    "inception_v3_keras", InceptionV3(variant="keras"), image_shape=(299, 299, 3), source=_SOURCE
+    "inception_v3",
+    InceptionV3(),
+    InceptionV3(small=True, auxiliary_weight=0.0, num_classes=10),
+    image_shape=(299, 299, 3),
+    source=_SOURCE,
 )
 register_model(
-    "inception_v3_small",
-    InceptionV3(small=True, auxiliary_weight=0.0, num_classes=10),
-    image_shape=(32, 32, 3),
-    source=_SOURCE,
+    "inception_v3_keras", InceptionV3(variant="keras"), image_shape=(299, 299, 3), source=_SOURCE
 )

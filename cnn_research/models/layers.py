@@ -90,8 +90,8 @@ def check_depth(depth: int, blocks: int, others: int, examples: str) -> None:
 def check_lengths(part: str, **fields: tuple) -> None:
     """Raise `UsageError` where fields, by name, do not have one entry, or more, for each part."""
     if len({len(values) for values in fields.values()}) > 1 or not all(fields.values()):
-        told = [f"--model.{name} is ({' '.join(map(str, v))})" for name, v in fields.items()]
-        raise UsageError(f"{' and '.join(told)}: must have an entry for each {part}, 1 or more")
+        given = [f"--model.{name} is ({' '.join(map(str, v))})" for name, v in fields.items()]
+        raise UsageError(f"{' and '.join(given)}: must have an entry for each {part}, 1 or more")
 
 
 class ImageTooSmall(UsageError):

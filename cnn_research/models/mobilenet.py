@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated, Any, Literal
 
 import jax
@@ -19,7 +20,7 @@ from cnn_research.models.layers import (
 )
 from cnn_research.models.registry import register_model
 
-_INIT = nn.initializers.he_normal()
+_Conv = functools.partial(Conv, use_bias=False, kernel_init=nn.initializers.he_normal())
 _FEATURES = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
 """Filters of each block's 1x1 convolution."""
 _HALVING = (2, 4, 6, 12)
@@ -68,30 +69,24 @@ class MobileNetV1(ImageNetClassifier):
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         check_size(self, images, 8 if self.small else 31)
 
-        def convolution(
-            x: jax.Array, features: int, name: str, size: int, **options: Any
-        ) -> jax.Array:
-            layer = Conv(
-                features,
-                (size, size),
-                use_bias=False,
-                kernel_init=_INIT,
-                dtype=self.dtype,
-                name=name,
-                **options,
-            )
-            norm = BatchNorm(epsilon=1e-3, dtype=self.dtype, name=f"{name}_bn")
-            return nn.relu6(norm(layer(x), use_running_average=not train))
-
         def filters(features: int) -> int:
             return int(self.width * features)
 
-        def step(x: jax.Array, pooled: list[jax.Array], *args: Any, **options: Any) -> Any:
+        def step(
+            x: jax.Array,
+            pooled: list[jax.Array],
+            features: int,
+            name: str,
+            size: int,
+            **options: Any,
+        ) -> tuple[jax.Array, list[jax.Array]]:
             """A convolution; what is pooled of it, beside that of the maps before, if asked for."""
-            x = convolution(x, *args, **options)
+            x = _Conv(features, (size, size), dtype=self.dtype, name=name, **options)(x)
+            norm = BatchNorm(epsilon=1e-3, dtype=self.dtype, name=f"{name}_bn")
+            x = nn.relu6(norm(x, use_running_average=not train))
             if self.pool == "last":
                 return x, pooled
-            return Passed(name=f"{args[1]}_out")(x, [*pooled, GlobalPool(self.maxima)(x)])
+            return Passed(name=f"{name}_out")(x, [*pooled, GlobalPool(self.maxima)(x)])
 
         x = images.astype(self.dtype)
         pooled: list[jax.Array] = []
@@ -123,10 +118,6 @@ class MobileNetV1(ImageNetClassifier):
 
 
 _SOURCE = "Howard et al. 2017, arXiv:1704.04861"
-register_model("mobilenet_v1", MobileNetV1(), source=_SOURCE)
 register_model(
-    "mobilenet_v1_small",
-    MobileNetV1(small=True, num_classes=10),
-    image_shape=(32, 32, 3),
-    source=_SOURCE,
+    "mobilenet_v1", MobileNetV1(), MobileNetV1(small=True, num_classes=10), source=_SOURCE
 )

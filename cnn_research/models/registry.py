@@ -25,12 +25,20 @@ _ARCHITECTURES: dict[str, Architecture] = {}
 
 
 def register_model(
-    name: str, model: nn.Module, *, image_shape: tuple[int, int, int] = (224, 224, 3), source: str
+    name: str,
+    model: nn.Module,
+    small: nn.Module | None = None,
+    *,
+    image_shape: tuple[int, int, int] = (224, 224, 3),
+    source: str,
 ) -> None:
-    """Give a model a name that `--model` takes."""
+    """Give a model a name that `--model` takes; `small`, its form for images of 32x32, has the same
+    with `_small`."""
     if name in _ARCHITECTURES:
         raise ValueError(f"two models are named {name}")
     _ARCHITECTURES[name] = Architecture(model, image_shape, source)
+    if small is not None:
+        register_model(f"{name}_small", small, image_shape=(32, 32, 3), source=source)
 
 
 def architectures() -> Mapping[str, Architecture]:

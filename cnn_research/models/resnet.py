@@ -147,12 +147,7 @@ for _depth, _blocks in {
     152: (3, 8, 36, 3),
 }.items():
     _model = ResNet(_blocks, bottleneck=_depth >= 50)
-    register_model(f"resnet{_depth}", _model, source=_SOURCE)
-    register_model(
-        f"resnet{_depth}_small",
-        _model.clone(small=True, num_classes=10),
-        image_shape=(32, 32, 3),
-        source=_SOURCE,
-    )
+    _small = _model.clone(small=True, num_classes=10)
+    register_model(f"resnet{_depth}", _model, _small, source=_SOURCE)
     if _depth >= 50:
         register_model(f"resnet{_depth}_keras", _model.clone(variant="keras"), source=_SOURCE)

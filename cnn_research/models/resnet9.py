@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import jax
@@ -21,6 +22,9 @@ from cnn_research.models.layers import (
     check_size,
 )
 from cnn_research.models.registry import register_model
+
+_INIT = nn.initializers.he_normal()
+_Conv = functools.partial(Conv, kernel_size=(3, 3), use_bias=False, kernel_init=_INIT)
 
 
 @register_config
@@ -64,13 +68,7 @@ class ResNet9(Classifier):
     def _convolution(
         self, x: jax.Array, features: int, train: bool, pool: bool = False
     ) -> jax.Array:
-        x = Conv(
-            features,
-            (3, 3),
-            use_bias=False,
-            kernel_init=nn.initializers.he_normal(),
-            dtype=self.dtype,
-        )(x)
+        x = _Conv(features, dtype=self.dtype)(x)
         if pool:
             x = ops.max_pool(x, 2)
         x = BatchNorm(dtype=self.dtype)(x, use_running_average=not train)

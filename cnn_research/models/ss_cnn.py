@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from cnn_research import ops
 from cnn_research.core.config import register_config
 from cnn_research.core.ranges import PositiveInt
-from cnn_research.models.layers import Conv, Dtype, Widths, check_lengths
+from cnn_research.models.layers import Classifier, Conv, Widths, check_lengths
 from cnn_research.models.registry import register_model
 
 MEAN, STD = 0.5, 0.25
@@ -25,7 +24,7 @@ class Flat(nn.Module):
 
 
 @register_config
-class SSCNN(nn.Module):
+class SSCNN(Classifier):
     """Three convolutions, each followed by ReLU and a 2x2 pool, the first two also by LRN.
 
     Document 000, section 'Implementacion del modelo SS-CNN', after Wang et al., "Color names
@@ -38,8 +37,6 @@ class SSCNN(nn.Module):
 
     features: Widths = (32, 96, 96)
     """Filters of the convolutions, 3x3 each; the last one has stride 2."""
-    dtype: Dtype = "float32"
-    """Floating-point type of the computation."""
     num_classes: PositiveInt = 128
     """Units of the last layer; set from the data."""
 
@@ -50,8 +47,7 @@ class SSCNN(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """Logits of the clusters, float32 `[batch, num_classes]`."""
-        x = Flat(name="features")(self.maps(images))
-        return nn.Dense(self.num_classes, dtype=self.dtype, name="fc")(x).astype(jnp.float32)
+        return self.logits(Flat(name="features")(self.maps(images)), name="fc")
 
     def maps(self, images: jax.Array) -> jax.Array:
         """Output of the last pool, `[batch, rows, columns, features[-1]]`.
@@ -63,9 +59,8 @@ class SSCNN(nn.Module):
         last = len(self.features)
         for number, features in enumerate(self.features, 1):
             strides = 2 if number == last else 1
-            x = Conv(features, (3, 3), strides, padding=1, dtype=self.dtype, name=f"conv{number}")(
-                x
-            )
+            name = f"conv{number}"
+            x = Conv(features, (3, 3), strides, padding=1, dtype=self.dtype, name=name)(x)
             x = ops.max_pool(nn.relu(x), 2, padding="SAME")
             if number < last:
                 x = ops.local_response_norm(x)

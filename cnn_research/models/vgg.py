@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import jax
@@ -14,6 +15,7 @@ from cnn_research.models.layers import BatchNorm, Conv, ImageNetClassifier, Rate
 from cnn_research.models.registry import register_model
 
 _INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+_Conv = functools.partial(Conv, kernel_size=(3, 3), padding=1, kernel_init=_INIT)
 _FEATURES = (64, 128, 256, 512, 512)
 _CONVOLUTIONS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 _LINEAR = ("classifier.0", "classifier.3", "classifier.6")
@@ -54,7 +56,7 @@ class VGG(ImageNetClassifier):
     @property
     def other_names(self) -> tuple[dict[str, str], ...]:
         """Our module -> its name in Keras' files, and in those of timm."""
-        keras = {name: f"block{b}_conv{i}" for name, b, i in self._convolutions()}
+        keras = {f"features.{n}": f"block{b}_conv{i}" for n, b, i in self._convolutions()}
         keras |= dict(zip(_LINEAR, ("fc1", "fc2", "predictions"), strict=True))
         timm = dict(zip(_LINEAR, ("pre_logits.fc1", "pre_logits.fc2", "head.fc"), strict=True))
         return keras, timm
@@ -64,20 +66,13 @@ class VGG(ImageNetClassifier):
         check_size(self, images, 32)
         x = images.astype(self.dtype)
         last = 1
-        for name, block, _ in self._convolutions():
+        for index, block, _ in self._convolutions():
             if block != last:
                 x = ops.max_pool(x, 2)
                 last = block
-            x = Conv(
-                _FEATURES[block - 1],
-                (3, 3),
-                padding=1,
-                kernel_init=_INIT,
-                dtype=self.dtype,
-                name=name,
-            )(x)
+            x = _Conv(_FEATURES[block - 1], dtype=self.dtype, name=f"features.{index}")(x)
             if self.batch_norm:
-                norm = BatchNorm(dtype=self.dtype, name=_next(name))
+                norm = BatchNorm(dtype=self.dtype, name=f"features.{index + 1}")
                 x = norm(x, use_running_average=not train)
             x = nn.relu(x)
         x = ops.max_pool(x, 2)
@@ -92,21 +87,16 @@ class VGG(ImageNetClassifier):
     def _pooled(self) -> int:
         return 1 if self.small else 7
 
-    def _convolutions(self) -> list[tuple[str, int, int]]:
-        """Name, block and number in the block (from 1) of each convolution, numbered as in
-        torchvision."""
+    def _convolutions(self) -> list[tuple[int, int, int]]:
+        """Each convolution's index in torchvision's `features`, its block, and its number there,
+        from 1."""
         found, index = [], 0
         for block, count in enumerate(_CONVOLUTIONS[self.depth], 1):
             for number in range(1, count + 1):
-                found.append((f"features.{index}", block, number))
+                found.append((index, block, number))
                 index += 3 if self.batch_norm else 2
             index += 1
         return found
-
-
-def _next(name: str) -> str:
-    row, index = name.split(".")
-    return f"{row}.{int(index) + 1}"
 
 
 _SOURCE = "Simonyan and Zisserman 2014, arXiv:1409.1556"
@@ -114,10 +104,5 @@ _DEPTHS: tuple[Literal[11, 13, 16, 19], ...] = (11, 13, 16, 19)
 for _depth in _DEPTHS:
     for _norm in (False, True):
         _name = f"vgg{_depth}_bn" if _norm else f"vgg{_depth}"
-        register_model(_name, VGG(_depth, _norm), source=_SOURCE)
-        register_model(
-            f"{_name}_small",
-            VGG(_depth, _norm, small=True, hidden=512, num_classes=10),
-            image_shape=(32, 32, 3),
-            source=_SOURCE,
-        )
+        _small = VGG(_depth, _norm, small=True, hidden=512, num_classes=10)
+        register_model(_name, VGG(_depth, _norm), _small, source=_SOURCE)

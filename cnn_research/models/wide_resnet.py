@@ -34,21 +34,15 @@ class WideBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        conv = functools.partial(_Conv, self.features, dtype=self.dtype)
         y = BatchNorm(dtype=self.dtype, name="bn1")(x, use_running_average=not train)
         y = nn.relu(y)
         if x.shape[3] != self.features:
-            x = _Conv(
-                self.features,
-                kernel_size=(1, 1),
-                strides=self.strides,
-                padding=0,
-                dtype=self.dtype,
-                name="convShortcut",
-            )(y)
-        y = _Conv(self.features, strides=self.strides, dtype=self.dtype, name="conv1")(y)
+            x = conv(strides=self.strides, kernel_size=(1, 1), padding=0, name="convShortcut")(y)
+        y = conv(strides=self.strides, name="conv1")(y)
         y = BatchNorm(dtype=self.dtype, name="bn2")(y, use_running_average=not train)
         y = nn.Dropout(self.dropout, deterministic=not train)(nn.relu(y))
-        return x + _Conv(self.features, dtype=self.dtype, name="conv2")(y)
+        return x + conv(name="conv2")(y)
 
 
 @register_config

@@ -133,10 +133,10 @@ def _pads(lhs, kernel_size, strides, padding) -> _Pads | None:
 def _by_formulation(plain, lhs, rhs, strides, pads: _Pads, depthwise: bool, precision):
     """The convolution as is fastest on the platform."""
     formulation = platform.current_formulation()
+    as_products = formulation.convolutions_as_products
     if depthwise:
-        shifts = formulation.depthwise_as_shifts
-        return _depthwise(lhs, rhs, strides, pads) if shifts else plain(lhs, rhs)
-    if formulation.few_channels_as_product:
+        return _depthwise(lhs, rhs, strides, pads) if as_products else plain(lhs, rhs)
+    if as_products:
         if rhs.shape[:2] == (1, 1) and pads == ((0, 0), (0, 0)):
             return _product(lhs, rhs, strides, pads, precision)
         if lhs.shape[3] <= _FEW_CHANNELS and math.prod(rhs.shape[:3]) <= _LONGEST_PRODUCT:

@@ -18,16 +18,15 @@ import jax
 class Formulation:
     """Formulations of operations for one kind of device.
 
-    The derivative rules of the first four are reverse-mode only (`jax.grad`, `jax.vjp`). For
+    The derivative rules of the first three are reverse-mode only (`jax.grad`, `jax.vjp`). For
     `jax.jvp`, `jax.hessian` and other uses of forward mode, trace under :data:`PLAIN`.
     """
 
     sliced_weight_gradient: bool = False
     """Compute a convolution's weight gradient over a few images at a time."""
-    few_channels_as_product: bool = False
-    """Compute convolutions over very few channels, or 1x1 ones, as a matrix product."""
-    depthwise_as_shifts: bool = False
-    """Compute a depthwise convolution as shifted images times numbers, added up."""
+    convolutions_as_products: bool = False
+    """Compute convolutions over very few channels, or 1x1 ones, as a matrix product, and depthwise
+    ones as shifted images times numbers, added up."""
     gather_pool_gradient: bool = False
     """Compute the gradient of a max or min pool without XLA's select-and-scatter."""
     changes_apart: bool = False
@@ -47,8 +46,7 @@ PLAIN = Formulation()
 _BY_PLATFORM = {
     "cpu": Formulation(
         sliced_weight_gradient=True,
-        few_channels_as_product=True,
-        depthwise_as_shifts=True,
+        convolutions_as_products=True,
         gather_pool_gradient=True,
         changes_apart=True,
         steps_per_dispatch=1,
