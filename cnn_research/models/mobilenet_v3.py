@@ -1,0 +1,101 @@
+"""MobileNetV3: inverted residuals, found by a search for what is fast on phones."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import jax
+from flax import linen as nn
+
+from cnn_research.core.config import register_config
+from cnn_research.models.inverted_residual import (
+    Block,
+    Squeeze,
+    Variant,
+    conv_norm,
+    inverted_residuals,
+    round_channels,
+)
+from cnn_research.models.layers import GlobalPool, ImageNetClassifier, Rate
+from cnn_research.models.registry import register_model
+
+
+def _block(size: int, expanded: int, features: int, options: str = "", strides: int = 1) -> Block:
+    """A row of the papers' tables, whose `options` are SE, squeeze-and-excitation, and RE, ReLU in
+    place of h-swish."""
+    return Block(
+        size,
+        expanded,
+        features,
+        strides,
+        nn.relu if "RE" in options else nn.hard_swish,
+        Squeeze(round_channels(expanded / 4), nn.relu, nn.hard_sigmoid)
+        if "SE" in options
+        else None,
+    )
+
+
+_STAGES = {
+    "small": (
+        (_block(3, 16, 16, "SE RE", strides=2),),
+        (_block(3, 72, 24, "RE", strides=2), _block(3, 88, 24, "RE")),
+        (_block(5, 96, 40, "SE", strides=2), *[_block(5, 240, 40, "SE")] * 2),
+        (_block(5, 120, 48, "SE"), _block(5, 144, 48, "SE")),
+        (_block(5, 288, 96, "SE", strides=2), *[_block(5, 576, 96, "SE")] * 2),
+    ),
+    "large": (
+        (_block(3, 16, 16, "RE"),),
+        (_block(3, 64, 24, "RE", strides=2), _block(3, 72, 24, "RE")),
+        (_block(5, 72, 40, "SE RE", strides=2), *[_block(5, 120, 40, "SE RE")] * 2),
+        (
+            _block(3, 240, 80, strides=2),
+            _block(3, 200, 80),
+            *[_block(3, 184, 80)] * 2,
+        ),
+        (_block(3, 480, 112, "SE"), _block(3, 672, 112, "SE")),
+        (_block(5, 672, 160, "SE", strides=2), *[_block(5, 960, 160, "SE")] * 2),
+    ),
+}
+_LAST = {"small": (576, 1024), "large": (960, 1280)}
+"""Channels of the last convolution, and units of the layer before the logits."""
+
+
+@register_config
+class MobileNetV3(ImageNetClassifier):
+    """Howard et al., 'Searching for MobileNetV3' (2019). Images of any size.
+
+    Layers are called as in timm, whose weights fit: those of its `tf_mobilenetv3_*`, which were
+    trained with TensorFlow, the variant `tensorflow`.
+    """
+
+    size: Literal["small", "large"] = "small"
+    """Which of the paper's two networks."""
+    variant: Variant = "torch"
+    """Whose padding of strided convolutions, and momentum and epsilon of the normalisation."""
+    dropout: Rate = 0.2
+    """Rate before the last layer; survivors are scaled by 1 / (1 - rate)."""
+    drop_path: Rate = 0.0
+    """Rate at which the last blocks are left out for an image in training (stochastic depth); it
+    grows from 0, at the first block, in a straight line."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        options: Any = {"variant": self.variant, "dtype": self.dtype, "train": train}
+        stages, (channels, units) = _STAGES[self.size], _LAST[self.size]
+        x = images.astype(self.dtype)
+        x = nn.hard_swish(conv_norm(x, 16, 3, ("conv_stem", "bn1"), strides=2, **options))
+        x = inverted_residuals(x, stages, self.drop_path, **options)
+        last = f"blocks.{len(stages)}.0"
+        x = nn.hard_swish(conv_norm(x, channels, 1, (f"{last}.conv", f"{last}.bn1"), **options))
+        x = GlobalPool(name="global_pool")(x)
+        x = nn.hard_swish(nn.Dense(units, dtype=self.dtype, name="conv_head")(x))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return self.logits(x, name="classifier")
+
+
+for _size in ("small", "large"):
+    register_model(
+        f"mobilenet_v3_{_size}",
+        MobileNetV3(_size),  # type: ignore[arg-type]
+        source="Howard et al. 2019, arXiv:1905.02244",
+    )
