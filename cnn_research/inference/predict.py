@@ -148,15 +148,13 @@ def image_files(source: str) -> list[Path]:
         raise UserError(
             f"--input={source}: no home folder of {user} is known; write the whole path"
         ) from None
-    if path.exists() and not path.is_dir():
-        return [path]
     if not path.is_dir():
-        # Whoever names files by a pattern means all of them: `decode` says which are no images.
-        files = [Path(file) for file in sorted(glob.glob(str(path), recursive=True))]
-        matches = [file for file in files if file.is_file()]
-        if not matches:
+        # Whoever names files by a pattern means all of them: `decode` says which are not images.
+        matches = [path] if path.exists() else map(Path, glob.glob(str(path), recursive=True))
+        files = sorted(file for file in matches if file == path or file.is_file())
+        if not files:
             raise UserError(f"--input={source}: there is no such file or folder")
-        return matches
+        return files
     files = files_below(path)
     images = [file for file in files if is_named_as_image(file) and file.is_file()]
     others = len(files) - len(images)
