@@ -11,7 +11,7 @@ import glob
 import json
 import textwrap
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -187,7 +187,8 @@ def outputs_of(
     With `features` the tuple has its features, too. For a file that is not an image, the reason
     comes in place of the image, and the tuple is empty.
     """
-    functions = [jax.jit(model.forward()), *([model.features()] if features else [])]
+    functions: list[Callable[..., jax.Array]] = [jax.jit(model.forward())]
+    functions += [model.features()] if features else []
     most = model.experiment.evaluation.batch_size
     for start in range(0, len(files), most):
         part = files[start : start + most]
@@ -270,15 +271,11 @@ class Nearest:
 def _write_table(file: Path, predictions: Sequence[Prediction]) -> None:
     import pandas
 
-    rows = [
-        {"file": each.file}
-        | {
-            f"{head} {name}".strip(): value
-            for head, answer in each.answers.items()
-            for name, value in answer.columns.items()
-        }
-        for each in predictions
-    ]
+    rows: list[dict[str, Any]] = []
+    for each in predictions:
+        rows.append({"file": each.file})
+        for head, answer in each.answers.items():
+            rows[-1] |= {f"{head} {name}".strip(): x for name, x in answer.columns.items()}
     pandas.DataFrame(rows).to_csv(file, index=False, lineterminator="\n")
 
 

@@ -260,9 +260,10 @@ def matrix(kernel: Kernel) -> str:
     before, rows = f"1/{divisor} " if divisor > 1 else "", len(kernel)
     brackets = ["⎡⎤", *["⎢⎥"] * (rows - 2), "⎣⎦"] if rows > 1 else ["[]"]
     lines = []
-    for row, (words, (left, right)) in enumerate(zip(shown, brackets, strict=True)):
+    for row, (words, bracket) in enumerate(zip(shown, brackets, strict=True)):
         start = before if row == (rows - 1) // 2 else " " * len(before)
-        lines.append(f"{start}{left}{' '.join(word.rjust(width) for word in words)}{right}")
+        numbers_of_row = " ".join(word.rjust(width) for word in words)
+        lines.append(f"{start}{bracket[0]}{numbers_of_row}{bracket[1]}")
     return "\n".join(lines).replace("-", "−")
 
 
