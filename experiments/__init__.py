@@ -1,1 +1,1 @@
-"""Registered experiments: one file per subject, found by themselves."""
+"""Registered experiments: one module per subject, imported automatically."""

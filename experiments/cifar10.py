@@ -37,7 +37,7 @@ EXERCISE = ConvNet(
 
 
 def exercise(**changes: Any) -> Training:
-    """The exercise, with fields replaced. What the tutorial does not say is as Keras has it.
+    """The exercise, with fields replaced. What the tutorial leaves open has Keras' defaults.
 
     The tutorial trains on all 50,000; here 2,000 of them are held out, to choose changes by.
     """

@@ -39,7 +39,7 @@ CNN = ConvNet(
 
 
 def as_in_the_document(model: nn.Module) -> Training:
-    """Trains a network as the document does, or as its silence is filled here."""
+    """A training as in the document; the module's docstring fills its gaps."""
     return Training(
         data=FashionMnist(),
         model=model,

@@ -1,4 +1,4 @@
-"""One's own images: a folder with a folder per class, or a CSV file with a column of images.
+"""Your own images: a folder with a folder per class, or a CSV file with a column of images.
 
 python launch.py --experiment=image_folder --data.path=FOLDER
 python launch.py --experiment=image_table --data.path=FILE.csv --data.label=COLUMN
@@ -14,7 +14,7 @@ from cnn_research.train.optimizers import Optimizer
 
 
 def residual_network(data: ImageFolder | ImageTable) -> Training:
-    """Trains a small residual network; sizes and lengths are those that the data suggest."""
+    """A small residual network; its size and the length of training follow from the data."""
     return Training(
         data=data,
         model=ResNet9(),
@@ -34,9 +34,9 @@ def image_folder() -> Training:
     python launch.py --experiment=image_folder --data.path=FOLDER
 
     Image size, network, augmentation, class weights, epochs and early stopping are chosen from the
-    data, so that it takes about ten minutes on two cores at most (longer for very large sets: four
-    epochs at least), and said; each can be named instead. Reports the epoch with the best
-    validation accuracy.
+    data and printed; fields on the command line override them. A training takes about ten minutes
+    on two cores at most (longer for very large sets: four epochs at least), and reports the epoch
+    with the best validation accuracy.
     """
     return residual_network(ImageFolder(path=""))
 
@@ -48,6 +48,6 @@ def image_table() -> Training:
     python launch.py --experiment=image_table --data.path=FILE.csv --data.label=COLUMN
 
     Several columns of classes make a head each; `--data.number=COLUMN` is estimated instead.
-    What is not named is chosen from the data, as for `image_folder`.
+    Other fields are chosen from the data, as for `image_folder`.
     """
     return residual_network(ImageTable(path=""))

@@ -1,7 +1,7 @@
 """Document 000: from the colours of crops to the palette of an image.
 
 Photographs are named as each experiment's command says, a folder or an archive; without, pieces of
-the two that ship with scikit-learn serve, enough to try it and no more.
+the two that ship with scikit-learn serve, enough to try it only.
 """
 
 import dataclasses
@@ -49,8 +49,8 @@ def palette_ss_cnn() -> Training:
 
     python launch.py --experiment=palette_ss_cnn --data.source.path=photos.tar.xz
 
-    On 140 photographs in about 45 minutes on two cores: of the way from the mean histogram's
-    cross-entropy to the entropy, which nothing is below, 0.886 on crops of others.
+    About 45 minutes on two cores for 140 photographs. On crops of others it closes 0.886 of the gap
+    between the mean histogram's cross-entropy and the entropy, the lower bound.
     """
     return SS_CNN
 

@@ -34,11 +34,11 @@ def row(
     dense: tuple[int, ...] = (128,),
     dropout: float = 0.0,
 ) -> Training:
-    """A training as a row of the log has it.
+    """The training of a row of the log.
 
     Args:
         batch_size: images in a step.
-        epochs: how often each image is seen.
+        epochs: passes over the images.
         learning_rate: Adam's.
         min_examples: of a label, or it counts as not known: 2 for D0, 10 for D1.
         split: 0 for T0, 1 for T1.

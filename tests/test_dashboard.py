@@ -132,8 +132,8 @@ def test_a_report_that_is_written_again_replaces_the_first(tmp_path):
             events_of.add_pr_curve("test/bag", members, probabilities, 4)
             rows = [{"label": "a\tb", "image": "1"}, {"image": "2"}]
             pixels = np.zeros((2, 8, 8, 3), np.uint8)
-            vectors = np.array([[0.5, 1.0], [2.0, 3.0]])
-            dashboard.show_points(writer, vectors, rows, pixels, 4)
+            features = np.array([[0.5, 1.0], [2.0, 3.0]])
+            dashboard.show_points(writer, features, rows, pixels, 4)
             writer.hparams({"seed": 0}, {"test/accuracy": 0.5})
     folder = tmp_path / "events" / "report"
     assert len(list(folder.glob("events.*"))) == len(list((folder / "hparams").iterdir())) == 1
@@ -146,7 +146,8 @@ def test_a_report_that_is_written_again_replaces_the_first(tmp_path):
     assert (folder / "projector_config.pbtxt").read_text().count("embeddings {") == 1
     written = folder / "00004" / "features"
     assert (written / "metadata.tsv").read_text() == "label\timage\na b\t1\n\t2\n"
-    assert (written / "tensors.tsv").read_text() == "0.5\t1.0\n2.0\t3.0\n"
+    # One direction is left of two points, 2.5 apart.
+    np.testing.assert_array_equal(abs(np.loadtxt(written / "tensors.tsv")), [[1.25, 0]] * 2)
 
 
 def test_points_have_label_answer_and_place():
@@ -156,7 +157,7 @@ def test_points_have_label_answer_and_place():
     labels[1] = MISSING
     split = dataclasses.replace(split, labels={"label": labels}, names=None)
     answers = [{"label": f"said {i}"} for i in range(3)]
-    rows = dashboard.rows_of(dataset, dashboard.Points(split, np.zeros((3, 2)), answers))
+    rows = dashboard.rows_of(dataset, split, answers)
     assert rows[1] == {"label: answer": "said 1", "image": "1"}
     assert rows[2]["label"] == dataset.class_names["label"][labels[2]]
 

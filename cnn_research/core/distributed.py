@@ -75,11 +75,11 @@ def launch_options() -> dict[str, Any] | None:
     """
     names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     explicit = {name: os.environ[name] for name in names if name in os.environ}
+    for name, value in explicit.items():
+        if not value.isdecimal():
+            raise UsageError(f"{name} is '{value}': must be a whole number")
     if "JAX_COORDINATOR_ADDRESS" in os.environ or explicit:
-        return {
-            name.removeprefix("JAX_").lower(): _whole(name, value)
-            for name, value in explicit.items()
-        }
+        return {name.removeprefix("JAX_").lower(): int(value) for name, value in explicit.items()}
     if any(int(os.environ.get(name, 1)) > 1 for name in DETECTED) or any(
         "," in os.environ.get(name, "") for name in TPU_HOSTS
     ):
@@ -91,13 +91,6 @@ def launch_options() -> dict[str, Any] | None:
                 "set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID in each"
             )
     return None
-
-
-def _whole(name: str, value: str) -> int:
-    try:
-        return int(value)
-    except ValueError:
-        raise UsageError(f"{name} is '{value}': must be a whole number") from None
 
 
 def data_mesh() -> Mesh:

@@ -11,7 +11,7 @@ import glob
 import json
 import textwrap
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,15 +148,13 @@ def image_files(source: str) -> list[Path]:
         raise UserError(
             f"--input={source}: no home folder of {user} is known; write the whole path"
         ) from None
-    if path.exists() and not path.is_dir():
-        return [path]
     if not path.is_dir():
-        # Whoever names files by a pattern means all of them: `decode` says which are no images.
-        files = [Path(file) for file in sorted(glob.glob(str(path), recursive=True))]
-        matches = [file for file in files if file.is_file()]
-        if not matches:
+        # Whoever names files by a pattern means all of them: `decode` says which are not images.
+        matches = [path] if path.exists() else map(Path, glob.glob(str(path), recursive=True))
+        files = sorted(file for file in matches if file == path or file.is_file())
+        if not files:
             raise UserError(f"--input={source}: there is no such file or folder")
-        return matches
+        return files
     files = files_below(path)
     images = [file for file in files if is_named_as_image(file) and file.is_file()]
     others = len(files) - len(images)
@@ -189,7 +187,8 @@ def outputs_of(
     With `features` the tuple has its features, too. For a file that is not an image, the reason
     comes in place of the image, and the tuple is empty.
     """
-    functions = [jax.jit(model.forward()), *([model.features()] if features else [])]
+    functions: list[Callable[..., jax.Array]] = [jax.jit(model.forward())]
+    functions += [model.features()] if features else []
     most = model.experiment.evaluation.batch_size
     for start in range(0, len(files), most):
         part = files[start : start + most]
@@ -272,15 +271,11 @@ class Nearest:
 def _write_table(file: Path, predictions: Sequence[Prediction]) -> None:
     import pandas
 
-    rows = [
-        {"file": each.file}
-        | {
-            f"{head} {name}".strip(): value
-            for head, answer in each.answers.items()
-            for name, value in answer.columns.items()
-        }
-        for each in predictions
-    ]
+    rows: list[dict[str, Any]] = []
+    for each in predictions:
+        rows.append({"file": each.file})
+        for head, answer in each.answers.items():
+            rows[-1] |= {f"{head} {name}".strip(): x for name, x in answer.columns.items()}
     pandas.DataFrame(rows).to_csv(file, index=False, lineterminator="\n")
 
 

@@ -191,13 +191,13 @@ def as_markdown(groups: Sequence[Group]) -> str:
     rows = []
     for group in groups:
         values = group.values()
-        seconds = values.get("wall_seconds")
+        seconds = group.mean("wall_seconds")
         rows.append(
             [
                 group.name,
                 str(len(group.runs)),
                 *(mean_and_deviation(values.get(name, [])) for name in shown),
-                duration(statistics.fmean(seconds)) if seconds else "",
+                duration(seconds) if seconds else "",
             ]
         )
         if group.document.keys() & set(shown):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,17 +98,6 @@ def show_training_images(writer: MetricsWriter, images: np.ndarray) -> None:
         writer.sub_run("train").add_images("training_images", framed, 0, dataformats="NHWC")
 
 
-@dataclasses.dataclass(frozen=True)
-class Points:
-    """Images in the space of a network's features."""
-
-    split: Split
-    features: np.ndarray
-    """float32 `[examples, dimensions]`."""
-    answers: Sequence[Mapping[str, str]]
-    """The network's prediction for each, in words, per head."""
-
-
 def chosen(split: Split) -> np.ndarray:
     """The places of the images that the projector shows, all or at random: int `[images]`."""
     count = min(len(split), MOST_POINTS)
@@ -118,14 +106,11 @@ def chosen(split: Split) -> np.ndarray:
 
 def show_report(
     writer: MetricsWriter,
-    dataset: Dataset,
     page: Path,
     predictions: Mapping[str, Mapping[str, Predictions]],
-    points: Points,
     step: int,
 ) -> None:
-    """Mirror a report: page, pictures, curves of precision and recall, and features of the
-    images."""
+    """Mirror a report: its page, its pictures, and curves of precision and recall."""
     pictures = {f"report/{file.stem}": file for file in sorted(page.parent.glob("*.png"))}
     show_page(writer, page, pictures, step)
     for split, heads in predictions.items():
@@ -133,13 +118,6 @@ def show_report(
             where = f"{split} {head}" if len(heads) > 1 else split
             for name, members, probabilities in predicted.common_classes(MOST_CURVES):
                 writer.sub_run(REPORT).add_pr_curve(f"{where}/{name}", members, probabilities, step)
-    show_points(
-        writer,
-        principal(points.features),
-        rows_of(dataset, points),
-        thumbnails(points.split.images, POINT_SIDE),
-        step,
-    )
 
 
 def show_page(writer: MetricsWriter, page: Path, pictures: Mapping[str, Path], step: int) -> None:
@@ -155,23 +133,25 @@ def show_page(writer: MetricsWriter, page: Path, pictures: Mapping[str, Path], s
 
 def show_points(
     writer: MetricsWriter,
-    vectors: np.ndarray,
+    features: np.ndarray,
     rows: Sequence[Mapping[str, str]],
     images: np.ndarray,
     step: int,
 ) -> None:
-    """Show squares, uint8 `[images, side, side, 3]`, as points at `vectors` in TensorBoard's
-    projector."""
+    """Show images as points in TensorBoard's projector, at principal components of their features.
+
+    Images are uint8 `[images, height, width, channels]`, features float32 `[images, dimensions]`.
+    """
     columns = list(dict.fromkeys(name for row in rows for name in row))
     # A tab or a line end in a name would end its cell.
     cells = [[" ".join(row.get(name, "").split()) for name in columns] for row in rows]
     # tensorboardX computes with what it finds in memory below the last row of pictures.
     with np.errstate(over="ignore", invalid="ignore"):
         writer.sub_run(REPORT).add_embedding(
-            np.round(vectors.astype(np.float64), 4),
+            np.round(principal(features).astype(np.float64), 4),
             metadata=cells,
             metadata_header=columns,
-            label_img=images.transpose(0, 3, 1, 2) / 255,
+            label_img=thumbnails(images, POINT_SIDE).transpose(0, 3, 1, 2) / 255,
             global_step=step,
             tag="features",
         )
@@ -185,15 +165,17 @@ def principal(features: np.ndarray) -> np.ndarray:
     return PCA(count, random_state=0).fit_transform(features)
 
 
-def rows_of(dataset: Dataset, points: Points) -> list[dict[str, str]]:
+def rows_of(
+    dataset: Dataset, split: Split, answers: Sequence[Mapping[str, str]]
+) -> list[dict[str, str]]:
     """The projector's row for each image: its place, and per head its label and prediction."""
     rows = []
-    for place, answers in enumerate(points.answers):
+    for place, heads in enumerate(answers):
         row: dict[str, str] = {}
-        for head, answer in answers.items():
-            label = dataset.label(points.split, head, place)
+        for head, answer in heads.items():
+            label = dataset.label(split, head, place)
             row |= {} if label is None else {head: str(label)}
             row[f"{head}: answer"] = answer
-        row["image"] = str(place if points.split.names is None else points.split.names[place])
+        row["image"] = str(place if split.names is None else split.names[place])
         rows.append(row)
     return rows

@@ -18,7 +18,7 @@ from cnn_research.core.metrics import direction_of
 from cnn_research.core.metrics_log import by_epoch, read_metrics
 from cnn_research.data.dataset import Dataset, Split
 from cnn_research.report.page import write_report
-from cnn_research.report.tensorboard import Points, chosen, show_report
+from cnn_research.report.tensorboard import chosen, rows_of, show_points, show_report
 from cnn_research.report.writers import MetricsWriter
 from cnn_research.train.config import Training
 from cnn_research.train.evaluator import Evaluator
@@ -77,7 +77,7 @@ def report(
     features = evaluator.features(state.variables(), splits[shown[0]].take(places))
     answers = task.answers(outputs[shown[0]][places], dataset.class_names)
     texts = [{head: answer.text for head, answer in image.items()} for image in answers]
-    points = Points(dataset.splits[shown[0]].take(places), features, texts)
+    points = dataset.splits[shown[0]].take(places)
     # All processes have computed; what follows is written once.
     if jax.process_index() != 0:
         return Result(workdir, step, metrics)
@@ -92,7 +92,8 @@ def report(
         directions=task.directions,
         params=state.params,
     )
-    show_report(writer, dataset, page, {name: predictions[name] for name in shown}, points, step)
+    show_report(writer, page, {name: predictions[name] for name in shown}, step)
+    show_points(writer, features, rows_of(dataset, points, texts), points.images, step)
     results = {f"{s}/{name}": metrics[s][name] for s in evaluated for name in task.metrics}
     writer.hparams(flatten(folders.saved_config(workdir) or experiment), results)
     for name in shown:

@@ -96,10 +96,7 @@ def serve(options: argparse.Namespace) -> None:
         timeout_graceful_shutdown=5,
     )
     # Connections are accepted only now that every batch size is compiled.
-    try:
-        listener.listen()
-    except OSError as error:
-        raise unusable(options.host, options.port, error) from None
+    listener.listen()
     host, port = listener.getsockname()[:2]
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     if not ipaddress.ip_address(host).is_loopback:
@@ -127,15 +124,11 @@ def bound(host: str, port: int) -> socket.socket:
     except (socket.gaierror, OverflowError) as error:
         raise UsageError(f"--host={host} --port={port} is not an address ({error})") from None
     except OSError as error:
-        raise unusable(host, port, error) from None
+        raise UserError(
+            f"cannot listen on port {port} of {host} ({error.strerror}): name another --port, or 0 "
+            "for a free one"
+        ) from None
     return listener
-
-
-def unusable(host: str, port: int, error: OSError) -> UserError:
-    return UserError(
-        f"cannot listen on port {port} of {host} ({error.strerror}): name another --port, or 0 for "
-        "a free one"
-    )
 
 
 if __name__ == "__main__":

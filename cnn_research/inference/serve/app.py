@@ -19,13 +19,14 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.types import ASGIApp
 
 from cnn_research.core.errors import one_line
 from cnn_research.core.run_folder import cores
 from cnn_research.data.images import BadImage, decode_input, printable
 from cnn_research.inference.exported import Exported
 from cnn_research.inference.serve.batching import Answer, Batcher
-from cnn_research.inference.serve.limits import App, Guard, Limits, refusal
+from cnn_research.inference.serve.limits import Guard, Limits, refusal
 from cnn_research.tasks.decode import TOP
 
 MOST_IMAGES = 32
@@ -78,6 +79,11 @@ class Error(BaseModel):
     error: str
 
 
+ADDRESSES = "POST /predict, GET /, /health, /model or /docs"
+WRONG_ADDRESS = {
+    404: f"there is no such address: {ADDRESSES}",
+    405: f"this method does not go with this address: {ADDRESSES}",
+}
 IMAGE = {"type": "string", "format": "binary"}
 BODY = {
     "required": True,
@@ -168,7 +174,7 @@ def application(
     limits: Limits,
     max_batch: int,
     wait: float,
-) -> App:
+) -> ASGIApp:
     """The ASGI application; the arguments are those of a `Batcher` that predicts with this
     network."""
     routes = Routes(network, predict, max_batch, wait)
@@ -192,14 +198,8 @@ def application(
 async def refused(request: Request, error: Exception) -> Response:
     """The answer to a request that failed."""
     match error:
-        case HTTPException(status_code=404):
-            why = "there is no such address: POST /predict, GET /, /health, /model or /docs"
-            return refusal(404, why, error.headers)
-        case HTTPException(status_code=405):
-            why = f"{request.method} is not for this address: POST /predict, GET all others"
-            return refusal(405, why, error.headers)
         case HTTPException():
-            why = one_line(Exception(error.detail))
+            why = WRONG_ADDRESS.get(error.status_code) or one_line(Exception(error.detail))
             return refusal(error.status_code, why, error.headers)
         case BadImage():
             return refusal(400, one_line(error))

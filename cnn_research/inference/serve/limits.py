@@ -6,18 +6,13 @@ import asyncio
 import contextlib
 import dataclasses
 import json
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from typing import Any
+from collections.abc import Mapping
 
 import h11
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 RETRY = {"Retry-After": "1"}
 LINGER = 1.0
@@ -47,16 +42,16 @@ def refusal(status: int, why: str, headers: Mapping[str, str] | None = None) -> 
 class Guard:
     """Holds an ASGI application's requests to the limits; `/health` is always answered."""
 
-    def __init__(self, app: App, limits: Limits):
+    def __init__(self, app: ASGIApp, limits: Limits):
         self._app, self._limits = app, limits
         self._running = 0
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         exchange = _Exchange(scope, receive, send, self._limits)
-        app: App = self._app
+        app: ASGIApp = self._app
         if exchange.too_long:
             app = refusal(413, exchange.too_long)
         elif scope["path"] != "/health" and self._running >= self._limits.requests:
@@ -84,7 +79,7 @@ class Guard:
 class _Exchange:
     """A request whose body is counted, and whose answer does not get lost if it comes early."""
 
-    def __init__(self, scope: Mapping[str, Any], receive: Receive, send: Send, limits: Limits):
+    def __init__(self, scope: Scope, receive: Receive, send: Send, limits: Limits):
         headers = dict(scope["headers"])
         self._receive, self._send = receive, send
         self._left = int(limits.megabytes * 1e6)

@@ -101,25 +101,18 @@ def parse_kernel(text: str) -> Kernel:
             f"--kernel: no kernel is named '{text}'{did_you_mean(text, list(KERNELS))}; there are "
             f"{', '.join(KERNELS)}, or give its numbers"
         )
+    rows = [row.replace(",", " ").split() for row in text.strip(" ;").split(";")]
     try:
-        rows = [
-            [float(Fraction(word)) for word in row.replace(",", " ").split()]
-            for row in text.strip(" ;").split(";")
-        ]
+        numbers = np.array([[float(Fraction(word)) for word in row] for row in rows])
+        side = math.isqrt(numbers.size)
+        if len(rows) not in (1, side):
+            raise ValueError
+        return tuple(map(tuple, numbers.reshape(side, side).tolist()))
     except (ValueError, ZeroDivisionError, OverflowError):
         raise UsageError(
-            f"--kernel '{text}' is not a kernel: give numbers, as in '0 -1 0; -1 5 -1; 0 -1 0'"
+            f"--kernel '{text}' is not a square of numbers: give its rows, as in "
+            "'0 -1 0; -1 5 -1; 0 -1 0'"
         ) from None
-    side = math.isqrt(len(rows[0]))
-    if len(rows) == 1 and side**2 == len(rows[0]):
-        rows = [rows[0][start : start + side] for start in range(0, side**2, side)]
-    if any(len(row) != len(rows) for row in rows):
-        lengths = ", ".join(str(len(row)) for row in rows)
-        raise UsageError(
-            f"--kernel has {len(rows)} row{'s' * (len(rows) > 1)} of {lengths} numbers: it must be "
-            "square, as in '0 -1 0; -1 5 -1; 0 -1 0'"
-        )
-    return tuple(map(tuple, rows))
 
 
 def draw(experiment: Filters, workdir: Path) -> Result:
@@ -173,12 +166,12 @@ def _filters(
         )
         results[title] = np.asarray(filtered[0])
     sizes = "\n".join(size_lines(experiment, pixels, len(next(iter(kernels.values())))))
-    heading = f"{experiment.operation.capitalize()}: {ORDER[experiment.operation]}"
-    figure = filters_figure(pixels, kernels, results, heading, sizes)
+    title = f"{experiment.operation.capitalize()}: {ORDER[experiment.operation]}"
+    figure = filters_figure(pixels, kernels, results, title, sizes)
     page.picture(f"filters_{name}", figure, "Output size: " + sizes.replace("\n", "; ") + ".")
     if min(pixels.shape[:2]) >= SMALLEST_WITH_DETAIL:
         close = {title: middle(result) for title, result in results.items()}
-        figure = filters_figure(middle(pixels), kernels, close, heading, "the middle, enlarged")
+        figure = filters_figure(middle(pixels), kernels, close, title, "the middle, enlarged")
         page.picture(f"detail_{name}", figure, "The middle of each, enlarged.")
 
 
@@ -267,9 +260,10 @@ def matrix(kernel: Kernel) -> str:
     before, rows = f"1/{divisor} " if divisor > 1 else "", len(kernel)
     brackets = ["⎡⎤", *["⎢⎥"] * (rows - 2), "⎣⎦"] if rows > 1 else ["[]"]
     lines = []
-    for row, (words, (left, right)) in enumerate(zip(shown, brackets, strict=True)):
+    for row, (words, bracket) in enumerate(zip(shown, brackets, strict=True)):
         start = before if row == (rows - 1) // 2 else " " * len(before)
-        lines.append(f"{start}{left}{' '.join(word.rjust(width) for word in words)}{right}")
+        numbers_of_row = " ".join(word.rjust(width) for word in words)
+        lines.append(f"{start}{bracket[0]}{numbers_of_row}{bracket[1]}")
     return "\n".join(lines).replace("-", "−")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,7 +65,7 @@ class PoolingPyramid(Experiment):
 def draw(experiment: PoolingPyramid, workdir: Path) -> Result:
     """Draw the pyramids into a folder; a `UserError` for an image that cannot be read."""
     images = photographs(experiment.image, experiment.size)
-    sides = experiment.size
+    sides: Sequence[int] = experiment.size
     rows = [("image", *map(str, sides))]
     for number in range(1, experiment.rounds + 1):
         rows.append((str(number), *(size_formula(side, WINDOW, 0, WINDOW) for side in sides)))
