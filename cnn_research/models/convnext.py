@@ -69,8 +69,8 @@ class ConvNeXt(ImageNetClassifier):
     features: Widths = (96, 192, 384, 768)
     """Channels of each stage."""
     drop_path: Rate = 0.1
-    """Rate at which the last block is left out for an image in training (stochastic depth); it
-    grows from 0, at the first block, in a straight line."""
+    """Rate at which the last block is left out for an image in training (stochastic depth); that of
+    the others grows from 0, at the first, in a straight line."""
 
     def check(self) -> None:
         """Raise `UsageError` for fields that do not fit together."""

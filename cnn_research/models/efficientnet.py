@@ -45,19 +45,20 @@ class EfficientNet(ImageNetClassifier):
     """
 
     lite: bool = False
-    """Without squeeze-and-excitation, with ReLU6 for SiLU, and with the first and the last layers
-    of one size for every width and depth."""
+    """Leave out squeeze-and-excitation, take ReLU6 in place of SiLU, and let the first and the last
+    layers have one size for every width and depth."""
     width: PositiveFloat = 1.0
     """Multiplies the channels."""
     depth: PositiveFloat = 1.0
     """Multiplies the blocks of each stage."""
     variant: Variant = "torch"
-    """Whose padding of strided convolutions, and momentum and epsilon of the normalisation."""
+    """Library whose padding of strided convolutions, and momentum and epsilon of the
+    normalisation, are used: the one that the weights were trained with."""
     dropout: Rate = 0.2
     """Rate before the last layer; survivors are scaled by 1 / (1 - rate)."""
     drop_path: Rate = 0.2
-    """Rate at which the last blocks are left out for an image in training (stochastic depth); it
-    grows from 0, at the first block, in a straight line."""
+    """Rate at which the last block is left out for an image in training (stochastic depth); that of
+    the others grows from 0, at the first, in a straight line."""
 
     @property
     def other_names(self) -> tuple[dict[str, str], ...]:

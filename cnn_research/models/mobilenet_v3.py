@@ -21,7 +21,7 @@ from cnn_research.models.registry import register_model
 
 
 def _block(size: int, expanded: int, features: int, options: str = "", strides: int = 1) -> Block:
-    """A row of the papers' tables, whose `options` are SE, squeeze-and-excitation, and RE, ReLU in
+    """A row of the paper's tables; `options` may have SE, squeeze-and-excitation, and RE, ReLU in
     place of h-swish."""
     return Block(
         size,
@@ -69,14 +69,15 @@ class MobileNetV3(ImageNetClassifier):
     """
 
     size: Literal["small", "large"] = "small"
-    """Which of the paper's two networks."""
+    """One of the paper's two networks."""
     variant: Variant = "torch"
-    """Whose padding of strided convolutions, and momentum and epsilon of the normalisation."""
+    """Library whose padding of strided convolutions, and momentum and epsilon of the
+    normalisation, are used: the one that the weights were trained with."""
     dropout: Rate = 0.2
     """Rate before the last layer; survivors are scaled by 1 / (1 - rate)."""
     drop_path: Rate = 0.0
-    """Rate at which the last blocks are left out for an image in training (stochastic depth); it
-    grows from 0, at the first block, in a straight line."""
+    """Rate at which the last block is left out for an image in training (stochastic depth); that of
+    the others grows from 0, at the first, in a straight line."""
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
