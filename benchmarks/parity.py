@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.results import flag, measurement, row
+from benchmarks.torch_networks import randomise
 
 os.environ.setdefault("KERAS_BACKEND", "jax")  # read when keras is imported
 
@@ -199,31 +200,6 @@ def transformers_resnet(name: str) -> Any:
     module = ResNetForImageClassification(ResNetConfig(**CONFIGS[name], num_labels=1000))
     randomise(module)
     return module
-
-
-def randomise(module: Any, seed: int = 0) -> None:
-    """Gives a PyTorch module random biases and normalisations: scales, biases and statistics.
-
-    Other weights keep their random initial values.
-    """
-    import torch
-
-    generator = torch.Generator().manual_seed(seed)
-
-    def uniform(like: Any, low: float, high: float) -> Any:
-        return low + (high - low) * torch.rand(like.shape, generator=generator)
-
-    with torch.no_grad():
-        for part in module.modules():
-            if isinstance(part, torch.nn.BatchNorm2d | torch.nn.LayerNorm):
-                part.weight.copy_(uniform(part.weight, 0.5, 1.5))
-            if getattr(part, "gamma", None) is not None:  # a residual block's scale, 1e-6 at first
-                part.gamma.copy_(uniform(part.gamma, 0.1, 0.5))
-            if isinstance(part, torch.nn.BatchNorm2d):
-                part.running_mean.copy_(uniform(part.running_mean, -0.5, 0.5))
-                part.running_var.copy_(uniform(part.running_var, 0.5, 1.5))
-            if getattr(part, "bias", None) is not None:
-                part.bias.copy_(uniform(part.bias, -0.5, 0.5))
 
 
 def torch_difference(module: Any, model: Any, image_size: int, batch: int = 2) -> dict[str, Any]:

