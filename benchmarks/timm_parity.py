@@ -8,7 +8,7 @@
 
 PyTorch runs in that environment, in processes of its own. timm's state dicts travel as
 .safetensors under timm's own keys, statistics and scales of layers random too; the weights of the
-Lite models are the files of their packages, which this project's own reader opens. Takes about five
+Lite models are the files of their packages, which this project's own reader opens. Takes about ten
 minutes.
 """
 
