@@ -61,6 +61,29 @@ def test_small_images_keep_their_size_and_what_is_named_counts(tmp_path):
     assert "--batch-size" in said
 
 
+def test_what_is_named_feeds_what_depends_on_it(tmp_path):
+    root = make_folder(tmp_path / "pets", {"cat": 60, "dog": 60}, size=(160, 120))
+    path = f"--data.path={root}"
+    chosen, _ = fitted("image_folder", path)
+    assert chosen.data.image_size == (96, 128) and len(chosen.model.pool) == 4
+    assert chosen.augmentation.crop == (0.4, 1.0) and not chosen.augmentation.shift
+    small, said = fitted("image_folder", path, "--data.image-size", "24", "32")
+    assert small.model.pool == (False, True, True) and "for 24x32 pixels" in said
+    assert small.augmentation.shift == 2 and small.augmentation.crop == (1.0, 1.0)
+    words = ("--model.features", "8", "16", "--epochs=2", "--augmentation.no-mirror")
+    narrow, said = fitted("image_folder", path, *words)
+    assert (narrow.model.pool, narrow.model.residual) == ((True, True), (False, True))
+    assert narrow.batch_size == 8 and narrow.selection.patience == 5
+    assert not narrow.evaluation.mirror and "--evaluation.no-mirror" in said
+    assert "--model.features" not in said and "--epochs" not in said
+    for words, wrong in [
+        (("--data.image-size", "0", "9"), r"--data\.image-size is 0: must be above 0"),
+        (("--model.features", "8", "--model.pool", "True", "True"), "an entry for each stage"),
+    ]:
+        with pytest.raises(UsageError, match=wrong):
+            fitted("image_folder", path, *words)
+
+
 def test_characters_are_not_mirrored_and_few_images_are_not_weighed(tmp_path):
     root = make_folder(tmp_path / "letters", {"b": 3, "d": 4})
     experiment, said = fitted("image_folder", f"--data.path={root}")

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import io
-import operator
+from collections.abc import Collection
 from typing import Any
 
 import tyro
@@ -33,13 +33,12 @@ HELP = ("--help", "-h", "-help", "-?")
 def with_overrides(default: Experiment, words: list[str]) -> Experiment:
     """The experiment with fields replaced, as typed; a `UsageError` for a wrong field or value."""
     default, words = with_model(default, words)
-    fields = {name.replace("_", "-") for name in flatten(default)} - {"name"}
+    fields = flatten(default).keys() - {"name"}
     for word in words:
-        name = word.partition("=")[0].removeprefix("--").replace("_", "-")
-        known = name in fields or name.replace("no-", "", 1) in fields
-        # A boolean field is negated at its last part: --evaluation.no-mirror.
-        if word.startswith("--") and not known and word not in HELP:
-            near = did_you_mean(name, [*fields, *LAUNCHER_FLAGS])
+        if word.startswith("--") and word not in HELP and field_of(word, fields) is None:
+            name = word.partition("=")[0].removeprefix("--").replace("_", "-")
+            flags = [field.replace("_", "-") for field in fields]
+            near = did_you_mean(name, [*flags, *LAUNCHER_FLAGS])
             raise UsageError(
                 f"{default.name} has no field --{name}{near}; "
                 f"`python launch.py --experiment={default.name} --help` shows all"
@@ -64,26 +63,32 @@ def with_overrides(default: Experiment, words: list[str]) -> Experiment:
         ) from None
 
 
+def field_of(word: str, fields: Collection[str]) -> str | None:
+    """The path of the field that a word such as `--data.image-size=64` names, of these; or None."""
+    name = word.partition("=")[0].removeprefix("--").replace("-", "_")
+    # A boolean field is negated at its last part: --evaluation.no-mirror.
+    return next((path for path in (name, name.replace("no_", "", 1)) if path in fields), None)
+
+
 def with_suggestions(default: Experiment, words: list[str]) -> tuple[Experiment, str]:
     """The experiment as typed, with its data's suggestions for fields that are not named.
 
-    The text has each choice and its reason, a line each; empty where the config is complete. Errors
-    are those of `with_overrides` and of the data.
+    What is named feeds the suggestions that depend on it. The text has each choice and its reason,
+    a line each; empty where the config is complete. Errors are those of `with_overrides` and of the
+    data.
     """
     experiment = with_overrides(default, words)
     suggest = registry()[default.name].suggest_fields
     if suggest is None:
         return experiment, ""
-    suggestions = suggest(experiment)
+    fields = flatten(experiment)
+    named = {path for word in words if word.startswith("--") and (path := field_of(word, fields))}
+    suggestions = suggest(experiment, named)
     values = {path: suggestion.value for path, suggestion in suggestions.items()}
     experiment = with_overrides(with_fields(default, values), words)
-    applied = {
-        _as_typed(path, suggestion.value): suggestion.reason
-        for path, suggestion in suggestions.items()
-        if operator.attrgetter(path)(experiment) == suggestion.value
-    }
-    width = max(map(len, applied), default=0)
-    lines = [f"  {typed:{width}}  {reason}" for typed, reason in applied.items()]
+    reasons = {_as_typed(path, each.value): each.reason for path, each in suggestions.items()}
+    width = max(map(len, reasons), default=0)
+    lines = [f"  {typed:{width}}  {reason}" for typed, reason in reasons.items()]
     return experiment, "\n".join(["Chosen from the data; the command line overrides it:", *lines])
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import operator
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -47,6 +48,30 @@ class Suggestion:
     reason: str
 
 
+class Choices:
+    """Fields of an experiment that are chosen from its data, one after the other.
+
+    A field that the user has named stays, and choices made after it depend on it.
+    """
+
+    def __init__(self, experiment: Any, named: Collection[str]):
+        """`named` has the paths of the fields that the user has set in the experiment."""
+        self.experiment, self.named = experiment, named
+        self.suggestions: dict[str, Suggestion] = {}
+
+    def choose(self, path: str, value: Any, reason: str) -> Any:
+        """Suggest a value for a field, unless it is named; return the value that the field has."""
+        if path in self.named:
+            return operator.attrgetter(path)(self.experiment)
+        self.suggestions[path] = Suggestion(value, reason)
+        return value
+
+
+SuggestFields = Callable[[Any, Collection[str]], Mapping[str, Suggestion]]
+"""From an experiment as typed, and the paths of the fields that were named, to suggestions from
+its data for others, by path."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Entry:
     """A registered experiment."""
@@ -59,8 +84,8 @@ class Entry:
     document_results: Mapping[str, float]
     """Metrics that the document gives, for reports to show beside ours."""
     make: Callable[[], Experiment]
-    suggest_fields: Callable[[Any], Mapping[str, Suggestion]] | None = None
-    """Suggestions from the data for its fields, by path; None for a complete config."""
+    suggest_fields: SuggestFields | None = None
+    """None for a complete config."""
 
     def experiment(self) -> Experiment:
         return dataclasses.replace(self.make(), name=self.name)
@@ -78,7 +103,7 @@ def register(
     document: str = "-",
     data: str,
     document_results: Mapping[str, float] | None = None,
-    suggest_fields: Callable[[Any], Mapping[str, Suggestion]] | None = None,
+    suggest_fields: SuggestFields | None = None,
 ) -> Callable[[Callable[[], Experiment]], Callable[[], Experiment]]:
     """Decorate a function that returns an `Experiment`; its name becomes the experiment's."""
 

@@ -1,18 +1,19 @@
 """Suggestions for a user's images: sizes, network and length of training, chosen from the data.
 
-Every choice is printed with its reason, and fields on the command line override it. Only names,
-counts and sizes of the images are read, no pixels.
+Every choice is printed with its reason. Fields on the command line override it, and what depends on
+them is chosen for them. Only names, counts and sizes of the images are read, no pixels.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from cnn_research.core.config import with_fields
 from cnn_research.core.errors import UsageError
-from cnn_research.core.experiment import Suggestion
+from cnn_research.core.experiment import Choices, Suggestion
+from cnn_research.core.ranges import check_ranges
 from cnn_research.data.images import printable
 from cnn_research.data.prepare.files import existing, opened
 from cnn_research.data.sources import rows as tables
@@ -38,34 +39,38 @@ UNEVEN = (5, 50)
 a few images would weigh as much as thousands."""
 
 
-def suggest_fields(experiment: Training) -> dict[str, Suggestion]:
-    """Suggest fields for an experiment on a folder or a table of images, by path.
+def suggest_fields(experiment: Training, named: Collection[str]) -> Mapping[str, Suggestion]:
+    """Suggest fields that are not named for an experiment on a folder or a table of images, by
+    path.
 
     A network other than `ResNet9` is not changed.
 
     Raises:
-        UsageError: a column that the table lacks, or a network that takes no such images.
+        UsageError: a column that the table lacks, a field out of range, or a network that takes no
+            such images.
         UserError: there are no images.
     """
-    data, found = experiment.data, {}
+    check_ranges(experiment)
+    choices = Choices(experiment, named)
+    data = experiment.data
     if isinstance(data, ImageTable):
-        found = dict(_of_table(data))
-        data = with_fields(data, {path.removeprefix("data."): c.value for path, c in found.items()})
+        _choose_columns(choices, data)
+        found = {path.removeprefix("data."): s.value for path, s in choices.suggestions.items()}
+        data = with_fields(data, found)
     seen = survey(data)
     train = seen.splits["train"]
     drawn = {name: round(getattr(data, name) * train) for name in ("validation", "test")}
     train -= sum(count for name, count in drawn.items() if name not in seen.splits)
     # One image says little, and it may turn out to be damaged.
     validation = seen.splits.get("validation", drawn["validation"]) >= 2
-    return {
-        **found,
-        **dict(_of_task(data, seen)),
-        **dict(_of_size(experiment, seen, train, validation)),
-        **dict(_of_images(seen)),
-    }
+    _choose_task(choices, data, seen)
+    size, epochs = _choose_size(choices, seen, train)
+    _choose_steps(choices, train, epochs, validation)
+    _choose_augmentation(choices, seen, size)
+    return choices.suggestions
 
 
-def _of_table(data: ImageTable) -> Iterator[tuple[str, Suggestion]]:
+def _choose_columns(choices: Choices, data: ImageTable) -> None:
     """Columns, where the usual ones are not there."""
     path = existing(data.path)
     with opened(path) as root:
@@ -73,7 +78,7 @@ def _of_table(data: ImageTable) -> Iterator[tuple[str, Suggestion]]:
         table = tables.find_table(root, shown)
         rows = tables.read_table(table, shown)
         if data.number and data.label == ("label",) and "label" not in rows[0]:
-            yield "data.label", Suggestion((), "numbers are asked for, and no classes")
+            choices.choose("data.label", (), "numbers are asked for, and no classes")
         if data.image == "image" and "image" not in rows[0]:
             column = tables.image_column(rows, table.parent)
             if column is None:
@@ -81,10 +86,10 @@ def _of_table(data: ImageTable) -> Iterator[tuple[str, Suggestion]]:
                     f"{shown} has no column 'image', and no column names files beside it: say "
                     "which, as --data.image=COLUMN or --data.image='images/{COLUMN}.jpg'"
                 )
-            yield "data.image", Suggestion(column, "names files that are there")
+            choices.choose("data.image", column, "names files that are there")
 
 
-def _of_task(data: object, seen: Survey) -> Iterator[tuple[str, Suggestion]]:
+def _choose_task(choices: Choices, data: object, seen: Survey) -> None:
     numbers = data.number if isinstance(data, ImageTable) else ()
     heads = tuple(seen.classes)
     if len(numbers) > 1 or (numbers and heads):
@@ -95,70 +100,88 @@ def _of_task(data: object, seen: Survey) -> Iterator[tuple[str, Suggestion]]:
             "take one of them (a bare --data.label for no classes)"
         )
     if numbers and not heads:
-        yield "task", Suggestion(Regression(head=numbers[0]), "a column of numbers")
-        yield "selection.metric", Suggestion("MAE", "of numbers there is no accuracy")
+        choices.choose("task", Regression(head=numbers[0]), "a column of numbers")
+        choices.choose("selection.metric", "MAE", "of numbers there is no accuracy")
         return
     if len(heads) > 1:
-        yield "task", Suggestion(MultiHead(label=heads), f"{len(heads)} columns of classes")
+        choices.choose("task", MultiHead(label=heads), f"{len(heads)} columns of classes")
     elif heads != ("label",):
-        yield "task", Suggestion(Classification(head=heads[0]), "the column of classes")
-    yield "task.label_smoothing", Suggestion(0.1, "so that a few wrong labels do less harm")
+        choices.choose("task", Classification(head=heads[0]), "the column of classes")
+    choices.choose("task.label_smoothing", 0.1, "so that a few wrong labels do less harm")
     sizes = [count for counts in seen.classes.values() for count in counts.values()]
     if UNEVEN[0] < max(sizes) / min(sizes) <= UNEVEN[1]:
         reason = f"classes have from {min(sizes):,} to {max(sizes):,} images"
-        yield "task.class_weights", Suggestion("balanced", reason)
+        choices.choose("task.class_weights", "balanced", reason)
 
 
-def _of_size(
-    experiment: Training, seen: Survey, train: int, validation: bool
-) -> Iterator[tuple[str, Suggestion]]:
-    """Image size and network, and from what they cost the length of training."""
+def _choose_size(choices: Choices, seen: Survey, train: int) -> tuple[tuple[int, int], float]:
+    """Image size and network, and from what they cost the epochs; returns"""
     from cnn_research.models.flops import cost
 
-    own = max(seen.height, seen.width)
+    experiment, own = choices.experiment, max(seen.height, seen.width)
     shorter = () if own <= SMALL else (side for side in LONGER_SIDES if side < own)
-    for longer in (min(own, LONGER_SIDES[0]), *shorter):
-        size = image_size(seen, longer)
-        fields = network(size) if isinstance(experiment.model, ResNet9) else {}
+    sizes = [image_size(seen, longer) for longer in (min(own, LONGER_SIDES[0]), *shorter)]
+    enough = min(ENOUGH_EPOCHS, experiment.epochs if "epochs" in choices.named else math.inf)
+    for size in [experiment.data.image_size] if "data.image_size" in choices.named else sizes:
+        fields = _network_fields(choices, size)
         model = experiment.model.clone(**fields)
+        if hasattr(model, "check"):
+            model.check()
         # The backward pass costs about twice the forward pass.
         epochs = round(BUDGET / (3 * cost(model, (*size, 3)).flops * train))
-        if epochs >= ENOUGH_EPOCHS:
+        if epochs >= enough:
             break
     length = f"about ten minutes on two cores, or {MOST_EPOCHS} epochs"
     if epochs < FEWEST_EPOCHS:
         length = f"{FEWEST_EPOCHS} epochs at least, though more than ten minutes on two cores"
     epochs = min(max(epochs, FEWEST_EPOCHS), MOST_EPOCHS)
     reason = f"the images have {seen.height}x{seen.width} pixels, by the median"
-    yield "data.image_size", Suggestion(size, reason)
+    choices.choose("data.image_size", size, reason)
     for field, value in fields.items():
-        yield f"model.{field}", Suggestion(value, f"for {size[0]}x{size[1]} pixels")
-    yield "epochs", Suggestion(float(epochs), f"{train:,} training images: {length}")
+        choices.choose(f"model.{field}", value, f"for {size[0]}x{size[1]} pixels")
+    reason = f"{train:,} training images: {length}"
+    return size, choices.choose("epochs", float(epochs), reason)
+
+
+def _network_fields(choices: Choices, size: tuple[int, int]) -> dict[str, Any]:
+    """Fields of a `ResNet9` for images of a size: what is named decides the number of stages."""
+    model = choices.experiment.model
+    if not isinstance(model, ResNet9):
+        return {}
+    named = {
+        name: getattr(model, name) for name in network(size) if f"model.{name}" in choices.named
+    }
+    stages = next((len(value) for value in named.values()), None)
+    return {**network(size, stages), **named}
+
+
+def _choose_steps(choices: Choices, train: int, epochs: float, validation: bool) -> None:
+    """Batch size and selection, by the number of training images and epochs."""
     batch_size = next((b for b in (128, 64, 32, 16) if train * epochs >= 1500 * b), 8)
     # Of a few images some may turn out to be damaged: half of them still fill a batch.
     batch_size = min(batch_size, max(1, train // 2))
-    yield "batch_size", Suggestion(batch_size, "1,500 steps or more, where it can be")
+    choices.choose("batch_size", batch_size, "1,500 steps or more, where it can be")
     if validation:
-        yield "selection.report", Suggestion("best", "there are validation images to choose by")
+        choices.choose("selection.report", "best", "there are validation images to choose by")
         reason = "epochs without a better one, then it stops"
-        yield "selection.patience", Suggestion(max(5, epochs // 3), reason)
+        choices.choose("selection.patience", max(5, int(epochs) // 3), reason)
     else:
-        yield "selection.report", Suggestion("last", "fewer than 2 validation images to choose by")
+        reason = "fewer than 2 validation images to choose by"
+        choices.choose("selection.report", "last", reason)
 
 
-def _of_images(seen: Survey) -> Iterator[tuple[str, Suggestion]]:
+def _choose_augmentation(choices: Choices, seen: Survey, size: tuple[int, int]) -> None:
     names = {name for counts in seen.classes.values() for name in counts}
     mirror = not names or any(len(name) > 1 for name in names)
     reason = "as photographs may be" if mirror else "classes are single characters: no mirror"
-    yield "augmentation.mirror", Suggestion(mirror, reason)
-    reason = "answers are averaged over both" if mirror else reason
-    yield "evaluation.mirror", Suggestion(mirror, reason)
-    shorter = min(seen.height, seen.width)
-    if max(seen.height, seen.width) <= SMALL:
-        yield "augmentation.shift", Suggestion(max(1, shorter // 10), "pixels: small images")
+    mirror = choices.choose("augmentation.mirror", mirror, reason)
+    reason = "answers are averaged over both" if mirror else "training images are not mirrored"
+    choices.choose("evaluation.mirror", mirror, reason)
+    if max(size) <= SMALL:
+        choices.choose("augmentation.shift", max(1, min(size) // 10), "pixels: small images")
     else:
-        yield "augmentation.crop", Suggestion((0.4, 1.0), "large images")
-    yield "data.on_bad_image", Suggestion("skip", "damaged files are counted and left out")
+        choices.choose("augmentation.crop", (0.4, 1.0), "large images")
+    choices.choose("data.on_bad_image", "skip", "damaged files are counted and left out")
 
 
 def image_size(seen: Survey, longer: int) -> tuple[int, int]:
@@ -171,11 +194,13 @@ def image_size(seen: Survey, longer: int) -> tuple[int, int]:
     return sides[0], sides[1]
 
 
-def network(size: tuple[int, int]) -> dict[str, Any]:
-    """Fields of a `ResNet9` whose last maps have 4 to 8 pixels a side."""
+def network(size: tuple[int, int], stages: int | None = None) -> dict[str, Any]:
+    """Fields of a `ResNet9` whose last maps have 4 to 8 pixels a side, in as many stages as that
+    needs, or this many."""
     halvings = max(1, round(math.log2(min(size) / 6)))
-    # On small images the first stage keeps all pixels.
-    pool = (*(False,) * (max(size) <= SMALL), *(True,) * halvings)
+    if stages is None:
+        stages = halvings + (max(size) <= SMALL)  # on small images the first keeps all pixels
+    pool = (*(False,) * (stages - halvings), *(True,) * min(stages, halvings))
     return {
         "features": tuple(min(FIRST_FEATURES << i, MOST_FEATURES) for i in range(len(pool))),
         "pool": pool,
