@@ -18,7 +18,7 @@ from cnn_research.models.inverted_residual import (
     inverted_residuals,
     round_channels,
 )
-from cnn_research.models.layers import GlobalPool, ImageNetClassifier, Rate
+from cnn_research.models.layers import PooledClassifier, Rate
 from cnn_research.models.registry import register_model
 
 _STAGES = (
@@ -36,7 +36,7 @@ _STEM, _HEAD = 32, 1280
 
 
 @register_config
-class EfficientNet(ImageNetClassifier):
+class EfficientNet(PooledClassifier):
     """Tan and Le, 'EfficientNet: rethinking model scaling for convolutional neural networks'
     (2019). Images of any size.
 
@@ -119,11 +119,11 @@ class EfficientNet(ImageNetClassifier):
         stem, head = (c if self.lite else self._channels(c) for c in (_STEM, _HEAD))
         x = images.astype(self.dtype)
         x = activation(conv_norm(x, stem, 3, ("conv_stem", "bn1"), strides=2, **options))
-        x = inverted_residuals(x, self._stages(), self.drop_path, **options)
+        x, pooled = self.passed(x, [], "conv_stem")
+        x, pooled = inverted_residuals(self, x, pooled, self._stages(), self.drop_path, **options)
         x = activation(conv_norm(x, head, 1, ("conv_head", "bn2"), **options))
-        x = GlobalPool(name="global_pool")(x)
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return self.logits(x, name="classifier")
+        x, pooled = self.passed(x, pooled, "conv_head")
+        return self.pooled_logits(x, pooled, train, pool="global_pool", last="classifier")
 
 
 _SOURCE = "Tan and Le 2019, arXiv:1905.11946"

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import jax
 from flax import linen as nn
 
-from cnn_research.models.layers import BatchNorm, Conv, Dtype, Rate
+from cnn_research.models.layers import BatchNorm, Conv, Dtype, PooledClassifier, Rate
 
 Variant = Literal["torch", "tensorflow"]
 Function = Callable[[jax.Array], jax.Array]
@@ -132,20 +132,26 @@ class InvertedResidual(nn.Module):
 
 
 def inverted_residuals(
+    network: PooledClassifier,
     x: jax.Array,
+    pooled: list[jax.Array],
     stages: Sequence[Sequence[Block]],
     drop_path: float,
     *,
     variant: Variant,
     dtype: Dtype,
     train: bool,
-) -> jax.Array:
-    """The blocks of all stages; the rate at which they are left out grows from 0 to `drop_path`."""
+) -> tuple[jax.Array, list[jax.Array]]:
+    """The blocks of all stages of a network, and what it pools of their outputs.
+
+    The rate at which blocks are left out grows from 0 to `drop_path`.
+    """
     done, count = 0, sum(map(len, stages))
     for stage, blocks in enumerate(stages):
         for number, block in enumerate(blocks):
             name = f"blocks.{stage}.{number}"
             rate = drop_path * done / count
             x = InvertedResidual(block, variant, rate, dtype, name=name)(x, train)
+            x, pooled = network.passed(x, pooled, name)
             done += 1
-    return x
+    return x, pooled

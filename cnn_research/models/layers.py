@@ -81,6 +81,48 @@ class GlobalPool(nn.Module):
         return jnp.concatenate(pooled, axis=-1) if len(pooled) > 1 else pooled[0]
 
 
+class Passed(nn.Module):
+    """A map, and what is pooled of it and of those before, as a layer, so that it has a name."""
+
+    def __call__(self, x: jax.Array, pooled: list[jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
+        return x, pooled
+
+
+class PooledClassifier(ImageNetClassifier, kw_only=True):
+    """A network whose last layer may see more than the means of the last map."""
+
+    pool: Literal["last", "all"] = "last"
+    """Maps whose means the last layer is given: the last one, or every one. Lower maps know of
+    colours and textures, by which a painter is recognised."""
+    maxima: bool = False
+    """Give the last layer the maxima of these maps, too: what is small in the image, such as a
+    brand's sign, is lost in a mean."""
+    standardise: bool = False
+    """Standardise each pooled channel over the batch before the last layer, without learning a
+    scale: a linear layer on frozen features is then well conditioned."""
+    dropout: Rate = 0.0
+    """Rate before the last layer; survivors are scaled by 1 / (1 - rate)."""
+
+    def passed(
+        self, x: jax.Array, pooled: list[jax.Array], name: str
+    ) -> tuple[jax.Array, list[jax.Array]]:
+        """A map, and with `pool="all"` what is pooled of it, after what was pooled before."""
+        if self.pool == "last":
+            return x, pooled
+        return Passed(name=f"{name}_out")(x, [*pooled, GlobalPool(self.maxima)(x)])
+
+    def pooled_logits(
+        self, x: jax.Array, pooled: list[jax.Array], train: bool, *, pool: str, last: str
+    ) -> jax.Array:
+        """Logits of the last map and what `passed` pooled; layers are called `pool` and `last`."""
+        x = GlobalPool(self.maxima, name=pool)(x, pooled[:-1])
+        if self.standardise:
+            plain = BatchNorm(use_scale=False, use_bias=False, dtype=self.dtype, name=f"{pool}_bn")
+            x = plain(x, use_running_average=not train)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return self.logits(x, name=last)
+
+
 def check_depth(depth: int, blocks: int, others: int, examples: str) -> None:
     """Raise `UsageError` for a depth that is not `blocks` n + `others`, as `examples` are."""
     if depth < blocks + others or (depth - others) % blocks:

@@ -13,8 +13,7 @@ from cnn_research.core.ranges import Range
 from cnn_research.models.layers import (
     BatchNorm,
     Conv,
-    GlobalPool,
-    ImageNetClassifier,
+    PooledClassifier,
     Rate,
     check_size,
 )
@@ -27,15 +26,8 @@ _HALVING = (2, 4, 6, 12)
 """Blocks, counted from 1, that halve height and width."""
 
 
-class Passed(nn.Module):
-    """Activation between convolutions, as a layer, so that it has a name."""
-
-    def __call__(self, x: jax.Array, pooled: list[jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
-        return x, pooled
-
-
 @register_config
-class MobileNetV1(ImageNetClassifier):
+class MobileNetV1(PooledClassifier):
     """Howard et al., 'MobileNets: efficient convolutional neural networks for mobile vision
     applications' (2017).
 
@@ -46,15 +38,6 @@ class MobileNetV1(ImageNetClassifier):
     """Multiplies the filters of every layer."""
     last: Literal["conv_pw_13", "conv_dw_13"] = "conv_pw_13"
     """The last convolution: the paper's, or the one before it."""
-    pool: Literal["last", "all"] = "last"
-    """Maps whose means the last layer is given: of the last convolution, or of every one. Lower
-    maps know of colours and textures, by which a painter is recognised."""
-    maxima: bool = False
-    """Give the last layer the maxima of these maps, too: what is small in the image, such as a
-    brand's sign, is lost in a mean."""
-    standardise: bool = False
-    """Standardise each pooled channel over the batch before the last layer, without learning a
-    scale: a linear layer on frozen features is then well conditioned."""
     dropout: Rate = 0.001
     """Rate before the last layer; survivors are scaled by 1 / (1 - rate)."""
     small: bool = False
@@ -84,9 +67,7 @@ class MobileNetV1(ImageNetClassifier):
             x = _Conv(features, (size, size), dtype=self.dtype, name=name, **options)(x)
             norm = BatchNorm(epsilon=1e-3, dtype=self.dtype, name=f"{name}_bn")
             x = nn.relu6(norm(x, use_running_average=not train))
-            if self.pool == "last":
-                return x, pooled
-            return Passed(name=f"{name}_out")(x, [*pooled, GlobalPool(self.maxima)(x)])
+            return self.passed(x, pooled, name)
 
         x = images.astype(self.dtype)
         pooled: list[jax.Array] = []
@@ -109,12 +90,7 @@ class MobileNetV1(ImageNetClassifier):
             if self.last == f"conv_dw_{block}":
                 break
             x, pooled = step(x, pooled, filters(features), f"conv_pw_{block}", 1)
-        x = GlobalPool(self.maxima, name="pool")(x, pooled[:-1])
-        if self.standardise:
-            plain = BatchNorm(use_scale=False, use_bias=False, dtype=self.dtype, name="pool_bn")
-            x = plain(x, use_running_average=not train)
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return self.logits(x, name="predictions")
+        return self.pooled_logits(x, pooled, train, pool="pool", last="predictions")
 
 
 _SOURCE = "Howard et al. 2017, arXiv:1704.04861"

@@ -16,7 +16,7 @@ from cnn_research.models.inverted_residual import (
     inverted_residuals,
     round_channels,
 )
-from cnn_research.models.layers import GlobalPool, ImageNetClassifier, Rate
+from cnn_research.models.layers import PooledClassifier, Rate
 from cnn_research.models.registry import register_model
 
 
@@ -61,7 +61,7 @@ _LAST = {"small": (576, 1024), "large": (960, 1280)}
 
 
 @register_config
-class MobileNetV3(ImageNetClassifier):
+class MobileNetV3(PooledClassifier):
     """Howard et al., 'Searching for MobileNetV3' (2019). Images of any size.
 
     Layers are called as in timm, whose weights fit: those of its `tf_mobilenetv3_*`, which were
@@ -85,18 +85,19 @@ class MobileNetV3(ImageNetClassifier):
         stages, (channels, units) = _STAGES[self.size], _LAST[self.size]
         x = images.astype(self.dtype)
         x = nn.hard_swish(conv_norm(x, 16, 3, ("conv_stem", "bn1"), strides=2, **options))
-        x = inverted_residuals(x, stages, self.drop_path, **options)
+        x, pooled = self.passed(x, [], "conv_stem")
+        x, pooled = inverted_residuals(self, x, pooled, stages, self.drop_path, **options)
         last = f"blocks.{len(stages)}.0"
         x = nn.hard_swish(conv_norm(x, channels, 1, (f"{last}.conv", f"{last}.bn1"), **options))
-        x = GlobalPool(name="global_pool")(x)
-        x = nn.hard_swish(nn.Dense(units, dtype=self.dtype, name="conv_head")(x))
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return self.logits(x, name="classifier")
+        x = nn.hard_swish(nn.Dense(units, dtype=self.dtype, name="conv_head")(x.mean(axis=(1, 2))))
+        # A map of one pixel, as the last one of the other networks.
+        x, pooled = self.passed(x[:, None, None], pooled, "conv_head")
+        return self.pooled_logits(x, pooled, train, pool="global_pool", last="classifier")
 
 
 for _size in ("small", "large"):
     register_model(
         f"mobilenet_v3_{_size}",
-        MobileNetV3(_size),  # type: ignore[arg-type]
+        MobileNetV3(size=_size),  # type: ignore[arg-type]
         source="Howard et al. 2019, arXiv:1905.02244",
     )
