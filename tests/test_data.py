@@ -1209,7 +1209,7 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["prepare", "fashion_mist"], 2, "did you mean fashion_mnist?"),
+        (["prepare", "fashion_mist"], 2, "did you mean 'fashion_mnist'?"),
         (["prepare"], 2, "there is fashion_mnist, cifar10, artworks, products, image_fo"),
         (["prepair"], 2, "the commands are prepare and list"),
         (["prepare", "image_folder"], 2, "needs --source"),

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import io
 import operator
 from typing import Any
 
-import tyro
-
-from cnn_research.core.config import did_you_mean, flatten, with_fields
+from cnn_research.core.config import did_you_mean, parse_fields, with_fields
 from cnn_research.core.errors import UsageError
 from cnn_research.core.experiment import Experiment, registry
 
@@ -27,41 +23,15 @@ LAUNCHER_FLAGS = (
     "list",
 )
 """Flags of `launch.py` itself; no field has the name of one."""
-HELP = ("--help", "-h", "-help", "-?")
 
 
 def with_overrides(default: Experiment, words: list[str]) -> Experiment:
     """The experiment with fields replaced, as typed; a `UsageError` for a wrong field or value."""
     default, words = with_model(default, words)
-    fields = {name.replace("_", "-") for name in flatten(default)} - {"name"}
-    for word in words:
-        name = word.partition("=")[0].removeprefix("--").replace("_", "-")
-        known = name in fields or name.replace("no-", "", 1) in fields
-        # A boolean field is negated at its last part: --evaluation.no-mirror.
-        if word.startswith("--") and not known and word not in HELP:
-            near = did_you_mean(name, [*fields, *LAUNCHER_FLAGS])
-            raise UsageError(
-                f"{default.name} has no field --{name}{near}; "
-                f"`python launch.py --experiment={default.name} --help` shows all"
-            )
     entry = registry().get(default.name)
     description = (entry.make.__doc__ if entry else None) or type(default).__doc__ or ""
-    message = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(message):
-            return tyro.cli(
-                type(default),
-                default=default,
-                args=words,
-                prog=f"launch.py --experiment={default.name}",
-                description=description,
-            )
-    except SystemExit as end:
-        if not end.code:
-            raise
-        raise UsageError(
-            f"{_first_sentence(message.getvalue())}; --help shows all fields"
-        ) from None
+    command = f"python launch.py --experiment={default.name}"
+    return parse_fields(default, words, command, description, LAUNCHER_FLAGS)
 
 
 def with_suggestions(default: Experiment, words: list[str]) -> tuple[Experiment, str]:
@@ -119,14 +89,3 @@ def with_model(default: Experiment, words: list[str]) -> tuple[Experiment, list[
         )
     changes: dict[str, Any] = {"model": models[name].model}
     return dataclasses.replace(default, **changes), rest
-
-
-def _first_sentence(box: str) -> str:
-    """The message in tyro's box, as one line without the frame and the advice below it."""
-    lines = []
-    for line in box.splitlines()[1:]:
-        text = line.strip("│╭╮╰╯ ")
-        if not text.strip("─"):
-            break
-        lines.append(text)
-    return " ".join(" ".join(lines).split()).rstrip(".")

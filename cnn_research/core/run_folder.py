@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from cnn_research.core.config import canonical_json, flatten, from_dict, with_fields
 from cnn_research.core.distributed import is_first_process
 from cnn_research.core.errors import UsageError, UserError
+from cnn_research.core.files import write_text
 
 if TYPE_CHECKING:  # which loads tyro, and an export is opened without
     from cnn_research.core.experiment import Experiment
@@ -284,22 +285,6 @@ def _finite(values: Any) -> Any:
     if isinstance(values, list | tuple):
         return [_finite(value) for value in values]
     return None if isinstance(values, float) and not math.isfinite(values) else values
-
-
-def sha256_of(file: Path) -> str:
-    """The checksum of a file, as `sha256sum` prints it."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write the file whole or not at all, even if the machine stops."""
-    temporary = file.with_name(f"{file.name}.tmp")
-    with temporary.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, file)
 
 
 @contextlib.contextmanager

@@ -15,10 +15,8 @@ mirror, or a folder or archive of image files. Other flags are the source's own 
 
 from __future__ import annotations
 
-import contextlib
+import argparse
 import dataclasses
-import difflib
-import io
 import json
 import sys
 import time
@@ -26,6 +24,7 @@ from pathlib import Path
 
 from absl import logging
 
+from cnn_research.core.config import did_you_mean, parse_fields
 from cnn_research.core.errors import UsageError, run_command
 from cnn_research.data.dataset import Dataset
 from cnn_research.data.prepare import cache
@@ -63,19 +62,20 @@ def main(words: list[str]) -> None:
 
 
 def prepare(words: list[str]) -> None:
-    """Prepare the data set that `words` (a name, --source and fields) describe, and reports."""
-    given, fields = _take_source(words)
+    """Prepare the data set that `words` (a name, --source and fields) describe, and report."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--source", nargs="?", const="")
+    options, fields = parser.parse_known_args(words)
     name = fields.pop(0) if fields and not fields[0].startswith("-") else ""
     if name not in SOURCES:
-        near = difflib.get_close_matches(name, SOURCES, n=1, cutoff=0.5)
-        hint = f": did you mean {near[0]}?" if near else f": there is {', '.join(SOURCES)}"
-        raise UsageError((f"no data set '{name}' to prepare" if name else "say what") + hint)
-    wants_help = "--help" in fields or "-h" in fields
-    if given is None and name not in DOWNLOADED and not wants_help:
+        hint = did_you_mean(name, list(SOURCES)) or f": there is {', '.join(SOURCES)}"
+        raise UsageError((f"no data set '{name}' to prepare" if name else "name a data set") + hint)
+    optional = options.source is None and name in DOWNLOADED
+    if not (options.source or optional or {"--help", "-h"} & set(fields)):
         raise UsageError(f"{name} needs --source: the folder, archive or table of your data")
-    source = _parse(SOURCES[name], name, fields)
+    source = parse_fields(SOURCES[name](), fields, f"python -m cnn_research.data prepare {name}")
     start = time.monotonic()
-    source = source.prepare(given)
+    source = source.prepare(options.source)
     dataset = source.load()
     print(_report(name, source, dataset, time.monotonic() - start))
 
@@ -98,38 +98,6 @@ def listing() -> str:
             home = leftover.parent.relative_to(found)
             lines.append(f"  {home}: interrupted; prepare it again")
     return "\n".join(lines if len(lines) > 1 else [f"nothing is prepared in {found}"])
-
-
-def _take_source(words: list[str]) -> tuple[str | None, list[str]]:
-    """The value of --source, if there is one, and the other words."""
-    rest: list[str] = []
-    given = None
-    remaining = iter(words)
-    for word in remaining:
-        if word == "--source":
-            given = next(remaining, "")
-        elif word.startswith("--source="):
-            given = word.partition("=")[2]
-        else:
-            rest.append(word)
-    if given == "":
-        raise UsageError("--source needs a value: the folder, archive or table of your data")
-    return given, rest
-
-
-def _parse(kind: type[Preparable], name: str, words: list[str]) -> Preparable:
-    """The source with the fields in `words`."""
-    import tyro
-
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(kind, args=words, prog=f"python -m cnn_research.data prepare {name}")
-    except SystemExit as end:
-        if not end.code:
-            raise
-        text = " ".join(said.getvalue().translate(str.maketrans("", "", "╭╮╰╯│─")).split())
-        raise UsageError(f"{text}; `prepare {name} --help` shows all fields") from None
 
 
 def _report(name: str, source: Preparable, dataset: Dataset, seconds: float) -> str:

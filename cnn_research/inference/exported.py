@@ -19,7 +19,7 @@ import jax.export
 import numpy as np
 
 from cnn_research.core.errors import UserError, one_line
-from cnn_research.core.run_folder import sha256_of
+from cnn_research.core.files import sha256_of
 from cnn_research.tasks.decode import decode
 
 FORMAT = 1

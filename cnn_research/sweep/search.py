@@ -27,9 +27,9 @@ from optuna.trial import TrialState
 from cnn_research.core.config import from_dict
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.experiment import lookup
+from cnn_research.core.files import write_text
 from cnn_research.core.metrics import best
 from cnn_research.core.metrics_log import METRICS_FILE, read_metrics
-from cnn_research.core.run_folder import write_text
 from cnn_research.sweep import states
 from cnn_research.sweep.definition import Run, Sweep, override, plan_run
 from cnn_research.sweep.local import Feed

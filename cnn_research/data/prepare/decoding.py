@@ -38,7 +38,7 @@ def decode_plan(
     with open(scratch / "images", "wb") as file:  # a full disk is an error here, and not in a map
         for record, image in _decoded(plan.records, pixels):
             if not isinstance(image, BadImage):
-                file.write(image)
+                file.write(image.data)
                 kept.append(record)
                 shape = image.shape
             elif on_bad_image == "stop":
