@@ -23,7 +23,7 @@ from cnn_research.core.files import sha256_of
 from cnn_research.tasks.decode import decode
 
 FORMAT = 1
-"""Of the folder; another one is not read."""
+"""Version of the folder's format; no other is read."""
 MODEL = "model.jaxexport"
 FACTS = "export.json"
 SUMS = "SHA256SUMS"

@@ -123,8 +123,8 @@ def _write_each(
                 near = nearest(*features)
                 row["nearest"] = nearest.describe(near)
             lines.write(json.dumps(row, ensure_ascii=False) + "\n")
-            kept = image if len(predictions) < SHOWN else None
-            predictions.append(Prediction(row["file"], answers, kept, near))
+            shown = image if len(predictions) < SHOWN else None
+            predictions.append(Prediction(row["file"], answers, shown, near))
     return predictions
 
 

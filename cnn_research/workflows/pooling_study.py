@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 RESULTS = "results.json"
 ACCURACY = "accuracy.json"
-"""Of a training: its test accuracy for each shift."""
+"""File in a training's folder: its test accuracy for each shift."""
 
 
 @register_config
@@ -43,7 +43,7 @@ class PoolingStudy(Experiment):
     training: Training
     """The training to repeat; its model is a ConvNet."""
     pooling: tuple[Literal["max", "average", "min", "stride"], ...] = ("max", "average", "min")
-    """Kinds of pooling; 'stride' is none, but convolutions that move two pixels at a time."""
+    """Kinds of pooling; 'stride' has convolutions of stride 2 instead."""
     num_seeds: PositiveInt = 3
     """Number of trainings of each kind."""
     largest_shift: NonNegativeInt = 0

@@ -24,14 +24,14 @@ PATIENCE = 1.5
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Upper limits."""
+    """Upper limits of requests."""
 
     megabytes: float
-    """Of a request's body."""
+    """Size of a request's body."""
     requests: int
-    """At the same time."""
+    """Number of requests at the same time."""
     seconds: float
-    """From a request's first line to the end of its answer."""
+    """Time from a request's first line to the end of its answer."""
 
 
 def refusal(status: int, why: str, headers: Mapping[str, str] | None = None) -> Response:
