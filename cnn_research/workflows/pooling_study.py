@@ -19,7 +19,7 @@ from cnn_research.core.experiment import Experiment, Result
 from cnn_research.core.ranges import NonNegativeInt, PositiveInt
 from cnn_research.data.dataset import Split
 from cnn_research.report.markdown import markdown_table
-from cnn_research.report.plots import MARKERS, SERIES, plain_axes
+from cnn_research.report.plots import MARKERS, SERIES, plain_plot
 from cnn_research.report.runs import mean_and_deviation
 from cnn_research.train.config import Training
 from cnn_research.workflows import pipeline
@@ -153,10 +153,7 @@ def shifted_accuracy(
     shifts: Sequence[int], accuracy: Mapping[str, Sequence[Sequence[float]]]
 ) -> Figure:
     """Accuracy (per kind, per seed) at each shift in pixels: a line per kind, a band over seeds."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.0), dpi=144, layout="constrained")
-    axes = figure.subplots()
+    figure, axes = plain_plot(6.4, 4.0)
     for (kind, values), color, marker in zip(accuracy.items(), SERIES, MARKERS):
         mean = np.mean(values, axis=0)
         axes.fill_between(
@@ -167,16 +164,12 @@ def shifted_accuracy(
     axes.set_ylabel("test accuracy")
     axes.set_ylim(0, 1)
     axes.legend(frameon=False, title="pooling", alignment="left")
-    plain_axes(axes)
     return figure
 
 
 def kinds_accuracy(accuracy: Mapping[str, Sequence[float]]) -> Figure:
     """The accuracy of each kind of network (per kind, per seed): a point per seed, their mean."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(1.5 * len(accuracy) + 1.8, 3.6), dpi=144, layout="constrained")
-    axes = figure.subplots()
+    figure, axes = plain_plot(1.5 * len(accuracy) + 1.8, 3.6)
     for (kind, values), color in zip(accuracy.items(), SERIES):
         mean = float(np.mean(values))
         axes.plot([kind] * len(values), values, "o", color=color, alpha=0.7)
@@ -187,5 +180,4 @@ def kinds_accuracy(accuracy: Mapping[str, Sequence[float]]) -> Figure:
     axes.margins(x=0.3)
     axes.set_xlabel("pooling")
     axes.set_ylabel("test accuracy")
-    plain_axes(axes)
     return figure

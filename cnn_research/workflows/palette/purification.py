@@ -21,7 +21,7 @@ from cnn_research.core.experiment import Experiment, Result
 from cnn_research.core.ranges import NonNegativeInt, Range, Seed
 from cnn_research.models.pretrained import Pretrained
 from cnn_research.report.markdown import markdown_table
-from cnn_research.report.plots import SERIES, VERBATIM, blank_grid, plain_axes, show_image
+from cnn_research.report.plots import SERIES, VERBATIM, blank_grid, plain_plot, show_image
 from cnn_research.train.config import Training
 from cnn_research.train.transfer import Transfer
 from cnn_research.workflows import pipeline
@@ -269,10 +269,7 @@ def write(experiment: Purification, workdir: Path) -> Result:
 
 def rounds_plot(accuracy: Mapping[str, Sequence[float]]) -> Figure:
     """The accuracy of each round, a line per split."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5, 3.2), dpi=144, layout="constrained")
-    axes = figure.subplots()
+    figure, axes = plain_plot(5, 3.2)
     for (name, values), color in zip(accuracy.items(), SERIES):
         axes.plot(range(len(values)), values, color=color, marker="o", markersize=4, label=name)
         axes.annotate(
@@ -283,5 +280,4 @@ def rounds_plot(accuracy: Mapping[str, Sequence[float]]) -> Figure:
     axes.set_xlabel("rounds of purification before the training")
     axes.set_ylabel("accuracy, mean of classes")
     axes.legend(frameon=False)
-    plain_axes(axes)
     return figure
