@@ -13,8 +13,7 @@ import numpy as np
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UserError
 from cnn_research.core.ranges import PositiveInt, Seed, check_ranges
-from cnn_research.data.dataset import MISSING, Dataset, Split, check_window
-from cnn_research.data.prepare.splits import digest_of
+from cnn_research.data.dataset import MISSING, Dataset, Split, check_window, digest_of
 from cnn_research.data.sources.loading import Share
 from cnn_research.data.sources.table import Products
 
