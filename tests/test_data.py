@@ -540,7 +540,7 @@ def test_a_table_in_place_of_a_folder(tmp_path, name, message):
 
 
 def test_path_that_is_empty():
-    with pytest.raises(UsageError, match="say where your images are"):
+    with pytest.raises(UsageError, match=r"--data.path is empty: name a folder"):
         ImageFolder("").load()
 
 
@@ -777,9 +777,9 @@ def test_conditions(condition, met):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rows": ("year",)}, "--data.rows has 'year', which is no condition"),
-        ({"rows": ("year<=",)}, "--data.rows has 'year<=', which is no condition"),
-        ({"target": ("=>2015",)}, "--data.target has '=>2015', which is no condition"),
+        ({"rows": ("year",)}, "--data.rows has 'year', which is not a condition"),
+        ({"rows": ("year<=",)}, "--data.rows has 'year<=', which is not a condition"),
+        ({"target": ("=>2015",)}, "--data.target has '=>2015', which is not a condition"),
         ({"rows": ("yaer<=2012",)}, "'yaer<=2012': .* has no column 'yaer'; its columns are id, y"),
         ({"rows": ("year<=1999",)}, r"'year<=1999': no row of \S+ meets it; the column has '2010'"),
         ({"target": ("year>2020",)}, "--data.target 'year>2020': no row of .* to '2016'"),

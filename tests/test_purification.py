@@ -162,7 +162,7 @@ def test_crops_that_cannot_be(fields, words):
 def test_a_list_of_kept_windows_of_other_data(tmp_path):
     np.save(tmp_path / "kept.npy", np.ones(5, bool))
     noise = Synthetic(image_shape=(20, 16, 3))
-    with pytest.raises(UserError, match=r"about 5 windows, and there are 1536"):
+    with pytest.raises(UserError, match=r"has 5 entries for 1536 training windows"):
         Crops(source=noise, window=(8, 8), keep_mask_file=str(tmp_path / "kept.npy")).load()
 
 

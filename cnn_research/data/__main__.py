@@ -1,4 +1,4 @@
-"""Prepares a data set once, and lists what is prepared.
+"""Prepare a data set once, or list the prepared data sets.
 
 python -m cnn_research.data prepare fashion_mnist --source=FOLDER
 python -m cnn_research.data prepare cifar10 --source=cifar-10-binary.tar.gz
@@ -8,9 +8,9 @@ python -m cnn_research.data prepare image_folder --source=FOLDER_OR_ARCHIVE --im
 python -m cnn_research.data prepare image_table --source=TABLE.csv --image=file --label kind brand
 python -m cnn_research.data list
 
-Without --source fashion_mnist and cifar10 are downloaded; cifar10's may also be the address of a
-mirror, or a folder or archive of image files. Other flags are the source's own fields:
-`prepare NAME --help` shows them. TFDS_DATA_DIR says where prepared data live.
+Without --source, fashion_mnist and cifar10 are downloaded. The source of cifar10 may also be the
+address of a mirror, or a folder or archive of image files. Other flags are the source's own fields:
+`prepare NAME --help` shows them. TFDS_DATA_DIR names the folder of prepared data.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ SOURCES: dict[str, type[Preparable]] = {
     "image_table": ImageTable,
 }
 DOWNLOADED = ("fashion_mnist", "cifar10")
-"""Data that is prepared without --source, too."""
+"""Data sets that need no --source."""
 
 
 def main(words: list[str]) -> None:
-    logging.set_verbosity(logging.ERROR)  # what is logged is in the report
+    logging.set_verbosity(logging.ERROR)  # the report has all that is logged
     if not words or words[0] in ("--help", "-h"):
         print(__doc__, end="")
     elif words[0] == "list" and len(words) == 1:
@@ -85,14 +85,14 @@ def listing() -> str:
     found = cache.data_dir()
     lines = [f"in {found}:"]
     for pattern in ("*/*", "*/*/*"):
-        for index in sorted(found.glob(f"{pattern}/arrays/*/{cache.INDEX}")):
-            told = json.loads(index.read_text())
-            size = sum(told["files"].values()) / 1e6
-            sizes = told["provenance"]["examples"].items()
+        for file in sorted(found.glob(f"{pattern}/arrays/*/{cache.INDEX}")):
+            index = json.loads(file.read_text())
+            size = sum(index["files"].values()) / 1e6
+            sizes = index["provenance"]["examples"].items()
             splits = ", ".join(f"{split} {count:,}" for split, count in sizes)
             lines += [
-                f"  {index.parents[2].relative_to(found)}: {told['provenance']['source']}",
-                f"    {splits}; {size:,.0f} MB in arrays/{index.parent.name}",
+                f"  {file.parents[2].relative_to(found)}: {index['provenance']['source']}",
+                f"    {splits}; {size:,.0f} MB in arrays/{file.parent.name}",
             ]
         for leftover in sorted(found.glob(f"{pattern}/{cache.unfinished(Path(PREPARED))}")):
             home = leftover.parent.relative_to(found)
@@ -116,7 +116,7 @@ def _report(name: str, source: Preparable, dataset: Dataset, seconds: float) -> 
     if "left_out_of_target" in provenance:
         lines.append(f"  left out of target: {copies_line(provenance['left_out_of_target'])}")
     if single := provenance.get("classes_of_a_single_image"):
-        lines.append(f"  classes of a single image, which is trained on: {', '.join(single)}")
+        lines.append(f"  classes of a single image, which is in train: {', '.join(single)}")
     for head, names in provenance.get("classes_without_training_examples", {}).items():
         lines.append(f"  classes without training examples: {head} {', '.join(names)}")
     unseen = provenance.get("target_examples_of_unseen_classes", {})
@@ -125,7 +125,7 @@ def _report(name: str, source: Preparable, dataset: Dataset, seconds: float) -> 
         lines.append(f"  target examples of classes that the source lacks: {counts}")
     skipped = provenance.get("skipped", [])
     if skipped:
-        lines.append(f"  left out {len(skipped)} bad images, the first: {skipped[0]}")
+        lines.append(f"  skipped {len(skipped)} bad images, the first: {skipped[0]}")
     return "\n".join([*lines, f"  in an experiment: data={_short(source)}"])
 
 

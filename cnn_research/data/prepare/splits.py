@@ -21,7 +21,7 @@ def assign(
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Ascending indices of every split, and a report (JSON values) on the assignment.
 
-    A split that the source gives is kept as it is. `validation` and `test` are otherwise drawn from
+    Splits that the source gives stay unchanged. Otherwise `validation` and `test` are drawn from
     `train`: `sizes` has how many examples (int) or which fraction of `train` (float), 0 for none.
     Each class, where there are classes, is drawn from in proportion, and never all of it.
 
@@ -74,10 +74,10 @@ def _counts(sizes: Mapping[str, float], given: Mapping[str, np.ndarray]) -> dict
         if not given[name].size
     }
     if min([*counts.values(), 0]) < 0 or sum(counts.values()) >= total:
-        asked = " and ".join(f"{count} for {name}" for name, count in counts.items())
+        wanted = " and ".join(f"{count} for {name}" for name, count in counts.items())
         raise UsageError(
-            f"{asked} cannot be drawn from {total} examples so that some are left to train on: "
-            "ask for fewer"
+            f"{wanted} cannot be drawn from {total} examples and leave some to train on: ask for "
+            "fewer"
         )
     return counts
 
@@ -89,7 +89,7 @@ def _warnings(
     copies: Mapping[str, Any],
     single: Sequence[str],
 ) -> dict[str, Any]:
-    """Log what is odd about the splits, and return it for the report."""
+    """Log what is unusual about the splits, and return it for the report."""
     found: dict[str, Any] = {}
     if across := report["duplicates"]["across_splits"]:
         logging.warning("images that are in two splits: %s", duplicates_line(across))
@@ -97,7 +97,7 @@ def _warnings(
         logging.warning("left out of target: %s", copies_line(copies))
         found["left_out_of_target"] = copies
     if single:
-        logging.warning("classes of a single image, which is trained on: %s", ", ".join(single))
+        logging.warning("classes of a single image, which is in train: %s", ", ".join(single))
         found["classes_of_a_single_image"] = single
     if untrained := _untrained(examples, indices):
         logging.warning("classes without training examples: %s", untrained)
@@ -134,8 +134,8 @@ def _without_copies(
             "there is nothing to evaluate on"
         )
     first = [[str(examples.names[index]) for index in pair] for pair in pairs[:5]]
-    kept = np.setdiff1d(target, [index for _, index in pairs])
-    return kept, {"images": len(pairs), "first": first} if pairs else {}
+    rest = np.setdiff1d(target, [index for _, index in pairs])
+    return rest, {"images": len(pairs), "first": first} if pairs else {}
 
 
 def _draw(examples: Examples, pool: np.ndarray, count: int, seed: int) -> np.ndarray:
