@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cnn_research.core.config import canonical_json, flatten, from_dict, with_fields
-from cnn_research.core.distributed import is_first_process
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.files import write_text
 
@@ -57,6 +56,13 @@ PACKAGES = (
 )
 
 
+def writes_files() -> bool:
+    """Return whether this process is the one of several that writes files."""
+    from cnn_research.core.distributed import is_first_process  # JAX, which tables do not need
+
+    return is_first_process()
+
+
 @contextlib.contextmanager
 def locked(workdir: Path, *, enabled: bool = True) -> Iterator[None]:
     """Create the folder, and lock it against other runs.
@@ -65,7 +71,7 @@ def locked(workdir: Path, *, enabled: bool = True) -> Iterator[None]:
     to be written, none does. A `UserError` if it cannot be written to, or another process runs in
     it.
     """
-    if not (enabled and is_first_process()):
+    if not (enabled and writes_files()):
         yield
         return
     try:
@@ -184,7 +190,7 @@ def write_metadata(
     JSON values of the run (parameters, data). `step` is the number of train steps (of finished
     stages, in a pipeline) left by earlier attempts; None for results made anew each time.
     """
-    if not is_first_process():
+    if not writes_files():
         return
     write_text(workdir / CONFIG, canonical_json(experiment))
     before = read_json(workdir / RUN)
@@ -217,7 +223,7 @@ def now() -> str:
 
 def add_facts(workdir: Path, **facts: Any) -> None:
     """Add JSON values to run.json, or replace them; of several processes the first does."""
-    if is_first_process():
+    if writes_files():
         write_json(workdir / RUN, {**read_json(workdir / RUN), **facts})
 
 
@@ -293,7 +299,7 @@ def atomic_directory(folder: Path) -> Iterator[Path]:
 
     Only the first of several processes replaces it; the others' folders are deleted.
     """
-    if not is_first_process():
+    if not writes_files():
         with tempfile.TemporaryDirectory() as scratch:
             yield Path(scratch)
         return
