@@ -947,6 +947,18 @@ def all_layouts(tmp_path: Path) -> dict[str, Path]:
     }
 
 
+def test_what_cannot_be_prepared_leaves_nothing(tmp_path, data_dir):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty has"):
+        main(["prepare", "artworks", f"--source={tmp_path / 'empty'}"])
+    os.mkfifo(make_own(tmp_path / "own") / "pipe")
+    with pytest.raises(UserError, match="own/pipe cannot be copied"):
+        main(["prepare", "artworks", f"--source={tmp_path / 'own'}"])
+    assert not [path for path in data_dir.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    (tmp_path / "own" / "pipe").unlink()
+    main(["prepare", "artworks", f"--source={tmp_path / 'own'}", "--image-size", "8", "8"])
+
+
 def test_every_layout_gives_the_same_paintings_of_the_same_artists(tmp_path):
     found = {
         kind: Artworks(str(path), image_size=(12, 10), validation=0.2, test=0.2).load()

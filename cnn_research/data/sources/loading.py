@@ -231,10 +231,16 @@ class ImageFiles(Source):
             )
 
         def write(folder: Path) -> None:
-            if path.is_dir():
-                shutil.copytree(path, folder / path.name, ignore_dangling_symlinks=True)
-            else:
-                shutil.copy2(path, folder)
+            with opened(path) as root:
+                self.plan(root, printable(path))  # refuses other data before they are copied
+            try:
+                if path.is_dir():
+                    shutil.copytree(path, folder / path.name, ignore_dangling_symlinks=True)
+                else:
+                    shutil.copy2(path, folder)
+            except shutil.Error as error:
+                file, _, reason = error.args[0][0]
+                raise UserError(f"{printable(file)} cannot be copied: {reason}") from error
             os.sync()  # once, for what may be 20,000 files
 
         prepare_once(self.home(), write)
