@@ -88,6 +88,7 @@ class Search(Feed):
     def __init__(self, sweep: Sweep, folder: Path):
         """Raise `UsageError` for what is no training, or ends of ranges that it refuses."""
         self._sweep, self._folder, self.total = sweep, folder, sweep.trials
+        self._num_failed = 0
         self._default = lookup(sweep.experiments[0]).experiment()
         self._space = space(sweep.search)
         first = {path: _ends(values)[0] for path, values in self._space.items()}
@@ -173,6 +174,7 @@ class Search(Feed):
             self._study.tell(trial, values[-1] if last else best(values, self._direction))
         elif state.state != "stopped":
             pruned = state.state == "pruned"
+            self._num_failed += not pruned
             self._study.tell(trial, state=TrialState.PRUNED if pruned else TrialState.FAIL)
         return state
 
@@ -186,7 +188,7 @@ class Search(Feed):
 
     @property
     def num_finished(self) -> int:
-        return len(self._numbers(TrialState.COMPLETE, TrialState.PRUNED))
+        return len(self._numbers(TrialState.COMPLETE, TrialState.PRUNED)) + self._num_failed
 
     # Between Optuna and runs.
 
