@@ -29,7 +29,7 @@ def with_overrides(default: Experiment, words: list[str]) -> Experiment:
     """The experiment with fields replaced, as typed; a `UsageError` for a wrong field or value."""
     default, words = with_model(default, words)
     entry = registry().get(default.name)
-    description = (entry.make.__doc__ if entry else None) or type(default).__doc__ or ""
+    description = (entry.make.__doc__ if entry else None) or ""
     command = f"python launch.py --experiment={default.name}"
     return parse_fields(default, words, command, description, LAUNCHER_FLAGS)
 

@@ -66,7 +66,7 @@ def parse_fields(
                 type(default),
                 default=default,
                 args=words,
-                prog=command.removeprefix("python "),
+                prog=command,
                 description=description or type(default).__doc__,
             )
     except SystemExit as end:
