@@ -48,7 +48,7 @@ class MobileNetV1(ImageNetClassifier):
     """The last convolution: the paper's, or the one before it."""
     pool: Literal["last", "all"] = "last"
     """Maps whose means the last layer is given: of the last convolution, or of every one. Lower
-    maps know of colours and textures, by which a painter is recognised."""
+    maps hold colours and textures, by which a painter is recognised."""
     maxima: bool = False
     """Give the last layer the maxima of these maps, too: what is small in the image, such as a
     brand's sign, is lost in a mean."""
