@@ -38,9 +38,9 @@ EVALUATED = ("validation", "test", "target")
 CHECKPOINTS = "checkpoints"
 REPORT_FOLDER = "report"
 SWEEP = "sweep.json"
-"""In a folder of several runs: what varies, and the runs in order."""
+"""File in a folder of several runs: the fields that vary, and the runs in order."""
 SOURCE_RECORD = "source.json"
-"""Beside a copy of the packages: of which commit they are, and what differs from it."""
+"""File beside a copy of the packages: their commit, and the differences from it."""
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE_FILES = ("*.py", "*.cfg", "*.toml")

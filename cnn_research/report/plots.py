@@ -87,7 +87,7 @@ def saved(figure: Figure, file: Path, alt: str) -> str:
 
 
 def plain_plot(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure of so many inches with one plot, whose axes are plain."""
+    """A figure of `width` by `height` inches, with one plot whose axes are plain."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=144, layout="constrained")

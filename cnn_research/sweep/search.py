@@ -86,7 +86,7 @@ class Search(Feed):
     """
 
     def __init__(self, sweep: Sweep, folder: Path):
-        """Raise `UsageError` for what is no training, or ends of ranges that it refuses."""
+        """Raise `UsageError` for what is not a training, or ends of ranges that it refuses."""
         self._sweep, self._folder, self.total = sweep, folder, sweep.trials
         self._num_failed = 0
         self._default = lookup(sweep.experiments[0]).experiment()
@@ -97,7 +97,9 @@ class Search(Feed):
                 run = self._run(0, {**first, path: end})
         training = from_dict(json.loads(run.config))
         if not isinstance(training, Training):
-            raise UsageError(f"{sweep.experiments[0]} is no training: a search needs its figures")
+            raise UsageError(
+                f"{sweep.experiments[0]} is not a training, whose metrics a search needs"
+            )
         self._selection = training.selection
         self._direction = training.task.directions[training.selection.metric]
         optuna.logging.set_verbosity(optuna.logging.WARNING)

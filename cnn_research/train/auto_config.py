@@ -34,8 +34,8 @@ LONGER_SIDES = (128, 112, 96, 80, 64)
 """Candidates for the longer side of larger images: the first that leaves enough epochs."""
 FIRST_FEATURES, MOST_FEATURES = 32, 256
 UNEVEN = (5, 50)
-"""Classes are weighed where the largest has so many times the images of the smallest: with more,
-a few images would weigh as much as thousands."""
+"""Classes are weighted if the largest has between these many times the images of the smallest:
+above, a few images would weigh as much as thousands."""
 
 
 def suggest_fields(experiment: Training) -> dict[str, Suggestion]:
@@ -96,7 +96,7 @@ def _of_task(data: object, seen: Survey) -> Iterator[tuple[str, Suggestion]]:
         )
     if numbers and not heads:
         yield "task", Suggestion(Regression(head=numbers[0]), "a column of numbers")
-        yield "selection.metric", Suggestion("MAE", "of numbers there is no accuracy")
+        yield "selection.metric", Suggestion("MAE", "numbers have no accuracy")
         return
     if len(heads) > 1:
         yield "task", Suggestion(MultiHead(label=heads), f"{len(heads)} columns of classes")

@@ -47,7 +47,7 @@ class PoolingStudy(Experiment):
     num_seeds: PositiveInt = 3
     """Number of trainings of each kind."""
     largest_shift: NonNegativeInt = 0
-    """Evaluate on images moved sideways by up to so many pixels; 0 only where they are."""
+    """Largest number of pixels by which images are moved sideways in evaluations; 0 for none."""
 
     def check(self) -> None:
         super().check()
@@ -57,7 +57,7 @@ class PoolingStudy(Experiment):
 
     @property
     def shifts(self) -> list[int]:
-        """In pixels, from left to right."""
+        """Shifts in pixels, from left to right."""
         return [*range(-self.largest_shift, self.largest_shift + 1)]
 
     def trainings(self) -> Iterator[tuple[str, str, Training]]:
@@ -95,7 +95,7 @@ def dry_run(study: PoolingStudy, workdir: Path) -> Result:
 def accuracies(
     training: Training, folder: Path, shifts: Sequence[int], check: Callable[[], None]
 ) -> list[float]:
-    """The test accuracy of a trained run on images moved to the right by so many pixels each."""
+    """A trained run's test accuracy on images moved to the right by each of `shifts`, in pixels."""
     from cnn_research.core.distributed import data_mesh
     from cnn_research.train.evaluator import Evaluator
     from cnn_research.train.trained import TrainedModel

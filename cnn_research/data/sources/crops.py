@@ -18,7 +18,7 @@ from cnn_research.data.sources.loading import Share
 from cnn_research.data.sources.table import Products
 
 ROOT = Path(__file__).resolve().parents[3]
-"""Of the project: where `test_list` starts from."""
+"""The project's folder, to which `test_list` is relative."""
 
 
 @register_config

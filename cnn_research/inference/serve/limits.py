@@ -19,7 +19,7 @@ LINGER = 1.0
 """Seconds in which a client that is still sending may read why it is refused: a connection that is
 closed before all was received is reset, and its answer lost."""
 PATIENCE = 1.5
-"""Connections are cut after so many times the time of a request, which has been answered before."""
+"""Connections are cut after this many times the limit of a request, which is answered before."""
 
 
 @dataclasses.dataclass(frozen=True)
