@@ -1,11 +1,11 @@
-"""`python -m cnn_research COMMAND`: what is done beside running an experiment.
+"""`python -m cnn_research COMMAND`: the commands beside launch.py.
 
-data      prepare data sets, look at one's own images
-models    the table of networks
-report    tables and pages over many runs
-sweep     many runs, here or on SLURM
-serve     answers over HTTP from an exported network
-doctor    what works on this machine
+data      prepare a data set, or list the prepared ones
+models    list the networks
+report    compare runs in tables and pages
+sweep     run many variants, on this machine or on SLURM
+serve     serve predictions of an exported network over HTTP
+doctor    check this machine
 """
 
 import importlib
@@ -25,7 +25,7 @@ COMMANDS = {
 
 
 def main(words: list[str]) -> int | None:
-    """Runs the command that the first word names, with the others as its own."""
+    """Run the command that the first word names, with the others as its arguments."""
     if words[:1] in ([], ["--help"], ["-h"]):
         print(__doc__, end="")
         return 0

@@ -1,7 +1,10 @@
 """Pictures: filters, pooling, augmentations, and what a trained network has learned to see."""
 
 from cnn_research.core.experiment import register
-from cnn_research.workflows.galleries import Augmentations, Features, Filters, PoolingPyramid
+from cnn_research.workflows.galleries.augmentations import Augmentations
+from cnn_research.workflows.galleries.features import Features
+from cnn_research.workflows.galleries.filters import Filters
+from cnn_research.workflows.galleries.pooling import PoolingPyramid
 
 
 @register(document="001", data="photographs")

@@ -540,7 +540,7 @@ def test_a_table_in_place_of_a_folder(tmp_path, name, message):
 
 
 def test_path_that_is_empty():
-    with pytest.raises(UsageError, match="say where your images are"):
+    with pytest.raises(UsageError, match=r"--data.path is empty: name a folder"):
         ImageFolder("").load()
 
 
@@ -777,9 +777,9 @@ def test_conditions(condition, met):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rows": ("year",)}, "--data.rows has 'year', which is no condition"),
-        ({"rows": ("year<=",)}, "--data.rows has 'year<=', which is no condition"),
-        ({"target": ("=>2015",)}, "--data.target has '=>2015', which is no condition"),
+        ({"rows": ("year",)}, "--data.rows has 'year', which is not a condition"),
+        ({"rows": ("year<=",)}, "--data.rows has 'year<=', which is not a condition"),
+        ({"target": ("=>2015",)}, "--data.target has '=>2015', which is not a condition"),
         ({"rows": ("yaer<=2012",)}, "'yaer<=2012': .* has no column 'yaer'; its columns are id, y"),
         ({"rows": ("year<=1999",)}, r"'year<=1999': no row of \S+ meets it; the column has '2010'"),
         ({"target": ("year>2020",)}, "--data.target 'year>2020': no row of .* to '2016'"),
@@ -945,6 +945,18 @@ def all_layouts(tmp_path: Path) -> dict[str, Path]:
             kaggle, tmp_path / "twice.zip", "u\u0308".encode().decode("cp437").encode()
         ),
     }
+
+
+def test_what_cannot_be_prepared_leaves_nothing(tmp_path, data_dir):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty has"):
+        main(["prepare", "artworks", f"--source={tmp_path / 'empty'}"])
+    os.mkfifo(make_own(tmp_path / "own") / "pipe")
+    with pytest.raises(UserError, match="own/pipe cannot be copied"):
+        main(["prepare", "artworks", f"--source={tmp_path / 'own'}"])
+    assert not [path for path in data_dir.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    (tmp_path / "own" / "pipe").unlink()
+    main(["prepare", "artworks", f"--source={tmp_path / 'own'}", "--image-size", "8", "8"])
 
 
 def test_every_layout_gives_the_same_paintings_of_the_same_artists(tmp_path):
@@ -1209,7 +1221,7 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["prepare", "fashion_mist"], 2, "did you mean fashion_mnist?"),
+        (["prepare", "fashion_mist"], 2, "did you mean 'fashion_mnist'?"),
         (["prepare"], 2, "there is fashion_mnist, cifar10, artworks, products, image_fo"),
         (["prepair"], 2, "the commands are prepare and list"),
         (["prepare", "image_folder"], 2, "needs --source"),

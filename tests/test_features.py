@@ -27,10 +27,9 @@ from cnn_research.tasks.regression import Regression
 from cnn_research.train.config import Training
 from cnn_research.train.evaluator import scaled
 from cnn_research.train.trained import TrainedModel
-from cnn_research.workflows.galleries import Features
 from cnn_research.workflows.galleries import features as gallery
 from cnn_research.workflows.galleries.feature_pictures import filter_slices, overlaid, stretched
-from cnn_research.workflows.galleries.features import cam_layer, spread
+from cnn_research.workflows.galleries.features import Features, cam_layer, spread
 
 RNG = np.random.default_rng(0)
 

@@ -21,16 +21,22 @@ from cnn_research.ops.filters import (
     gaussian,
     output_size,
 )
-from cnn_research.workflows.galleries import Augmentations, Filters, PoolingPyramid
-from cnn_research.workflows.galleries.augmentations import FIGURE_12, alone, described, figure_12
+from cnn_research.workflows.galleries.augmentations import (
+    FIGURE_12,
+    Augmentations,
+    alone,
+    described,
+    figure_12,
+)
 from cnn_research.workflows.galleries.filters import (
+    Filters,
     filters_figure,
     matrix,
     parse_kernel,
     size_lines,
     visible,
 )
-from cnn_research.workflows.galleries.pooling import POOLS, pyramid
+from cnn_research.workflows.galleries.pooling import POOLS, PoolingPyramid, pyramid
 
 RNG = np.random.default_rng(0)
 SCIPY_MODES = {"zeros": "constant", "edge": "nearest"}

@@ -317,7 +317,7 @@ def test_the_second_training_starts_from_the_first_and_neither_runs_again(
         batch_size=4,
     )
     experiment = TwoStage(pretraining=first, training=trained(), fresh=("head",))
-    with pytest.raises(UserError, match="holds no training yet"):
+    with pytest.raises(UserError, match="has no training yet"):
         run(experiment, tmp_path / "run", "evaluate")
     result = run(experiment, tmp_path / "run")
     start = weights_of_run(tmp_path / "run" / "pretraining").arrays

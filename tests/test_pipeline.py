@@ -116,7 +116,7 @@ def test_of_several_processes_the_first_claims_a_folder_for_all(tmp_path, monkey
     with folders.locked(tmp_path):
         with pytest.raises(UserError, match=f"process {os.getpid()}"), folders.locked(tmp_path):
             pass
-        monkeypatch.setattr("cnn_research.core.run_folder.is_first_process", lambda: False)
+        monkeypatch.setattr("cnn_research.core.run_folder.writes_files", lambda: False)
         with (
             folders.locked(tmp_path),
             folders.atomic_directory(tmp_path / "report") as thrown_away,

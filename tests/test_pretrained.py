@@ -197,7 +197,7 @@ def test_a_pickle_that_runs_something_does_not(kind, tmp_path):
         read_weights(file)
     assert not mark.exists()
     assert "\n" not in str(error.value)
-    said = "is no weight file that is known" if kind == "plain" else "it asks for posix.system"
+    said = "is not a known kind of weight file" if kind == "plain" else "it asks for posix.system"
     assert said in str(error.value)
 
 
@@ -206,7 +206,7 @@ def test_a_pickle_that_runs_something_does_not(kind, tmp_path):
 )
 def test_a_pickle_names_nothing_but_tensors(name, tmp_path):
     file = write_zip(tmp_path / "weights.pth", b"c" + name.encode() + b"\n", {})
-    with pytest.raises(UserError, match="which is no weight; save the state dict alone"):
+    with pytest.raises(UserError, match="which is not a weight; save the state dict alone"):
         read_weights(file)
 
 
@@ -551,7 +551,7 @@ def test_a_flipped_bit(kind, tmp_path):
 def test_files_that_are_no_weights(content, tmp_path):
     file = tmp_path / "weights.pth"
     file.write_bytes(content)
-    with pytest.raises(UserError, match="is no weight file that is known here: give a "):
+    with pytest.raises(UserError, match="is not a known kind of weight file: give a "):
         read_weights(file)
 
 

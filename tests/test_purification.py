@@ -27,9 +27,9 @@ from cnn_research.train.optimizers import Optimizer
 from cnn_research.workflows.palette import colour_naming as naming
 from cnn_research.workflows.palette.purification import (
     DISCARDED,
-    KEPT,
+    KEEP_MASK,
     Purification,
-    near,
+    keep_mask,
     to_centres,
     to_own,
 )
@@ -162,7 +162,7 @@ def test_crops_that_cannot_be(fields, words):
 def test_a_list_of_kept_windows_of_other_data(tmp_path):
     np.save(tmp_path / "kept.npy", np.ones(5, bool))
     noise = Synthetic(image_shape=(20, 16, 3))
-    with pytest.raises(UserError, match=r"about 5 windows, and there are 1536"):
+    with pytest.raises(UserError, match=r"has 5 entries for 1536 training windows"):
         Crops(source=noise, window=(8, 8), keep_mask_file=str(tmp_path / "kept.npy")).load()
 
 
@@ -176,11 +176,13 @@ def test_centres_are_the_means_of_the_surest_and_the_farthest_go():
     ratios = to_own(distances, labels)
     np.testing.assert_allclose(ratios[[0, 3, 6]], [0.5 / 10.5, 8.5 / 1.5, 19.5 / 29.5])
     assert np.isnan(ratios[7])
-    kept = near(ratios, labels, 0.3)
+    kept = keep_mask(ratios, labels, 0.3)
     assert kept.tolist() == [True] * 3 + [False] + [True] * 2 + [False] * 2
     never = to_centres(features, np.where([True, False], -1.0, logits), labels, 0.5)
     assert np.isnan(never[:, 0]).all(), "no sample of class 0 is correctly named"
-    assert near(to_own(never, labels), labels, 0.75)[labels >= 0].all(), "nothing to compare with"
+    assert keep_mask(to_own(never, labels), labels, 0.75)[labels >= 0].all(), (
+        "nothing to compare with"
+    )
 
 
 def small(folder: Path, **fields) -> Purification:
@@ -215,7 +217,7 @@ def test_rounds_discard_flipped_labels_and_a_restart_runs_nothing(folder, tmp_pa
     wrong = clean.labels["label"] != flipped.labels["label"]
     shares = [wrong.mean()]
     for number in range(2):
-        kept = np.load(tmp_path / "run" / f"round_{number}" / KEPT)
+        kept = np.load(tmp_path / "run" / f"round_{number}" / KEEP_MASK)
         shares.append(wrong[kept].mean())
         picture = Image.open(tmp_path / "run" / f"round_{number}" / DISCARDED)
         assert min(picture.size) > 100

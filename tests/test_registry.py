@@ -255,6 +255,18 @@ def test_imports_go_one_way():
     assert placed == set(height), "the table of docs/design.md names parts that are gone"
 
 
+@pytest.mark.parametrize("command", ["report", "sweep", "serve", "doctor"])
+def test_help_needs_no_jax(command):
+    code = (
+        "import runpy, sys; sys.argv = ['-m', sys.argv[1], '--help']\n"
+        "try: runpy.run_module('cnn_research', run_name='__main__')\n"
+        "except SystemExit as end: print(end.code, 'jax' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, command]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.stdout.endswith("0 False\n"), ended.stderr
+
+
 def test_starting_needs_neither_orbax_nor_tensorflow():
     """What `--list` and usage errors import; jax itself comes with flax's modules."""
     code = (

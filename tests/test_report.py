@@ -557,8 +557,9 @@ def test_log_has_a_row_per_config_in_the_order_given(tmp_path, capsys):
     assert [row[5] for row in rows[1:]] == ["+0.1150", "-0.2600"]
 
 
-def test_a_field_that_one_version_lacked_is_no_change(tmp_path):
-    config = to_dict(lookup("digits_cnn").experiment())
+@pytest.mark.parametrize("model", [{}, {"model": {"class": "Gone"}}], ids=["read", "unreadable"])
+def test_a_field_that_one_version_lacked_is_no_change(model, tmp_path):
+    config = to_dict(lookup("digits_cnn").experiment()) | model
     older = copy.deepcopy(config)
     del older["evaluation"]["shift"], older["sampling"]
     runs = [

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import io
-from collections.abc import Collection
 from typing import Any
 
-import tyro
-
-from cnn_research.core.config import did_you_mean, flatten, with_fields
+from cnn_research.core.config import did_you_mean, field_of, flatten, parse_fields, with_fields
 from cnn_research.core.errors import UsageError
 from cnn_research.core.experiment import Experiment, registry
 
@@ -27,47 +22,15 @@ LAUNCHER_FLAGS = (
     "list",
 )
 """Flags of `launch.py` itself; no field has the name of one."""
-HELP = ("--help", "-h", "-help", "-?")
 
 
 def with_overrides(default: Experiment, words: list[str]) -> Experiment:
     """The experiment with fields replaced, as typed; a `UsageError` for a wrong field or value."""
     default, words = with_model(default, words)
-    fields = flatten(default).keys() - {"name"}
-    for word in words:
-        if word.startswith("--") and word not in HELP and field_of(word, fields) is None:
-            name = word.partition("=")[0].removeprefix("--").replace("_", "-")
-            flags = [field.replace("_", "-") for field in fields]
-            near = did_you_mean(name, [*flags, *LAUNCHER_FLAGS])
-            raise UsageError(
-                f"{default.name} has no field --{name}{near}; "
-                f"`python launch.py --experiment={default.name} --help` shows all"
-            )
     entry = registry().get(default.name)
-    description = (entry.make.__doc__ if entry else None) or type(default).__doc__ or ""
-    message = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(message):
-            return tyro.cli(
-                type(default),
-                default=default,
-                args=words,
-                prog=f"launch.py --experiment={default.name}",
-                description=description,
-            )
-    except SystemExit as end:
-        if not end.code:
-            raise
-        raise UsageError(
-            f"{_first_sentence(message.getvalue())}; --help shows all fields"
-        ) from None
-
-
-def field_of(word: str, fields: Collection[str]) -> str | None:
-    """The path of the field that a word such as `--data.image-size=64` names, of these; or None."""
-    name = word.partition("=")[0].removeprefix("--").replace("-", "_")
-    # A boolean field is negated at its last part: --evaluation.no-mirror.
-    return next((path for path in (name, name.replace("no_", "", 1)) if path in fields), None)
+    description = (entry.make.__doc__ if entry else None) or ""
+    command = f"python launch.py --experiment={default.name}"
+    return parse_fields(default, words, command, description, LAUNCHER_FLAGS)
 
 
 def with_suggestions(default: Experiment, words: list[str]) -> tuple[Experiment, str]:
@@ -124,14 +87,3 @@ def with_model(default: Experiment, words: list[str]) -> tuple[Experiment, list[
         )
     changes: dict[str, Any] = {"model": models[name].model}
     return dataclasses.replace(default, **changes), rest
-
-
-def _first_sentence(box: str) -> str:
-    """The message in tyro's box, as one line without the frame and the advice below it."""
-    lines = []
-    for line in box.splitlines()[1:]:
-        text = line.strip("│╭╮╰╯ ")
-        if not text.strip("─"):
-            break
-        lines.append(text)
-    return " ".join(" ".join(lines).split()).rstrip(".")

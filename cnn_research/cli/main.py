@@ -9,9 +9,9 @@ from pathlib import Path
 
 from absl import flags, logging
 
-from cnn_research.cli.fields import HELP, LAUNCHER_FLAGS, with_overrides, with_suggestions
+from cnn_research.cli.fields import LAUNCHER_FLAGS, with_overrides, with_suggestions
 from cnn_research.cli.run import bind_mode
-from cnn_research.core.config import config_hash, did_you_mean
+from cnn_research.core.config import HELP, config_hash, did_you_mean
 from cnn_research.core.errors import UsageError, UserError, one_line, print_error, run_command
 from cnn_research.core.experiment import Experiment, lookup, registry
 from cnn_research.core.memory import use_one_arena

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import hashlib
 import importlib
+import io
+import itertools
 import json
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
-from cnn_research.core.errors import UserError
+from cnn_research.core.errors import UsageError, UserError
 
 C = TypeVar("C")
+
+HELP = ("--help", "-h", "-help", "-?")
 
 
 DEFINITIONS = ("experiments", "cnn_research.models", "cnn_research.data.sources")
@@ -34,6 +39,48 @@ def with_fields(config: Any, values: Mapping[str, Any]) -> Any:
         value = with_fields(getattr(config, field), {rest: value}) if rest else value
         config = dataclasses.replace(config, **{field: value})
     return config
+
+
+def parse_fields(
+    default: C, words: list[str], command: str, description: str = "", flags: Sequence[str] = ()
+) -> C:
+    """The config with the fields that `words` give; `--help` describes them and exits.
+
+    Raises `UsageError` for a wrong value or field; a field may be a typing error for one of the
+    command's own `flags`, too.
+    """
+    import tyro
+
+    fields = flatten(default).keys() - {"name"}
+    for word in words:
+        if word.startswith("--") and word not in HELP and field_of(word, fields) is None:
+            name = word.partition("=")[0].removeprefix("--").replace("_", "-")
+            near = did_you_mean(name, [*(f.replace("_", "-") for f in fields), *flags])
+            raise UsageError(f"there is no field --{name}{near}; `{command} --help` shows all")
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(
+                type(default),
+                default=default,
+                args=words,
+                prog=command,
+                description=description or type(default).__doc__,
+            )
+    except SystemExit as end:
+        if not end.code:
+            raise
+    lines = [line.strip("│╭╮╰╯ ") for line in box.getvalue().splitlines()[1:]]
+    sentence = itertools.takewhile(lambda line: line.strip("─"), lines)
+    message = " ".join(" ".join(sentence).split()).rstrip(".")
+    raise UsageError(f"{message}; --help shows all fields")
+
+
+def field_of(word: str, fields: Collection[str]) -> str | None:
+    """The path of the field that a word such as `--data.image-size=64` names, of these; or None."""
+    name = word.partition("=")[0].removeprefix("--").replace("-", "_")
+    # A boolean field is negated at its last part: --evaluation.no-mirror.
+    return next((path for path in (name, name.replace("no_", "", 1)) if path in fields), None)
 
 
 def config_fields(config: Any) -> list[dataclasses.Field]:

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cnn_research.core.config import canonical_json, flatten, from_dict, with_fields
-from cnn_research.core.distributed import is_first_process
 from cnn_research.core.errors import UsageError, UserError
+from cnn_research.core.files import write_text
 
 if TYPE_CHECKING:  # which loads tyro, and an export is opened without
     from cnn_research.core.experiment import Experiment
@@ -38,9 +38,9 @@ EVALUATED = ("validation", "test", "target")
 CHECKPOINTS = "checkpoints"
 REPORT_FOLDER = "report"
 SWEEP = "sweep.json"
-"""In a folder of several runs: what varies, and the runs in order."""
+"""File in a folder of several runs: the fields that vary, and the runs in order."""
 SOURCE_RECORD = "source.json"
-"""Beside a copy of the packages: of which commit they are, and what differs from it."""
+"""File beside a copy of the packages: their commit, and the differences from it."""
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE_FILES = ("*.py", "*.cfg", "*.toml")
@@ -56,6 +56,13 @@ PACKAGES = (
 )
 
 
+def writes_files() -> bool:
+    """Return whether this process is the one of several that writes files."""
+    from cnn_research.core.distributed import is_first_process  # JAX, which tables do not need
+
+    return is_first_process()
+
+
 @contextlib.contextmanager
 def locked(workdir: Path, *, enabled: bool = True) -> Iterator[None]:
     """Create the folder, and lock it against other runs.
@@ -64,7 +71,7 @@ def locked(workdir: Path, *, enabled: bool = True) -> Iterator[None]:
     to be written, none does. A `UserError` if it cannot be written to, or another process runs in
     it.
     """
-    if not (enabled and is_first_process()):
+    if not (enabled and writes_files()):
         yield
         return
     try:
@@ -183,7 +190,7 @@ def write_metadata(
     JSON values of the run (parameters, data). `step` is the number of train steps (of finished
     stages, in a pipeline) left by earlier attempts; None for results made anew each time.
     """
-    if not is_first_process():
+    if not writes_files():
         return
     write_text(workdir / CONFIG, canonical_json(experiment))
     before = read_json(workdir / RUN)
@@ -216,7 +223,7 @@ def now() -> str:
 
 def add_facts(workdir: Path, **facts: Any) -> None:
     """Add JSON values to run.json, or replace them; of several processes the first does."""
-    if is_first_process():
+    if writes_files():
         write_json(workdir / RUN, {**read_json(workdir / RUN), **facts})
 
 
@@ -286,29 +293,13 @@ def _finite(values: Any) -> Any:
     return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
-def sha256_of(file: Path) -> str:
-    """The checksum of a file, as `sha256sum` prints it."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write the file whole or not at all, even if the machine stops."""
-    temporary = file.with_name(f"{file.name}.tmp")
-    with temporary.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, file)
-
-
 @contextlib.contextmanager
 def atomic_directory(folder: Path) -> Iterator[Path]:
     """Yield an empty folder that takes the place of `folder` when all is written.
 
     Only the first of several processes replaces it; the others' folders are deleted.
     """
-    if not is_first_process():
+    if not writes_files():
         with tempfile.TemporaryDirectory() as scratch:
             yield Path(scratch)
         return

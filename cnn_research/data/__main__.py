@@ -1,4 +1,4 @@
-"""Prepares a data set once, and lists what is prepared.
+"""Prepare a data set once, or list the prepared data sets.
 
 python -m cnn_research.data prepare fashion_mnist --source=FOLDER
 python -m cnn_research.data prepare cifar10 --source=cifar-10-binary.tar.gz
@@ -8,17 +8,15 @@ python -m cnn_research.data prepare image_folder --source=FOLDER_OR_ARCHIVE --im
 python -m cnn_research.data prepare image_table --source=TABLE.csv --image=file --label kind brand
 python -m cnn_research.data list
 
-Without --source fashion_mnist and cifar10 are downloaded; cifar10's may also be the address of a
-mirror, or a folder or archive of image files. Other flags are the source's own fields:
-`prepare NAME --help` shows them. TFDS_DATA_DIR says where prepared data live.
+Without --source, fashion_mnist and cifar10 are downloaded. The source of cifar10 may also be the
+address of a mirror, or a folder or archive of image files. Other flags are the source's own fields:
+`prepare NAME --help` shows them. TFDS_DATA_DIR names the folder of prepared data.
 """
 
 from __future__ import annotations
 
-import contextlib
+import argparse
 import dataclasses
-import difflib
-import io
 import json
 import sys
 import time
@@ -26,6 +24,7 @@ from pathlib import Path
 
 from absl import logging
 
+from cnn_research.core.config import did_you_mean, parse_fields
 from cnn_research.core.errors import UsageError, run_command
 from cnn_research.data.dataset import Dataset
 from cnn_research.data.prepare import cache
@@ -47,11 +46,11 @@ SOURCES: dict[str, type[Preparable]] = {
     "image_table": ImageTable,
 }
 DOWNLOADED = ("fashion_mnist", "cifar10")
-"""Data that is prepared without --source, too."""
+"""Data sets that need no --source."""
 
 
 def main(words: list[str]) -> None:
-    logging.set_verbosity(logging.ERROR)  # what is logged is in the report
+    logging.set_verbosity(logging.ERROR)  # the report has all that is logged
     if not words or words[0] in ("--help", "-h"):
         print(__doc__, end="")
     elif words[0] == "list" and len(words) == 1:
@@ -63,19 +62,20 @@ def main(words: list[str]) -> None:
 
 
 def prepare(words: list[str]) -> None:
-    """Prepare the data set that `words` (a name, --source and fields) describe, and reports."""
-    given, fields = _take_source(words)
+    """Prepare the data set that `words` (a name, --source and fields) describe, and report."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--source", nargs="?", const="")
+    options, fields = parser.parse_known_args(words)
     name = fields.pop(0) if fields and not fields[0].startswith("-") else ""
     if name not in SOURCES:
-        near = difflib.get_close_matches(name, SOURCES, n=1, cutoff=0.5)
-        hint = f": did you mean {near[0]}?" if near else f": there is {', '.join(SOURCES)}"
-        raise UsageError((f"no data set '{name}' to prepare" if name else "say what") + hint)
-    wants_help = "--help" in fields or "-h" in fields
-    if given is None and name not in DOWNLOADED and not wants_help:
+        hint = did_you_mean(name, list(SOURCES)) or f": there is {', '.join(SOURCES)}"
+        raise UsageError((f"no data set '{name}' to prepare" if name else "name a data set") + hint)
+    optional = options.source is None and name in DOWNLOADED
+    if not (options.source or optional or {"--help", "-h"} & set(fields)):
         raise UsageError(f"{name} needs --source: the folder, archive or table of your data")
-    source = _parse(SOURCES[name], name, fields)
+    source = parse_fields(SOURCES[name](), fields, f"python -m cnn_research.data prepare {name}")
     start = time.monotonic()
-    source = source.prepare(given)
+    source = source.prepare(options.source)
     dataset = source.load()
     print(_report(name, source, dataset, time.monotonic() - start))
 
@@ -85,51 +85,19 @@ def listing() -> str:
     found = cache.data_dir()
     lines = [f"in {found}:"]
     for pattern in ("*/*", "*/*/*"):
-        for index in sorted(found.glob(f"{pattern}/arrays/*/{cache.INDEX}")):
-            told = json.loads(index.read_text())
-            size = sum(told["files"].values()) / 1e6
-            sizes = told["provenance"]["examples"].items()
+        for file in sorted(found.glob(f"{pattern}/arrays/*/{cache.INDEX}")):
+            index = json.loads(file.read_text())
+            size = sum(index["files"].values()) / 1e6
+            sizes = index["provenance"]["examples"].items()
             splits = ", ".join(f"{split} {count:,}" for split, count in sizes)
             lines += [
-                f"  {index.parents[2].relative_to(found)}: {told['provenance']['source']}",
-                f"    {splits}; {size:,.0f} MB in arrays/{index.parent.name}",
+                f"  {file.parents[2].relative_to(found)}: {index['provenance']['source']}",
+                f"    {splits}; {size:,.0f} MB in arrays/{file.parent.name}",
             ]
         for leftover in sorted(found.glob(f"{pattern}/{cache.unfinished(Path(PREPARED))}")):
             home = leftover.parent.relative_to(found)
             lines.append(f"  {home}: interrupted; prepare it again")
     return "\n".join(lines if len(lines) > 1 else [f"nothing is prepared in {found}"])
-
-
-def _take_source(words: list[str]) -> tuple[str | None, list[str]]:
-    """The value of --source, if there is one, and the other words."""
-    rest: list[str] = []
-    given = None
-    remaining = iter(words)
-    for word in remaining:
-        if word == "--source":
-            given = next(remaining, "")
-        elif word.startswith("--source="):
-            given = word.partition("=")[2]
-        else:
-            rest.append(word)
-    if given == "":
-        raise UsageError("--source needs a value: the folder, archive or table of your data")
-    return given, rest
-
-
-def _parse(kind: type[Preparable], name: str, words: list[str]) -> Preparable:
-    """The source with the fields in `words`."""
-    import tyro
-
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(kind, args=words, prog=f"python -m cnn_research.data prepare {name}")
-    except SystemExit as end:
-        if not end.code:
-            raise
-        text = " ".join(said.getvalue().translate(str.maketrans("", "", "╭╮╰╯│─")).split())
-        raise UsageError(f"{text}; `prepare {name} --help` shows all fields") from None
 
 
 def _report(name: str, source: Preparable, dataset: Dataset, seconds: float) -> str:
@@ -148,7 +116,7 @@ def _report(name: str, source: Preparable, dataset: Dataset, seconds: float) -> 
     if "left_out_of_target" in provenance:
         lines.append(f"  left out of target: {copies_line(provenance['left_out_of_target'])}")
     if single := provenance.get("classes_of_a_single_image"):
-        lines.append(f"  classes of a single image, which is trained on: {', '.join(single)}")
+        lines.append(f"  classes of a single image, which is in train: {', '.join(single)}")
     for head, names in provenance.get("classes_without_training_examples", {}).items():
         lines.append(f"  classes without training examples: {head} {', '.join(names)}")
     unseen = provenance.get("target_examples_of_unseen_classes", {})
@@ -157,7 +125,7 @@ def _report(name: str, source: Preparable, dataset: Dataset, seconds: float) -> 
         lines.append(f"  target examples of classes that the source lacks: {counts}")
     skipped = provenance.get("skipped", [])
     if skipped:
-        lines.append(f"  left out {len(skipped)} bad images, the first: {skipped[0]}")
+        lines.append(f"  skipped {len(skipped)} bad images, the first: {skipped[0]}")
     return "\n".join([*lines, f"  in an experiment: data={_short(source)}"])
 
 

@@ -6,6 +6,8 @@ The labels of a head are classes or, where it has no class names, numbers.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -74,6 +76,22 @@ class Examples:
     names: np.ndarray
     given: np.ndarray
     by_name: bool = False
+
+    @functools.cached_property
+    def digests(self) -> list[bytes]:
+        """A digest of each image's pixels."""
+        return [digest_of(image) for image in self.images]
+
+    @property
+    def first_head(self) -> str | None:
+        """The head by which splits are stratified; None where there are no classes."""
+        return next(iter(self.class_names), None)
+
+    @property
+    def strata(self) -> np.ndarray:
+        """The classes of the first head, int32 `[examples]`; `MISSING` without one."""
+        head = self.first_head
+        return np.full(len(self.images), MISSING) if head is None else self.labels[head]
 
     def take(self, indices: np.ndarray) -> Split:
         """The examples at `indices`, in that order, as a split."""
@@ -153,6 +171,11 @@ class Dataset:
             return 1
         _, height, width, _ = self.splits["train"].images.shape
         return (height // self.window[0]) * (width // self.window[1])
+
+
+def digest_of(image: np.ndarray) -> bytes:
+    """The same for images of the same pixels only."""
+    return hashlib.blake2b(image.tobytes(), digest_size=16).digest()
 
 
 def check_window(window: tuple[int, int], dataset: Dataset) -> None:

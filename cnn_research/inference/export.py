@@ -168,7 +168,7 @@ def card(facts: Mapping[str, Any], run: Mapping[str, Any], onnx: bool) -> str:
         f"A network trained on the data set {data} for {facts['step']:,} steps by cnn-research "
         f"(commit {facts['commit'] or 'unknown'}), with {run.get('parameters', 0):,} "
         f"parameters. It takes images of {height}x{width} pixels ({facts['input']['channels']}) "
-        f"and predicts {'; '.join(_what(head) for head in heads)}.",
+        f"and predicts {'; '.join(_prediction_text(head) for head in heads)}.",
         *_results(facts["figures"], facts["evaluation"]),
         "## Use",
         "With JAX alone (`pip install jax flatbuffers pillow`), on a CPU, a CUDA GPU or a TPU:",
@@ -185,7 +185,7 @@ def card(facts: Mapping[str, Any], run: Mapping[str, Any], onnx: bool) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _what(head: Mapping[str, Any]) -> str:
+def _prediction_text(head: Mapping[str, Any]) -> str:
     if head["kind"] == "number":
         return f"a number, {head['name']}"
     if head["kind"] == "palette":

@@ -19,11 +19,11 @@ import jax.export
 import numpy as np
 
 from cnn_research.core.errors import UserError, one_line
-from cnn_research.core.run_folder import sha256_of
+from cnn_research.core.files import sha256_of
 from cnn_research.tasks.decode import decode
 
 FORMAT = 1
-"""Of the folder; another one is not read."""
+"""Version of the folder's format; no other is read."""
 MODEL = "model.jaxexport"
 FACTS = "export.json"
 SUMS = "SHA256SUMS"

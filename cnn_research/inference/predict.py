@@ -51,10 +51,10 @@ def predict_images(
 ) -> Result:
     """Predict every image of `source`: on the terminal, and as files in `predictions/`.
 
-    The source is an image, a folder of images, or a pattern such as 'photos/*.jpg'; so many nearest
-    training images, `neighbours`, are shown beside each. `evaluation` and the location of the data
-    set's images may differ from the training's. Raises `UserError` if there is no such run, or no
-    image.
+    The source is an image, a folder of images, or a pattern such as 'photos/*.jpg'. `neighbours`
+    is the number of nearest training images shown beside each. `evaluation` and the location of
+    the data set's images may differ from the training's. Raises `UserError` if there is no such
+    run, or no image.
     """
     folders.check_same(experiment, workdir, ("data.path", "evaluation"))
     model = TrainedModel.load(workdir, experiment)
@@ -123,8 +123,8 @@ def _write_each(
                 near = nearest(*features)
                 row["nearest"] = nearest.describe(near)
             lines.write(json.dumps(row, ensure_ascii=False) + "\n")
-            kept = image if len(predictions) < SHOWN else None
-            predictions.append(Prediction(row["file"], answers, kept, near))
+            shown = image if len(predictions) < SHOWN else None
+            predictions.append(Prediction(row["file"], answers, shown, near))
     return predictions
 
 

@@ -92,7 +92,7 @@ class PooledClassifier(ImageNetClassifier, kw_only=True):
     """A network whose last layer may see more than the means of the last map."""
 
     pool: Literal["last", "all"] = "last"
-    """Maps whose means the last layer is given: the last one, or every one. Lower maps know of
+    """Maps whose means the last layer is given: the last one, or every one. Lower maps hold
     colours and textures, by which a painter is recognised."""
     maxima: bool = False
     """Give the last layer the maxima of these maps, too: what is small in the image, such as a

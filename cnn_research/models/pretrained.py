@@ -59,7 +59,7 @@ class Loaded:
     source: str
     """Origin of the weights."""
     sha256: str
-    """Of the file; of a run, that of its checkpoint's list of checksums."""
+    """Checksum of the file; of a run, that of its checkpoint's list of checksums."""
     loaded: tuple[str, ...]
     """Paths of the leaves that have values of the file."""
     fresh: tuple[str, ...]
@@ -106,10 +106,7 @@ def load_pretrained(
             has another shape there, or the file has more, and no pattern of `fresh` covers it.
         UsageError: a pattern of `fresh` matches nothing.
     """
-    if weights is None:
-        from cnn_research.models.weights.files import read_weights
-
-        weights = read_weights(_local_file(pretrained.source))
+    weights = weights or _weights_of(pretrained.source)
     leaves = {
         collection: traverse_util.flatten_dict(variables[collection], sep="/")
         for collection in _COLLECTIONS
@@ -154,6 +151,13 @@ def load_pretrained(
     }
     paths = (tuple(arrays), tuple(fresh), tuple(skipped))
     return {**variables, **new}, Loaded(pretrained.source, weights.sha256, *paths)
+
+
+def _weights_of(source: str) -> Weights:
+    """Read a file of weights, on this machine or the hub."""
+    from cnn_research.models.weights.files import read_weights
+
+    return read_weights(_local_file(source))
 
 
 def _module(leaf: str) -> str:

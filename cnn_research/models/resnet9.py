@@ -43,7 +43,7 @@ class ResNet9(Classifier):
     residual: tuple[bool, ...] = (False, False, True)
     """Per stage, True for two more convolutions with a skip connection around them."""
     means: Literal["last", "all"] = "last"
-    """Stages whose maps have their means given to the last layer. Lower maps know of colours and
+    """Stages whose maps have their means given to the last layer. Lower maps hold colours and
     textures."""
     activation: Activation = "relu"
     """Activation after each normalisation."""

@@ -12,7 +12,7 @@ from cnn_research.models.layers import Classifier, Conv, Widths, check_lengths
 from cnn_research.models.registry import register_model
 
 MEAN, STD = 0.5, 0.25
-"""Of pixels, about."""
+"""Approximate statistics of pixels."""
 
 
 class Flat(nn.Module):

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cnn_research.core.errors import UsageError, run_command
+from cnn_research.core.files import write_text
 from cnn_research.core.metrics_log import read_metrics
-from cnn_research.core.run_folder import REPORT_FOLDER, RUN, read_json, write_json, write_text
+from cnn_research.core.run_folder import REPORT_FOLDER, RUN, read_json, write_json
 from cnn_research.report.change_log import (
     change_log,
     log_as_html,

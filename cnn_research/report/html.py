@@ -20,7 +20,7 @@ MARKDOWN, HTML = "report.md", "report.html"
 LARGE = 200_000
 """A picture file of more bytes holds photographs: the page has it with losses, as in a JPEG."""
 LONGEST_SIDE = 16_383
-"""Of a WebP picture, in pixels."""
+"""Limit of a WebP picture, in pixels."""
 DOTS_PER_PIXEL = 1.5
 """Figures have 144 dots an inch, pages 96."""
 

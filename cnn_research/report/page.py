@@ -110,7 +110,7 @@ def write_report(
     shape. Raises `UserError` if a head has no labels, or images and predictions differ in number.
     """
     run, config = read_json(workdir / RUN), evaluated_config(workdir)
-    parts = [f"# {title}", "\n".join(_what_was_run(config, run))]
+    parts = [f"# {title}", "\n".join(_run_facts(config, run))]
     folder = workdir / REPORT_FOLDER
     with atomic_directory(folder) as partial:
         for number_, (split, heads) in enumerate(predictions.items()):
@@ -123,7 +123,7 @@ def write_report(
     return folder / page.name
 
 
-def _what_was_run(config: Mapping[str, Any], run: Mapping[str, Any]) -> Iterator[str]:
+def _run_facts(config: Mapping[str, Any], run: Mapping[str, Any]) -> Iterator[str]:
     attempts = effective_attempts(run)
     command = attempts[-1]["command"] if attempts else ()
     machines = (", ".join(f"{k}: {v}" for k, v in a["machine"].items()) for a in attempts)

@@ -86,6 +86,16 @@ def saved(figure: Figure, file: Path, alt: str) -> str:
     return f"![{alt}]({file.name})"
 
 
+def plain_plot(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of `width` by `height` inches, with one plot whose axes are plain."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=144, layout="constrained")
+    axes = figure.subplots()
+    plain_axes(axes)
+    return figure, axes
+
+
 def plain_axes(axes: Axes) -> None:
     """Leave out half of the frame, and draw lines at the ticks of y."""
     axes.spines[["top", "right"]].set_visible(False)

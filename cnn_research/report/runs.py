@@ -42,7 +42,7 @@ class Run:
     record: Mapping[str, Any]
     metrics: Mapping[str, float]
     directions: Mapping[str, Direction] = dataclasses.field(default_factory=dict)
-    """Of the metrics, as the task declared them when the run was evaluated."""
+    """Directions of the metrics, as the task declared them when the run was evaluated."""
 
     @property
     def experiment(self) -> str:

@@ -27,9 +27,9 @@ from optuna.trial import TrialState
 from cnn_research.core.config import from_dict
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.experiment import lookup
+from cnn_research.core.files import write_text
 from cnn_research.core.metrics import best
 from cnn_research.core.metrics_log import METRICS_FILE, read_metrics
-from cnn_research.core.run_folder import write_text
 from cnn_research.sweep import states
 from cnn_research.sweep.definition import Run, Sweep, override, plan_run
 from cnn_research.sweep.local import Feed
@@ -86,8 +86,9 @@ class Search(Feed):
     """
 
     def __init__(self, sweep: Sweep, folder: Path):
-        """Raise `UsageError` for what is no training, or ends of ranges that it refuses."""
+        """Raise `UsageError` for what is not a training, or ends of ranges that it refuses."""
         self._sweep, self._folder, self.total = sweep, folder, sweep.trials
+        self._num_failed = 0
         self._default = lookup(sweep.experiments[0]).experiment()
         self._space = space(sweep.search)
         first = {path: _ends(values)[0] for path, values in self._space.items()}
@@ -96,7 +97,9 @@ class Search(Feed):
                 run = self._run(0, {**first, path: end})
         training = from_dict(json.loads(run.config))
         if not isinstance(training, Training):
-            raise UsageError(f"{sweep.experiments[0]} is no training: a search needs its figures")
+            raise UsageError(
+                f"{sweep.experiments[0]} is not a training, whose metrics a search needs"
+            )
         self._selection = training.selection
         self._direction = training.task.directions[training.selection.metric]
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -173,6 +176,7 @@ class Search(Feed):
             self._study.tell(trial, values[-1] if last else best(values, self._direction))
         elif state.state != "stopped":
             pruned = state.state == "pruned"
+            self._num_failed += not pruned
             self._study.tell(trial, state=TrialState.PRUNED if pruned else TrialState.FAIL)
         return state
 
@@ -186,7 +190,7 @@ class Search(Feed):
 
     @property
     def num_finished(self) -> int:
-        return len(self._numbers(TrialState.COMPLETE, TrialState.PRUNED))
+        return len(self._numbers(TrialState.COMPLETE, TrialState.PRUNED)) + self._num_failed
 
     # Between Optuna and runs.
 

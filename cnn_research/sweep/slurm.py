@@ -23,7 +23,7 @@ from cnn_research.sweep.source import search_path
 SIGNAL = "USR1"
 """The signal that SLURM sends before it ends a job; runs then save."""
 LOGS = "slurm"
-"""In the sweep's folder: output of jobs before and after their runs."""
+"""Folder in the sweep's: output of jobs before and after their runs."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,10 +18,10 @@ from cnn_research.core.run_folder import CONFIG, is_locked, read_json, write_jso
 from cnn_research.report.markdown import markdown_table, number
 
 STATE = "sweep_run.json"
-"""In a run's folder; written by whoever runs it, and by nobody else until that process is gone."""
+"""File in a run's folder, which only the process of the run writes until that is gone."""
 LOG = "log.txt"
 JOBS = "jobs.json"
-"""In the sweep's folder: the SLURM job that each run was last submitted as."""
+"""File in the sweep's folder: the last SLURM job of each run."""
 
 STATES = ("complete", "pruned", "running", "queued", "waiting", "stopped", "failed")
 ENDED = ("complete", "pruned")
@@ -41,7 +41,7 @@ class State:
     message: str = ""
     """Reason for stopping or failing, in one line."""
     exit_code: int | None = None
-    """That `launch.py` would have ended with, or the process did."""
+    """Exit code of the process, or the one that `launch.py` would have ended with."""
 
 
 def read(workdir: Path) -> State:

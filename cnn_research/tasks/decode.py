@@ -40,7 +40,7 @@ class PaletteColours:
     rgb: np.ndarray
     """uint8 `[colours, 3]`; colours that are nearest to no pixel are left out."""
     shares: np.ndarray
-    """Of the image that each covers, float64 `[colours]`."""
+    """Share of the image that each covers, float64 `[colours]`."""
 
     @property
     def hex(self) -> list[str]:

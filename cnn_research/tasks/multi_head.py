@@ -83,7 +83,7 @@ class FittedMultiHead(MultiHead, FittedTask):
     """Several heads whose classes are known."""
 
     parts: tuple[Classification, ...]
-    """Of each head."""
+    """Task of each head."""
     sizes: tuple[int, ...]
     """Number of classes of each head."""
 

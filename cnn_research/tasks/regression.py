@@ -75,7 +75,7 @@ class FittedRegression(Regression, FittedTask):
     """A regression that knows its training split."""
 
     mean: float
-    """Of the numbers that are known."""
+    """Mean of the known numbers."""
     deviation: float
     """Their standard deviation, above 0."""
 
@@ -239,5 +239,5 @@ def mistakes_plot(images: np.ndarray, true: np.ndarray, predicted: np.ndarray) -
 
 
 def _rounded(number: float, digits: int) -> str:
-    """A number with so many digits after the point at most, and no zeros at its end."""
+    """A number with up to `digits` digits after the point, and no zeros at its end."""
     return np.format_float_positional(round(float(number), digits), trim="-")

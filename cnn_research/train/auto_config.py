@@ -35,8 +35,8 @@ LONGER_SIDES = (128, 112, 96, 80, 64)
 """Candidates for the longer side of larger images: the first that leaves enough epochs."""
 FIRST_FEATURES, MOST_FEATURES = 32, 256
 UNEVEN = (5, 50)
-"""Classes are weighed where the largest has so many times the images of the smallest: with more,
-a few images would weigh as much as thousands."""
+"""Classes are weighted if the largest has between these many times the images of the smallest:
+above, a few images would weigh as much as thousands."""
 
 
 def suggest_fields(experiment: Training, named: Collection[str]) -> Mapping[str, Suggestion]:
@@ -101,7 +101,7 @@ def _choose_task(choices: Choices, data: object, seen: Survey) -> None:
         )
     if numbers and not heads:
         choices.choose("task", Regression(head=numbers[0]), "a column of numbers")
-        choices.choose("selection.metric", "MAE", "of numbers there is no accuracy")
+        choices.choose("selection.metric", "MAE", "numbers have no accuracy")
         return
     if len(heads) > 1:
         choices.choose("task", MultiHead(label=heads), f"{len(heads)} columns of classes")

@@ -24,8 +24,8 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from cnn_research.core import metrics
 from cnn_research.core.errors import UserError
+from cnn_research.core.files import sha256_of, write_text
 from cnn_research.core.metrics import Direction
-from cnn_research.core.run_folder import sha256_of, write_text
 from cnn_research.train.state import TrainState
 
 CHECKSUMS = "checksums.json"

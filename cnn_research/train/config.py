@@ -147,5 +147,5 @@ class Training(Experiment):
 
     @property
     def direction(self) -> Direction:
-        """Of the selection's metric, as the task declares it."""
+        """Direction of the selection's metric, as the task declares it."""
         return self.task.metrics[self.selection.metric]

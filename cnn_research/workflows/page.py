@@ -1,4 +1,4 @@
-"""The page of an experiment that is no single training: its text and pictures, in `report/`."""
+"""The page of an experiment that is not a single training: its text and pictures, in `report/`."""
 
 from __future__ import annotations
 

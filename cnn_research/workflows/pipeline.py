@@ -1,6 +1,6 @@
 """A pipeline: trainings one after the other, each a run of its own in a folder below.
 
-What is complete is not done again, so that a pipeline that was stopped anywhere, and perhaps moved,
+Complete stages are not run again, so that a pipeline that was stopped anywhere, and perhaps moved,
 resumes by the same command.
 """
 
@@ -91,7 +91,7 @@ class Pipeline:
 
 @contextlib.contextmanager
 def open_pipeline(experiment: Experiment, workdir: Path) -> Iterator[Pipeline]:
-    """Claim a folder for the stages of an experiment, and describe it there.
+    """Lock a folder for the stages of an experiment, and write its metadata there.
 
     run.json has `stages`, the names of the runs below, and `finished`, the time of completion.
 

@@ -19,7 +19,7 @@ from cnn_research.core.experiment import Experiment, Result
 from cnn_research.core.ranges import NonNegativeInt, PositiveInt
 from cnn_research.data.dataset import Split
 from cnn_research.report.markdown import markdown_table
-from cnn_research.report.plots import MARKERS, SERIES, plain_axes
+from cnn_research.report.plots import MARKERS, SERIES, plain_plot
 from cnn_research.report.runs import mean_and_deviation
 from cnn_research.train.config import Training
 from cnn_research.workflows import pipeline
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 RESULTS = "results.json"
 ACCURACY = "accuracy.json"
-"""Of a training: its test accuracy for each shift."""
+"""File in a training's folder: its test accuracy for each shift."""
 
 
 @register_config
@@ -43,11 +43,11 @@ class PoolingStudy(Experiment):
     training: Training
     """The training to repeat; its model is a ConvNet."""
     pooling: tuple[Literal["max", "average", "min", "stride"], ...] = ("max", "average", "min")
-    """Kinds of pooling; 'stride' is none, but convolutions that move two pixels at a time."""
+    """Kinds of pooling; 'stride' has convolutions of stride 2 instead."""
     num_seeds: PositiveInt = 3
     """Number of trainings of each kind."""
     largest_shift: NonNegativeInt = 0
-    """Evaluate on images moved sideways by up to so many pixels; 0 only where they are."""
+    """Largest number of pixels by which images are moved sideways in evaluations; 0 for none."""
 
     def check(self) -> None:
         super().check()
@@ -57,7 +57,7 @@ class PoolingStudy(Experiment):
 
     @property
     def shifts(self) -> list[int]:
-        """In pixels, from left to right."""
+        """Shifts in pixels, from left to right."""
         return [*range(-self.largest_shift, self.largest_shift + 1)]
 
     def trainings(self) -> Iterator[tuple[str, str, Training]]:
@@ -95,7 +95,7 @@ def dry_run(study: PoolingStudy, workdir: Path) -> Result:
 def accuracies(
     training: Training, folder: Path, shifts: Sequence[int], check: Callable[[], None]
 ) -> list[float]:
-    """The test accuracy of a trained run on images moved to the right by so many pixels each."""
+    """A trained run's test accuracy on images moved to the right by each of `shifts`, in pixels."""
     from cnn_research.core.distributed import data_mesh
     from cnn_research.train.evaluator import Evaluator
     from cnn_research.train.trained import TrainedModel
@@ -153,10 +153,7 @@ def shifted_accuracy(
     shifts: Sequence[int], accuracy: Mapping[str, Sequence[Sequence[float]]]
 ) -> Figure:
     """Accuracy (per kind, per seed) at each shift in pixels: a line per kind, a band over seeds."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.0), dpi=144, layout="constrained")
-    axes = figure.subplots()
+    figure, axes = plain_plot(6.4, 4.0)
     for (kind, values), color, marker in zip(accuracy.items(), SERIES, MARKERS):
         mean = np.mean(values, axis=0)
         axes.fill_between(
@@ -167,16 +164,12 @@ def shifted_accuracy(
     axes.set_ylabel("test accuracy")
     axes.set_ylim(0, 1)
     axes.legend(frameon=False, title="pooling", alignment="left")
-    plain_axes(axes)
     return figure
 
 
 def kinds_accuracy(accuracy: Mapping[str, Sequence[float]]) -> Figure:
     """The accuracy of each kind of network (per kind, per seed): a point per seed, their mean."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(1.5 * len(accuracy) + 1.8, 3.6), dpi=144, layout="constrained")
-    axes = figure.subplots()
+    figure, axes = plain_plot(1.5 * len(accuracy) + 1.8, 3.6)
     for (kind, values), color in zip(accuracy.items(), SERIES):
         mean = float(np.mean(values))
         axes.plot([kind] * len(values), values, "o", color=color, alpha=0.7)
@@ -187,5 +180,4 @@ def kinds_accuracy(accuracy: Mapping[str, Sequence[float]]) -> Figure:
     axes.margins(x=0.3)
     axes.set_xlabel("pooling")
     axes.set_ylabel("test accuracy")
-    plain_axes(axes)
     return figure

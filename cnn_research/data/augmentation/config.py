@@ -89,9 +89,9 @@ class Augmentation:
     """Replace a box by what another training image has there, and that share of the label: areas
     are drawn from Beta(this, this) (Yun et al. 2019). With mixup, each image gets one of both."""
     choose: Literal["all", "one", "copies"] = "all"
-    """Of the changes that are on: `all` makes all of them, each by its own chance. `one` makes one
-    or none of them, with equal chances, anew every epoch. With `copies`, every image is trained on
-    once as it is and once for each change. A change that is made alone is made for certain."""
+    """Choice among the changes that are on. `all` makes each with its own probability. `one` makes
+    one or none of them, with equal probabilities, anew every epoch. `copies` trains on every image
+    once unchanged and once with each change. A change that is made alone is made for certain."""
 
     @property
     def changes(self) -> tuple[str, ...]:

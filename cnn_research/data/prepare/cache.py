@@ -19,7 +19,7 @@ from cnn_research.core.preemption import raise_if_interrupted
 from cnn_research.data.dataset import Dataset, Examples, Split
 
 FORMAT = 1
-"""Raised when what is written changes, so that older folders are built again."""
+"""Version of the written files: folders of another version are built again."""
 
 INDEX = "index.json"
 CHUNK = 1024

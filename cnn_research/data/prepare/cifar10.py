@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from cnn_research.core.errors import UserError
-from cnn_research.core.run_folder import sha256_of
+from cnn_research.core.files import sha256_of
 from cnn_research.data.images import printable
 from cnn_research.data.prepare.downloads import fetch, not_official
 
@@ -25,7 +25,7 @@ SHA256 = {
     BINARY: "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
     PYTHON: "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
 }
-"""Of the two official archives, which hold the same images in the same order."""
+"""SHA-256 of the two official archives, which hold the same images in the same order."""
 
 HOMEPAGE = "https://www.cs.toronto.edu/~kriz/"
 BATCHES = {"train": [f"data_batch_{number}" for number in range(1, 6)], "test": ["test_batch"]}

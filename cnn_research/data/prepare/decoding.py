@@ -33,13 +33,13 @@ def decode_plan(
         BadImage: an image cannot be used, and `on_bad_image` is `stop`.
         UserError: no image of a split can be used.
     """
-    kept: list[Record] = []
+    usable: list[Record] = []
     bad: list[tuple[str, str]] = []
     with open(scratch / "images", "wb") as file:  # a full disk is an error here, and not in a map
         for record, image in _decoded(plan.records, pixels):
             if not isinstance(image, BadImage):
-                file.write(image)
-                kept.append(record)
+                file.write(image.data)
+                usable.append(record)
                 shape = image.shape
             elif on_bad_image == "stop":
                 raise BadImage(
@@ -48,19 +48,19 @@ def decode_plan(
                 )
             else:
                 bad.append((record.split, str(image)))
-    _report(plan, kept, bad)
+    _report(plan, usable, bad)
     examples = Examples(
-        images=np.memmap(file.name, np.uint8, "r", shape=(len(kept), *shape)),
+        images=np.memmap(file.name, np.uint8, "r", shape=(len(usable), *shape)),
         labels={
             head: np.array(
-                [record.labels[head] for record in kept],
+                [record.labels[head] for record in usable],
                 np.int32 if head in plan.class_names else np.float32,
             )
             for head in (*plan.class_names, *plan.numbers)
         },
         class_names=plan.class_names,
-        names=np.array([record.name for record in kept]),
-        given=np.array([record.split for record in kept]),
+        names=np.array([record.name for record in usable]),
+        given=np.array([record.split for record in usable]),
     )
     return examples, {"skipped": [error for _, error in bad], **plan.notes}
 
@@ -89,9 +89,9 @@ def _decoded(
             progress.update(len(chunk))
 
 
-def _report(plan: Plan, kept: Sequence[Record], bad: Sequence[tuple[str, str]]) -> None:
+def _report(plan: Plan, usable: Sequence[Record], bad: Sequence[tuple[str, str]]) -> None:
     """Log what was left out, (split, error) each; an error if nothing is left of a split."""
-    for split in {split for split, _ in bad} - {record.split for record in kept}:
+    for split in {split for split, _ in bad} - {record.split for record in usable}:
         errors = [error for of, error in bad if of == split]
         raise UserError(
             f"none of the {len(errors):,} images of the split '{split}' can be used; the first: "

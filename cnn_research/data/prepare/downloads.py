@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from cnn_research.core.errors import UserError
-from cnn_research.core.run_folder import sha256_of
+from cnn_research.core.files import sha256_of
 
 
 def fetch(address: str, folder: Path, official: Mapping[str, str], title: str, advice: str) -> None:

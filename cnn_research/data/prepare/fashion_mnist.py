@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from cnn_research.core.errors import UserError
-from cnn_research.core.run_folder import sha256_of
+from cnn_research.core.files import sha256_of
 from cnn_research.data.prepare.downloads import fetch, not_official
 
 CLASSES = (

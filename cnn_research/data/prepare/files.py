@@ -58,13 +58,13 @@ class Plan:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Path]:
-    """The folder or table `path`; an archive is unpacked into a folder that is gone afterwards."""
+    """The folder or table `path`; an archive is unpacked into a temporary folder."""
     if path.is_dir() or path.suffix.lower() == ".csv":
         yield path
         return
     if path.suffix.lower() in (".tsv", ".txt"):
         raise UsageError(
-            f"{printable(path)} is no archive: if it is a table, rename it to .csv (commas, "
+            f"{printable(path)} is not an archive: if it is a table, rename it to .csv (commas, "
             "semicolons and tabs are understood)"
         )
     with tempfile.TemporaryDirectory(prefix="cnn_research_") as folder:
@@ -87,7 +87,7 @@ def opened(path: Path) -> Iterator[Path]:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """Every file below `folder` that is not hidden, sorted; a link to nothing is one, too."""
+    """Every file below `folder` that is not hidden, sorted; broken links are included."""
     found, pending = [], [folder]
     while pending:
         for path in pending.pop().iterdir():
@@ -101,9 +101,9 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def existing(path: str) -> Path:
-    """`path` made absolute; an error if there is nothing."""
+    """`path` made absolute; a `UserError` if it does not exist."""
     if not path:
-        raise UsageError("say where your images are: --data.path=FOLDER, or a CSV file of them")
+        raise UsageError("--data.path is empty: name a folder, an archive or a CSV file of images")
     found = Path(path).expanduser().resolve()  # one name, from wherever it is named
     if not found.exists():
         raise UserError(f"{printable(found)} does not exist: check the path")
@@ -111,7 +111,7 @@ def existing(path: str) -> Path:
 
 
 def fingerprint_of(files: Iterable[Path], start: Path) -> str:
-    """A name for the state of files, as seen from `start`: another one when one has changed."""
+    """A key that changes with any of the files, whose paths are relative to `start`."""
     return cache.key_of([_status(file, start) for file in files])
 
 

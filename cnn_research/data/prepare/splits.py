@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,14 +11,9 @@ import numpy as np
 from absl import logging
 
 from cnn_research.core.errors import UsageError, UserError
-from cnn_research.data.dataset import MISSING, UNKNOWN_CLASS, Examples
+from cnn_research.data.dataset import UNKNOWN_CLASS, Examples
 
 SPLITS = ("train", "validation", "test", "target")
-
-
-def digest_of(image: np.ndarray) -> bytes:
-    """The same for images of the same pixels only."""
-    return hashlib.blake2b(image.tobytes(), digest_size=16).digest()
 
 
 def assign(
@@ -26,7 +21,7 @@ def assign(
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Ascending indices of every split, and a report (JSON values) on the assignment.
 
-    A split that the source gives is kept as it is. `validation` and `test` are otherwise drawn from
+    Splits that the source gives stay unchanged. Otherwise `validation` and `test` are drawn from
     `train`: `sizes` has how many examples (int) or which fraction of `train` (float), 0 for none.
     Each class, where there are classes, is drawn from in proportion, and never all of it.
 
@@ -38,34 +33,35 @@ def assign(
         UserError: there is nothing to train on, or every image of `target` is elsewhere too.
         UsageError: more is to be drawn than there is.
     """
-    digests = [digest_of(image) for image in examples.images]
     given = {name: np.flatnonzero(examples.given == name) for name in SPLITS}
     if not given["train"].size:
         raise UserError("there are no examples to train on: the split 'train' is empty")
     indices = {"train": given["train"]}
-    drawn = {}
+    drawn: dict[str, Any] = {}
     counts = _counts(sizes, given)
     # The test first, so that whether there is a validation split changes nothing of it.
     for name in ("test", "validation"):
         if given[name].size:
             indices[name] = given[name]
         elif counts.get(name, 0):
-            indices[name] = _draw(examples, digests, indices["train"], counts[name], seed)
+            indices[name] = _draw(examples, indices["train"], counts[name], seed)
             indices["train"] = np.setdiff1d(indices["train"], indices[name])
             drawn[name] = len(indices[name])
     indices = {name: indices[name] for name in SPLITS if name in indices}
     copies: dict[str, Any] = {}
     if given["target"].size:
-        indices["target"], copies = _without_copies(examples, digests, given["target"], indices)
-    head = next(iter(examples.class_names), None)
+        indices["target"], copies = _without_copies(examples, given["target"], indices)
+    single: list[str] = []
+    if drawn:
+        single = _single(examples, given["train"])
+        drawn |= {"seed": seed, "stratified_by": examples.first_head}
     report: dict[str, Any] = {
         "examples": {name: len(chosen) for name, chosen in indices.items()},
         "given_by_the_source": [name for name in SPLITS if given[name].size],
-        "drawn_from_train": {**drawn, "seed": seed, "stratified_by": head} if drawn else {},
-        "duplicates": _duplicates(examples, digests, indices),
-        "content": {name: _content(examples, digests, chosen) for name, chosen in indices.items()},
+        "drawn_from_train": drawn,
+        "duplicates": _duplicates(examples, indices),
+        "content": {name: _content(examples, chosen) for name, chosen in indices.items()},
     }
-    single = _single(examples, digests, given["train"]) if drawn else []
     return indices, {**report, **_warnings(examples, indices, report, copies, single)}
 
 
@@ -78,10 +74,10 @@ def _counts(sizes: Mapping[str, float], given: Mapping[str, np.ndarray]) -> dict
         if not given[name].size
     }
     if min([*counts.values(), 0]) < 0 or sum(counts.values()) >= total:
-        asked = " and ".join(f"{count} for {name}" for name, count in counts.items())
+        wanted = " and ".join(f"{count} for {name}" for name, count in counts.items())
         raise UsageError(
-            f"{asked} cannot be drawn from {total} examples so that some are left to train on: "
-            "ask for fewer"
+            f"{wanted} cannot be drawn from {total} examples and leave some to train on: ask for "
+            "fewer"
         )
     return counts
 
@@ -93,7 +89,7 @@ def _warnings(
     copies: Mapping[str, Any],
     single: Sequence[str],
 ) -> dict[str, Any]:
-    """Log what is odd about the splits, and return it for the report."""
+    """Log what is unusual about the splits, and return it for the report."""
     found: dict[str, Any] = {}
     if across := report["duplicates"]["across_splits"]:
         logging.warning("images that are in two splits: %s", duplicates_line(across))
@@ -101,7 +97,7 @@ def _warnings(
         logging.warning("left out of target: %s", copies_line(copies))
         found["left_out_of_target"] = copies
     if single:
-        logging.warning("classes of a single image, which is trained on: %s", ", ".join(single))
+        logging.warning("classes of a single image, which is in train: %s", ", ".join(single))
         found["classes_of_a_single_image"] = single
     if untrained := _untrained(examples, indices):
         logging.warning("classes without training examples: %s", untrained)
@@ -126,12 +122,10 @@ def copies_line(copies: Mapping[str, Any]) -> str:
 
 
 def _without_copies(
-    examples: Examples,
-    digests: Sequence[bytes],
-    target: np.ndarray,
-    others: Mapping[str, np.ndarray],
+    examples: Examples, target: np.ndarray, others: Mapping[str, np.ndarray]
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """The indices in `target` whose pixels are not in `others`, and a report on the rest."""
+    digests = examples.digests
     elsewhere = {digests[index]: int(index) for chosen in others.values() for index in chosen}
     pairs = [(elsewhere[digests[index]], index) for index in target if digests[index] in elsewhere]
     if len(pairs) == len(target):
@@ -140,19 +134,16 @@ def _without_copies(
             "there is nothing to evaluate on"
         )
     first = [[str(examples.names[index]) for index in pair] for pair in pairs[:5]]
-    kept = np.setdiff1d(target, [index for _, index in pairs])
-    return kept, {"images": len(pairs), "first": first} if pairs else {}
+    rest = np.setdiff1d(target, [index for _, index in pairs])
+    return rest, {"images": len(pairs), "first": first} if pairs else {}
 
 
-def _draw(
-    examples: Examples, digests: Sequence[bytes], pool: np.ndarray, count: int, seed: int
-) -> np.ndarray:
+def _draw(examples: Examples, pool: np.ndarray, count: int, seed: int) -> np.ndarray:
     """`count` of the indices in `pool`, each class in proportion, copies of an image together."""
-    head = next(iter(examples.class_names), "")
-    labels = examples.labels[head] if head else np.full(len(examples.images), MISSING)
+    labels = examples.strata
     copies: dict[bytes, list[int]] = defaultdict(list)
     for index in pool:
-        copies[digests[index]].append(int(index))
+        copies[examples.digests[index]].append(int(index))
     key = str(seed).encode()
     groups: dict[int, list[list[int]]] = defaultdict(list)
 
@@ -185,14 +176,12 @@ def _apportion(population: Mapping[int, int], count: int) -> dict[int, int]:
     return quotas
 
 
-def _duplicates(
-    examples: Examples, digests: Sequence[bytes], indices: Mapping[str, np.ndarray]
-) -> dict[str, Any]:
+def _duplicates(examples: Examples, indices: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Images with the same pixels: how many, which are in two splits, which labels disagree."""
     found: dict[bytes, list[tuple[str, int]]] = defaultdict(list)
     for split, chosen in indices.items():
         for index in chosen:
-            found[digests[index]].append((split, int(index)))
+            found[examples.digests[index]].append((split, int(index)))
     # Two that are not known are equal, and NaN is not.
     every = [np.zeros(len(examples.images)), *examples.labels.values()]  # there may be no labels
     labels = np.nan_to_num(np.stack(every, axis=1, dtype=float), nan=-np.inf)
@@ -216,26 +205,23 @@ def _duplicates(
     }
 
 
-def _content(examples: Examples, digests: Sequence[bytes], chosen: np.ndarray) -> str:
+def _content(examples: Examples, chosen: np.ndarray) -> str:
     """A digest of a split's pixels and labels: equal on every machine for equal data."""
     digest = hashlib.blake2b(digest_size=16)
     for index in chosen:
-        digest.update(digests[index])
+        digest.update(examples.digests[index])
     for head, labels in examples.labels.items():
         little_endian = labels.dtype.newbyteorder("<")
         digest.update(head.encode() + labels[chosen].astype(little_endian).tobytes())
     return digest.hexdigest()
 
 
-def _single(examples: Examples, digests: Sequence[bytes], pool: np.ndarray) -> list[str]:
+def _single(examples: Examples, pool: np.ndarray) -> list[str]:
     """The classes of the first head that have one image in `pool`, its copies aside."""
-    head = next(iter(examples.class_names), "")
-    labels = examples.labels[head] if head else np.full(len(digests), MISSING)
-    different: dict[int, set[bytes]] = defaultdict(set)
-    for index in pool:
-        different[int(labels[index])].add(digests[index])
-    alone = (label for label, images in different.items() if label >= 0 and len(images) == 1)
-    return [examples.class_names[head][label] for label in sorted(alone)]
+    labels = examples.strata
+    different = Counter(label for label, _ in {(labels[i], examples.digests[i]) for i in pool})
+    alone = sorted(label for label, images in different.items() if label >= 0 and images == 1)
+    return [examples.class_names[examples.first_head or ""][label] for label in alone]
 
 
 def _untrained(examples: Examples, indices: Mapping[str, np.ndarray]) -> dict[str, list[str]]:

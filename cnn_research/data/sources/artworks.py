@@ -1,4 +1,4 @@
-"""Paintings by artist: the layouts and the damaged names in which they are passed around.
+"""Paintings by artist: the layouts and the damaged names in which they are distributed.
 
 Kaggle's 'Best Artworks of All Time' has `images/images/<Artist>/<Artist>_<N>.jpg` and, smaller,
 `resized/resized/<Artist>_<N>.jpg`. The folder of Albrecht Dürer is in it twice, as
@@ -27,10 +27,10 @@ from cnn_research.data.sources.loading import ImageFiles
 
 PREPARED_SIZE = 256
 """Prepared paintings are first reduced to at most this height and width, which is the input size of
-networks and the size of the smaller copies that are passed around."""
+networks and the size of the smaller copies that are distributed."""
 
 WRONG_ENCODINGS = ("cp437", "cp1252", "latin-1")
-"""What programs take UTF-8 for; of zip archives without a flag that says so, the first."""
+"""Encodings for which programs mistake UTF-8; for zip archives without its flag, the first."""
 
 NUMBER = re.compile(r"_\d+$")
 """End of a file's name, after the artist."""
@@ -45,9 +45,8 @@ class Artworks(ImageFiles):
     Kaggle's archive 'Best Artworks of All Time', whose damaged names are repaired.
     """
 
-    kind: ClassVar = "image_folder"
-    prepared: ClassVar = "artworks"
-    layout: ClassVar = "artworks"
+    kind: ClassVar = "artworks"
+    prepared: ClassVar = True
 
     path: str = ""
     """A folder or archive of paintings, prepared on first use; empty for the prepared paintings."""

@@ -31,14 +31,14 @@ MAX_ITERATIONS = 2000
 @register_config
 @dataclasses.dataclass(frozen=True)
 class Clustered:
-    """Windows of another source's images, with the cluster of every pixel for a label.
+    """Windows of another source's images, labelled with the cluster of every pixel.
 
     k-means over all pixels of the training images finds the clusters, one set for all images,
     until no assignment changes. A training image stays whole: a window is cut from it at random
     each time it is drawn. Of the other splits' images, all windows that lie side by side become
     examples of their own.
 
-    Computed on first use, and kept beside the prepared data.
+    Computed on first use, and cached beside the prepared data.
     """
 
     source: Any = Photos()

@@ -13,13 +13,12 @@ import numpy as np
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UserError
 from cnn_research.core.ranges import PositiveInt, Seed, check_ranges
-from cnn_research.data.dataset import MISSING, Dataset, Split, check_window
-from cnn_research.data.prepare.splits import digest_of
+from cnn_research.data.dataset import MISSING, Dataset, Split, check_window, digest_of
 from cnn_research.data.sources.loading import Share
 from cnn_research.data.sources.table import Products
 
 ROOT = Path(__file__).resolve().parents[3]
-"""Of the project: where `test_list` starts from."""
+"""The project's folder, to which `test_list` is relative."""
 
 
 @register_config
@@ -27,8 +26,8 @@ ROOT = Path(__file__).resolve().parents[3]
 class Crops:
     """Windows of another source's images, each with its image's label.
 
-    A training image gives a grid of windows, evenly spaced and overlapping where there is no more
-    room; an image of another split the one in its middle.
+    Training images give a grid of evenly spaced windows, which overlap where there is too little
+    room; images of other splits give their central window.
     """
 
     source: Any = Products(label=("colour",), target=(), rows=())
@@ -91,15 +90,15 @@ class Crops:
         if not self.keep_mask_file:
             return train
         try:
-            kept = np.load(self.keep_mask_file)
+            mask = np.load(self.keep_mask_file)
         except (OSError, ValueError) as error:
             raise UserError(f"{self.keep_mask_file} cannot be read ({error})") from error
-        if kept.shape != (len(train),):
+        if mask.shape != (len(train),):
             raise UserError(
-                f"{self.keep_mask_file} is about {len(kept)} windows, and there are {len(train)}: "
-                "it is of other data"
+                f"{self.keep_mask_file} has {len(mask)} entries for {len(train)} training windows: "
+                "it belongs to other data"
             )
-        labels = {head: np.where(kept, values, MISSING) for head, values in train.labels.items()}
+        labels = {head: np.where(mask, values, MISSING) for head, values in train.labels.items()}
         return dataclasses.replace(train, labels=labels)
 
 

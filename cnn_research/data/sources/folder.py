@@ -25,8 +25,8 @@ class ImageFolder(ImageFiles):
     """A folder or archive of images, `<split>/<class>/*` or `<class>/*`; prepared on first use.
 
     Splits are train, validation, test and target. Validation and test are drawn from train where
-    they have no folder; target, another domain to evaluate on, is only there where it has one, and
-    what is of a class that no other split has is there counted as wrong.
+    they have no folder. target, another domain to evaluate on, needs a folder; there, images of a
+    class that no other split has count as wrong.
     """
 
     kind: ClassVar = "image_folder"
@@ -40,8 +40,8 @@ class ImageFolder(ImageFiles):
 class Photos(ImageFiles):
     """Photographs without labels: every image in a folder or an archive.
 
-    Those that stand where `image_size` lies, or the other way round, are turned by a quarter, so
-    that none is squeezed for it. A file is in the same split at every size.
+    Those whose orientation differs from that of `image_size` are rotated by 90 degrees, so that
+    none is squeezed. A file is in the same split at every size.
     """
 
     kind: ClassVar = "photos"
@@ -49,7 +49,7 @@ class Photos(ImageFiles):
 
     path: str = ""
     """A folder or archive, prepared on first use; empty for pieces of the two photographs that ship
-    with scikit-learn: as many as have room side by side, quarters at least."""
+    with scikit-learn: as many as fit side by side, at least four of each."""
     image_size: tuple[PositiveInt, PositiveInt] = (321, 481)
     """Height and width to which every image is stretched."""
     test: Share = 0.2
@@ -93,7 +93,7 @@ def plan_folder(root: Path, shown: str, class_of: Callable[[str], str] = printab
 
     A single folder around everything is looked through. Classes that only the split `target` has
     are `UNKNOWN_CLASS`. `class_of` makes a class of a folder's name. Where files are named as
-    images, a folder without any, as of annotations, is no class.
+    images, a folder without any, as of annotations, is not a class.
 
     Raises:
         UsageError: a table instead of a folder.
@@ -108,7 +108,7 @@ def plan_folder(root: Path, shown: str, class_of: Callable[[str], str] = printab
         paths = [path.relative_to(wrapper) for path in paths if path.parts[0] == wrapper]
     tops = {path.parts[0] for path in paths if len(path.parts) > 1}
     splits = {top: SPLIT_FOLDERS[top.lower()] for top in tops if top.lower() in SPLIT_FOLDERS}
-    # A class may be called 'train', beside 'bus' and 'tram': alone it is no split.
+    # A class may be called 'train', beside 'bus' and 'tram': alone it is not a split.
     has_splits = "train" in splits.values() and (len(set(splits.values())) > 1 or len(tops) == 1)
     if has_splits and tops - splits.keys():
         raise UserError(
@@ -116,15 +116,15 @@ def plan_folder(root: Path, shown: str, class_of: Callable[[str], str] = printab
             f"({printable(sorted(tops - splits.keys())[0])}): move the others elsewhere"
         )
     depth = 1 if has_splits else 0
-    kept = [path for path in paths if len(path.parts) > depth + 1]
-    if not kept:
+    selected = [path for path in paths if len(path.parts) > depth + 1]
+    if not selected:
         raise UserError(
             f"{shown} has no folders of images: it needs one per class, as <class>/* or "
             "<split>/<class>/*"
         )
     found = [
         (path, splits[path.parts[0]] if has_splits else "train", class_of(path.parts[depth]))
-        for path in kept
+        for path in selected
     ]
     all_names = {name for _, _, name in found}
     with_images = {name for path, _, name in found if is_named_as_image(path)} or all_names
@@ -141,7 +141,7 @@ def plan_folder(root: Path, shown: str, class_of: Callable[[str], str] = printab
         ],
         class_names={"label": classes},
         notes={
-            "files_outside_class_folders": len(paths) - len(kept),
+            "files_outside_class_folders": len(paths) - len(selected),
             "folders_without_images": len(all_names - with_images),
         },
     )
@@ -170,13 +170,13 @@ def plan_photos(root: Path, shown: str) -> Plan:
         UserError: there is none; names `shown`.
     """
     paths = files_below(root)
-    kept = [path for path in paths if path.suffix.lower() in ENDINGS]
-    if not kept:
+    selected = [path for path in paths if path.suffix.lower() in ENDINGS]
+    if not selected:
         raise UserError(f"{shown} has no images in it")
     return Plan(
-        records=[Record(path, printable(path.relative_to(root)), "train", {}) for path in kept],
+        records=[Record(path, printable(path.relative_to(root)), "train", {}) for path in selected],
         class_names={},
-        notes={"other_files": len(paths) - len(kept)},
+        notes={"other_files": len(paths) - len(selected)},
     )
 
 
@@ -191,7 +191,7 @@ def class_names(names: Iterable[str], shown: str) -> tuple[str, ...]:
 
 
 def _wrapper(paths: Sequence[Path]) -> str | None:
-    """The one folder that holds all the others, if there is one and it is no split."""
+    """The one folder that holds all the others, if there is one and it is not a split."""
     tops = {path.parts[0] for path in paths if len(path.parts) > 1}
     nested = any(len(path.parts) > 2 for path in paths)
     top = next(iter(tops)) if len(tops) == 1 else "train"

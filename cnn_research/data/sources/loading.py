@@ -51,7 +51,7 @@ class Origin:
             memory.
         home: folder of the decoded arrays; None where decoding takes no time.
         fingerprint: of the files; arrays decoded from other files are decoded again.
-        key: of the choice and split of examples; arrays of each choice are kept.
+        key: of the choice and split of examples; each choice has its own arrays.
     """
 
     name: str
@@ -108,7 +108,7 @@ class Source(abc.ABC):
 
 
 def from_scikit_learn(name: str, decode: Callable[[], Examples]) -> Origin:
-    """Examples that ship with scikit-learn: nothing is prepared or kept."""
+    """Examples that ship with scikit-learn: nothing is stored."""
 
     def decode_all(_: Path) -> Decoded:
         import sklearn
@@ -155,19 +155,17 @@ def prepare_once(home: Path, write: Callable[[Path], None]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class ImageFiles(Source):
-    """Files of images below a path, decoded on first use: what all such sources share.
+    """Files of images below a path, decoded on first use: the base of such sources.
 
     Attributes:
-        kind: the folder of decoded arrays.
-        prepared: the folder of files that are prepared once for all choices of fields, and read
-            where `path` is empty; empty for sources that prepare nothing.
-        layout: tells apart sources of one kind that make other examples of the same files.
+        kind: the folder of such sources, for their arrays and prepared files.
+        prepared: whether files are prepared once for all choices of fields, and read where `path`
+            is empty.
         by_name: as in `Examples`.
     """
 
     kind: ClassVar[str]
-    prepared: ClassVar[str] = ""
-    layout: ClassVar[str] = ""
+    prepared: ClassVar[bool] = False
     by_name: ClassVar[bool] = False
 
     path: str = ""
@@ -179,9 +177,9 @@ class ImageFiles(Source):
     test: Share = 0.1
     """Fraction of train held out for the test, where the source has none; 0 for none."""
     split_seed: Seed = 0
-    """Decides which examples are held out."""
+    """Seed of the choice of held-out examples."""
     on_bad_image: Literal["stop", "skip"] = "stop"
-    """On a file that is no image: stop and name it, or skip and count it."""
+    """On a file that is not an image: stop and name it, or skip and count it."""
 
     @property
     def description(self) -> str:
@@ -219,7 +217,7 @@ class ImageFiles(Source):
 
     @classmethod
     def home(cls) -> Path:
-        return cache.data_dir() / cls.prepared / "2.0.0"
+        return cache.data_dir() / cls.kind / "2.0.0"
 
     def prepare(self, given: str | None) -> Self:
         """Copy the folder or archive `given` to the prepared data; return the source to load
@@ -233,10 +231,16 @@ class ImageFiles(Source):
             )
 
         def write(folder: Path) -> None:
-            if path.is_dir():
-                shutil.copytree(path, folder / path.name, ignore_dangling_symlinks=True)
-            else:
-                shutil.copy2(path, folder)
+            with opened(path) as root:
+                self.plan(root, printable(path))  # refuses other data before they are copied
+            try:
+                if path.is_dir():
+                    shutil.copytree(path, folder / path.name, ignore_dangling_symlinks=True)
+                else:
+                    shutil.copy2(path, folder)
+            except shutil.Error as error:
+                file, _, reason = error.args[0][0]
+                raise UserError(f"{printable(file)} cannot be copied: {reason}") from error
             os.sync()  # once, for what may be 20,000 files
 
         prepare_once(self.home(), write)
@@ -246,14 +250,11 @@ class ImageFiles(Source):
         self.check()
         if self.prepared and not self.path:
             advice = "where PATH is the folder or archive, or name that with --data.path"
-            return from_prepared(self, self.home(), self.prepared, self._decode_prepared, advice)
+            return from_prepared(self, self.home(), self.kind, self._decode_prepared, advice)
         path = existing(self.path)
-        fields = dataclasses.asdict(self)
-        for drawn in (*self.sizes, "split_seed"):
-            del fields[drawn]
+        drawn = (*self.sizes, "split_seed")
+        fields = {name: v for name, v in dataclasses.asdict(self).items() if name not in drawn}
         fields["path"] = printable(path)
-        if self.layout:
-            fields["layout"] = self.layout
         name = stem_of(str(path))
         config = f"{re.sub(r'[^A-Za-z0-9]+', '_', name)}-{cache.key_of(fields)}"
         home = cache.data_dir() / self.kind / config / "1.0.0"

@@ -39,7 +39,7 @@ class FashionMnist(Source):
     validation: Annotated[int, Range(minimum=0, maximum=59_999)] = 10_000
     """Number of the 60,000 training examples held out; 0 for no validation split."""
     split_seed: Seed = 0
-    """Decides which examples are held out."""
+    """Seed of the choice of held-out examples."""
 
     @property
     def description(self) -> str:
@@ -89,7 +89,7 @@ class Cifar10(Source):
     validation: Share = 0.1
     """Fraction of the training examples held out; 0 for no validation split."""
     split_seed: Seed = 0
-    """Decides which examples are held out."""
+    """Seed of the choice of held-out examples."""
 
     @property
     def description(self) -> str:

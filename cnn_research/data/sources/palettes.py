@@ -44,7 +44,7 @@ class Palettes:
     validation: Share = 0.125
     """Fraction of the other folds held out for validation; 0 for none."""
     split_seed: Seed = 0
-    """Decides which image is in which fold."""
+    """Seed of the assignment of images to folds."""
 
     @property
     def description(self) -> str:

@@ -43,8 +43,8 @@ Row = Mapping[str, str]
 class Condition:
     """Condition on a row, `COLUMN OP VALUE`, such as 'year<=2012' or 'gender=Women'.
 
-    Numbers compare as numbers: for a numeric value, a cell that is no number only meets `!=`. Other
-    values compare as text. An empty cell meets nothing.
+    Numbers compare as numbers: for a numeric value, a cell that is not a number only meets `!=`.
+    Other values compare as text. An empty cell meets nothing.
     """
 
     column: str
@@ -53,12 +53,12 @@ class Condition:
 
     @classmethod
     def parse(cls, text: str, option: str) -> Condition:
-        """`text` as a condition; a usage error that names `option` if it is none."""
+        """Parse a condition; a `UsageError` that names `option` if it is not one."""
         found = re.fullmatch(rf"([^<>=!]+)({'|'.join(OPERATORS)})([^<>=!]+)", text)
         if not found or not all(part.strip() for part in found.groups()):
             raise UsageError(
-                f"{option} has '{text}', which is no condition: write COLUMN OP VALUE with one of "
-                f"{' '.join(OPERATORS)}, such as 'year<=2012'"
+                f"{option} has '{text}', which is not a condition: write COLUMN OP VALUE with one "
+                f"of {' '.join(OPERATORS)}, such as 'year<=2012'"
             )
         return cls(*(printable(part) for part in found.groups()))
 

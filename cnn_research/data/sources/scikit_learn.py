@@ -22,7 +22,7 @@ class Digits(Source):
     test: NonNegativeInt = 300
     """Number of examples held out for the test."""
     split_seed: Seed = 0
-    """Decides which examples are held out."""
+    """Seed of the choice of held-out examples."""
 
     @property
     def description(self) -> str:

@@ -16,7 +16,7 @@ from cnn_research.data.prepare.files import Plan, existing, opened
 from cnn_research.data.sources.loading import ImageFiles
 
 SAMPLE = 200
-"""Images whose size is looked up."""
+"""Largest number of images whose size is read."""
 RESULT = "survey.json"
 EXIF_ORIENTATION, ON_ITS_SIDE = 274, 5
 """The tag of an image's orientation; from this value on, height and width are exchanged."""
@@ -36,7 +36,7 @@ class Survey:
 
 
 def survey(source: ImageFiles) -> Survey:
-    """Survey a source; for an archive, which has to be unpacked, the result is kept.
+    """Survey a source; for an archive, which has to be unpacked, the result is cached.
 
     Raises:
         UsageError: the source names no path, or a column that its table lacks.
@@ -80,7 +80,7 @@ def _survey(plan: Plan, shown: str) -> Survey:
 
 
 def _median_size(files: Sequence[Path], shown: str) -> tuple[int, int]:
-    """Median height and width of an evenly spread sample of the files, skipping those that are no
+    """Median height and width of an evenly spread sample of the files, skipping those that are not
     images."""
     sizes = []
     for file in files[:: max(1, len(files) // SAMPLE)]:
@@ -92,6 +92,6 @@ def _median_size(files: Sequence[Path], shown: str) -> tuple[int, int]:
             continue
         sizes.append(size if on_its_side else (size[1], size[0]))
     if not sizes:
-        raise UserError(f"{shown}: none of the files is an image that can be read")
+        raise UserError(f"{shown}: none of the files is a readable image")
     height, width = (round(statistics.median(sides)) for sides in zip(*sizes, strict=True))
     return height, width

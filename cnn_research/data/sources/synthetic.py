@@ -34,7 +34,7 @@ class Synthetic:
     numbers: tuple[str, ...] = ()
     """The name of each set of numbers, which are normally distributed."""
     palette: NonNegativeInt = 0
-    """The most colours that a person's palette of an image has; 0 for no palettes."""
+    """Largest number of colours in an image's palette; 0 for no palettes."""
     seed: Seed = 0
     """Seed of every pixel and label."""
 

@@ -77,7 +77,8 @@ class Products(ImageTable):
     otherwise.
     """
 
-    prepared: ClassVar = "products"
+    kind: ClassVar = "products"
+    prepared: ClassVar = True
 
     path: str = ""
     """The CSV file, or a folder or archive with one, prepared on first use; empty for the prepared

@@ -30,7 +30,7 @@ from cnn_research.inference.serve.limits import Guard, Limits, refusal
 from cnn_research.tasks.decode import TOP
 
 MOST_IMAGES = 32
-"""In one request."""
+"""Limit for one request."""
 MOST_SCANS = 50
 """A progressive JPEG goes over all of its pixels in each of its scans, of which a small file can
 have enough for hours; encoders write about ten."""
@@ -224,7 +224,7 @@ async def received(request: Request) -> list[tuple[str | None, bytes]]:
         async with request.form(max_files=MOST_IMAGES, max_fields=MOST_IMAGES) as form:
             for _, value in form.multi_items():
                 if isinstance(value, str):
-                    raise HTTPException(400, f"a field of the form is no file: {HOW}")
+                    raise HTTPException(400, f"a field of the form is not a file: {HOW}")
                 uploads.append((name_of(value.filename), await value.read()))
     except ValueError:  # a boundary or an encoding of names that there is not
         raise HTTPException(400, f"the form is damaged: {HOW}") from None

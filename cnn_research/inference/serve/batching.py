@@ -42,7 +42,7 @@ class Batcher:
     """Gathers images for one forward pass at a time, while the one before is under way.
 
     The first image of a batch waits some seconds for others that are coming, to at most `largest`.
-    So many `images` were answered, in so many `batches`.
+    `images` and `batches` count those that were answered.
     """
 
     def __init__(

@@ -19,19 +19,19 @@ LINGER = 1.0
 """Seconds in which a client that is still sending may read why it is refused: a connection that is
 closed before all was received is reset, and its answer lost."""
 PATIENCE = 1.5
-"""Connections are cut after so many times the time of a request, which has been answered before."""
+"""Connections are cut after this many times the limit of a request, which is answered before."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Upper limits."""
+    """Upper limits of requests."""
 
     megabytes: float
-    """Of a request's body."""
+    """Size of a request's body."""
     requests: int
-    """At the same time."""
+    """Number of requests at the same time."""
     seconds: float
-    """From a request's first line to the end of its answer."""
+    """Time from a request's first line to the end of its answer."""
 
 
 def refusal(status: int, why: str, headers: Mapping[str, str] | None = None) -> Response:

@@ -19,4 +19,4 @@ class Weights:
     """Layout of kernels: PyTorch's `[out, in, height, width]` and `[out, in]`, or Keras' `[height,
     width, in, out]` and `[in, out]`, which are flax's."""
     sha256: str = ""
-    """Of the file, or of what stands for it."""
+    """Checksum of the file, or of what stands for it."""

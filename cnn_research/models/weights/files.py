@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import io
 import zipfile
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from cnn_research.core.errors import UserError, one_line
+from cnn_research.core.files import sha256_of
 from cnn_research.models.weights import Weights, keras_file, torch_file
 
 _KINDS = ".safetensors, .pth, .pt, .th, .h5, .keras or .npz"
@@ -32,15 +32,14 @@ def read_weights(path: Path) -> Weights:
         start = file.read(16)
     try:
         if (weights := _read(path, start)) is not None:
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            return dataclasses.replace(weights, sha256=digest)
+            return dataclasses.replace(weights, sha256=sha256_of(path))
     except UserError:
         raise
     except Exception as error:  # each reader raises its own, for each way to be damaged
         raise UserError(
             f"{path} is damaged, or cut short: fetch it again ({one_line(error)[:200]})"
         ) from error
-    raise UserError(f"{path} is no weight file that is known here: give a {_KINDS} file")
+    raise UserError(f"{path} is not a known kind of weight file: give a {_KINDS} file")
 
 
 def _read(path: Path, start: bytes) -> Weights | None:

@@ -118,7 +118,7 @@ def _unpickle(file: Any, path: Path, storages: dict[str, _Storage] | None = None
                 return name
             if f"{module}.{name}" not in harmless:
                 raise UserError(
-                    f"{path} is not read: it asks for {module}.{name}, which is no weight; save "
+                    f"{path} is not read: it asks for {module}.{name}, which is not a weight; save "
                     "the state dict alone, best as .safetensors"
                 )
             return harmless[f"{module}.{name}"]

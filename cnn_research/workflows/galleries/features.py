@@ -133,7 +133,7 @@ def shown_split(experiment: Features, dataset: Dataset) -> Split:
 
 
 def spread(items: Sequence[Layer], count: int) -> list[Layer]:
-    """So many of the items, or all: the first, the last, and evenly between them."""
+    """Up to `count` of the items, evenly spaced from the first to the last."""
     if count >= len(items):
         return list(items)
     return [items[round(at)] for at in np.linspace(0, len(items) - 1, count)]

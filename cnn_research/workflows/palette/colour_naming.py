@@ -19,7 +19,7 @@ from cnn_research.core.experiment import Result
 from cnn_research.data.images import BadImage, decode, printable, resized
 from cnn_research.inference.predict import FOLDER, image_files, stems
 from cnn_research.ops.batching import apply_in_batches
-from cnn_research.report.plots import GREY, verbatim_legend
+from cnn_research.report.plots import GREY, blank_grid, verbatim_legend
 from cnn_research.train.trained import TrainedModel
 from cnn_research.workflows.palette.purification import Purification, last_round
 
@@ -113,7 +113,6 @@ def named_pixels_plot(image: np.ndarray, labels: np.ndarray, names: Sequence[str
     """
     from matplotlib import colormaps
     from matplotlib.colors import to_rgb
-    from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
     other = colormaps["tab20"]
@@ -124,10 +123,7 @@ def named_pixels_plot(image: np.ndarray, labels: np.ndarray, names: Sequence[str
         ]
     )
     height, width = image.shape[:2]
-    figure = Figure(figsize=(9, 1 + 4 * min(2.0, height / width)), dpi=120, layout="constrained")
-    picture, painted = figure.subplots(1, 2)
-    for axes in (picture, painted):
-        axes.set_axis_off()
+    figure, ((picture, painted),) = blank_grid(1, 2, (9, 1 + 4 * min(2.0, height / width)))
     picture.imshow(image)
     painted.imshow(palette[labels], interpolation="nearest", extent=(0, width, height, 0))
     shares = np.bincount(labels.ravel(), minlength=len(names)) / labels.size

@@ -21,7 +21,7 @@ from cnn_research.core.experiment import Experiment, Result
 from cnn_research.core.ranges import NonNegativeInt, Range, Seed
 from cnn_research.models.pretrained import Pretrained
 from cnn_research.report.markdown import markdown_table
-from cnn_research.report.plots import SERIES, VERBATIM, blank_grid, plain_axes, show_image
+from cnn_research.report.plots import SERIES, VERBATIM, blank_grid, plain_plot, show_image
 from cnn_research.train.config import Training
 from cnn_research.train.transfer import Transfer
 from cnn_research.workflows import pipeline
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 FIRST = "ss_cnn"
 """The folder of the first phase; those of the second are `round_0`, `round_1` and so on."""
-KEPT = "kept.npy"
+KEEP_MASK = "kept.npy"
 DISCARDED = "discarded.png"
 MOST_DISCARDED = 20
 """Crops of each class in that picture."""
@@ -78,10 +78,10 @@ class Purification(Experiment):
 
     def training(self, number: int) -> Training:
         """The training of a round; round 0 is on all crops."""
-        kept = f"{folders.STAGE}round_{number - 1}/{KEPT}" if number else ""
+        mask = f"{folders.STAGE}round_{number - 1}/{KEEP_MASK}" if number else ""
         return dataclasses.replace(
             self.naming,
-            data=dataclasses.replace(self.naming.data, keep_mask_file=kept),
+            data=dataclasses.replace(self.naming.data, keep_mask_file=mask),
             pretrained=Pretrained(f"{folders.STAGE}{FIRST}", fresh=(LAST,)),
             transfer=Transfer(cache_after=FEATURES),
             seed=self.seed,
@@ -99,8 +99,8 @@ def purify(experiment: Purification, workdir: Path) -> Result:
             stages.train(name, training)
             # What the last round would discard, no training uses.
             if number < experiment.rounds:
-                judged = functools.partial(discard, experiment, training, workdir / name)
-                stages.once(workdir / name / KEPT, judged, _write_kept)
+                discarded = functools.partial(discard, experiment, training, workdir / name)
+                stages.once(workdir / name / KEEP_MASK, discarded, _write_mask)
         return write(experiment, workdir)
 
 
@@ -149,17 +149,17 @@ def discard(
     labels = dataset.splits["train"].labels[head]
     distances = to_centres(features, outcome[1], labels, experiment.seed_fraction)
     ratios = to_own(distances, labels)
-    kept = near(ratios, labels, experiment.discard)
+    keep = keep_mask(ratios, labels, experiment.discard)
     images, names = dataset.splits["train"].images, dataset.class_names[head]
-    return kept, discarded_plot(images, np.where(kept, -1, labels), names, ratios)
+    return keep, discarded_plot(images, np.where(keep, -1, labels), names, ratios)
 
 
-def _write_kept(file: Path, judged: tuple[np.ndarray, Figure]) -> None:
-    kept, figure = judged
+def _write_mask(file: Path, discarded: tuple[np.ndarray, Figure]) -> None:
+    keep, figure = discarded
     figure.savefig(file.with_name(DISCARDED))
     with file.open("wb") as written:
-        np.save(written, kept)
-    print(f"{file.parent.name}: {kept.sum():,} of {len(kept):,} crops are kept.")
+        np.save(written, keep)
+    print(f"{file.parent.name}: {keep.sum():,} of {len(keep):,} crops stay.")
 
 
 def to_centres(
@@ -207,17 +207,17 @@ def to_own(distances: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.where(usable, own / np.maximum(nearest, 1e-12), np.nan).astype(np.float32)
 
 
-def near(ratios: np.ndarray, labels: np.ndarray, share: float) -> np.ndarray:
+def keep_mask(ratios: np.ndarray, labels: np.ndarray, share: float) -> np.ndarray:
     """Mask of the samples that stay: all labelled ones but, of each class, the farthest `share`.
 
     Ratios, `[samples]`, are those of `to_own`; a class without a centre stays as it is.
     """
-    kept = labels >= 0
-    for label in np.unique(labels[kept]):
+    keep = labels >= 0
+    for label in np.unique(labels[keep]):
         members = np.flatnonzero((labels == label) & ~np.isnan(ratios))
         order = members[np.argsort(ratios[members], kind="stable")]
-        kept[order[len(order) - round(share * len(order)) :]] = False
-    return kept
+        keep[order[len(order) - round(share * len(order)) :]] = False
+    return keep
 
 
 def discarded_plot(
@@ -245,7 +245,7 @@ def write(experiment: Purification, workdir: Path) -> Result:
     """Write `report/`, a page and its figure, from what the stages have left."""
     stages = [workdir / f"round_{number}" for number in range(experiment.rounds + 1)]
     rounds = {stage.name: folders.read_json(stage / folders.EVALUATION) for stage in stages}
-    crops = ["all", *(f"{np.load(stage / KEPT).sum():,}" for stage in stages[:-1])]
+    crops = ["all", *(f"{np.load(stage / KEEP_MASK).sum():,}" for stage in stages[:-1])]
     names = [name for name in ("validation", "test") if name in rounds["round_0"]]
     curves: dict[str, list[float]] = {
         name: [values[name]["macro recall"] for values in rounds.values()] for name in names
@@ -269,10 +269,7 @@ def write(experiment: Purification, workdir: Path) -> Result:
 
 def rounds_plot(accuracy: Mapping[str, Sequence[float]]) -> Figure:
     """The accuracy of each round, a line per split."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5, 3.2), dpi=144, layout="constrained")
-    axes = figure.subplots()
+    figure, axes = plain_plot(5, 3.2)
     for (name, values), color in zip(accuracy.items(), SERIES):
         axes.plot(range(len(values)), values, color=color, marker="o", markersize=4, label=name)
         axes.annotate(
@@ -283,5 +280,4 @@ def rounds_plot(accuracy: Mapping[str, Sequence[float]]) -> Figure:
     axes.set_xlabel("rounds of purification before the training")
     axes.set_ylabel("accuracy, mean of classes")
     axes.legend(frameon=False)
-    plain_axes(axes)
     return figure
