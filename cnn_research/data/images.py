@@ -23,6 +23,7 @@ RARE_ENDINGS = (
     *(".tga", ".dib", ".pbm", ".pnm", ".pcx", ".dds", ".psd", ".ico"),
 )
 """Further names of images, not all of which can be read."""
+_ALL_ENDINGS = frozenset((*ENDINGS, *RARE_ENDINGS))
 
 
 class BadImage(UserError):
@@ -35,9 +36,9 @@ def printable(name: str | os.PathLike[str]) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
-def is_named_as_image(path: Path) -> bool:
+def is_named_as_image(path: str | Path) -> bool:
     """Return whether a file's name ends as an image's, common or rare."""
-    return path.suffix.lower() in (*ENDINGS, *RARE_ENDINGS)
+    return os.path.splitext(path)[1].lower() in _ALL_ENDINGS
 
 
 def decode(

@@ -72,7 +72,7 @@ def _decoded(
 
     def attempt(record: Record) -> np.ndarray | BadImage:
         try:
-            return pixels(record.path)
+            return pixels(Path(record.path))
         except BadImage as error:
             return error
 

@@ -144,7 +144,7 @@ def _plan_flat(files: list[Path], shown: str) -> Plan:
     index = {name: at for at, name in enumerate(classes)}
     return Plan(
         records=[
-            Record(path, f"{artist}/{printable(path.name)}", "train", {"label": index[artist]})
+            Record(str(path), f"{artist}/{printable(path.name)}", "train", {"label": index[artist]})
             for path, artist in artists.items()
         ],
         class_names={"label": classes},

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -15,7 +17,7 @@ from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.ranges import PositiveInt
 from cnn_research.data.dataset import UNKNOWN_CLASS, Examples
 from cnn_research.data.images import ENDINGS, decode, is_named_as_image, printable, resized, turned
-from cnn_research.data.prepare.files import SPLIT_FOLDERS, Plan, Record, files_below, stem_of
+from cnn_research.data.prepare.files import SPLIT_FOLDERS, Plan, Record, names_below, stem_of
 from cnn_research.data.sources.loading import ImageFiles, Origin, Share, from_scikit_learn
 
 
@@ -102,11 +104,12 @@ def plan_folder(root: Path, shown: str, class_of: Callable[[str], str] = printab
     """
     if root.is_file():
         raise UsageError(f"{shown} is a table, not a folder: use --experiment=image_table")
-    paths = [path.relative_to(root) for path in files_below(root)]
-    while (wrapper := _wrapper(paths)) is not None:
+    names = names_below(root)
+    while (wrapper := _wrapper(names)) is not None:
         root = root / wrapper
-        paths = [path.relative_to(wrapper) for path in paths if path.parts[0] == wrapper]
-    tops = {path.parts[0] for path in paths if len(path.parts) > 1}
+        inside = f"{wrapper}/"
+        names = [name.removeprefix(inside) for name in names if name.startswith(inside)]
+    tops = {name.partition("/")[0] for name in names if "/" in name}
     splits = {top: SPLIT_FOLDERS[top.lower()] for top in tops if top.lower() in SPLIT_FOLDERS}
     # A class may be called 'train', beside 'bus' and 'tram': alone it is not a split.
     has_splits = "train" in splits.values() and (len(set(splits.values())) > 1 or len(tops) == 1)
@@ -116,44 +119,48 @@ def plan_folder(root: Path, shown: str, class_of: Callable[[str], str] = printab
             f"({printable(sorted(tops - splits.keys())[0])}): move the others elsewhere"
         )
     depth = 1 if has_splits else 0
-    selected = [path for path in paths if len(path.parts) > depth + 1]
-    if not selected:
+    kept = [name for name in names if name.count("/") > depth]
+    if not kept:
         raise UserError(
             f"{shown} has no folders of images: it needs one per class, as <class>/* or "
             "<split>/<class>/*"
         )
-    found = [
-        (path, splits[path.parts[0]] if has_splits else "train", class_of(path.parts[depth]))
-        for path in selected
-    ]
-    all_names = {name for _, _, name in found}
-    with_images = {name for path, _, name in found if is_named_as_image(path)} or all_names
+    class_of = functools.cache(class_of)  # there are few folders and many files
+    found = []
+    for name in kept:
+        top, inner, *_ = name.split("/", 2)
+        split, folder = (splits[top], inner) if has_splits else ("train", top)
+        found.append((name, split, class_of(folder)))
+    all_classes = {of for _, _, of in found}
+    with_images = {of for name, _, of in found if is_named_as_image(name)} or all_classes
     found = [item for item in found if item[2] in with_images]
     if not has_splits:
-        files = [path for path, _, _ in found]
+        files = [name for name, _, _ in found]
         _check_for_unknown_splits([*filter(is_named_as_image, files)] or files, shown)
-    classes = class_names((name for _, split, name in found if split != "target"), shown)
-    index = {name: at for at, name in enumerate(classes)}
+    classes = class_names((of for _, split, of in found if split != "target"), shown)
+    labels = {of: {"label": UNKNOWN_CLASS} for of in all_classes}
+    labels |= {of: {"label": at} for at, of in enumerate(classes)}
     return Plan(
         records=[
-            Record(root / path, printable(path), split, {"label": index.get(name, UNKNOWN_CLASS)})
-            for path, split, name in found
+            Record(f"{root}/{name}", printable(name), split, labels[of])
+            for name, split, of in found
         ],
         class_names={"label": classes},
         notes={
-            "files_outside_class_folders": len(paths) - len(selected),
-            "folders_without_images": len(all_names - with_images),
+            "files_outside_class_folders": len(names) - len(kept),
+            "folders_without_images": len(all_classes - with_images),
         },
     )
 
 
-def _check_for_unknown_splits(paths: Sequence[Path], shown: str) -> None:
+def _check_for_unknown_splits(names: Sequence[str], shown: str) -> None:
     """An error where the folders at the top all have the same folders in them, two or more."""
     below: dict[str, set[str]] = {}
-    for path in paths:
-        if len(path.parts) < 3:
+    for name in names:
+        if name.count("/") < 2:
             return
-        below.setdefault(path.parts[0], set()).add(path.parts[1])
+        top, inner, _ = name.split("/", 2)
+        below.setdefault(top, set()).add(inner)
     first, *others = below.values()
     if others and len(first) > 1 and all(inner == first for inner in others):
         raise UserError(
@@ -169,14 +176,14 @@ def plan_photos(root: Path, shown: str) -> Plan:
     Raises:
         UserError: there is none; names `shown`.
     """
-    paths = files_below(root)
-    selected = [path for path in paths if path.suffix.lower() in ENDINGS]
-    if not selected:
+    names = names_below(root)
+    kept = [name for name in names if os.path.splitext(name)[1].lower() in ENDINGS]
+    if not kept:
         raise UserError(f"{shown} has no images in it")
     return Plan(
-        records=[Record(path, printable(path.relative_to(root)), "train", {}) for path in selected],
+        records=[Record(f"{root}/{name}", printable(name), "train", {}) for name in kept],
         class_names={},
-        notes={"other_files": len(paths) - len(selected)},
+        notes={"other_files": len(names) - len(kept)},
     )
 
 
@@ -190,9 +197,9 @@ def class_names(names: Iterable[str], shown: str) -> tuple[str, ...]:
     return classes
 
 
-def _wrapper(paths: Sequence[Path]) -> str | None:
+def _wrapper(names: Sequence[str]) -> str | None:
     """The one folder that holds all the others, if there is one and it is not a split."""
-    tops = {path.parts[0] for path in paths if len(path.parts) > 1}
-    nested = any(len(path.parts) > 2 for path in paths)
+    tops = {name.partition("/")[0] for name in names if "/" in name}
+    nested = any(name.count("/") > 1 for name in names)
     top = next(iter(tops)) if len(tops) == 1 else "train"
     return top if nested and top.lower() not in SPLIT_FOLDERS else None

@@ -25,8 +25,8 @@ from cnn_research.data.prepare import cache
 from cnn_research.data.prepare.files import (
     Plan,
     existing,
-    files_below,
     fingerprint_of,
+    names_below,
     opened,
     stem_of,
 )
@@ -207,7 +207,9 @@ class ImageFiles(Source):
 
     def state_of(self, path: Path) -> str:
         """Another text whenever a file that is read below `path` has changed."""
-        return fingerprint_of(files_below(path) if path.is_dir() else [path], path)
+        if not path.is_dir():
+            return fingerprint_of([path], path)
+        return fingerprint_of([f"{path}/{name}" for name in names_below(path)], path)
 
     def pixels(self, file: Path) -> np.ndarray:
         """The image in a file, uint8 `[*image_size, 3]`."""

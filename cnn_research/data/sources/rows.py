@@ -8,6 +8,7 @@ import io
 import itertools
 import math
 import operator
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -178,7 +179,8 @@ def plan_rows(rows: Sequence[Row], shown: str, folder: Path, source: ImageTable)
         measured = {head: values[at] for head, values in numbers.items()}
         if set(found.values()) - {MISSING} or not all(map(math.isnan, measured.values())):
             labels = {**found, **measured}
-            records.append(Record(folder / names[at], printable(names[at]), split, labels))
+            path = os.path.join(folder, names[at])
+            records.append(Record(path, printable(names[at]), split, labels))
     notes = {"rows_without_any_label": len(splits) - len(records)}
     if source.rows or source.target:
         notes["rows_not_asked_for"] = len(rows) - len(splits)

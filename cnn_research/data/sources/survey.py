@@ -79,13 +79,13 @@ def _survey(plan: Plan, shown: str) -> Survey:
     )
 
 
-def _median_size(files: Sequence[Path], shown: str) -> tuple[int, int]:
+def _median_size(files: Sequence[str], shown: str) -> tuple[int, int]:
     """Median height and width of an evenly spread sample of the files, skipping those that are not
     images."""
     sizes = []
     for file in files[:: max(1, len(files) // SAMPLE)]:
         try:
-            with open_image(file) as image:
+            with open_image(Path(file)) as image:
                 size = image.size
                 on_its_side = image.getexif().get(EXIF_ORIENTATION, 1) >= ON_ITS_SIDE
         except Exception:  # Pillow's plugins raise a dozen different ones

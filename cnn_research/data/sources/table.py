@@ -59,7 +59,7 @@ class ImageTable(ImageFiles):
         return plan_rows(read_table(table, shown), shown, table.parent, self)
 
     def state_of(self, path: Path) -> str:
-        files = [path]
+        files: list[str | Path] = [path]
         if path.is_dir() or path.suffix.lower() == ".csv":
             shown = printable(path)
             table = find_table(path, shown)
