@@ -68,8 +68,8 @@ def balanced_indices(
 
 
 def epochs_to_steps(epochs: float, batch_size: int, examples: int) -> int:
-    """The number of steps after which `epochs` epochs are complete."""
-    return max(1, -(-round(epochs * examples) // batch_size))
+    """The number of steps after which `epochs` epochs are complete: one at least, none for 0."""
+    return max(1, -(-round(epochs * examples) // batch_size)) if epochs else 0
 
 
 def random_corners(

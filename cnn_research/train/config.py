@@ -11,7 +11,14 @@ from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError
 from cnn_research.core.experiment import Experiment
 from cnn_research.core.metrics import Direction
-from cnn_research.core.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Range, Seed
+from cnn_research.core.ranges import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Range,
+    Seed,
+)
 from cnn_research.data.augmentation.config import Augmentation
 from cnn_research.models.pretrained import Pretrained
 from cnn_research.tasks.classification import Classification
@@ -83,8 +90,8 @@ class Training(Experiment):
     """Subtracted from pixels, which are 0 to 1: one number, or one for each channel."""
     std: tuple[PositiveFloat, ...] = (1.0,)
     """Divides pixels, after the mean was subtracted: one number, or one for each channel."""
-    epochs: PositiveFloat = 10
-    """Number of passes over the training examples."""
+    epochs: NonNegativeFloat = 10
+    """Number of passes over the training examples; 0 to stop after `transfer.fit_after`."""
     batch_size: PositiveInt = 128
     """Training examples in a step, over all devices."""
     accumulate: PositiveInt = 1
@@ -134,8 +141,22 @@ class Training(Experiment):
                 "--sampling=balanced does not go with --augmentation.choose=copies, which trains "
                 "on every copy once an epoch"
             )
-        if self.task.needs_pixels and self.transfer.cache_after:
-            raise UsageError("--transfer.cache-after leaves no images, and this task looks at them")
+        if self.task.needs_pixels and (self.transfer.cache_after or self.transfer.fit_after):
+            raise UsageError(
+                "--transfer.cache-after and .fit-after leave no images, and this task looks at them"
+            )
+        if not self.epochs and not self.transfer.fit_after:
+            raise UsageError(
+                "--epochs is 0: must be above 0, unless --transfer.fit-after fits the head"
+            )
+        if self.transfer.fit_after and self.transfer.cache_after not in (
+            "",
+            self.transfer.fit_after,
+        ):
+            raise UsageError(
+                f"--transfer.fit-after is {self.transfer.fit_after} and --transfer.cache-after "
+                f"{self.transfer.cache_after}: name the same layer, or leave the latter out"
+            )
         plain = Augmentation(mirror=self.augmentation.mirror, mixup=self.augmentation.mixup)
         if self.transfer.cache_after and (self.evaluation.shift or self.augmentation != plain):
             raise UsageError(

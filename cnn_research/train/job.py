@@ -140,8 +140,10 @@ def prepare(session: Session) -> Job:
         say(f"Resuming from the checkpoint of step {session.restored:,}{complete}.")
     if loaded is not None:
         say(f"Pretrained: {loaded}.")
-    # Cached features depend on the parameters, and so come after them.
+    # Features depend on the parameters, and so come after them.
     with session.interruption.interruptible_setup():
+        if session.restored is None and experiment.transfer.fit_after:
+            _fit_heads(session)
         model, splits = model_and_splits(experiment, session.runs[0].state, session.dataset, say)
     train = splits["train"]
     balanced = experiment.sampling == "balanced"
@@ -194,12 +196,30 @@ def _start_afresh(session: Session, run: SeedRun) -> Loaded | None:
         folder = Path(start.source)
         weights = weights_of_run(folder) if folder.is_dir() else None
         variables, loaded = load_pretrained(experiment.model, variables, start, weights)
+    run.state = _with_variables(state, variables)
+    return loaded
+
+
+def _with_variables(state: TrainState, variables: Mapping[str, Any]) -> TrainState:
     params, rest = variables["params"], {k: v for k, v in variables.items() if k != "params"}
     # Averages are copies, because donated buffers must not be shared.
     ema = jax.tree.map(np.array, dict(variables)) if state.ema else {}
-    with_variables = dataclasses.replace(state, params=params, model_state=rest, ema=ema)
-    run.state = jax.device_put(with_variables, shardings_of(state))
-    return loaded
+    after = dataclasses.replace(state, params=params, model_state=rest, ema=ema)
+    return jax.device_put(after, shardings_of(state))
+
+
+def _fit_heads(session: Session) -> None:
+    """Replace each run's head by the one that `transfer.fit_after` asks for, and record it."""
+    from cnn_research.train.head_fit import fit_head
+
+    for run in session.runs:
+        say = session.progress.say
+        head = fit_head(session.experiment, run.state, session.dataset, session.mesh, say)
+        run.state = _with_variables(run.state, head.variables)
+        say(f"Head fitted: {head}.")
+        if session.writes:
+            facts = {"penalty": head.penalty, "validation_loss": dict(head.validation_loss)}
+            folders.add_facts(run.workdir, fitted_head=facts)
 
 
 def _describe(session: Session, run: SeedRun, parameters: int, loaded: Loaded | None) -> None:

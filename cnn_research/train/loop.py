@@ -64,6 +64,9 @@ def run_loop(job: Job, outputs: Outputs) -> None:
 
     In this order, an evaluation that was stopped is repeated, and decides, on the next start.
     """
+    fitted = bool(job.session.experiment.transfer.fit_after)
+    if fitted and job.step == 0 and job.host.best_metric is None:
+        evaluate_and_save(job, outputs)  # what training has to improve on
     while True:
         if job.plan.evaluation_due(job.step, job.host.last_eval_step):
             evaluate_and_save(job, outputs)

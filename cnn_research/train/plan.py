@@ -38,7 +38,7 @@ class Plan:
 
     def step_at(self, epoch: float) -> int:
         """The number of steps after which so many epochs are complete; 0 before the first."""
-        return epochs_to_steps(epoch, self.batch_size, self.examples) if epoch else 0
+        return epochs_to_steps(epoch, self.batch_size, self.examples)
 
     def epoch_at(self, step: int) -> float:
         """The number of epochs that so many steps complete."""

@@ -188,12 +188,12 @@ def bind_to_dataset(experiment: Training, dataset: Dataset) -> Training:
     """
     model = experiment.task.bind(experiment.model, dataset)
     transfer = experiment.transfer
+    if dataset.window and (transfer.cache_after or transfer.fit_after):
+        raise UsageError(
+            "--transfer.cache-after and .fit-after compute features once, and of this data another "
+            "window is cut each time: leave them out"
+        )
     if transfer.cache_after:
-        if dataset.window:
-            raise UsageError(
-                "--transfer.cache-after computes features once, and of this data another window is "
-                "cut each time: leave it out"
-            )
         frozen = before(model, dataset.image_shape, transfer.cache_after)
         transfer = dataclasses.replace(transfer, freeze=(*transfer.freeze, *frozen))
     return dataclasses.replace(

@@ -19,7 +19,7 @@ from flax import linen as nn
 
 from cnn_research.core.config import did_you_mean, register_config
 from cnn_research.core.errors import UsageError
-from cnn_research.core.ranges import PositiveFloat
+from cnn_research.core.ranges import NonNegativeFloat, PositiveFloat
 from cnn_research.models.pretrained import matches
 from cnn_research.train.optimizers import Optimizer
 
@@ -40,6 +40,12 @@ class Transfer:
     cache_after: str = ""
     """Compute this layer's output once per image, and train only what comes after it; everything
     before is frozen. Images can be mirrored then, but not augmented otherwise."""
+
+    fit_after: str = ""
+    """Fit the layers after this one to its output before the first step, by penalised regression:
+    the result is evaluated at step 0, and training goes on from there, if `epochs` are above 0."""
+    penalties: tuple[NonNegativeFloat, ...] = (1.0, 0.1, 0.01, 1e-3, 1e-4)
+    """Ridge penalties of `fit_after`; the one with the least validation loss is taken."""
 
     @property
     def names_layers(self) -> bool:

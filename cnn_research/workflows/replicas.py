@@ -68,9 +68,9 @@ def _runs(experiment: Training, workdir: Path, count: int) -> list[SeedRun]:
         raise UsageError(
             "--replicas all train for the same number of steps: leave --selection.patience at 0"
         )
-    if experiment.transfer.cache_after:
+    if experiment.transfer.cache_after or experiment.transfer.fit_after:
         raise UsageError(
-            "--replicas do not share cached features: leave --transfer.cache-after out"
+            "--replicas do not share features: leave --transfer.cache-after and .fit-after out"
         )
     seeds = range(experiment.seed, experiment.seed + count)
     return [
