@@ -19,7 +19,7 @@ from cnn_research.cli.run import run
 from cnn_research.core import memory
 from cnn_research.core.distributed import data_mesh
 from cnn_research.core.experiment import lookup
-from cnn_research.core.progress import Progress
+from cnn_research.core.progress import Progress, Tally
 from cnn_research.data.sources.synthetic import Synthetic
 from cnn_research.models.mlp import MLP
 from cnn_research.train import loop
@@ -94,6 +94,36 @@ def test_progress_shows_the_metrics_that_the_task_declares(capsys):
     progress = Progress(40, 8, 4.0, ("top5", "loss"))
     progress.evaluated(10, 1.0, {"loss": 1.0, "top5": 0.25, "count": 8}, {"loss": 2.0})
     assert "train loss 1.0000 top5 0.2500  validation loss 2.0000" in capsys.readouterr().err
+
+
+def test_progress_in_a_pipe_is_a_line_every_ten_seconds(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with Tally("decoding images", 1000) as tally:
+        for _ in range(200):
+            now[0] += 0.125
+            tally.advance(2)
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        "decoding images: 160/1,000  16/s  52.5 s left",
+        "decoding images: 320/1,000  16/s  42.5 s left",
+    ]
+    progress = Progress(40, 8, 4.0)
+    progress.step(1, 0.5)
+    now[0] += 11
+    progress.step(2, 0.25)
+    assert capsys.readouterr().err == "step 2/40  loss 0.2500  \n"
+
+
+def test_progress_on_a_terminal_is_written_over(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with Tally("fetching", None, " MB") as tally:
+        now[0] = 1.0
+        tally.advance(5)
+    said = capsys.readouterr().err
+    assert said.count("\r\x1b[K") == 2 and "fetching: 5 MB" in said and "\n" not in said
 
 
 def test_doctor(monkeypatch, tmp_path, capsys):

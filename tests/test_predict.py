@@ -98,7 +98,7 @@ def test_a_pattern_a_bad_file_and_a_file_that_is_none(digits, tmp_path, capsys):
     assert [Path(row["file"]).name for row in rows_of(digits / "run")] == [
         f"0{index}.png" for index in (2, 3, 5)
     ]
-    assert "skipped:" in capsys.readouterr().out
+    assert "skipped:" in capsys.readouterr().err
 
 
 def test_which_files_are_taken(tmp_path, capsys):

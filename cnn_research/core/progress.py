@@ -1,14 +1,83 @@
-"""Progress of a training run on the terminal."""
+"""Progress on standard error: of a training run, and of anything that is counted.
+
+On a terminal one line is written over; elsewhere, as in a pipe or a log, a new one comes every ten
+seconds.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Self
+
+LIVE_SECONDS, LINE_SECONDS = 0.2, 10.0
+"""The least time between two states that are shown, on a terminal and elsewhere."""
+
+
+class Line:
+    """The state of what is going on, and lines that stay."""
+
+    def __init__(self, *, enabled: bool = True):
+        self._enabled, self._live = enabled, sys.stderr.isatty()
+        self._clear = "\r\x1b[K" if self._live else ""
+        self._seconds = LIVE_SECONDS if self._live else LINE_SECONDS
+        self._shown = time.monotonic()
+
+    def show(self, text: Callable[[], str]) -> None:
+        """Show a state, unless one was shown just now."""
+        now = time.monotonic()
+        if self._enabled and now - self._shown >= self._seconds:
+            self._shown = now
+            self._print(text(), end="" if self._live else "\n")
+
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        if self._enabled:
+            self._print(text, end="\n")
+
+    def clear(self) -> None:
+        """Remove the state from a terminal."""
+        if self._enabled and self._live:
+            self._print("", end="")
+
+    def _print(self, text: str, end: str) -> None:
+        print(self._clear + text, end=end, file=sys.stderr, flush=True)
+
+
+class Tally:
+    """How many of `total` are done (None: of how many is not known), how fast, and the time left.
+
+    A context manager: at its end the terminal's line is free again.
+    """
+
+    def __init__(self, what: str, total: float | None, unit: str = ""):
+        self._what, self._total, self._unit = what, total, unit
+        self._done, self._line, self._began = 0.0, Line(), time.monotonic()
+        self.say = self._line.say
+
+    def advance(self, count: float = 1) -> None:
+        self._done += count
+        self._line.show(self._state)
+
+    def _state(self) -> str:
+        speed = self._done / max(time.monotonic() - self._began, 1e-9)
+        total = f"/{self._total:,.0f}" if self._total else ""
+        each = f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}"
+        parts = [f"{self._what}: {self._done:,.0f}{total}{self._unit}", f"{each}{self._unit}/s"]
+        if self._total and speed:
+            parts.append(f"{duration(max(self._total - self._done, 0) / speed)} left")
+        return "  ".join(parts)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._line.clear()
 
 
 class Progress:
-    """A line that is written over on a terminal, and one lasting line per evaluation."""
+    """Progress of a training run: the state of its steps, and a lasting line per evaluation."""
 
     def __init__(
         self,
@@ -22,10 +91,8 @@ class Progress:
         """Take the names of the `metrics` that are shown after the loss."""
         self._names = dict.fromkeys(("loss", *metrics))
         self._steps, self._batch, self._epochs = steps, batch_size, epochs
-        self._enabled = enabled
-        self._live = enabled and sys.stderr.isatty()
-        self._clear = "\r\x1b[K" if self._live else ""
-        self._shown = 0.0
+        self._line = Line(enabled=enabled)
+        self.say = self._line.say
         self._seconds, self._done = 0.0, 0
         self._began: tuple[float, int] | None = None
 
@@ -44,11 +111,9 @@ class Progress:
         return self._done * self._batch / self._seconds if self._seconds else 0.0
 
     def step(self, step: int, loss: float) -> None:
-        now = time.monotonic()
-        if self._live and now - self._shown > 0.2:
-            self._shown = now
-            text = f"step {step:,}/{self._steps:,}  loss {loss:.4f}  {self._pace(step)}"
-            print(f"{self._clear}{text}", end="", file=sys.stderr, flush=True)
+        self._line.show(
+            lambda: f"step {step:,}/{self._steps:,}  loss {loss:.4f}  {self._pace(step)}"
+        )
 
     def evaluated(
         self,
@@ -66,11 +131,6 @@ class Progress:
         if validation is not None:
             parts.append(self._figures("validation", validation))
         self.say("  ".join([*parts, self._pace(step)]))
-
-    def say(self, text: str) -> None:
-        """Print a line that stays."""
-        if self._enabled:
-            print(self._clear + text, file=sys.stderr, flush=True)
 
     def _figures(self, split: str, values: Mapping[str, float]) -> str:
         return " ".join([split, *(f"{n} {values[n]:.4f}" for n in self._names if n in values)])

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from cnn_research.core import run_folder as folders
 from cnn_research.core.distributed import is_first_process, wait_for_all
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.experiment import Result
+from cnn_research.core.progress import Tally
 from cnn_research.data.dataset import Dataset
 from cnn_research.data.images import (
     ENDINGS,
@@ -98,24 +98,22 @@ def _write_each(
     """Predict each image, and write its line of predictions.jsonl and its own files."""
     task = model.experiment.fitted_task
     predictions: list[Prediction] = []
-    progress = tqdm(
-        outputs_of(files, model, features=nearest is not None),
-        "predicting",
-        total=len(files),
-        unit=" images",
-        disable=None,  # where there is no terminal
-    )
-    with (folder / "predictions.jsonl").open("w", encoding="utf-8") as lines:
-        for (file, image, arrays), stem in zip(progress, stems(files), strict=True):
+    outputs_of_files = outputs_of(files, model, features=nearest is not None)
+    with (
+        (folder / "predictions.jsonl").open("w", encoding="utf-8") as lines,
+        Tally("predicting images", len(files)) as tally,
+    ):
+        for (file, image, arrays), stem in zip(outputs_of_files, stems(files), strict=True):
+            tally.advance()
             if isinstance(image, BadImage):
-                progress.write(f"skipped: {image}")
+                tally.say(f"skipped: {image}")
                 continue
             outputs, *features = arrays
             (answers,) = task.answers(outputs[None], model.class_names)
             try:
                 task.write_files(folder / stem, file, answers)
             except BadImage as error:
-                progress.write(f"without a picture: {error}")
+                tally.say(f"without a picture: {error}")
             row: dict[str, Any] = {"file": printable(file)}
             row |= {head: answer.values for head, answer in answers.items()}
             near = np.empty(0, int)

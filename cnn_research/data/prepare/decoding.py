@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 from absl import logging
-from tqdm import tqdm
 
 from cnn_research.core.errors import UserError
 from cnn_research.core.preemption import raise_if_interrupted
+from cnn_research.core.progress import Tally
 from cnn_research.data.dataset import Examples
 from cnn_research.data.images import BadImage
 from cnn_research.data.prepare.files import Plan, Record
@@ -79,14 +79,14 @@ def _decoded(
     with (
         warnings.catch_warnings(),
         ThreadPoolExecutor() as pool,  # Pillow decodes and resizes outside of the lock
-        tqdm(total=len(records), desc="decoding images", disable=None) as progress,
+        Tally("decoding images", len(records)) as tally,
     ):
         warnings.simplefilter("ignore")  # Pillow's, on odd but readable files
         for start in range(0, len(records), CHUNK):
             raise_if_interrupted()
             chunk = records[start : start + CHUNK]
             yield from zip(chunk, pool.map(attempt, chunk), strict=True)
-            progress.update(len(chunk))
+            tally.advance(len(chunk))
 
 
 def _report(plan: Plan, usable: Sequence[Record], bad: Sequence[tuple[str, str]]) -> None:

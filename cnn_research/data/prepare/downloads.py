@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import http.client
-import shutil
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
-from tqdm import tqdm
-
 from cnn_research.core.errors import UserError
 from cnn_research.core.files import sha256_of
+from cnn_research.core.progress import Tally
+
+PART = 1 << 20
+"""Bytes that are read at once."""
 
 
 def fetch(address: str, folder: Path, official: Mapping[str, str], title: str, advice: str) -> None:
@@ -23,11 +24,11 @@ def fetch(address: str, folder: Path, official: Mapping[str, str], title: str, a
     file = folder / "download"
     try:
         with urllib.request.urlopen(address, timeout=20) as answer, open(file, "wb") as output:
-            size = int(answer.headers.get("Content-Length") or 0) or None
-            with tqdm.wrapattr(
-                answer, "read", size, desc=f"fetching {title}", disable=None
-            ) as stream:
-                shutil.copyfileobj(stream, output)
+            megabytes = int(answer.headers.get("Content-Length") or 0) / 1e6
+            with Tally(f"fetching {title}", megabytes or None, " MB") as tally:
+                while part := answer.read(PART):
+                    output.write(part)
+                    tally.advance(len(part) / 1e6)
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise UserError(
             f"{title} could not be downloaded from {address} ({error}): {advice}"
