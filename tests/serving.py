@@ -36,6 +36,7 @@ def write_export(
     forward: Callable[[Any], Any],
     image_shape: tuple[int, int, int],
     heads: Sequence[Mapping[str, Any]],
+    fit: str = "stretch",
 ) -> Path:
     """An export of a function from uint8 images to outputs; returns its folder."""
     import jax
@@ -50,7 +51,7 @@ def write_export(
     facts = {
         "format": FORMAT,
         "experiment": folder.name,
-        "input": {"dtype": "uint8", "shape": ["batch", *image_shape]},
+        "input": {"dtype": "uint8", "shape": ["batch", *image_shape], "fit": fit},
         "outputs": heads[-1]["stop"],
         "heads": list(heads),
         "step": 0,

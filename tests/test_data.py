@@ -306,6 +306,16 @@ def test_second_load_maps_memory_without_decoding_and_a_change_decodes_again(tmp
     assert len(list(cache.data_dir().glob("image_folder/*/*/arrays/*"))) == 1
 
 
+def test_each_fit_has_arrays_of_its_own(tmp_path, data_dir):
+    root = make_folder(tmp_path / "fruit", {"a": 5, "b": 5})
+    for fit in ("stretch", "crop", "pad", "crop"):
+        dataset = ImageFolder(str(root), (8, 8), fit, validation=0.0, test=0.2).load()
+        split = dataset.splits["test"]
+        for image, name in zip(split.images, split.names, strict=True):
+            np.testing.assert_array_equal(image, images.decode(root / str(name), (8, 8), fit))
+    assert len(list(data_dir.rglob("index.json"))) == 3
+
+
 def test_folder_of_a_target_with_a_class_of_its_own(tmp_path):
     root = tmp_path / "fruit"
     make_folder(root / "train", {"apple": 8, "pear": 8})
@@ -1013,6 +1023,9 @@ def test_prepared_artworks_are_what_the_files_are(tmp_path, data_dir, capsys):
     assert found.name == "artworks" and found.provenance["path"] == "own"
     with pytest.raises(UsageError, match="prepared at up to 256: ask for no more, or name"):
         Artworks(image_size=(257, 20)).load()
+    cropped = dataclasses.replace(source, image_size=(64, 64), fit="crop")
+    expected = dataclasses.replace(cropped, path=str(root)).load().splits["test"].images
+    np.testing.assert_array_equal(cropped.load().splits["test"].images, expected)
 
 
 def test_artist_with_one_painting(tmp_path):
@@ -1066,10 +1079,10 @@ def test_real_products_are_of_two_times(real_data, tmp_path):
 # Arrays on the disk
 
 
-@pytest.mark.parametrize("damage", ["truncated", "absent", "index", "half"])
+@pytest.mark.parametrize("damage", ["truncated", "absent", "index", "older", "half"])
 def test_damaged_arrays_are_built_again(tmp_path, damage, data_dir):
     source = ImageFolder(str(make_folder(tmp_path / "fruit", {"a": 5, "b": 5})), validation=0.0)
-    before = source.load().provenance["content"]
+    before = np.array(source.load().splits["train"].images)
     (folder,) = (path.parent for path in data_dir.rglob("index.json"))
     if damage == "truncated":
         os.truncate(folder / "train.images.npy", 500)
@@ -1077,9 +1090,13 @@ def test_damaged_arrays_are_built_again(tmp_path, damage, data_dir):
         (folder / "test.labels0.npy").unlink()
     elif damage == "index":
         (folder / "index.json").write_text("{")
+    elif damage == "older":  # of another decoding
+        index = json.loads((folder / "index.json").read_text())
+        np.save(folder / "train.images.npy", 255 - before)
+        (folder / "index.json").write_text(json.dumps(index | {"format": index["format"] - 1}))
     else:
         folder.rename(folder.with_name(f".{folder.name}.incomplete"))
-    assert source.load().provenance["content"] == before
+    np.testing.assert_array_equal(source.load().splits["train"].images, before)
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 

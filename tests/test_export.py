@@ -21,7 +21,8 @@ from cnn_research.cli.run import run
 from cnn_research.core.distributed import data_mesh
 from cnn_research.core.errors import UserError
 from cnn_research.core.experiment import lookup, registry
-from cnn_research.data.images import decode, grey
+from cnn_research.data.images import decode, decode_input, grey
+from cnn_research.data.sources.folder import ImageFolder
 from cnn_research.data.sources.scikit_learn import Digits
 from cnn_research.data.sources.synthetic import Synthetic
 from cnn_research.inference.export import PLATFORMS, card, program
@@ -37,6 +38,7 @@ from cnn_research.train.state import TrainState, abstract_state
 from cnn_research.train.trained import TrainedModel, bind_to_dataset
 from cnn_research.train.transfer import Transfer
 from tests.sizes import scaled_down
+from tests.test_images import P3, rgb_profile
 
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS = Training(
@@ -102,6 +104,50 @@ def test_jax_alone_reads_it(digits):
     ]
 
 
+@pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
+def test_a_tall_photograph_is_the_same_to_run_export_and_server(tmp_path, monkeypatch, fit):
+    """Of another colour space and on its side, as cameras have them, and large."""
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
+    root, exif = tmp_path / "photos", Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    for number in range(8):
+        file = root / "ab"[number % 2] / f"{number}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (5, 12, 3), np.uint8)
+        photograph = Image.fromarray(pixels).resize((120, 50))
+        photograph.save(file, exif=exif, icc_profile=rgb_profile(P3))
+    data = ImageFolder(str(root), (8, 8), fit, validation=0.0, test=0.25)
+    training = Training(data=data, model=MLP(dense=(8,)), epochs=1, batch_size=4)
+    for mode in ("train", "export"):
+        run(training, tmp_path / "run", mode)
+    run(training, tmp_path / "run", "predict", str(file))
+    (line,) = (tmp_path / "run" / "predictions" / "predictions.jsonl").read_text().splitlines()
+    network = open_export(tmp_path / "run" / "export")
+    pixels = decode_input(file, network.image_shape, network.fit)
+    trained_on = {
+        str(name): image
+        for split in data.load().splits.values()
+        for name, image in zip(split.names, split.images, strict=True)
+    }
+    np.testing.assert_array_equal(pixels, decode(file, (8, 8), fit))
+    np.testing.assert_array_equal(pixels, trained_on["b/7.jpg"])
+    outputs = network(pixels[None])
+    (answer,) = network.answers(outputs)
+    said = {each["label"]: each["probability"] for each in answer["label"]}
+    assert said == json.loads(line)["label"]["top"]
+    code = (tmp_path / "run" / "export" / "README.md").read_text()
+    code = code.split("```python\n")[1].split("```")[0].replace('"IMAGE"', repr(str(file)))
+    names: dict = {}
+    monkeypatch.chdir(tmp_path / "run" / "export")
+    exec(code, names)
+    np.testing.assert_array_equal(names["images"], pixels[None])
+    np.testing.assert_array_equal(names["outputs"], outputs)
+    pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
+    from cnn_research.inference.serve.app import decoded
+
+    np.testing.assert_array_equal(decoded(file.read_bytes(), None, network), pixels)
+
+
 def imported_by_opening(folder: Path) -> set[str]:
     code = (
         "import sys; from pathlib import Path; "
@@ -160,11 +206,12 @@ def test_what_cannot_be_opened(digits, tmp_path):
         (lambda facts: b"{", "JSONDecodeError"),
         (lambda facts: b"\xff", "UnicodeDecodeError"),
         (lambda facts: [facts], "TypeError"),
-        (lambda facts: {"format": 1}, "KeyError: 'input'"),
-        (lambda facts: facts | {"format": 2}, "it has format 2, and this version reads 1"),
+        (lambda facts: {"format": 2}, "KeyError: 'input'"),
+        (lambda facts: facts | {"format": 1}, "it has format 1, and this version reads 2"),
         (lambda facts: facts | {"input": {}}, "KeyError: 'shape'"),
         (lambda facts: facts | {"input": {"shape": ["batch", 8, "8", 1]}}, "gives other shapes"),
         (lambda facts: facts | {"input": {"shape": ["batch", 9, 8, 1]}}, "gives other shapes"),
+        (lambda facts: with_input(facts, fit="zoom"), "it has the fit 'zoom'"),
         (lambda facts: facts | {"outputs": 11}, "gives other shapes"),
         (lambda facts: facts | {"heads": []}, "lacks heads"),
         (lambda facts: facts | {"heads": ["label"]}, "TypeError"),
@@ -194,6 +241,10 @@ def test_numbers_that_json_lacks_are_read_as_none(digits, tmp_path):
     (copy / "export.json").write_text(json.dumps(facts | {"figures": {"loss": float("nan")}}))
     write_sums(copy)
     assert open_export(copy).facts["figures"] == {"loss": None}
+
+
+def with_input(facts: dict, **values) -> dict:
+    return facts | {"input": facts["input"] | values}
 
 
 def with_head(facts: dict, **values) -> dict:
@@ -316,5 +367,6 @@ def test_every_training_exports_for_any_batch(name):
     assert str(outputs.shape[0]) == "batch" and outputs.shape[1] == heads[-1]["stop"]
     assert outputs.dtype == np.float32
     facts = {"heads": heads, "experiment": name, "step": 0, "commit": ""}
-    image = {"shape": ["batch", *dataset.image_shape], "channels": "RGB", "resize": ""}
+    image = {"shape": ["batch", *dataset.image_shape], "channels": "RGB"}
+    image |= {"fit": found.fit, "resize": ""}
     assert name in card({**facts, "figures": {}, "evaluation": {}, "input": image}, {}, onnx=False)

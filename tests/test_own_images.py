@@ -94,6 +94,20 @@ def test_characters_are_not_mirrored_and_few_images_are_not_weighed(tmp_path):
     assert experiment.selection.report == "last", "a single validation image"
 
 
+def test_images_of_many_shapes_keep_their_proportions(tmp_path):
+    root = make_folder(tmp_path / "pets", {"cat": 6, "dog": 6}, size=(60, 40))
+    path = f"--data.path={root}"
+    experiment, said = fitted("image_folder", path)
+    assert experiment.data.fit == "stretch" and "--data.fit" not in said
+    for number in range(4):
+        picture(number, (40, 60)).save(root / "cat" / f"tall{number}.png")
+    experiment, said = fitted("image_folder", path)
+    assert experiment.data.fit == own_images.KEEPS_PROPORTIONS
+    assert f"--data.fit={own_images.KEEPS_PROPORTIONS}" in said and "0.67 to 1.50" in said
+    experiment, said = fitted("image_folder", path, "--data.fit=stretch")
+    assert experiment.data.fit == "stretch" and "--data.fit" not in said
+
+
 def test_very_large_sets_are_said_to_take_longer(tmp_path, monkeypatch):
     root = make_folder(tmp_path / "pets", {"cat": 5, "dog": 5})
     assert "about ten minutes" in fitted("image_folder", f"--data.path={root}")[1]
@@ -114,7 +128,7 @@ def test_very_large_sets_are_said_to_take_longer(tmp_path, monkeypatch):
     ],
 )
 def test_image_sizes(height, width, longer, expected):
-    seen = Survey(splits={}, classes={}, height=height, width=width)
+    seen = Survey(splits={}, classes={}, height=height, width=width, shapes=(1.0, 1.0))
     assert image_size(seen, longer) == expected
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import os
 import unicodedata
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -25,6 +27,20 @@ RARE_ENDINGS = (
 """Further names of images, not all of which can be read."""
 _ALL_ENDINGS = frozenset((*ENDINGS, *RARE_ENDINGS))
 
+Fit = Literal["stretch", "crop", "pad"]
+"""How an image of another shape comes to a size. `stretch` changes its proportions. `crop` keeps
+them and fills the size: what is too long is cut off at both ends. `pad` keeps them and the whole
+image, with `FILL` at two sides."""
+
+FILL = (124, 116, 104)
+"""The mean colour of ImageNet's photographs: what is subtracted from pixels is about that."""
+
+PROFILES = 16
+"""Colour profiles whose conversion is kept for the next image: a camera's images have the same."""
+
+BITS, LARGEST, SAMPLE_FORMAT, SIGNED = 258, 281, 339, 2
+"""Tags of TIFF: bits of a number, the largest number, and the kind of numbers, 2 with a sign."""
+
 
 class BadImage(UserError):
     """A file that cannot be used as an image."""
@@ -42,13 +58,20 @@ def is_named_as_image(path: str | Path) -> bool:
 
 
 def decode(
-    file: Path | BinaryIO, image_size: tuple[int, int] | None, shown: str = ""
+    file: Path | BinaryIO,
+    image_size: tuple[int, int] | None,
+    fit: Fit = "stretch",
+    shown: str = "",
 ) -> np.ndarray:
-    """Decode an image to uint8 `[height, width, 3]`, stretched to `image_size` unless that is None.
+    """Decode an image to uint8 `[height, width, 3]`, of `image_size` unless that is None.
 
-    Rotated as EXIF says, transparency put on white, 16 bits reduced to 8, CMYK and palettes turned
-    into RGB; of an animation the first frame. Errors name the file `shown`, if given. Raises
-    `BadImage` if it is not an image, is damaged, has too many pixels, or is not there.
+    Rotated as EXIF says, transparency put on white, deeper numbers scaled to 8 bits as the file
+    says, palettes and CMYK turned into RGB, and colours into sRGB's where a colour profile says
+    what they are; of an animation the first frame. Errors name the file `shown`, if given.
+
+    Raises:
+        BadImage: it is not an image, is damaged, has too many pixels, is too narrow to be padded,
+            or is not there.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -62,11 +85,12 @@ def decode(
                     f"{shown} has {found.width}x{found.height} pixels, more than "
                     f"{MAX_PIXELS // 1_000_000} million: make it smaller"
                 )
+            white = _white(found)
             if image_size:
                 # A large JPEG is decoded at the nearest size above twice the wanted one.
                 found.draft("RGB", (2 * max(image_size), 2 * max(image_size)))
             found.load()
-            image = _to_rgb(ImageOps.exif_transpose(found))
+            image = _to_rgb(ImageOps.exif_transpose(found), white)
     except Image.DecompressionBombError as error:
         raise BadImage(
             f"{shown} has more than {MAX_PIXELS // 1_000_000} million pixels: make it smaller"
@@ -79,7 +103,13 @@ def decode(
         raise BadImage(f"{shown} is not an image or is damaged") from error
     except Exception as error:  # Pillow's plugins raise a dozen different ones
         raise BadImage(f"{shown} is not an image or is damaged ({error})") from error
-    return resized(np.asarray(image), image_size) if image_size else np.asarray(image)
+    if image_size is None:
+        return np.asarray(image)
+    height, width = image.height, image.width
+    scale = min(image_size[0] / height, image_size[1] / width)
+    if fit == "pad" and min(height, width) * scale < 0.5:
+        raise BadImage(f"{shown} has {width}x{height} pixels, too narrow to be padded: crop it")
+    return resized(np.asarray(image), image_size, fit)
 
 
 def open_image(file: Path | BinaryIO):  # type: ignore[no-untyped-def]
@@ -93,13 +123,18 @@ def open_image(file: Path | BinaryIO):  # type: ignore[no-untyped-def]
     return Image.open(file, formats=[name for name in Image.ID if name not in ("ICO", "ICNS")])
 
 
-def resized(pixels: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
-    """uint8 `[height, width, 3]` stretched to `image_size`, averaging where it gets smaller."""
-    from PIL import Image
+def resized(pixels: np.ndarray, image_size: tuple[int, int], fit: Fit = "stretch") -> np.ndarray:
+    """uint8 `[height, width, 3]` brought to `image_size`, averaging where it gets smaller."""
+    from PIL import Image, ImageOps
 
     if pixels.shape[:2] == image_size:
         return pixels
-    return np.asarray(Image.fromarray(pixels).resize(image_size[::-1], Image.Resampling.BILINEAR))
+    image, size = Image.fromarray(pixels), image_size[::-1]
+    if fit == "crop":
+        return np.asarray(ImageOps.fit(image, size, Image.Resampling.BILINEAR))
+    if fit == "pad":
+        return np.asarray(ImageOps.pad(image, size, Image.Resampling.BILINEAR, FILL))
+    return np.asarray(image.resize(size, Image.Resampling.BILINEAR))
 
 
 def turned(pixels: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
@@ -110,19 +145,57 @@ def turned(pixels: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
     return np.ascontiguousarray(np.rot90(pixels)) if across else pixels
 
 
-def _to_rgb(image):  # type: ignore[no-untyped-def]
+def _white(found: Any) -> int:
+    """The number that is white in a grey image of more than 8 bits, as its file says.
+
+    Pillow scales all formats to 16 bits but TIFF, whose largest number may say that there are
+    fewer; of colours it takes the highest 8 of 16 bits. Raises `ValueError` for 32 bits, which are
+    never used to the full, where nothing is said, and for colours that are in the lower bits.
+    """
+    tags = getattr(found, "tag_v2", {})
+    whole = tags.get(BITS, (16,))[0] - (tags.get(SAMPLE_FORMAT) == (SIGNED,))
+    bits = int(tags[LARGEST][0]).bit_length() if LARGEST in tags else whole
+    if found.mode.startswith("I"):
+        if bits > 16:
+            raise ValueError(f"numbers of {bits} bits have no defined range: save it with 16")
+    elif whole > 8 and bits <= whole - 4:
+        raise ValueError(f"colours of {bits} bits in {whole}: save it with 8 bits a colour")
+    return 2**bits - 1
+
+
+def _to_rgb(image: Any, white: int) -> Any:
+    """An image of Pillow's in RGB; of more than 8 bits, `white` is the number that is white."""
     from PIL import Image
 
-    if image.mode.startswith("I"):  # 16 bits: `convert` would clip instead of scaling
-        grey = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return Image.fromarray((grey // 257).astype(np.uint8)).convert("RGB")
+    profile = image.info.get("icc_profile")
+    if image.mode.startswith("I"):  # `convert` would clip instead of scaling
+        numbers = np.asarray(image).astype(np.int64).clip(0, white)
+        image = Image.fromarray(((numbers * 255 + white // 2) // white).astype(np.uint8))
     if image.mode == "F":
         raise ValueError("floating-point pixels have no defined range")
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
+    elif image.mode == "P":
+        image = image.convert("RGB")
+    if profile and (convert := _srgb_from(profile, image.mode)):
+        image = convert(image)
+    if image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+@functools.lru_cache(maxsize=PROFILES)
+def _srgb_from(profile: bytes, mode: str) -> Any:
+    """A function that converts images of a mode from an ICC profile to sRGB, perceptually; None if
+    the profile is broken or of other colours than the mode's."""
+    from PIL import ImageCms
+
+    try:
+        found, srgb = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
+        target = "RGBA" if mode == "RGBA" else "RGB"
+        return ImageCms.buildTransform(found, srgb, mode, target).apply
+    except (OSError, TypeError, ValueError, ImageCms.PyCMSError):
+        return None
 
 
 LUMA = (0.299, 0.587, 0.114)
@@ -135,12 +208,12 @@ def grey(pixels: np.ndarray) -> np.ndarray:
 
 
 def decode_input(
-    file: Path | BinaryIO, image_shape: tuple[int, int, int], shown: str = ""
+    file: Path | BinaryIO, image_shape: tuple[int, int, int], fit: Fit, shown: str = ""
 ) -> np.ndarray:
     """Decode an image as a network takes it, uint8 `[height, width, channels]`: RGB or grey.
 
     The other arguments and the errors are those of `decode`.
     """
     height, width, channels = image_shape
-    image = decode(file, (height, width), shown)
+    image = decode(file, (height, width), fit, shown)
     return image if channels == 3 else grey(image)

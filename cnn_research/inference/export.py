@@ -23,6 +23,7 @@ from cnn_research.core.config import canonical_json, flatten, from_dict
 from cnn_research.core.errors import UsageError, UserError, one_line
 from cnn_research.core.experiment import Result
 from cnn_research.core.metrics import flat
+from cnn_research.data.images import FILL, LUMA
 from cnn_research.inference import exported
 from cnn_research.inference.onnx import ONNX, try_onnx
 from cnn_research.report.markdown import markdown_table, number
@@ -32,8 +33,18 @@ from cnn_research.train.trained import TrainedModel, check_run
 
 FOLDER = "export"
 PLATFORMS = ("cpu", "cuda", "tpu")
-RESIZE = "bilinear, antialiased, stretched"
-"""Conversion of images to the network's size (`data.images.decode`)."""
+RESIZE = {
+    "stretch": "stretched",
+    "crop": "in proportion, and what is too long cut off at both ends",
+    "pad": f"in proportion, the rest in the colour {FILL}",
+}
+"""How images of another shape come to the network's size, for each `data.images.Fit`."""
+FITTING = {
+    "stretch": "image.resize(size, bilinear)",
+    "crop": "ImageOps.fit(image, size, bilinear)",
+    "pad": f"ImageOps.pad(image, size, bilinear, {FILL})",
+}
+"""The same as code."""
 HOW_EVALUATED = ("evaluation.mirror", "evaluation.shift", "selection.report")
 """The fields that `--mode=evaluate` may replace and on which figures and the network depend."""
 
@@ -120,7 +131,8 @@ def described(model: TrainedModel) -> dict[str, Any]:
         "input": {
             "dtype": "uint8",
             "shape": ["batch", *model.image_shape],
-            "resize": RESIZE,
+            "fit": model.fit,
+            "resize": f"bilinear, antialiased, {RESIZE[model.fit]}",
             "channels": "RGB" if model.image_shape[2] == 3 else "grey",
         },
         "outputs": heads[-1]["stop"],
@@ -160,8 +172,12 @@ def card(facts: Mapping[str, Any], run: Mapping[str, Any], onnx: bool) -> str:
     front += ["tags:", *(f"- {tag}" for tag in ("jax", "stablehlo", *(["onnx"] if onnx else [])))]
     if metrics:
         front += ["metrics:", *(f"- {metric}" for metric in metrics)]
-    _, height, width, channels = facts["input"]["shape"]
+    _, height, width, _ = facts["input"]["shape"]
     data = run.get("data", {}).get("name", "unknown")
+    with_onnx = [
+        "With ONNX Runtime (`pip install onnxruntime`), from the same `images`:",
+        "```python\n" + ONNX_CODE + "```",
+    ]
     parts = [
         "---\n" + "\n".join(front) + "\n---",
         f"# {name}",
@@ -172,7 +188,8 @@ def card(facts: Mapping[str, Any], run: Mapping[str, Any], onnx: bool) -> str:
         *_results(facts["figures"], facts["evaluation"]),
         "## Use",
         "With JAX alone (`pip install jax flatbuffers pillow`), on a CPU, a CUDA GPU or a TPU:",
-        "```python\n" + _code(channels, heads) + "```",
+        "```python\n" + _code(facts["input"], heads) + "```",
+        *(with_onnx if onnx else []),
         "`export.json` describes the outputs, `SHA256SUMS` shows whether files are whole "
         "(`sha256sum -c SHA256SUMS`; a flipped byte in `model.jaxexport` would load without an "
         "error), `config.json` how the network was trained. `model.safetensors` holds its "
@@ -205,26 +222,50 @@ def _results(figures: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[
     return ["## Results", table, f"Evaluated with {fields}, as the exported network computes."]
 
 
-def _code(channels: int, heads: list[dict[str, Any]]) -> str:
-    """Code that runs the network, with JAX alone."""
-    grey = "" if channels == 3 else "pixels = np.round(pixels @ [0.299, 0.587, 0.114])\n"
+def _code(image: Mapping[str, Any], heads: list[dict[str, Any]]) -> str:
+    """Code that decodes an image as `data.images.decode` does, and runs the network, with JAX
+    alone; `image` is the input as in export.json."""
+    grey = "" if image["channels"] == "RGB" else f"pixels = np.round(pixels @ {list(LUMA)})\n"
     answers = {
         "number": 'print(head["name"], values[0] * head["std"] + head["mean"])',
         "palette": "print(values.reshape(-1, 4))  # L*, a*, b* of CIELAB, and the share",
     }
     answer = answers.get(heads[0]["kind"], 'print(head["name"], head["classes"][values.argmax()])')
     return f"""\
-import json, jax, numpy as np
+import io, json, jax, numpy as np
 from jax import export
-from PIL import Image
+from PIL import Image, ImageCms, ImageOps
 
 facts = json.load(open("export.json"))
 network = jax.jit(export.deserialize(bytearray(open("model.jaxexport", "rb").read())).call)
 _, height, width, channels = facts["input"]["shape"]
-image = Image.open("IMAGE").convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
-pixels = np.asarray(image)
-{grey}outputs = np.asarray(network(pixels.reshape(1, height, width, channels).astype(np.uint8)))
+size, bilinear = (width, height), Image.Resampling.BILINEAR
+
+image = Image.open("IMAGE")  # of 8 bits a channel: others have to be scaled first
+image.draft("RGB", (2 * max(size), 2 * max(size)))  # a large JPEG need not be decoded in full
+image = ImageOps.exif_transpose(image)
+if image.mode == "P" or image.has_transparency_data:
+    image = image.convert("RGBA")
+if image.info.get("icc_profile"):
+    profile, srgb = io.BytesIO(image.info["icc_profile"]), ImageCms.createProfile("sRGB")
+    mode = "RGBA" if image.mode == "RGBA" else "RGB"
+    image = ImageCms.profileToProfile(image, profile, srgb, outputMode=mode)
+if image.mode == "RGBA":
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+image = image.convert("RGB")
+pixels = np.asarray({FITTING[image["fit"]]})
+{grey}images = pixels.reshape(1, height, width, channels).astype(np.uint8)
+
+outputs = np.asarray(network(images))
 for head in facts["heads"]:
     values = outputs[0, head["start"] : head["stop"]]
     {answer}
+"""
+
+
+ONNX_CODE = f"""\
+import onnxruntime
+
+session = onnxruntime.InferenceSession("{ONNX}")
+(outputs,) = session.run(None, {{session.get_inputs()[0].name: images}})
 """

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import typing
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ import numpy as np
 
 from cnn_research.core.errors import UserError, one_line
 from cnn_research.core.files import sha256_of
+from cnn_research.data.images import Fit
 from cnn_research.tasks.decode import decode
 
-FORMAT = 1
+FORMAT = 2
 """Version of the folder's format; no other is read."""
 MODEL = "model.jaxexport"
 FACTS = "export.json"
@@ -43,6 +45,11 @@ class Exported:
     def image_shape(self) -> tuple[int, int, int]:
         _, height, width, channels = self.facts["input"]["shape"]
         return height, width, channels
+
+    @property
+    def fit(self) -> Fit:
+        """How an image of another shape comes to `image_shape`, as in training."""
+        return self.facts["input"]["fit"]
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Outputs, float32 `[batch, outputs]`, of uint8 images `[batch, height, width, channels]`.
@@ -122,6 +129,8 @@ def _check_facts(network: Exported, program: jax.export.Exported) -> None:
     shapes = [[aval.shape[1:] for aval in avals] for avals in (program.in_avals, program.out_avals)]
     if shapes != [[network.image_shape], [(facts["outputs"],)]]:
         raise ValueError("it gives other shapes of images or outputs")
+    if network.fit not in typing.get_args(Fit):
+        raise ValueError(f"it has the fit '{network.fit}', which there is not")
     if not network.heads or not {"experiment", "step"} <= facts.keys():
         raise ValueError("it lacks heads, experiment or step")
     # Decoding any outputs takes all that a head must have.

@@ -190,7 +190,7 @@ def outputs_of(
     most = model.experiment.evaluation.batch_size
     for start in range(0, len(files), most):
         part = files[start : start + most]
-        images = [_decoded(file, model.image_shape) for file in part]
+        images = [_decoded(file, model) for file in part]
         good = [image for image in images if not isinstance(image, BadImage)]
         results: Iterator[tuple[np.ndarray, ...]] = iter(())
         if good:
@@ -202,9 +202,9 @@ def outputs_of(
             yield file, image, () if isinstance(image, BadImage) else next(results)
 
 
-def _decoded(file: Path, image_shape: tuple[int, int, int]) -> np.ndarray | BadImage:
+def _decoded(file: Path, model: TrainedModel) -> np.ndarray | BadImage:
     try:
-        return decode_input(file, image_shape)
+        return decode_input(file, model.image_shape, model.fit)
     except BadImage as error:
         return error
 

@@ -33,6 +33,11 @@ SMALL = 48
 SHORTEST = 8
 LONGER_SIDES = (128, 112, 96, 80, 64)
 """Candidates for the longer side of larger images: the first that leaves enough epochs."""
+MANY_SHAPES = 1.2
+"""Proportions are kept where the widest shapes are so many times as wide as the tallest: images of
+nearly one shape are stretched by little, and lose nothing."""
+KEEPS_PROPORTIONS = "crop"
+"""How images of many shapes come to one size: `crop`, or `pad`."""
 FIRST_FEATURES, MOST_FEATURES = 32, 256
 UNEVEN = (5, 50)
 """Classes are weighted if the largest has between these many times the images of the smallest:
@@ -64,6 +69,7 @@ def suggest_fields(experiment: Training, named: Collection[str]) -> Mapping[str,
     # One image says little, and it may turn out to be damaged.
     validation = seen.splits.get("validation", drawn["validation"]) >= 2
     _choose_task(choices, data, seen)
+    _choose_fit(choices, seen)
     size, epochs = _choose_size(choices, seen, train)
     _choose_steps(choices, train, epochs, validation)
     _choose_augmentation(choices, seen, size)
@@ -114,8 +120,15 @@ def _choose_task(choices: Choices, data: object, seen: Survey) -> None:
         choices.choose("task.class_weights", "balanced", reason)
 
 
+def _choose_fit(choices: Choices, seen: Survey) -> None:
+    tallest, widest = seen.shapes
+    if widest > MANY_SHAPES * tallest:
+        reason = f"of many shapes: width by height is {tallest:.2f} to {widest:.2f}, mostly"
+        choices.choose("data.fit", KEEPS_PROPORTIONS, reason)
+
+
 def _choose_size(choices: Choices, seen: Survey, train: int) -> tuple[tuple[int, int], float]:
-    """Image size and network, and from what they cost the epochs; returns"""
+    """Image size and network, and from what they cost the epochs; returns size and epochs."""
     from cnn_research.models.flops import cost
 
     experiment, own = choices.experiment, max(seen.height, seen.width)

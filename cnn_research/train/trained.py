@@ -21,6 +21,7 @@ from cnn_research.core.config import from_dict
 from cnn_research.core.distributed import data_mesh, replicated
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.data.dataset import Dataset, Split
+from cnn_research.data.images import Fit
 from cnn_research.models.layer_outputs import last_features
 from cnn_research.models.weights import Weights
 from cnn_research.train import checkpoint
@@ -63,6 +64,12 @@ class TrainedModel:
         state, _ = checkpoint.restore(workdir / folders.CHECKPOINTS, step, like)
         names = {head: tuple(names) for head, names in facts["class_names"].items()}
         return cls(workdir, bound, state, shape, names)
+
+    @property
+    def fit(self) -> Fit:
+        """How an image of another shape comes to `image_shape`, as in training."""
+        # Sources of windows, and those that read no files of images, have no such field.
+        return getattr(self.experiment.data, "fit", "stretch")
 
     def load_data(self) -> Dataset:
         """Load the data that it was trained on; raise `UsageError` if they have changed."""

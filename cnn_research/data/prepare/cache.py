@@ -18,7 +18,7 @@ from cnn_research.core.errors import UserError
 from cnn_research.core.preemption import raise_if_interrupted
 from cnn_research.data.dataset import Dataset, Examples, Split
 
-FORMAT = 1
+FORMAT = 2
 """Version of the written files: folders of another version are built again."""
 
 INDEX = "index.json"

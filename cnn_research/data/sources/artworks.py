@@ -51,7 +51,8 @@ class Artworks(ImageFiles):
     path: str = ""
     """A folder or archive of paintings, prepared on first use; empty for the prepared paintings."""
     image_size: tuple[PositiveInt, PositiveInt] = (244, 244)
-    """Height and width to which every image is stretched; at most 256 of the prepared paintings."""
+    """Height and width of every image that the network is given; at most 256 of the prepared
+    paintings."""
 
     @property
     def description(self) -> str:
@@ -59,7 +60,7 @@ class Artworks(ImageFiles):
         return f"paintings{which} by artist, {self.shape}"
 
     def pixels(self, file: Path) -> np.ndarray:
-        if self.path:
+        if self.path or self.fit != "stretch":  # the reduction below would change proportions
             return super().pixels(file)
         whole = decode(file, None)
         height, width = (min(side, PREPARED_SIZE) for side in whole.shape[:2])

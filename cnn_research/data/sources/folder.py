@@ -53,7 +53,7 @@ class Photos(ImageFiles):
     """A folder or archive, prepared on first use; empty for pieces of the two photographs that ship
     with scikit-learn: as many as fit side by side, at least four of each."""
     image_size: tuple[PositiveInt, PositiveInt] = (321, 481)
-    """Height and width to which every image is stretched."""
+    """Height and width of every image that the network is given."""
     test: Share = 0.2
     """Fraction of train held out for the test; 0 for none."""
 
@@ -66,7 +66,7 @@ class Photos(ImageFiles):
         return plan_photos(folder, shown)
 
     def pixels(self, file: Path) -> np.ndarray:
-        return resized(turned(decode(file, None), self.image_size), self.image_size)
+        return resized(turned(decode(file, None), self.image_size), self.image_size, self.fit)
 
     def origin(self) -> Origin:
         if self.path:
@@ -85,7 +85,7 @@ class Photos(ImageFiles):
             height, width = sides[0] // rows, sides[1] // columns
             for row, column in itertools.product(range(rows), range(columns)):
                 part = photograph[row * height :, column * width :][:height, :width]
-                pieces.append(resized(turned(part, self.image_size), self.image_size))
+                pieces.append(resized(turned(part, self.image_size), self.image_size, self.fit))
                 names.append(f"{Path(file).name} {row},{column}")
         return Examples(np.stack(pieces), {}, {}, np.array(names), np.full(len(names), "train"))
 

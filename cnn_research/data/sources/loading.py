@@ -20,7 +20,7 @@ import numpy as np
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.ranges import PositiveInt, Range, Seed, check_ranges
 from cnn_research.data.dataset import Dataset, Examples
-from cnn_research.data.images import decode, printable
+from cnn_research.data.images import Fit, decode, printable
 from cnn_research.data.prepare import cache
 from cnn_research.data.prepare.files import (
     Plan,
@@ -171,7 +171,10 @@ class ImageFiles(Source):
     path: str = ""
     """The folder, or a .tar, .tar.gz, .tar.xz or .zip archive of it."""
     image_size: tuple[PositiveInt, PositiveInt] = (64, 64)
-    """Height and width to which every image is stretched."""
+    """Height and width of every image that the network is given."""
+    fit: Fit = "stretch"
+    """How an image of another shape comes to that size: `stretch` changes its proportions, `crop`
+    cuts off both ends of what is too long, `pad` puts grey at both sides of what is too short."""
     validation: Share = 0.1
     """Fraction of train held out for validation, where the source has none; 0 for none."""
     test: Share = 0.1
@@ -213,7 +216,7 @@ class ImageFiles(Source):
 
     def pixels(self, file: Path) -> np.ndarray:
         """The image in a file, uint8 `[*image_size, 3]`."""
-        return decode(file, self.image_size)
+        return decode(file, self.image_size, self.fit)
 
     # Files that are prepared once
 
@@ -256,6 +259,8 @@ class ImageFiles(Source):
         path = existing(self.path)
         drawn = (*self.sizes, "split_seed")
         fields = {name: v for name, v in dataclasses.asdict(self).items() if name not in drawn}
+        if self.fit == "stretch":  # arrays keep the name that they had without the field
+            del fields["fit"]
         fields["path"] = printable(path)
         name = stem_of(str(path))
         config = f"{re.sub(r'[^A-Za-z0-9]+', '_', name)}-{cache.key_of(fields)}"

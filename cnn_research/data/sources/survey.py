@@ -24,15 +24,18 @@ EXIF_ORIENTATION, ON_ITS_SIDE = 274, 5
 
 @dataclasses.dataclass(frozen=True)
 class Survey:
-    """Images per split, training images per class of each head, and median size in pixels.
+    """Images per split, training images per class of each head, median size in pixels, and shapes.
 
-    Where the source has no validation or test split, `classes` still includes their images.
+    Where the source has no validation or test split, `classes` still includes their images. Of
+    `shapes`, width by height, a tenth of the images has less than the first and a tenth more than
+    the second.
     """
 
     splits: Mapping[str, int]
     classes: Mapping[str, Mapping[str, int]]
     height: int
     width: int
+    shapes: tuple[float, float]
 
 
 def survey(source: ImageFiles) -> Survey:
@@ -47,9 +50,10 @@ def survey(source: ImageFiles) -> Survey:
     if path.is_dir() or path.suffix.lower() == ".csv":
         return _survey(source.plan(path, shown), shown)
     fields = {**dataclasses.asdict(source), "path": shown}
-    for field in ("image_size", "validation", "test", "split_seed", "on_bad_image"):
+    for field in ("image_size", "fit", "validation", "test", "split_seed", "on_bad_image"):
         del fields[field]
-    name = cache.key_of([type(source).__name__, fields, source.state_of(path)])
+    facts = [field.name for field in dataclasses.fields(Survey)]
+    name = cache.key_of([type(source).__name__, fields, source.state_of(path), facts])
     folder = cache.data_dir() / "surveys" / name
 
     def write(temporary: Path) -> None:
@@ -63,7 +67,8 @@ def survey(source: ImageFiles) -> Survey:
 
 def _survey(plan: Plan, shown: str) -> Survey:
     train = [record for record in plan.records if record.split == "train"]
-    height, width = _median_size([record.path for record in train], shown)
+    heights, widths = zip(*_sizes([record.path for record in train], shown), strict=True)
+    shapes = sorted(width / height for height, width in zip(heights, widths, strict=True))
     return Survey(
         splits=dict(Counter(record.split for record in plan.records)),
         classes={
@@ -74,14 +79,14 @@ def _survey(plan: Plan, shown: str) -> Survey:
             }
             for head, names in plan.class_names.items()
         },
-        height=height,
-        width=width,
+        height=round(statistics.median(heights)),
+        width=round(statistics.median(widths)),
+        shapes=(shapes[len(shapes) // 10], shapes[-1 - len(shapes) // 10]),
     )
 
 
-def _median_size(files: Sequence[str], shown: str) -> tuple[int, int]:
-    """Median height and width of an evenly spread sample of the files, skipping those that are not
-    images."""
+def _sizes(files: Sequence[str], shown: str) -> list[tuple[int, int]]:
+    """Height and width of an evenly spread sample of the files, less those that are not images."""
     sizes = []
     for file in files[:: max(1, len(files) // SAMPLE)]:
         try:
@@ -93,5 +98,4 @@ def _median_size(files: Sequence[str], shown: str) -> tuple[int, int]:
         sizes.append(size if on_its_side else (size[1], size[0]))
     if not sizes:
         raise UserError(f"{shown}: none of the files is a readable image")
-    height, width = (round(statistics.median(sides)) for sides in zip(*sizes, strict=True))
-    return height, width
+    return sizes

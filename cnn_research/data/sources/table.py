@@ -94,7 +94,7 @@ class Products(ImageTable):
     target: tuple[str, ...] = ("year>=2015",)
     """Conditions that make a row part of the split `target` instead."""
     image_size: tuple[PositiveInt, PositiveInt] = (80, 60)
-    """Height and width to which every image is stretched."""
+    """Height and width of every image that the network is given."""
 
     @property
     def description(self) -> str:

@@ -137,15 +137,14 @@ class Routes:
     async def predict(self, request: Request) -> Predictions:
         """Predictions for one image, or several.
 
-        Images are stretched to the network's size, as in training. They may be JPEG, PNG, GIF, BMP,
-        WebP, TIFF or what else Pillow reads.
+        Images are stretched, cropped or padded to the network's size as in training. They may be
+        JPEG, PNG, GIF, BMP, WebP, TIFF or what else Pillow reads.
         """
         loop = asyncio.get_running_loop()
-        shape = self._network.image_shape
         with self._batcher.coming():
             uploads = await received(request)
             decoding = (
-                loop.run_in_executor(self._threads, decoded, content, name, shape)
+                loop.run_in_executor(self._threads, decoded, content, name, self._network)
                 for name, content in uploads
             )
             images = await asyncio.gather(*decoding)
@@ -239,7 +238,7 @@ def name_of(given: str | None) -> str | None:
     return text[:LONGEST_NAME] or None
 
 
-def decoded(content: bytes, name: str | None, image_shape: tuple[int, int, int]) -> np.ndarray:
+def decoded(content: bytes, name: str | None, network: Exported) -> np.ndarray:
     """Decode an image for the network, uint8 `[height, width, channels]`.
 
     Raises:
@@ -247,7 +246,7 @@ def decoded(content: bytes, name: str | None, image_shape: tuple[int, int, int])
     """
     if content.startswith(b"\xff\xd8") and content.count(b"\xff\xda") > MOST_SCANS:
         raise BadImage(f"{shown(name)} has more than {MOST_SCANS} scans: save it in fewer")
-    return decode_input(io.BytesIO(content), image_shape, shown(name))
+    return decode_input(io.BytesIO(content), network.image_shape, network.fit, shown(name))
 
 
 def shown(name: str | None) -> str:
