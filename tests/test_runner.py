@@ -42,6 +42,7 @@ from cnn_research.data.sources.folder import ImageFolder
 from cnn_research.data.sources.synthetic import Synthetic
 from cnn_research.models.convnet import ConvNet
 from cnn_research.models.mlp import MLP
+from cnn_research.models.resnet9 import ResNet9
 from cnn_research.train import checkpoint, evaluator, loop
 from cnn_research.train import step as stepping
 from cnn_research.train.config import Selection, Training
@@ -216,6 +217,15 @@ def trained_on_pets(tmp_path):
     data = ImageFolder(str(tmp_path / "pets"), image_size=(8, 8), validation=0.25, test=0.25)
     pets = tiny(data=data, epochs=1, batch_size=4, augmentation=Augmentation())
     return pets, run(pets, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_parts_of_images_that_are_stored_larger_are_trained_on(tmp_path):
+    parts = Augmentation(crop=(0.35, 1.0), size=(8, 8))
+    larger = dataclasses.replace(TINY.data, image_shape=(12, 12, 3))
+    model = ResNet9(features=(4,), pool=(True,), residual=(False,))
+    result = run(tiny(data=larger, model=model, augmentation=parts, epochs=1), tmp_path)
+    assert np.isfinite(result.metrics["test"]["loss"])
 
 
 @pytest.mark.slow
