@@ -306,6 +306,7 @@ def test_features_are_computed_once(tmp_path, monkeypatch):
             mirror=True,
             frozen=lambda path: not path.startswith("Dense"),
             say=said.append,
+            of="noise",
         )
 
     features = ask(variables, dataset.splits)

@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 
 from cnn_research.core.errors import run_command
+from cnn_research.core.files import free_bytes, nearest_existing
 
 MIN_MEMORY, MIN_DISK = 2e9, 5e9
 """Bytes that most experiments need."""
@@ -180,8 +181,7 @@ def memory() -> Finding:
 
 def disk(subject: str, folder: Path, option: str) -> Finding:
     """Free space where runs or data are written; `option` names another folder."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(there).free
+    there, free = nearest_existing(folder), free_bytes(folder)
     text = f"{folder}: {free / 1e9:.1f} GB free"
     if not os.access(there, os.W_OK):
         return BROKEN, subject, f"{folder} cannot be written: name another folder with {option}"

@@ -1,9 +1,10 @@
-"""Files: their checksums, and writing them whole."""
+"""Files: their checksums, writing them whole, and the room that they take."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from pathlib import Path
 
 
@@ -21,3 +22,20 @@ def write_text(file: Path, text: str) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(temporary, file)
+
+
+def nearest_existing(path: Path) -> Path:
+    """The path, or the first folder above it that exists."""
+    return next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that are free on the disk on which a folder lies, or will lie."""
+    return shutil.disk_usage(nearest_existing(folder)).free
+
+
+def size_text(size: float) -> str:
+    """A number of bytes as `6.3 GB`, `184 MB` or `2.1 kB`."""
+    unit, name = (1e9, "GB") if size >= 1e9 else (1e6, "MB") if size >= 1e6 else (1e3, "kB")
+    value = size / unit
+    return f"{value:,.1f} {name}" if value < 100 else f"{value:,.0f} {name}"

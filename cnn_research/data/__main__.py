@@ -1,4 +1,4 @@
-"""Prepare a data set once, or list the prepared data sets.
+"""Prepare a data set once; list or remove what is prepared and cached.
 
 python -m cnn_research.data prepare fashion_mnist --source=FOLDER
 python -m cnn_research.data prepare cifar10 --source=cifar-10-binary.tar.gz
@@ -7,31 +7,33 @@ python -m cnn_research.data prepare products --source=FOLDER_OR_ARCHIVE
 python -m cnn_research.data prepare image_folder --source=FOLDER_OR_ARCHIVE --image-size 64 64
 python -m cnn_research.data prepare image_table --source=TABLE.csv --image=file --label kind brand
 python -m cnn_research.data list
+python -m cnn_research.data remove NAME ...
 
 Without --source, fashion_mnist and cifar10 are downloaded. The source of cifar10 may also be the
 address of a mirror, or a folder or archive of image files. Other flags are the source's own fields:
-`prepare NAME --help` shows them. TFDS_DATA_DIR names the folder of prepared data.
+`prepare NAME --help` shows them. TFDS_DATA_DIR names the folder of prepared data and of all caches:
+decoded images, features of frozen networks, and what is known of archives. `remove` takes names
+that `list` shows, or folders of them.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 import time
-from pathlib import Path
 
 from absl import logging
 
 from cnn_research.core.config import did_you_mean, parse_fields
 from cnn_research.core.errors import UsageError, run_command
+from cnn_research.core.files import free_bytes, size_text
 from cnn_research.data.dataset import Dataset
-from cnn_research.data.prepare import cache
+from cnn_research.data.prepare import cache, inventory
 from cnn_research.data.prepare.splits import copies_line, duplicates_line
 from cnn_research.data.sources.artworks import Artworks
 from cnn_research.data.sources.folder import ImageFolder
-from cnn_research.data.sources.loading import PREPARED, ImageFiles
+from cnn_research.data.sources.loading import ImageFiles
 from cnn_research.data.sources.official import Cifar10, FashionMnist
 from cnn_research.data.sources.table import ImageTable, Products
 
@@ -55,10 +57,14 @@ def main(words: list[str]) -> None:
         print(__doc__, end="")
     elif words[0] == "list" and len(words) == 1:
         print(listing())
+    elif words[0] == "remove" and len(words) > 1:
+        remove(words[1:])
     elif words[0] == "prepare":
         prepare(words[1:])
     else:
-        raise UsageError(f"unknown command '{' '.join(words)}': the commands are prepare and list")
+        raise UsageError(
+            f"unknown command '{' '.join(words)}': the commands are prepare, list and remove NAME"
+        )
 
 
 def prepare(words: list[str]) -> None:
@@ -81,23 +87,23 @@ def prepare(words: list[str]) -> None:
 
 
 def listing() -> str:
-    """The prepared data, one block per set of arrays, and leftovers of interrupted preparations."""
-    found = cache.data_dir()
-    lines = [f"in {found}:"]
-    for pattern in ("*/*", "*/*/*"):
-        for file in sorted(found.glob(f"{pattern}/arrays/*/{cache.INDEX}")):
-            index = json.loads(file.read_text())
-            size = sum(index["files"].values()) / 1e6
-            sizes = index["provenance"]["examples"].items()
-            splits = ", ".join(f"{split} {count:,}" for split, count in sizes)
-            lines += [
-                f"  {file.parents[2].relative_to(found)}: {index['provenance']['source']}",
-                f"    {splits}; {size:,.0f} MB in arrays/{file.parent.name}",
-            ]
-        for leftover in sorted(found.glob(f"{pattern}/{cache.unfinished(Path(PREPARED))}")):
-            home = leftover.parent.relative_to(found)
-            lines.append(f"  {home}: interrupted; prepare it again")
-    return "\n".join(lines if len(lines) > 1 else [f"nothing is prepared in {found}"])
+    """What is prepared and cached: the name, by which it is removed, and what it is of."""
+    found, home = inventory.entries(), cache.data_dir()
+    if not found:
+        return f"nothing is prepared in {home}"
+    total = size_text(sum(entry.bytes for entry in found))
+    lines = [f"in {home}, {total}, {size_text(free_bytes(home))} free:"]
+    for entry in found:
+        day = time.strftime("%Y-%m-%d", time.localtime(entry.used))
+        lines.append(f"  {entry.name}: {size_text(entry.bytes)}, last used {day}\n    {entry.text}")
+    return "\n".join(lines)
+
+
+def remove(names: list[str]) -> None:
+    """Remove what has these names, or lies in folders of these names."""
+    for entry in inventory.chosen(names):
+        inventory.remove(entry)
+        print(f"removed {entry.name}: {size_text(entry.bytes)}", flush=True)
 
 
 def _report(name: str, source: Preparable, dataset: Dataset, seconds: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from flax import linen as nn
 from cnn_research.core.config import did_you_mean
 from cnn_research.core.errors import UsageError
 from cnn_research.core.preemption import raise_if_interrupted
+from cnn_research.core.progress import Tally
 from cnn_research.data.dataset import Split
 from cnn_research.data.prepare import cache
 from cnn_research.ops.batching import map_batches
@@ -24,6 +26,7 @@ from cnn_research.train.transfer import by_path
 
 BATCH = 32
 """Images in one forward pass of the backbone."""
+FEATURES = "features.npy"
 
 
 class FromFeatures(nn.Module):
@@ -108,13 +111,14 @@ def cached_features(
     mirror: bool,
     frozen: Callable[[str], bool],
     say: Callable[[str], None],
+    of: str,
 ) -> dict[str, Split]:
     """Replace the images of splits by a layer's output, computed once and cached on disk.
 
     Features are float32 `[examples, views, *output]`: of the image and, with `mirror`, of its
     mirror image. The cache is keyed by the images and the weights of the `frozen` leaves: another
-    split of the same images, another head or another seed finds it. `before` has accepted the
-    layer.
+    split of the same images, another head or another seed finds it; `python -m cnn_research.data
+    list` names it by the images' description, `of`. `before` has accepted the layer.
     """
     names = {split: _digests(content.images) for split, content in splits.items()}
     wanted = np.unique(np.concatenate(list(names.values())))
@@ -127,13 +131,19 @@ def cached_features(
     for path in sorted(filter(frozen, leaves)):
         key.update(np.asarray(leaves[path]).tobytes())
     key.update(wanted.tobytes())
-    file = cache.data_dir() / "features" / f"{key.hexdigest()}.npy"
-    with cache.lock(file):
-        if not file.exists():
-            where = {name: (split, i) for split in names for i, name in enumerate(names[split])}
-            say(f"Computing the output of {layer} for {len(wanted):,} images, once.")
-            _compute(forward, variables, splits, [where[name] for name in wanted], file)
-    stored = np.load(file, mmap_mode="r")
+    folder = cache.data_dir() / "features" / key.hexdigest()
+    what = f"the output of {layer} for {len(wanted):,} images"
+
+    def write(temporary: Path) -> None:
+        where = {name: (split, i) for split in names for i, name in enumerate(names[split])}
+        say(f"Computing {what}, once.")
+        places = [where[name] for name in wanted]
+        _compute(forward, variables, splits, places, temporary / FEATURES, what)
+        (temporary / cache.INDEX).write_text(json.dumps({"of": f"{what}: {of}"}))
+
+    cache.write_once(folder, write)
+    cache.mark_used(folder)
+    stored = np.load(folder / FEATURES, mmap_mode="r")
     return {
         split: dataclasses.replace(content, images=stored[np.searchsorted(wanted, names[split])])
         for split, content in splits.items()
@@ -196,25 +206,25 @@ def _compute(
     splits: Mapping[str, Split],
     where: Sequence[tuple[str, int]],
     file: Path,
+    what: str,
 ) -> None:
-    """Write the layer's output for the images at `where`, (split, index) each."""
+    """Write the layer's output for the images at `where`, (split, index) each; errors call it
+    `what`."""
 
     def features(places: np.ndarray) -> jax.Array:
         raise_if_interrupted()
         chosen = (where[place] for place in places)
         return forward(variables, np.stack([splits[split].images[i] for split, i in chosen]))
 
-    partial = file.with_suffix(".partial")
-    stored, start = None, 0
-    for rows in map_batches(features, np.arange(len(where)), BATCH):
-        if stored is None:
-            shape = (len(where), *rows.shape[1:])
-            stored = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
-        stored[start : start + len(rows)] = rows
-        start += len(rows)
-    assert stored is not None, "a split has an image"
-    stored.flush()
-    partial.rename(file)
+    with open(file, "wb") as stream, Tally("computing features", len(where)) as tally:
+        for rows in map_batches(features, np.arange(len(where)), BATCH):
+            if not stream.tell():
+                cache.require_space(len(where) * rows[:1].nbytes, what)
+                shape = (len(where), *rows.shape[1:])
+                header = {"descr": rows.dtype.str, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(stream, header)
+            stream.write(rows.tobytes())  # a full disk is an error here, and not in a map
+            tally.advance(len(rows))
 
 
 def _digests(images: np.ndarray) -> np.ndarray:

@@ -228,5 +228,6 @@ def model_and_splits(
         mirror=experiment.augmentation.mirror,
         frozen=lambda path: experiment.transfer.begins(path) == math.inf,
         say=say,
+        of=dataset.provenance.get("source", dataset.name),
     )
     return FromFeatures(experiment.model, layer, dataset.image_shape), splits

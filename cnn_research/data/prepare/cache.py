@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,22 @@ import numpy as np
 from absl import logging
 
 from cnn_research.core.errors import UserError
+from cnn_research.core.files import free_bytes, size_text
 from cnn_research.core.preemption import raise_if_interrupted
+from cnn_research.core.progress import Tally
 from cnn_research.data.dataset import Dataset, Examples, Split
 
 FORMAT = 2
 """Version of the written files: folders of another version are built again."""
 
+PREPARED = "prepared"
+"""Folder of files that are prepared once for all choices of fields, beside their arrays."""
 INDEX = "index.json"
-CHUNK = 1024
+"""What a folder is of; it is touched at each use, so that its time is that of the last one."""
+UNPACKED = "unpacked"
+"""Folder of the files of archives, as long as they are read."""
+PART = 1 << 26
+"""Bytes of images that are copied at once."""
 
 
 def data_dir() -> Path:
@@ -33,6 +42,25 @@ def data_dir() -> Path:
 def key_of(value: Any) -> str:
     """A short name for a JSON value, for a folder that depends on it."""
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=5).hexdigest()
+
+
+def require_space(needed: float, what: str, *smaller: str) -> None:
+    """Raise `UserError` if the disk of `data_dir()` has less than `needed` bytes free.
+
+    `what` takes them, and `smaller` are further ways to need less.
+    """
+    free = free_bytes(data_dir())
+    if needed <= free:
+        return
+    ways = [
+        "remove what is not needed (`python -m cnn_research.data list` shows it)",
+        "set TFDS_DATA_DIR to a folder on another disk",
+        *smaller,
+    ]
+    raise UserError(
+        f"{what} takes {size_text(needed)} of disk in {data_dir()}, where {size_text(free)} are "
+        f"free: {', '.join(ways[:-1])}, or {ways[-1]}"
+    )
 
 
 @contextlib.contextmanager
@@ -104,7 +132,9 @@ def write(
     provenance: Mapping[str, Any],
 ) -> None:
     """Write every split of `examples` into `folder`, which appears only when it is complete."""
-    with scratch(folder) as temporary:
+    step = max(1, PART // examples.images[:1].nbytes)
+    total = sum(map(len, indices.values()))
+    with scratch(folder) as temporary, Tally("writing images", total) as tally:
         for split, chosen in indices.items():
             header = {
                 "descr": "|u1",
@@ -113,9 +143,11 @@ def write(
             }
             with open(temporary / f"{split}.images.npy", "wb") as file:
                 np.lib.format.write_array_header_1_0(file, header)
-                for start in range(0, len(chosen), CHUNK):
+                for start in range(0, len(chosen), step):
                     raise_if_interrupted()
-                    file.write(examples.images[chosen[start : start + CHUNK]])
+                    rows = chosen[start : start + step]
+                    file.write(examples.images[rows])
+                    tally.advance(len(rows))
             for number, labels in enumerate(examples.labels.values()):
                 np.save(temporary / f"{split}.labels{number}.npy", labels[chosen])
             np.save(temporary / f"{split}.names.npy", examples.names[chosen])
@@ -142,9 +174,61 @@ def publish(temporary: Path, folder: Path) -> None:
     temporary.rename(folder)
 
 
+def mark_used(folder: Path) -> None:
+    """Note the time as that of the last use of a folder with an index."""
+    with contextlib.suppress(OSError):  # it may be another user's
+        os.utime(folder / INDEX)
+
+
 def unfinished(folder: Path) -> Path:
     """Path at which `folder` is written before it appears."""
     return folder.with_name(f".{folder.name}.incomplete")
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Mark a folder as in use; the mark ends with the process, however that ends."""
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a network's disk may not lock folders
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def is_held(folder: Path) -> bool:
+    """Return whether a process, perhaps this one, marks a folder as in use, or may do so."""
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # it is held, or the disk cannot say
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
+@contextlib.contextmanager
+def unpacking() -> Iterator[Path]:
+    """An empty folder for the files of an archive, gone at the end.
+
+    Those that killed processes have left are removed.
+    """
+    home = data_dir() / UNPACKED
+    with contextlib.ExitStack() as stack:
+        with lock(home):  # until it is held, a new folder looks like one that was left
+            for left in home.glob("*"):
+                if not is_held(left):
+                    shutil.rmtree(left, ignore_errors=True)
+            home.mkdir(exist_ok=True)
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=home)))
+            stack.enter_context(held(folder))
+        yield folder
 
 
 @contextlib.contextmanager
@@ -154,7 +238,8 @@ def scratch(folder: Path) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
     temporary.mkdir(parents=True)
     try:
-        yield temporary
+        with held(temporary):
+            yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -185,4 +270,5 @@ def load(home: Path, fingerprint: str, key: str, build: Callable[[Path], None]) 
                 dataset = read(folder, fingerprint)
     if dataset is None:
         raise UserError(f"{folder} was written and cannot be read back: check the disk")
+    mark_used(folder)
     return dataset

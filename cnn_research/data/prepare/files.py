@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import lzma
 import os
 import tarfile
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from cnn_research.core.errors import UsageError, UserError
+from cnn_research.core.preemption import raise_if_interrupted
+from cnn_research.core.progress import Tally
 from cnn_research.data.images import printable
 from cnn_research.data.prepare import cache
 
@@ -60,7 +62,10 @@ class Plan:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Path]:
-    """The folder or table `path`; an archive is unpacked into a temporary folder."""
+    """The folder or table `path`; an archive is unpacked into a folder that is gone afterwards.
+
+    Raises `UserError` for an archive that is damaged, or for which the disk has no room.
+    """
     if path.is_dir() or path.suffix.lower() == ".csv":
         yield path
         return
@@ -69,23 +74,43 @@ def opened(path: Path) -> Iterator[Path]:
             f"{printable(path)} is not an archive: if it is a table, rename it to .csv (commas, "
             "semicolons and tabs are understood)"
         )
-    with tempfile.TemporaryDirectory(prefix="cnn_research_") as folder:
+    with cache.unpacking() as folder:
         try:
-            if zipfile.is_zipfile(path):
-                with zipfile.ZipFile(path) as archive:
-                    archive.extractall(folder)
-            else:
-                with tarfile.open(path) as archive:
-                    archive.extractall(folder, filter="data")
+            _unpack(path, folder)
         except (
             *(tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error),
             *(EOFError, OSError, ValueError, RuntimeError),  # the last: encrypted, or packed oddly
         ) as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
             raise UserError(
                 f"{printable(path)} is neither a folder nor a whole .tar, .tar.gz, .tar.xz or "
                 f".zip archive ({error})"
             ) from error
-        yield Path(folder)
+        yield folder
+
+
+def _unpack(path: Path, folder: Path) -> None:
+    """Write the files of an archive, zip or tar, into a folder."""
+    what = f"unpacking {printable(path.name)}"
+
+    def counted(members: Iterable[Any], total: int | None) -> Iterator[Any]:
+        with Tally(what, total, " files") as tally:
+            for member in members:
+                raise_if_interrupted()
+                yield member
+                tally.advance()
+
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as zipped:
+            members = zipped.infolist()
+            cache.require_space(sum(member.file_size for member in members), what)
+            zipped.extractall(folder, counted(members, len(members)))
+        return
+    # What a compressed tar takes is known at its end; of photographs it is hardly more.
+    cache.require_space(path.stat().st_size, what)
+    with tarfile.open(path) as archive:
+        archive.extractall(folder, counted(archive, None), filter="data")
 
 
 def files_below(folder: Path) -> list[Path]:

@@ -35,9 +35,6 @@ from cnn_research.data.prepare.splits import assign
 Decoded = tuple[Examples, dict[str, Any]]
 """Examples before they are split, and JSON values for the provenance."""
 
-PREPARED = "prepared"
-"""Folder of files that are prepared once for all choices of fields, beside their arrays."""
-
 Share = Annotated[float, Range(minimum=0, below=1)]
 """A fraction that leaves something."""
 
@@ -129,7 +126,7 @@ def from_prepared(
     `read(folder, scratch)` decodes it. Errors name it `title` and add `advice` on preparing it.
     Raises `UserError` if it is not prepared.
     """
-    name, folder = home.parent.name, home / PREPARED
+    name, folder = home.parent.name, home / cache.PREPARED
     if not folder.is_dir():
         raise UserError(
             f"{title} is not prepared in {cache.data_dir()}: run `python -m cnn_research.data "
@@ -146,8 +143,11 @@ def from_prepared(
 
 def prepare_once(home: Path, write: Callable[[Path], None]) -> None:
     """Have `write(folder)` fill the folder of prepared files in `home`, unless it is there."""
-    if not cache.write_once(home / PREPARED, write):
-        print(f"already prepared in {home}; delete that folder to prepare it again")
+    if not cache.write_once(home / cache.PREPARED, write):
+        print(
+            f"already prepared in {home}; to prepare it again, first `python -m cnn_research.data "
+            f"remove {home.relative_to(cache.data_dir())}`"
+        )
 
 
 # Files of images ---------------------------------------------------------------------------------
