@@ -26,6 +26,7 @@ from cnn_research.data import images
 from cnn_research.data.__main__ import main
 from cnn_research.data.dataset import MISSING, UNKNOWN_CLASS, Dataset, Examples, Split
 from cnn_research.data.prepare import cache, splits
+from cnn_research.data.prepare.files import folders_state, names_below
 from cnn_research.data.sources import artworks
 from cnn_research.data.sources import rows as tables
 from cnn_research.data.sources.artworks import Artworks
@@ -552,6 +553,22 @@ def test_a_table_in_place_of_a_folder(tmp_path, name, message):
 def test_path_that_is_empty():
     with pytest.raises(UsageError, match=r"--data.path is empty: name a folder"):
         ImageFolder("").load()
+
+
+def test_files_are_listed_in_order_without_what_is_hidden(tmp_path):
+    names = ["b/2.png", "b/10.png", "a.png", "a/x/1.png", "a-b/1.png", "B/1.png"]
+    for name in [*names, ".git/1.png", "a/.hidden.png", "b/Thumbs.db", "__MACOSX/1.png"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "a" / "loop").symlink_to("loop")
+    (tmp_path / "linked").symlink_to(tmp_path / "b")
+    expected = [*names, "a/loop", "linked/2.png", "linked/10.png"]
+    assert names_below(tmp_path) == sorted(expected, key=lambda name: name.split("/"))
+    os.utime(tmp_path / "a" / "x", (0, 0))
+    before = folders_state(tmp_path)
+    assert folders_state(tmp_path) == before
+    (tmp_path / "a" / "x" / "2.png").touch()
+    assert folders_state(tmp_path) != before
 
 
 def test_link_to_nothing_is_named(tmp_path):
@@ -1114,7 +1131,8 @@ def test_interrupted_preparation_is_made_again(tmp_path, data_dir):
     left = data_dir / "artworks" / "2.0.0" / ".prepared.incomplete"
     left.mkdir(parents=True)
     (left / "99.png").write_bytes(b"half of it")
-    assert "artworks/2.0.0: interrupted; prepare it again" in command("list").stdout
+    said = command("list").stdout
+    assert "artworks/2.0.0/.prepared.incomplete" in said and "interrupted" in said
     main(["prepare", "artworks", f"--source={root}", "--image-size", "12", "10"])
     assert not list(data_dir.rglob("*incomplete*")) and not list(data_dir.rglob("99.png"))
 
@@ -1159,6 +1177,74 @@ def test_two_processes_that_prepare_at_once_agree(tmp_path, data_dir):
     said = [process.communicate()[0] for process in running]
     assert said[0] == said[1] != b""
     assert not list(data_dir.rglob("*incomplete*"))
+
+
+# What is cached
+
+
+def test_all_that_is_cached_is_listed_and_removed(tmp_path, data_dir, capsys):
+    source = ImageFolder(str(make_folder(tmp_path / "fruit", {"a": 5, "b": 5})), (8, 8))
+    source.load()
+    (index,) = data_dir.rglob("index.json")
+    os.utime(index, (0, 0))
+    source.load()
+    assert index.stat().st_mtime > 1e9, "the time of the last use"
+    features = data_dir / "features" / "0a1b"
+    features.mkdir(parents=True)
+    (features / "index.json").write_text('{"of": "the output of pool for 10 images"}')
+    (features / "features.npy").write_bytes(bytes(2000))
+    (data_dir / "features" / "0c.npy").write_bytes(b"of an older version")
+    (data_dir / "surveys" / "ab").mkdir(parents=True)
+    stranger = data_dir / "mnist" / "3.0.1" / "mnist.tfrecord"
+    stranger.parent.mkdir(parents=True)
+    stranger.write_text("TensorFlow's own")
+    main(["list"])
+    said = capsys.readouterr().out
+    assert "features/0a1b: 2.0 kB" in said and "the output of pool for 10 images" in said
+    assert "features/0c.npy" in said and "of an older version" in said
+    assert "images of fruit, 8x8x3; train 8, validation 1, test 1" in said
+    assert "surveys" in said and "mnist" not in said
+    main(["remove", "image_folder", "features/", "surveys"])
+    assert capsys.readouterr().out.count("removed ") == 4
+    assert stranger.exists()
+    main(["list"])
+    assert "nothing is prepared" in capsys.readouterr().out
+    assert len(source.load().splits["train"]) == 8
+    with pytest.raises(UsageError, match=r"nothing in .* is named 'mnist'.*list` shows all"):
+        main(["remove", "mnist"])
+
+
+def test_what_is_being_written_is_not_removed_and_what_was_left_is(tmp_path, data_dir, capsys):
+    left = data_dir / "unpacked" / "tmpleft"
+    left.mkdir(parents=True)
+    (left / "1.png").write_bytes(b"of a process that was killed")
+    with cache.unpacking() as folder:
+        assert folder.parent == left.parent and not left.exists()
+        main(["list"])
+        assert f"unpacked/{folder.name}: 0.0 kB" in (said := capsys.readouterr().out)
+        assert "being written" in said
+        with pytest.raises(UserError, match="is being written by a process"):
+            main(["remove", "unpacked"])
+    assert not list(left.parent.iterdir())
+    left.mkdir()
+    main(["remove", "unpacked"])
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_a_disk_that_is_too_small_is_known_before_anything_is_decoded(
+    tmp_path, data_dir, monkeypatch, kind
+):
+    root = make_folder(tmp_path / "fruit", {"a": 5, "b": 5})
+    if kind == "zip":
+        root = Path(shutil.make_archive(str(tmp_path / "packed"), "zip", root))
+    source = ImageFolder(str(root))
+    needed = {"folder": "decoding 10 images at 64x64x3 takes 246 kB", "zip": "unpacking packed.zip"}
+    monkeypatch.setattr(ImageFolder, "pixels", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(cache, "free_bytes", lambda folder: 1000)
+    with pytest.raises(UserError, match=f"{needed[kind]}.* of disk in .*, where 1.0 kB are free"):
+        source.load()
+    assert not [path for path in data_dir.rglob("*") if path.is_file() and path.suffix != ".lock"]
 
 
 def test_data_folder_that_cannot_be_written(tmp_path, monkeypatch):
@@ -1240,7 +1326,8 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
     [
         (["prepare", "fashion_mist"], 2, "did you mean 'fashion_mnist'?"),
         (["prepare"], 2, "there is fashion_mnist, cifar10, artworks, products, image_fo"),
-        (["prepair"], 2, "the commands are prepare and list"),
+        (["prepair"], 2, "the commands are prepare, list and remove NAME"),
+        (["remove", "nowhere"], 2, "is named 'nowhere'"),
         (["prepare", "image_folder"], 2, "needs --source"),
         (["prepare", "image_folder", "--source=nowhere"], 1, "nowhere does not exist"),
         (["prepare", "image_folder", "--source=.", "--image-sise=3"], 2, "image-size"),

@@ -410,7 +410,8 @@ def test_operations_of_a_loop_without_end():
 def test_cost_of_lenet_by_hand():
     layers = [28 * 28 * 6 * 25, 10 * 10 * 16 * 150, 400 * 120, 120 * 84, 84 * 10]
     costs = counting.cost(LeNet5(), (32, 32, 1))
-    assert costs == counting.Cost(parameters=61_706, statistics=0, flops=2 * sum(layers))
+    outputs = 28 * 28 * 6 + 10 * 10 * 16 + 120 + 84 + 10
+    assert costs == counting.Cost(61_706, statistics=0, flops=2 * sum(layers), outputs=outputs)
 
 
 def test_cost_is_that_of_evaluation():

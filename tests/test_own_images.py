@@ -212,3 +212,23 @@ def test_a_dry_run_leaves_nothing(tmp_path, capsys):
     said = capsys.readouterr()
     assert "Expected: " in said.err and "MB of memory" in said.err and "FLOP an image" in said.err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_of_what_takes_long_to_decode_answers_without(tmp_path, capsys, monkeypatch):
+    from cnn_research.data.prepare import cache
+    from cnn_research.train import dry_run
+
+    root = make_folder(tmp_path / "pets", {"cat": 20, "dog": 20})
+    words = [f"--data.path={root}", "--experiment=image_folder", f"--workdir={tmp_path / 'run'}"]
+    monkeypatch.setattr(dry_run, "MOST_SECONDS", -1)
+    with flagsaver.flagsaver():
+        cli.main(cli.parse_flags(["launch.py", *words, "--dry-run"]))
+    said = capsys.readouterr().err
+    assert "Not decoded yet: 40 images" in said and "288 kB of disk" in said
+    assert "Roughly expected: " in said and "of memory in a step" in said
+    assert not (tmp_path / "run").exists() and not (tmp_path / "data" / "image_folder").exists()
+    monkeypatch.setattr(cache, "free_bytes", lambda folder: 1000)
+    with flagsaver.flagsaver(), pytest.raises(SystemExit):
+        cli.main(cli.parse_flags(["launch.py", *words, "--dry-run"]))
+    said = capsys.readouterr().err
+    assert "Not decoded yet" in said and "error: decoding 40 images at 30x40x3 takes" in said

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from PIL import Image
 from safetensors.numpy import save_file
 
 from cnn_research.cli.run import run
@@ -20,6 +21,8 @@ from cnn_research.core.errors import UsageError, UserError
 from cnn_research.data.augmentation.config import Augmentation
 from cnn_research.data.batches import batch_indices
 from cnn_research.data.dataset import Split
+from cnn_research.data.prepare import cache
+from cnn_research.data.sources.folder import ImageFolder
 from cnn_research.data.sources.synthetic import Synthetic
 from cnn_research.models.airbench import Airbench
 from cnn_research.models.convnet import ConvNet
@@ -35,6 +38,7 @@ from cnn_research.train.optimizers import Optimizer
 from cnn_research.train.state import abstract_state, initial_state
 from cnn_research.train.trained import bind_to_dataset
 from cnn_research.train.transfer import Transfer, frozen_statistics
+from cnn_research.train.undecoded import check_disk
 
 # Without other splits than train no report is written, which is most of such a run.
 DATA = Synthetic(train=64, validation=0, test=0, image_shape=(12, 12, 3), classes=(4,))
@@ -328,6 +332,28 @@ def test_features_are_computed_once(tmp_path, monkeypatch):
         found = features["test"].images[:5, view]
         np.testing.assert_allclose(found, of_layer, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(tail.apply(variables, found), expected[0], rtol=1e-4, atol=1e-5)
+
+
+def test_room_for_features_is_looked_for_before_images_are_decoded(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
+    for name in "ab":
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(3):
+            image = Image.new("RGB", (12, 12), (number, 0, 0))
+            image.save(tmp_path / "images" / name / f"{number}.png")
+    data = ImageFolder(str(tmp_path / "images"), image_size=(12, 12))
+    cached = training(Transfer(cache_after="Conv_0"), augmentation=Augmentation(mirror=True))
+    # Two views of 12x12x8 numbers, and the arrays of 12x12x3 bytes.
+    needed = 6 * (2 * 12 * 12 * 8 * 4 + 12 * 12 * 3)
+    monkeypatch.setattr(cache, "free_bytes", lambda folder: needed)
+    check_disk(cached, data)
+    monkeypatch.setattr(cache, "free_bytes", lambda folder: needed - 1)
+    message = "decoding 6 images at 12x12x3 and caching features of them takes 57.9 kB"
+    with pytest.raises(UserError, match=message):
+        check_disk(cached, data)
+    with pytest.raises(UsageError, match="no layer 'Conv_9'"):
+        check_disk(training(Transfer(cache_after="Conv_9")), data)
+    check_disk(training(), data)
 
 
 def test_views_of_cached_features():

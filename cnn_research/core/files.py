@@ -39,3 +39,9 @@ def size_text(size: float) -> str:
     unit, name = (1e9, "GB") if size >= 1e9 else (1e6, "MB") if size >= 1e6 else (1e3, "kB")
     value = size / unit
     return f"{value:,.1f} {name}" if value < 100 else f"{value:,.0f} {name}"
+
+
+def bytes_below(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.lstat().st_size for file in files if not file.is_dir())

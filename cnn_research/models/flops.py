@@ -23,12 +23,14 @@ from cnn_research.models.layers import ImageTooSmall
 @dataclasses.dataclass(frozen=True)
 class Cost:
     """Of a model and images of one size: parameters, those of auxiliary heads included; numbers
-    that batch normalisation keeps; operations of one image's forward pass as it is evaluated.
+    that batch normalisation keeps; operations of one image's forward pass as it is evaluated, and
+    numbers that its convolutions and matrix products put out.
     """
 
     parameters: int
     statistics: int
     flops: int
+    outputs: int
 
 
 def cost(model: nn.Module, image_shape: tuple[int, int, int]) -> Cost:
@@ -49,6 +51,7 @@ def cost(model: nn.Module, image_shape: tuple[int, int, int]) -> Cost:
         parameters=_size(variables["params"]),
         statistics=_size(variables.get("batch_stats", {})),
         flops=_of_program(evaluated),
+        outputs=_outputs_of_program(evaluated),
     )
 
 
@@ -87,6 +90,16 @@ def least_size(model: nn.Module, channels: int = 3) -> int:
 
 def _size(tree: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def _outputs_of_program(program: Jaxpr) -> int:
+    total = 0
+    for equation in program.eqns:
+        if equation.primitive.name in ("conv_general_dilated", "dot_general"):
+            total += equation.outvars[0].aval.size
+        else:
+            total += sum(map(_outputs_of_program, jaxprs_in_params(equation.params)))
+    return total
 
 
 def _of_program(program: Jaxpr) -> int:

@@ -11,15 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
+from cnn_research.core import run_folder as folders
 from cnn_research.core.experiment import Result
 from cnn_research.core.memory import available_memory, freed_memory_kept
-from cnn_research.core.progress import duration
+from cnn_research.core.progress import Line, duration
+from cnn_research.data.sources.footprint import footprint
 from cnn_research.models.flops import cost
 from cnn_research.train.config import Training
 from cnn_research.train.job import Job, prepare
 from cnn_research.train.session import SeedRun, open_session
+from cnn_research.train.undecoded import say_needs
 
 TRIED = 3
+MOST_SECONDS = 10
+"""Longest decoding of images that a dry run waits for."""
 
 
 def dry_run(experiment: Training, workdir: Path) -> Result:
@@ -28,7 +33,16 @@ def dry_run(experiment: Training, workdir: Path) -> Result:
 
 
 def dry_run_seeds(runs: list[SeedRun], workdir: Path) -> Result:
-    """As `dry_run`, for several seeds at once."""
+    """As `dry_run`, for several seeds at once.
+
+    Where it would take long to decode the images, the estimate is of their number alone.
+    """
+    experiment = runs[0].experiment
+    data = folders.located(experiment.data, runs[0].workdir)
+    found = footprint(data)
+    if found and found.seconds > MOST_SECONDS:
+        say_needs(experiment, data, found, Line().say)
+        return Result(workdir, 0, {})
     with open_session(runs, workdir, read_only=True) as session:
         job = prepare(session)
         say_estimate(job)

@@ -64,30 +64,7 @@ def before(model: nn.Module, image_shape: tuple[int, int, int], layer: str) -> t
     Raises `UsageError` for a layer that the model lacks, or whose output does not determine the
     logits.
     """
-    done: list[str] = []
-    outputs: dict[str, Any] = {}
-
-    def intercept(call, args, kwargs, context):
-        output = call(*args, **kwargs)
-        if (path := _called(context)) is not None:
-            outputs.setdefault(path, output)
-            done.append(path)
-        return output
-
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-
-    def init(images):
-        with nn.intercept_methods(intercept):
-            return model.init(jax.random.key(0), images, train=False)
-
-    variables = jax.eval_shape(init, images)
-    cached = outputs.get(layer)
-    if not layer or cached is None:
-        layers = [path for path in outputs if path and "/" not in path]
-        raise UsageError(
-            f"--transfer.cache-after: the network has no layer '{layer}'"
-            f"{did_you_mean(layer, list(outputs))}; it has {', '.join(layers)}"
-        )
+    variables, cached, done = _traced(model, image_shape, layer)
     zeros, features = jax.tree.map(
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (variables, cached)
     )
@@ -99,6 +76,44 @@ def before(model: nn.Module, image_shape: tuple[int, int, int], layer: str) -> t
             "name a layer that every path runs through"
         )
     return tuple(path for path in done[: done.index(layer) + 1] if path)
+
+
+def feature_bytes(model: nn.Module, image_shape: tuple[int, int, int], layer: str) -> int:
+    """Bytes of a layer's output for one image, as they are cached; errors are those of `before`."""
+    _, output, _ = _traced(model, image_shape, layer)
+    return 4 * sum(leaf.size for leaf in jax.tree.leaves(output))
+
+
+def _traced(
+    model: nn.Module, image_shape: tuple[int, int, int], layer: str
+) -> tuple[Any, Any, list[str]]:
+    """Shapes of the model's variables and of a layer's output for one image, and the paths of all
+    modules in the order in which they are done.
+
+    Raises `UsageError` if there is no such layer.
+    """
+    done: list[str] = []
+    outputs: dict[str, Any] = {}
+
+    def intercept(call, args, kwargs, context):
+        output = call(*args, **kwargs)
+        if (path := _called(context)) is not None:
+            outputs.setdefault(path, output)
+            done.append(path)
+        return output
+
+    def init(images):
+        with nn.intercept_methods(intercept):
+            return model.init(jax.random.key(0), images, train=False)
+
+    variables = jax.eval_shape(init, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
+    if not layer or layer not in outputs:
+        layers = [path for path in outputs if path and "/" not in path]
+        raise UsageError(
+            f"--transfer.cache-after: the network has no layer '{layer}'"
+            f"{did_you_mean(layer, list(outputs))}; it has {', '.join(layers)}"
+        )
+    return variables, outputs[layer], done
 
 
 def cached_features(

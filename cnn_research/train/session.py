@@ -29,6 +29,7 @@ from cnn_research.train.config import Training
 from cnn_research.train.plan import Plan
 from cnn_research.train.state import TrainState, abstract_state
 from cnn_research.train.trained import bind_to_dataset, check_same_data
+from cnn_research.train.undecoded import check_disk
 
 
 @dataclasses.dataclass
@@ -114,7 +115,9 @@ def open_session(
             folders.check_same(run.experiment, run.workdir, experiment.resumable_fields)
         # The data is read only for a config that its folder agrees with.
         with interruption.interruptible_setup():
-            dataset = folders.located(experiment.data, runs[0].workdir).load()
+            data = folders.located(experiment.data, runs[0].workdir)
+            check_disk(experiment, data)
+            dataset = data.load()
         check_data(experiment, dataset)
         mesh = data_mesh()
         check_divides(mesh, experiment.batch_size, experiment.accumulate)

@@ -255,9 +255,14 @@ def write_once(folder: Path, write: Callable[[Path], None]) -> bool:
         return True
 
 
+def arrays_folder(home: Path, key: str) -> Path:
+    """Folder of the arrays `key` of the data in `home`."""
+    return home / "arrays" / key
+
+
 def load(home: Path, fingerprint: str, key: str, build: Callable[[Path], None]) -> Dataset:
     """The arrays `key` of the data prepared in `home`, built by `build(folder)` if need be."""
-    folder = home / "arrays" / key
+    folder = arrays_folder(home, key)
     dataset = read(folder, fingerprint)
     if dataset is None:
         with lock(home):

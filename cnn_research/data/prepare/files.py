@@ -142,6 +142,24 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     return os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()
 
 
+def _is_table(entry: os.DirEntry[str]) -> bool:
+    return entry.name.lower().endswith(".csv") and entry.is_file()
+
+
+def folders_state(path: Path) -> tuple[tuple[str, int], ...]:
+    """Another value when a file comes into a folder, leaves it, or a table changes; known at once,
+    since no other file is looked at."""
+    found, pending = [], [os.fspath(path)]
+    while pending:
+        each = pending.pop()
+        found.append((each, os.stat(each).st_mtime_ns))
+        if os.path.isdir(each):
+            with os.scandir(each) as entries:
+                shown = [entry for entry in entries if not entry.name.startswith(".")]
+            pending += [e.path for e in shown if _is_folder(e) or _is_table(e)]
+    return tuple(sorted(found))
+
+
 def existing(path: str) -> Path:
     """`path` made absolute; a `UserError` if it does not exist."""
     if not path:

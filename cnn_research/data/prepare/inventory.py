@@ -8,12 +8,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cnn_research.core.config import did_you_mean
 from cnn_research.core.errors import UsageError, UserError
+from cnn_research.core.files import bytes_below
 from cnn_research.data.prepare import cache
 
 TOGETHER = {
@@ -67,7 +68,7 @@ def _entry(path: Path) -> Entry:
     else:
         text = _described(index)
     used = index if index.is_file() else path
-    return Entry(name, text, _size(path), used.stat().st_mtime, unfinished)
+    return Entry(name, text, bytes_below(path), used.stat().st_mtime, unfinished)
 
 
 def _described(index: Path) -> str:
@@ -81,11 +82,6 @@ def _described(index: Path) -> str:
         return f"{told['provenance']['source']}; {splits}"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "damaged, or of an older version"
-
-
-def _size(path: Path) -> int:
-    files: Iterator[Path] | Sequence[Path] = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.lstat().st_size for file in files if not file.is_dir())
 
 
 def chosen(names: Sequence[str]) -> list[Entry]:

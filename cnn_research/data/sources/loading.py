@@ -8,6 +8,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
+import math
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import numpy as np
 
 from cnn_research.core.errors import UsageError, UserError
+from cnn_research.core.files import bytes_below
 from cnn_research.core.ranges import PositiveInt, Range, Seed, check_ranges
 from cnn_research.data.dataset import Dataset, Examples
 from cnn_research.data.images import Fit, decode, printable
@@ -47,15 +49,23 @@ class Origin:
         decode: decodes every example; its argument is an empty folder for arrays that outgrow
             memory.
         home: folder of the decoded arrays; None where decoding takes no time.
-        fingerprint: of the files; arrays decoded from other files are decoded again.
+        fingerprint: returns that of the files, which takes seconds where there are many; arrays
+            decoded from other files are decoded again.
         key: of the choice and split of examples; each choice has its own arrays.
     """
 
     name: str
     decode: Callable[[Path], Decoded]
     home: Path | None = None
-    fingerprint: str = ""
+    fingerprint: Callable[[], str] = str
     key: str = ""
+
+    def is_decoded(self) -> bool:
+        """Return whether the arrays are there, of the files as they are now."""
+        if self.home is None:
+            return True
+        folder = cache.arrays_folder(self.home, self.key)
+        return folder.is_dir() and cache.read(folder, self.fingerprint()) is not None
 
 
 class Source(abc.ABC):
@@ -87,6 +97,7 @@ class Source(abc.ABC):
         """
         check_ranges(self, "data.")
         origin = self.origin()
+        fingerprint = origin.fingerprint()
 
         def examples_in_splits(scratch: Path) -> tuple[Examples, dict[str, np.ndarray], Any]:
             examples, facts = origin.decode(scratch)
@@ -95,10 +106,10 @@ class Source(abc.ABC):
 
         def build(folder: Path) -> None:
             with cache.scratch(folder.with_name("examples")) as scratch:
-                cache.write(folder, origin.fingerprint, origin.name, *examples_in_splits(scratch))
+                cache.write(folder, fingerprint, origin.name, *examples_in_splits(scratch))
 
         if origin.home is not None:
-            return cache.load(origin.home, origin.fingerprint, origin.key, build)
+            return cache.load(origin.home, fingerprint, origin.key, build)
         examples, indices, provenance = examples_in_splits(Path())
         splits = {name: examples.take(chosen) for name, chosen in indices.items()}
         return Dataset(origin.name, splits, examples.class_names, provenance)
@@ -138,7 +149,7 @@ def from_prepared(
         return examples, {"version": home.name, **facts}
 
     key = cache.key_of(dataclasses.asdict(source))  # type: ignore[call-overload]
-    return Origin(name, decode, home, str(folder.stat().st_mtime_ns), key)
+    return Origin(name, decode, home, lambda: str(folder.stat().st_mtime_ns), key)
 
 
 def prepare_once(home: Path, write: Callable[[Path], None]) -> None:
@@ -214,6 +225,30 @@ class ImageFiles(Source):
             return fingerprint_of([path], path)
         return fingerprint_of([f"{path}/{name}" for name in names_below(path)], path)
 
+    @property
+    def bytes_of_image(self) -> int:
+        """Bytes of a decoded image."""
+        return math.prod((*self.image_size, 3))
+
+    def located(self) -> Self:
+        """The source with the path of its files, where those are the prepared ones."""
+        if self.path or not self.prepared:
+            return self
+        (path,) = (self.home() / cache.PREPARED).iterdir()
+        return dataclasses.replace(self, path=str(path))
+
+    def check_space(self, images: int, features: int = 0) -> None:
+        """Raise `UserError` if the disk has no room to decode so many images.
+
+        `features` are the bytes of what is computed from them, and cached, later.
+        """
+        arrays = images * self.bytes_of_image
+        caching = " and caching features of them" if features else ""
+        what = f"decoding {images:,} images at {self.shape}{caching}"
+        # All examples are on the disk twice until they are in their splits.
+        needed = max(2 * arrays, arrays + features)
+        cache.require_space(needed, what, "take a smaller --data.image-size")
+
     def pixels(self, file: Path) -> np.ndarray:
         """The image in a file, uint8 `[*image_size, 3]`."""
         return decode(file, self.image_size, self.fit)
@@ -238,6 +273,7 @@ class ImageFiles(Source):
         def write(folder: Path) -> None:
             with opened(path) as root:
                 self.plan(root, printable(path))  # refuses other data before they are copied
+            cache.require_space(bytes_below(path), f"copying {printable(path)}")
             try:
                 if path.is_dir():
                     shutil.copytree(path, folder / path.name, ignore_dangling_symlinks=True)
@@ -265,21 +301,22 @@ class ImageFiles(Source):
         name = stem_of(str(path))
         config = f"{re.sub(r'[^A-Za-z0-9]+', '_', name)}-{cache.key_of(fields)}"
         home = cache.data_dir() / self.kind / config / "1.0.0"
-        fingerprint = self.state_of(path)
+        fingerprint = functools.cache(lambda: self.state_of(path))
         decode = functools.partial(self._decode, path, fingerprint)
         key = cache.key_of([self.sizes, self.split_seed])
         return Origin(name, decode, home, fingerprint, key)
 
     def _decode_prepared(self, folder: Path, scratch: Path) -> Decoded:
         (path,) = folder.iterdir()
-        return self._decode(path, self.state_of(path), scratch)
+        return self._decode(path, lambda: self.state_of(path), scratch)
 
-    def _decode(self, path: Path, fingerprint: str, scratch: Path) -> Decoded:
+    def _decode(self, path: Path, fingerprint: Callable[[], str], scratch: Path) -> Decoded:
         """Decode the images of a folder, archive or table."""
         from cnn_research.data.prepare.decoding import decode_plan
 
         with opened(path) as root:
             plan = self.plan(root, printable(path))
+            self.check_space(len(plan.records))
             examples, facts = decode_plan(plan, self.pixels, self.on_bad_image, scratch)
         examples = dataclasses.replace(examples, by_name=self.by_name)
-        return examples, {"path": printable(path.name), "fingerprint": fingerprint, **facts}
+        return examples, {"path": printable(path.name), "fingerprint": fingerprint(), **facts}

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import json
 import statistics
+import time
+import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from cnn_research.core.errors import UserError
-from cnn_research.data.images import open_image, printable
+from cnn_research.data.images import BadImage, open_image, printable
 from cnn_research.data.prepare import cache
-from cnn_research.data.prepare.files import Plan, existing, opened
+from cnn_research.data.prepare.files import existing, folders_state, opened
 from cnn_research.data.sources.loading import ImageFiles
 
-SAMPLE = 200
-"""Largest number of images whose size is read."""
+SAMPLE, DECODED = 200, 16
+"""About how many images, evenly spread, are opened for their size, and decoded to time that."""
+MOST_SECONDS = 0.5
+"""After that no further one is decoded."""
+NOT_LOOKED_AT = ("image_size", "fit", "validation", "test", "split_seed", "on_bad_image")
+"""Fields of a source that change nothing of its survey."""
 RESULT = "survey.json"
 EXIF_ORIENTATION, ON_ITS_SIDE = 274, 5
 """The tag of an image's orientation; from this value on, height and width are exchanged."""
@@ -28,7 +38,7 @@ class Survey:
 
     Where the source has no validation or test split, `classes` still includes their images. Of
     `shapes`, width by height, a tenth of the images has less than the first and a tenth more than
-    the second.
+    the second. One core decodes an image in about `seconds`.
     """
 
     splits: Mapping[str, int]
@@ -36,10 +46,16 @@ class Survey:
     height: int
     width: int
     shapes: tuple[float, float]
+    seconds: float = 0.0
+
+    @property
+    def images(self) -> int:
+        return sum(self.splits.values())
 
 
 def survey(source: ImageFiles) -> Survey:
-    """Survey a source; for an archive, which has to be unpacked, the result is cached.
+    """Survey a source: a folder or table again when it has changed; the result for an archive,
+    which has to be unpacked, is cached on disk.
 
     Raises:
         UsageError: the source names no path, or a column that its table lacks.
@@ -47,10 +63,12 @@ def survey(source: ImageFiles) -> Survey:
     """
     path = existing(source.path)
     shown = printable(path)
+    defaults = {f.name: f.default for f in dataclasses.fields(source) if f.name in NOT_LOOKED_AT}
+    source = dataclasses.replace(source, **defaults)  # type: ignore[arg-type]
     if path.is_dir() or path.suffix.lower() == ".csv":
-        return _survey(source.plan(path, shown), shown)
+        return _of_files(source, path, folders_state(path))
     fields = {**dataclasses.asdict(source), "path": shown}
-    for field in ("image_size", "fit", "validation", "test", "split_seed", "on_bad_image"):
+    for field in NOT_LOOKED_AT:
         del fields[field]
     facts = [field.name for field in dataclasses.fields(Survey)]
     name = cache.key_of([type(source).__name__, fields, source.state_of(path), facts])
@@ -58,16 +76,24 @@ def survey(source: ImageFiles) -> Survey:
 
     def write(temporary: Path) -> None:
         with opened(path) as root:
-            found = _survey(source.plan(root, shown), shown)
+            found = _survey(source, root, shown)
         (temporary / RESULT).write_text(json.dumps(dataclasses.asdict(found)))
 
     cache.write_once(folder, write)
     return Survey(**json.loads((folder / RESULT).read_text()))
 
 
-def _survey(plan: Plan, shown: str) -> Survey:
+@functools.lru_cache(maxsize=4)
+def _of_files(source: ImageFiles, path: Path, state: tuple[object, ...]) -> Survey:
+    """The survey of a folder or table in this state."""
+    return _survey(source, path, printable(path))
+
+
+def _survey(source: ImageFiles, root: Path, shown: str) -> Survey:
+    plan = source.plan(root, shown)
     train = [record for record in plan.records if record.split == "train"]
-    heights, widths = zip(*_sizes([record.path for record in train], shown), strict=True)
+    files = [record.path for record in train]
+    heights, widths = zip(*_sizes(_spread(files, SAMPLE), shown), strict=True)
     shapes = sorted(width / height for height, width in zip(heights, widths, strict=True))
     return Survey(
         splits=dict(Counter(record.split for record in plan.records)),
@@ -82,13 +108,14 @@ def _survey(plan: Plan, shown: str) -> Survey:
         height=round(statistics.median(heights)),
         width=round(statistics.median(widths)),
         shapes=(shapes[len(shapes) // 10], shapes[-1 - len(shapes) // 10]),
+        seconds=_seconds(_spread(files, DECODED), source.pixels),
     )
 
 
 def _sizes(files: Sequence[str], shown: str) -> list[tuple[int, int]]:
-    """Height and width of an evenly spread sample of the files, less those that are not images."""
+    """Height and width of each file that is an image."""
     sizes = []
-    for file in files[:: max(1, len(files) // SAMPLE)]:
+    for file in files:
         try:
             with open_image(Path(file)) as image:
                 size = image.size
@@ -99,3 +126,22 @@ def _sizes(files: Sequence[str], shown: str) -> list[tuple[int, int]]:
     if not sizes:
         raise UserError(f"{shown}: none of the files is a readable image")
     return sizes
+
+
+def _seconds(files: Sequence[str], pixels: Callable[[Path], np.ndarray]) -> float:
+    """Time in which one core decodes a file, by a few of them."""
+    began, done = time.monotonic(), 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, on odd but readable files
+        for file in files:
+            if time.monotonic() - began > MOST_SECONDS:
+                break
+            with contextlib.suppress(BadImage):
+                pixels(Path(file))
+            done += 1
+    return (time.monotonic() - began) / max(1, done)
+
+
+def _spread(files: Sequence[str], count: int) -> Sequence[str]:
+    """At least `count` of the files, evenly spread; all where there are fewer."""
+    return files[:: max(1, len(files) // count)]

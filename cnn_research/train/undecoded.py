@@ -1,0 +1,80 @@
+"""What a training takes whose images are not decoded yet, known before any of them is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from cnn_research.core.files import free_bytes, size_text
+from cnn_research.core.progress import duration
+from cnn_research.core.run_folder import cores
+from cnn_research.data.prepare.cache import data_dir
+from cnn_research.data.sources.footprint import Footprint, footprint
+from cnn_research.models.flops import cost
+from cnn_research.train.config import Training
+from cnn_research.train.feature_cache import BATCH, feature_bytes
+
+FLOPS_OF_A_CORE = 5.4e10
+"""Floating-point operations a second of a processor core, as trainings of small networks have."""
+KEPT = 3
+"""Times a layer's output is in memory in a step: before and after its normalisation, and as a
+gradient."""
+
+
+def check_disk(experiment: Training, data: Any) -> None:
+    """Raise `UserError` if the disk has no room for decoded images and features of them, too."""
+    if _cached_layer(experiment) and (found := footprint(data)):
+        data.check_space(found.images, _features(experiment, data, found))
+
+
+def say_needs(
+    experiment: Training, data: Any, found: Footprint, say: Callable[[str], None]
+) -> None:
+    """Print about what disk, time and memory a training takes; then raise as `check_disk`.
+
+    Times and memory are reckoned from the network's operations, not measured.
+    """
+    counted = cost(experiment.model, (*data.image_size, 3))
+    flops, features = counted.flops * found.images, _features(experiment, data, found)
+    seconds = 3 * flops * experiment.epochs / (FLOPS_OF_A_CORE * cores())
+    training = f"{duration(seconds)} of training on {cores()} processor cores"
+    kept = KEPT * counted.outputs * experiment.batch_size / experiment.accumulate
+    say(
+        f"Not decoded yet: {found.images:,} images, about {duration(found.seconds)}; "
+        f"{size_text(2 * found.bytes)} of disk in {data_dir()} until that is done, "
+        f"{size_text(found.bytes)} from then on; {size_text(free_bytes(data_dir()))} are free."
+    )
+    if features:
+        views = _views(experiment)
+        each = views * flops / (FLOPS_OF_A_CORE * cores())
+        training, kept = "little time for what is trained on them", counted.outputs * BATCH
+        say(f"Features of them: {size_text(features)} of disk, about {duration(each)}.")
+    memory = 4 * (kept + 4 * counted.parameters)
+    place = "read from the disk as they are needed"
+    if jax.default_backend() != "cpu":
+        place = f"{size_text(features or found.bytes)} on the device"
+    say(
+        f"Roughly expected: {training}; "
+        f"{size_text(memory)} of memory in a step; images {place}. Once the images are decoded, "
+        "by the training or by `python -m cnn_research.data prepare`, a dry run measures."
+    )
+    data.check_space(found.images, features)
+
+
+def _features(experiment: Training, data: Any, found: Footprint) -> int:
+    """Bytes of the features that are cached of all images; 0 if none are."""
+    layer = _cached_layer(experiment)
+    if not layer:
+        return 0
+    each = feature_bytes(experiment.model, (*data.image_size, 3), layer)
+    return found.images * _views(experiment) * each
+
+
+def _cached_layer(experiment: Training) -> str:
+    return experiment.transfer.cache_after or experiment.transfer.fit_after
+
+
+def _views(experiment: Training) -> int:
+    return 2 if experiment.augmentation.mirror else 1
