@@ -132,11 +132,11 @@ def plan_folder(root: Path, shown: str, class_of: Callable[[str], str] = printab
         split, folder = (splits[top], inner) if has_splits else ("train", top)
         found.append((name, split, class_of(folder)))
     all_classes = {of for _, _, of in found}
-    with_images = {of for name, _, of in found if is_named_as_image(name)} or all_classes
+    images = [item for item in found if is_named_as_image(item[0])] or found
+    with_images = {of for _, _, of in images}
     found = [item for item in found if item[2] in with_images]
     if not has_splits:
-        files = [name for name, _, _ in found]
-        _check_for_unknown_splits([*filter(is_named_as_image, files)] or files, shown)
+        _check_for_unknown_splits([name for name, _, _ in images], shown)
     classes = class_names((of for _, split, of in found if split != "target"), shown)
     labels = {of: {"label": UNKNOWN_CLASS} for of in all_classes}
     labels |= {of: {"label": at} for at, of in enumerate(classes)}
