@@ -26,11 +26,53 @@ LAUNCHER_FLAGS = (
 
 def with_overrides(default: Experiment, words: list[str]) -> Experiment:
     """The experiment with fields replaced, as typed; a `UsageError` for a wrong field or value."""
-    default, words = with_model(default, words)
+    name, others = _name_of("pretrained", words)
+    if name is not None:
+        return _with_pretrained(default, name, others)
+    return _parsed(*with_model(default, words))
+
+
+def _parsed(default: Experiment, words: list[str]) -> Experiment:
     entry = registry().get(default.name)
     description = (entry.make.__doc__ if entry else None) or ""
     command = f"python launch.py --experiment={default.name}"
     return parse_fields(default, words, command, description, LAUNCHER_FLAGS)
+
+
+def _with_pretrained(default: Experiment, name: str, words: list[str]) -> Experiment:
+    """The experiment with the weights of `--pretrained=NAME`, and fields replaced as typed.
+
+    What is typed feeds those fields of the weights that depend on it. A `UsageError` for another
+    network than theirs, as for a wrong field or value.
+    """
+    from cnn_research.models.named_weights import NONE, named_weights
+    from cnn_research.train.by_name import fields_of_weights, with_pretrained
+
+    network, others = _name_of("model", words)
+    if name == NONE:
+        return _parsed(*with_model(with_pretrained(default, name), words))
+    if network not in (None, named_weights(name).network):
+        raise UsageError(
+            f"--pretrained={name} has the weights of {named_weights(name).network}, not of "
+            f"--model={network}: leave one of them out"
+        )
+    experiment = _parsed(with_pretrained(default, name), others)
+    typed = _named_fields(others, experiment) | {"model"}
+    return with_fields(experiment, fields_of_weights(experiment, name, typed))
+
+
+def _named_fields(words: list[str], experiment: Experiment) -> set[str]:
+    """The paths of the fields that words name."""
+    fields = flatten(experiment)
+    return {path for word in words if word.startswith("--") and (path := field_of(word, fields))}
+
+
+def _name_of(flag: str, words: list[str]) -> tuple[str | None, list[str]]:
+    """The value of `--FLAG=NAME`, None without the flag, and the other words."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(f"--{flag}", nargs="?", const="", dest="name")
+    options, rest = parser.parse_known_args(words)
+    return options.name, words if options.name is None else rest
 
 
 def with_suggestions(default: Experiment, words: list[str]) -> tuple[Experiment, str]:
@@ -44,8 +86,12 @@ def with_suggestions(default: Experiment, words: list[str]) -> tuple[Experiment,
     suggest = registry()[default.name].suggest_fields
     if suggest is None:
         return experiment, ""
-    fields = flatten(experiment)
-    named = {path for word in words if word.startswith("--") and (path := field_of(word, fields))}
+    named = _named_fields(words, experiment)
+    name, _ = _name_of("pretrained", words)
+    if name is not None:
+        from cnn_research.train.by_name import fields_of_weights
+
+        named |= fields_of_weights(default, name).keys()
     suggestions = suggest(experiment, named)
     values = {path: suggestion.value for path, suggestion in suggestions.items()}
     experiment = with_overrides(with_fields(default, values), words)
@@ -70,10 +116,8 @@ def _as_typed(path: str, value: Any) -> str:
 
 def with_model(default: Experiment, words: list[str]) -> tuple[Experiment, list[str]]:
     """The experiment with the network of `--model`, and the other words; a `UsageError` if none."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--model", nargs="?", const="")
-    options, rest = parser.parse_known_args(words)
-    if (name := options.model) is None:
+    name, rest = _name_of("model", words)
+    if name is None:
         return default, words
     if "model" not in {field.name for field in dataclasses.fields(default)}:
         raise UsageError(f"{default.name} has no network: --model does not apply")

@@ -35,6 +35,8 @@ usage: python launch.py --experiment=NAME [--workdir=FOLDER] [--mode=MODE] [--FI
   --replicas=N               train N seeds at once, from --seed on, in WORKDIR/seed-0, ...
   --FIELD=VALUE              override a field by its path: --optimizer.learning-rate=3e-4 --seed=1
   --model=NAME               train another network: `python -m cnn_research.models` lists them
+  --pretrained=NAME          start from weights of that list, with all fields that belong to them;
+                             --pretrained=none trains from scratch
 """
 
 LARGE_BATCH = 150_000

@@ -1,37 +1,71 @@
-"""Prints every registered model: its image size, parameters, FLOPs and source.
+"""Prints every registered model, and beneath them the weights that `--pretrained=NAME` takes.
 
 python -m cnn_research.models
 
-Parameters are those of training, auxiliary heads included; 10^6 FLOPs are of one image's forward
-pass, a multiplication and an addition counting as two. `least` is the smallest height and width
-that the model takes.
+Of a model, its image size, parameters, FLOPs and source. Parameters are those of training,
+auxiliary heads included; 10^6 FLOPs are of one image's forward pass, a multiplication and an
+addition counting as two. `least` is the smallest height and width that the model takes.
+
+Of weights, top-1 is the published accuracy on ImageNet's validation images, in percent, MB the size
+of the file, `loaded` whether this very file was ever loaded by the project, and `where` whether
+this machine has it, or how it gets there.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 
 from cnn_research.core.errors import UsageError, run_command
-from cnn_research.models.flops import cost, least_size
-from cnn_research.models.registry import architectures
+from cnn_research.models.flops import Cost, cost, least_size
+from cnn_research.models.named_weights import NAMED
+from cnn_research.models.registry import Architecture, architectures
 
 
 def main(words: list[str]) -> None:
-    """Print the table, line by line as it is counted; take no words but a call for help."""
+    """Print the tables, line by line as it is counted; take no words but a call for help."""
     if words in (["--help"], ["-h"]):
         print(__doc__, end="")
         return
     if words:
         raise UsageError(f"`python -m cnn_research.models` takes no '{words[0]}'")
-    found = architectures()
-    line = f"{{:<{max(map(len, found))}}}  {{:<9}}  {{:>5}}  {{:>11}}  {{:>10}}  {{}}"
+    costs = print_models(architectures())
+    print()
+    print_weights(costs)
+
+
+def print_models(models: Mapping[str, Architecture]) -> dict[str, Cost]:
+    """Print a line for each model; return the costs by name."""
+    line = f"{{:<{max(map(len, models))}}}  {{:<9}}  {{:>5}}  {{:>11}}  {{:>10}}  {{}}"
     print(line.format("model", "image", "least", "parameters", "10^6 FLOPs", "source"))
-    for name, each in found.items():
-        costs = cost(each.model, each.image_shape)
+    costs = {}
+    for name, each in models.items():
+        costs[name] = cost(each.model, each.image_shape)
         shape, least = each.image_shape, least_size(each.model, each.image_shape[2])
-        parameters, flops = f"{costs.parameters:,}", f"{costs.flops / 1e6:,.1f}"
         image = "x".join(map(str, shape))
-        print(line.format(name, image, least, parameters, flops, each.source), flush=True)
+        print(line.format(name, image, least, *_shown(costs[name]), each.source), flush=True)
+    return costs
+
+
+def print_weights(costs: Mapping[str, Cost]) -> None:
+    """Print a line for each of the named weights; `costs` are those of the networks, by name."""
+    width = max(map(len, NAMED))
+    line = f"{{:<{width}}}  {{:>5}}  {{:>11}}  {{:>10}}  {{:>5}}  {{:>5}}  {{:<10}}  {{:<6}}  {{}}"
+    heads = ("top-1", "MB", "licence", "loaded", "where")
+    print(line.format("weights", "image", "parameters", "10^6 FLOPs", *heads))
+    for name, each in NAMED.items():
+        facts = (
+            f"{each.top1:.1f}",
+            each.megabytes,
+            each.licence,
+            "yes" if each.loaded else "never",
+        )
+        where = f"{each.source.place}: {each.source}"
+        print(line.format(name, each.image_size, *_shown(costs[each.network]), *facts, where))
+
+
+def _shown(found: Cost) -> tuple[str, str]:
+    return f"{found.parameters:,}", f"{found.flops / 1e6:,.1f}"
 
 
 if __name__ == "__main__":

@@ -16,18 +16,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
 from cnn_research.core.config import register_config
-from cnn_research.core.errors import UsageError, UserError, one_line
+from cnn_research.core.errors import UsageError, UserError
+from cnn_research.models.named_weights import named_weights
 from cnn_research.models.weights import Weights
+from cnn_research.models.weights.fetch import HUB, hub_file
 
-_HUB = "hub:"
 _COLLECTIONS = ("params", "batch_stats")
 _SHOWN = 3
-"""Maximum number of leaves named in an error."""
+"""Maximum number of leaves of a kind that are named in an error."""
+ANY_CLASSES = 99_991
+"""Number of classes of a model whose data is not known yet: no layer has so many units."""
 
 
 @register_config
@@ -43,12 +48,28 @@ class Pretrained:
     `layer4.*` or `*/bias`; what is below a match is meant too."""
     channels: Literal["rgb", "bgr"] = "rgb"
     """The order of colours that the weights expect; the first kernel is turned round for bgr."""
+    name: str = ""
+    """Name of weights, as `python -m cnn_research.models` lists them, whose file is used where
+    `source` is empty. `--pretrained=NAME` sets this field, and all others that belong to them."""
 
-    def check(self) -> None:
-        """Raise `UsageError` for fields that do not go together."""
-        if self != Pretrained() and not self.source:
+    @property
+    def origin(self) -> str:
+        """What is loaded: the source, or else the name; '' for nothing."""
+        return self.source or self.name
+
+    def check(self, model: nn.Module) -> None:
+        """Raise `UsageError` for fields that do not go together, or not with the network's."""
+        if self != Pretrained() and not self.origin:
             raise UsageError(
-                "--pretrained.fresh and .channels mean nothing without --pretrained.source"
+                "--pretrained.fresh and .channels mean nothing without --pretrained.source or .name"
+            )
+        # With another variant every shape fits, and the answers are wrong.
+        wanted = named_weights(self.name).family.fields.get("variant") if self.name else None
+        variant = getattr(model, "variant", None)
+        if wanted and variant and variant != wanted:
+            raise UsageError(
+                f"--model.variant is {variant}, and the weights {self.name} were trained with "
+                f"{wanted}: leave it out"
             )
 
 
@@ -58,6 +79,12 @@ class Loaded:
 
     source: str
     """Origin of the weights."""
+    name: str
+    """Name of the weights; empty for others than those that `Pretrained.name` knows."""
+    repository: str
+    """Repository of the hub, or package, that the file is of; empty for other files."""
+    revision: str
+    """Commit of that repository, or version of that package."""
     sha256: str
     """Checksum of the file; of a run, that of its checkpoint's list of checksums."""
     loaded: tuple[str, ...]
@@ -69,6 +96,8 @@ class Loaded:
 
     def __str__(self) -> str:
         text = f"{len(self.loaded)} leaves loaded from {self.source}"
+        if self.repository:
+            text += f" ({self.repository}, {self.revision[:12]})"
         if self.fresh:
             text += f"; fresh: {', '.join(self.fresh)}"
         if self.skipped:
@@ -91,28 +120,96 @@ def matches(path: str, patterns: Sequence[str]) -> bool:
     )
 
 
+def read_pretrained(pretrained: Pretrained) -> Weights:
+    """Read the file of weights that is named: of this machine, of an installed package or the hub.
+
+    Raises:
+        UserError: it is not there and cannot be fetched, has a wrong checksum, or is not of
+            weights.
+        UsageError: there are no weights of that name, or the hub's is written otherwise.
+    """
+    from cnn_research.models.weights.files import read_weights
+
+    source = pretrained.source
+    if source and not source.startswith(HUB):
+        return read_weights(Path(source).expanduser())
+    fetched = hub_file(source).newest() if source else named_weights(pretrained.name).source.fetch()
+    weights = read_weights(fetched.path)
+    return dataclasses.replace(weights, repository=fetched.repository, revision=fetched.revision)
+
+
+def check_fits(
+    model: nn.Module,
+    image_shape: tuple[int, int, int],
+    pretrained: Pretrained,
+    weights: Weights,
+) -> None:
+    """Raise the errors of `load_pretrained` that do not depend on the number of classes.
+
+    Nothing is computed; images are `(height, width, channels)`.
+    """
+    model = model.clone(num_classes=ANY_CLASSES)
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+    _assign(model, _leaves(variables), pretrained, weights)
+
+
 def load_pretrained(
     model: nn.Module,
     variables: Mapping[str, Any],
     pretrained: Pretrained,
     weights: Weights | None = None,
 ) -> tuple[dict[str, Any], Loaded]:
-    """Replace a model's variables, nested dicts of arrays, by the values of a weight file.
+    """Replace a model's variables, nested dicts of arrays, by the values of weights.
 
-    Structure, shapes and dtypes stay; arrays are NumPy's. `weights` replaces the file.
+    Structure, shapes and dtypes stay; arrays are NumPy's. The file is read, as `read_pretrained`
+    does, unless its `weights` are given.
 
     Raises:
-        UserError: there is no such file, or it is not of weights; or a leaf is missing in the file,
-            has another shape there, or the file has more, and no pattern of `fresh` covers it.
+        UserError: a leaf is missing in the file, has another shape there, or the file has more, and
+            no pattern of `fresh` covers it.
         UsageError: a pattern of `fresh` matches nothing.
     """
-    weights = weights or _weights_of(pretrained.source)
-    leaves = {
-        collection: traverse_util.flatten_dict(variables[collection], sep="/")
+    weights = weights or read_pretrained(pretrained)
+    ours = _leaves(variables)
+    arrays, fresh, skipped = _assign(model, ours, pretrained, weights)
+    if pretrained.channels == "bgr":
+        _turn_first_kernel(ours, arrays)
+    values = {leaf: np.asarray(value) for leaf, value in ours.items()}
+    values |= {leaf: array.astype(ours[leaf].dtype) for leaf, array in arrays.items()}
+    new = {
+        collection: traverse_util.unflatten_dict(
+            {leaf: values[leaf] for leaf in _leaves({collection: variables[collection]})}, sep="/"
+        )
         for collection in _COLLECTIONS
         if collection in variables
     }
-    ours = {leaf: np.asarray(value) for part in leaves.values() for leaf, value in part.items()}
+    loaded = Loaded(
+        source=pretrained.origin,
+        name=pretrained.name,
+        repository=weights.repository,
+        revision=weights.revision,
+        sha256=weights.sha256,
+        loaded=tuple(arrays),
+        fresh=fresh,
+        skipped=skipped,
+    )
+    return {**variables, **new}, loaded
+
+
+def _leaves(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters and statistics by their paths, in the order of a file's collections."""
+    parts = (variables.get(collection, {}) for collection in _COLLECTIONS)
+    return {k: v for part in parts for k, v in traverse_util.flatten_dict(part, sep="/").items()}
+
+
+def _assign(
+    model: nn.Module, ours: Mapping[str, Any], pretrained: Pretrained, weights: Weights
+) -> tuple[dict[str, np.ndarray], tuple[str, ...], tuple[str, ...]]:
+    """The weights' arrays by the leaves that take them, those that stay fresh, and what is skipped.
+
+    `ours` has arrays, or their shapes; the errors are those of `load_pretrained`.
+    """
     names = _best_names(model, ours, weights)
     fresh = [leaf for leaf in ours if matches(leaf, pretrained.fresh)]
     wanted = {leaf: _key(leaf, names) for leaf in ours if leaf not in fresh}
@@ -137,27 +234,19 @@ def load_pretrained(
     differing = {
         leaf: (array.shape, ours[leaf].shape)
         for leaf, array in arrays.items()
-        if array.shape != ours[leaf].shape
+        if not _same(array.shape, ours[leaf].shape)
     }
     if missing or differing or unknown:
-        raise UserError(_why_not(model, pretrained, missing, differing, unknown))
-    if pretrained.channels == "bgr":
-        _turn_first_kernel(ours, arrays)
-
-    values = ours | {leaf: array.astype(ours[leaf].dtype) for leaf, array in arrays.items()}
-    new = {
-        collection: traverse_util.unflatten_dict({leaf: values[leaf] for leaf in part}, sep="/")
-        for collection, part in leaves.items()
-    }
-    paths = (tuple(arrays), tuple(fresh), tuple(skipped))
-    return {**variables, **new}, Loaded(pretrained.source, weights.sha256, *paths)
+        why_not = _why_not(model, pretrained, missing, differing, unknown)
+        raise UserError(why_not.replace(str(ANY_CLASSES), "classes"))
+    return arrays, tuple(fresh), tuple(skipped)
 
 
-def _weights_of(source: str) -> Weights:
-    """Read a file of weights, on this machine or the hub."""
-    from cnn_research.models.weights.files import read_weights
-
-    return read_weights(_local_file(source))
+def _same(theirs: tuple[int, ...], ours: tuple[int, ...]) -> bool:
+    """Whether shapes are equal, as far as they do not depend on the number of classes."""
+    return len(theirs) == len(ours) and all(
+        a == b or b == ANY_CLASSES for a, b in zip(theirs, ours, strict=True)
+    )
 
 
 def _module(leaf: str) -> str:
@@ -168,9 +257,7 @@ def _key(leaf: str, names: Mapping[str, str]) -> tuple[str, str]:
     return names.get(_module(leaf), _module(leaf)), leaf.rpartition("/")[2]
 
 
-def _best_names(
-    model: nn.Module, ours: Mapping[str, np.ndarray], weights: Weights
-) -> Mapping[str, str]:
+def _best_names(model: nn.Module, ours: Mapping[str, Any], weights: Weights) -> Mapping[str, str]:
     """The library's names by which most of our leaves are in the file; our own where equal."""
     candidates = [{}, *getattr(model, "other_names", ())]
     return max(
@@ -179,7 +266,7 @@ def _best_names(
 
 
 def _as_ours(
-    array: np.ndarray, value: np.ndarray, layout: str, flattened: tuple[int, int, int] | None
+    array: np.ndarray, value: Any, layout: str, flattened: tuple[int, int, int] | None
 ) -> np.ndarray:
     """A file's array in flax's layout; of another shape than `value` where it does not fit."""
     if layout == "torch" and array.ndim == 2 and flattened:
@@ -201,7 +288,7 @@ def _as_ours(
     return array
 
 
-def _turn_first_kernel(ours: Mapping[str, np.ndarray], arrays: dict[str, np.ndarray]) -> None:
+def _turn_first_kernel(ours: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> None:
     first = [leaf for leaf, value in ours.items() if value.ndim == 4 and value.shape[2] == 3]
     if len(first) != 1:
         raise UsageError("--pretrained.channels=bgr needs a model with one convolution of colours")
@@ -229,7 +316,7 @@ def _why_not(
     if not missing and not unknown and (heads := _heads(differing)):
         ((theirs, ours),) = {(a[-1], b[-1]) for a, b in differing.values()}
         return (
-            f"{pretrained.source} is for {theirs} classes, the model has {ours}: a new head "
+            f"{pretrained.origin} is for {theirs} classes, the model has {ours}: a new head "
             f"replaces the file's by --pretrained.fresh {' '.join((*pretrained.fresh, *heads))}"
         )
     shapes = [f"{leaf}: file {a}, model {b}" for leaf, (a, b) in differing.items()]
@@ -243,7 +330,7 @@ def _why_not(
         if leaves
     ]
     return (
-        f"{pretrained.source} does not fit {type(model).__name__}; {', '.join(reasons)}; take the "
+        f"{pretrained.origin} does not fit {type(model).__name__}; {', '.join(reasons)}; take the "
         "model that the weights are of, or leave something out by --pretrained.fresh PATTERNS"
     )
 
@@ -255,53 +342,3 @@ def _heads(differing: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> 
     if len(outputs) != 1 or inputs_differ:
         return []
     return sorted({_module(leaf) for leaf in differing})
-
-
-def _local_file(source: str) -> Path:
-    if not source.startswith(_HUB):
-        return Path(source).expanduser()
-    name = source.removeprefix(_HUB)
-    owner, _, rest = name.partition("/")
-    repository, _, file = rest.partition("/")
-    if not owner or not repository:
-        raise UsageError(
-            f"--pretrained.source {source}: write hub:OWNER/NAME or hub:OWNER/NAME/FILE"
-        )
-    import huggingface_hub as hub
-
-    repository = f"{owner}/{repository}"
-    try:
-        file = file or _weight_file(_files_of(repository), source)
-        return Path(hub.hf_hub_download(repository, file))
-    except UserError:
-        raise
-    except Exception as error:  # of the network, the hub and the disk: a dozen different ones
-        raise UserError(
-            f"{source} cannot be fetched: check the name and the network, or give a file "
-            f"({one_line(error)[:200]})"
-        ) from error
-
-
-def _files_of(repository: str) -> list[str]:
-    import huggingface_hub as hub
-
-    try:
-        return hub.list_repo_files(repository)
-    except Exception as error:
-        try:  # what was fetched before serves without the network
-            folder = Path(hub.snapshot_download(repository, local_files_only=True))
-        except Exception:
-            raise error from None
-        return [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
-
-
-def _weight_file(files: Sequence[str], source: str) -> str:
-    """The file of a repository that holds its weights, .safetensors before all others."""
-    for suffix in (".safetensors", ".bin", ".pth", ".pt", ".th", ".h5", ".keras", ".npz"):
-        matching = sorted(file for file in files if file.endswith(suffix))
-        usual = [file for file in matching if file in ("model.safetensors", "pytorch_model.bin")]
-        if len(usual or matching) == 1:
-            return (usual or matching)[0]
-        if matching:
-            raise UsageError(f"{source} has several weight files: add one of {', '.join(matching)}")
-    raise UserError(f"{source} has no weight file")

@@ -135,7 +135,7 @@ class Training(Experiment):
         for part in (self.data, self.model, self.task, self.optimizer, self.augmentation):
             if hasattr(part, "check"):
                 part.check()
-        self.pretrained.check()
+        self.pretrained.check(self.model)
         if self.sampling == "balanced" and self.augmentation.copies > 1:
             raise UsageError(
                 "--sampling=balanced does not go with --augmentation.choose=copies, which trains "

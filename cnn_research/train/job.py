@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -33,7 +32,7 @@ from cnn_research.train.state import (
     shardings_of,
 )
 from cnn_research.train.step import make_steps
-from cnn_research.train.trained import model_and_splits, weights_of_run
+from cnn_research.train.trained import model_and_splits, weights_to_start_from
 
 
 @dataclasses.dataclass(eq=False)
@@ -183,7 +182,7 @@ def _start_afresh(session: Session, run: SeedRun) -> Loaded | None:
     start = folders.located(experiment.pretrained, run.workdir)
     run.state = state = initial_state(experiment, dataset.image_shape, session.mesh)
     count = getattr(experiment.model, "init_images", 0)
-    if not (count or start.source):
+    if not (count or start.origin):
         return None
     variables = {"params": state.params, **state.model_state}
     if count:
@@ -192,9 +191,8 @@ def _start_afresh(session: Session, run: SeedRun) -> Loaded | None:
         places = np.linspace(0, len(train) - 1, min(count, len(train))).astype(int)
         images = scaled(jnp.asarray(train[places]), experiment)
         variables["params"] = experiment.model.with_images(state.params, images)
-    if start.source:
-        folder = Path(start.source)
-        weights = weights_of_run(folder) if folder.is_dir() else None
+    if start.origin:
+        weights = weights_to_start_from(start)
         variables, loaded = load_pretrained(experiment.model, variables, start, weights)
     run.state = _with_variables(state, variables)
     return loaded

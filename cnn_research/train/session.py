@@ -22,13 +22,15 @@ from cnn_research.core.errors import UsageError
 from cnn_research.core.preemption import Interruption
 from cnn_research.core.progress import Progress
 from cnn_research.data.dataset import Dataset
+from cnn_research.models.pretrained import check_fits
 from cnn_research.report.tensorboard import Histograms
 from cnn_research.report.writers import MetricsWriter
+from cnn_research.tasks.task import Task
 from cnn_research.train import checkpoint
 from cnn_research.train.config import Training
 from cnn_research.train.plan import Plan
 from cnn_research.train.state import TrainState, abstract_state
-from cnn_research.train.trained import bind_to_dataset, check_same_data
+from cnn_research.train.trained import bind_to_dataset, check_same_data, weights_to_start_from
 from cnn_research.train.undecoded import check_disk
 
 
@@ -113,8 +115,13 @@ def open_session(
         interruption = stack.enter_context(Interruption(agree))
         for run in runs:
             folders.check_same(run.experiment, run.workdir, experiment.resumable_fields)
-        # The data is read only for a config that its folder agrees with.
+        saved = [run.saved for run in runs]
+        newest = checkpoint.newest(*saved, repair=not read_only) if first else None
+        restored = broadcast_from_process_zero(newest)
+        # The data is read only for a config that its folder agrees with, and for weights that fit.
         with interruption.interruptible_setup():
+            if restored is None:
+                check_weights(experiment, runs[0].workdir)
             data = folders.located(experiment.data, runs[0].workdir)
             check_disk(experiment, data)
             dataset = data.load()
@@ -123,8 +130,6 @@ def open_session(
         check_divides(mesh, experiment.batch_size, experiment.accumulate)
         stack.enter_context(jax.set_mesh(mesh))
         plan, ready = Plan.of(experiment, dataset), bind_to_dataset(experiment, dataset)
-        saved = [run.saved for run in runs]
-        newest = checkpoint.newest(*saved, repair=not read_only) if first else None
         batch_size = experiment.batch_size * len(runs)
         session = Session(
             runs=runs,
@@ -133,7 +138,7 @@ def open_session(
             dataset=dataset,
             mesh=mesh,
             plan=plan,
-            restored=broadcast_from_process_zero(newest),
+            restored=restored,
             interruption=interruption,
             progress=Progress(
                 plan.last_step, batch_size, experiment.epochs, ready.task.metrics, enabled=first
@@ -147,6 +152,22 @@ def open_session(
             experiment.transfer.check_layers(session.abstract_state.params)
             session.experiment.transfer.check_learns(session.abstract_state.params)
         yield session
+
+
+def check_weights(experiment: Training, workdir: Path) -> None:
+    """Raise `UserError` for pretrained weights that are not there, or do not fit the network.
+
+    Before any data is read, so that decoding it is not in vain: the number of classes, and of data
+    of one size that size, is not known yet. What depends on them is checked when they are.
+    """
+    start = folders.located(experiment.pretrained, workdir)
+    if not start.origin:
+        return
+    weights = weights_to_start_from(start)
+    image_size = getattr(experiment.data, "image_size", None)
+    only_classes = type(experiment.task).bind is Task.bind
+    if image_size and only_classes:
+        check_fits(experiment.model, (*image_size, 3), start, weights)
 
 
 def check_data(experiment: Training, dataset: Dataset) -> None:

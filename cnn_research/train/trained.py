@@ -23,6 +23,7 @@ from cnn_research.core.errors import UsageError, UserError
 from cnn_research.data.dataset import Dataset, Split
 from cnn_research.data.images import Fit
 from cnn_research.models.layer_outputs import last_features
+from cnn_research.models.pretrained import Pretrained, read_pretrained
 from cnn_research.models.weights import Weights
 from cnn_research.train import checkpoint
 from cnn_research.train.config import Training
@@ -155,6 +156,13 @@ def weights_of_run(workdir: Path) -> Weights:
             arrays[module.replace("/", "."), weight] = np.asarray(value)
     # Keras' layout is flax's.
     return Weights(arrays, "keras", hashlib.sha256(checksums.read_bytes()).hexdigest())
+
+
+def weights_to_start_from(pretrained: Pretrained) -> Weights:
+    """The weights of a run's folder or, as `read_pretrained`, of a file."""
+    if pretrained.source and Path(pretrained.source).is_dir():
+        return weights_of_run(Path(pretrained.source))
+    return read_pretrained(pretrained)
 
 
 def check_run(workdir: Path) -> None:

@@ -29,7 +29,7 @@ class TwoStage(Experiment):
     """
 
     pretraining: Training
-    """The first training; not run where `training.pretrained.source` names weights."""
+    """The first training; not run where `training.pretrained` names weights."""
     training: Training
     """The second training."""
     fresh: Annotated[tuple[str, ...], tyro.conf.Suppress]
@@ -48,7 +48,7 @@ class TwoStage(Experiment):
             dataclasses.replace(stage, seed=self.seed, name=f"{self.name}/{folder}")
             for folder, stage in ((FIRST, self.pretraining), (SECOND, self.training))
         )
-        if training.pretrained.source:
+        if training.pretrained.origin:
             return [(SECOND, training)]
         start = Pretrained(f"{folders.STAGE}{FIRST}", fresh=self.fresh)
         return [(FIRST, pretraining), (SECOND, dataclasses.replace(training, pretrained=start))]

