@@ -28,6 +28,7 @@ NAMED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datas
 IMPORTED = ("numpy", "absl", "jax", "flax", "optax", "orbax.checkpoint", "cnn_research.train.loop")
 """Modules by which experiments run, each after those that it imports."""
 EXTRAS = {
+    "pretrained": "weights that were trained on photographs",
     "serve": "answers over HTTP",
     "onnx": "exports for ONNX Runtime",
     "search": "sweeps that choose values",

@@ -173,8 +173,6 @@ def load_pretrained(
     weights = weights or read_pretrained(pretrained)
     ours = _leaves(variables)
     arrays, fresh, skipped = _assign(model, ours, pretrained, weights)
-    if pretrained.channels == "bgr":
-        _turn_first_kernel(ours, arrays)
     values = {leaf: np.asarray(value) for leaf, value in ours.items()}
     values |= {leaf: array.astype(ours[leaf].dtype) for leaf, array in arrays.items()}
     new = {
@@ -239,6 +237,8 @@ def _assign(
     if missing or differing or unknown:
         why_not = _why_not(model, pretrained, missing, differing, unknown)
         raise UserError(why_not.replace(str(ANY_CLASSES), "classes"))
+    if pretrained.channels == "bgr":
+        _turn_first_kernel(ours, arrays)
     return arrays, tuple(fresh), tuple(skipped)
 
 
@@ -283,7 +283,7 @@ def _as_ours(
     # A linear layer is a convolution whose kernel covers the whole map.
     if array.ndim == 4 and value.ndim == 2:
         return array.reshape(-1, array.shape[3])
-    if array.ndim == 2 and value.ndim == 4 and array.shape == value.shape[2:]:
+    if array.ndim == 2 and value.ndim == 4 and _same(array.shape, value.shape[2:]):
         return array.reshape(1, 1, *array.shape)
     return array
 
