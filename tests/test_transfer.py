@@ -33,7 +33,7 @@ from cnn_research.tasks.classification import Classification
 from cnn_research.train import checkpoint
 from cnn_research.train.config import Evaluation, Training
 from cnn_research.train.evaluator import scaled, views_of
-from cnn_research.train.feature_cache import FromFeatures, before, cached_features, one_view
+from cnn_research.train.feature_cache import FeatureCache, FromFeatures, before, one_view
 from cnn_research.train.optimizers import Optimizer
 from cnn_research.train.state import abstract_state, initial_state
 from cnn_research.train.trained import bind_to_dataset
@@ -176,7 +176,7 @@ def test_a_cached_layer_may_have_several_outputs():
     patterns = before(model, (32, 32, 3), layer)
     assert "conv_pw_2" in patterns and "conv_pw_3" not in patterns
     split = Split(np.asarray(images * 50 + 100).clip(0, 255).astype(np.uint8), {})
-    found = cached_features(
+    cached = FeatureCache(
         model,
         variables,
         layer,
@@ -184,8 +184,11 @@ def test_a_cached_layer_may_have_several_outputs():
         lambda pixels: pixels / 255.0,
         mirror=True,
         frozen=lambda path: True,
-        say=lambda text: None,
-    )["train"].images
+        of="noise",
+    )
+    blank = cached.blank()["train"].images
+    found = cached.read(lambda text: None)["train"].images
+    assert (cached.views, *blank.shape) == (2, *found.shape) and not blank.any()
     assert found.shape == (2, 2, 8 * 8 * 32 + 8 + 8 + 16 + 16 + 32 + 32)
     tail = FromFeatures(model, layer, (32, 32, 3))
     for view, pixels in enumerate((split.images, split.images[:, :, ::-1])):
@@ -296,12 +299,13 @@ def test_a_run_on_cached_features_is_the_run_on_images(tmp_path, monkeypatch):
 def test_features_are_computed_once(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
     said: list[str] = []
+    takes: list[float] = []
     model = ConvNet(features=(8, 8), padding=(1, 1), dense=(16,))
     dataset = dataclasses.replace(DATA, test=16).load()
     variables = model.init(jax.random.key(0), jnp.zeros((1, 12, 12, 3)))
 
     def ask(variables, splits):
-        return cached_features(
+        cached = FeatureCache(
             model,
             variables,
             "BatchNorm_1",
@@ -309,9 +313,10 @@ def test_features_are_computed_once(tmp_path, monkeypatch):
             lambda x: x.astype(jnp.float32) / 255,
             mirror=True,
             frozen=lambda path: not path.startswith("Dense"),
-            say=said.append,
             of="noise",
         )
+        takes.append(cached.seconds())
+        return cached.read(said.append)
 
     features = ask(variables, dataset.splits)
     assert len(said) == 1
@@ -324,6 +329,7 @@ def test_features_are_computed_once(tmp_path, monkeypatch):
     # Other weights below: computed anew.
     ask(jax.tree.map(lambda x: x + 1, variables), dataset.splits)
     assert len(said) == 2
+    assert [seconds > 0 for seconds in takes] == [True, False, True]
     tail = FromFeatures(model, "BatchNorm_1", (12, 12, 3))
     images = dataset.splits["test"].images[:5].astype(np.float32) / 255
     for view, seen in enumerate((images, images[:, :, ::-1])):

@@ -37,6 +37,9 @@ class Family:
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Fields of the network that belong to the weights. `variant` does: with another, all shapes
     fit and the answers are wrong. So do the maps that the head is given."""
+    frozen: tuple[str, ...] = ()
+    """Layers that keep their weights where the last blocks are trained: those before, and all
+    normalisations by batch, to whose statistics the head was fitted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,10 +95,20 @@ def named_weights(name: str) -> NamedWeights:
 
 
 _ALL_MAPS = {"pool": "all", "standardise": True}
-_RESNET = Family("fc", "avgpool", {"variant": "torchvision"})
-_CONVNEXT = Family("head.fc", "head.norm")
-_MOBILE = Family("classifier", "global_pool", {"variant": "torch", **_ALL_MAPS})
-_LITE = Family("classifier", "global_pool", {"variant": "tensorflow", **_ALL_MAPS})
+_RESNET = Family(
+    "fc",
+    "avgpool",
+    {"variant": "torchvision"},
+    frozen=("conv1", "layer[123]", "*bn*", "*downsample.1"),
+)
+_CONVNEXT = Family("head.fc", "head.norm", frozen=("stem", "stages.[012]"))
+_FIRST_BLOCKS = ("conv_stem", "blocks.[0-4]", "*bn*")
+_MOBILE = Family(
+    "classifier", "global_pool", {"variant": "torch", **_ALL_MAPS}, frozen=_FIRST_BLOCKS
+)
+_LITE = Family(
+    "classifier", "global_pool", {"variant": "tensorflow", **_ALL_MAPS}, frozen=_FIRST_BLOCKS
+)
 
 _HALF = Pixels((0.5,), (0.5,))
 _AS_THEY_ARE = Pixels((0.0,), (1.0,))

@@ -15,11 +15,13 @@ from cnn_research.core import run_folder as folders
 from cnn_research.core.experiment import Result
 from cnn_research.core.memory import available_memory, freed_memory_kept
 from cnn_research.core.progress import Line, duration
+from cnn_research.core.run_folder import cores
 from cnn_research.data.sources.footprint import footprint
 from cnn_research.models.flops import cost
 from cnn_research.train.config import Training
 from cnn_research.train.job import Job, prepare
 from cnn_research.train.session import SeedRun, open_session
+from cnn_research.train.speed import TRAINING
 from cnn_research.train.undecoded import say_needs
 
 TRIED = 3
@@ -52,16 +54,37 @@ def dry_run_seeds(runs: list[SeedRun], workdir: Path) -> Result:
 def say_estimate(job: Job) -> None:
     """Print the expected time and memory of the remaining training, if nothing stops it early.
 
-    Compiles and times a few steps, on a copy of the state, and a batch of an evaluation.
+    Compiles and times a few steps, on a copy of the state, a batch of an evaluation, and one of the
+    features that are to be computed.
     """
     session, plan = job.session, job.plan
-    if job.step >= plan.last_step or job.out_of_patience:
+    trains = job.step < plan.last_step and not job.out_of_patience
+    if not trains and job.features is None:
         return
-    steps, count = job.next_steps(plan.last_step)
-    needed = job.memory_of_steps(plan.last_step)
+    step_seconds, step_bytes = _step(job) if trains else (0.0, 0)
+    features = job.features.seconds() if job.features else 0.0
+    fitting, evaluation = _fitting_seconds(job), _evaluation_seconds(job)
+    seconds = features + fitting + (plan.last_step - job.step) * step_seconds + evaluation
+    parts = {
+        f"{duration(features)} of features": features,
+        f"{duration(fitting)} at most of fitting": fitting,
+        f"{1000 * step_seconds:,.1f} ms a step": trains,
+    }
+    shown = ", ".join(text for text, value in parts.items() if value)
+    evaluating = f"{shown} and {duration(evaluation)} of evaluation".removeprefix(" and ")
+    memory = f"a step needs {step_bytes / 1e6:,.1f} MB of memory; " if trains else ""
+    flops = cost(session.experiment.model, session.dataset.image_shape).flops
+    session.progress.say(
+        f"Expected: {duration(seconds)}, with {evaluating}; {memory}"
+        f"{flops / 1e6:,.3g} MFLOP an image."
+    )
+
+
+def _step(job: Job) -> tuple[float, int]:
+    """Seconds of a step, and the bytes of state, data and what is computed in one."""
+    needed = job.memory_of_steps(job.plan.last_step)
     step_bytes, free = 0, available_memory()
     if needed:
-        # State, data and what is computed.
         step_bytes = needed.argument_size_in_bytes + needed.output_size_in_bytes
         step_bytes += needed.temp_size_in_bytes - needed.alias_size_in_bytes
     if jax.default_backend() == "cpu" and needed and needed.temp_size_in_bytes > free:
@@ -70,7 +93,7 @@ def say_estimate(job: Job) -> None:
             needed.temp_size_in_bytes / 1e9,
             free / 1e9,
         )
-
+    steps, count = job.next_steps(job.plan.last_step)
     states = jax.tree.map(jnp.copy, job.states)
 
     def dispatch() -> None:
@@ -78,26 +101,35 @@ def say_estimate(job: Job) -> None:
         states, metrics = steps(states, job.data, job.seeds, count)
         jax.block_until_ready(metrics)
 
-    with freed_memory_kept(enabled=job.has_large_steps(plan.last_step)):
-        step_seconds = seconds_of(dispatch, TRIED, session.interruption.check) / count
-    del states
-    evaluation_seconds = 0.0
+    with freed_memory_kept(enabled=job.has_large_steps(job.plan.last_step)):
+        seconds = seconds_of(dispatch, TRIED, job.session.interruption.check)
+    return seconds / count, step_bytes
+
+
+def _fitting_seconds(job: Job) -> float:
+    """Most seconds that fitting the heads takes, reckoned from its operations."""
+    if job.probe is None or job.features is None:
+        return 0.0
+    from cnn_research.train.head_fit import most_operations
+
+    examples = len(job.splits["train"]) * job.features.views
+    outputs, penalties = job.probe.model.num_classes, len(job.probe.transfer.penalties)
+    operations = most_operations(examples, job.features.numbers, outputs, penalties)
+    return len(job.runs) * operations / (TRAINING * cores())
+
+
+def _evaluation_seconds(job: Job) -> float:
+    """Seconds of all evaluations that are left, by the time of a batch."""
     evaluated = {name: len(split) for name, split in job.splits.items() if name != "train"}
-    if evaluated:
-        split = job.splits[next(iter(evaluated))]
-        batch = split.take(np.arange(min(len(split), job.evaluator.batch_size)))
-        variables = job.runs[0].state.variables()
-        each = seconds_of(lambda: job.evaluator(variables, batch), 1, session.interruption.check)
-        left = plan.evaluations_left(job.step) * evaluated.get("validation", 0)
-        batches = (left + sum(evaluated.values())) / len(batch)
-        evaluation_seconds = len(job.runs) * batches * each
-    seconds = (plan.last_step - job.step) * step_seconds + evaluation_seconds
-    flops = cost(session.experiment.model, session.dataset.image_shape).flops
-    session.progress.say(
-        f"Expected: {duration(seconds)}, with {1000 * step_seconds:,.1f} ms a step and "
-        f"{duration(evaluation_seconds)} of evaluation; a step needs {step_bytes / 1e6:,.1f} MB of "
-        f"memory; {flops / 1e6:,.3g} MFLOP an image."
-    )
+    if not evaluated:
+        return 0.0
+    split = job.splits[next(iter(evaluated))]
+    batch = split.take(np.arange(min(len(split), job.evaluator.batch_size)))
+    variables = job.runs[0].state.variables()
+    each = seconds_of(lambda: job.evaluator(variables, batch), 1, job.session.interruption.check)
+    left = job.plan.evaluations_left(job.step) + (job.probe is not None)
+    batches = (left * evaluated.get("validation", 0) + sum(evaluated.values())) / len(batch)
+    return len(job.runs) * batches * each
 
 
 def seconds_of(work: Callable[[], object], times: int, check: Callable[[], None]) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +20,20 @@ from cnn_research.tasks.task import PIXELS, FittedTask
 from cnn_research.train.config import Training
 
 
+class Scaling(NamedTuple):
+    """Pixels as a model sees them: uint8 0 to 255 -> float32 (x / 255 - mean) / std."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        mean, std = jnp.array(self.mean), jnp.array(self.std)
+        return (images.astype(jnp.float32) / 255 - mean) / std
+
+
 def scaled(images: jax.Array, experiment: Training) -> jax.Array:
-    """Pixels as the model sees them: uint8 0 to 255 -> float32 (x / 255 - mean) / std."""
-    mean, std = jnp.array(experiment.mean), jnp.array(experiment.std)
-    return (images.astype(jnp.float32) / 255 - mean) / std
+    """Pixels as the model of a training sees them, as `Scaling` has it."""
+    return Scaling(experiment.mean, experiment.std)(images)
 
 
 def views_of(inputs: jax.Array, experiment: Training) -> list[jax.Array]:

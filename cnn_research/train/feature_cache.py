@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -116,53 +118,117 @@ def _traced(
     return variables, outputs[layer], done
 
 
-def cached_features(
-    model: nn.Module,
-    variables: Mapping[str, Any],
-    layer: str,
-    splits: Mapping[str, Split],
-    preprocess: Callable[[jax.Array], jax.Array],
-    *,
-    mirror: bool,
-    frozen: Callable[[str], bool],
-    say: Callable[[str], None],
-    of: str,
-) -> dict[str, Split]:
-    """Replace the images of splits by a layer's output, computed once and cached on disk.
+class FeatureCache:
+    """A layer's output for the images of splits, computed once and cached on disk.
 
     Features are float32 `[examples, views, *output]`: of the image and, with `mirror`, of its
     mirror image. The cache is keyed by the images and the weights of the `frozen` leaves: another
     split of the same images, another head or another seed finds it; `python -m cnn_research.data
     list` names it by the images' description, `of`. `before` has accepted the layer.
     """
-    names = {split: _digests(content.images) for split, content in splits.items()}
-    wanted = np.unique(np.concatenate(list(names.values())))
-    forward = _forward(model, layer, preprocess, 2 if mirror else 1)
-    # Known by what it computes, not by its config, in which also the layers above have a say.
-    shape = next(iter(splits.values())).images.shape[1:]
-    probe = np.random.default_rng(0).integers(0, 256, (BATCH, *shape), np.uint8)
-    key = hashlib.blake2b(np.asarray(forward(variables, probe)).tobytes(), digest_size=8)
-    leaves = {path: leaf for tree in variables.values() for path, leaf in by_path(tree).items()}
-    for path in sorted(filter(frozen, leaves)):
-        key.update(np.asarray(leaves[path]).tobytes())
-    key.update(wanted.tobytes())
-    folder = cache.data_dir() / "features" / key.hexdigest()
-    what = f"the output of {layer} for {len(wanted):,} images"
 
-    def write(temporary: Path) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        variables: Mapping[str, Any],
+        layer: str,
+        splits: Mapping[str, Split],
+        preprocess: Callable[[jax.Array], jax.Array],
+        *,
+        mirror: bool,
+        frozen: Callable[[str], bool],
+        of: str,
+    ):
+        self._splits, self._of = splits, of
+        self._names = {split: _digests(content.images) for split, content in splits.items()}
+        self._wanted = np.unique(np.concatenate(list(self._names.values())))
+        self._what = f"the output of {layer} for {len(self._wanted):,} images"
+        self._forward = functools.partial(
+            _forward,
+            variables,
+            model=model,
+            layer=layer,
+            preprocess=preprocess,
+            views=2 if mirror else 1,
+        )
+        # Known by what it computes, not by its config, in which also the layers above have a say.
+        shape = next(iter(splits.values())).images.shape[1:]
+        self._probe = np.random.default_rng(0).integers(0, 256, (BATCH, *shape), np.uint8)
+        output = np.asarray(self._forward(self._probe))
+        self._shape = output.shape[1:]
+        key = hashlib.blake2b(output.tobytes(), digest_size=8)
+        leaves = {path: leaf for tree in variables.values() for path, leaf in by_path(tree).items()}
+        for path in sorted(filter(frozen, leaves)):
+            key.update(np.asarray(leaves[path]).tobytes())
+        key.update(self._wanted.tobytes())
+        self._folder = cache.data_dir() / "features" / key.hexdigest()
+
+    @property
+    def views(self) -> int:
+        """Number of views of each image: one, or two."""
+        return self._shape[0]
+
+    @property
+    def numbers(self) -> int:
+        """Number of features of one view."""
+        return math.prod(self._shape[1:])
+
+    def seconds(self) -> float:
+        """Time that computing takes, by that of a batch; 0 where all is on the disk."""
+        if self._folder.is_dir():
+            return 0.0
+        started = time.monotonic()
+        jax.block_until_ready(self._forward(self._probe))
+        return (time.monotonic() - started) * len(self._wanted) / BATCH
+
+    def blank(self) -> dict[str, Split]:
+        """The splits with zeros in place of their features: steps on them take as long."""
+        return {
+            split: dataclasses.replace(
+                content, images=np.broadcast_to(np.float32(0), (len(content), *self._shape))
+            )
+            for split, content in self._splits.items()
+        }
+
+    def read(self, say: Callable[[str], None]) -> dict[str, Split]:
+        """The splits with features in place of their images; `say` is told if they are computed."""
+
+        def write(temporary: Path) -> None:
+            say(f"Computing {self._what}, once.")
+            self._compute(temporary / FEATURES)
+            index = json.dumps({"of": f"{self._what}: {self._of}"})
+            (temporary / cache.INDEX).write_text(index)
+
+        cache.write_once(self._folder, write)
+        cache.mark_used(self._folder)
+        stored = np.load(self._folder / FEATURES, mmap_mode="r")
+        return {
+            split: dataclasses.replace(
+                content, images=stored[np.searchsorted(self._wanted, self._names[split])]
+            )
+            for split, content in self._splits.items()
+        }
+
+    def _compute(self, file: Path) -> None:
+        """Write the layer's output for each of the wanted images, in their order."""
+        names = self._names
         where = {name: (split, i) for split in names for i, name in enumerate(names[split])}
-        say(f"Computing {what}, once.")
-        places = [where[name] for name in wanted]
-        _compute(forward, variables, splits, places, temporary / FEATURES, what)
-        (temporary / cache.INDEX).write_text(json.dumps({"of": f"{what}: {of}"}))
+        places = [where[name] for name in self._wanted]
 
-    cache.write_once(folder, write)
-    cache.mark_used(folder)
-    stored = np.load(folder / FEATURES, mmap_mode="r")
-    return {
-        split: dataclasses.replace(content, images=stored[np.searchsorted(wanted, names[split])])
-        for split, content in splits.items()
-    }
+        def features(rows: np.ndarray) -> jax.Array:
+            raise_if_interrupted()
+            chosen = (places[row] for row in rows)
+            return self._forward(np.stack([self._splits[split].images[i] for split, i in chosen]))
+
+        with open(file, "wb") as stream, Tally("computing features", len(places)) as tally:
+            for rows in map_batches(features, np.arange(len(places)), BATCH):
+                if not stream.tell():
+                    cache.require_space(len(places) * rows[:1].nbytes, self._what)
+                    shape = (len(places), *rows.shape[1:])
+                    header = {"descr": rows.dtype.str, "fortran_order": False, "shape": shape}
+                    np.lib.format.write_array_header_1_0(stream, header)
+                stream.write(rows.tobytes())  # a full disk is an error here, and not in a map
+                tally.advance(len(rows))
 
 
 def one_view(keys: jax.Array, features: jax.Array) -> jax.Array:
@@ -172,29 +238,33 @@ def one_view(keys: jax.Array, features: jax.Array) -> jax.Array:
     return jax.vmap(lambda each, number: each[number])(features, view)
 
 
+# Compiled once for all caches of one network.
+@functools.partial(jax.jit, static_argnames=("model", "layer", "preprocess", "views"))
 def _forward(
-    model: nn.Module, layer: str, preprocess: Callable[[jax.Array], jax.Array], views: int
-) -> Callable[[Mapping[str, Any], np.ndarray], jax.Array]:
-    """The jitted `(variables, uint8 images) -> float32 [batch, views, *output of the layer]`."""
+    variables: Mapping[str, Any],
+    images: jax.Array,
+    *,
+    model: nn.Module,
+    layer: str,
+    preprocess: Callable[[jax.Array], jax.Array],
+    views: int,
+) -> jax.Array:
+    """A layer's output for uint8 images: float32 `[batch, views, *output]`."""
 
     def is_layer(module: nn.Module, method: str) -> bool:
         return method == "__call__" and "/".join(module.path) == layer
 
-    @jax.jit
-    def forward(variables, images):
-        outputs = []
-        for view in (images, images[:, :, ::-1])[:views]:
-            _, seen = model.apply(
-                variables,
-                preprocess(view),
-                train=False,
-                capture_intermediates=is_layer,
-                mutable=["intermediates"],
-            )
-            outputs.append(_joined(seen["intermediates"]))
-        return jnp.stack(outputs, axis=1)
-
-    return forward
+    outputs = []
+    for view in (images, images[:, :, ::-1])[:views]:
+        _, seen = model.apply(
+            variables,
+            preprocess(view),
+            train=False,
+            capture_intermediates=is_layer,
+            mutable=["intermediates"],
+        )
+        outputs.append(_joined(seen["intermediates"]))
+    return jnp.stack(outputs, axis=1)
 
 
 def _joined(output: Any) -> jax.Array:
@@ -213,33 +283,6 @@ def _parted(features: jax.Array, like: Any) -> Any:
     ends = np.cumsum([math.prod(leaf.shape[1:]) for leaf in leaves])[:-1]
     parts = zip(jnp.split(features, ends, axis=1), leaves, strict=True)
     return jax.tree.unflatten(tree, [part.reshape(leaf.shape) for part, leaf in parts])
-
-
-def _compute(
-    forward: Callable[[Mapping[str, Any], np.ndarray], jax.Array],
-    variables: Mapping[str, Any],
-    splits: Mapping[str, Split],
-    where: Sequence[tuple[str, int]],
-    file: Path,
-    what: str,
-) -> None:
-    """Write the layer's output for the images at `where`, (split, index) each; errors call it
-    `what`."""
-
-    def features(places: np.ndarray) -> jax.Array:
-        raise_if_interrupted()
-        chosen = (where[place] for place in places)
-        return forward(variables, np.stack([splits[split].images[i] for split, i in chosen]))
-
-    with open(file, "wb") as stream, Tally("computing features", len(where)) as tally:
-        for rows in map_batches(features, np.arange(len(where)), BATCH):
-            if not stream.tell():
-                cache.require_space(len(where) * rows[:1].nbytes, what)
-                shape = (len(where), *rows.shape[1:])
-                header = {"descr": rows.dtype.str, "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(stream, header)
-            stream.write(rows.tobytes())  # a full disk is an error here, and not in a map
-            tally.advance(len(rows))
 
 
 def _digests(images: np.ndarray) -> np.ndarray:

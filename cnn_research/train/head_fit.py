@@ -7,7 +7,7 @@ nor a number of epochs to choose, and the seed plays no part.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -21,13 +21,12 @@ from scipy import optimize
 
 from cnn_research.core.distributed import replicated
 from cnn_research.core.preemption import raise_if_interrupted
-from cnn_research.data.dataset import Dataset
+from cnn_research.data.dataset import Split
 from cnn_research.models.pretrained import matches
 from cnn_research.train.config import Training
 from cnn_research.train.evaluator import Evaluator
-from cnn_research.train.feature_cache import before
+from cnn_research.train.feature_cache import FromFeatures, before
 from cnn_research.train.state import TrainState
-from cnn_research.train.trained import model_and_splits
 from cnn_research.train.transfer import Transfer
 
 ITERATIONS = 100
@@ -50,25 +49,29 @@ class FittedHead:
         return f"penalty {self.penalty:g} has the least validation loss ({losses})"
 
 
+def probe_of(experiment: Training, image_shape: tuple[int, int, int]) -> Training:
+    """The experiment that trains what comes after `transfer.fit_after` alone, on its output."""
+    layer, penalties = experiment.transfer.fit_after, experiment.transfer.penalties
+    frozen = before(experiment.model, image_shape, layer)
+    transfer = Transfer(cache_after=layer, freeze=frozen, penalties=penalties)
+    return dataclasses.replace(experiment, transfer=transfer, shard_parameters=False)
+
+
 def fit_head(
-    experiment: Training,
+    probe: Training,
     state: TrainState,
-    dataset: Dataset,
+    image_shape: tuple[int, int, int],
+    splits: Mapping[str, Split],
     mesh: Mesh,
-    say: Callable[[str], None],
 ) -> FittedHead:
-    """Fit what comes after `transfer.fit_after` to the training split, by penalised regression.
+    """Fit what comes after the features of `splits` to the training split.
 
     Minimises the task's loss plus `penalty / 2 * sum(kernels ** 2)`, over the image and, where the
     augmentation mirrors, its mirror image. Normalisations of the head take the statistics of all
-    features. The experiment is bound to the data, and the state is a new one.
+    features. `probe` is that of an experiment that is bound to the data, and the state a new one.
     """
-    layer = experiment.transfer.fit_after
-    frozen = before(experiment.model, dataset.image_shape, layer)
-    probe = dataclasses.replace(
-        experiment, transfer=Transfer(cache_after=layer, freeze=frozen), shard_parameters=False
-    )
-    model, splits = model_and_splits(probe, state, dataset, say)
+    frozen = probe.transfer.freeze
+    model = FromFeatures(probe.model, probe.transfer.cache_after, image_shape)
     variables = jax.device_get(
         jax.device_put({"params": state.params, **state.model_state}, replicated(mesh))
     )
@@ -79,7 +82,7 @@ def fit_head(
     variables = _with_statistics(model, variables, features, frozen)
     evaluator = Evaluator(probe, model, mesh)
     losses, best, least = {}, variables, np.inf
-    penalties = sorted(experiment.transfer.penalties, reverse=True)
+    penalties = sorted(probe.transfer.penalties, reverse=True)
     if validation is None:
         penalties = penalties[: len(penalties) // 2 + 1]
     for penalty in penalties:

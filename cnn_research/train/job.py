@@ -21,7 +21,9 @@ from cnn_research.data.batches import class_members
 from cnn_research.data.dataset import Split
 from cnn_research.models.pretrained import Loaded, load_pretrained
 from cnn_research.train import checkpoint
+from cnn_research.train.config import Training
 from cnn_research.train.evaluator import Evaluator, scaled
+from cnn_research.train.feature_cache import FeatureCache, FromFeatures
 from cnn_research.train.plan import Plan
 from cnn_research.train.session import HostState, SeedRun, Session
 from cnn_research.train.state import (
@@ -32,15 +34,17 @@ from cnn_research.train.state import (
     shardings_of,
 )
 from cnn_research.train.step import make_steps
-from cnn_research.train.trained import model_and_splits, weights_to_start_from
+from cnn_research.train.trained import features_of, weights_to_start_from
 
 
 @dataclasses.dataclass(eq=False)
 class Job:
     """A training that is ready to start or resume from a step.
 
-    With cached features, `model` is the layers after them, and `splits` has the features. `data` is
-    the training split, and `seeds` those of the runs, uint32 `[]` each, on the devices.
+    With cached features, `model` is the layers after them, and `splits` has the features; zeros in
+    their place until `compute_features`. `data` is the training split, and `seeds` those of the
+    runs, uint32 `[]` each, on the devices. `features` are those still to be computed, and `probe`
+    is the experiment that then fits the heads to them.
     """
 
     session: Session
@@ -50,6 +54,8 @@ class Job:
     data: TrainData
     seeds: tuple[jax.Array, ...]
     evaluator: Evaluator
+    probe: Training | None
+    features: FeatureCache | None
     _jitted: dict[float, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -141,24 +147,65 @@ def prepare(session: Session) -> Job:
         say(f"Pretrained: {loaded}.")
     # Features depend on the parameters, and so come after them.
     with session.interruption.interruptible_setup():
-        if session.restored is None and experiment.transfer.fit_after:
-            _fit_heads(session)
-        model, splits = model_and_splits(experiment, session.runs[0].state, session.dataset, say)
-    train = splits["train"]
-    balanced = experiment.sampling == "balanced"
-    classes = class_members(train.labels[experiment.task.heads[0]]) if balanced else None
-    data = TrainData(train.images, dict(train.labels), classes, session.dataset.window)
+        probe, features = _features(session)
+    model, splits = experiment.model, session.dataset.splits
+    if experiment.transfer.cache_after:
+        assert features is not None
+        image_shape = session.dataset.image_shape
+        model = FromFeatures(experiment.model, experiment.transfer.cache_after, image_shape)
+        splits = features.blank()
     return Job(
         session,
         step=int(session.runs[0].state.step),
         model=model,
         splits=splits,
-        data=jax.device_put(data, replicated(mesh)),
+        data=_on_devices(session, splits["train"]),
         seeds=jax.device_put(
             tuple(jnp.uint32(run.experiment.seed) for run in session.runs), replicated(mesh)
         ),
         evaluator=Evaluator(experiment, model, mesh),
+        probe=probe,
+        features=features,
     )
+
+
+def compute_features(job: Job) -> None:
+    """Compute the features that a job needs, if any, and fit the heads that are to be fitted."""
+    session, features = job.session, job.features
+    if features is None:
+        return
+    cached = bool(session.experiment.transfer.cache_after)
+    if cached:
+        job.data.images.delete()  # those in their place
+    with session.interruption.interruptible_setup():
+        splits = features.read(session.progress.say)
+        if job.probe is not None:
+            _fit_heads(session, job.probe, splits)
+    if cached:
+        job.splits, job.data = splits, _on_devices(session, splits["train"])
+    job.features = None
+
+
+def _features(session: Session) -> tuple[Training | None, FeatureCache | None]:
+    """The experiment that fits the heads, if they are to be fitted, and the features needed."""
+    experiment, dataset, probe = session.experiment, session.dataset, None
+    if session.restored is None and experiment.transfer.fit_after:
+        from cnn_research.train.head_fit import probe_of
+
+        probe = probe_of(experiment, dataset.image_shape)
+    cached = probe or experiment
+    if not cached.transfer.cache_after:
+        return None, None
+    return probe, features_of(cached, session.runs[0].state, dataset)
+
+
+def _on_devices(session: Session, train: Split) -> TrainData:
+    """The training split on every device, with the examples of each class if they are drawn so."""
+    experiment = session.experiment
+    balanced = experiment.sampling == "balanced"
+    classes = class_members(train.labels[experiment.task.heads[0]]) if balanced else None
+    data = TrainData(train.images, dict(train.labels), classes, session.dataset.window)
+    return jax.device_put(data, replicated(session.mesh))
 
 
 def _start(session: Session) -> Loaded | None:
@@ -206,15 +253,14 @@ def _with_variables(state: TrainState, variables: Mapping[str, Any]) -> TrainSta
     return jax.device_put(after, shardings_of(state))
 
 
-def _fit_heads(session: Session) -> None:
-    """Replace each run's head by the one that `transfer.fit_after` asks for, and record it."""
+def _fit_heads(session: Session, probe: Training, splits: Mapping[str, Split]) -> None:
+    """Replace each run's head by one that is fitted to the features, and record it."""
     from cnn_research.train.head_fit import fit_head
 
     for run in session.runs:
-        say = session.progress.say
-        head = fit_head(session.experiment, run.state, session.dataset, session.mesh, say)
+        head = fit_head(probe, run.state, session.dataset.image_shape, splits, session.mesh)
         run.state = _with_variables(run.state, head.variables)
-        say(f"Head fitted: {head}.")
+        session.progress.say(f"Head fitted: {head}.")
         if session.writes:
             facts = {"penalty": head.penalty, "validation_loss": dict(head.validation_loss)}
             folders.add_facts(run.workdir, fitted_head=facts)

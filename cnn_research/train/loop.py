@@ -22,7 +22,7 @@ from cnn_research.train.batch import first_images
 from cnn_research.train.config import Training
 from cnn_research.train.dry_run import say_estimate
 from cnn_research.train.finish import report
-from cnn_research.train.job import Job, prepare
+from cnn_research.train.job import Job, compute_features, prepare
 from cnn_research.train.profiling import Steps, profiled
 from cnn_research.train.session import HostState, SeedRun, open_session
 from cnn_research.train.state import TrainState
@@ -50,6 +50,7 @@ def train_seeds(runs: Sequence[SeedRun], workdir: Path, *, profile: bool = False
     with open_session(runs, workdir) as session:
         job = prepare(session)
         say_estimate(job)
+        compute_features(job)
         with open_outputs(job, profile) as outputs:
             session.progress.begin(job.step)
             run_loop(job, outputs)

@@ -27,8 +27,8 @@ from cnn_research.models.pretrained import Pretrained, read_pretrained
 from cnn_research.models.weights import Weights
 from cnn_research.train import checkpoint
 from cnn_research.train.config import Training
-from cnn_research.train.evaluator import predict, scaled, views_of
-from cnn_research.train.feature_cache import FromFeatures, before, cached_features
+from cnn_research.train.evaluator import Scaling, predict, scaled, views_of
+from cnn_research.train.feature_cache import FeatureCache, FromFeatures, before
 from cnn_research.train.state import TrainState, abstract_state
 from cnn_research.train.transfer import Transfer
 
@@ -227,15 +227,19 @@ def model_and_splits(
     layer = experiment.transfer.cache_after
     if not layer:
         return experiment.model, dataset.splits
-    splits = cached_features(
+    splits = features_of(experiment, state, dataset).read(say)
+    return FromFeatures(experiment.model, layer, dataset.image_shape), splits
+
+
+def features_of(experiment: Training, state: TrainState, dataset: Dataset) -> FeatureCache:
+    """The output of the layer `transfer.cache_after` for all images of the data."""
+    return FeatureCache(
         experiment.model,
         {"params": state.params, **state.model_state},
-        layer,
+        experiment.transfer.cache_after,
         dataset.splits,
-        lambda images: scaled(images, experiment),
+        Scaling(experiment.mean, experiment.std),
         mirror=experiment.augmentation.mirror,
         frozen=lambda path: experiment.transfer.begins(path) == math.inf,
-        say=say,
         of=dataset.provenance.get("source", dataset.name),
     )
-    return FromFeatures(experiment.model, layer, dataset.image_shape), splits

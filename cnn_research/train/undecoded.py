@@ -15,9 +15,8 @@ from cnn_research.data.sources.footprint import Footprint, footprint
 from cnn_research.models.flops import cost
 from cnn_research.train.config import Training
 from cnn_research.train.feature_cache import BATCH, feature_bytes
+from cnn_research.train.speed import PRETRAINED, TRAINING, step_flops
 
-FLOPS_OF_A_CORE = 5.4e10
-"""Floating-point operations a second of a processor core, as trainings of small networks have."""
 KEPT = 3
 """Times a layer's output is in memory in a step: before and after its normalisation, and as a
 gradient."""
@@ -37,8 +36,11 @@ def say_needs(
     Times and memory are reckoned from the network's operations, not measured.
     """
     counted = cost(experiment.model, (*data.image_size, 3))
-    flops, features = counted.flops * found.images, _features(experiment, data, found)
-    seconds = 3 * flops * experiment.epochs / (FLOPS_OF_A_CORE * cores())
+    features, freeze = _features(experiment, data, found), experiment.transfer.freeze
+    step, speed = 3 * counted.flops, TRAINING
+    if freeze:
+        step, speed = step_flops(experiment.model, (*data.image_size, 3), freeze), PRETRAINED
+    seconds = step * found.images * experiment.epochs / (speed * cores())
     training = f"{duration(seconds)} of training on {cores()} processor cores"
     kept = KEPT * counted.outputs * experiment.batch_size / experiment.accumulate
     say(
@@ -47,10 +49,11 @@ def say_needs(
         f"{size_text(found.bytes)} from then on; {size_text(free_bytes(data_dir()))} are free."
     )
     if features:
-        views = _views(experiment)
-        each = views * flops / (FLOPS_OF_A_CORE * cores())
-        training, kept = "little time for what is trained on them", counted.outputs * BATCH
-        say(f"Features of them: {size_text(features)} of disk, about {duration(each)}.")
+        operations = _views(experiment) * counted.flops * found.images
+        each = duration(operations / (PRETRAINED * cores()))
+        say(f"Features of them: {size_text(features)} of disk, about {each}.")
+        if experiment.transfer.cache_after or not experiment.epochs:
+            training, kept = "little time for what is trained on them", counted.outputs * BATCH
     memory = 4 * (kept + 4 * counted.parameters)
     place = "read from the disk as they are needed"
     if jax.default_backend() != "cpu":
