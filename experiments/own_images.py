@@ -13,8 +13,8 @@ from cnn_research.train.config import Training
 from cnn_research.train.optimizers import Optimizer
 
 
-def residual_network(data: ImageFolder | ImageTable) -> Training:
-    """A small residual network; its size and the length of training follow from the data."""
+def from_scratch(data: ImageFolder | ImageTable) -> Training:
+    """A small residual network; the suggestions say how large, how long, or which other instead."""
     return Training(
         data=data,
         model=ResNet9(),
@@ -29,25 +29,28 @@ def residual_network(data: ImageFolder | ImageTable) -> Training:
 
 @register(data="your folder", suggest_fields=suggest_fields)
 def image_folder() -> Training:
-    """A small residual network on a folder of images, `<split>/<class>/*` or `<class>/*`.
+    """The best network for a folder of images, `<split>/<class>/*` or `<class>/*`, in ten minutes.
 
     python launch.py --experiment=image_folder --data.path=FOLDER
 
-    Image size, network, augmentation, class weights, epochs and early stopping are chosen from the
-    data and printed; fields on the command line override them. A training takes about ten minutes
-    on two cores at most (longer for very large sets: four epochs at least), and reports the epoch
-    with the best validation accuracy.
+    Photographs get the best known pretrained network that this machine has or can download, and
+    that the budget allows: a head is fitted to what it computes, and where time is left, its last
+    blocks are trained on. Small images, and all where there are no weights, train a small residual
+    network from scratch. Sizes, augmentation, class weights and epochs are chosen, too. All choices
+    are printed; fields on the command line override them. It takes about ten minutes on two cores
+    (very large sets take longer); `--budget=MINUTES` gives it others, and `--pretrained=none` no
+    weights.
     """
-    return residual_network(ImageFolder(path=""))
+    return from_scratch(ImageFolder(path=""))
 
 
 @register(data="your CSV", suggest_fields=suggest_fields)
 def image_table() -> Training:
-    """A small residual network on the images that a CSV file names, and columns of labels.
+    """The best network for the images that a CSV file names, and columns of labels.
 
     python launch.py --experiment=image_table --data.path=FILE.csv --data.label=COLUMN
 
     Several columns of classes make a head each; `--data.number=COLUMN` is estimated instead.
     Other fields are chosen from the data, as for `image_folder`.
     """
-    return residual_network(ImageTable(path=""))
+    return from_scratch(ImageTable(path=""))

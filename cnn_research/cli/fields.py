@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
+import shlex
 from typing import Any
 
 from cnn_research.core.config import did_you_mean, field_of, flatten, parse_fields, with_fields
 from cnn_research.core.errors import UsageError
-from cnn_research.core.experiment import Experiment, registry
+from cnn_research.core.experiment import BUDGET, Experiment, registry
 
 LAUNCHER_FLAGS = (
     "experiment",
@@ -22,10 +24,16 @@ LAUNCHER_FLAGS = (
     "list",
 )
 """Flags of `launch.py` itself; no field has the name of one."""
+NAMING_FLAGS = ("model", "pretrained", "budget")
+"""Flags beside the fields, from which several fields follow."""
 
 
 def with_overrides(default: Experiment, words: list[str]) -> Experiment:
-    """The experiment with fields replaced, as typed; a `UsageError` for a wrong field or value."""
+    """The experiment with fields replaced, as typed; a `UsageError` for a wrong field or value.
+
+    A budget changes nothing here: it is for suggestions.
+    """
+    _, words = _budget_of(default, words)
     name, others = _name_of("pretrained", words)
     if name is not None:
         return _with_pretrained(default, name, others)
@@ -36,7 +44,8 @@ def _parsed(default: Experiment, words: list[str]) -> Experiment:
     entry = registry().get(default.name)
     description = (entry.make.__doc__ if entry else None) or ""
     command = f"python launch.py --experiment={default.name}"
-    return parse_fields(default, words, command, description, LAUNCHER_FLAGS)
+    flags = (*LAUNCHER_FLAGS, *NAMING_FLAGS)
+    return parse_fields(default, words, command, description, flags)
 
 
 def _with_pretrained(default: Experiment, name: str, words: list[str]) -> Experiment:
@@ -67,6 +76,26 @@ def _named_fields(words: list[str], experiment: Experiment) -> set[str]:
     return {path for word in words if word.startswith("--") and (path := field_of(word, fields))}
 
 
+def _budget_of(default: Experiment, words: list[str]) -> tuple[float, list[str]]:
+    """The minutes of `--budget=MINUTES`, and the other words.
+
+    Raises `UsageError` for what are no minutes, and for an experiment that chooses nothing by them.
+    """
+    text, others = _name_of("budget", words)
+    if text is None:
+        return BUDGET, words
+    entry = registry().get(default.name)
+    if entry is None or entry.suggest_fields is None:
+        raise UsageError(f"{default.name} chooses nothing by a --budget: set --epochs")
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = math.nan
+    if not 0 < minutes < math.inf:
+        raise UsageError(f"--budget is '{text}': must be minutes, above 0")
+    return minutes, others
+
+
 def _name_of(flag: str, words: list[str]) -> tuple[str | None, list[str]]:
     """The value of `--FLAG=NAME`, None without the flag, and the other words."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -86,15 +115,19 @@ def with_suggestions(default: Experiment, words: list[str]) -> tuple[Experiment,
     suggest = registry()[default.name].suggest_fields
     if suggest is None:
         return experiment, ""
-    named = _named_fields(words, experiment)
-    name, _ = _name_of("pretrained", words)
+    minutes, words = _budget_of(default, words)
+    name, words = _name_of("pretrained", words)
+    network, words = _name_of("model", words)
+    named = _named_fields(words, experiment) | ({"model"} if network else set())
     if name is not None:
         from cnn_research.train.by_name import fields_of_weights
 
-        named |= fields_of_weights(default, name).keys()
-    suggestions = suggest(experiment, named)
+        # What learns, and how long, is chosen for named weights, too.
+        of_weights = fields_of_weights(default, name)
+        named |= {path for path in of_weights if not path.startswith("transfer.")}
+    suggestions = suggest(experiment, named, minutes)
     values = {path: suggestion.value for path, suggestion in suggestions.items()}
-    experiment = with_overrides(with_fields(default, values), words)
+    experiment = _parsed(with_fields(experiment, values), words)
     reasons = {_as_typed(path, each.value): each.reason for path, each in suggestions.items()}
     width = max(map(len, reasons), default=0)
     lines = [f"  {typed:{width}}  {reason}" for typed, reason in reasons.items()]
@@ -110,7 +143,7 @@ def _as_typed(path: str, value: Any) -> str:
         before, _, last = flag.rpartition(".")
         return flag if value else f"{before}.no-{last}"
     if isinstance(value, tuple):
-        return " ".join([flag, *map(str, value)])
+        return shlex.join([flag, *map(str, value)])
     return f"{flag}={value:g}" if isinstance(value, float) else f"{flag}={value}"
 
 

@@ -37,6 +37,7 @@ usage: python launch.py --experiment=NAME [--workdir=FOLDER] [--mode=MODE] [--FI
   --model=NAME               train another network: `python -m cnn_research.models` lists them
   --pretrained=NAME          start from weights of that list, with all fields that belong to them;
                              --pretrained=none trains from scratch
+  --budget=MINUTES           time on two cores by which image_folder and image_table choose (10)
 """
 
 LARGE_BATCH = 150_000

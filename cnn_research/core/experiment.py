@@ -61,15 +61,23 @@ class Choices:
 
     def choose(self, path: str, value: Any, reason: str) -> Any:
         """Suggest a value for a field, unless it is named; return the value that the field has."""
-        if path in self.named:
-            return operator.attrgetter(path)(self.experiment)
-        self.suggestions[path] = Suggestion(value, reason)
-        return value
+        if path not in self.named:
+            self.suggestions[path] = Suggestion(value, reason)
+        return self.value(path)
+
+    def value(self, path: str) -> Any:
+        """The value that a field has, or that is suggested for it."""
+        if path in self.suggestions:
+            return self.suggestions[path].value
+        return operator.attrgetter(path)(self.experiment)
 
 
-SuggestFields = Callable[[Any, Collection[str]], Mapping[str, Suggestion]]
-"""From an experiment as typed, and the paths of the fields that were named, to suggestions from
-its data for others, by path."""
+BUDGET = 10.0
+"""Minutes on two cores that a training may take, unless `--budget` gives others."""
+
+SuggestFields = Callable[[Any, Collection[str], float], Mapping[str, Suggestion]]
+"""From an experiment as typed, the paths of the fields that were named, and the minutes that it may
+take, to suggestions from its data for other fields, by path."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """Suggestions for a user's images: sizes, network and length of training, chosen from the data.
 
 Every choice is printed with its reason. Fields on the command line override it, and what depends on
-them is chosen for them. Only names, counts and sizes of the images are read, no pixels.
+them is chosen for them. Of the images, names, counts and sizes are read, and a few are looked at.
+Photographs get a pretrained network where there is one (`auto_pretrained`); the others, and what is
+chosen for all, are here.
 """
 
 from __future__ import annotations
@@ -23,10 +25,12 @@ from cnn_research.models.resnet9 import ResNet9
 from cnn_research.tasks.classification import Classification
 from cnn_research.tasks.multi_head import MultiHead
 from cnn_research.tasks.regression import Regression
+from cnn_research.train.auto_case import Case
+from cnn_research.train.auto_mirror import choose_mirror
+from cnn_research.train.auto_pretrained import choose_pretrained
 from cnn_research.train.config import Training
+from cnn_research.train.speed import TRAINING, planned_operations
 
-BUDGET = 6.5e13
-"""Floating-point operations of a training: about ten minutes on two cores."""
 FEWEST_EPOCHS, ENOUGH_EPOCHS, MOST_EPOCHS = 4, 15, 60
 SMALL = 48
 """Images whose sides are no longer are trained on at their own size."""
@@ -44,9 +48,11 @@ UNEVEN = (5, 50)
 above, a few images would weigh as much as thousands."""
 
 
-def suggest_fields(experiment: Training, named: Collection[str]) -> Mapping[str, Suggestion]:
+def suggest_fields(
+    experiment: Training, named: Collection[str], minutes: float
+) -> Mapping[str, Suggestion]:
     """Suggest fields that are not named for an experiment on a folder or a table of images, by
-    path.
+    path, so that it takes about so many minutes on two cores.
 
     A network other than `ResNet9` is not changed.
 
@@ -63,16 +69,11 @@ def suggest_fields(experiment: Training, named: Collection[str]) -> Mapping[str,
         found = {path.removeprefix("data."): s.value for path, s in choices.suggestions.items()}
         data = with_fields(data, found)
     seen = survey(data)
-    train = seen.splits["train"]
-    drawn = {name: round(getattr(data, name) * train) for name in ("validation", "test")}
-    train -= sum(count for name, count in drawn.items() if name not in seen.splits)
-    # One image says little, and it may turn out to be damaged.
-    validation = seen.splits.get("validation", drawn["validation"]) >= 2
+    case = Case.of(choices, seen, data, minutes)
     _choose_task(choices, data, seen)
-    _choose_fit(choices, seen)
-    size, epochs = _choose_size(choices, seen, train)
-    _choose_steps(choices, train, epochs, validation)
-    _choose_augmentation(choices, seen, size)
+    if not choose_pretrained(case):
+        _choose_from_scratch(case)
+    choices.choose("data.on_bad_image", "skip", "damaged files are counted and left out")
     return choices.suggestions
 
 
@@ -113,11 +114,29 @@ def _choose_task(choices: Choices, data: object, seen: Survey) -> None:
         choices.choose("task", MultiHead(label=heads), f"{len(heads)} columns of classes")
     elif heads != ("label",):
         choices.choose("task", Classification(head=heads[0]), "the column of classes")
-    choices.choose("task.label_smoothing", 0.1, "so that a few wrong labels do less harm")
     sizes = [count for counts in seen.classes.values() for count in counts.values()]
     if UNEVEN[0] < max(sizes) / min(sizes) <= UNEVEN[1]:
         reason = f"classes have from {min(sizes):,} to {max(sizes):,} images"
         choices.choose("task.class_weights", "balanced", reason)
+
+
+# From scratch -------------------------------------------------------------------------------------
+
+
+def _choose_from_scratch(case: Case) -> None:
+    choices, seen = case.choices, case.seen
+    if seen.classes:
+        reason = "so that a few wrong labels do less harm"
+        choices.choose("task.label_smoothing", 0.1, reason)
+    _choose_fit(choices, seen)
+    views = 1 + choose_mirror(choices, *case.mirror)
+    size, epochs = _choose_size(case, views)
+    _choose_steps(case, epochs)
+    if max(size) <= SMALL:
+        choices.choose("augmentation.shift", max(1, min(size) // 10), "pixels: small images")
+    else:
+        choices.choose("augmentation.crop", (0.4, 1.0), "large images")
+        choices.choose("evaluation.batch_size", 100, "for the memory of large images")
 
 
 def _choose_fit(choices: Choices, seen: Survey) -> None:
@@ -127,32 +146,35 @@ def _choose_fit(choices: Choices, seen: Survey) -> None:
         choices.choose("data.fit", KEEPS_PROPORTIONS, reason)
 
 
-def _choose_size(choices: Choices, seen: Survey, train: int) -> tuple[tuple[int, int], float]:
+def _choose_size(case: Case, views: int) -> tuple[tuple[int, int], float]:
     """Image size and network, and from what they cost the epochs; returns size and epochs."""
     from cnn_research.models.flops import cost
 
+    choices, seen, minutes = case.choices, case.seen, case.minutes
     experiment, own = choices.experiment, max(seen.height, seen.width)
     shorter = () if own <= SMALL else (side for side in LONGER_SIDES if side < own)
     sizes = [image_size(seen, longer) for longer in (min(own, LONGER_SIDES[0]), *shorter)]
     enough = min(ENOUGH_EPOCHS, experiment.epochs if "epochs" in choices.named else math.inf)
-    for size in [experiment.data.image_size] if "data.image_size" in choices.named else sizes:
+    for size in [case.image_size] if case.image_size else sizes:
         fields = _network_fields(choices, size)
         model = experiment.model.clone(**fields)
         if hasattr(model, "check"):
             model.check()
         # The backward pass costs about twice the forward pass.
-        epochs = round(BUDGET / (3 * cost(model, (*size, 3)).flops * train))
+        epoch = (3 * case.train + views * case.validation) * cost(model, (*size, 3)).flops
+        epochs = round(planned_operations(minutes, TRAINING) / epoch)
         if epochs >= enough:
             break
-    length = f"about ten minutes on two cores, or {MOST_EPOCHS} epochs"
+    length = f"about {minutes:g} minutes on two cores, or {MOST_EPOCHS} epochs"
     if epochs < FEWEST_EPOCHS:
-        length = f"{FEWEST_EPOCHS} epochs at least, though more than ten minutes on two cores"
+        longer = f"though more than {minutes:g} minutes on two cores"
+        length = f"{FEWEST_EPOCHS} epochs at least, {longer}"
     epochs = min(max(epochs, FEWEST_EPOCHS), MOST_EPOCHS)
     reason = f"the images have {seen.height}x{seen.width} pixels, by the median"
     choices.choose("data.image_size", size, reason)
     for field, value in fields.items():
         choices.choose(f"model.{field}", value, f"for {size[0]}x{size[1]} pixels")
-    reason = f"{train:,} training images: {length}"
+    reason = f"{case.train:,} training images: {length}"
     return size, choices.choose("epochs", float(epochs), reason)
 
 
@@ -168,33 +190,23 @@ def _network_fields(choices: Choices, size: tuple[int, int]) -> dict[str, Any]:
     return {**network(size, stages), **named}
 
 
-def _choose_steps(choices: Choices, train: int, epochs: float, validation: bool) -> None:
-    """Batch size and selection, by the number of training images and epochs."""
+def _choose_steps(case: Case, epochs: float) -> None:
+    """Batch size and selection, by the number of images and epochs.
+
+    The schedule runs to its end: before, while steps are still large, no state is as good as it
+    will be, and patience would take that for a standstill.
+    """
+    choices, train = case.choices, case.train
     batch_size = next((b for b in (128, 64, 32, 16) if train * epochs >= 1500 * b), 8)
     # Of a few images some may turn out to be damaged: half of them still fill a batch.
     batch_size = min(batch_size, max(1, train // 2))
     choices.choose("batch_size", batch_size, "1,500 steps or more, where it can be")
-    if validation:
+    # One image says little, and it may turn out to be damaged.
+    if case.validation >= 2:
         choices.choose("selection.report", "best", "there are validation images to choose by")
-        reason = "epochs without a better one, then it stops"
-        choices.choose("selection.patience", max(5, int(epochs) // 3), reason)
     else:
         reason = "fewer than 2 validation images to choose by"
         choices.choose("selection.report", "last", reason)
-
-
-def _choose_augmentation(choices: Choices, seen: Survey, size: tuple[int, int]) -> None:
-    names = {name for counts in seen.classes.values() for name in counts}
-    mirror = not names or any(len(name) > 1 for name in names)
-    reason = "as photographs may be" if mirror else "classes are single characters: no mirror"
-    mirror = choices.choose("augmentation.mirror", mirror, reason)
-    reason = "answers are averaged over both" if mirror else "training images are not mirrored"
-    choices.choose("evaluation.mirror", mirror, reason)
-    if max(size) <= SMALL:
-        choices.choose("augmentation.shift", max(1, min(size) // 10), "pixels: small images")
-    else:
-        choices.choose("augmentation.crop", (0.4, 1.0), "large images")
-    choices.choose("data.on_bad_image", "skip", "damaged files are counted and left out")
 
 
 def image_size(seen: Survey, longer: int) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
+from absl import logging
 from jax.sharding import Mesh
 
 from cnn_research.core import run_folder as folders
@@ -126,6 +127,7 @@ def open_session(
             check_disk(experiment, data)
             dataset = data.load()
         check_data(experiment, dataset)
+        warn_of_patience(experiment)
         mesh = data_mesh()
         check_divides(mesh, experiment.batch_size, experiment.accumulate)
         stack.enter_context(jax.set_mesh(mesh))
@@ -193,6 +195,20 @@ def check_data(experiment: Training, dataset: Dataset) -> None:
         raise UsageError(
             f"--selection chooses by validation {experiment.selection.metric}, but data set "
             f"{dataset.name} has no validation split: set --data.validation above 0"
+        )
+
+
+def warn_of_patience(experiment: Training) -> None:
+    """Warn of patience that may end a run while its learning rate is still high.
+
+    No error: in a search that may be meant, and runs that were trained so stay usable.
+    """
+    schedule = experiment.optimizer.schedule
+    if experiment.selection.patience and schedule != "constant":
+        logging.warning(
+            "--selection.patience may stop the run before its %s schedule has lowered the learning "
+            "rate, which brings most: leave it at 0, or take --optimizer.schedule=constant",
+            schedule,
         )
 
 

@@ -70,7 +70,8 @@ def _runs(experiment: Training, workdir: Path, count: int) -> list[SeedRun]:
         )
     if experiment.transfer.cache_after or experiment.transfer.fit_after:
         raise UsageError(
-            "--replicas do not share features: leave --transfer.cache-after and .fit-after out"
+            "--replicas do not share features: leave --transfer.cache-after and .fit-after out, or "
+            "give --pretrained=none"
         )
     seeds = range(experiment.seed, experiment.seed + count)
     return [

@@ -1,4 +1,4 @@
-"""Sizes and counts of a folder or table of images, without decoding any."""
+"""Sizes and counts of a folder or table of images, and what a few of them show."""
 
 from __future__ import annotations
 
@@ -6,25 +6,30 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
 import statistics
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cnn_research.core.errors import UserError
-from cnn_research.data.images import BadImage, open_image, printable
+from cnn_research.data.images import BadImage, open_image, printable, resized
 from cnn_research.data.prepare import cache
-from cnn_research.data.prepare.files import existing, folders_state, opened
+from cnn_research.data.prepare.files import Record, existing, folders_state, opened
 from cnn_research.data.sources.loading import ImageFiles
 
 SAMPLE, DECODED = 200, 16
 """About how many images, evenly spread, are opened for their size, and decoded to time that."""
 MOST_SECONDS = 0.5
 """After that no further one is decoded."""
+COMPARED, COMPARED_PIXELS, THUMBNAIL = 900, 10**9, (16, 16)
+"""About how many images are compared with each other, if they have no more pixels than that in all,
+and the height and width at which they are."""
 NOT_LOOKED_AT = ("image_size", "fit", "validation", "test", "split_seed", "on_bad_image")
 """Fields of a source that change nothing of its survey."""
 RESULT = "survey.json"
@@ -38,7 +43,9 @@ class Survey:
 
     Where the source has no validation or test split, `classes` still includes their images. Of
     `shapes`, width by height, a tenth of the images has less than the first and a tenth more than
-    the second. One core decodes an image in about `seconds`.
+    the second. One core decodes an image in about `seconds`. Of `mirrored`, the first is the number
+    of images whose mirror images are known less well than they are, the second that of images whose
+    mirror images are known better.
     """
 
     splits: Mapping[str, int]
@@ -47,6 +54,7 @@ class Survey:
     width: int
     shapes: tuple[float, float]
     seconds: float = 0.0
+    mirrored: tuple[int, int] = (0, 0)
 
     @property
     def images(self) -> int:
@@ -94,6 +102,8 @@ def _survey(source: ImageFiles, root: Path, shown: str) -> Survey:
     train = [record for record in plan.records if record.split == "train"]
     files = [record.path for record in train]
     heights, widths = zip(*_sizes(_spread(files, SAMPLE), shown), strict=True)
+    height, width = round(statistics.median(heights)), round(statistics.median(widths))
+    compared = _spread(train, min(COMPARED, COMPARED_PIXELS // (height * width)))
     shapes = sorted(width / height for height, width in zip(heights, widths, strict=True))
     return Survey(
         splits=dict(Counter(record.split for record in plan.records)),
@@ -105,10 +115,11 @@ def _survey(source: ImageFiles, root: Path, shown: str) -> Survey:
             }
             for head, names in plan.class_names.items()
         },
-        height=round(statistics.median(heights)),
-        width=round(statistics.median(widths)),
+        height=height,
+        width=width,
         shapes=(shapes[len(shapes) // 10], shapes[-1 - len(shapes) // 10]),
         seconds=_seconds(_spread(files, DECODED), source.pixels),
+        mirrored=_mirrored(compared, bool(plan.class_names), source.pixels),
     )
 
 
@@ -142,6 +153,46 @@ def _seconds(files: Sequence[str], pixels: Callable[[Path], np.ndarray]) -> floa
     return (time.monotonic() - began) / max(1, done)
 
 
-def _spread(files: Sequence[str], count: int) -> Sequence[str]:
-    """At least `count` of the files, evenly spread; all where there are fewer."""
-    return files[:: max(1, len(files) // count)]
+def _mirrored(
+    records: Sequence[Record], classes: bool, pixels: Callable[[Path], np.ndarray]
+) -> tuple[int, int]:
+    """How many images have mirror images that are known less well, and better, than they are.
+
+    Known means by the most similar one of others: that has the image's class, or a near number. A
+    third of the images is asked for, the rest are the others. Were mirror images as likely as
+    images, then both numbers would be equal but for chance, whatever the images show.
+    """
+    labels, images = [], []
+    least = 0 if classes else -math.inf
+    found = [(next(iter(record.labels.values()), math.nan), record.path) for record in records]
+    for label, path in sorted(item for item in found if item[0] >= least):
+        with contextlib.suppress(BadImage), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, on odd but readable files
+            images.append(resized(pixels(Path(path)), THUMBNAIL))
+            labels.append(label)
+    # Runs of several, so that images of a series, one after the other, are mostly on one side.
+    asked = np.arange(len(labels)) % 6 >= 4
+    if not asked.any():
+        return 0, 0
+    thumbnails, truth = np.stack(images), np.array(labels)
+    others = _directions(thumbnails[~asked])
+
+    def errors(views: np.ndarray) -> np.ndarray:
+        nearest = np.argmax(_directions(views) @ others.T, axis=1)
+        wrong = np.abs(truth[~asked][nearest] - truth[asked])
+        return np.minimum(wrong, 1) if classes else wrong
+
+    image, mirror = errors(thumbnails[asked]), errors(thumbnails[asked][:, :, ::-1])
+    return int((mirror > image).sum()), int((mirror < image).sum())
+
+
+def _directions(images: np.ndarray) -> np.ndarray:
+    """Images as vectors without brightness and contrast, float32 `[images, numbers]`."""
+    vectors = images.reshape(len(images), -1).astype(np.float32)
+    vectors -= vectors.mean(axis=1, keepdims=True)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
+
+
+def _spread(items: Sequence[Any], count: int) -> Sequence[Any]:
+    """At least `count` of the items, evenly spread; all where there are fewer."""
+    return items[:: max(1, len(items) // max(1, count))]

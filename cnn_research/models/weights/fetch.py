@@ -6,9 +6,12 @@ network. Packages are looked up, never imported.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import importlib.util
 import re
+import threading
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +22,8 @@ from cnn_research.core.files import sha256_of
 
 HUB = "hub:"
 _ANOTHER = "give another file by --pretrained.source=FILE"
+ANSWER_SECONDS = 5
+"""Longest wait for the hub where only whether it answers is asked."""
 
 
 class Fetched(NamedTuple):
@@ -150,6 +155,25 @@ class HubFile:
             f"and run again, or run `hf download {self.repository} {self.file}{revision}` on "
             f"another machine and give the file by --pretrained.source=FILE ({_reason(error)})"
         )
+
+
+@functools.cache
+def hub_answers() -> bool:
+    """Return whether the hub answers within a few seconds; it is asked once."""
+    answers: list[object] = []
+
+    def ask() -> None:
+        import huggingface_hub as hub
+
+        with contextlib.suppress(Exception):  # of the network: a dozen different ones
+            models = hub.HfApi().list_models(author="timm", limit=1)
+            answers.append(next(iter(models)))
+
+    # A name that is not resolved keeps its thread for longer than any timeout.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(ANSWER_SECONDS)
+    return bool(answers)
 
 
 def hub_file(source: str) -> HubFile:
