@@ -13,6 +13,8 @@ import sys
 # a test starts in a process of its own inherits this.
 FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{FLAGS} {os.environ.get('XLA_FLAGS', '')}".strip()
+# No test waits for a network.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 import jax  # noqa: E402
 import psutil  # noqa: E402

@@ -138,8 +138,10 @@ def test_names_that_do_not_fit_are_refused(experiment, words, message):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_nothing_is_suggested_for_what_a_name_sets(tmp_path):
+def test_nothing_is_suggested_for_what_a_name_sets(tmp_path, monkeypatch):
     from PIL import Image
+
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
 
     for path in (tmp_path / "pets" / kind for kind in ("cat", "dog")):
         path.mkdir(parents=True)
@@ -148,9 +150,9 @@ def test_nothing_is_suggested_for_what_a_name_sets(tmp_path):
     words = [f"--data.path={tmp_path / 'pets'}", "--pretrained=convnext_atto"]
     found, said = with_suggestions(lookup("image_folder").experiment(), words)
     assert found.data.image_size == (224, 224) and found.model == NAMED["convnext_atto"].model
-    for field in ("--data.image-size", "--data.fit", "--mean", "--model", "--transfer"):
+    for field in ("--data.image-size", "--data.fit", "--mean", "--model", "--pretrained"):
         assert field not in said
-    assert "--batch-size" in said
+    assert "--batch-size" in said and "--transfer.cache-after=head.norm" in said
 
 
 # Packages ----------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import zlib
 
 import numpy as np
 import pytest
@@ -20,12 +21,19 @@ from cnn_research.tasks.classification import Classification
 from cnn_research.tasks.multi_head import MultiHead
 from cnn_research.tasks.regression import Regression
 from cnn_research.train import auto_config as own_images
+from cnn_research.train import auto_pretrained
 from cnn_research.train.auto_config import image_size, network
 
 
 @pytest.fixture(autouse=True)
 def data_dir(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
+
+
+@pytest.fixture(autouse=True)
+def no_weights(monkeypatch):
+    """All is trained from scratch; test_own_photographs has the rest."""
+    monkeypatch.setattr(auto_pretrained, "NAMED", {})
 
 
 def picture(seed, size=(40, 30), mode="RGB"):
@@ -42,7 +50,8 @@ def make_folder(root, counts, **options):
     for label, count in counts.items():
         (root / label).mkdir(parents=True)
         for number in range(count):
-            picture(hash((label, number)) % 2**32, **options).save(root / label / f"{number}.png")
+            file = root / label / f"{number}.png"
+            picture(zlib.crc32(f"{label}{number}".encode()), **options).save(file)
     return root
 
 
@@ -73,7 +82,7 @@ def test_what_is_named_feeds_what_depends_on_it(tmp_path):
     words = ("--model.features", "8", "16", "--epochs=2", "--augmentation.no-mirror")
     narrow, said = fitted("image_folder", path, *words)
     assert (narrow.model.pool, narrow.model.residual) == ((True, True), (False, True))
-    assert narrow.batch_size == 8 and narrow.selection.patience == 5
+    assert narrow.batch_size == 8 and narrow.selection.patience == 0
     assert not narrow.evaluation.mirror and "--evaluation.no-mirror" in said
     assert "--model.features" not in said and "--epochs" not in said
     for words, wrong in [
@@ -88,7 +97,7 @@ def test_characters_are_not_mirrored_and_few_images_are_not_weighed(tmp_path):
     root = make_folder(tmp_path / "letters", {"b": 3, "d": 4})
     experiment, said = fitted("image_folder", f"--data.path={root}")
     assert not experiment.augmentation.mirror and not experiment.evaluation.mirror
-    assert "characters: no mirror" in said
+    assert "characters or numbers: no mirror" in said
     assert experiment.task.class_weights == "equal"
     assert experiment.batch_size <= 2, "half of them may turn out to be damaged"
     assert experiment.selection.report == "last", "a single validation image"
@@ -108,12 +117,16 @@ def test_images_of_many_shapes_keep_their_proportions(tmp_path):
     assert experiment.data.fit == "stretch" and "--data.fit" not in said
 
 
-def test_very_large_sets_are_said_to_take_longer(tmp_path, monkeypatch):
+def test_very_large_sets_are_said_to_take_longer(tmp_path):
     root = make_folder(tmp_path / "pets", {"cat": 5, "dog": 5})
-    assert "about ten minutes" in fitted("image_folder", f"--data.path={root}")[1]
-    monkeypatch.setattr(own_images, "BUDGET", 1.0)
-    experiment, said = fitted("image_folder", f"--data.path={root}")
-    assert experiment.epochs == 4 and "4 epochs at least, though more than ten minutes" in said
+    assert "about 10 minutes" in fitted("image_folder", f"--data.path={root}")[1]
+    experiment, said = fitted("image_folder", f"--data.path={root}", "--budget=1e-8")
+    assert experiment.epochs == 4 and "4 epochs at least, though more than 1e-08 min" in said
+    few, more = (
+        fitted("image_folder", f"--data.path={root}", f"--budget={minutes}")[0].epochs
+        for minutes in (0.005, 0.01)
+    )
+    assert 4 < few < more < 60
 
 
 @pytest.mark.parametrize(
