@@ -414,6 +414,10 @@ def test_the_head_alone_from_estimate_to_result(has, good_file, tmp_path, capsys
     assert set(folders.read_json(workdir / folders.EVALUATION)) >= {"validation", "test"}
     run(*words)
     assert "nothing is left to train" in capsys.readouterr().err
+    # Views that are not cached are computed of the images.
+    run("--mode=evaluate", f"--workdir={workdir}", "--evaluation.shift=1")
+    run("--mode=export", f"--workdir={workdir}", "--evaluation.shift=1")
+    assert (workdir / "export" / "SHA256SUMS").exists()
 
 
 @pytest.mark.slow

@@ -158,13 +158,17 @@ class Training(Experiment):
                 f"{self.transfer.cache_after}: name the same layer, or leave the latter out"
             )
         plain = Augmentation(mirror=self.augmentation.mirror, mixup=self.augmentation.mixup)
-        if self.transfer.cache_after and (self.evaluation.shift or self.augmentation != plain):
+        if self.transfer.cache_after and self.augmentation != plain:
             raise UsageError(
                 "--transfer.cache-after computes what an image and its mirror image come to once: "
-                "other augmentation, except for mixup, and evaluation.shift must be off"
+                "other augmentation, except for mixup, must be off"
             )
-        if self.transfer.cache_after and self.evaluation.mirror and not plain.mirror:
-            raise UsageError("--evaluation.mirror needs --augmentation.mirror with cached features")
+
+    @property
+    def evaluates_images(self) -> bool:
+        """Return whether an evaluation takes other views of an image than are cached of it."""
+        evaluation = self.evaluation
+        return bool(evaluation.shift) or (evaluation.mirror and not self.augmentation.mirror)
 
     @property
     def direction(self) -> Direction:

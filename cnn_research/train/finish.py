@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from cnn_research.train.config import Training
 from cnn_research.train.evaluator import Evaluator
 from cnn_research.train.state import TrainState
 from cnn_research.train.trained import TrainedModel, check_run, model_and_splits
+from cnn_research.train.transfer import Transfer
 
 
 def evaluate(experiment: Training, workdir: Path) -> Result:
@@ -39,14 +41,15 @@ def evaluate(experiment: Training, workdir: Path) -> Result:
         folders.check_same(experiment, workdir, free)
         model = TrainedModel.load(workdir, experiment)
         dataset = model.load_data()
-        network, splits = model_and_splits(model.experiment, model.state, dataset)
-        evaluator = Evaluator(model.experiment, network, data_mesh())
+        experiment = model.experiment
+        if experiment.evaluates_images:
+            experiment = dataclasses.replace(experiment, transfer=Transfer())
+        network, splits = model_and_splits(experiment, model.state, dataset)
+        evaluator = Evaluator(experiment, network, data_mesh())
         last = max((row["step"] for row in read_metrics(workdir)), default=0)
         writes = jax.process_index() == 0
         with MetricsWriter(workdir, restored_step=last, enabled=writes) as writer:
-            return report(
-                model.experiment, workdir, dataset, splits, model.state, evaluator, writer
-            )
+            return report(experiment, workdir, dataset, splits, model.state, evaluator, writer)
 
 
 def report(

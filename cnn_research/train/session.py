@@ -108,6 +108,7 @@ def open_session(
         Interrupted: a signal asked the process to stop.
     """
     experiment, first = runs[0].experiment, jax.process_index() == 0
+    check_views(experiment)
     with contextlib.ExitStack() as stack:
         # Locks come first: what is read from the folders must not change any more.
         for run in runs:
@@ -154,6 +155,15 @@ def open_session(
             experiment.transfer.check_layers(session.abstract_state.params)
             session.experiment.transfer.check_learns(session.abstract_state.params)
         yield session
+
+
+def check_views(experiment: Training) -> None:
+    """Raise `UsageError` where evaluations need images, and features are cached instead."""
+    if experiment.transfer.cache_after and experiment.evaluates_images:
+        raise UsageError(
+            "--transfer.cache-after leaves no images for --evaluation.shift, nor for .mirror "
+            "without --augmentation.mirror: leave them to --mode=evaluate"
+        )
 
 
 def check_weights(experiment: Training, workdir: Path) -> None:
