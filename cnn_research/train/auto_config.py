@@ -21,6 +21,7 @@ from cnn_research.data.prepare.files import existing, opened
 from cnn_research.data.sources import rows as tables
 from cnn_research.data.sources.survey import Survey, survey
 from cnn_research.data.sources.table import ImageTable
+from cnn_research.models.flops import cost
 from cnn_research.models.resnet9 import ResNet9
 from cnn_research.tasks.classification import Classification
 from cnn_research.tasks.multi_head import MultiHead
@@ -148,8 +149,6 @@ def _choose_fit(choices: Choices, seen: Survey) -> None:
 
 def _choose_size(case: Case, views: int) -> tuple[tuple[int, int], float]:
     """Image size and network, and from what they cost the epochs; returns size and epochs."""
-    from cnn_research.models.flops import cost
-
     choices, seen, minutes = case.choices, case.seen, case.minutes
     experiment, own = choices.experiment, max(seen.height, seen.width)
     shorter = () if own <= SMALL else (side for side in LONGER_SIDES if side < own)

@@ -27,7 +27,7 @@ SAMPLE, DECODED = 200, 16
 """About how many images, evenly spread, are opened for their size, and decoded to time that."""
 MOST_SECONDS = 0.5
 """After that no further one is decoded."""
-COMPARED, COMPARED_PIXELS, THUMBNAIL = 900, 10**9, (16, 16)
+COMPARED, COMPARED_PIXELS, THUMBNAIL = 600, 3 * 10**8, (16, 16)
 """About how many images are compared with each other, if they have no more pixels than that in all,
 and the height and width at which they are."""
 NOT_LOOKED_AT = ("image_size", "fit", "validation", "test", "split_seed", "on_bad_image")
