@@ -187,6 +187,7 @@ def test_few_validation_images_say_nothing_of_more_training(has, good_file, tmp_
         ("--pretrained=good", {"epochs": 10, "transfer.freeze": FAMILY.frozen}),
         ("--data.image-size 72 96", {"data.image_size": (72, 96), "pretrained.name": "good"}),
         ("--mean=0.4 --data.fit=pad", {"mean": (0.4,), "data.fit": "pad"}),
+        ("--transfer.penalties 1 0.1", {"transfer.penalties": (1, 0.1), "epochs": 10}),
         ("--selection.metric=accuracy", {"selection.metric": "accuracy"}),
         # From scratch
         ("--data.image-size 24 32", {"pretrained.name": "", "augmentation.shift": 2}),

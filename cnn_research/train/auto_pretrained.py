@@ -17,7 +17,7 @@ from cnn_research.core.errors import UserError
 from cnn_research.core.experiment import Choices
 from cnn_research.core.progress import duration
 from cnn_research.data.augmentation.config import Augmentation
-from cnn_research.models.flops import cost
+from cnn_research.models.flops import cost, least_size
 from cnn_research.models.named_weights import NAMED, NamedWeights, named_weights
 from cnn_research.models.pretrained import Pretrained, check_fits, read_pretrained
 from cnn_research.models.weights.fetch import HubFile, hub_answers
@@ -95,8 +95,9 @@ def _asks_for_weights(case: Case) -> bool:
     experiment, named = case.choices.experiment, case.choices.named
     if experiment.pretrained.name:
         return bool(experiment.transfer.fit_after)
-    if any(path.startswith(("model", "pretrained.", "transfer.")) for path in named):
-        return False  # the user has decided
+    decides = ("model", "pretrained.", "transfer.")
+    if any(path.startswith(decides) and path != "transfer.penalties" for path in named):
+        return False
     size = case.image_size or (case.seen.height, case.seen.width)
     if max(size) < PHOTOGRAPHS:
         reason = f"from scratch: {size[0]}x{size[1]} pixels are few for weights of photographs"
@@ -113,7 +114,8 @@ def _best(case: Case) -> tuple[Backbone, int, str] | None:
     image it allows, and the reason; else the fastest; None without any."""
     notes: list[str] = []
     backbone = functools.cache(lambda name: _backbone(case, NAMED[name]))
-    names = sorted(_at_hand(notes), key=lambda name: NAMED[name].top1, reverse=True)
+    names = [name for name in _at_hand(notes) if _takes_its_images(case, NAMED[name])]
+    names.sort(key=lambda name: NAMED[name].top1, reverse=True)
 
     def affordable() -> Iterator[tuple[str, int, str]]:
         for views in _views(case):
@@ -170,6 +172,11 @@ def _at_hand(notes: list[str]) -> list[str]:
     return here + away
 
 
+def _takes_its_images(case: Case, weights: NamedWeights) -> bool:
+    """Return whether images are large enough for the network; a small size may be named."""
+    return least_size(weights.model) <= min(_image_size(case, weights))
+
+
 def _can_be_used(case: Case, weights: NamedWeights, notes: list[str]) -> bool:
     """Fetch weights; return whether that succeeds and they fit, and note why they do not."""
     pretrained = Pretrained(name=weights.network, fresh=weights.fresh(weights.model))
@@ -191,7 +198,7 @@ def _choose_training(case: Case, chosen: Backbone, views: int) -> None:
     choices, transfer = case.choices, case.choices.experiment.transfer
     theirs = {"transfer.freeze", "transfer.unfreeze", "transfer.rates"} & {*choices.named}
     freeze = transfer.freeze if theirs else chosen.weights.family.frozen
-    reason = "of large images more take more memory, and are not faster"
+    reason = "of large images more take much memory"
     choices.choose("batch_size", min(BATCH, max(1, case.train // 2)), reason)
     choices.choose("evaluation.batch_size", BATCH, reason)
     if transfer.cache_after:
