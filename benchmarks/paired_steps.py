@@ -34,7 +34,9 @@ import jax
 WARM_UP = 5
 name, noise = sys.argv[1], json.loads(sys.argv[2])
 noise = {field: tuple(v) if isinstance(v, list) else v for field, v in noise.items()}
-Synthetic = first_of("cnn_research.data:Synthetic", "cnn_research.data.sources:Synthetic")
+Synthetic = first_of(
+    "cnn_research.data.sources.synthetic:Synthetic", "cnn_research.data.sources:Synthetic"
+)
 register = first_of(
     "cnn_research.core.experiment:register", "cnn_research.experiment:register"
 )

@@ -120,7 +120,7 @@ def has_large_batches(experiment: Experiment) -> bool:
     """Return whether a training's steps, by the pixels of a batch, need blocks above 64 MB."""
     augmentation, data = (getattr(experiment, part, None) for part in ("augmentation", "data"))
     sizes = getattr(augmentation, "size", ()), getattr(data, "image_size", ())
-    height, width = next(filter(None, sizes), (32, 32))
+    height, width, *_ = next(filter(None, (*sizes, getattr(data, "image_shape", ()))), (32, 32))
     return getattr(experiment, "batch_size", 0) * height * width > LARGE_BATCH
 
 

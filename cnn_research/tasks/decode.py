@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from scipy.special import softmax
 
 DIGITS = {"classes": 4, "shares": 6, "number": 6, "palette": 4}
 """Per kind of head, the digits after the point of its answers."""
@@ -54,6 +53,8 @@ def decode(head: Mapping[str, Any], outputs: np.ndarray) -> list[dict[str, Any]]
     `[{"label": name, "probability": share}, ...]` for all classes, the most probable first. The
     labels of a palette are colours, `#rrggbb`, and the probabilities the shares that they cover.
     """
+    from scipy.special import softmax  # here, because it would double the time of `--list`
+
     digits = DIGITS[head["kind"]]
     if head["kind"] == "number":
         return [{"value": round(float(outputs[0]) * head["std"] + head["mean"], digits)}]

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.special import softmax
 
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UserError
@@ -85,6 +84,8 @@ class FittedHistogram(Histogram, FittedTask):
     def predictions(
         self, dataset: Dataset, split: str, outputs: np.ndarray, means: Mapping[str, float]
     ) -> dict[str, Predictions]:
+        from scipy.special import softmax
+
         predicted = HistogramPredictions(
             split=split,
             colours=dataset.class_names[self.head],

@@ -136,8 +136,8 @@ def seconds_of(work: Callable[[], object], times: int, check: Callable[[], None]
     """The fastest of `times` calls after a first one, which may wait for what is set up once."""
     taken = []
     for _ in range(times + 1):
-        check()
         started = time.monotonic()
         work()
         taken.append(time.monotonic() - started)
+        check()
     return min(taken[1:] or taken)

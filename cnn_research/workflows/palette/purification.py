@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
-from scipy.special import log_softmax
 
 from cnn_research.core import run_folder as folders
 from cnn_research.core.config import register_config
@@ -174,6 +173,8 @@ def to_centres(
     Returns:
         float32 `[samples, classes]`; NaN for a class without a correctly named sample.
     """
+    from scipy.special import log_softmax
+
     named = logits.argmax(axis=1)
     sure = log_softmax(logits, axis=1).max(axis=1)
     distances = np.full(logits.shape, np.nan, np.float32)
