@@ -47,7 +47,7 @@ def test_a_name_sets_all_that_belongs_to_the_weights():
     found = typed("image_folder", "--pretrained=efficientnet_lite1", "--seed=3")
     before = flatten(typed("image_folder", "--seed=3"))
     after = flatten(found)
-    changed = {path: after[path] for path in before if after.get(path) != before[path]}
+    changed = {path: after.get(path) for path in before if after.get(path) != before[path]}
     model = {path for path in before.keys() | after.keys() if path.startswith("model.")}
     assert {path: value for path, value in changed.items() if path not in model} == {
         "data.image_size": (240, 240),

@@ -266,12 +266,12 @@ def test_weights_that_do_not_fit_are_left_out(has, good_file, photographs, tmp_p
 @pytest.mark.parametrize("how", ["answers", "refuses", "is silent"])
 def test_the_hub_is_waited_for_a_few_seconds(how, monkeypatch):
     class Api:
-        def list_models(self, **_):
+        def model_info(self, repository, timeout):
             if how == "refuses":
                 raise OSError("no network")
             if how == "is silent":
                 time.sleep(1)
-            return iter(["a model"])
+            return "a model"
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     monkeypatch.setattr(fetch, "ANSWER_SECONDS", 0.2)

@@ -102,7 +102,7 @@ _RESNET = Family(
     frozen=("conv1", "layer[123]", "*bn*", "*downsample.1"),
 )
 _CONVNEXT = Family("head.fc", "head.norm", frozen=("stem", "stages.[012]"))
-_FIRST_BLOCKS = ("conv_stem", "blocks.[0-4]", "*bn*")
+_FIRST_BLOCKS = ("conv_stem", "blocks.[0-5]", "*bn*")
 _MOBILE = Family(
     "classifier", "global_pool", {"variant": "torch", **_ALL_MAPS}, frozen=_FIRST_BLOCKS
 )

@@ -22,8 +22,8 @@ from cnn_research.core.files import sha256_of
 
 HUB = "hub:"
 _ANOTHER = "give another file by --pretrained.source=FILE"
-ANSWER_SECONDS = 5
-"""Longest wait for the hub where only whether it answers is asked."""
+ANSWER_SECONDS, ASKED_FOR = 5, "timm/resnet18.a1_in1k"
+"""Longest wait for the hub, and the repository, where only whether it answers is asked."""
 
 
 class Fetched(NamedTuple):
@@ -166,8 +166,8 @@ def hub_answers() -> bool:
         import huggingface_hub as hub
 
         with contextlib.suppress(Exception):  # of the network: a dozen different ones
-            models = hub.HfApi().list_models(author="timm", limit=1)
-            answers.append(next(iter(models)))
+            # Once: a list of models would be asked for several times, with a warning each.
+            answers.append(hub.HfApi().model_info(ASKED_FOR, timeout=ANSWER_SECONDS))
 
     # A name that is not resolved keeps its thread for longer than any timeout.
     thread = threading.Thread(target=ask, daemon=True)
