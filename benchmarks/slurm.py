@@ -114,7 +114,7 @@ def preempted(cluster: Slurm, folder: Path, epochs: int) -> tuple[Path, dict[str
 
     def saved() -> list[int]:
         text = log.read_text() if log.exists() else ""
-        found = re.findall(r"^stopped by \w+: step ([\d,]+) is saved", text, re.MULTILINE)
+        found = re.findall(r"stopped by \w+: step ([\d,]+) is saved", text)
         return [int(step.replace(",", "")) for step in found]
 
     def trains(attempt: int) -> bool:
