@@ -96,7 +96,7 @@ def _outputs_of_program(program: Jaxpr) -> int:
     total = 0
     for equation in program.eqns:
         if equation.primitive.name in ("conv_general_dilated", "dot_general"):
-            total += equation.outvars[0].aval.size
+            total += _size(equation.outvars[0].aval)
         else:
             total += sum(map(_outputs_of_program, jaxprs_in_params(equation.params)))
     return total

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,8 @@ from cnn_research.tasks.task import PIXELS, FittedTask
 from cnn_research.train.config import Training
 
 
-class Scaling(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Scaling:
     """Pixels as a model sees them: uint8 0 to 255 -> float32 (x / 255 - mean) / std."""
 
     mean: tuple[float, ...]

@@ -91,7 +91,8 @@ def chosen(names: Sequence[str]) -> list[Entry]:
         UsageError: there is none of a name.
         UserError: one is being written.
     """
-    there, found = entries(), {}
+    there = entries()
+    found: dict[str, Entry] = {}
     for name in (name.rstrip("/") for name in names):
         below = [e for e in there if e.name == name or e.name.startswith(f"{name}/")]
         if not below:

@@ -123,7 +123,10 @@ class Cifar10(Source):
     def load(self) -> Dataset:
         if not self.path:
             return super().load()
-        found = ImageFolder(self.path, (32, 32), self.validation, split_seed=self.split_seed).load()
+        folder = ImageFolder(
+            self.path, (32, 32), validation=self.validation, split_seed=self.split_seed
+        )
+        found = folder.load()
         if found.class_names["label"] != cifar10.CLASSES:
             raise UserError(
                 f"{stem_of(self.path)} has other classes than CIFAR-10's ({cifar10.CLASSES[0]} to "

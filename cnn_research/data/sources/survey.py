@@ -71,7 +71,9 @@ def survey(source: ImageFiles) -> Survey:
     """
     path = existing(source.path)
     shown = printable(path)
-    defaults = {f.name: f.default for f in dataclasses.fields(source) if f.name in NOT_LOOKED_AT}
+    defaults: dict[str, Any] = {
+        f.name: f.default for f in dataclasses.fields(source) if f.name in NOT_LOOKED_AT
+    }
     source = dataclasses.replace(source, **defaults)
     if path.is_dir() or path.suffix.lower() == ".csv":
         return _of_files(source, path, folders_state(path))
