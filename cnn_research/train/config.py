@@ -142,9 +142,8 @@ class Training(Experiment):
                 "on every copy once an epoch"
             )
         if self.task.needs_pixels and (self.transfer.cache_after or self.transfer.fit_after):
-            raise UsageError(
-                "--transfer.cache-after and .fit-after leave no images, and this task looks at them"
-            )
+            field = "cache-after" if self.transfer.cache_after else "fit-after"
+            raise UsageError(f"--transfer.{field} leaves no images, and this task looks at them")
         if not self.epochs and not self.transfer.fit_after:
             raise UsageError(
                 "--epochs is 0: must be above 0, unless --transfer.fit-after fits the head"
