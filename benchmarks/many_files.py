@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.results import flag, in_process, launch, measurement, row
+from benchmarks.results import flag, in_process, launch, measurement, peak_gigabytes, row
 
 CLASSES, EACH = 510, 1000
 MOST_SECONDS = 10.0
@@ -60,8 +60,7 @@ def parts(path: str) -> dict[str, float]:
         "survey again": seconds(lambda: survey(source)),
         "fingerprint": seconds(lambda: source.state_of(folder)),
     }
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return found | {"gigabytes": peak / (1e9 if sys.platform == "darwin" else 1e9 / 1024)}
+    return found | {"gigabytes": peak_gigabytes(resource.getrusage(resource.RUSAGE_SELF))}
 
 
 @measurement(

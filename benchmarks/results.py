@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import functools
 import hashlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -116,6 +118,44 @@ def python(
         said = (ended.stdout + ended.stderr)[-2000:]
         raise RuntimeError(f"{words} ended with code {ended.returncode}: {said}")
     return time.monotonic() - started, ended.stdout
+
+
+@dataclasses.dataclass(frozen=True)
+class Watched:
+    """What a process said, and what it took."""
+
+    lines: Sequence[tuple[float, str]]
+    """Each line of both outputs, and after how many seconds it came."""
+    seconds: float
+    gigabytes: float
+    """The most memory that was resident."""
+
+
+def watched(*words: object, environment: Mapping[str, str] | None = None) -> Watched:
+    """Runs Python in the repository, as `python`, and watches it."""
+    started = time.monotonic()
+    with subprocess.Popen(
+        [sys.executable, *map(str, words)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        lines = [(time.monotonic() - started, line.rstrip("\n")) for line in process.stdout]
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        said = "\n".join(line for _, line in lines)[-2000:]
+        raise RuntimeError(f"{words} ended with code {process.returncode}: {said}")
+    return Watched(lines, time.monotonic() - started, peak_gigabytes(usage))
+
+
+def peak_gigabytes(usage: resource.struct_rusage) -> float:
+    """The most memory that was resident, 10^9 bytes."""
+    return usage.ru_maxrss / (1e9 if sys.platform == "darwin" else 1e9 / 1024)
 
 
 def launch(experiment: str, workdir: Path, *words: object) -> float:

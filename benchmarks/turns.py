@@ -25,10 +25,14 @@ class Contender:
     """
 
     def __init__(
-        self, *words: str, folder: Path = ROOT, environment: Mapping[str, str] | None = None
+        self,
+        *words: str,
+        folder: Path = ROOT,
+        environment: Mapping[str, str] | None = None,
+        interpreter: str = sys.executable,
     ) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, *words],
+            [interpreter, *words],
             cwd=folder,
             env={**os.environ, "JAX_PLATFORMS": "cpu", **(environment or {})},
             stdin=subprocess.PIPE,
