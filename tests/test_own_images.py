@@ -79,6 +79,9 @@ def test_what_is_named_feeds_what_depends_on_it(tmp_path):
     small, said = fitted("image_folder", path, "--data.image-size", "24", "32")
     assert small.model.pool == (False, True, True) and "for 24x32 pixels" in said
     assert small.augmentation.shift == 2 and small.augmentation.crop == (1.0, 1.0)
+    words = ("--model=mobilenet_v1", "--transfer.cache-after=pool", "--transfer.freeze", "*conv*")
+    cached, _ = fitted("image_folder", path, *words)
+    assert cached.augmentation.crop == (1.0, 1.0) and cached.evaluation.batch_size == 100
     words = ("--model.features", "8", "16", "--epochs=2", "--augmentation.no-mirror")
     narrow, said = fitted("image_folder", path, *words)
     assert (narrow.model.pool, narrow.model.residual) == ((True, True), (False, True))

@@ -133,11 +133,14 @@ def _choose_from_scratch(case: Case) -> None:
     views = 1 + choose_mirror(choices, *case.mirror)
     size, epochs = _choose_size(case, views)
     _choose_steps(case, epochs)
-    if max(size) <= SMALL:
-        choices.choose("augmentation.shift", max(1, min(size) // 10), "pixels: small images")
-    else:
-        choices.choose("augmentation.crop", (0.4, 1.0), "large images")
+    if max(size) > SMALL:
         choices.choose("evaluation.batch_size", 100, "for the memory of large images")
+    if choices.experiment.transfer.cache_after:
+        return  # what is computed once knows no other views than mirror images
+    if max(size) > SMALL:
+        choices.choose("augmentation.crop", (0.4, 1.0), "large images")
+    else:
+        choices.choose("augmentation.shift", max(1, min(size) // 10), "pixels: small images")
 
 
 def _choose_fit(choices: Choices, seen: Survey) -> None:
