@@ -257,6 +257,7 @@ def test_report_says_what_was_run_and_what_came_out(tmp_path):
         "confusions.png",
         "curves.png",
         "mistakes.png",
+        "reliability.png",
         "report.html",
         "report.md",
     ]

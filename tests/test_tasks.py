@@ -120,6 +120,7 @@ def test_page_with_unseen_labels_says_so_and_names_them(tmp_path):
     assert "1 of 3 labels are of classes without training examples" in page
     assert {file.name for file in tmp_path.iterdir()} == {
         "classification_report.txt", "confusion_matrix.png", "confusions.png", "mistakes.png",
+        "reliability.png",
     }  # fmt: skip
 
 

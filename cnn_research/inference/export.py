@@ -119,7 +119,7 @@ def program(model: TrainedModel) -> jax.export.Exported:
 
 
 def described(model: TrainedModel) -> dict[str, Any]:
-    heads = model.experiment.fitted_task.output_spec(model.class_names)
+    heads = model.heads
     run = folders.read_json(model.workdir / folders.RUN)
     evaluation = folders.read_json(model.workdir / folders.EVALUATION)
     fields = flatten(model.experiment)
@@ -190,6 +190,7 @@ def card(facts: Mapping[str, Any], run: Mapping[str, Any], onnx: bool) -> str:
         "With JAX alone (`pip install jax flatbuffers pillow`), on a CPU, a CUDA GPU or a TPU:",
         "```python\n" + _code(facts["input"], heads) + "```",
         *(with_onnx if onnx else []),
+        *([CALIBRATED] if any("temperature" in head for head in heads) else []),
         "`export.json` describes the outputs, `SHA256SUMS` shows whether files are whole "
         "(`sha256sum -c SHA256SUMS`; a flipped byte in `model.jaxexport` would load without an "
         "error), `config.json` how the network was trained. `model.safetensors` holds its "
@@ -263,6 +264,9 @@ for head in facts["heads"]:
 """
 
 
+CALIBRATED = """\
+Probabilities are those of the outputs divided by their head's `temperature` in `export.json`, which
+was fitted to validation images so that of the answers that are 80 % sure about 80 % are right."""
 ONNX_CODE = f"""\
 import onnxruntime
 

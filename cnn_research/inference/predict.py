@@ -35,7 +35,7 @@ from cnn_research.data.prepare.files import files_below
 from cnn_research.ops.batching import apply_in_batches
 from cnn_research.report.markdown import markdown_table
 from cnn_research.report.plots import GREY, VERBATIM, blank_grid, shortened, show_image
-from cnn_research.tasks.decode import Answer
+from cnn_research.tasks.decode import Answer, answers_of
 from cnn_research.train.config import Training
 from cnn_research.train.trained import TrainedModel
 
@@ -96,7 +96,7 @@ def _write_each(
     files: Sequence[Path], model: TrainedModel, nearest: Nearest | None, folder: Path
 ) -> list[Prediction]:
     """Predict each image, and write its line of predictions.jsonl and its own files."""
-    task = model.experiment.fitted_task
+    task, heads = model.experiment.fitted_task, model.heads
     predictions: list[Prediction] = []
     outputs_of_files = outputs_of(files, model, features=nearest is not None)
     with (
@@ -109,7 +109,7 @@ def _write_each(
                 tally.say(f"skipped: {image}")
                 continue
             outputs, *features = arrays
-            (answers,) = task.answers(outputs[None], model.class_names)
+            (answers,) = answers_of(heads, outputs[None])
             try:
                 task.write_files(folder / stem, file, answers)
             except BadImage as error:

@@ -41,6 +41,11 @@ class Predictions(abc.ABC):
     loss: float = dataclasses.field(kw_only=True)
     """Mean over the examples with a label."""
 
+    def calibration(self) -> dict[str, Any]:
+        """What is fitted to the validation split: JSON values, fields of predictions on the other
+        splits (`dataclasses.replace`), and of the head's description for `decode`."""
+        return {}
+
     @abc.abstractmethod
     def __len__(self) -> int:
         """The number of examples, with a label or without."""

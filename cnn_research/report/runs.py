@@ -26,7 +26,7 @@ from cnn_research.core.run_folder import (
 from cnn_research.data.images import printable
 from cnn_research.report.markdown import markdown_table, number
 
-UNCOMPARED = ("step", "correct", "count", "wall_seconds")
+UNCOMPARED = ("step", "correct", "count", "wall_seconds", "calibration")
 """Numbers of a run that no table compares."""
 
 MOST_ACCURACIES = 2
@@ -180,7 +180,7 @@ def compared_metrics(groups: Sequence[Group]) -> list[str]:
         if name.split()[-1] not in UNCOMPARED and "weighted " not in name
     ]
     tested = [name for name in names if name.split()[0] not in ("training", "validation")] or names
-    accuracies = [name for name in tested if "accuracy" in name]
+    accuracies = [name for name in tested if "accuracy" in name and "top-5" not in name]
     # Of several heads, or several splits, a table has no room for more.
     return accuracies if len(accuracies) > MOST_ACCURACIES else tested
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.special import softmax
+from scipy.special import log_softmax, softmax
 
 from cnn_research.core.errors import UserError
 from cnn_research.data.dataset import MISSING, UNKNOWN_CLASS
@@ -22,6 +22,12 @@ from cnn_research.report.plots import (
     shortened,
     show_image,
 )
+from cnn_research.tasks.calibration import (
+    Reliability,
+    calibration_metrics,
+    calibration_page,
+    temperature,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,6 +37,8 @@ MOST_PAIRS = 10
 MOST_MISTAKES = 24
 MOST_CLASSES_WITH_COUNTS = 30
 CONFUSED_ROWS, CONFUSED_COLUMNS = 6, 3
+TOP, MANY_CLASSES = 5, 10
+"""With more than so many classes, whether the label is among the first five answers counts, too."""
 UNKNOWN_CLASS_NAME = "(unseen)"
 """Name in reports of all labels that training has not seen."""
 
@@ -47,6 +55,8 @@ class ClassPredictions(Predictions):
     class_names: tuple[str, ...]
     trained: np.ndarray | None = None
     """bool `[classes]`, whether a class had training examples; None: all had."""
+    temperature: float | None = None
+    """Fitted to validation: probabilities are of the logits divided by it. None: not fitted."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -69,9 +79,12 @@ class ClassPredictions(Predictions):
         if not seen.all():
             hits = labels[seen] == predicted[seen]
             metrics["accuracy of seen labels"] = float(hits.mean()) if hits.size else float("nan")
+        if len(self.class_names) > MANY_CLASSES:
+            metrics["top-5 accuracy"] = float(self._among_first().mean())
         for average in ("macro", "weighted"):
             for name, key in (("precision", "precision"), ("recall", "recall"), ("F1", "f1-score")):
                 metrics[f"{average} {name}"] = float(averages[f"{average} avg"][key])
+        metrics |= calibration_metrics(*self._reliability())
         if not seen.all():
             metrics["unseen"] = int((~seen).sum())
         return {**metrics, "correct": correct, "count": len(labels)}
@@ -93,6 +106,7 @@ class ClassPredictions(Predictions):
         text = self.text()
         (folder / f"classification_report{suffix}.txt").write_text(text, encoding="utf-8")
         yield f"```\n{text}```"
+        yield from calibration_page(folder, suffix, *self._reliability(), self.temperature)
 
         matrix = self.confusion_counts()
         figure = confusion_matrix_plot(matrix, self.class_names)
@@ -120,7 +134,7 @@ class ClassPredictions(Predictions):
             images,
             np.where(self.labels == UNKNOWN_CLASS, len(self.class_names), self.labels),
             predicted,
-            softmax(self.logits.astype(np.float64), axis=-1).max(axis=1),
+            self.probabilities().max(axis=1),
             (*self.class_names, UNKNOWN_CLASS_NAME),
         )
         yield "The mistakes made with most confidence, with the probability of the wrong class:"
@@ -131,11 +145,47 @@ class ClassPredictions(Predictions):
         """Name, membership (bool `[known]`), probability (float64) of the classes with most
         labels."""
         known = self.labels != MISSING
-        labels, shares = self.labels[known], softmax(self.logits[known].astype(np.float64), axis=-1)
+        labels, shares = self.labels[known], self.probabilities()[known]
         counts = np.bincount(labels[labels >= 0], minlength=len(self.class_names))
         for index in np.sort(np.argsort(-counts, kind="stable")[:most]):
             if counts[index]:
                 yield self.class_names[index], labels == index, shares[:, index]
+
+    def probabilities(self) -> np.ndarray:
+        """Of each class, float64 `[examples, classes]`, with the temperature."""
+        return softmax(self.logits.astype(np.float64) / (self.temperature or 1), axis=-1)
+
+    def calibration(self) -> dict[str, Any]:
+        """The temperature that fits the labels best, where there are enough."""
+        known = self.labels >= 0
+        labels, logits = self.labels[known, None], self.logits[known].astype(np.float64)
+
+        def mean_loss(at: float) -> float:
+            logs = log_softmax(logits / at, axis=-1)
+            return -float(np.take_along_axis(logs, labels, axis=1).mean())
+
+        found = temperature(mean_loss, len(labels))
+        return {} if found is None else {"temperature": found}
+
+    def _reliability(self) -> tuple[Reliability, Reliability | None]:
+        """That of the answers; and without the temperature, where one was fitted."""
+        labels, predicted = self.known()
+        known, right = self.labels != MISSING, labels == predicted
+        now = Reliability(self.probabilities()[known].max(axis=1), right)
+        if self.temperature is None:
+            return now, None
+        plain = dataclasses.replace(self, temperature=None)
+        return now, plain._reliability()[0]
+
+    def _among_first(self) -> np.ndarray:
+        """True where the label is among the first five answers, bool `[known]`."""
+        known = self.labels != MISSING
+        labels, logits = self.labels[known], self.logits[known]
+        own = np.take_along_axis(logits, np.maximum(labels, 0)[:, None], axis=1)
+        # Of equal outputs the first class comes first, as in the answer itself.
+        earlier = np.arange(logits.shape[1]) < labels[:, None]
+        ahead = ((logits > own) | ((logits == own) & earlier)).sum(axis=1)
+        return (ahead < TOP) & (labels != UNKNOWN_CLASS)
 
     def known(self) -> tuple[np.ndarray, np.ndarray]:
         """Labels and predicted classes, int `[known]` each, of the examples with a label."""

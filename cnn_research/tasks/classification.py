@@ -24,13 +24,16 @@ class ClassTask(Task):
     """The metrics and the fields that tasks of classes share, with one head or several."""
 
     metrics: ClassVar = {"accuracy": "maximize", "loss": "minimize"}
-    evaluation_metrics: ClassVar = dict.fromkeys(
-        (
-            *("macro precision", "macro recall", "macro F1", "accuracy of seen labels"),
-            *("weighted precision", "weighted recall", "weighted F1"),
+    evaluation_metrics: ClassVar = {
+        **dict.fromkeys(
+            (
+                *("macro precision", "macro recall", "macro F1", "accuracy of seen labels"),
+                *("weighted precision", "weighted recall", "weighted F1", "top-5 accuracy"),
+            ),
+            "maximize",
         ),
-        "maximize",
-    )
+        **dict.fromkeys(("ECE", "ECE before calibration"), "minimize"),
+    }
 
     label_smoothing: ProperFraction = 0.0
     """Share of the target that is spread evenly over all classes of a head, in training only."""

@@ -1,12 +1,13 @@
 """Decodes outputs into answers, with NumPy alone: for predictions, reports, exports, the server.
 
-The description of a head, from `Task.output_spec`, is JSON, so that exports carry it.
+The description of a head, from `Task.output_spec`, is JSON, so that exports carry it; with what is
+fitted to validation, such as a `temperature` by which the outputs of classes are divided.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,9 +63,25 @@ def decode(head: Mapping[str, Any], outputs: np.ndarray) -> list[dict[str, Any]]
         palette = palette_of(outputs)
         labels, shares = palette.hex, palette.shares
     else:
-        labels, shares = head["classes"], softmax(outputs.astype(np.float64))
+        warmth = head.get("temperature", 1)
+        labels, shares = head["classes"], softmax(outputs.astype(np.float64) / warmth)
     order = np.argsort(-shares, kind="stable")
     return [{"label": labels[i], "probability": round(float(shares[i]), digits)} for i in order]
+
+
+def calibrated(
+    heads: Sequence[Mapping[str, Any]], calibration: Mapping[str, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """The descriptions of heads with what is fitted to validation, by the head's name."""
+    return [{**head, **calibration.get(head["name"], {})} for head in heads]
+
+
+def answers_of(heads: Sequence[Mapping[str, Any]], outputs: np.ndarray) -> list[dict[str, Answer]]:
+    """The prediction for each image, for each head, of outputs, float32 `[images, outputs]`."""
+    return [
+        {head["name"]: answer(head, row[head["start"] : head["stop"]]) for head in heads}
+        for row in outputs
+    ]
 
 
 def answer(head: Mapping[str, Any], outputs: np.ndarray) -> Answer:

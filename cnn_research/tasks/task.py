@@ -16,7 +16,7 @@ from cnn_research.core.errors import UserError
 from cnn_research.core.metrics import Direction
 from cnn_research.data.dataset import MISSING, Dataset
 from cnn_research.report.page import Predictions
-from cnn_research.tasks.decode import Answer, answer
+from cnn_research.tasks.decode import Answer
 
 Sums = Mapping[str, tuple[jax.Array, jax.Array]]
 """Per metric (sum, count), float32 `[]` each: sums of parts add up, and divide at the end."""
@@ -137,16 +137,6 @@ class FittedTask(Task):
         """The text that a run ends with."""
         (one,) = predictions.values()
         return one.text()
-
-    def answers(
-        self, outputs: np.ndarray, class_names: Mapping[str, tuple[str, ...]]
-    ) -> list[dict[str, Answer]]:
-        """The prediction for each image, for each head, of outputs, float32 `[images, outputs]`."""
-        heads = self.output_spec(class_names)
-        return [
-            {head["name"]: answer(head, row[head["start"] : head["stop"]]) for head in heads}
-            for row in outputs
-        ]
 
     @abc.abstractmethod
     def output_spec(self, class_names: Mapping[str, tuple[str, ...]]) -> list[dict[str, Any]]:

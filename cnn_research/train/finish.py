@@ -18,9 +18,10 @@ from cnn_research.core.experiment import Result
 from cnn_research.core.metrics import direction_of
 from cnn_research.core.metrics_log import by_epoch, read_metrics
 from cnn_research.data.dataset import Dataset, Split
-from cnn_research.report.page import write_report
+from cnn_research.report.page import Predictions, write_report
 from cnn_research.report.tensorboard import chosen, rows_of, show_points, show_report
 from cnn_research.report.writers import MetricsWriter
+from cnn_research.tasks.decode import answers_of, calibrated
 from cnn_research.train.config import Training
 from cnn_research.train.evaluator import Evaluator
 from cnn_research.train.state import TrainState
@@ -68,23 +69,25 @@ def report(
     if not evaluated:
         logging.warning("nothing to evaluate on, so there is no report: all images are trained on")
         return Result(workdir, step, {})
-    metrics, predictions, outputs = {}, {}, {}
+    predictions, outputs = {}, {}
     for name in evaluated:
         sums, outputs[name] = evaluator(state.variables(), splits[name]) or ({}, np.empty(0))
         predictions[name] = task.predictions(dataset, name, outputs[name], task.means(sums))
-        metrics[name] = task.combine_metrics(predictions[name])
+    calibration = calibrate(predictions)
+    metrics = {name: task.combine_metrics(predictions[name]) for name in evaluated}
     # Figures on data that the run chose by are shown where there are no others.
     shown = [name for name in evaluated if name != "validation"] or evaluated
     # The projector's points: features of some images, and what is predicted for them.
     places = chosen(splits[shown[0]])
     features = evaluator.features(state.variables(), splits[shown[0]].take(places))
-    answers = task.answers(outputs[shown[0]][places], dataset.class_names)
+    heads = calibrated(task.output_spec(dataset.class_names), calibration)
+    answers = answers_of(heads, outputs[shown[0]][places])
     texts = [{head: answer.text for head, answer in image.items()} for image in answers]
     points = dataset.splits[shown[0]].take(places)
     # All processes have computed; what follows is written once.
     if jax.process_index() != 0:
         return Result(workdir, step, metrics)
-    write_evaluation(experiment, workdir, step, metrics)
+    write_evaluation(experiment, workdir, step, {"calibration": calibration, **metrics})
     page = write_report(
         workdir,
         title=experiment.name or "Training",
@@ -106,13 +109,23 @@ def report(
     return Result(workdir, step, metrics)
 
 
+def calibrate(predictions: dict[str, dict[str, Predictions]]) -> dict[str, dict[str, Any]]:
+    """Fit what makes probabilities true to the validation split, for each head, and put it into
+    the predictions of every split; empty where there is no such split, or nothing to fit."""
+    found = {head: each.calibration() for head, each in predictions.get("validation", {}).items()}
+    for heads in predictions.values():
+        heads |= {h: dataclasses.replace(each, **found.get(h, {})) for h, each in heads.items()}
+    return {head: values for head, values in found.items() if values}
+
+
 def write_evaluation(
     experiment: Training, workdir: Path, step: int, metrics: Mapping[str, Any]
 ) -> None:
     """Write evaluation.json: the metrics and their origin.
 
-    Its `config` has the evaluated values of the fields that `--mode=evaluate` may replace;
-    `training` has the metrics of the training examples in the epoch that ends at `step`.
+    `metrics` are those of each split, and the `calibration` fitted to validation. Its `config` has
+    the evaluated values of the fields that `--mode=evaluate` may replace; `training` has
+    the metrics of the training examples in the epoch that ends at `step`.
     """
     task = experiment.fitted_task
     epochs = by_epoch([row for row in read_metrics(workdir) if row["step"] <= step])

@@ -25,6 +25,7 @@ from cnn_research.data.images import Fit
 from cnn_research.models.layer_outputs import last_features
 from cnn_research.models.pretrained import Pretrained, read_pretrained
 from cnn_research.models.weights import Weights
+from cnn_research.tasks.decode import calibrated
 from cnn_research.train import checkpoint
 from cnn_research.train.config import Training
 from cnn_research.train.evaluator import Scaling, predict, scaled, views_of
@@ -38,7 +39,8 @@ class TrainedModel:
     """A trained model, loaded from the folder of its run alone.
 
     The experiment is bound to its training data; the state is the run's reported one, the last or
-    the best; `class_names` are per head of classes.
+    the best; `class_names` are per head of classes; `calibration` has what its evaluation fitted to
+    the validation split, by head.
     """
 
     workdir: Path
@@ -46,6 +48,7 @@ class TrainedModel:
     state: TrainState
     image_shape: tuple[int, int, int]
     class_names: Mapping[str, tuple[str, ...]]
+    calibration: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def load(cls, workdir: Path, experiment: Training | None = None) -> TrainedModel:
@@ -64,7 +67,16 @@ class TrainedModel:
         step = reported_step(bound, workdir)
         state, _ = checkpoint.restore(workdir / folders.CHECKPOINTS, step, like)
         names = {head: tuple(names) for head, names in facts["class_names"].items()}
-        return cls(workdir, bound, state, shape, names)
+        evaluation = folders.read_json(workdir / folders.EVALUATION)
+        fitted = evaluation.get("calibration", {}) if evaluation.get("step") == step else {}
+        return cls(workdir, bound, state, shape, names, fitted)
+
+    @property
+    def heads(self) -> list[dict[str, Any]]:
+        """Description of the outputs of each head, for `decode`."""
+        return calibrated(
+            self.experiment.fitted_task.output_spec(self.class_names), self.calibration
+        )
 
     @property
     def fit(self) -> Fit:

@@ -26,6 +26,7 @@ from cnn_research.models.layer_outputs import (
     top_activating_images,
 )
 from cnn_research.report.markdown import markdown_table
+from cnn_research.tasks.decode import answers_of
 from cnn_research.workflows.galleries.feature_pictures import cams_figure, layer_figure, maps_figure
 from cnn_research.workflows.galleries.gallery import gallery_page
 from cnn_research.workflows.page import Page
@@ -226,7 +227,7 @@ def _grad_cam(
     cams, _ = jax.jit(lambda v, x, t: grad_cam(network, v, x, t, layer.path))(
         variables, images, targets
     )
-    answers = model.experiment.fitted_task.answers(outputs, model.class_names)
+    answers = answers_of(model.heads, outputs)
     predicted = [f"predicted: {answer[head].text}" for answer in answers]
     title = f"Grad-CAM for {explained}"
     at = f"at the output of {layer.path}, {layer.shape[0]}x{layer.shape[1]}x{layer.shape[2]}"
