@@ -5,11 +5,16 @@ Parity with Keras' networks is tested in test_parity.py.
 
 from __future__ import annotations
 
+import argparse
 import collections
+import datetime
+import decimal
+import enum
 import os
 import pickle
 import re
 import struct
+import uuid
 import zipfile
 from pathlib import Path
 
@@ -199,6 +204,96 @@ def test_a_pickle_that_runs_something_does_not(kind, tmp_path):
     assert "\n" not in str(error.value)
     said = "is not a known kind of weight file" if kind == "plain" else "it asks for posix.system"
     assert said in str(error.value)
+
+
+class Settings(collections.UserDict):
+    """An object of an author's own class."""
+
+
+def stored_whole(arrays: dict[str, np.ndarray]) -> tuple[bytes, dict[str, bytes]]:
+    """A module and those in it, as PyTorch pickles them with their classes."""
+    _, storages = state_dict(arrays)
+    layers: dict[str, dict[str, bytes]] = {}
+    for number, (name, array) in enumerate(arrays.items()):
+        layer, _, weight = name.rpartition(".")
+        strides = tuple(step // array.itemsize for step in array.strides)
+        tensor = pickled_tensor(str(number), array.size, array.shape, strides)
+        layers.setdefault(layer, {})[weight] = tensor
+
+    def module(kind: bytes, parameters: dict[str, bytes], modules: dict[str, bytes]) -> bytes:
+        parts = {"_parameters": pickled_dict(parameters), "_modules": pickled_dict(modules)}
+        return b"c" + kind + b"\n)\x81" + pickled_dict(parts) + b"b"
+
+    inner = {
+        name: module(b"torch.nn.modules.conv\nConv2d", layer, {}) for name, layer in layers.items()
+    }
+    return module(b"__main__\nNet", {}, inner), storages
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_weights_are_found_beside_what_else_a_checkpoint_holds(kind, tmp_path):
+    wanted = variables_of(Tiny(), seed=1)
+    tree, storages = state_dict(torch_arrays(wanted, Tiny.flattened))
+    scalar = pickled_tensor("best", 1, (), ())
+    history = pickled_tensor("history", 2, (2,), (1,))
+    beside = {
+        "best_acc1": scalar,
+        "losses": history,
+        "optimizer": pickled_dict({"state": pickled_dict({"m": history, "v": history})}),
+        "scaler": pickled_dict({"scale": scalar}),
+        "size": b"ctorch\nSize\n" + opcodes(((3, 4),)) + b"R",
+        "device": b"ctorch\ndevice\n" + opcodes(("cuda", 0)) + b"R",
+        "dtype": b"ctorch\nfloat32\n",
+        "layout": b"ctorch.serialization\n_get_layout\n" + opcodes(("torch.strided",)) + b"R",
+        "sparse": b"ctorch._utils\n_rebuild_sparse_tensor\n" + opcodes((1, ())) + b"R",
+        "version": b"ctorch.torch_version\nTorchVersion\n" + opcodes(("2.9",)) + b"\x81",
+    }
+    others = [
+        collections.Counter([10, 20]),
+        collections.OrderedDict(a=1),
+        collections.defaultdict(list, a=[1]),
+        collections.deque([1], 3),
+        argparse.Namespace(lr=0.1, out=Path("out")),
+        {Path("out"), frozenset("ab")},
+        [datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC), datetime.timedelta(3)],
+        [np.float64(0.5), np.arange(3), np.random.default_rng(0), np.dtype("f4"), 1j, b"\xff"],
+        [decimal.Decimal(1), uuid.UUID(int=1), enum.Flag],
+        Settings(lr=0.1),
+    ]
+    beside |= {f"other{number}": opcodes(each) for number, each in enumerate(others)}
+    storages |= {"best": bytes(4), "history": bytes(8)}
+    for name in ("state_dict", "anything"):
+        file = WRITERS[kind](tmp_path / name, pickled_dict(beside | {name: tree}), storages)
+        found, _ = load_pretrained(Tiny(), variables_of(Tiny()), Pretrained(str(file)))
+        assert same(found, wanted)
+
+
+def test_modules_that_were_stored_whole_and_states_deeper_in(tmp_path):
+    wanted = variables_of(Tiny(), seed=1)
+    arrays = torch_arrays(wanted, Tiny.flattened)
+    whole, storages = stored_whole(arrays)
+    averaged = {f"module.{name}": array for name, array in arrays.items()}
+    deeper, _ = state_dict(averaged | {"n_averaged": np.array(3, np.float32)})
+    storages[str(len(arrays))] = bytes(4)
+    trees = [
+        whole,
+        pickled_dict({"model": whole}),
+        pickled_dict({"s": pickled_dict({"t": deeper})}),
+    ]
+    for tree in trees:
+        file = write_zip(tmp_path / "w.pth", tree, storages)
+        found, _ = load_pretrained(Tiny(), variables_of(Tiny()), Pretrained(str(file)))
+        assert same(found, wanted)
+
+
+def test_several_sets_of_weights_and_none(tmp_path):
+    tree, storages = state_dict({"fc.bias": np.ones(3, np.float32)})
+    both = pickled_dict({"student": tree, "teacher": pickled_dict({"net": tree})})
+    with pytest.raises(UserError, match=r"it has several \(student, teacher\.net\): save one of"):
+        read_weights(write_zip(tmp_path / "w.pth", both, storages))
+    count = pickled_dict({"epoch": opcodes(3), "loss": pickled_tensor("0", 1, (), ())})
+    with pytest.raises(UserError, match="holds no state dict"):
+        read_weights(write_zip(tmp_path / "w.pth", count, {"0": bytes(4)}))
 
 
 @pytest.mark.parametrize(

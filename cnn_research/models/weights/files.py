@@ -15,10 +15,11 @@ from cnn_research.models.weights import Weights, keras_file, torch_file
 
 _KINDS = ".safetensors, .pth, .pt, .th, .h5, .keras or .npz"
 _OF_FLAX = {"running_mean": "mean", "running_var": "var"}
-# PyTorch counts the batches that a normalisation has seen; nothing is computed from it.
-_UNUSED = "num_batches_tracked"
-# What DataParallel and others put before every name.
-_WRAPPERS = ("module.", "_orig_mod.", "model.")
+# Counts of the batches that a normalisation has seen, and of the states that were averaged: nothing
+# is computed from them.
+_UNUSED = ("num_batches_tracked", "n_averaged")
+# What DataParallel, Lightning and others put before every name.
+_WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.")
 
 
 def read_weights(path: Path) -> Weights:
@@ -74,6 +75,7 @@ def _of_zip(path: Path) -> Weights:
 def _of_torch(arrays: dict[str, np.ndarray]) -> Weights:
     if not arrays:
         raise ValueError("it is empty")
+    arrays = {key: a for key, a in arrays.items() if key.rpartition(".")[2] not in _UNUSED}
     for prefix in _WRAPPERS:
         if all(key.startswith(prefix) for key in arrays):
             return _of_torch({key.removeprefix(prefix): array for key, array in arrays.items()})
@@ -82,6 +84,5 @@ def _of_torch(arrays: dict[str, np.ndarray]) -> Weights:
         layer, _, weight = key.rpartition(".")
         if weight == "weight":
             weight = "scale" if array.ndim == 1 else "kernel"
-        if weight != _UNUSED:
-            found[layer, _OF_FLAX.get(weight, weight)] = array
+        found[layer, _OF_FLAX.get(weight, weight)] = array
     return Weights(found, "torch")

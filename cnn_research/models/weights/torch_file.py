@@ -1,9 +1,11 @@
 """PyTorch's files (.pth, .pt, .th, .bin), read without PyTorch and without running what they hold.
 
-Such a file is a pickle, and a pickle may call any function. Here it can name a handful of things
-only, each of which stands for data; everything else is refused. Both of PyTorch's formats are read:
-the zip archive, and the one before it, a row of pickles followed by the raw storages.
-Source: torch/serialization.py.
+Such a file is a pickle, and a pickle may call any function. Here nothing that it names is imported
+or called: tensors are read, and of everything else an inert object is made, so that the weights are
+found beside counters, paths, numbers of NumPy and objects of the author's own classes. Functions of
+Python, NumPy and PyTorch that do not stand for data are refused: a file that asks for them was made
+to do harm. Both of PyTorch's formats are read: the zip archive, and the one before it, a row of
+pickles followed by the raw storages. Source: torch/serialization.py.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ import collections
 import io
 import math
 import pickle
+import re
 import struct
+import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -37,9 +41,30 @@ _DTYPES = {
     "CharStorage": "<i1",
     "ByteStorage": "<u1",
     "BoolStorage": "?",
+    "ComplexFloatStorage": "<c8",
+    "ComplexDoubleStorage": "<c16",
+    "QInt8Storage": "<i1",
+    "QUInt8Storage": "<u1",
+    "QInt32Storage": "<i4",
+    "UntypedStorage": "<u1",
 }
-# Where a checkpoint keeps its weights, when it keeps other tensors as well.
+# Where a checkpoint keeps its weights, when it keeps those of others as well.
 _USUAL_PLACES = ("state_dict", "model_state_dict", "model", "net", "weights")
+
+# Packages of which names are refused, unless they are of data; a package that nobody knows here may
+# be named, as nothing of it is imported.
+_KNOWN = sys.stdlib_module_names | {"__builtin__", "copy_reg", "numpy", "torch"}
+_OF_DATA = re.compile(
+    r"(builtins|__builtin__)\.(bool|bytearray|bytes|complex|dict|float|frozenset|int|list|long"
+    r"|object|range|set|slice|str|tuple|unicode|xrange)"
+    r"|(copyreg|copy_reg)\.(_reconstructor|__newobj__|__newobj_ex__)|_codecs\.encode"
+    r"|(argparse|collections|dataclasses|datetime|decimal|enum|fractions|pathlib|types|typing|uuid)"
+    r"\.[\w.]+|functools\.partial"
+    r"|numpy\.([\w.]+\.)?(_frombuffer|_reconstruct|dtype|ndarray|scalar"
+    r"|(bool|complex|float|u?int|str)\w*)|numpy\.(dtypes|random)\.[\w.]+"
+    r"|torch\.([\w.]+\.)?(_get_layout|_rebuild_\w+|[A-Z]\w*)|torch\.(nn|_C\._nn)\.[\w.]+"
+    r"|torch\.(device|strided|\w+_format|channels_last\w*|(bool|b?float|complex|q?u?int)\w*)"
+)
 
 
 class _Storage(NamedTuple):
@@ -53,6 +78,27 @@ class _Tensor(NamedTuple):
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+
+
+class _Other(dict):
+    """An object that is no tensor: it takes what a pickle gives to an object, and does nothing.
+
+    It has the entries of a dictionary, and the `state` of an object that was stored whole.
+    """
+
+    __hash__ = object.__hash__  # type: ignore[assignment]
+    state: Any = None
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def append(self, _: Any) -> None:
+        pass
+
+    extend = add = append
 
 
 def read_zip(path: Path) -> dict[str, np.ndarray]:
@@ -100,28 +146,35 @@ def _unpickle(file: Any, path: Path, storages: dict[str, _Storage] | None = None
     found = {} if storages is None else storages
 
     # Defined here, so that nothing that a pickle does to them outlives this call.
+    class Other(_Other):
+        pass
+
     def tensor(storage: _Storage, offset: int, shape: Any, strides: Any, *_: Any) -> _Tensor:
         if not isinstance(storage, _Storage):
             raise pickle.UnpicklingError("a tensor without storage")
         return _Tensor(storage, offset, tuple(shape), tuple(strides))
 
-    harmless: dict[str, Callable[..., Any]] = {
+    read: dict[str, Callable[..., Any]] = {
         "torch._utils._rebuild_tensor": tensor,
         "torch._utils._rebuild_tensor_v2": tensor,
         "torch._utils._rebuild_parameter": lambda data, *_: data,
+        "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
+        "torch._tensor._rebuild_from_type_v2": lambda make, kind, arguments, *_: make(*arguments),
+        "torch.Size": tuple,
         "collections.OrderedDict": collections.OrderedDict,
     }
 
     class Reader(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> Any:
-            if module == "torch" and name in _DTYPES:
+            asked = f"{module}.{name}"
+            if module in ("torch", "torch.storage") and name in _DTYPES:
                 return name
-            if f"{module}.{name}" not in harmless:
+            if module.partition(".")[0] in _KNOWN and not _OF_DATA.fullmatch(asked):
                 raise UserError(
-                    f"{path} is not read: it asks for {module}.{name}, which is not a weight; save "
-                    "the state dict alone, best as .safetensors"
+                    f"{path} is not read: it asks for {asked}, which is not a weight; save the "
+                    "state dict alone, best as .safetensors"
                 )
-            return harmless[f"{module}.{name}"]
+            return read.get(asked, Other)
 
         def persistent_load(self, pid: Any) -> _Storage:
             kind, storage_type, key, _, size, *view = pid
@@ -158,22 +211,49 @@ def _state_dict(
 
 
 def _tensors(tree: Any, path: Path) -> Mapping[str, _Tensor]:
-    """The dictionary of tensors in a checkpoint: itself, or the one that is an entry of it."""
-    entries = tree.items() if isinstance(tree, dict) else ()
-    own = {str(key): value for key, value in entries if isinstance(value, _Tensor)}
-    if own:
-        return own
-    inner = {
-        str(key): value
-        for key, value in entries
-        if isinstance(value, dict) and any(isinstance(x, _Tensor) for x in value.values())
-    }
+    """The weights of a checkpoint: itself, or those in it that have the usual name, or no rival."""
+    found = _weights(tree, (), set())
+    least = min(map(len, found), default=0)
     for name in _USUAL_PLACES:
-        if name in inner:
-            return _tensors(inner[name], path)
-    if len(inner) != 1:
+        for place, tensors in found.items():
+            if len(place) == least and place[-1:] == (name,):
+                return tensors
+    if len(found) != 1:
+        several = ", ".join(sorted(".".join(place) for place in found))
         raise UserError(
             f"{path} holds no state dict: it needs names with tensors, or 'state_dict' with them"
-            + (f"; it has several ({', '.join(sorted(inner))})" if inner else "")
+            + (f"; it has several ({several}): save one of them alone" if found else "")
         )
-    return _tensors(next(iter(inner.values())), path)
+    return next(iter(found.values()))
+
+
+def _weights(
+    tree: Any, place: tuple[str, ...], seen: set[int]
+) -> dict[tuple[str, ...], dict[str, _Tensor]]:
+    """Each set of weights in a checkpoint by the names that lead to it; `seen` are the ids of what
+    was looked into."""
+    if id(tree) in seen:
+        return {}
+    seen.add(id(tree))
+    entries = {key: value for key, value in _entries(tree).items() if isinstance(key, str)}
+    own = {key: value for key, value in entries.items() if isinstance(value, _Tensor)}
+    below: dict[tuple[str, ...], dict[str, _Tensor]] = {}
+    for key, value in entries.items():
+        if "optim" not in key.lower():
+            below |= _weights(value, (*place, key), seen)
+    # Beside weights there may be a loss, a best accuracy, a history, or the state of a generator.
+    real = any(each.shape and each.storage.dtype.kind not in "iub" for each in own.values())
+    if real and len(own) > max(map(len, below.values()), default=0):
+        return {place: own}
+    return below
+
+
+def _entries(value: Any) -> Mapping[Any, Any]:
+    """The entries of a dictionary, or those of the state dict of a module that was stored whole."""
+    if not isinstance(value, _Other) or not isinstance(value.state, dict):
+        return value if isinstance(value, dict) else {}
+    state = value.state
+    entries = {**state.get("_parameters", {}), **state.get("_buffers", {})}
+    for name, module in state.get("_modules", {}).items():
+        entries |= {f"{name}.{key}": inner for key, inner in _entries(module).items()}
+    return entries or value
