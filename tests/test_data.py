@@ -18,6 +18,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 from PIL import Image, PngImagePlugin
 
@@ -25,10 +26,9 @@ from cnn_research.core.errors import UsageError, UserError
 from cnn_research.data import images
 from cnn_research.data.__main__ import main
 from cnn_research.data.dataset import MISSING, UNKNOWN_CLASS, Dataset, Examples, Split
-from cnn_research.data.prepare import cache, splits
+from cnn_research.data.prepare import cache, splits, tables
 from cnn_research.data.prepare.files import folders_state, names_below
-from cnn_research.data.sources import artworks
-from cnn_research.data.sources import rows as tables
+from cnn_research.data.sources import artworks, rows
 from cnn_research.data.sources.artworks import Artworks
 from cnn_research.data.sources.folder import ImageFolder, plan_folder
 from cnn_research.data.sources.official import FashionMnist
@@ -542,7 +542,7 @@ def test_zip_that_is_encrypted_or_packed_oddly(tmp_path, at, value):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("shop.csv", "a table, not a folder: use --exp"), ("shop.tsv", "rename it to .csv")],
+    [("shop.tsv", "a table, not a folder: use --exp"), ("shop.txt", "save it as .csv")],
 )
 def test_a_table_in_place_of_a_folder(tmp_path, name, message):
     (tmp_path / name).write_text("image,label\n")
@@ -672,7 +672,7 @@ def test_table_errors(tmp_path):
     with pytest.raises(UserError, match="has no rows"):
         ImageTable(str(table), image="file", label=("kind",)).load()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"has 0 .csv files"):
+    with pytest.raises(UserError, match="has 0 tables"):
         ImageTable(str(tmp_path / "empty")).load()
 
 
@@ -686,29 +686,28 @@ def test_table_with_semicolons_and_a_byte_order_mark(tmp_path):
 def test_cells_that_are_too_long(tmp_path):
     table = tmp_path / "shop.csv"
     table.write_text(f"image,label\n{'x' * 200_000},a\n")
-    with pytest.raises(
-        UserError, match=r"shop.csv cannot be read as a table after line 1 .*larger"
-    ):
+    with pytest.raises(UserError, match=r"shop.csv cannot be read as a table at line 2 .*larger"):
         tables.read_table(table, "shop.csv")
-    assert tables.image_column([{"text": "x" * 5_000}], tmp_path) is None
+    assert rows.image_column(pandas.DataFrame({"text": ["x" * 5_000]}), tmp_path) is None
 
 
 def test_column_of_images_of_which_some_are_absent(tmp_path):
     table = make_table(tmp_path / "shop", clothes(4))
-    rows = tables.read_table(table, "shop")
+    cells = tables.read_table(table, "shop")
     (table.parent / "images" / "0.png").unlink()
-    assert tables.image_column(rows, table.parent) == "images/{id}.png"
+    assert rows.image_column(cells, table.parent) == "images/{id}.png"
     (table.parent / "images" / "1.png").unlink()
-    assert tables.image_column(rows, table.parent) is None
+    assert rows.image_column(cells, table.parent) is None
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252"])
 def test_table_of_a_spreadsheet(tmp_path, encoding):
     table = tmp_path / "shop.csv"
     table.write_bytes("image ; año\r\nx.png;niño €\r\n".encode(encoding))
-    assert tables.read_table(table, "shop") == [{"image": "x.png", "año": "niño €"}]
+    (row,) = tables.read_table(table, "shop").to_dict("records")
+    assert row == {"image": "x.png", "año": "niño €"}
     table.write_bytes(b"image\n\xf1\x81\n")  # the second byte means nothing in cp1252
-    assert tables.read_table(table, "shop") == [{"image": "ñ\\x81"}]
+    assert list(tables.read_table(table, "shop")["image"]) == ["ñ\\x81"]
 
 
 # Source and target
@@ -794,11 +793,11 @@ def test_target_of_a_column_split(tmp_path):
     ],
 )
 def test_conditions(condition, met):
-    rows = [{"n": "9", "name": "Tee  Shirt"}, {"n": "1e1", "name": "a"}, {"n": "-?", "name": ""}]
-    parsed = tables.Condition.parse(condition, "--data.rows")
+    cells = [{"n": "9", "name": "Tee  Shirt"}, {"n": "1e1", "name": "a"}, {"n": "-?", "name": ""}]
+    parsed = rows.Condition.parse(condition, "--data.rows")
     if condition == "name<b":
         met = [0, 1] if "Tee Shirt" < "b" else met
-    assert [at for at, row in enumerate(rows) if parsed.meets(row)] == met
+    assert [at for at, row in enumerate(cells) if parsed.meets(row)] == met
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ from cnn_research.core.experiment import Choices, Suggestion
 from cnn_research.core.ranges import check_ranges
 from cnn_research.data.images import printable
 from cnn_research.data.prepare.files import existing, opened
-from cnn_research.data.sources import rows as tables
+from cnn_research.data.prepare.tables import find_table, read_table
+from cnn_research.data.sources.rows import image_column
 from cnn_research.data.sources.survey import Survey, survey
 from cnn_research.data.sources.table import ImageTable
 from cnn_research.models.flops import cost
@@ -83,12 +84,12 @@ def _choose_columns(choices: Choices, data: ImageTable) -> None:
     path = existing(data.path)
     with opened(path) as root:
         shown = printable(path)
-        table = tables.find_table(root, shown)
-        rows = tables.read_table(table, shown)
-        if data.number and data.label == ("label",) and "label" not in rows[0]:
+        table = find_table(root, shown)
+        rows = read_table(table, shown)
+        if data.number and data.label == ("label",) and "label" not in rows:
             choices.choose("data.label", (), "numbers are asked for, and no classes")
-        if data.image == "image" and "image" not in rows[0]:
-            column = tables.image_column(rows, table.parent)
+        if data.image == "image" and "image" not in rows:
+            column = image_column(rows, table.parent)
             if column is None:
                 raise UsageError(
                     f"{shown} has no column 'image', and no column names files beside it: say "

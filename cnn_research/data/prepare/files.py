@@ -29,6 +29,10 @@ SPLIT_FOLDERS = {
 }
 """The names of folders, and of values in a column `split`, that mean a split."""
 
+SPREADSHEETS = (".xlsx", ".xlsm")
+TABLES = (".csv", ".tsv", *SPREADSHEETS)
+"""The endings of tables."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Record:
@@ -66,13 +70,13 @@ def opened(path: Path) -> Iterator[Path]:
 
     Raises `UserError` for an archive that is damaged, or for which the disk has no room.
     """
-    if path.is_dir() or path.suffix.lower() == ".csv":
+    if path.is_dir() or is_table(path):
         yield path
         return
-    if path.suffix.lower() in (".tsv", ".txt"):
+    if path.suffix.lower() in (".txt", ".xls", ".ods"):
         raise UsageError(
-            f"{printable(path)} is not an archive: if it is a table, rename it to .csv (commas, "
-            "semicolons and tabs are understood)"
+            f"{printable(path)} is not an archive: if it is a table, save it as .csv or .xlsx "
+            "(in a .csv commas, semicolons and tabs are understood)"
         )
     with cache.unpacking() as folder:
         try:
@@ -143,7 +147,12 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_table(entry: os.DirEntry[str]) -> bool:
-    return entry.name.lower().endswith(".csv") and entry.is_file()
+    return is_table(entry.name) and entry.is_file()
+
+
+def is_table(path: str | Path) -> bool:
+    """Return whether a file's name is a table's."""
+    return os.path.splitext(path)[1].lower() in TABLES
 
 
 def folders_state(path: Path) -> tuple[tuple[str, int], ...]:
@@ -156,7 +165,9 @@ def folders_state(path: Path) -> tuple[tuple[str, int], ...]:
         if os.path.isdir(each):
             with os.scandir(each) as entries:
                 shown = [entry for entry in entries if not entry.name.startswith(".")]
-            pending += [e.path for e in shown if _is_folder(e) or _is_table(e)]
+            pending += [
+                e.path for e in shown if _is_folder(e) or (is_table(e.name) and e.is_file())
+            ]
     return tuple(sorted(found))
 
 

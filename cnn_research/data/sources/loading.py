@@ -28,6 +28,7 @@ from cnn_research.data.prepare.files import (
     Plan,
     existing,
     fingerprint_of,
+    is_table,
     names_below,
     opened,
     stem_of,
@@ -265,7 +266,7 @@ class ImageFiles(Source):
         if not self.prepared:
             return dataclasses.replace(self, path=given or self.path)
         path = existing(given or "")
-        if path.suffix.lower() == ".csv":
+        if is_table(path):
             raise UsageError(
                 f"{printable(path)} is copied with its images: name the folder or archive of both"
             )

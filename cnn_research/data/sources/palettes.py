@@ -16,9 +16,10 @@ from cnn_research.core.ranges import NonNegativeInt, PositiveInt, Range, Seed, c
 from cnn_research.data.dataset import PALETTE, Dataset, Split
 from cnn_research.data.images import printable
 from cnn_research.data.prepare.files import existing, opened, stem_of
+from cnn_research.data.prepare.tables import find_table, read_table
 from cnn_research.data.sources.folder import Photos
 from cnn_research.data.sources.loading import Share
-from cnn_research.data.sources.rows import check_columns, find_table, read_table
+from cnn_research.data.sources.rows import check_columns
 
 IMAGE, COLOURS = "image", "colours"
 """Columns of the table: an image's file name, and its colours as hex with spaces between."""
@@ -107,8 +108,8 @@ class Palettes:
             shown = printable(self.path)
             rows = read_table(find_table(folder, shown), shown)
         check_columns(rows, shown, (IMAGE, COLOURS))
-        files = [printable(Path(row[IMAGE]).name) for row in rows]
-        made = {file: row[COLOURS].split() for file, row in zip(files, rows, strict=True)}
+        files = [printable(Path(name).name) for name in rows[IMAGE]]
+        made = {file: text.split() for file, text in zip(files, rows[COLOURS], strict=True)}
         if len(made) < len(rows):
             twice = next(file for file in files if files.count(file) > 1)
             raise UserError(f"{shown}: the table has two rows for {twice}")

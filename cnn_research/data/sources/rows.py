@@ -1,16 +1,14 @@
-"""Tables of images: which rows of a CSV file are examples, of which split, with which labels."""
+"""Tables of images: which rows are examples, of which split, with which labels."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
+import functools
 import itertools
 import math
 import operator
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,13 +18,18 @@ import numpy as np
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.data.dataset import MISSING, UNKNOWN_CLASS
 from cnn_research.data.images import ENDINGS, printable
-from cnn_research.data.prepare.files import SPLIT_FOLDERS, Plan, Record, files_below
+from cnn_research.data.prepare.files import SPLIT_FOLDERS, Plan, Record
 
 if TYPE_CHECKING:
+    from pandas import DataFrame, Series
+
     from cnn_research.data.sources.table import ImageTable
 
 MAX_NUMBER = float(np.finfo(np.float32).max)
 """The largest number that a label can be."""
+
+EXACT = 1e-4
+"""Numbers are refused that are rounded by more than this share of their standard deviation."""
 
 OPERATORS: dict[str, Callable[..., bool]] = {
     "<=": operator.le,
@@ -71,55 +74,18 @@ class Condition:
         return self.operator == "!=" if number is None else compare(number, value)
 
 
-def find_table(source: Path, shown: str) -> Path:
-    """The CSV file `source`, or the one below it."""
-    if not source.is_dir():
-        return source
-    tables = [path for path in files_below(source) if path.suffix.lower() == ".csv"]
-    if len(tables) != 1:
-        raise UserError(f"{shown} has {len(tables)} .csv files: it needs one, or name the file")
-    return tables[0]
-
-
-def read_table(table: Path, shown: str) -> list[Row]:
-    """The rows of a CSV file; a cell that is absent is empty. Errors name the file `shown`."""
-    text = _text(table.read_bytes())
-    header = text.partition("\n")[0]
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
-    try:
-        reader.fieldnames = [column.strip() for column in reader.fieldnames or ()]
-        read = list(reader)
-    except csv.Error as error:
-        raise UserError(
-            f"{shown} cannot be read as a table after line {reader.line_num} ({error}): look there "
-            "and above for a quotation mark that is not closed"
-        ) from error
-    if not read:
-        raise UserError(f"{shown} has no rows: it needs a header and one row per image")
-    return [{column: row[column] or "" for column in row if column is not None} for row in read]
-
-
-def _text(content: bytes) -> str:
-    """UTF-8, or else what spreadsheets in western Europe and America save."""
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return content.decode("cp1252", "backslashreplace")
-
-
-def image_column(rows: Sequence[Row], folder: Path) -> str | None:
+def image_column(rows: DataFrame, folder: Path) -> str | None:
     """The column, or pattern of a column, whose cells name files from `folder` on.
 
     The names may lack a folder next to the table, or their ending. The first few rows decide: more
     than half of their files must be there, and the column with the most is taken.
     """
-    few = rows[:20]
     best, most = None, 0.5
     folders = ["", *(f"{path.name}/" for path in sorted(folder.iterdir()) if path.is_dir())]
-    for column in rows[0]:
-        cells = [row[column] for row in few if row[column]]
+    for column in rows:
+        cells = [cell for cell in rows[column][:20] if cell]
         for before, ending in itertools.product(folders, ("", *ENDINGS)):
-            share = _share_of_files([folder / f"{before}{cell}{ending}" for cell in cells])
+            share = _share_of_files([_path(folder, f"{before}{cell}{ending}") for cell in cells])
             if share > most:
                 best = f"{before}{{{column}}}{ending}" if before or ending else column
                 most = share
@@ -128,7 +94,7 @@ def image_column(rows: Sequence[Row], folder: Path) -> str | None:
     return best
 
 
-def _share_of_files(paths: Sequence[Path]) -> float:
+def _share_of_files(paths: Sequence[str]) -> float:
     """Share of the paths that are files; 0 as soon as it cannot exceed half."""
     absent = 0
     for path in paths:
@@ -138,14 +104,23 @@ def _share_of_files(paths: Sequence[Path]) -> float:
     return 1 - absent / len(paths) if paths else 0
 
 
-def _is_file(path: Path) -> bool:
+def _is_file(path: str) -> bool:
     try:
-        return path.is_file()
+        return os.path.isfile(path)
     except (OSError, ValueError):  # a cell of text may be too long for a name, or have a NUL
         return False
 
 
-def plan_rows(rows: Sequence[Row], shown: str, folder: Path, source: ImageTable) -> Plan:
+def _path(folder: str | Path, name: str) -> str:
+    """The path of an image as a table names it; a backslash separates folders, as on Windows,
+    unless there is a file that has it in its name."""
+    path = os.path.join(folder, name)
+    if "\\" in name and not _is_file(path):
+        return os.path.join(folder, name.replace("\\", "/"))
+    return path
+
+
+def plan_rows(rows: DataFrame, shown: str, folder: Path, source: ImageTable) -> Plan:
     """Records of the rows that the fields of `source` select, in their order.
 
     Classes, and how many rows each has, are those of the rows outside of the split `target`; there
@@ -164,80 +139,87 @@ def plan_rows(rows: Sequence[Row], shown: str, folder: Path, source: ImageTable)
     names = _image_names(rows, shown, source.image)
     check_columns(rows, shown, [*source.label, *source.number])
     splits = _splits(rows, shown, source)
-    classes = {
-        head: _classes(rows, splits, shown, head, source.min_examples) for head in source.label
-    }
-    index = {head: {name: i for i, name in enumerate(names)} for head, names in classes.items()}
-    numbers = {head: _numbers(rows, splits, shown, head) for head in source.number}
-    records = []
-    for at, split in splits.items():
-        other = UNKNOWN_CLASS if split == "target" else MISSING
-        cells = {head: printable(rows[at][head]) for head in source.label}
-        found = {
-            head: index[head].get(cell, other) if cell else MISSING for head, cell in cells.items()
-        }
-        measured = {head: values[at] for head, values in numbers.items()}
-        if set(found.values()) - {MISSING} or not all(map(math.isnan, measured.values())):
-            labels = {**found, **measured}
-            path = os.path.join(folder, names[at])
-            records.append(Record(path, printable(names[at]), split, labels))
-    notes = {"rows_without_any_label": len(splits) - len(records)}
+    classes, labels = {}, {}
+    for head in source.label:
+        classes[head], labels[head] = _classes(rows[head], splits, shown, source.min_examples)
+    for head in source.number:
+        labels[head] = _numbers(rows[head], splits, shown)
+    asked = splits != ""
+    labelled = np.zeros(len(rows), bool)
+    for head, values in labels.items():
+        labelled |= values != MISSING if head in classes else ~np.isnan(values)
+    named = (names != "").to_numpy()
+    chosen = np.flatnonzero(asked & labelled & named)
+    together = functools.cache(lambda *values: dict(zip(labels, values, strict=True)))
+    home = str(folder)
+    records = [
+        Record(_path(home, name), printable(name), split, together(*values))
+        for name, split, *values in zip(
+            names.iloc[chosen].tolist(),
+            splits[chosen].tolist(),
+            *(values[chosen].tolist() for values in labels.values()),
+            strict=True,
+        )
+    ]
+    notes = {"rows_without_any_label": int((asked & ~labelled).sum())}
     if source.rows or source.target:
-        notes["rows_not_asked_for"] = len(rows) - len(splits)
-    return Plan(records, classes, notes, tuple(numbers))
+        notes["rows_not_asked_for"] = int((~asked).sum())
+    return Plan(records, classes, notes, tuple(source.number))
 
 
-def check_columns(rows: Sequence[Row], shown: str, columns: Sequence[str]) -> None:
+def check_columns(rows: DataFrame, shown: str, columns: Sequence[str]) -> None:
     """Raise `UsageError` for a column that a table lacks."""
     for column in columns:
-        if column not in rows[0]:
-            raise UsageError(
-                f"{shown} has no column '{column}'; its columns are {', '.join(rows[0])}"
-            )
+        if column not in rows:
+            raise UsageError(f"{shown} has no column '{column}'; its columns are {', '.join(rows)}")
 
 
-def _image_names(rows: Sequence[Row], shown: str, image: str) -> list[str]:
-    """The path of each row's image, from a column or a pattern of columns."""
-    pattern = image if "{" in image else f"{{{image}}}"
-    check_columns(rows, shown, re.findall(r"\{(.*?)\}", pattern))
+def _image_names(rows: DataFrame, shown: str, image: str) -> Series:
+    """The path of each row's image, from a column or a pattern of columns; "" where a cell of
+    those is empty."""
+    parts = re.split(r"\{(.*?)\}", image if "{" in image else f"{{{image}}}")
+    columns = parts[1::2]
+    check_columns(rows, shown, columns)
+    names = parts[0]
+    for column, text in zip(columns, parts[2::2], strict=True):
+        names = names + rows[column] + text
+    return names.where((rows[columns] != "").all(axis=1), "")
 
-    def name(row: Row) -> str:
-        return re.sub(r"\{(.*?)\}", lambda match: row[match[1]], pattern)
 
-    return [name(row) for row in rows]
-
-
-def _splits(rows: Sequence[Row], shown: str, source: ImageTable) -> dict[int, str]:
-    """The split of each row that `source` selects, by the row's index."""
+def _splits(rows: DataFrame, shown: str, source: ImageTable) -> np.ndarray:
+    """The split of each row, text `[rows]`; "" for one that `source` does not select."""
     selected = _meeting(rows, shown, source.rows, "--data.rows")
-    target = _meeting(rows, shown, source.target, "--data.target") if source.target else set()
-    splits = {}
-    for at, row in enumerate(rows):
-        given = (row.get("split") or "train").strip().lower()
-        if given not in SPLIT_FOLDERS:
+    found = np.full(len(rows), "train", object)
+    column = next((column for column in rows if column.lower() == "split"), None)
+    if column is not None:
+        known = {"": "train", **SPLIT_FOLDERS}
+        given = rows[column].str.lower().map(known)
+        if given.isna().any():
+            at = int(given.isna().argmax())
             raise UserError(
-                f"{shown}, row {at + 1}: split is '{row['split']}'; it must be train, "
-                "validation, test or target"
+                f"{shown}, row {at + 1}: {column} is '{printable(rows[column][at])}'; it must be "
+                "train, validation, test or target"
             )
-        if at in target:
-            splits[at] = "target"
-        elif at in selected:
-            splits[at] = SPLIT_FOLDERS[given]
+        found = given.to_numpy(object)
+    splits = np.where(selected, found, "")
+    if source.target:
+        splits[_meeting(rows, shown, source.target, "--data.target")] = "target"
     return splits
 
 
-def _meeting(rows: Sequence[Row], shown: str, conditions: Sequence[str], option: str) -> set[int]:
-    """The indices of the rows that meet all `conditions`, which `option` has given."""
-    met = set(range(len(rows)))
+def _meeting(rows: DataFrame, shown: str, conditions: Sequence[str], option: str) -> np.ndarray:
+    """Whether each row meets all `conditions`, which `option` has given, bool `[rows]`."""
+    met = np.ones(len(rows), bool)
     for text in conditions:
         condition = Condition.parse(text, option)
         check_columns(rows, f"{option} '{text}': {shown}", [condition.column])
-        alone = {at for at, row in enumerate(rows) if condition.meets(row)}
+        codes, cells = rows[condition.column].factorize()
+        alone = np.array([condition.meets({condition.column: cell}) for cell in cells])[codes]
         met &= alone
-        if not met:
-            known = sorted({printable(row[condition.column]) for row in rows} - {""})
+        if not met.any():
+            known = sorted(set(map(printable, cells)) - {""})
             values = f"'{known[0]}' to '{known[-1]}'" if known else "nothing"
-            beside = " together with the conditions before it" if alone else ""
+            beside = " together with the conditions before it" if alone.any() else ""
             raise UsageError(
                 f"{option} '{text}': no row of {shown} meets it{beside}; the column has {values}"
             )
@@ -253,39 +235,42 @@ def _finite(text: str) -> float | None:
 
 
 def _classes(
-    rows: Sequence[Row], splits: Mapping[int, str], shown: str, column: str, min_examples: int
-) -> tuple[str, ...]:
-    """The classes of a column that `min_examples` rows outside of `target` have, sorted."""
-    counts = Counter(
-        printable(rows[at][column]) for at, split in splits.items() if split != "target"
-    )
+    cells: Series, splits: np.ndarray, shown: str, min_examples: int
+) -> tuple[tuple[str, ...], np.ndarray]:
+    """The classes of a column that `min_examples` rows outside of `target` have, sorted, and the
+    label of each row, int64 `[rows]`."""
+    texts = cells.map({cell: printable(cell) for cell in cells.unique()})
+    counts = texts[(splits != "target") & (splits != "")].value_counts()
     names = sorted(name for name, count in counts.items() if name and count >= min_examples)
     if len(names) < 2:
         raise UserError(
-            f"{shown}: column '{column}' has {len(names)} classes with "
+            f"{shown}: column '{cells.name}' has {len(names)} classes with "
             f"{min_examples} or more rows: it needs two or more"
         )
-    return tuple(names)
+    index = {name: at for at, name in enumerate(names)}
+    other = np.where((texts != "") & (splits == "target"), UNKNOWN_CLASS, MISSING)
+    found = texts.map(index).to_numpy(float)
+    return tuple(names), np.where(np.isnan(found), other, found).astype(int)
 
 
-def _numbers(
-    rows: Sequence[Row], splits: Mapping[int, str], shown: str, column: str
-) -> dict[int, float]:
-    """The cells of a column as numbers, NaN where they are empty, by the row's index."""
-    numbers = {}
-    for at in splits:
-        text = rows[at][column].strip()
-        try:
-            value = float(text) if text else math.nan
-        except ValueError:
-            value = math.inf
-        # Of 32 bits, as the labels will be; and a written `nan` is more often an accident.
-        if text and not abs(value) <= MAX_NUMBER:
-            raise UserError(
-                f"{shown}, row {at + 1}: {column} is '{printable(text)}', which is not a finite "
-                "number: correct it, or leave it empty where it is not known"
-            )
-        numbers[at] = value
-    if all(map(math.isnan, numbers.values())):
-        raise UserError(f"{shown}: column '{column}' is empty: it needs numbers")
+def _numbers(cells: Series, splits: np.ndarray, shown: str) -> np.ndarray:
+    """The cells of a column as numbers, float64 `[rows]`, NaN where they are empty."""
+    texts = cells.where(splits != "", "").tolist()
+    numbers = np.array([_finite(text) if text else math.nan for text in texts], float)
+    # Of 32 bits, as the labels will be; and a written `nan` is more often an accident.
+    wrong = [at for at, text in enumerate(texts) if text and not abs(numbers[at]) <= MAX_NUMBER]
+    if wrong:
+        raise UserError(
+            f"{shown}, row {wrong[0] + 1}: {cells.name} is '{printable(texts[wrong[0]])}', which "
+            "is not a finite number: correct it, or leave it empty where it is not known"
+        )
+    known = numbers[~np.isnan(numbers)]
+    if not known.size:
+        raise UserError(f"{shown}: column '{cells.name}' is empty: it needs numbers")
+    lost = np.abs(known - known.astype(np.float32)).max()
+    if np.ptp(known) and lost > EXACT * known.std():
+        raise UserError(
+            f"{shown}: the numbers of '{cells.name}' are close together and far from 0, and 32 "
+            f"bits would round them by up to {lost:.3g}: subtract {known.min():.15g} from all"
+        )
     return numbers

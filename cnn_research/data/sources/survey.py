@@ -20,7 +20,7 @@ import numpy as np
 from cnn_research.core.errors import UserError
 from cnn_research.data.images import BadImage, open_image, printable, resized
 from cnn_research.data.prepare import cache
-from cnn_research.data.prepare.files import Record, existing, folders_state, opened
+from cnn_research.data.prepare.files import Record, existing, folders_state, is_table, opened
 from cnn_research.data.sources.loading import ImageFiles
 
 SAMPLE, DECODED = 200, 16
@@ -75,7 +75,7 @@ def survey(source: ImageFiles) -> Survey:
         f.name: f.default for f in dataclasses.fields(source) if f.name in NOT_LOOKED_AT
     }
     source = dataclasses.replace(source, **defaults)
-    if path.is_dir() or path.suffix.lower() == ".csv":
+    if path.is_dir() or is_table(path):
         return _of_files(source, path, folders_state(path))
     fields = {**dataclasses.asdict(source), "path": shown}
     for field in NOT_LOOKED_AT:

@@ -9,9 +9,10 @@ from typing import ClassVar
 from cnn_research.core.config import register_config
 from cnn_research.core.ranges import PositiveInt
 from cnn_research.data.images import printable
-from cnn_research.data.prepare.files import Plan, fingerprint_of
+from cnn_research.data.prepare.files import Plan, fingerprint_of, is_table
+from cnn_research.data.prepare.tables import find_table, read_table
 from cnn_research.data.sources.loading import ImageFiles
-from cnn_research.data.sources.rows import find_table, plan_rows, read_table
+from cnn_research.data.sources.rows import plan_rows
 
 
 @register_config
@@ -60,7 +61,7 @@ class ImageTable(ImageFiles):
 
     def state_of(self, path: Path) -> str:
         files: list[str | Path] = [path]
-        if path.is_dir() or path.suffix.lower() == ".csv":
+        if path.is_dir() or is_table(path):
             shown = printable(path)
             table = find_table(path, shown)
             files = [table, *(record.path for record in self.plan(path, shown).records)]
