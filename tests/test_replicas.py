@@ -22,6 +22,7 @@ from cnn_research.train.config import Selection, Training
 from cnn_research.train.optimizers import Optimizer
 from cnn_research.train.step_metrics import StepMetrics
 from cnn_research.train.trained import TrainedModel
+from cnn_research.train.transfer import Transfer
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -114,10 +115,29 @@ def test_replicas_go_on_together_from_the_newest_checkpoint_of_all(one_by_one, t
         run(SEVERAL, tmp_path, replicas=3)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"selection": Selection(patience=1)},
+        {"transfer": Transfer(fit_after="Dense_0")},
+    ],
+    ids=["patience", "fitted"],
+)
+def test_seeds_that_cannot_be_in_lockstep_are_trained_in_turn(fields, tmp_path, capsys):
+    experiment = dataclasses.replace(SEVERAL, epochs=1, **fields)
+    run(experiment, tmp_path, "dry-run", replicas=2)
+    assert "The first of 2 trainings, one after the other:" in capsys.readouterr().out
+    run(experiment, tmp_path, replicas=2)
+    assert json.loads((tmp_path / "results.json").read_text())["seeds"] == list(SEEDS)
+    digests = {digest(last_checkpoint(tmp_path / f"seed-{seed}")[1]) for seed in SEEDS}
+    assert len(digests) == 2
+
+
 def test_what_cannot_be_replicated_is_refused(one_by_one, tmp_path):
-    patient = dataclasses.replace(SEVERAL, selection=Selection(patience=2))
-    with pytest.raises(UsageError, match=r"--selection\.patience at 0"):
-        run(patient, tmp_path, replicas=2)
+    last = dataclasses.replace(SEVERAL, seed=2**32 - 1)
+    for count in (2, 10**11):
+        with pytest.raises(UsageError, match=r"--seed is \d+: must be from 0 to 4294967295"):
+            run(last, tmp_path, replicas=count)
     with pytest.raises(UsageError, match="--replicas goes with --mode=train"):
         run(SEVERAL, tmp_path, "evaluate", replicas=2)
     with pytest.raises(UsageError, match="must be 1 or more"):

@@ -19,6 +19,8 @@ from cnn_research.core.experiment import Experiment, lookup
 from cnn_research.core.run_folder import CONFIG, SWEEP, read_json, write_json
 
 RUNS = "runs"
+MOST_RUNS = 10_000
+"""Seeds or trials that a sweep may have."""
 LONGEST_NAME = 100
 """Characters of a run's name before its hash."""
 
@@ -46,8 +48,9 @@ class Sweep:
         """Raise `UsageError` for fields that contradict each other."""
         if not self.experiments:
             raise UsageError("say what to run: --experiment=NAME, or --file=FILE.toml")
-        if self.seeds < 0 or self.trials < 0:
-            raise UsageError("--seeds and --trials must be 0 or more")
+        for name, count in (("seeds", self.seeds), ("trials", self.trials)):
+            if not 0 <= count <= MOST_RUNS:
+                raise UsageError(f"--{name} is {count}: must be from 0 to {MOST_RUNS}")
         if bool(self.search) != bool(self.trials):
             raise UsageError("--search and --trials are given together: either needs both")
         if self.search and (self.grid or self.variants or self.seeds or len(self.experiments) > 1):

@@ -1,7 +1,8 @@
 """`--replicas=N`: one experiment with N seeds, trained at once in one program.
 
 Every replica leaves the folder of a run of its own. They share what a start costs, and on
-accelerators their steps are one batched program.
+accelerators their steps are one batched program. Trainings that may end apart, by patience, and
+those on features, which are computed once and read from the disk, follow one after the other.
 """
 
 from __future__ import annotations
@@ -29,7 +30,11 @@ RESULTS = "results.json"
 
 def dry_run(experiment: Training, workdir: Path, count: int) -> Result:
     """Estimate the training of all replicas; write nothing."""
-    return dry_run_seeds(_runs(experiment, workdir, count), workdir)
+    runs = _runs(experiment, workdir, count)
+    if in_turn(experiment):
+        print(f"The first of {count} trainings, one after the other:")
+        runs = runs[:1]
+    return dry_run_seeds(runs, workdir)
 
 
 def train(experiment: Training, workdir: Path, count: int, *, profile: bool = False) -> Result:
@@ -39,8 +44,7 @@ def train(experiment: Training, workdir: Path, count: int, *, profile: bool = Fa
     result has the mean over seeds of each figure.
 
     Raises:
-        UsageError: the experiment decides for each seed otherwise, or the folder holds another run,
-            or other seeds.
+        UsageError: a seed beyond the last one, or the folder holds another run, or other seeds.
         UserError, Interrupted: as `train.loop.train`.
     """
     runs = _runs(experiment, workdir, count)
@@ -56,23 +60,24 @@ def train(experiment: Training, workdir: Path, count: int, *, profile: bool = Fa
             raise UsageError(f"{workdir} holds a run of its own: name another --workdir")
         if is_first_process():
             folders.write_json(workdir / REPLICAS, {"seeds": seeds})
-        found = train_seeds(runs, workdir, profile=profile)
+        together = [[run] for run in runs] if in_turn(experiment) else [runs]
+        found = [
+            result for seeds in together for result in train_seeds(seeds, workdir, profile=profile)
+        ]
         if is_first_process():
             _summarise(runs, workdir)
     means = jax.tree.map(lambda *values: statistics.fmean(values), *(r.metrics for r in found))
     return Result(workdir, found[0].step, means)
 
 
+def in_turn(experiment: Training) -> bool:
+    """Return whether the seeds are trained one after the other, not in lockstep."""
+    transfer = experiment.transfer
+    return bool(experiment.selection.patience or transfer.cache_after or transfer.fit_after)
+
+
 def _runs(experiment: Training, workdir: Path, count: int) -> list[SeedRun]:
-    if experiment.selection.patience:
-        raise UsageError(
-            "--replicas all train for the same number of steps: leave --selection.patience at 0"
-        )
-    if experiment.transfer.cache_after or experiment.transfer.fit_after:
-        raise UsageError(
-            "--replicas do not share features: leave --transfer.cache-after and .fit-after out, or "
-            "give --pretrained=none"
-        )
+    dataclasses.replace(experiment, seed=experiment.seed + count - 1).check()
     seeds = range(experiment.seed, experiment.seed + count)
     return [
         SeedRun(dataclasses.replace(experiment, seed=seed), workdir / f"seed-{seed}")
