@@ -133,7 +133,7 @@ def blank_pictures(monkeypatch):
     for name in (
         "report.plots.training_curves",
         "tasks.calibration.reliability_plot",
-        *(f"tasks.class_predictions.{name}_plot" for name in ("confusion_matrix", "confusions")),
+        *("tasks.confusion.confusion_matrix_plot", "tasks.class_predictions.confusions_plot"),
         *(f"tasks.{name}.mistakes_plot" for name in ("class_predictions", "regression")),
         *("tasks.palette.palettes_plot", "tasks.histogram.histograms_plot"),
         "tasks.histogram.colour_cube_plot",

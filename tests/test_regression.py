@@ -361,7 +361,8 @@ def test_a_run_learns_the_brightness_and_reports_it(tmp_path, capsys):
     assert saved_config(tmp_path / "run") == training
     page = (tmp_path / "run" / "report" / "report.md").read_text()
     names = {file.name for file in (tmp_path / "run" / "report").iterdir()}
-    assert names == {"report.md", "report.html", "curves.png", "estimates.png", "mistakes.png"}
+    pictures = {"curves.png", "estimates.png", "mistakes.png", "mistakes"}
+    assert names == {"report.md", "report.html", *pictures}
     assert "| epoch | training loss | validation loss | training MAE | validation MAE |" in page
     before = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     evaluated = run(saved_config(tmp_path / "run"), tmp_path / "run", "evaluate")

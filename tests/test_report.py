@@ -30,8 +30,9 @@ from cnn_research.report.change_log import WIDEST_COLUMN, change_log
 from cnn_research.report.html import write_page
 from cnn_research.report.markdown import markdown_table
 from cnn_research.report.page import write_report
+from cnn_research.report.pictures import Shown
 from cnn_research.report.runs import group_runs, read_run, run_folders
-from cnn_research.tasks import class_predictions
+from cnn_research.tasks import class_predictions, confusion
 from cnn_research.tasks.class_predictions import ClassPredictions
 from cnn_research.tasks.classification import Classification
 from cnn_research.tasks.decode import Answer
@@ -88,7 +89,7 @@ def test_curves_of_a_run_without_validation_or_accuracy_or_with_nan():
 
 def test_confusion_matrix_colours_are_shares_of_the_row_and_cells_hold_counts():
     matrix = np.array([[3, 1, 0], [0, 0, 0], [0, 2, 8]])
-    axes = class_predictions.confusion_matrix_plot(matrix, NAMES).axes[0]
+    axes = confusion.confusion_matrix_plot(matrix, NAMES).axes[0]
     (picture,) = axes.images
     expected = [[0.75, 0.25, 0], [0, 0, 0], [0, 0.2, 0.8]]  # a class without examples has no share
     np.testing.assert_allclose(picture.get_array(), expected)
@@ -98,7 +99,7 @@ def test_confusion_matrix_colours_are_shares_of_the_row_and_cells_hold_counts():
 
 
 def test_confusion_matrix_of_many_classes_has_no_text_in_cells():
-    figure = class_predictions.confusion_matrix_plot(
+    figure = confusion.confusion_matrix_plot(
         np.eye(31, dtype=int), [f"class {i}" for i in range(31)]
     )
     assert not figure.axes[0].texts
@@ -110,7 +111,7 @@ def test_no_label_of_a_confusion_matrix_is_cut_off(classes):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     names = [f"a class of some name, {index}" for index in range(classes)]
-    figure = class_predictions.confusion_matrix_plot(np.eye(classes, dtype=int), names)
+    figure = confusion.confusion_matrix_plot(np.eye(classes, dtype=int), names)
     FigureCanvasAgg(figure).draw()
     axes = figure.axes[0]
     for label in [*axes.get_xticklabels(), *axes.get_yticklabels(), axes.xaxis.label]:
@@ -194,19 +195,22 @@ def test_confusion_counts_are_scikit_learns():
     np.testing.assert_array_equal(made.confusion_counts(), expected)
 
 
-def write(workdir: Path, heads: dict[str, ClassPredictions], images: Any = None) -> Path:
+def write(
+    workdir: Path, heads: dict[str, ClassPredictions], images: Any = None, **changes: Any
+) -> Path:
     own = {head: predicted.metrics() for head, predicted in heads.items()}
     params = {"conv": {"kernel": np.zeros((3, 3, 1, 12)), "bias": np.zeros(12)}}
-    return write_report(
-        workdir,
+    facts: dict[str, Any] = dict(
         title="Coats",
         metrics={"test": own if len(own) > 1 else own["label"]},
         predictions={"test": heads},
-        images={} if images is None else {"test": images},
+        shown={} if images is None else {"test": Shown(images)},
         history=HISTORY,
         directions=DIRECTIONS,
         params=params,
+        unlabelled={},
     )
+    return write_report(workdir, **facts | changes)
 
 
 def attempt(command, commit="0123abc", **facts):
@@ -253,9 +257,12 @@ def test_report_says_what_was_run_and_what_came_out(tmp_path):
     assert path == tmp_path / "report" / "report.html"
     assert sorted(file.name for file in path.parent.iterdir()) == [
         "classification_report.txt",
+        "confusion_matrix.csv",
         "confusion_matrix.png",
         "confusions.png",
         "curves.png",
+        "label_ranking.csv",
+        "mistakes",
         "mistakes.png",
         "reliability.png",
         "report.html",
@@ -334,16 +341,8 @@ def test_a_head_whose_name_is_no_file_name(tmp_path):
 def test_a_head_without_labels_in_a_split_is_left_out_and_said_so(tmp_path):
     heads = {"kind": made_up_predictions(), "brand": made_up_predictions(missing=60)}
     figures = {"kind": heads["kind"].metrics()}
-    path = write_report(
-        tmp_path,
-        title="Coats",
-        metrics={"test": figures},
-        predictions={"test": heads},
-        images={},
-        history=[],
-        directions=DIRECTIONS,
-        params={},
-    )
+    own = {head: made_up_predictions() for head in heads}
+    path = write(tmp_path, own, metrics={"test": figures}, predictions={"test": heads})
     page = path.with_suffix(".md").read_text()
     assert "### brand, test split\n\nNo image of this split has a known label" in page
     assert not list(path.parent.glob("*brand*"))
@@ -357,9 +356,9 @@ def test_what_data_calls_things_is_no_formula_in_figures():
     epoch = {"epoch": 1, "train": {"loss": 1.0, "a$_$b accuracy": 1.0}, "validation": {}}
     predicted = Prediction(odd[0], {odd[0]: Answer(odd[1], {}, {})}, pixels[0], np.array([0]))
     for figure in (
-        class_predictions.confusion_matrix_plot(np.array([[1, 1], [1, 1]]), odd),
+        confusion.confusion_matrix_plot(np.array([[1, 1], [1, 1]]), odd),
         class_predictions.mistakes_plot(pixels, labels, said, np.ones(4), odd),
-        class_predictions.confusions_plot(pixels, labels, said, [(0, 1), (1, 0)], odd),
+        confusion.confusions_plot(pixels, labels, said, [(0, 1), (1, 0)], odd),
         predictions_plot([predicted], SimpleNamespace(titled=lambda index: (pixels[0], odd[0]))),
         estimates_plot(shares[0], shares[1], odd[0], 0.5),
         named_pixels_plot(np.zeros((4, 4, 3), np.uint8), np.array([[0, 1]]), odd),

@@ -19,6 +19,7 @@ from cnn_research.core.ranges import check_ranges
 from cnn_research.data.dataset import MISSING, UNKNOWN_CLASS, Dataset, Split
 from cnn_research.data.sources.synthetic import Synthetic
 from cnn_research.models.mlp import MLP
+from cnn_research.report.pictures import Shown
 from cnn_research.tasks.class_predictions import ClassPredictions
 from cnn_research.tasks.classification import Classification
 from cnn_research.tasks.multi_head import FittedMultiHead, MultiHead
@@ -103,8 +104,8 @@ def test_figures_tell_seen_labels_from_the_others():
     assert "(unseen)" in made.text()
     assert made.confusion_counts().sum() == 4
     # A class may have an output and yet no training example.
-    trained = np.array([True, True, False])
-    never = dataclasses.replace(made, trained=trained).metrics()
+    counts = np.array([3, 1, 0])
+    never = dataclasses.replace(made, training_counts=counts).metrics()
     assert never["unseen"] == 3
     assert never["accuracy of seen labels"] == 1
     assert never["accuracy"] == 3 / 5
@@ -116,12 +117,12 @@ def test_page_with_unseen_labels_says_so_and_names_them(tmp_path):
     logits = np.eye(2, dtype=np.float32)[[0, 1, 1]]
     labels = np.array([0, UNKNOWN_CLASS, 0], np.int32)
     made = ClassPredictions("target", logits, labels, ("a", "b"), loss=0.5)
-    page = "\n".join(made.page(tmp_path, "", np.zeros((3, 4, 4, 3), np.uint8)))
+    page = "\n".join(made.page(tmp_path, "", Shown(np.zeros((3, 4, 4, 3), np.uint8))))
     assert "1 of 3 labels are of classes without training examples" in page
     assert {file.name for file in tmp_path.iterdir()} == {
-        "classification_report.txt", "confusion_matrix.png", "confusions.png", "mistakes.png",
-        "reliability.png",
-    }  # fmt: skip
+        *("classification_report.txt", "confusion_matrix.png", "confusion_matrix.csv"),
+        *("confusions.png", "label_ranking.csv", "mistakes.png", "mistakes", "reliability.png"),
+    }
 
 
 # What a class weighs -----------------------------------------------------------------------------

@@ -109,10 +109,11 @@ def launch(words: list[str]) -> None:
     if suggested and FLAGS.mode in TRAINING_MODES:
         print(suggested, flush=True)
     from cnn_research.core.distributed import initialize_distributed
+    from cnn_research.core.run_folder import choices_recorded
 
     if has_large_batches(experiment):
         use_one_arena()  # before JAX starts its threads
-    with initialize_distributed():
+    with initialize_distributed(), choices_recorded(suggested):
         call(workdir)
 
 

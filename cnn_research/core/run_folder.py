@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import datetime
 import fcntl
 import functools
@@ -176,6 +177,19 @@ def located(config: Any, workdir: Path) -> Any:
     return with_fields(config, paths)
 
 
+_CHOICES = contextvars.ContextVar("choices", default="")
+
+
+@contextlib.contextmanager
+def choices_recorded(text: str) -> Iterator[None]:
+    """Record with the attempts that begin inside, beside their command, what was chosen for it."""
+    token = _CHOICES.set(text)
+    try:
+        yield
+    finally:
+        _CHOICES.reset(token)
+
+
 def write_metadata(
     experiment: Experiment,
     workdir: Path,
@@ -203,6 +217,7 @@ def write_metadata(
         "started": now(),
         "from_step": step,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        **({"choices": _CHOICES.get()} if _CHOICES.get() else {}),
         "commit": commit,
         "commit_is_clean": not difference,
         "source_diff": name if difference else None,

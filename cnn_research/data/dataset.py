@@ -38,11 +38,14 @@ class Split:
             where not known; or a class of each pixel, uint8 `[examples, height, width]`; or
             palettes, sRGB 0 to 1, float32 `[examples, most, 3]`, NaN where one has fewer colours.
         names: source of each example (`train/Coat/17.jpg`), or None.
+        groups: text `[examples]`, what the example is of (a patient, a film), or None: examples of
+            one group are alike.
     """
 
     images: np.ndarray
     labels: Mapping[str, np.ndarray]
     names: np.ndarray | None = None
+    groups: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -53,6 +56,7 @@ class Split:
             images=self.images[indices],
             labels={head: labels[indices] for head, labels in self.labels.items()},
             names=None if self.names is None else self.names[indices],
+            groups=None if self.groups is None else self.groups[indices],
         )
 
 

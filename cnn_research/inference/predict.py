@@ -34,7 +34,8 @@ from cnn_research.data.images import (
 from cnn_research.data.prepare.files import files_below
 from cnn_research.ops.batching import apply_in_batches
 from cnn_research.report.markdown import markdown_table
-from cnn_research.report.plots import GREY, VERBATIM, blank_grid, shortened, show_image
+from cnn_research.report.names import shortened
+from cnn_research.report.plots import GREY, VERBATIM, blank_grid, show_image
 from cnn_research.tasks.decode import Answer, answers_of
 from cnn_research.train.config import Training
 from cnn_research.train.trained import TrainedModel

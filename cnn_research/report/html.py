@@ -81,23 +81,30 @@ def _code(token: Token) -> str:
 
 
 def _picture(token: Token, folder: Path) -> str:
-    """A picture with its pixels; its words alone where there is no such file."""
+    """A picture with its pixels; its words alone where there is no such file.
+
+    A thumbnail, which is in WebP, is a link to the file that its title names.
+    """
     from PIL import Image
 
     words, file = escape(token.content), folder / str(token.attrGet("src"))
     if not file.is_file():
         return words
-    kind, data = "png", file.read_bytes()
+    kind, data = file.suffix[1:], file.read_bytes()
     with Image.open(file) as picture:
         width, height = picture.size
-        if max(picture.size) <= LONGEST_SIDE:
+        if kind != "webp" and max(picture.size) <= LONGEST_SIDE:
             how = {"quality": 85} if len(data) > LARGE else {"lossless": True}
             smaller = io.BytesIO()
             picture.convert("RGB").save(smaller, "WEBP", **how)
             kind, data = "webp", smaller.getvalue()
     size = f'width="{width / DOTS_PER_PIXEL:.0f}" height="{height / DOTS_PER_PIXEL:.0f}"'
     source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-    return f'<span class="box" tabindex="0"><img alt="{words}" {size} src="{source}"></span>'
+    image = f'<img alt="{words}" {size} src="{source}">'
+    if file.suffix != ".webp":
+        return f'<span class="box" tabindex="0">{image}</span>'
+    address = str(token.attrGet("title") or "")
+    return f'<a href="{escape(address)}">{image}</a>' if address.startswith("file:") else image
 
 
 _BOX = '<div class="box" tabindex="0">'  # reached by keyboard, too, to be scrolled

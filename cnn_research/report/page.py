@@ -25,8 +25,10 @@ from cnn_research.core.run_folder import (
     read_json,
 )
 from cnn_research.data.images import printable
+from cnn_research.report.data_section import data_section
 from cnn_research.report.html import write_page
 from cnn_research.report.markdown import markdown_table, number
+from cnn_research.report.pictures import Shown
 
 LONGEST_SUFFIX = 40
 """Characters, of four bytes at most: with what stands around it a name has at most 255 bytes."""
@@ -61,12 +63,20 @@ class Predictions(abc.ABC):
             for name, value in self.metrics().items()
         )
 
+    def verdict(self, groups: np.ndarray | None) -> str:
+        """How good the predictions are, in one sentence; "" where there is no measure of that.
+
+        With an interval over images or, where the examples are of `groups` `[examples]`, over
+        those, and against who sees no image.
+        """
+        return ""
+
     @abc.abstractmethod
-    def page(self, folder: Path, suffix: str, images: np.ndarray | None) -> Iterator[str]:
+    def page(self, folder: Path, suffix: str, shown: Shown | None) -> Iterator[str]:
         """Parts of the report's page below the figures, in Markdown.
 
-        Writes their files to `folder`, with `suffix` before the dot of their names. Images are
-        uint8 `[examples, height, width, channels]`, in the order of the predictions.
+        Writes their files to `folder`, with `suffix` before the dot of their names. The images are
+        in the order of the predictions; without them, no part shows any.
         """
 
     def common_classes(self, most: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
@@ -99,33 +109,68 @@ def write_report(
     title: str,
     metrics: Mapping[str, Mapping[str, Any]],
     predictions: Mapping[str, Mapping[str, Predictions]],
-    images: Mapping[str, np.ndarray],
+    shown: Mapping[str, Shown],
     history: Sequence[Mapping[str, Any]],
     directions: Mapping[str, Direction],
     params: Mapping[str, Any],
+    unlabelled: Mapping[str, int],
 ) -> Path:
     """Write `report/` with its page and figures, whole or not at all, and return report.html's
     path.
 
     Facts come from the workdir's config.json and run.json, as far as they are there. Metrics are
-    per split as in evaluation.json, predictions per split and head, images per split uint8
-    `[examples, height, width, channels]` in their order. Files are named after the head where there
-    are several, and after the split from the second on. `history` has rows of metrics.jsonl;
-    without any there are no curves. `params` are nested dicts of arrays, or of anything with a
-    shape. Raises `UserError` if a head has no labels, or images and predictions differ in number.
+    per split as in evaluation.json, predictions per split and head, images per split in their
+    order. Files are named after the head where there are several, and after the split from the
+    second on. `history` has rows of metrics.jsonl; without any there are no curves. `params` are
+    nested dicts of arrays, or of anything with a shape. `unlabelled` is the number of images
+    without a label, by what lacks it. Raises `UserError` if a head has no labels, or images and
+    predictions differ in number.
     """
     run, config = read_json(workdir / RUN), evaluated_config(workdir)
-    parts = [f"# {title}", "\n".join(_run_facts(config, run))]
+    parts = [f"# {title}", *_verdicts(predictions, metrics, shown, config)]
+    parts.append("\n".join(_run_facts(config, run)))
     folder = workdir / REPORT_FOLDER
     with atomic_directory(folder) as partial:
         for number_, (split, heads) in enumerate(predictions.items()):
             suffix = f"_{split}" if number_ else ""
-            parts += _evaluation(partial, suffix, split, metrics[split], heads, images, run)
+            parts += _evaluation(partial, suffix, split, metrics[split], heads, shown, run)
+        parts += data_section(partial, run.get("data", {}), unlabelled)
+        parts += _choices(run)
         if history:
             parts += _training(partial, history, directions)
         parts += ["## Parameters", parameters_table(params)]
         page = write_page(partial, parts, config)
     return folder / page.name
+
+
+def _verdicts(
+    predictions: Mapping[str, Mapping[str, Predictions]],
+    metrics: Mapping[str, Mapping[str, Any]],
+    shown: Mapping[str, Shown],
+    config: Mapping[str, Any],
+) -> Iterator[str]:
+    """How good the network is, a sentence for each split and head that has labels."""
+    for split, heads in predictions.items():
+        for head, predicted in heads.items():
+            if len(heads) > 1 and head not in metrics[split]:
+                continue
+            sentence = predicted.verdict(shown[split].groups if split in shown else None)
+            if sentence and split == "validation" and _chose_by_validation(config):
+                sentence += " The state was chosen by these images: new ones will fare worse."
+            if sentence:
+                yield f"{head}: {sentence}" if len(heads) > 1 else sentence
+
+
+def _chose_by_validation(config: Mapping[str, Any]) -> bool:
+    return config.get("selection", {}).get("report") == "best"
+
+
+def _choices(run: Mapping[str, Any]) -> Iterator[str]:
+    """What was chosen from the data, as it was printed before the run."""
+    chosen = [a["choices"] for a in effective_attempts(run) if a.get("choices")]
+    if chosen:
+        yield "## Choices"
+        yield f"```\n{chosen[-1]}\n```"
 
 
 def _run_facts(config: Mapping[str, Any], run: Mapping[str, Any]) -> Iterator[str]:
@@ -164,7 +209,7 @@ def _evaluation(
     split: str,
     metrics: Mapping[str, Any],
     predictions: Mapping[str, Predictions],
-    images: Mapping[str, np.ndarray],
+    shown: Mapping[str, Shown],
     run: Mapping[str, Any],
 ) -> Iterator[str]:
     """The sections of one split; writes its files."""
@@ -174,21 +219,21 @@ def _evaluation(
     yield _metrics_table(metrics, theirs, where)
     endings = file_suffixes(list(predictions))
     for head, predicted in predictions.items():
-        shown = images.get(split)
-        if shown is not None and len(shown) != len(predicted):
+        pictures = shown.get(split)
+        if pictures is not None and len(pictures.images) != len(predicted):
             raise UserError(
-                f"report: {len(shown)} images but {len(predicted)} predictions; "
+                f"report: {len(pictures.images)} images but {len(predicted)} predictions; "
                 "they must be of the same examples, in the same order"
             )
         if len(predictions) == 1:
-            yield from predicted.page(folder, suffix, shown)
+            yield from predicted.page(folder, suffix, pictures)
             continue
         yield f"### {head}, {split} split"
         if head not in metrics:
             yield "No image of this split has a known label of this head: it is left out."
             continue
         yield _metrics_table(metrics[head], theirs, f"{where}{head} ")
-        yield from predicted.page(folder, f"{endings[head]}{suffix}", shown)
+        yield from predicted.page(folder, f"{endings[head]}{suffix}", pictures)
 
 
 def _metrics_table(ours: Mapping[str, Any], theirs: Mapping[str, float], prefix: str) -> str:

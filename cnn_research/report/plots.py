@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cnn_research.core.metrics import Direction, best, direction_of
+from cnn_research.report.names import shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,11 +31,6 @@ VERBATIM: dict[str, Any] = {"parse_math": False}
 
 
 # Shared parts ------------------------------------------------------------------------------------
-
-
-def shortened(name: str, length: int) -> str:
-    """The name, or its beginning and an ellipsis: at most `length` characters."""
-    return name if len(name) <= length else name[: length - 1] + "…"
 
 
 def blank_grid(

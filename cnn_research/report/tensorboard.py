@@ -12,6 +12,7 @@ from flax import traverse_util
 from cnn_research.data.dataset import Dataset, Split
 from cnn_research.report.html import MARKDOWN
 from cnn_research.report.page import Predictions
+from cnn_research.report.pictures import thumbnails
 from cnn_research.report.writers import REPORT, MetricsWriter
 
 MOST_HISTOGRAMS = 64
@@ -69,24 +70,6 @@ def sampled(params: Any) -> dict[str, np.ndarray]:
         numbers = np.asarray(leaves[path]).ravel()
         samples[path] = np.array(numbers[:: -(-numbers.size // MOST_NUMBERS)], np.float32)
     return samples
-
-
-def thumbnails(images: np.ndarray, side: int) -> np.ndarray:
-    """Pad images to squares on white, uint8 `[images, side, side, 3]`.
-
-    Small images are enlarged by a whole number, so that the side may be shorter.
-    """
-    from PIL import Image, ImageOps
-
-    longest = max(images.shape[1:3])
-    enlarged = side >= longest
-    how = Image.Resampling.NEAREST if enlarged else Image.Resampling.BILINEAR
-    size = side // longest * longest if enlarged else side
-    coloured = np.broadcast_to(images, (*images.shape[:3], 3))
-    squares = (
-        ImageOps.pad(Image.fromarray(image), (size, size), how, color="white") for image in coloured
-    )
-    return np.stack([np.asarray(square) for square in squares])
 
 
 def show_training_images(writer: MetricsWriter, images: np.ndarray) -> None:

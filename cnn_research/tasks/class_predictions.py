@@ -12,31 +12,31 @@ from scipy.special import log_softmax, softmax
 
 from cnn_research.core.errors import UserError
 from cnn_research.data.dataset import MISSING, UNKNOWN_CLASS
+from cnn_research.report.interval import interval, units_of
+from cnn_research.report.label_errors import RANKING, ranking, write_ranking
 from cnn_research.report.markdown import markdown_table
+from cnn_research.report.names import legend, pictured, short_names, shortened
 from cnn_research.report.page import Predictions
-from cnn_research.report.plots import (
-    VERBATIM,
-    image_grid,
-    no_mistakes,
-    saved,
-    shortened,
-    show_image,
-)
+from cnn_research.report.pictures import Shown, pictures_table
+from cnn_research.report.plots import image_grid, no_mistakes, saved
 from cnn_research.tasks.calibration import (
     Reliability,
     calibration_metrics,
     calibration_page,
     temperature,
 )
+from cnn_research.tasks.confusion import confusions_plot, matrix_parts, most_confused
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    import pandas
     from matplotlib.figure import Figure
 
-MOST_PAIRS = 10
 MOST_MISTAKES = 24
-MOST_CLASSES_WITH_COUNTS = 30
-CONFUSED_ROWS, CONFUSED_COLUMNS = 6, 3
+"""In a picture."""
+MOST_LISTED = 50
+"""Mistakes on a page."""
+LONGEST_NAME, LONGEST_IN_PICTURES = 40, 24
+"""Characters of a class's name on a page; the .csv and .txt files have all of it."""
 TOP, MANY_CLASSES = 5, 10
 """With more than so many classes, whether the label is among the first five answers counts, too."""
 UNKNOWN_CLASS_NAME = "(unseen)"
@@ -53,8 +53,8 @@ class ClassPredictions(Predictions):
     """int32 `[examples]`; -1 where not known: such an example is left out; -2 for a label that is
     none of the classes: no answer to it is right."""
     class_names: tuple[str, ...]
-    trained: np.ndarray | None = None
-    """bool `[classes]`, whether a class had training examples; None: all had."""
+    training_counts: np.ndarray | None = None
+    """int `[classes]`, the training examples of each class; None: all had some."""
     temperature: float | None = None
     """Fitted to validation: probabilities are of the logits divided by it. None: not fitted."""
 
@@ -93,7 +93,27 @@ class ClassPredictions(Predictions):
         """scikit-learn's classification report with four digits, as the library prints it."""
         return self._sklearn_report(as_text=True)
 
-    def page(self, folder: Path, suffix: str, images: np.ndarray | None) -> Iterator[str]:
+    def verdict(self, groups: np.ndarray | None) -> str:
+        """The accuracy with its interval, against always answering with the commonest class."""
+        labels, predicted = self.known()
+        hits = labels == predicted
+        groups = None if groups is None else groups[self.labels != MISSING]
+        found = interval(hits, groups)
+        over = "images" if groups is None else f"{len(units_of(hits, groups)[0]):,} groups"
+        text = f"Of {hits.size:,} {self.split} images, {hits.mean():.1%} are classified correctly"
+        if found is not None:
+            text += f" (95% interval {found[0]:.1%} to {found[1]:.1%}, over {over})"
+        if self.training_counts is None:
+            return f"{text}."
+        commonest = int(self.training_counts.argmax())
+        guessed = float((labels == commonest).mean())
+        name = shortened(self.class_names[commonest], LONGEST_NAME)
+        text += f", against {guessed:.1%} by always answering '{name}', the commonest in training"
+        if found is not None and found[0] <= guessed:
+            text += ": as far as these images show, it is no better than that"
+        return f"{text}."
+
+    def page(self, folder: Path, suffix: str, shown: Shown | None) -> Iterator[str]:
         """The classification report, the confusion matrix and the worst mistakes."""
         # Labels of no known class first: they lower every figure that follows.
         labels, _ = self.known()
@@ -105,41 +125,77 @@ class ClassPredictions(Predictions):
             )
         text = self.text()
         (folder / f"classification_report{suffix}.txt").write_text(text, encoding="utf-8")
-        yield f"```\n{text}```"
+        short = short_names(self.class_names, LONGEST_NAME)
+        yield f"```\n{self._sklearn_report(as_text=True, names=short)}```"
         yield from calibration_page(folder, suffix, *self._reliability(), self.temperature)
 
         matrix = self.confusion_counts()
-        figure = confusion_matrix_plot(matrix, self.class_names)
-        alt = "Confusion matrix: true classes down, predicted ones across"
-        yield saved(figure, folder / f"confusion_matrix{suffix}.png", alt)
-        pairs = _most_confused(matrix)
+        in_pictures = pictured(self.class_names, LONGEST_IN_PICTURES)
+        yield from matrix_parts(folder, suffix, matrix, self.class_names, in_pictures)
+        if explained := legend(self.class_names, in_pictures):
+            yield explained
+        pairs = most_confused(matrix)
         if pairs:
             yield "The pairs confused most often:"
             header = ("true class", "predicted", "times", "share of the true class")
-            names, totals = self.class_names, matrix.sum(axis=1)
+            totals = matrix.sum(axis=1)
             rows = [
-                (names[a], names[b], str(matrix[a, b]), f"{matrix[a, b] / totals[a]:.1%}")
+                (short[a], short[b], str(matrix[a, b]), f"{matrix[a, b] / totals[a]:.1%}")
                 for a, b in pairs
             ]
             yield markdown_table(header, rows)
         # All that follows shows images: first the commonest confusions, then the surest mistakes.
-        if images is None:
+        if shown is None:
             return
         predicted = self.logits.argmax(axis=1)
         if pairs:
-            figure = confusions_plot(images, self.labels, predicted, pairs, self.class_names)
+            figure = confusions_plot(shown.images, self.labels, predicted, pairs, in_pictures)
             alt = "Images of the confused pairs, beside those of the predicted class"
             yield saved(figure, folder / f"confusions{suffix}.png", alt)
         figure = mistakes_plot(
-            images,
+            shown.images,
             np.where(self.labels == UNKNOWN_CLASS, len(self.class_names), self.labels),
             predicted,
             self.probabilities().max(axis=1),
-            (*self.class_names, UNKNOWN_CLASS_NAME),
+            (*in_pictures, UNKNOWN_CLASS_NAME),
         )
-        yield "The mistakes made with most confidence, with the probability of the wrong class:"
-        alt = "Images of the surest mistakes, with answer and true class"
-        yield saved(figure, folder / f"mistakes{suffix}.png", alt)
+        figure.savefig(folder / f"mistakes{suffix}.png")
+        yield from self._mistakes(folder, suffix, shown)
+
+    def _mistakes(self, folder: Path, suffix: str, shown: Shown) -> Iterator[str]:
+        """The surest mistakes as a table, and all labels, ranked, in a file."""
+        ranked = self.ranking([shown.name(place) for place in range(len(self))])
+        write_ranking(ranked, folder / f"{RANKING}{suffix}.csv")
+        mistakes = ranked[ranked["margin"] < 0]
+        if mistakes.empty:
+            yield "No image with a label of a known class is mistaken."
+            return
+        yield (
+            f"{min(MOST_LISTED, len(mistakes)):,} of {len(mistakes):,} mistakes, the surest first: "
+            "where the network is sure and the label differs, the label itself may be wrong. "
+            f"{RANKING}{suffix}.csv ranks all {len(ranked):,} labels in this way, by the "
+            "probability of the label minus the largest of another class (Northcutt et al. 2021)."
+        )
+        first = mistakes[:MOST_LISTED]
+        names = dict(zip(self.class_names, short_names(self.class_names, LONGEST_NAME)))
+        columns = ("label", "answer", "probability of answer", "probability of label")
+        rows = [
+            (names[row[0]], names[row[1]], f"{row[2]:.1%}", f"{row[3]:.1%}")
+            for row in first[list(columns)].itertuples(index=False, name=None)
+        ]
+        places = first.index.to_list()
+        yield pictures_table(shown, places, folder, f"mistakes{suffix}", columns, rows)
+
+    def ranking(self, names: Sequence[str]) -> pandas.DataFrame:
+        """The images whose label is one of the classes, those first whose label may be wrong.
+
+        As `label_errors.ranking`; the index has their places in the split, which `names` name.
+        """
+        places = np.flatnonzero(self.labels >= 0)
+        probabilities = self.probabilities()[places]
+        named = [names[place] for place in places]
+        ranked = ranking(probabilities, self.labels[places], self.class_names, named)
+        return ranked.set_index(places[ranked.index])
 
     def common_classes(self, most: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         """Name, membership (bool `[known]`), probability (float64) of the classes with most
@@ -194,8 +250,8 @@ class ClassPredictions(Predictions):
 
     def _seen(self, labels: np.ndarray) -> np.ndarray:
         """True where training has seen the label, bool `[known]`."""
-        trained = np.ones(len(self.class_names), bool) if self.trained is None else self.trained
-        return (labels != UNKNOWN_CLASS) & trained[labels]
+        known = labels != UNKNOWN_CLASS
+        return known if self.training_counts is None else known & (self.training_counts[labels] > 0)
 
     def confusion_counts(self) -> np.ndarray:
         """int64 `[classes, classes]`: how often each true class (row) was predicted as each."""
@@ -204,13 +260,13 @@ class ClassPredictions(Predictions):
         cells = (labels * classes + predicted)[labels != UNKNOWN_CLASS]
         return np.bincount(cells, minlength=classes**2).reshape(classes, classes)
 
-    def _sklearn_report(self, *, as_text: bool) -> Any:
+    def _sklearn_report(self, *, as_text: bool, names: Sequence[str] | None = None) -> Any:
         from sklearn import metrics
 
         labels, predicted = self.known()
         if not labels.size:
             raise UserError(f"split {self.split}: no example has a label to evaluate against")
-        names = (*self.class_names, UNKNOWN_CLASS_NAME)
+        names = (*(names or self.class_names), UNKNOWN_CLASS_NAME)
         labels = np.where(labels == UNKNOWN_CLASS, len(self.class_names), labels)
         present = np.union1d(labels, predicted)
         return metrics.classification_report(
@@ -222,67 +278,6 @@ class ClassPredictions(Predictions):
             output_dict=not as_text,
             zero_division=0,
         )
-
-
-def _most_confused(matrix: np.ndarray) -> list[tuple[int, int]]:
-    """(true class, predicted class) of the confusions that occur most often."""
-    confusions = matrix - np.diag(np.diag(matrix))
-    order = np.argsort(-confusions, axis=None, kind="stable")[:MOST_PAIRS]
-    return [divmod(place, len(matrix)) for place in order.tolist() if confusions.flat[place]]
-
-
-def confusion_matrix_plot(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
-    """Counts of (true class, predicted class), int `[classes, classes]`; the colours are shares of
-    the true class. The figure grows with the classes; it shows the counts of up to 30 of them.
-    """
-    from matplotlib.colors import PowerNorm
-    from matplotlib.figure import Figure
-
-    classes = len(class_names)
-    with_counts = classes <= MOST_CLASSES_WITH_COUNTS
-    cell = 0.4 if with_counts else 0.17  # inches: four digits, or one line of small type
-    font = 8 if with_counts else 6
-    names = [shortened(name, 24) for name in class_names]
-    margin = 1.2 + 0.012 * font * max(map(len, names))  # the labels, and the bar of colours
-    side = max(3.2, cell * classes + margin)
-    figure = Figure(figsize=(side + 0.9, side), dpi=144, layout="constrained")
-    axes = figure.subplots()
-    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    # By the square root: a hundredth of a class, once confused, is to be seen.
-    scale = PowerNorm(0.5, vmin=0, vmax=1)
-    picture = axes.imshow(shares, cmap="Blues", norm=scale)
-    _class_ticks(axes, names, font, slanted=with_counts)
-    if with_counts:
-        for row, column in zip(*np.nonzero(matrix), strict=True):
-            colour = "white" if scale(shares[row, column]) > 0.6 else "black"
-            text: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": font}
-            axes.text(column, row, f"{matrix[row, column]}", **text, color=colour)
-    bar = figure.colorbar(picture, ax=axes, shrink=0.6, pad=0.02)
-    bar.set_ticks([0, 0.01, 0.05, 0.2, 0.5, 1])
-    bar.set_label("share of the true class", fontsize=9)
-    bar.ax.tick_params(labelsize=8)
-    bar.outline.set_visible(False)
-    return figure
-
-
-def _class_ticks(axes: Axes, names: Sequence[str], font: int, slanted: bool) -> None:
-    """Label both axes with the classes, and draw lines between their cells."""
-    ticks = np.arange(len(names))
-    # Slanted names need room between them; upright ones fit over any column.
-    slant: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-    if not slanted:
-        slant = {"rotation": 90}
-    elif max(map(len, names)) <= 3:
-        slant = {}
-    axes.set_xticks(ticks, names, fontsize=font, **slant, **VERBATIM)
-    axes.set_yticks(ticks, names, fontsize=font, **VERBATIM)
-    axes.set_xlabel("predicted class")
-    axes.set_ylabel("true class")
-    # Lines between the cells, drawn as a grid of minor ticks.
-    axes.set_xticks(ticks[1:] - 0.5, minor=True)
-    axes.set_yticks(ticks[1:] - 0.5, minor=True)
-    axes.grid(which="minor", color="#EEEEEE", linewidth=0.6)
-    axes.tick_params(which="minor", length=0)
 
 
 def mistakes_plot(
@@ -309,40 +304,3 @@ def mistakes_plot(
         for index in worst
     ]
     return image_grid(images[worst], titles)
-
-
-def confusions_plot(
-    images: np.ndarray,
-    labels: np.ndarray,
-    predictions: np.ndarray,
-    pairs: Sequence[tuple[int, int]],
-    class_names: Sequence[str],
-) -> Figure:
-    """Draw a row for each of the first 6 pairs (true class, predicted class).
-
-    Mistaken examples of the true class are on the left, examples of the other one on the right.
-    Images are uint8 `[examples, height, width, channels]`, of which few are read; labels and
-    predictions int `[examples]`.
-    """
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    shown = pairs[:CONFUSED_ROWS]
-    size = (1.6 * 2 * CONFUSED_COLUMNS + 0.4, 1.9 * len(shown))
-    layout = ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.04)
-    figure = Figure(figsize=size, dpi=144, layout=layout)
-    rows: Any = figure.subfigures(len(shown), 1, squeeze=False)
-    for row, (true, predicted) in zip(rows.ravel(), shown, strict=True):
-        left = np.flatnonzero((labels == true) & (predictions == predicted))
-        of_other = np.flatnonzero(labels == predicted)
-        # Those that were recognised first: a label may be wrong.
-        right = of_other[np.argsort(predictions[of_other] != predicted, kind="stable")]
-        taken, other = shortened(class_names[true], 28), shortened(class_names[predicted], 34)
-        halves = zip(row.subfigures(1, 2), (left, right), (f"{taken}, taken for", other))
-        for half, chosen, title in halves:
-            half.suptitle(title, fontsize=9, **VERBATIM)
-            for axes, place in zip(half.subplots(1, CONFUSED_COLUMNS), range(len(images))):
-                axes.set_axis_off()
-                if place < len(chosen):
-                    show_image(axes, images[chosen[place]])
-    return figure

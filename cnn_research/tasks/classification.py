@@ -138,7 +138,7 @@ class Classification(ClassTask, SingleHeadTask, FittedTask):
             labels=dataset.splits[split].labels[self.head],
             class_names=dataset.class_names[self.head],
             loss=means["loss"],
-            trained=np.isin(np.arange(self.num_outputs(dataset)), trained),
+            training_counts=np.bincount(trained[trained >= 0], minlength=self.num_outputs(dataset)),
         )
         return {self.head: predicted}
 

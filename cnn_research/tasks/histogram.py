@@ -17,6 +17,7 @@ from cnn_research.core.errors import UserError
 from cnn_research.data.dataset import Dataset
 from cnn_research.ops.kmeans import histogram
 from cnn_research.report.page import Predictions
+from cnn_research.report.pictures import Shown
 from cnn_research.report.plots import GREY, blank_grid, saved, show_image
 from cnn_research.tasks.task import FittedTask, SingleHeadTask, Sums
 
@@ -142,7 +143,7 @@ class HistogramPredictions(Predictions):
         metrics["overlap"] = float(np.minimum(self.true, self.proportions).sum(axis=1).mean())
         return {**metrics, "count": len(self)}
 
-    def page(self, folder: Path, suffix: str, images: np.ndarray | None) -> Iterator[str]:
+    def page(self, folder: Path, suffix: str, shown: Shown | None) -> Iterator[str]:
         """The clusters in the cube of colours, and histograms beside their images."""
         yield (
             "The loss is the cross-entropy, which no estimate can bring below the entropy of the "
@@ -153,8 +154,8 @@ class HistogramPredictions(Predictions):
         yield f"The {len(self.colours)} clusters, as large as their share of the training pixels:"
         cube = colour_cube_plot(self.colours, self.mean)
         yield saved(cube, folder / f"clusters{suffix}.png", "Clusters in the cube of colours")
-        if images is not None:
-            figure = histograms_plot(images, self.true, self.proportions, self.colours)
+        if shown is not None:
+            figure = histograms_plot(shown.images, self.true, self.proportions, self.colours)
             yield "Images, their histograms, and below what was estimated, from good to bad:"
             alt = "Images with true and estimated histograms"
             yield saved(figure, folder / f"histograms{suffix}.png", alt)

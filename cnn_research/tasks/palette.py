@@ -21,6 +21,7 @@ from cnn_research.data.images import decode, printable
 from cnn_research.ops import palettes
 from cnn_research.ops.colours import ciede2000, srgb_to_lab
 from cnn_research.report.page import Predictions
+from cnn_research.report.pictures import Shown
 from cnn_research.report.plots import blank_grid, saved, show_image
 from cnn_research.tasks.decode import DIGITS, Answer, PaletteColours, palette_of
 from cnn_research.tasks.task import PIXELS, FittedTask, Sums
@@ -203,7 +204,7 @@ class PalettePredictions(Predictions):
             f"{self.metrics()['colours']:>12.4f} colours in a palette\n{len(self):>12,} images\n"
         )
 
-    def page(self, folder: Path, suffix: str, images: np.ndarray | None) -> Iterator[str]:
+    def page(self, folder: Path, suffix: str, shown: Shown | None) -> Iterator[str]:
         if self.people is None:
             yield (
                 "The loss is the mean CIEDE2000 from about 1,000 pixels of each image, on a grid, "
@@ -220,9 +221,9 @@ class PalettePredictions(Predictions):
                 for colours in self.people
             ]
             rows = {"network": [palette.rgb for palette in self.palettes], "person": made}
-        if images is not None:
+        if shown is not None:
             file = folder / f"palettes{suffix}.png"
-            yield saved(palettes_plot(images, rows), file, "Images with their palettes")
+            yield saved(palettes_plot(shown.images, rows), file, "Images with their palettes")
 
 
 def palettes_plot(images: np.ndarray, rows: Mapping[str, Sequence[np.ndarray]]) -> Figure:

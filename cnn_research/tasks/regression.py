@@ -15,7 +15,9 @@ import numpy as np
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.data.dataset import Dataset
+from cnn_research.report.interval import interval, units_of
 from cnn_research.report.page import Predictions
+from cnn_research.report.pictures import Shown, pictures_table
 from cnn_research.report.plots import GREY, SERIES, VERBATIM, image_grid, no_mistakes, saved
 from cnn_research.tasks.task import FittedTask, SingleHeadTask, Sums, check_measured
 
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_MISTAKES = 24
+"""In a picture."""
+MOST_LISTED = 50
+"""Mistakes on a page."""
 
 
 @register_config
@@ -163,7 +168,23 @@ class NumberPredictions(Predictions):
         metrics["RMSE of the training mean"] = float(np.sqrt(of_mean))
         return {**metrics, "count": len(true)}
 
-    def page(self, folder: Path, suffix: str, images: np.ndarray | None) -> Iterator[str]:
+    def verdict(self, groups: np.ndarray | None) -> str:
+        """The mean absolute error with its interval, against always saying the training mean."""
+        true, predicted = self.known()
+        errors = np.abs(predicted - true)
+        groups = None if groups is None else groups[~np.isnan(self.numbers)]
+        found = interval(errors, groups)
+        over = "images" if groups is None else f"{len(units_of(errors, groups)[0]):,} groups"
+        text = f"On {errors.size:,} {self.split} images, {self.name} is off by {errors.mean():.4g}"
+        if found is not None:
+            text += f" (95% interval {found[0]:.4g} to {found[1]:.4g}, over {over})"
+        of_mean = np.abs(self.training_mean - true).mean()
+        text += f" on average, against {of_mean:.4g} by always saying the training mean"
+        if found is not None and found[1] >= of_mean:
+            text += ": as far as these images show, it is no better than that"
+        return f"{text}."
+
+    def page(self, folder: Path, suffix: str, shown: Shown | None) -> Iterator[str]:
         """The estimates against the true numbers, and the worst of them as pictures."""
         true, predicted = self.known()
         yield (
@@ -173,11 +194,18 @@ class NumberPredictions(Predictions):
         )
         figure = estimates_plot(true, predicted, self.name, self.training_mean)
         yield saved(figure, folder / f"estimates{suffix}.png", "Estimates against true numbers")
-        if images is not None:
-            figure = mistakes_plot(images, self.numbers, self.predicted)
-            yield "The estimates that are farthest off:"
-            alt = "Images whose estimates are farthest off"
-            yield saved(figure, folder / f"mistakes{suffix}.png", alt)
+        if shown is None:
+            return
+        figure = mistakes_plot(shown.images, self.numbers, self.predicted)
+        figure.savefig(folder / f"mistakes{suffix}.png")
+        worst = farthest_off(self.numbers, self.predicted, MOST_LISTED)
+        if worst.size:
+            yield "The estimates farthest off; of those far off, the true number may be wrong:"
+            digits = _digits(self.numbers)
+            numbers = (self.numbers[worst], self.predicted[worst])
+            rows = [[_rounded(number, digits) for number in each] for each in zip(*numbers)]
+            name, columns = f"mistakes{suffix}", ("true", "estimated")
+            yield pictures_table(shown, worst.tolist(), folder, name, columns, rows)
 
     def known(self) -> tuple[np.ndarray, np.ndarray]:
         """True and estimated numbers, float64 `[known]` each, of the examples with a number."""
@@ -228,14 +256,22 @@ def mistakes_plot(images: np.ndarray, true: np.ndarray, predicted: np.ndarray) -
     Images are uint8 `[examples, height, width, channels]`, of which few are read; numbers float
     `[examples]`, NaN where not known.
     """
-    errors = np.abs(np.nan_to_num(predicted - true))
-    worst = np.argsort(-errors, kind="stable")[:MOST_MISTAKES]
-    worst = worst[errors[worst] > 0]
-    # Digits after the point that show differences of a hundredth of the spread.
-    spread = np.nanstd(true)
-    digits = max(0, 1 - math.floor(math.log10(spread))) if spread > 0 else 0
+    worst, digits = farthest_off(true, predicted, MOST_MISTAKES), _digits(true)
     titles = [f"{_rounded(predicted[i], digits)}\ntrue: {_rounded(true[i], digits)}" for i in worst]
     return image_grid(images[worst], titles) if worst.size else no_mistakes()
+
+
+def farthest_off(true: np.ndarray, predicted: np.ndarray, most: int) -> np.ndarray:
+    """The places of the estimates that are farthest off, the worst first, int `[at most most]`."""
+    errors = np.abs(np.nan_to_num(predicted - true))
+    worst = np.argsort(-errors, kind="stable")[:most]
+    return worst[errors[worst] > 0]
+
+
+def _digits(numbers: np.ndarray) -> int:
+    """Digits after the point that show differences of a hundredth of the spread."""
+    spread = np.nanstd(numbers)
+    return max(0, 1 - math.floor(math.log10(spread))) if spread > 0 else 0
 
 
 def _rounded(number: float, digits: int) -> str:

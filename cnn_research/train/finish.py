@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from cnn_research.core.distributed import data_mesh
 from cnn_research.core.experiment import Result
 from cnn_research.core.metrics import direction_of
 from cnn_research.core.metrics_log import by_epoch, read_metrics
-from cnn_research.data.dataset import Dataset, Split
+from cnn_research.data.dataset import MISSING, Dataset, Split
 from cnn_research.report.page import Predictions, write_report
+from cnn_research.report.pictures import Shown
 from cnn_research.report.tensorboard import chosen, rows_of, show_points, show_report
 from cnn_research.report.writers import MetricsWriter
 from cnn_research.tasks.decode import answers_of, calibrated
@@ -93,10 +94,11 @@ def report(
         title=experiment.name or "Training",
         metrics={name: metrics[name] for name in shown},
         predictions={name: predictions[name] for name in shown},
-        images={name: dataset.splits[name].images for name in shown},
+        shown={name: _shown(dataset, name) for name in shown},
         history=read_metrics(workdir),
         directions=task.directions,
         params=state.params,
+        unlabelled=_unlabelled(dataset, task.heads),
     )
     show_report(writer, page, {name: predictions[name] for name in shown}, step)
     show_points(writer, features, rows_of(dataset, points, texts), points.images, step)
@@ -116,6 +118,24 @@ def calibrate(predictions: dict[str, dict[str, Predictions]]) -> dict[str, dict[
     for heads in predictions.values():
         heads |= {h: dataclasses.replace(each, **found.get(h, {})) for h, each in heads.items()}
     return {head: values for head, values in found.items() if values}
+
+
+def _shown(dataset: Dataset, name: str) -> Shown:
+    """The images of a split with their names, and their groups where they have some."""
+    split, folder = dataset.splits[name], dataset.provenance.get("folder")
+    return Shown(split.images, split.names, folder and Path(folder), split.groups)
+
+
+def _unlabelled(dataset: Dataset, heads: Sequence[str]) -> dict[str, int]:
+    """The number of images without a label, by head and split, where there are any."""
+    counts = {}
+    for head in heads:
+        for name, split in dataset.splits.items():
+            labels = split.labels.get(head)
+            if labels is not None and labels.ndim == 1:
+                missing = labels == MISSING if head in dataset.class_names else np.isnan(labels)
+                counts[f"{head}, {name}"] = int(missing.sum())
+    return {what: count for what, count in counts.items() if count}
 
 
 def write_evaluation(

@@ -62,7 +62,10 @@ def decode_plan(
         names=np.array([record.name for record in usable]),
         given=np.array([record.split for record in usable]),
     )
-    return examples, {"skipped": [error for _, error in bad], **plan.notes}
+    folders = {record.path.removesuffix(record.name) for record in usable}
+    # Where the names begin, for links to the files.
+    home = {"folder": folders.pop()} if len(folders) == 1 else {}
+    return examples, {"skipped": [error for _, error in bad], **plan.notes, **home}
 
 
 def _decoded(

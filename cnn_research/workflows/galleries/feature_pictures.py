@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from cnn_research.models.layer_outputs import Layer, TopActivations
-from cnn_research.report.plots import shortened
+from cnn_research.report.names import shortened
 from cnn_research.workflows.galleries.layout import grid, label_row, ratio, show
 
 if TYPE_CHECKING:

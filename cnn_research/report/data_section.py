@@ -1,0 +1,82 @@
+"""The part of a report on its data: the splits, and what was left out or is odd, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cnn_research.report.markdown import markdown_table
+
+SKIPPED = "skipped.txt"
+MOST_SKIPPED = 20
+MOST_NAMED = 10
+
+
+def data_section(
+    folder: Path, data: Mapping[str, Any], unlabelled: Mapping[str, int]
+) -> Iterator[str]:
+    """The part in Markdown, from the `data` of run.json; nothing where that has no splits.
+
+    Numbers above 0 that sources note, such as `rows_without_any_label`, are shown by their names.
+    `unlabelled` is the number of images without a label, by what lacks it. Writes `skipped.txt` to
+    `folder` if files were skipped.
+    """
+    if "examples" not in data:
+        return
+    yield "## Data"
+    drawn, given = data.get("drawn_from_train", {}), data.get("given_by_the_source", ())
+    rows = []
+    for split, count in data["examples"].items():
+        origin = "given" if split in given else ""
+        if split in drawn:
+            by = drawn.get("stratified_by")
+            origin = f"drawn with seed {drawn.get('seed')}" + f", by {by} in proportion" * bool(by)
+        elif split == "train" and drawn:
+            origin = "the rest"
+        rows.append((split, f"{count:,}", origin))
+    yield markdown_table(("split", "images", "origin"), rows)
+    lines = [*_left_out(data, unlabelled), *_oddities(data)]
+    yield "\n".join(f"- {line}" for line in lines) or "Nothing was left out."
+    skipped = data.get("skipped", ())
+    if skipped:
+        (folder / SKIPPED).write_text("\n".join(skipped) + "\n", encoding="utf-8")
+        more = f"\n... and {len(skipped) - MOST_SKIPPED:,} more" * (len(skipped) > MOST_SKIPPED)
+        yield f"The files that could not be used, all of them in {SKIPPED}:"
+        yield "```\n" + "\n".join(skipped[:MOST_SKIPPED]) + more + "\n```"
+
+
+def _left_out(data: Mapping[str, Any], unlabelled: Mapping[str, int]) -> Iterator[str]:
+    if data.get("skipped"):
+        yield f"left out, files that could not be used: {len(data['skipped']):,}"
+    for name, value in data.items():
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            yield f"{name.replace('_', ' ')}: {value:,}"
+    for what, count in unlabelled.items():
+        yield f"images without a label, {what}: {count:,}"
+    if copies := data.get("left_out_of_target"):
+        yield f"left out of target, images that another split has too: {copies['images']:,}"
+
+
+def _oddities(data: Mapping[str, Any]) -> Iterator[str]:
+    """What makes figures better or worse than they should be."""
+    duplicates = data.get("duplicates", {})
+    for pair, found in duplicates.get("across_splits", {}).items():
+        first = " = ".join(found["first"][0])
+        yield f"the same image in {pair}: {found['images']:,}, the first {first}"
+    if copies := duplicates.get("extra_copies"):
+        yield f"copies of another image: {copies:,}"
+    if conflicts := duplicates.get("images_with_conflicting_labels"):
+        yield f"images whose copies have another label: {conflicts:,}"
+    if single := data.get("classes_of_a_single_image"):
+        yield f"classes of a single image, which is in train: {_listed(single)}"
+    for head, names in data.get("classes_without_training_examples", {}).items():
+        yield f"classes without training examples, {head}: {_listed(names)}"
+    for head, count in data.get("target_examples_of_unseen_classes", {}).items():
+        if count:
+            yield f"images of target whose class, {head}, no other split has: {count:,}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_NAMED:,} more" * (len(names) > MOST_NAMED)
+    return ", ".join(names[:MOST_NAMED]) + more

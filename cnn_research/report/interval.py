@@ -1,0 +1,46 @@
+"""How far a figure may be off, by the images that happen to be in a split."""
+
+from __future__ import annotations
+
+import numpy as np
+
+DRAWS = 2000
+MOST_NUMBERS = 40_000_000
+"""Of very many images fewer samples are drawn: their interval is narrow however few there are."""
+FEWEST_DRAWS = 200
+
+
+def units_of(values: np.ndarray, groups: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Sum and number of the values of each group, float64 `[groups]`; of each value without any."""
+    if groups is None:
+        return values.astype(np.float64), np.ones(len(values))
+    _, of = np.unique(groups, return_inverse=True)
+    return np.bincount(of, values), np.bincount(of).astype(np.float64)
+
+
+def interval(values: np.ndarray, groups: np.ndarray | None = None) -> tuple[float, float] | None:
+    """The 95% interval of a mean, by the bootstrap's percentiles (Efron and Tibshirani 1993).
+
+    Images are drawn with replacement or, as images of one group are alike, whole groups. Where all
+    values are the same, true or false, no sample differs, and the interval is that of Clopper and
+    Pearson (1934) for as many units. None for fewer than two units, or for equal numbers.
+
+    Args:
+        values: bool or float `[examples]`.
+        groups: `[examples]`, anything that can be sorted.
+    """
+    sums, counts = units_of(values, groups)
+    if len(sums) < 2:
+        return None
+    if values.min() == values.max():
+        if values.dtype != bool:
+            return None
+        edge = 0.025 ** (1 / len(sums))
+        return (edge, 1.0) if values[0] else (0.0, 1 - edge)
+    draw = np.random.default_rng(0).integers
+    means = []
+    for _ in range(int(np.clip(MOST_NUMBERS // len(sums), FEWEST_DRAWS, DRAWS))):
+        chosen = draw(len(sums), size=len(sums))
+        means.append(sums[chosen].sum() / counts[chosen].sum())
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)

@@ -1,0 +1,91 @@
+"""Images of a split in tables of a report: small, with the names of their files, linked to them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cnn_research.report.markdown import markdown_table
+from cnn_research.report.names import shortened
+
+SIDE = 96
+"""Pixels of a thumbnail's side."""
+LONGEST_FILE = 60
+"""Characters of a file's name in a table; the .csv files have all of it."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Shown:
+    """The images of a split, and where they come from.
+
+    Attributes:
+        images: uint8 `[examples, height, width, channels]`, of which few are read.
+        names: of each image, from `folder` on, or None.
+        folder: of the files; None where they are in none, as in an archive.
+        groups: of each image: those of one group are alike. None where there are no groups.
+    """
+
+    images: np.ndarray
+    names: np.ndarray | None = None
+    folder: Path | None = None
+    groups: np.ndarray | None = None
+
+    def name(self, place: int) -> str:
+        """The name of an image's file, or its place in the split."""
+        return f"image {place}" if self.names is None else str(self.names[place])
+
+    def file(self, place: int) -> Path | None:
+        """The file of an image, if it is there."""
+        if self.folder is None or self.names is None:
+            return None
+        file = self.folder / str(self.names[place])
+        return file if file.is_file() else None
+
+
+def pictures_table(
+    shown: Shown,
+    places: Sequence[int],
+    folder: Path,
+    name: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+) -> str:
+    """A Markdown table with a row for each image: a thumbnail, its file's name, and further cells.
+
+    Writes the thumbnails to `folder/name`. On the page they are links to the files, which the
+    picture's title names.
+    """
+    from PIL import Image
+
+    (folder / name).mkdir()
+    table = []
+    small = thumbnails(shown.images[np.asarray(places, int)], SIDE)
+    for number, (place, pixels, cells) in enumerate(zip(places, small, rows, strict=True), 1):
+        thumbnail = f"{name}/{number}.webp"
+        Image.fromarray(pixels).save(folder / thumbnail, quality=80)
+        file = shown.file(place)
+        title = f' "{file.as_uri()}"' if file else ""
+        text = shortened(shown.name(place), LONGEST_FILE)
+        table.append((f"![{number}]({thumbnail}{title})", text, *cells))
+    return markdown_table(("picture", "file", *columns), table)
+
+
+def thumbnails(images: np.ndarray, side: int) -> np.ndarray:
+    """Pad images to squares on white, uint8 `[images, side, side, 3]`.
+
+    Small images are enlarged by a whole number, so that the side may be shorter.
+    """
+    from PIL import Image, ImageOps
+
+    longest = max(images.shape[1:3])
+    enlarged = side >= longest
+    how = Image.Resampling.NEAREST if enlarged else Image.Resampling.BILINEAR
+    size = side // longest * longest if enlarged else side
+    coloured = np.broadcast_to(images, (*images.shape[:3], 3))
+    squares = (
+        ImageOps.pad(Image.fromarray(image), (size, size), how, color="white") for image in coloured
+    )
+    return np.stack([np.asarray(square) for square in squares])

@@ -1,0 +1,208 @@
+"""Which classes a network confuses: pictures that stay readable for 2 to 1,000 of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cnn_research.report.names import shortened
+from cnn_research.report.plots import VERBATIM, saved, show_image
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import PowerNorm
+    from matplotlib.figure import Figure
+
+MOST_PAIRS = 10
+MOST_CLASSES_WITH_COUNTS = 30
+MOST_CLASSES_WITH_NAMES = 60
+"""Of more classes the whole matrix is drawn without names."""
+WORST_CLASSES = 24
+"""How many of many classes are drawn large: those that are confused most often."""
+MOST_CELLS = 500
+"""Rows of the picture of a whole matrix: of more classes, several share a row."""
+CONFUSED_ROWS, CONFUSED_COLUMNS = 6, 3
+
+
+def matrix_parts(
+    folder: Path, suffix: str, matrix: np.ndarray, class_names: Sequence[str], shown: Sequence[str]
+) -> Iterator[str]:
+    """Parts of a page: the confusion matrix, int `[classes, classes]`, as pictures and as CSV.
+
+    `shown` are the names of the classes in pictures. The files are written to `folder`.
+    """
+    import pandas
+
+    table = pandas.DataFrame(matrix, index=pandas.Index(class_names, name="true class"))
+    table.columns = pandas.Index(class_names)
+    csv = f"confusion_matrix{suffix}.csv"
+    table.to_csv(folder / csv, lineterminator="\n")
+    alt = "Confusion matrix: true classes down, predicted ones across"
+    totals = matrix.sum(axis=1)
+    if len(matrix) > MOST_CLASSES_WITH_COUNTS and most_confused(matrix):
+        worst = worst_classes(matrix)
+        part = matrix[np.ix_(worst, worst)]
+        names = [shown[place] for place in worst]
+        yield (
+            f"Of {len(matrix):,} classes, these are confused most often; similar ones stand side "
+            f"by side. {csv} has all counts."
+        )
+        figure = confusion_matrix_plot(part, names, totals[worst])
+        yield saved(figure, folder / f"confused_classes{suffix}.png", f"{alt}, the worst classes")
+        yield "All classes, in the order of their names:"
+    if len(matrix) > MOST_CLASSES_WITH_NAMES:
+        figure = overview_plot(matrix)
+    else:
+        figure = confusion_matrix_plot(matrix, shown, totals)
+    yield saved(figure, folder / f"confusion_matrix{suffix}.png", alt)
+
+
+def most_confused(matrix: np.ndarray) -> list[tuple[int, int]]:
+    """(true class, predicted class) of the confusions that occur most often."""
+    confusions = matrix - np.diag(np.diag(matrix))
+    order = np.argsort(-confusions, axis=None, kind="stable")[:MOST_PAIRS]
+    return [divmod(place, len(matrix)) for place in order.tolist() if confusions.flat[place]]
+
+
+def worst_classes(matrix: np.ndarray) -> np.ndarray:
+    """The classes that are confused most often, int `[at most 24]`, similar ones side by side."""
+    from scipy.cluster.hierarchy import leaves_list, linkage
+    from scipy.spatial.distance import squareform
+
+    confusions = matrix + matrix.T
+    np.fill_diagonal(confusions, 0)
+    order = np.argsort(-confusions, axis=None, kind="stable")[: 4 * WORST_CLASSES**2]
+    ends = np.stack(np.unravel_index(order, matrix.shape), axis=1).ravel()
+    chosen = np.array(list(dict.fromkeys(ends.tolist()))[:WORST_CLASSES])
+    near = confusions[np.ix_(chosen, chosen)].astype(np.float64)
+    distances = squareform(1 / (1 + near), checks=False)
+    return chosen[leaves_list(linkage(distances, "average", optimal_ordering=True))]
+
+
+def confusion_matrix_plot(
+    matrix: np.ndarray, class_names: Sequence[str], totals: np.ndarray | None = None
+) -> Figure:
+    """Counts of (true class, predicted class), int `[classes, classes]`; the colours are shares of
+    the true class, of which there are `totals` `[classes]`, by default the sums of the rows. The
+    figure grows with the classes; it shows the counts of up to 30 of them.
+    """
+    from matplotlib.figure import Figure
+
+    classes = len(class_names)
+    with_counts = classes <= MOST_CLASSES_WITH_COUNTS
+    cell = 0.4 if with_counts else 0.17  # inches: four digits, or one line of small type
+    font = 8 if with_counts else 6
+    names = [shortened(name, 24) for name in class_names]
+    margin = 1.2 + 0.012 * font * max(map(len, names))  # the labels, and the bar of colours
+    side = max(3.2, cell * classes + margin)
+    figure = Figure(figsize=(side + 0.9, side), dpi=144, layout="constrained")
+    axes = figure.subplots()
+    shares = _shares(matrix, totals)
+    scale = _draw_shares(figure, axes, shares)
+    _class_ticks(axes, names, font, slanted=with_counts)
+    if with_counts:
+        for row, column in zip(*np.nonzero(matrix), strict=True):
+            colour = "white" if scale(shares[row, column]) > 0.6 else "black"
+            text: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": font}
+            axes.text(column, row, f"{matrix[row, column]}", **text, color=colour)
+    return figure
+
+
+def overview_plot(matrix: np.ndarray) -> Figure:
+    """The shares of `confusion_matrix_plot` in a picture of one size, without names and counts.
+
+    Of more than 500 classes each cell has the largest share of several.
+    """
+    from matplotlib.figure import Figure
+
+    shares, classes = _shares(matrix, None), len(matrix)
+    starts = np.arange(0, classes, -(-classes // MOST_CELLS))
+    for axis in (0, 1):
+        shares = np.maximum.reduceat(shares, starts, axis=axis)
+    figure = Figure(figsize=(8.4, 7.5), dpi=144, layout="constrained")
+    axes = figure.subplots()
+    _draw_shares(figure, axes, shares, extent=(0.5, classes + 0.5, classes + 0.5, 0.5))
+    axes.set_xlabel("predicted class, by its number")
+    axes.set_ylabel("true class, by its number")
+    return figure
+
+
+def _shares(matrix: np.ndarray, totals: np.ndarray | None) -> np.ndarray:
+    """Counts as shares of the true class, float64 `[classes, classes]`."""
+    totals = matrix.sum(axis=1) if totals is None else totals
+    return matrix / np.maximum(totals, 1)[:, None]
+
+
+def _draw_shares(figure: Figure, axes: Axes, shares: np.ndarray, **how: Any) -> PowerNorm:
+    """Draw shares and the bar of their colours, and return the scale."""
+    from matplotlib.colors import PowerNorm
+
+    # By the square root: a hundredth of a class, once confused, is to be seen.
+    scale = PowerNorm(0.5, vmin=0, vmax=1)
+    picture = axes.imshow(shares, cmap="Blues", norm=scale, **how)
+    bar = figure.colorbar(picture, ax=axes, shrink=0.6, pad=0.02)
+    bar.set_ticks([0, 0.01, 0.05, 0.2, 0.5, 1])
+    bar.set_label("share of the true class", fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+    bar.outline.set_visible(False)
+    return scale
+
+
+def _class_ticks(axes: Axes, names: Sequence[str], font: int, slanted: bool) -> None:
+    """Label both axes with the classes, and draw lines between their cells."""
+    ticks = np.arange(len(names))
+    # Slanted names need room between them; upright ones fit over any column.
+    slant: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    if not slanted:
+        slant = {"rotation": 90}
+    elif max(map(len, names)) <= 3:
+        slant = {}
+    axes.set_xticks(ticks, names, fontsize=font, **slant, **VERBATIM)
+    axes.set_yticks(ticks, names, fontsize=font, **VERBATIM)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    # Lines between the cells, drawn as a grid of minor ticks.
+    axes.set_xticks(ticks[1:] - 0.5, minor=True)
+    axes.set_yticks(ticks[1:] - 0.5, minor=True)
+    axes.grid(which="minor", color="#EEEEEE", linewidth=0.6)
+    axes.tick_params(which="minor", length=0)
+
+
+def confusions_plot(
+    images: np.ndarray,
+    labels: np.ndarray,
+    predictions: np.ndarray,
+    pairs: Sequence[tuple[int, int]],
+    class_names: Sequence[str],
+) -> Figure:
+    """Draw a row for each of the first 6 pairs (true class, predicted class).
+
+    Mistaken examples of the true class are on the left, examples of the other one on the right.
+    Images are uint8 `[examples, height, width, channels]`, of which few are read; labels and
+    predictions int `[examples]`.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    shown = pairs[:CONFUSED_ROWS]
+    size = (1.6 * 2 * CONFUSED_COLUMNS + 0.4, 1.9 * len(shown))
+    layout = ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.04)
+    figure = Figure(figsize=size, dpi=144, layout=layout)
+    rows: Any = figure.subfigures(len(shown), 1, squeeze=False)
+    for row, (true, predicted) in zip(rows.ravel(), shown, strict=True):
+        left = np.flatnonzero((labels == true) & (predictions == predicted))
+        of_other = np.flatnonzero(labels == predicted)
+        # Those that were recognised first: a label may be wrong.
+        right = of_other[np.argsort(predictions[of_other] != predicted, kind="stable")]
+        taken, other = shortened(class_names[true], 28), shortened(class_names[predicted], 34)
+        halves = zip(row.subfigures(1, 2), (left, right), (f"{taken}, taken for", other))
+        for half, chosen, title in halves:
+            half.suptitle(title, fontsize=9, **VERBATIM)
+            for axes, place in zip(half.subplots(1, CONFUSED_COLUMNS), range(len(images))):
+                axes.set_axis_off()
+                if place < len(chosen):
+                    show_image(axes, images[chosen[place]])
+    return figure
