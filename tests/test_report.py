@@ -359,7 +359,9 @@ def test_what_data_calls_things_is_no_formula_in_figures():
         confusion.confusion_matrix_plot(np.array([[1, 1], [1, 1]]), odd),
         class_predictions.mistakes_plot(pixels, labels, said, np.ones(4), odd),
         confusion.confusions_plot(pixels, labels, said, [(0, 1), (1, 0)], odd),
-        predictions_plot([predicted], SimpleNamespace(titled=lambda index: (pixels[0], odd[0]))),
+        predictions_plot(
+            [predicted], SimpleNamespace(titled=lambda index: (pixels[0], odd[0])), {}
+        ),
         estimates_plot(shares[0], shares[1], odd[0], 0.5),
         named_pixels_plot(np.zeros((4, 4, 3), np.uint8), np.array([[0, 1]]), odd),
         discarded_plot(pixels, np.zeros(4, int), odd[:1], np.zeros(4)),

@@ -34,7 +34,7 @@ from cnn_research.data.images import (
 from cnn_research.data.prepare.files import files_below
 from cnn_research.ops.batching import apply_in_batches
 from cnn_research.report.markdown import markdown_table
-from cnn_research.report.names import shortened
+from cnn_research.report.names import in_picture, numbers_of, shortened
 from cnn_research.report.plots import GREY, VERBATIM, blank_grid, show_image
 from cnn_research.tasks.decode import Answer, answers_of
 from cnn_research.train.config import Training
@@ -66,7 +66,9 @@ def predict_images(
         if not predictions:
             raise UserError(f"{source}: no image could be read")
         _write_table(partial / "predictions.csv", predictions)
-        predictions_plot(predictions[:SHOWN], nearest).savefig(partial / "predictions.png")
+        numbers = numbers_of(model.class_names)
+        figure = predictions_plot(predictions[:SHOWN], nearest, numbers)
+        figure.savefig(partial / "predictions.png")
     heads = list(predictions[0].answers)
     cells = [
         [Path(each.file).name, *(_with_others(each.answers[head]) for head in heads)]
@@ -75,6 +77,9 @@ def predict_images(
     print(markdown_table(["image", *heads], cells))
     if len(predictions) > SHOWN:
         print(f"... and {len(predictions) - SHOWN:,} more")
+    if numbers:
+        named = ", ".join(f"{number} for {name}" for name, number in numbers.items())
+        print(f"In predictions.png stands {named}.")
     print(f"{len(predictions):,} images: {workdir / FOLDER / 'predictions.jsonl'}, .csv and .png")
     return Result(workdir, int(model.state.step), {})
 
@@ -278,12 +283,18 @@ def _write_table(file: Path, predictions: Sequence[Prediction]) -> None:
     pandas.DataFrame(rows).to_csv(file, index=False, lineterminator="\n")
 
 
-def predictions_plot(predictions: Sequence[Prediction], nearest: Nearest | None) -> Figure:
-    """Draw rows of an image, its answer (a line per head), and its nearest training images."""
+def predictions_plot(
+    predictions: Sequence[Prediction], nearest: Nearest | None, numbers: Mapping[str, str]
+) -> Figure:
+    """Draw rows of an image, its answer (a line per head), and its nearest training images.
+
+    `numbers` stand for names of classes, as of `numbers_of`.
+    """
     titles = []
     for each in predictions:
-        wrapped = [line for a in each.answers.values() for line in textwrap.wrap(a.text, 24)]
-        titles.append("\n".join([shortened(Path(each.file).name, 22), *wrapped]))
+        texts = [in_picture(answer.text, numbers) for answer in each.answers.values()]
+        wrapped = [line for text in texts for line in textwrap.wrap(text, 24)]
+        titles.append("\n".join([in_picture(shortened(Path(each.file).name, 22)), *wrapped]))
     lines = max(title.count("\n") + 1 for title in titles)
     columns = min(6, len(predictions)) if nearest is None else 1 + len(predictions[0].nearest)
     rows = -(-len(predictions) // columns) if nearest is None else len(predictions)
@@ -299,5 +310,7 @@ def predictions_plot(predictions: Sequence[Prediction], nearest: Nearest | None)
             for axes, index in zip(row[1:], each.nearest, strict=True):
                 image, title = nearest.titled(int(index))
                 show_image(axes, image)
-                axes.set_title(title, fontsize=7, linespacing=1.3, color=GREY, **VERBATIM)
+                axes.set_title(
+                    in_picture(title, numbers), fontsize=7, linespacing=1.3, color=GREY, **VERBATIM
+                )
     return figure

@@ -18,6 +18,7 @@ from cnn_research.report.change_log import (
     write_log_as_xlsx,
 )
 from cnn_research.report.html import HTML
+from cnn_research.report.label_errors import merged, write_ranking
 from cnn_research.report.runs import (
     Group,
     as_markdown,
@@ -53,8 +54,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "each config changes against the first run's, and its results; or FILE.json: the figures "
         "of runs of one config with all that it takes to repeat them",
     )
+    parser.add_argument(
+        "--labels",
+        type=Path,
+        metavar="FILE.csv",
+        help="write the rankings of labels that may be wrong of all these runs as one: of k folds "
+        "it ranks every image by a network that was not trained on it",
+    )
     options = parser.parse_args(arguments)
+    if options.labels is not None:
+        return run_command(lambda _: _rank_labels(options.runs, options.labels))
     return run_command(lambda _: _compare(options.runs, options.output))
+
+
+def _rank_labels(folders: Sequence[Path], output: Path) -> None:
+    ranked = merged([run for folder in folders for run in run_folders(folder)])
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_ranking(ranked, output)
+    print(f"{len(ranked):,} labels, those first that are most likely wrong: {output}")
 
 
 def _compare(folders: Sequence[Path], output: Path | None) -> None:

@@ -7,7 +7,7 @@ import itertools
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from cnn_research.report.markdown import markdown_table
 
@@ -47,8 +47,26 @@ def pictured(names: Sequence[str], length: int) -> list[str]:
 
 def legend(names: Sequence[str], shown: Sequence[str]) -> str:
     """A Markdown table of the names that pictures show otherwise; "" where there is none."""
-    rows = [(s, name) for s, name in zip(shown, names, strict=True) if s != name]
-    return markdown_table(("in pictures", "class"), rows) if rows else ""
+    classes = enumerate(zip(shown, names, strict=True), 1)
+    rows = [(str(number), s, name) for number, (s, name) in classes if s != name]
+    return markdown_table(("number", "in pictures", "class"), rows) if rows else ""
+
+
+def numbers_of(class_names: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """`#7` for the seventh class of a head, by its name, for names that pictures cannot show."""
+    return {
+        name: f"#{number}"
+        for names in class_names.values()
+        for number, name in enumerate(names, 1)
+        if not can_be_drawn(name)
+    }
+
+
+def in_picture(text: str, numbers: Mapping[str, str] | None = None) -> str:
+    """A text for a picture: with the `numbers_of` names, and `?` for other such characters."""
+    for name, number in sorted((numbers or {}).items(), key=lambda pair: -len(pair[0])):
+        text = text.replace(name, number)
+    return "".join(c if c == "\n" or can_be_drawn(c) else "?" for c in text)
 
 
 def can_be_drawn(text: str) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cnn_research.core.metrics import Direction, best, direction_of
-from cnn_research.report.names import shortened
+from cnn_research.report.names import in_picture, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -183,7 +183,7 @@ def compared_curves(
                 **style,
                 marker="o" if len(values) == 1 else "",
                 linewidth=1.8,
-                label=shortened(group, 70) if named else "others",
+                label=in_picture(shortened(group, 70)) if named else "others",
             )
             lowest, highest = map(min, values.values()), map(max, values.values())
             shade: dict[str, Any] = {"alpha": 0.2, "linewidth": 0}
@@ -232,7 +232,9 @@ def _titled(name: str) -> str:
 def _epoch_axes(axes: Axes, title: str, pad: float = 6) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", pad=pad, **VERBATIM)
+    axes.set_title(
+        in_picture(title), loc="left", fontsize=11, fontweight="bold", pad=pad, **VERBATIM
+    )
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     plain_axes(axes)

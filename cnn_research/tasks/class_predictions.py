@@ -107,7 +107,7 @@ class ClassPredictions(Predictions):
             return f"{text}."
         commonest = int(self.training_counts.argmax())
         guessed = float((labels == commonest).mean())
-        name = shortened(self.class_names[commonest], LONGEST_NAME)
+        name = short_names(self.class_names, LONGEST_NAME)[commonest]
         text += f", against {guessed:.1%} by always answering '{name}', the commonest in training"
         if found is not None and found[0] <= guessed:
             text += ": as far as these images show, it is no better than that"

@@ -16,6 +16,7 @@ from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.data.dataset import Dataset
 from cnn_research.report.interval import interval, units_of
+from cnn_research.report.names import in_picture
 from cnn_research.report.page import Predictions
 from cnn_research.report.pictures import Shown, pictures_table
 from cnn_research.report.plots import GREY, SERIES, VERBATIM, image_grid, no_mistakes, saved
@@ -239,7 +240,7 @@ def estimates_plot(
     dashed: dict[str, Any] = {"color": SERIES[1], "linestyle": "--", "linewidth": 1.2}
     axes.axhline(training_mean, **dashed, label="training mean")
     axes.set(xlim=limits, ylim=limits, aspect="equal")
-    spread = " (points spread sideways)" if whole else ""
+    spread, name = " (points spread sideways)" if whole else "", in_picture(name)
     axes.set_xlabel(f"true {name}{spread}", **VERBATIM)
     axes.set_ylabel(f"estimated {name}", **VERBATIM)
     for axis in (axes.xaxis, axes.yaxis):

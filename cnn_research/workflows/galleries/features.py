@@ -26,6 +26,7 @@ from cnn_research.models.layer_outputs import (
     top_activating_images,
 )
 from cnn_research.report.markdown import markdown_table
+from cnn_research.report.names import in_picture, legend, numbers_of
 from cnn_research.tasks.decode import answers_of
 from cnn_research.workflows.galleries.feature_pictures import cams_figure, layer_figure, maps_figure
 from cnn_research.workflows.galleries.gallery import gallery_page
@@ -81,9 +82,12 @@ def draw(experiment: Features, workdir: Path) -> Result:
     split = shown_split(experiment, dataset)
     head = model.experiment.task.heads[0]
 
+    numbers = numbers_of({head: model.class_names.get(head, ())})
+
     def label(index: int) -> str:
         value = dataset.label(split, head, index)
-        return f"{value:.4g}" if isinstance(value, float) else value or "unknown"
+        text = f"{value:.4g}" if isinstance(value, float) else value or "unknown"
+        return in_picture(text, numbers)
 
     # All that may be wrong with the fields is found before the page is begun.
     found = layers(model.experiment.model, model.host_variables, model.image_shape)
@@ -103,6 +107,8 @@ def draw(experiment: Features, workdir: Path) -> Result:
             f"The run {experiment.run} at step {step:,}; images of the {experiment.split} split. A "
             "convolution's map is its output before normalisation and activation."
         )
+        if numbers:
+            page.text(legend(class_names, [numbers.get(name, name) for name in class_names]))
         page.text("## Feature maps")
         page.text(layers_table(convolutions, chosen))
         image = split.images[experiment.example]
@@ -228,8 +234,9 @@ def _grad_cam(
         variables, images, targets
     )
     answers = answers_of(model.heads, outputs)
-    predicted = [f"predicted: {answer[head].text}" for answer in answers]
-    title = f"Grad-CAM for {explained}"
+    numbers = numbers_of({head: classes})
+    predicted = [f"predicted: {in_picture(answer[head].text, numbers)}" for answer in answers]
+    title = f"Grad-CAM for {in_picture(explained, numbers)}"
     at = f"at the output of {layer.path}, {layer.shape[0]}x{layer.shape[1]}x{layer.shape[2]}"
     page.text("## Grad-CAM")
     page.picture(
