@@ -461,7 +461,7 @@ def test_a_folder_without_images_is_no_class(tmp_path):
     (tmp_path / "labels" / "0.txt").write_text("0 0.5 0.5 1 1")
     plan = plan_folder(tmp_path, "fruit")
     assert plan.class_names == {"label": ("a", "b")} and len(plan.records) == 4
-    assert plan.notes["folders_without_images"] == 1
+    assert plan.left_out == {"folders without images": {"count": 1, "first": ["labels"]}}
     shutil.rmtree(tmp_path / "b")
     with pytest.raises(UserError, match="one class only, 'a'"):
         plan_folder(tmp_path, "fruit")
@@ -473,7 +473,7 @@ def test_classes_of_files_without_endings(tmp_path):
         file.rename(file.with_suffix(""))
     plan = plan_folder(tmp_path, "fruit")
     assert plan.class_names == {"label": ("a", "b")}
-    assert plan.notes["folders_without_images"] == 0
+    assert not plan.left_out
 
 
 def test_names_that_are_not_utf8(tmp_path):
@@ -652,7 +652,7 @@ def test_rare_labels_can_count_as_not_known(tmp_path):
     assert 1 in dataset.splits["train"].labels["colour"], "a single image is trained on"
     dataset = ImageTable(str(table), image="file", label=("colour",), min_examples=2).load()
     assert dataset.class_names == {"colour": ("blue", "red")}
-    assert dataset.provenance["rows_without_any_label"] == 8
+    assert dataset.provenance["left_out"]["rows without any label"]["count"] == 8
 
 
 def test_table_errors(tmp_path):
@@ -753,7 +753,7 @@ def test_rows_and_target_of_a_table(tmp_path):
                     known = {"": MISSING, **{name: i for i, name in enumerate(classes)}}
                     assert part.labels[head][at] == known.get(row[head], other), (name, head)
         provenance = dataset.provenance
-        assert provenance["rows_not_asked_for"] == 4
+        assert provenance["left_out"]["rows not asked for"]["count"] == 4
         pair = ["images/4.png", "images/36.png"]
         assert provenance["left_out_of_target"] == {"images": 1, "first": [pair]}
         counts = {"type": 1, "brand": 1}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import os
+import re
 import unicodedata
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -23,6 +25,7 @@ ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".
 RARE_ENDINGS = (
     *(".jfif", ".jpe", ".apng", ".avif", ".heic", ".heif", ".jp2", ".j2k", ".jxl"),
     *(".tga", ".dib", ".pbm", ".pnm", ".pcx", ".dds", ".psd", ".ico"),
+    *(".svg", ".eps", ".exr", ".dcm", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf"),
 )
 """Further names of images, not all of which can be read."""
 _ALL_ENDINGS = frozenset((*ENDINGS, *RARE_ENDINGS))
@@ -37,6 +40,26 @@ FILL = (124, 116, 104)
 
 PROFILES = 16
 """Colour profiles whose conversion is kept for the next image: a camera's images have the same."""
+
+MOST_TEXT = 64 << 20
+"""Bytes of text, or of a colour profile, that a PNG may unpack into."""
+
+CONVERT = "convert it to JPEG or PNG"
+OTHER_FORMATS = {
+    rb".{4}ftyp(hei|hev|mif1|msf1)": ("HEIC, which phones save", CONVERT),
+    rb".{4}ftypcrx|II\x1a\0|FUJIFILMCCD|.{4}ftypjxl|\xff\x0a|.{4}JXL ": ("raw or JPEG XL", CONVERT),
+    rb".{4}ftyp|\x1aE\xdf\xa3|RIFF.{4}AVI ": ("a film", "save its frames as images"),
+    rb"(?i)\s*(<\?xml[^>]*>\s*|<!--.*?-->\s*|<!doctype svg[^>]*>\s*)*<svg": (
+        "SVG, a drawing",
+        CONVERT,
+    ),
+    rb"(?i)\s*(<!doctype html|<html)": ("a web page", "download the image itself"),
+    rb"version https://git-lfs": ("a pointer of Git LFS", "run `git lfs pull`"),
+    rb"%PDF": ("PDF", CONVERT),
+    rb".{128}DICM": ("DICOM", CONVERT),
+    rb"\x93NUMPY|\x89HDF|PK\x03\x04": ("an array or archive", "save each image as a file"),
+}
+"""Patterns of the first bytes of files that are not read, what such a file is, and what to do."""
 
 BITS, LARGEST, SAMPLE_FORMAT, SIGNED = 258, 281, 339, 2
 """Tags of TIFF: bits of a number, the largest number, and the kind of numbers, 2 with a sign."""
@@ -102,7 +125,7 @@ def decode(
     except BadImage:
         raise
     except UnidentifiedImageError as error:
-        raise BadImage(f"{shown} is not an image or is damaged") from error
+        raise BadImage(f"{shown} is {_other_format(file)}") from error
     except Exception as error:  # Pillow's plugins raise a dozen different ones
         raise BadImage(f"{shown} is not an image or is damaged ({error})") from error
     if image_size is None:
@@ -119,10 +142,22 @@ def open_image(file: Path | BinaryIO):  # type: ignore[no-untyped-def]
 
     Icons are refused: their images are decoded at once, before their size can be checked.
     """
-    from PIL import Image
+    from PIL import Image, PngImagePlugin
 
+    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = MOST_TEXT
     Image.init()
     return Image.open(file, formats=[name for name in Image.ID if name not in ("ICO", "ICNS")])
+
+
+def _other_format(file: Path | BinaryIO) -> str:
+    """What a file is that Pillow does not know, and what to do, by its first bytes."""
+    with open(file, "rb") if isinstance(file, Path) else contextlib.nullcontext(file) as opened:
+        opened.seek(0)
+        first = opened.read(1000)
+    for pattern, (what, advice) in OTHER_FORMATS.items():
+        if re.match(pattern, first, re.DOTALL):
+            return f"{what}, which is not read: {advice}"
+    return "not an image or is damaged"
 
 
 def resized(pixels: np.ndarray, image_size: tuple[int, int], fit: Fit = "stretch") -> np.ndarray:

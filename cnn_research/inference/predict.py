@@ -154,7 +154,7 @@ def image_files(source: str) -> list[Path]:
         ) from None
     if not path.is_dir():
         # Whoever names files by a pattern means all of them: `decode` says which are not images.
-        matches = [path] if path.exists() else map(Path, glob.glob(str(path), recursive=True))
+        matches = [path] if path.exists() else _matching(path)
         files = sorted(file for file in matches if file == path or file.is_file())
         if not files:
             raise UserError(f"--input={source}: there is no such file or folder")
@@ -171,6 +171,19 @@ def image_files(source: str) -> list[Path]:
     if others:
         print(f"{others:,} other files in {printable(source)} are skipped.")
     return images
+
+
+def _matching(pattern: Path) -> list[Path]:
+    """The paths that a pattern names; folders that are there, `my [new] photos`, are no patterns,
+    nor are brackets in names of files that are there."""
+    folder, *rest = pattern.parents[-1], *pattern.parts[len(pattern.anchor) > 0 :]
+    while len(rest) > 1 and (folder / rest[0]).is_dir():
+        folder /= rest.pop(0)
+    inner = "/".join(rest)
+    for each in (inner.replace("[", "[[]"), inner):
+        if found := glob.glob(each, root_dir=folder, recursive=True):
+            break
+    return [folder / name for name in found]
 
 
 def stems(files: Sequence[Path]) -> Iterator[str]:

@@ -18,13 +18,15 @@ def data_section(
 ) -> Iterator[str]:
     """The part in Markdown, from the `data` of run.json; nothing where that has no splits.
 
-    Numbers above 0 that sources note, such as `rows_without_any_label`, are shown by their names.
+    Numbers above 0 that sources note, such as `files_of_the_same_name`, are shown by their names.
     `unlabelled` is the number of images without a label, by what lacks it. Writes `skipped.txt` to
     `folder` if files were skipped.
     """
     if "examples" not in data:
         return
     yield "## Data"
+    if "understood" in data:
+        yield f"```\n{data['understood']}\n```"
     drawn, given = data.get("drawn_from_train", {}), data.get("given_by_the_source", ())
     rows = []
     for split, count in data["examples"].items():
@@ -49,6 +51,8 @@ def data_section(
 def _left_out(data: Mapping[str, Any], unlabelled: Mapping[str, int]) -> Iterator[str]:
     if data.get("skipped"):
         yield f"left out, files that could not be used: {len(data['skipped']):,}"
+    for reason, found in data.get("left_out", {}).items():
+        yield f"left out, {reason}: {found['count']:,}, the first {found['first'][0]}"
     for name, value in data.items():
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             yield f"{name.replace('_', ' ')}: {value:,}"

@@ -17,8 +17,11 @@ from cnn_research.core.progress import Tally
 from cnn_research.data.dataset import Examples
 from cnn_research.data.images import BadImage
 from cnn_research.data.prepare.files import Plan, Record
+from cnn_research.data.prepare.understood import labels_of
 
 CHUNK = 256
+DARK = 64
+"""A set is dark in which no pixel is as bright: 14 bits in files of 16 are."""
 
 
 def decode_plan(
@@ -31,23 +34,25 @@ def decode_plan(
 
     Raises:
         BadImage: an image cannot be used, and `on_bad_image` is `stop`.
-        UserError: no image of a split can be used.
+        UserError: no image of a split or of a class can be used.
     """
     usable: list[Record] = []
-    bad: list[tuple[str, str]] = []
+    bad: list[tuple[Record, str]] = []
+    brightest = 0
     with open(scratch / "images", "wb") as file:  # a full disk is an error here, and not in a map
         for record, image in _decoded(plan.records, pixels):
             if not isinstance(image, BadImage):
                 file.write(image.data)
                 usable.append(record)
                 shape = image.shape
+                brightest = max(brightest, int(image.max()))
             elif on_bad_image == "stop":
                 raise BadImage(
                     f"{image}; with --on-bad-image=skip (in a training "
                     "--data.on-bad-image=skip) such images are counted and left out"
                 )
             else:
-                bad.append((record.split, str(image)))
+                bad.append((record, str(image)))
     _report(plan, usable, bad)
     examples = Examples(
         images=np.memmap(file.name, np.uint8, "r", shape=(len(usable), *shape)),
@@ -65,7 +70,8 @@ def decode_plan(
     folders = {record.path.removesuffix(record.name) for record in usable}
     # Where the names begin, for links to the files.
     home = {"folder": folders.pop()} if len(folders) == 1 else {}
-    return examples, {"skipped": [error for _, error in bad], **plan.notes, **home}
+    facts = {"skipped": [error for _, error in bad], "left_out": plan.left_out, **plan.notes}
+    return examples, {**facts, **home, **_dark(brightest)}
 
 
 def _decoded(
@@ -92,15 +98,41 @@ def _decoded(
             tally.advance(len(chunk))
 
 
-def _report(plan: Plan, usable: Sequence[Record], bad: Sequence[tuple[str, str]]) -> None:
-    """Log what was left out, (split, error) each; an error if nothing is left of a split."""
-    for split in {split for split, _ in bad} - {record.split for record in usable}:
-        errors = [error for of, error in bad if of == split]
-        raise UserError(
-            f"none of the {len(errors):,} images of the split '{split}' can be used; the first: "
-            f"{errors[0]}: replace them, or leave the split out"
-        )
-    if left_out := plan.notes.get("folders_without_images"):
-        logging.warning("left out %d folders in which no file is named as an image", left_out)
+def _report(plan: Plan, usable: Sequence[Record], bad: Sequence[tuple[Record, str]]) -> None:
+    """Log what was left out, with the reasons; an error if nothing is left of a split or class."""
+    for what, key in _parts(plan):
+        left = {part for record in usable for part in key(record)}
+        lost = [(part, error) for record, error in bad for part in key(record) if part not in left]
+        for first, error in lost[:1]:
+            count = sum(part == first for part, _ in lost)
+            raise UserError(
+                f"none of the {count:,} images of the {what} '{first}' can be used; the first: "
+                f"{error}: replace them, or leave the {what} out"
+            )
     if bad:
         logging.warning("left out %d bad images: %s, ...", len(bad), bad[0][1])
+
+
+def _parts(plan: Plan) -> Iterator[tuple[str, Callable[[Record], Sequence[str]]]]:
+    """The kinds of parts of a plan that must not be empty, and the names of those that an image is
+    of."""
+    yield "split", lambda record: [record.split]
+    for head, names in plan.class_names.items():
+
+        def classes(record: Record, head: str = head, names: Sequence[str] = names) -> list[str]:
+            return [names[label] for label in labels_of(record, head) if label >= 0]
+
+        yield "class", classes
+
+
+def _dark(brightest: int) -> dict[str, int]:
+    """Warn of images that are all nearly black, as are those of fewer bits than their files have
+    room for; also return it for the provenance."""
+    if brightest >= DARK:
+        return {}
+    logging.warning(
+        "the brightest pixel of all images is %d of 255: if their numbers have %d bits, in files "
+        "of 16 that do not say so, multiply them by %d",
+        *(brightest, 8 + brightest.bit_length(), 2 ** (8 - brightest.bit_length())),
+    )
+    return {"brightest_pixel": brightest}

@@ -33,6 +33,15 @@ SPREADSHEETS = (".xlsx", ".xlsm")
 TABLES = (".csv", ".tsv", *SPREADSHEETS)
 """The endings of tables."""
 
+SYSTEM_NAMES = frozenset(
+    {
+        *("@eadir", "#recycle", "#snapshot", "@recycle", "$recycle.bin", "lost+found"),
+        *("thumbs.db", "ehthumbs.db", "desktop.ini", "system volume information", "icon\r"),
+    }
+)
+"""Folders and files that systems, network drives and archives put beside one's own, in small
+letters."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Record:
@@ -55,13 +64,19 @@ class Record:
 class Plan:
     """Contents of a source, in a fixed order, before any image is opened.
 
-    `notes` are JSON values for the provenance; `numbers` are the heads of numbers.
+    Attributes:
+        notes: JSON values for the provenance.
+        numbers: the heads of numbers.
+        layout: how the folder or table was understood, in words.
+        left_out: what is no example, by why it is not: as of `understood.left_out`.
     """
 
     records: Sequence[Record]
     class_names: Mapping[str, tuple[str, ...]]
-    notes: Mapping[str, Any]
+    notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     numbers: Sequence[str] = ()
+    layout: str = ""
+    left_out: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @contextlib.contextmanager
@@ -108,6 +123,7 @@ def _unpack(path: Path, folder: Path) -> None:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as zipped:
             members = zipped.infolist()
+            _separate_folders(members)
             cache.require_space(sum(member.file_size for member in members), what)
             zipped.extractall(folder, counted(members, len(members)))
         return
@@ -117,8 +133,17 @@ def _unpack(path: Path, folder: Path) -> None:
         archive.extractall(folder, counted(archive, None), filter="data")
 
 
+def _separate_folders(members: Sequence[zipfile.ZipInfo]) -> None:
+    """Make backslashes separate folders, where a program for Windows wrote them for that."""
+    slashes = any("/" in member.filename for member in members)
+    for member in members:
+        if member.create_system == 0 or not slashes:
+            member.filename = member.filename.replace("\\", "/")
+
+
 def files_below(folder: Path) -> list[Path]:
-    """Every file below `folder` that is not hidden, sorted; broken links are included."""
+    """Every file below `folder` that is not hidden or a system's, sorted; broken links are
+    included."""
     return [folder / name for name in names_below(folder)]
 
 
@@ -136,7 +161,7 @@ def names_below(folder: Path) -> list[str]:
             entries = [e for e in scanned if not e.name.startswith((".", "__MACOSX"))]
         # The last is taken first.
         for entry in sorted(entries, key=lambda entry: entry.name, reverse=True):
-            if entry.name != "Thumbs.db":
+            if entry.name.lower() not in SYSTEM_NAMES:
                 pending.append(f"{name}{entry.name}{'/' * _is_folder(entry)}")
     return found
 

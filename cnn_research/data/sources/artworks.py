@@ -149,5 +149,5 @@ def _plan_flat(files: list[Path], shown: str) -> Plan:
             for path, artist in artists.items()
         ],
         class_names={"label": classes},
-        notes={},
+        layout="a file per painting, named after its artist",
     )

@@ -6,7 +6,8 @@ import dataclasses
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,7 +19,11 @@ from cnn_research.core.ranges import PositiveInt
 from cnn_research.data.dataset import UNKNOWN_CLASS, Examples
 from cnn_research.data.images import ENDINGS, decode, is_named_as_image, printable, resized, turned
 from cnn_research.data.prepare.files import SPLIT_FOLDERS, Plan, Record, names_below, stem_of
+from cnn_research.data.prepare.understood import left_out
 from cnn_research.data.sources.loading import ImageFiles, Origin, Share, from_scikit_learn
+
+UNLABELLED = frozenset(("pred", "predict", "prediction", "predictions", "unlabeled", "unlabelled"))
+"""Words in the names of folders whose images have no class, beside splits."""
 
 
 @register_config
@@ -93,9 +98,10 @@ class Photos(ImageFiles):
 def plan_folder(root: Path, shown: str, class_of: Callable[[str], str] = printable) -> Plan:
     """The records of `<split>/<class>/*` or `<class>/*` in `root`; errors name it `shown`.
 
-    A single folder around everything is looked through. Classes that only the split `target` has
-    are `UNKNOWN_CLASS`. `class_of` makes a class of a folder's name. Where files are named as
-    images, a folder without any, as of annotations, is not a class.
+    A single folder around everything is looked through, and a folder that stands twice,
+    `train/train/<class>/*`. Classes that only the split `target` has are `UNKNOWN_CLASS`.
+    `class_of` makes a class of a folder's name. Where files are named as images, a folder without
+    any, as of annotations, is not a class. Images of a split in no class folder are left out.
 
     Raises:
         UsageError: a table instead of a folder.
@@ -104,22 +110,19 @@ def plan_folder(root: Path, shown: str, class_of: Callable[[str], str] = printab
     """
     if root.is_file():
         raise UsageError(f"{shown} is a table, not a folder: use --experiment=image_table")
-    names = names_below(root)
-    while (wrapper := _wrapper(names)) is not None:
+    every = names_below(root)
+    names, images = every, [name for name in every if is_named_as_image(name)] or every
+    while (wrapper := _wrapper(images)) is not None:
         root = root / wrapper
         inside = f"{wrapper}/"
-        names = [name.removeprefix(inside) for name in names if name.startswith(inside)]
-    tops = {name.partition("/")[0] for name in names if "/" in name}
-    splits = {top: SPLIT_FOLDERS[top.lower()] for top in tops if top.lower() in SPLIT_FOLDERS}
-    # A class may be called 'train', beside 'bus' and 'tram': alone it is not a split.
-    has_splits = "train" in splits.values() and (len(set(splits.values())) > 1 or len(tops) == 1)
-    if has_splits and tops - splits.keys():
-        raise UserError(
-            f"{shown} has split folders ({', '.join(sorted(splits))}) and others beside them "
-            f"({printable(sorted(tops - splits.keys())[0])}): move the others elsewhere"
+        names, images = (
+            [name.removeprefix(inside) for name in each if name.startswith(inside)]
+            for each in (names, images)
         )
-    depth = 1 if has_splits else 0
-    kept = [name for name in names if name.count("/") > depth]
+    seen = _seen_through(names, images)
+    splits = _split_folders([seen[name] for name in images], shown)
+    depth = 1 if splits else 0
+    kept = {name: as_if for name, as_if in seen.items() if as_if.count("/") > depth}
     if not kept:
         raise UserError(
             f"{shown} has no folders of images: it needs one per class, as <class>/* or "
@@ -127,44 +130,118 @@ def plan_folder(root: Path, shown: str, class_of: Callable[[str], str] = printab
         )
     class_of = functools.cache(class_of)  # there are few folders and many files
     found = []
-    for name in kept:
-        top, inner, *_ = name.split("/", 2)
-        split, folder = (splits[top], inner) if has_splits else ("train", top)
+    for name, as_if in kept.items():
+        top, inner, *_ = as_if.split("/", 2)
+        split, folder = (splits[top], inner) if splits else ("train", top)
         found.append((name, split, class_of(folder)))
-    all_classes = {of for _, _, of in found}
-    images = [item for item in found if is_named_as_image(item[0])] or found
-    with_images = {of for _, _, of in images}
+    images_kept = kept.keys() & images
+    with_images = {of for name, _, of in found if name in images_kept}
+    without = {of for _, _, of in found} - with_images
+    labels = {of: {"label": UNKNOWN_CLASS} for of in with_images}
     found = [item for item in found if item[2] in with_images]
-    if not has_splits:
-        _check_for_unknown_splits([name for name, _, _ in images], shown)
+    if "train" not in {split for _, split, _ in found}:
+        raise UserError(f"{shown}: the split 'train' has no folder of images for each class")
     classes = class_names((of for _, split, of in found if split != "target"), shown)
-    labels = {of: {"label": UNKNOWN_CLASS} for of in all_classes}
     labels |= {of: {"label": at} for at, of in enumerate(classes)}
+    tops = ", ".join(f"{printable(top)} ({split})" for top, split in sorted(splits.items()))
     return Plan(
         records=[
             Record(f"{root}/{name}", printable(name), split, labels[of])
             for name, split, of in found
         ],
         class_names={"label": classes},
-        notes={
-            "files_outside_class_folders": len(names) - len(kept),
-            "folders_without_images": len(all_classes - with_images),
-        },
+        layout=f"splits {tops}, with a folder per class" if splits else "a folder per class",
+        left_out=left_out(
+            images_in_no_class_folder=sorted(map(printable, set(images) - images_kept)),
+            folders_without_images=sorted(without),
+        ),
     )
 
 
-def _check_for_unknown_splits(names: Sequence[str], shown: str) -> None:
-    """An error where the folders at the top all have the same folders in them, two or more."""
-    below: dict[str, set[str]] = {}
+def _seen_through(names: Sequence[str], images: Sequence[str]) -> dict[str, str]:
+    """Each name, and the name as if no folder at the top stood twice: `train/train/cat/1.jpg` is
+    `train/cat/1.jpg`, if all images of `train` are in `train/train`."""
+
+    def is_twice(as_if: str) -> bool:
+        top, *rest = as_if.split("/", 2)
+        return len(rest) == 2 and rest[0].lower() == top.lower()
+
+    seen = {name: name for name in names}
+    while True:
+        tops = {top: True for name in images if (top := seen[name].partition("/")[0])}
+        for name in images:
+            tops[seen[name].partition("/")[0]] &= is_twice(seen[name])
+        if not any(tops.values()):
+            return seen
+        for name, as_if in seen.items():
+            top, _, rest = as_if.partition("/")
+            if tops.get(top) and is_twice(as_if):
+                seen[name] = f"{top}/{rest.partition('/')[2]}"
+
+
+def _split_folders(names: Iterable[str], shown: str) -> dict[str, str]:
+    """The folders at the top that are splits, of images with these names, and which; none where
+    they are classes.
+
+    Names such as `seg_train` count if each has folders that the one of training has, too. A folder
+    of images without labels, as `pred`, may be beside them.
+    """
+    inner: dict[str, set[str]] = {}  # "" for images that are in no further folder
     for name in names:
-        if name.count("/") < 2:
-            return
-        top, inner, _ = name.split("/", 2)
-        below.setdefault(top, set()).add(inner)
+        top, *rest = name.split("/", 2)
+        if rest:
+            inner.setdefault(top, set()).add(rest[0] if len(rest) == 2 else "")
+    exact = {top: SPLIT_FOLDERS[top.lower()] for top in inner if top.lower() in SPLIT_FOLDERS}
+    # A class may be called 'train', beside 'bus' and 'tram': alone it is not a split.
+    if "train" in exact.values() and (len(set(exact.values())) > 1 or len(inner) == 1):
+        splits = exact
+    elif not (splits := _by_word(inner)):
+        _check_for_unknown_splits(inner, shown)
+        return {}
+    for other in sorted(inner.keys() - splits.keys()):
+        if inner[other] != {""} or not UNLABELLED & set(_words(other)):
+            raise UserError(
+                f"{shown} has split folders ({', '.join(sorted(splits))}) and others beside them "
+                f"({printable(other)}): move the others elsewhere"
+            )
+    return splits
+
+
+def _words(folder: str) -> list[str]:
+    return re.findall("[a-z]+", folder.lower())
+
+
+def _by_word(inner: Mapping[str, set[str]]) -> dict[str, str]:
+    """The folders whose names have the word of a split in them, `seg_train` and `seg_test`, if that
+    is what they are; by folder what is in it."""
+    splits = {}
+    for top, folders in inner.items():
+        found = {SPLIT_FOLDERS[word] for word in _words(top) if word in SPLIT_FOLDERS}
+        if len(found) == 1 and folders != {""}:
+            splits[top] = found.pop()
+    of = {split: inner[top] - {""} for top, split in splits.items()}
+    train = of.get("train", set())
+    clear = len(of) == len(splits) > 1 and all(len(each & train) > 1 for each in of.values())
+    return splits if clear else {}
+
+
+def _check_for_unknown_splits(inner: Mapping[str, set[str]], shown: str) -> None:
+    """An error where folders at the top all have the same folders in them, two or more."""
+    below = {top: folders for top, folders in inner.items() if "" not in folders}
+    if not below:
+        return
     first, *others = below.values()
-    if others and len(first) > 1 and all(inner == first for inner in others):
+    tops = printable(", ".join(sorted(below)))
+    every = set().union(*below.values())
+    known = {SPLIT_FOLDERS.get(folder.lower()) for folder in every}
+    if len(known) > 1 and {"train"} <= known and None not in known:
         raise UserError(
-            f"{shown} has the same folders in each of {printable(', '.join(sorted(below)))}, which "
+            f"{shown} has folders of splits ({', '.join(sorted(every))}) inside of each of {tops}: "
+            "put the classes inside of the splits instead, <split>/<class>/*"
+        )
+    if others and len(first) > 1 and all(folders == first for folders in others):
+        raise UserError(
+            f"{shown} has the same folders in each of {tops}, which "
             "look like splits with names that are not known: rename them to train, validation and "
             "test; or, if they are classes, move their images out of the inner folders"
         )
@@ -183,7 +260,10 @@ def plan_photos(root: Path, shown: str) -> Plan:
     return Plan(
         records=[Record(f"{root}/{name}", printable(name), "train", {}) for name in kept],
         class_names={},
-        notes={"other_files": len(names) - len(kept)},
+        layout="photographs without labels",
+        left_out=left_out(
+            files_that_are_not_named_as_images=sorted(map(printable, set(names) - set(kept)))
+        ),
     )
 
 

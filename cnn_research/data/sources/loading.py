@@ -34,6 +34,7 @@ from cnn_research.data.prepare.files import (
     stem_of,
 )
 from cnn_research.data.prepare.splits import assign
+from cnn_research.data.prepare.understood import say, understood
 
 Decoded = tuple[Examples, dict[str, Any]]
 """Examples before they are split, and JSON values for the provenance."""
@@ -316,8 +317,16 @@ class ImageFiles(Source):
         from cnn_research.data.prepare.decoding import decode_plan
 
         with opened(path) as root:
-            plan = self.plan(root, printable(path))
+            shown = printable(path)
+            plan = self.plan(root, shown)
+            text = understood(plan, shown)
+            say(text)
             self.check_space(len(plan.records))
             examples, facts = decode_plan(plan, self.pixels, self.on_bad_image, scratch)
         examples = dataclasses.replace(examples, by_name=self.by_name)
-        return examples, {"path": printable(path.name), "fingerprint": fingerprint(), **facts}
+        return examples, {
+            "path": printable(path.name),
+            "fingerprint": fingerprint(),
+            "understood": text,
+            **facts,
+        }

@@ -19,6 +19,8 @@ from cnn_research.core.errors import UsageError, UserError
 from cnn_research.data.dataset import MISSING, UNKNOWN_CLASS
 from cnn_research.data.images import ENDINGS, printable
 from cnn_research.data.prepare.files import SPLIT_FOLDERS, Plan, Record
+from cnn_research.data.prepare.tables import FORM
+from cnn_research.data.prepare.understood import left_out
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -161,10 +163,26 @@ def plan_rows(rows: DataFrame, shown: str, folder: Path, source: ImageTable) -> 
             strict=True,
         )
     ]
-    notes = {"rows_without_any_label": int((asked & ~labelled).sum())}
-    if source.rows or source.target:
-        notes["rows_not_asked_for"] = int((~asked).sum())
-    return Plan(records, classes, notes, tuple(source.number))
+    form = rows.attrs.get(FORM, "")
+    return Plan(
+        records,
+        classes,
+        numbers=tuple(source.number),
+        layout=(
+            f"{len(rows):,} rows, {form}, with the columns {', '.join(rows)}; images are named by "
+            f"{source.image}"
+        ),
+        left_out=left_out(
+            rows_without_any_label=_numbered(asked & ~labelled),
+            rows_that_name_no_image=_numbered(asked & labelled & ~named),
+            rows_not_asked_for=_numbered(~asked),
+        ),
+    )
+
+
+def _numbered(rows: np.ndarray) -> list[str]:
+    """The names of the rows that are chosen, bool `[rows]`."""
+    return [f"row {at + 1}" for at in np.flatnonzero(rows)]
 
 
 def check_columns(rows: DataFrame, shown: str, columns: Sequence[str]) -> None:

@@ -21,6 +21,7 @@ from cnn_research.core.errors import UserError
 from cnn_research.data.images import BadImage, open_image, printable, resized
 from cnn_research.data.prepare import cache
 from cnn_research.data.prepare.files import Record, existing, folders_state, is_table, opened
+from cnn_research.data.prepare.understood import say, understood
 from cnn_research.data.sources.loading import ImageFiles
 
 SAMPLE, DECODED = 200, 16
@@ -54,6 +55,7 @@ class Survey:
     width: int
     shapes: tuple[float, float]
     seconds: float = 0.0
+    understood: str = ""
     mirrored: tuple[int, int] = (0, 0)
 
     @property
@@ -71,6 +73,12 @@ def survey(source: ImageFiles) -> Survey:
     """
     path = existing(source.path)
     shown = printable(path)
+    found = _found(source, path, shown)
+    say(found.understood)  # what is known already was not said yet in this process
+    return found
+
+
+def _found(source: ImageFiles, path: Path, shown: str) -> Survey:
     defaults: dict[str, Any] = {
         f.name: f.default for f in dataclasses.fields(source) if f.name in NOT_LOOKED_AT
     }
@@ -101,9 +109,15 @@ def _of_files(source: ImageFiles, path: Path, state: tuple[object, ...]) -> Surv
 
 def _survey(source: ImageFiles, root: Path, shown: str) -> Survey:
     plan = source.plan(root, shown)
+    text = understood(plan, shown)
+    say(text)
     train = [record for record in plan.records if record.split == "train"]
     files = [record.path for record in train]
-    heights, widths = zip(*_sizes(_spread(files, SAMPLE), shown), strict=True)
+    sizes = _sizes(_spread(files, SAMPLE))
+    if not sizes:
+        source.pixels(Path(files[0]))  # raises the reason
+        raise UserError(f"{shown}: none of the files is a readable image")
+    heights, widths = zip(*sizes, strict=True)
     height, width = round(statistics.median(heights)), round(statistics.median(widths))
     compared = _spread(train, min(COMPARED, COMPARED_PIXELS // (height * width)))
     shapes = sorted(width / height for height, width in zip(heights, widths, strict=True))
@@ -121,11 +135,12 @@ def _survey(source: ImageFiles, root: Path, shown: str) -> Survey:
         width=width,
         shapes=(shapes[len(shapes) // 10], shapes[-1 - len(shapes) // 10]),
         seconds=_seconds(_spread(files, DECODED), source.pixels),
+        understood=text,
         mirrored=_mirrored(compared, bool(plan.class_names), source.pixels),
     )
 
 
-def _sizes(files: Sequence[str], shown: str) -> list[tuple[int, int]]:
+def _sizes(files: Sequence[str]) -> list[tuple[int, int]]:
     """Height and width of each file that is an image."""
     sizes = []
     for file in files:
@@ -136,8 +151,6 @@ def _sizes(files: Sequence[str], shown: str) -> list[tuple[int, int]]:
         except Exception:  # Pillow's plugins raise a dozen different ones
             continue
         sizes.append(size if on_its_side else (size[1], size[0]))
-    if not sizes:
-        raise UserError(f"{shown}: none of the files is a readable image")
     return sizes
 
 

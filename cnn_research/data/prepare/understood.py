@@ -1,0 +1,66 @@
+"""What a folder or table was read as, in a few lines, printed before anything is decoded."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from cnn_research.data.prepare.files import Plan, Record
+
+NAMED = 5
+"""Classes, and names of what is left out, that are named."""
+
+
+def left_out(**names: Sequence[str]) -> dict[str, Any]:
+    """What is left out as JSON: by the reason how many, and the first; without empty ones."""
+    return {
+        reason.replace("_", " "): {"count": len(found), "first": list(found[:NAMED])}
+        for reason, found in names.items()
+        if found
+    }
+
+
+def labels_of(record: Record, head: str) -> tuple[Any, ...]:
+    """The labels of a record: one, or several."""
+    label = record.labels[head]
+    return label if isinstance(label, tuple) else (label,)
+
+
+def understood(plan: Plan, shown: str) -> str:
+    """The layout of what is `shown`, its splits, classes and numbers, and what is left out."""
+    splits = Counter(record.split for record in plan.records)
+    images = ", ".join(f"{split} {count:,}" for split, count in splits.items())
+    lines = [f"{shown}: {plan.layout}" if plan.layout else shown]
+    lines.append(f"{len(plan.records):,} images: {images}")
+    lines += [f"{head}: {_classes(plan, head)}" for head in plan.class_names]
+    lines += [f"{head}: {_numbers(plan, head)}" for head in plan.numbers]
+    for reason, found in plan.left_out.items():
+        lines.append(f"left out: {found['count']:,} {reason}, the first {found['first'][0]}")
+    return "\n  ".join(lines)
+
+
+def _classes(plan: Plan, head: str) -> str:
+    names = plan.class_names[head]
+    counts = Counter(label for record in plan.records for label in labels_of(record, head))
+    sizes = [counts[at] for at in range(len(names))]
+    listed = ", ".join(f"{name} {n:,}" for name, n in zip(names[:NAMED], sizes, strict=False))
+    rest = f", ... (from {min(sizes):,} to {max(sizes):,})" if len(names) > NAMED else ""
+    unknown = sum(count for label, count in counts.items() if label < 0)
+    return f"{len(names):,} classes: {listed}{rest}" + f"; {unknown:,} not known" * bool(unknown)
+
+
+def _numbers(plan: Plan, head: str) -> str:
+    numbers = np.array([record.labels[head] for record in plan.records], float)
+    unknown = int(np.isnan(numbers).sum())
+    low, high = np.nanmin(numbers), np.nanmax(numbers)
+    return f"numbers from {low:.10g} to {high:.10g}" + f"; {unknown:,} not known" * bool(unknown)
+
+
+@functools.cache
+def say(text: str) -> None:
+    """Print a text, once in a process."""
+    print(text, flush=True)
