@@ -19,9 +19,11 @@ import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from PIL import Image
 
 import launch  # noqa: F401 (defines the flags)
 from cnn_research import __main__ as package
@@ -430,6 +432,36 @@ def test_a_command_ends_with_one_line_and_its_exit_code(words, code, part):
     assert ended.returncode == code
     assert ended.stdout == ""
     is_one_error(ended.stderr, part)
+
+
+@pytest.mark.parametrize("error", [AssertionError(), RuntimeError("Unable to open it")])
+def test_a_platform_that_is_not_there_is_one_line(error, command, monkeypatch, tmp_path):
+    def devices():
+        raise error
+
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setattr(jax, "devices", devices)
+    said = command(*TINY, f"--workdir={tmp_path / 'run'}")
+    assert said.code == 1
+    is_one_error(said.err, "JAX_PLATFORMS is 'cuda', and JAX finds no such device", str(error))
+
+
+def test_a_misspelt_platform_is_one_line_after_the_choices(tmp_path):
+    for kind in ("cat", "dog"):
+        (tmp_path / kind).mkdir()
+        for number in range(8):
+            colour = (30 * number, 99, 200 * (kind == "cat"))
+            Image.new("RGB", (80, 60), colour).save(tmp_path / kind / f"{number}.png")
+    words = ["--experiment=image_folder", f"--data.path={tmp_path}", "--pretrained=none"]
+    ended = subprocess.run(
+        [sys.executable, "launch.py", *words, f"--workdir={tmp_path / 'run'}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cudda", "TFDS_DATA_DIR": str(tmp_path / "home")},
+    )
+    assert ended.returncode == 1 and "Chosen from the data" in ended.stdout
+    is_one_error(ended.stderr, "JAX_PLATFORMS is 'cudda', and JAX finds no such device (")
 
 
 def test_list_as_a_command():

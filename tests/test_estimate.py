@@ -169,13 +169,16 @@ def test_doctor_in_a_checkout_that_is_not_installed(monkeypatch):
 
 
 def test_doctor_says_how_jax_fails(monkeypatch):
-    def broken():
+    def broken(*_):
         raise RuntimeError("")
 
-    monkeypatch.setattr(jax, "devices", broken)
-    assert list(doctor.devices()) == [
-        (doctor.BROKEN, "devices", "JAX does not compute (RuntimeError)")
-    ]
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    for function, said in (
+        ("jit", "JAX does not compute (RuntimeError)"),
+        ("devices", "JAX finds no device: check the installation"),
+    ):
+        monkeypatch.setattr(jax, function, broken)
+        assert list(doctor.devices()) == [(doctor.BROKEN, "devices", said)]
 
 
 @pytest.mark.parametrize("listed", [True, False])

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from cnn_research.core.errors import run_command
+from cnn_research.core.errors import UserError, run_command
 from cnn_research.core.files import free_bytes, nearest_existing
 
 MIN_MEMORY, MIN_DISK = 2e9, 5e9
@@ -150,8 +150,14 @@ def devices() -> Iterator[Finding]:
         import jax
         import jax.numpy as jnp
 
+        from cnn_research.core.distributed import start_devices
+
+        start_devices()
         found = jax.devices()
         right = float(jax.jit(lambda x: (x @ x).sum())(jnp.ones((64, 64)))) == 64.0**3
+    except UserError as error:
+        yield BROKEN, "devices", str(error)
+        return
     except Exception as error:  # whatever a driver may do
         yield BROKEN, "devices", f"JAX does not compute ({short(error)})"
         return

@@ -125,7 +125,10 @@ def with_suggestions(default: Experiment, words: list[str]) -> tuple[Experiment,
         # What learns, and how long, is chosen for named weights, too.
         of_weights = fields_of_weights(default, name)
         named |= {path for path in of_weights if not path.startswith("transfer.")}
-    suggestions = suggest(experiment, named, minutes)
+    from cnn_research import ops
+
+    with ops.use_formulation(ops.PLAIN):  # which asks for no device: networks are traced alone
+        suggestions = suggest(experiment, named, minutes)
     values = {path: suggestion.value for path, suggestion in suggestions.items()}
     experiment = _parsed(with_fields(experiment, values), words)
     reasons = {_as_typed(path, each.value): each.reason for path, each in suggestions.items()}

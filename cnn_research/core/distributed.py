@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cnn_research.core.errors import Interrupted, UsageError, UserError, print_error
+from cnn_research.core.errors import Interrupted, UsageError, UserError, one_line, print_error
 
 MIN_SHARD_SIZE = 2**14
 """Numbers in an array, below which dividing it among devices gains nothing."""
@@ -35,14 +35,15 @@ HEARTBEAT_TIMEOUT_SECONDS = 30
 
 @contextlib.contextmanager
 def initialize_distributed() -> Iterator[None]:
-    """Make one program of the processes that a launcher started; alone, change nothing.
+    """Make one program of the processes that a launcher started, and start JAX's devices.
 
     Before anything else asks JAX for devices. Where one of several processes fails, it ends here
     and at once with its exit code: the others would wait for it, and it for them. A `UsageError`
-    if they have no way to find each other.
+    if they have no way to find each other; a `UserError` if there are no devices.
     """
     options = launch_options()
     if options is None:
+        start_devices()
         yield
         return
     try:
@@ -53,6 +54,7 @@ def initialize_distributed() -> Iterator[None]:
             "JAX_NUM_PROCESSES and JAX_PROCESS_ID in each"
         ) from None
     try:
+        start_devices()
         yield
     except Interrupted:
         raise  # all processes are stopped together
@@ -65,6 +67,22 @@ def initialize_distributed() -> Iterator[None]:
     except Exception:
         traceback.print_exc()
         os._exit(1)
+
+
+def start_devices() -> None:
+    """Start JAX's devices; a `UserError` if it has none of the platform that is asked for."""
+    try:
+        jax.devices()
+    except Exception as error:  # whatever a driver may do; without a plugin, a bare assertion
+        reason = one_line(error).partition(" (set JAX_PLATFORMS")[0]
+        reason = f" ({reason[:200]})" if reason else ""
+        asked = os.environ.get("JAX_PLATFORMS")
+        if not asked:
+            raise UserError(f"JAX finds no device{reason}: check the installation") from error
+        raise UserError(
+            f"JAX_PLATFORMS is '{asked}', and JAX finds no such device{reason}: leave it out, or "
+            "install what JAX needs for it (for NVIDIA's, pip install -e '.[cuda]')"
+        ) from error
 
 
 def launch_options() -> dict[str, Any] | None:

@@ -19,6 +19,9 @@ from jax.interpreters import partial_eval
 from cnn_research import ops
 from cnn_research.models.layers import ImageTooSmall
 
+_KEY = jax.eval_shape(jax.random.key, 0)
+"""Shape of a key: tracing needs no more, and so starts no device."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
@@ -42,9 +45,7 @@ def cost(model: nn.Module, image_shape: tuple[int, int, int]) -> Cost:
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     with ops.use_formulation(ops.PLAIN):
         # One trace for all: tracing is what takes long.
-        program, (logits, variables) = jax.make_jaxpr(forward, return_shape=True)(
-            jax.random.key(0), images
-        )
+        program, (logits, variables) = jax.make_jaxpr(forward, return_shape=True)(_KEY, images)
     wanted = [True] * len(jax.tree.leaves(logits)) + [False] * len(jax.tree.leaves(variables))
     evaluated, _ = partial_eval.dce_jaxpr(program.jaxpr, wanted)
     return Cost(
@@ -80,7 +81,7 @@ def least_size(model: nn.Module, channels: int = 3) -> int:
     pixel = jax.ShapeDtypeStruct((1, 1, 1, channels), jnp.float32)
     try:
         with nn.intercept_methods(stop):
-            jax.eval_shape(model.init, jax.random.key(0), pixel)
+            jax.eval_shape(model.init, _KEY, pixel)
     except ImageTooSmall as error:
         return error.least
     except Reached:

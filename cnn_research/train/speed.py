@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -33,16 +34,16 @@ def step_flops(
     model: nn.Module, image_shape: tuple[int, int, int], freeze: Sequence[str] = ()
 ) -> int:
     """Operations of one image in a train step where the layers of these patterns are frozen."""
-    key = jax.random.key(0)
+    key = jax.eval_shape(jax.random.key, 0)
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    variables = jax.eval_shape(lambda x: model.init(key, x, train=False), images)
+    variables = jax.eval_shape(functools.partial(model.init, train=False), key, images)
     rest = {name: values for name, values in variables.items() if name != "params"}
 
-    def outputs(params, rest, images):
+    def outputs(params, rest, images, key):
         params = stopped(lambda path: matches(path, freeze), params)
         logits, _ = model.apply(
             {"params": params, **rest}, images, train=True, mutable=[*rest], rngs={"dropout": key}
         )
         return logits.sum()
 
-    return flops(jax.grad(outputs), variables["params"], rest, images)
+    return flops(jax.grad(outputs), variables["params"], rest, images, key)

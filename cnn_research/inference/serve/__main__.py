@@ -73,10 +73,12 @@ def serve(options: argparse.Namespace) -> None:
         raise UserError(
             f'{error.name} is missing, by which it is served: pip install -e ".[serve]"'
         ) from None
+    from cnn_research.core.distributed import start_devices
     from cnn_research.inference.exported import open_export
     from cnn_research.inference.serve.batching import compiled
     from cnn_research.inference.serve.limits import Connection, Limits
 
+    start_devices()
     network = open_export(options.export)
     app = application(
         network,
