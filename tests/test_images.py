@@ -179,6 +179,53 @@ def test_profiles_that_say_nothing_change_nothing(profile):
     np.testing.assert_array_equal(decode(file, None), COLOURS)
 
 
+# Transparency ------------------------------------------------------------------------------------
+
+
+def logo(size=(40, 30), **colours: tuple[int, ...]) -> Image.Image:
+    """Bars of RGBA colours on a transparent ground."""
+    image = Image.new("RGBA", size)
+    for number, colour in enumerate(colours.values()):
+        image.paste(colour, (8 + 6 * number, 10, 14 + 6 * number, 20))
+    return image
+
+
+def shares(pixels: np.ndarray) -> dict[tuple[int, ...], float]:
+    found, counts = np.unique(pixels.reshape(-1, 3), axis=0, return_counts=True)
+    return {tuple(c.tolist()): n / counts.sum() for c, n in zip(found, counts, strict=True)}
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+def test_transparent_pixels_have_no_colour_of_their_own(kind):
+    red, ink, faint = (220, 30, 60), (10, 20, 90), (0, 200, 0)
+    image = logo(a=(*red, 255), b=(*red, 200), c=(*ink, 255), d=(*faint, 100))
+    file = io.BytesIO()
+    image.save(file, kind, lossless=True, exact=True)
+    found = shares(decode(file, None, opaque=True))
+    assert found == pytest.approx({red: 2 / 3, ink: 1 / 3}, abs=0.01)
+    assert shares(decode(file, None))[255, 255, 255] > 0.7
+    assert decode(file, (9, 9), opaque=True).shape == (9, 9, 3)
+
+
+def test_what_is_faint_all_over_has_its_colours_and_nothing_has_none():
+    for mode, there, none in (("RGBA", (1, 2, 3, 40), (1, 2, 3, 0)), ("LA", (7, 40), (7, 0))):
+        file, empty = io.BytesIO(), io.BytesIO()
+        Image.new(mode, (8, 8), there).save(file, "PNG")
+        assert list(shares(decode(file, None, opaque=True))) == [(*there[:-1] * 3,)[:3]]
+        Image.new(mode, (8, 8), none).save(empty, "PNG")
+        with pytest.raises(BadImage, match=r"^a\.png is wholly transparent: it has no colours$"):
+            decode(empty, None, shown="a.png", opaque=True)
+        assert decode(empty, None).min() == 255
+
+
+def test_a_colour_that_stands_for_transparency_does_not_count():
+    image, file = Image.new("P", (8, 8), 1), io.BytesIO()
+    image.putpalette([0, 0, 0, 250, 10, 10])
+    image.paste(0, (0, 0, 8, 5))
+    image.save(file, "GIF", transparency=0)
+    assert shares(decode(file, None, opaque=True)) == {(250, 10, 10): 1}
+
+
 # Shapes ------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from benchmarks.colour_names import TERMS, named
 from benchmarks.palettes import palette_error, pixel_error
@@ -18,23 +18,26 @@ from cnn_research.cli.run import run
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.ranges import check_ranges
 from cnn_research.data.dataset import PALETTE
+from cnn_research.data.images import decode
 from cnn_research.data.sources.clusters import Clustered
 from cnn_research.data.sources.folder import Photos
 from cnn_research.data.sources.palettes import Palettes
 from cnn_research.data.sources.synthetic import Synthetic
+from cnn_research.inference.export import _code
 from cnn_research.models.palette_net import PaletteHead, PaletteNet
 from cnn_research.models.pretrained import Pretrained
 from cnn_research.models.ss_cnn import SSCNN
 from cnn_research.ops import colours, palettes
 from cnn_research.tasks.decode import palette_of
 from cnn_research.tasks.histogram import Histogram
-from cnn_research.tasks.palette import Palette, nearest_names, with_strip
+from cnn_research.tasks.palette import Palette, _named, nearest_names, with_strip
 from cnn_research.tasks.task import PIXELS
 from cnn_research.train.config import Evaluation, Selection, Training
 from cnn_research.train.optimizers import Optimizer
 from cnn_research.train.trained import TrainedModel, weights_of_run
 from cnn_research.train.transfer import Transfer
 from cnn_research.workflows.two_stage import TwoStage
+from tests.test_images import ADOBE, in_srgb, rgb_profile
 
 SMALL = PaletteNet(features=(4, 8, 8), num_classes=8, hidden=(16,), colours=3)
 
@@ -359,22 +362,35 @@ def test_any_image_gets_a_palette_or_one_clear_line(tmp_path, capsys):
     Image.new("RGB", (1, 1), RED).save(folder / "one.png")
     noise.save(folder / "moving.gif", save_all=True, append_images=[noise.rotate(90)])
     (folder / "broken.jpg").write_bytes(b"no image")
+    Image.new("RGBA", (40, 40)).save(folder / "nothing.png")
+    logo = Image.new("RGBA", (40, 40))
+    logo.paste((*RED, 255), (10, 10, 20, 20))
+    logo.save(folder / "logo.png")
+    wide = Image.new("RGB", (40, 40), (150, 90, 60))
+    wide.save(folder / "wide.png", icc_profile=rgb_profile(ADOBE))
+    narrow = in_srgb(np.asarray(wide), ADOBE).round().astype(np.uint8)
+    Image.fromarray(narrow).save(folder / "srgb.png")
     (folder / "deep").mkdir()
     noise.rotate(180).save(folder / "deep" / "noise.jpg")
     capsys.readouterr()
     run(training, tmp_path / "run", "predict", str(folder))
     said = capsys.readouterr().out
     assert "skipped" in said and "broken.jpg" in said
+    assert "nothing.png is wholly transparent: it has no colours" in said
     written = tmp_path / "run" / "predictions"
     rows = [json.loads(line) for line in (written / "predictions.jsonl").open()]
-    assert len(rows) == 8 and (written / "noise.jpg-2.gpl").exists()
+    assert len(rows) == 11 and (written / "noise.jpg-2.gpl").exists()
     for row in rows:
         found = row[PALETTE]["colours"]
         shares = [colour["share"] for colour in found]
         assert shares == sorted(shares, reverse=True) and sum(shares) == pytest.approx(1, abs=1e-3)
         assert all(bytes.fromhex(c["hex"][1:]) == bytes(c["rgb"]) and c["name"] for c in found)
-    one = next(row[PALETTE]["colours"] for row in rows if row["file"].endswith("one.png"))
-    assert [colour["share"] for colour in one] == [1]
+    palette = {Path(row["file"]).name: row[PALETTE]["colours"] for row in rows}
+    for name in ("one.png", "logo.png"):
+        assert [colour["share"] for colour in palette[name]] == [1]
+    assert palette["one.png"] == palette["logo.png"]
+    for ours, theirs in zip(palette["srgb.png"], palette["wide.png"], strict=True):
+        np.testing.assert_allclose(ours["rgb"], theirs["rgb"], atol=3)
     gimp = (written / "noise.jpg.gpl").read_text().splitlines()
     assert gimp[0] == "GIMP Palette" and len(gimp) == 4 + 3
     assert (written / "noise.jpg.css").read_text().count("--colour-") == 3
@@ -426,6 +442,27 @@ def test_a_strip_stands_below_the_image():
     picture = with_strip(image, np.array([RED, GREEN], np.uint8))
     assert picture.shape == (100 + 1 + 20, 60, 3)
     assert (picture[-1, 0] == RED).all() and (picture[-1, -1] == GREEN).all()
+
+
+def test_names_are_fit_to_print():
+    names, _ = _named()
+    assert len(names) == len(set(names)) == 920
+    assert nearest_names(np.array([[111, 124, 0]], np.uint8)) == ["murky green"]
+
+
+def test_the_card_s_code_leaves_out_what_is_transparent(tmp_path):
+    image = Image.new("RGBA", (60, 40))
+    image.paste((*RED, 255), (10, 10, 30, 30))
+    image.paste((*BLUE, 130), (30, 10, 40, 30))
+    image.save(tmp_path / "IMAGE", "PNG")
+    head = {"kind": "palette"}
+    code = _code({"channels": "RGB", "fit": "stretch"}, [head])
+    code = code.replace("IMAGE", str(tmp_path / "IMAGE"))
+    part = code[code.index("size, bilinear") : code.index("outputs =")]
+    names = {"Image": Image, "ImageOps": ImageOps, "np": np}
+    exec(part, names | {"height": 20, "width": 30, "channels": 3}, found := {})
+    expected = decode(tmp_path / "IMAGE", (20, 30), opaque=True)
+    np.testing.assert_array_equal(found["images"], expected[None])
 
 
 def test_colours_have_the_name_that_is_nearest():

@@ -87,16 +87,18 @@ def decode(
     image_size: tuple[int, int] | None,
     fit: Fit = "stretch",
     shown: str = "",
+    opaque: bool = False,
 ) -> np.ndarray:
     """Decode an image to uint8 `[height, width, 3]`, of `image_size` unless that is None.
 
     Rotated as EXIF says, transparency put on white, deeper numbers scaled to 8 bits as the file
     says, palettes and CMYK turned into RGB, and colours into sRGB's where a colour profile says
-    what they are; of an animation the first frame. Errors name the file `shown`, if given.
+    what they are; of an animation the first frame. Errors name the file `shown`, if given. For what
+    counts colours, `opaque` replaces transparent pixels by the others.
 
     Raises:
         BadImage: it is not an image, is damaged, has too many pixels, is too narrow to be padded,
-            or is not there.
+            is not there, or has nothing `opaque`.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -115,7 +117,7 @@ def decode(
                 # A large JPEG is decoded at the nearest size above twice the wanted one.
                 found.draft("RGB", (2 * max(image_size), 2 * max(image_size)))
             found.load()
-            image = _to_rgb(ImageOps.exif_transpose(found), white)
+            image = _to_rgb(ImageOps.exif_transpose(found), white, shown if opaque else "")
     except Image.DecompressionBombError as error:
         raise BadImage(
             f"{shown} has more than {MAX_PIXELS // 1_000_000} million pixels: make it smaller"
@@ -200,8 +202,11 @@ def _white(found: Any) -> int:
     return 2**bits - 1
 
 
-def _to_rgb(image: Any, white: int) -> Any:
-    """An image of Pillow's in RGB; of more than 8 bits, `white` is the number that is white."""
+def _to_rgb(image: Any, white: int, opaque: str) -> Any:
+    """An image of Pillow's in RGB; of more than 8 bits, `white` is the number that is white.
+
+    With `opaque`, the name for errors, transparent pixels are replaced, not put on white.
+    """
     from PIL import Image
 
     profile = image.info.get("icc_profile")
@@ -216,9 +221,28 @@ def _to_rgb(image: Any, white: int) -> Any:
         image = image.convert("RGB")
     if profile and (convert := _srgb_from(profile, image.mode)):
         image = convert(image)
+    if image.mode == "RGBA" and opaque:
+        return Image.fromarray(opaque_only(np.array(image), opaque))
     if image.mode == "RGBA":
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+def opaque_only(pixels: np.ndarray, shown: str) -> np.ndarray:
+    """RGB of RGBA pixels, uint8 `[height, width, 4]`, with the colours of opaque ones everywhere.
+
+    Transparent are those of less than half of the largest opacity. They are replaced by the others
+    in the order of rows, evenly, so that each colour covers the share that it has of the opaque
+    ones. Raises `BadImage`, which names the image `shown`, if nothing of it is opaque.
+    """
+    opacity = pixels[..., 3]
+    seen = opacity >= max(1, opacity.max() / 2)
+    colours, others = pixels[seen, :3], np.count_nonzero(~seen)
+    if not len(colours):
+        raise BadImage(f"{shown} is wholly transparent: it has no colours")
+    rgb = pixels[..., :3].copy()
+    rgb[~seen] = colours[np.arange(others) * len(colours) // max(1, others)]
+    return rgb
 
 
 @functools.lru_cache(maxsize=PROFILES)
@@ -245,12 +269,16 @@ def grey(pixels: np.ndarray) -> np.ndarray:
 
 
 def decode_input(
-    file: Path | BinaryIO, image_shape: tuple[int, int, int], fit: Fit, shown: str = ""
+    file: Path | BinaryIO,
+    image_shape: tuple[int, int, int],
+    fit: Fit,
+    shown: str = "",
+    opaque: bool = False,
 ) -> np.ndarray:
     """Decode an image as a network takes it, uint8 `[height, width, channels]`: RGB or grey.
 
     The other arguments and the errors are those of `decode`.
     """
     height, width, channels = image_shape
-    image = decode(file, (height, width), fit, shown)
+    image = decode(file, (height, width), fit, shown, opaque)
     return image if channels == 3 else grey(image)

@@ -232,6 +232,7 @@ def _code(image: Mapping[str, Any], heads: list[dict[str, Any]]) -> str:
         "palette": "print(values.reshape(-1, 4))  # L*, a*, b* of CIELAB, and the share",
     }
     answer = answers.get(heads[0]["kind"], 'print(head["name"], head["classes"][values.argmax()])')
+    flat = OPAQUE if any(head["kind"] == "palette" for head in heads) else ON_WHITE
     return f"""\
 import io, json, jax, numpy as np
 from jax import export
@@ -251,9 +252,7 @@ if image.info.get("icc_profile"):
     profile, srgb = io.BytesIO(image.info["icc_profile"]), ImageCms.createProfile("sRGB")
     mode = "RGBA" if image.mode == "RGBA" else "RGB"
     image = ImageCms.profileToProfile(image, profile, srgb, outputMode=mode)
-if image.mode == "RGBA":
-    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-image = image.convert("RGB")
+{flat}image = image.convert("RGB")
 pixels = np.asarray({FITTING[image["fit"]]})
 {grey}images = pixels.reshape(1, height, width, channels).astype(np.uint8)
 
@@ -264,6 +263,18 @@ for head in facts["heads"]:
 """
 
 
+ON_WHITE = """\
+if image.mode == "RGBA":
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+"""
+OPAQUE = """\
+if image.mode == "RGBA":  # other pixels take the place of transparent ones
+    rgba = np.array(image)
+    seen = rgba[..., 3] >= max(1, rgba[..., 3].max() / 2)
+    colours, others = rgba[seen, :3], np.count_nonzero(~seen)
+    rgba[~seen, :3] = colours[np.arange(others) * len(colours) // max(1, others)]
+    image = Image.fromarray(rgba[..., :3])
+"""
 CALIBRATED = """\
 Probabilities are those of the outputs divided by their head's `temperature` in `export.json`, which
 was fitted to validation images so that of the answers that are 80 % sure about 80 % are right."""

@@ -51,6 +51,11 @@ class Exported:
         """How an image of another shape comes to `image_shape`, as in training."""
         return self.facts["input"]["fit"]
 
+    @property
+    def counts_colours(self) -> bool:
+        """Whether it answers with an image's own colours: transparent pixels have none."""
+        return any(head["kind"] == "palette" for head in self.heads)
+
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Outputs, float32 `[batch, outputs]`, of uint8 images `[batch, height, width, channels]`.
 

@@ -223,7 +223,8 @@ def outputs_of(
 
 def _decoded(file: Path, model: TrainedModel) -> np.ndarray | BadImage:
     try:
-        return decode_input(file, model.image_shape, model.fit)
+        opaque = model.experiment.task.counts_colours
+        return decode_input(file, model.image_shape, model.fit, opaque=opaque)
     except BadImage as error:
         return error
 

@@ -39,6 +39,8 @@ class Task(abc.ABC):
     neither end is better."""
     needs_pixels: ClassVar[bool] = False
     """True if the loss compares with the images themselves, which are then among the labels."""
+    counts_colours: ClassVar[bool] = False
+    """True if the answers are an image's own colours, of which transparent pixels have none."""
 
     @property
     def directions(self) -> Mapping[str, Direction]:

@@ -246,7 +246,8 @@ def decoded(content: bytes, name: str | None, network: Exported) -> np.ndarray:
     """
     if content.startswith(b"\xff\xd8") and content.count(b"\xff\xda") > MOST_SCANS:
         raise BadImage(f"{shown(name)} has more than {MOST_SCANS} scans: save it in fewer")
-    return decode_input(io.BytesIO(content), network.image_shape, network.fit, shown(name))
+    how = network.image_shape, network.fit, shown(name), network.counts_colours
+    return decode_input(io.BytesIO(content), *how)
 
 
 def shown(name: str | None) -> str:
