@@ -1,0 +1,148 @@
+"""Labels of CIFAR-10 that are wrong on purpose, and where a report's ranking of labels has them.
+
+    python -m benchmarks.wrong_labels --images ../data/cifar10 --output results/wrong_labels.json
+
+Of the training and of the test labels 2 % are changed to another class, drawn evenly. One network
+is trained on all training images and ranks those of the test. For the training images, one network
+for each fold ranks the fold that it was not trained on, and the rankings are merged. Both are of
+the report: `label_ranking.csv`, by the normalised margin; the label's probability alone, the other
+usual score, is measured beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.results import flag, measurement, row
+from cnn_research.core.config import register_config
+from cnn_research.core.experiment import lookup
+from cnn_research.core.ranges import Seed
+from cnn_research.data.dataset import Dataset
+from cnn_research.data.sources.loading import Share
+from cnn_research.data.sources.official import Cifar10
+from cnn_research.report.label_errors import merged
+
+EXPERIMENT = "cifar10_best"
+FIRST = 0.05
+"""Share of a ranking in which wrong labels are counted: 500 of 10,000."""
+TARGET = 0.6
+"""Share of all wrong labels that has to be there."""
+
+
+@register_config
+@dataclasses.dataclass(frozen=True)
+class Mislabelled(Cifar10):
+    """CIFAR-10 with some labels changed, whole or with a fold of its training images as the
+    test."""
+
+    validation: Share = 0.0
+    wrong: Share = 0.02
+    """Share of the labels of each split that are changed."""
+    wrong_seed: Seed = 0
+    folds: int = 0
+    """Number of parts of the training images; 0 for the official test."""
+    fold: int = 0
+    """The part that is the test."""
+
+    def load(self) -> Dataset:
+        found = super().load()
+        splits = {
+            name: dataclasses.replace(split, labels={"label": self._changed(split.labels["label"])})
+            for name, split in found.splits.items()
+        }
+        if self.folds:
+            train = splits["train"]
+            of = np.arange(len(train)) % self.folds  # also of images sorted by class, some of each
+            parts = {"train": of != self.fold, "test": of == self.fold}
+            splits = {name: train.take(np.flatnonzero(part)) for name, part in parts.items()}
+        sizes = {name: len(split) for name, split in splits.items()}
+        provenance = {**found.provenance, "content": None, "examples": sizes}
+        return dataclasses.replace(found, splits=splits, provenance=provenance)
+
+    def _changed(self, labels: np.ndarray) -> np.ndarray:
+        rng, changed = np.random.default_rng(self.wrong_seed), np.array(labels)
+        places = rng.choice(len(labels), round(self.wrong * len(labels)), replace=False)
+        changed[places] = (changed[places] + rng.integers(1, 10, len(places))) % 10
+        return changed
+
+
+def changed_files(path: str, split: str) -> set[str]:
+    """The names of a split's images whose labels are changed."""
+    official, wrong = (kind(path, validation=0.0).load() for kind in (Cifar10, Mislabelled))
+    labels = [dataset.splits[split].labels["label"] for dataset in (official, wrong)]
+    names = official.splits[split].names
+    assert names is not None
+    return set(names[labels[0] != labels[1]].tolist())
+
+
+def ranked(path: str, workdir: Path, epochs: float, **fold: int) -> Path:
+    """Train on changed labels in a folder, which then has a ranking of the test's labels."""
+    from cnn_research.train.loop import train
+
+    experiment: Any = lookup(EXPERIMENT).experiment()
+    data = Mislabelled(path, **fold)
+    train(dataclasses.replace(experiment, data=data, epochs=epochs), workdir)
+    return workdir
+
+
+def found_first(runs: list[Path], wrong: set[str]) -> dict[str, Any]:
+    """The share of the wrong labels among the first of the runs' rankings, by each score."""
+    table = merged(runs)
+    first = round(FIRST * len(table))
+    orders = {
+        "normalised margin": table,
+        "probability of the label": table.sort_values("probability of label", kind="stable"),
+    }
+    shares = {
+        name: int(t["file"][:first].isin(wrong).sum()) / len(wrong) for name, t in orders.items()
+    }
+    return {"images": len(table), "first": first, "wrong": len(wrong), "share found": shares}
+
+
+@measurement(
+    flag(
+        "--images", default="", help="folder or archive of image files; the official data without"
+    ),
+    flag("--epochs", type=float, default=4),
+    flag("--folds", type=int, default=4, help="of the training images; 0 for the test alone"),
+    what="wrong labels that were put into CIFAR-10, 2 % of the training and of the test labels",
+    target=f"{TARGET:.0%} of them among the first {FIRST:.0%} of the ranking",
+    seeds=[0],
+)
+def main(options):
+    figures = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        scratch = Path(temporary)
+        run = ranked(options.images, scratch / "all", options.epochs)
+        figures["test"] = found_first([run], changed_files(options.images, "test"))
+        if options.folds:
+            runs = [
+                ranked(
+                    *(options.images, scratch / f"fold-{fold}", options.epochs),
+                    **{"folds": options.folds, "fold": fold},
+                )
+                for fold in range(options.folds)
+            ]
+            figures["train"] = found_first(runs, changed_files(options.images, "train"))
+    rows = []
+    for split, found in figures.items():
+        share, first = found["share found"]["normalised margin"], found["first"]
+        rows.append(
+            row(
+                f"wrong labels of {split} among the first {first:,} of {found['images']:,}",
+                f"{TARGET:.0%} of {found['wrong']:,} or more",
+                f"{share:.1%}",
+                share >= TARGET,
+            )
+        )
+    return rows, {"epochs": options.epochs, "folds": options.folds, **figures}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
