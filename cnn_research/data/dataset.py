@@ -34,9 +34,11 @@ class Split:
     Attributes:
         images: uint8 `[examples, height, width, channels]`, often a read-only memory map.
         labels: per head, classes, int32 `[examples]`, `MISSING` (-1) where not known and, outside
-            of `train`, `UNKNOWN_CLASS` (-2) where no class; or numbers, float32 `[examples]`, NaN
-            where not known; or a class of each pixel, uint8 `[examples, height, width]`; or
-            palettes, sRGB 0 to 1, float32 `[examples, most, 3]`, NaN where one has fewer colours.
+            of `train`, `UNKNOWN_CLASS` (-2) where no class; or several of them, int8
+            `[examples, classes]`, 1 for those that an example has; or numbers, float32
+            `[examples]`, NaN where not known; or a class of each pixel, uint8 `[examples, height,
+            width]`; or palettes, sRGB 0 to 1, float32 `[examples, most, 3]`, NaN where one has
+            fewer colours.
         names: source of each example (`train/Coat/17.jpg`), or None.
         groups: text `[examples]`, what the example is of (a patient, a film), or None: examples of
             one group are alike.
@@ -66,7 +68,7 @@ class Examples:
 
     Attributes:
         images: uint8 `[examples, height, width, channels]`.
-        labels: per head, int32 or float32 `[examples]`, as in `Split`.
+        labels: per head, int32, int8 or float32, as in `Split`.
         class_names: names per head of classes; splits are stratified by the first head.
         names: str `[examples]`, the source of each example.
         given: str `[examples]`, the source's own split; `train` where it gives none.
@@ -93,9 +95,19 @@ class Examples:
 
     @property
     def strata(self) -> np.ndarray:
-        """The classes of the first head, int32 `[examples]`; `MISSING` without one."""
+        """The classes of the first head, int32 `[examples]`; `MISSING` without one.
+
+        Of several labels it is the example's rarest, so that rare ones are drawn in proportion.
+        """
         head = self.first_head
-        return np.full(len(self.images), MISSING) if head is None else self.labels[head]
+        if head is None:
+            return np.full(len(self.images), MISSING)
+        labels = self.labels[head]
+        if labels.ndim == 1:
+            return labels
+        counts = labels.sum(axis=0, dtype=int)
+        rarest = np.where(labels == 1, counts, len(labels) + 1).argmin(axis=1)
+        return np.where(labels.any(axis=1), rarest, MISSING)
 
     def take(self, indices: np.ndarray) -> Split:
         """The examples at `indices`, in that order, as a split."""
@@ -138,6 +150,11 @@ class Dataset:
                     )
                 if head in self.class_names:
                     classes = len(self.class_names[head])
+                    if labels.ndim == 2 and labels.shape[1] != classes:
+                        raise UserError(
+                            f"{where}: {labels.shape[1]} columns of labels '{head}', but "
+                            f"{classes} names"
+                        )
                     allowed = f"outside 0..{classes - 1}"
                     lowest = MISSING if split_name == "train" else UNKNOWN_CLASS
                     wrong = np.flatnonzero((labels < lowest) | (labels >= classes))
@@ -152,11 +169,14 @@ class Dataset:
                     )
 
     def label(self, split: Split, head: str, place: int) -> str | float | None:
-        """Name or number of an example's label; None where unknown or neither one class nor one
-        number."""
+        """Name or number of an example's label, or the names of several; None where unknown or
+        none of these."""
         labels = split.labels.get(head)
-        if labels is None or labels.ndim > 1:  # the image itself is the target, or many labels are
+        if labels is None or labels.ndim > 2:  # the image itself is the target, or its pixels are
             return None
+        if labels.ndim == 2:
+            names = self.class_names[head]
+            return "; ".join(names[at] for at in np.flatnonzero(labels[place])) or "none"
         value = labels[place]
         if head not in self.class_names:
             return None if np.isnan(value) else float(value)
@@ -175,6 +195,13 @@ class Dataset:
             return 1
         _, height, width, _ = self.splits["train"].images.shape
         return (height // self.window[0]) * (width // self.window[1])
+
+
+def occurring(labels: np.ndarray) -> np.ndarray:
+    """The classes that occur among labels, those of one example or several: ascending, int."""
+    if labels.ndim == 2:
+        return np.flatnonzero(labels.any(axis=0))
+    return np.unique(labels[labels >= 0])
 
 
 def digest_of(image: np.ndarray) -> bytes:

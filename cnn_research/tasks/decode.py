@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-DIGITS = {"classes": 4, "shares": 6, "number": 6, "palette": 4}
+DIGITS = {"classes": 4, "labels": 4, "shares": 6, "number": 6, "palette": 4}
 """Per kind of head, the digits after the point of its answers."""
 TOP = 5
 """Classes, or clusters of a histogram, that an answer lists."""
@@ -53,20 +53,28 @@ def decode(head: Mapping[str, Any], outputs: np.ndarray) -> list[dict[str, Any]]
     Of a number they are `[{"value": number}]`; otherwise
     `[{"label": name, "probability": share}, ...]` for all classes, the most probable first. The
     labels of a palette are colours, `#rrggbb`, and the probabilities the shares that they cover.
+    Where an image has several labels, each also has a `threshold`, and whether it is `present`.
     """
-    from scipy.special import softmax  # here, because it would double the time of `--list`
+    from scipy.special import expit, softmax  # here, as it would double the time of `--list`
 
     digits = DIGITS[head["kind"]]
     if head["kind"] == "number":
         return [{"value": round(float(outputs[0]) * head["std"] + head["mean"], digits)}]
+    logits = outputs.astype(np.float64) / head.get("temperature", 1)
     if head["kind"] == "palette":
         palette = palette_of(outputs)
         labels, shares = palette.hex, palette.shares
+    elif head["kind"] == "labels":
+        labels, shares = head["classes"], expit(logits)
     else:
-        warmth = head.get("temperature", 1)
-        labels, shares = head["classes"], softmax(outputs.astype(np.float64) / warmth)
+        labels, shares = head["classes"], softmax(logits)
     order = np.argsort(-shares, kind="stable")
-    return [{"label": labels[i], "probability": round(float(shares[i]), digits)} for i in order]
+    found = [{"label": labels[i], "probability": round(float(shares[i]), digits)} for i in order]
+    if head["kind"] == "labels":
+        limits = head.get("thresholds") or [0.5] * len(labels)
+        for each, at in zip(found, order, strict=True):
+            each |= {"threshold": limits[at], "present": bool(shares[at] >= limits[at])}
+    return found
 
 
 def calibrated(
@@ -94,6 +102,8 @@ def answer(head: Mapping[str, Any], outputs: np.ndarray) -> Answer:
     if head["kind"] == "number":
         number = decoded[0]["value"]
         return Answer(f"{number:.5g}", {"number": number}, {"": number})
+    if head["kind"] == "labels":
+        return _labels_answer(head, decoded)
     top = {each["label"]: each["probability"] for each in decoded[:TOP]}
     words = [f"{label} {share:.0%}" for label, share in top.items()]
     first, share = next(iter(top.items()))
@@ -104,6 +114,16 @@ def answer(head: Mapping[str, Any], outputs: np.ndarray) -> Answer:
         values={"class": first, "probability": share, "top": top},
         columns={"": first, "probability": share},
         others=", ".join(words[1:OTHERS]),
+    )
+
+
+def _labels_answer(head: Mapping[str, Any], decoded: list[dict[str, Any]]) -> Answer:
+    present = [each["label"] for each in decoded if each["present"]]
+    shares = {each["label"]: each["probability"] for each in decoded}
+    return Answer(
+        text=", ".join(f"{label} {shares[label]:.0%}" for label in present) or "none",
+        values={"labels": present, "all": decoded},
+        columns={"": "; ".join(present), **{label: shares[label] for label in head["classes"]}},
     )
 
 

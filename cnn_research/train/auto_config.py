@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cnn_research.core.config import with_fields
 from cnn_research.core.errors import UsageError
@@ -19,19 +19,24 @@ from cnn_research.core.ranges import check_ranges
 from cnn_research.data.images import printable
 from cnn_research.data.prepare.files import existing, opened
 from cnn_research.data.prepare.tables import find_table, read_table
+from cnn_research.data.sources.label_sets import meaning_of, separator_of
 from cnn_research.data.sources.rows import image_column
 from cnn_research.data.sources.survey import Survey, survey
 from cnn_research.data.sources.table import ImageTable
 from cnn_research.models.flops import cost
 from cnn_research.models.resnet9 import ResNet9
-from cnn_research.tasks.classification import Classification
+from cnn_research.tasks.classification import Classification, ClassTask
 from cnn_research.tasks.multi_head import MultiHead
 from cnn_research.tasks.regression import Regression
+from cnn_research.tasks.several_labels import SeveralLabels
 from cnn_research.train.auto_case import Case
 from cnn_research.train.auto_mirror import choose_mirror
 from cnn_research.train.auto_pretrained import choose_pretrained
 from cnn_research.train.config import Training
 from cnn_research.train.speed import TRAINING, planned_operations
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 FEWEST_EPOCHS, ENOUGH_EPOCHS, MOST_EPOCHS = 4, 15, 60
 SMALL = 48
@@ -88,6 +93,7 @@ def _choose_columns(choices: Choices, data: ImageTable) -> None:
         rows = read_table(table, shown)
         if data.number and data.label == ("label",) and "label" not in rows:
             choices.choose("data.label", (), "numbers are asked for, and no classes")
+        _choose_labels(choices, rows)
         if data.image == "image" and "image" not in rows:
             column = image_column(rows, table.parent)
             if column is None:
@@ -96,6 +102,21 @@ def _choose_columns(choices: Choices, data: ImageTable) -> None:
                     "which, as --data.image=COLUMN or --data.image='images/{COLUMN}.jpg'"
                 )
             choices.choose("data.image", column, "names files that are there")
+
+
+def _choose_labels(choices: Choices, rows: DataFrame) -> None:
+    """Whether an image has several labels, where that is clear."""
+    label = list(choices.value("data.label"))
+    if not label or not set(label) <= {*rows}:
+        return
+    if len(label) > 1:
+        meaning = meaning_of(rows[label])
+        reasons = {"labels": "columns of 0 and 1", "classes": "columns with one 1 in each row"}
+        if meaning != "heads":
+            choices.choose("data.columns", meaning, reasons[meaning])
+    elif separator := separator_of(rows[label[0]]):
+        reason = f"divides several labels in cells of '{label[0]}'; with none: --data.separator="
+        choices.choose("data.separator", separator, reason)
 
 
 def _choose_task(choices: Choices, data: object, seen: Survey) -> None:
@@ -112,6 +133,13 @@ def _choose_task(choices: Choices, data: object, seen: Survey) -> None:
         choices.choose("task", Regression(head=numbers[0]), "a column of numbers")
         choices.choose("selection.metric", "MAE", "numbers have no accuracy")
         return
+    if isinstance(data, ImageTable) and data.several_labels:
+        (labels,) = seen.classes.values()
+        each = sum(labels.values()) / seen.splits["train"]
+        reason = f"{len(labels)} labels, {each:.1f} an image, {seen.without_labels:,} have none"
+        choices.choose("task", SeveralLabels(head=heads[0]), reason)
+        choices.choose("selection.metric", "loss", "sets of labels have no accuracy")
+        return
     if len(heads) > 1:
         choices.choose("task", MultiHead(label=heads), f"{len(heads)} columns of classes")
     elif heads != ("label",):
@@ -127,7 +155,7 @@ def _choose_task(choices: Choices, data: object, seen: Survey) -> None:
 
 def _choose_from_scratch(case: Case) -> None:
     choices, seen = case.choices, case.seen
-    if seen.classes:
+    if isinstance(choices.value("task"), ClassTask):
         reason = "so that a few wrong labels do less harm"
         choices.choose("task.label_smoothing", 0.1, reason)
     _choose_fit(choices, seen)

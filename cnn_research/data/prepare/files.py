@@ -51,13 +51,14 @@ class Record:
         path: of the file; text, since there may be a million of them.
         name: printable, relative to the source.
         split: the source's own split; `train` where it gives none.
-        labels: per head, the class index, `MISSING` or `UNKNOWN_CLASS`; or the number, or NaN.
+        labels: per head, the class index, `MISSING` or `UNKNOWN_CLASS`; or the number, or NaN;
+            or the indices of several labels, ascending.
     """
 
     path: str
     name: str
     split: str
-    labels: Mapping[str, float]
+    labels: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)

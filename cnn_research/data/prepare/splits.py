@@ -11,7 +11,7 @@ import numpy as np
 from absl import logging
 
 from cnn_research.core.errors import UsageError, UserError
-from cnn_research.data.dataset import UNKNOWN_CLASS, Examples
+from cnn_research.data.dataset import UNKNOWN_CLASS, Examples, occurring
 
 SPLITS = ("train", "validation", "test", "target")
 
@@ -184,7 +184,7 @@ def _duplicates(examples: Examples, indices: Mapping[str, np.ndarray]) -> dict[s
             found[examples.digests[index]].append((split, int(index)))
     # Two that are not known are equal, and NaN is not.
     every = [np.zeros(len(examples.images)), *examples.labels.values()]  # there may be no labels
-    labels = np.nan_to_num(np.stack(every, axis=1, dtype=float), nan=-np.inf)
+    labels = np.nan_to_num(np.column_stack(every).astype(float), nan=-np.inf)
     conflicts = 0
     across: dict[str, dict[str, Any]] = {}
     for copies in found.values():
@@ -218,10 +218,13 @@ def _content(examples: Examples, chosen: np.ndarray) -> str:
 
 def _single(examples: Examples, pool: np.ndarray) -> list[str]:
     """The classes of the first head that have one image in `pool`, its copies aside."""
-    labels = examples.strata
+    labels, head = examples.strata, examples.first_head or ""
+    if head and examples.labels[head].ndim == 2:
+        alone = np.flatnonzero(examples.labels[head][pool].sum(axis=0, dtype=int) == 1).tolist()
+        return [examples.class_names[head][label] for label in alone]
     different = Counter(label for label, _ in {(labels[i], examples.digests[i]) for i in pool})
     alone = sorted(label for label, images in different.items() if label >= 0 and images == 1)
-    return [examples.class_names[examples.first_head or ""][label] for label in alone]
+    return [examples.class_names[head][label] for label in alone]
 
 
 def _untrained(examples: Examples, indices: Mapping[str, np.ndarray]) -> dict[str, list[str]]:
@@ -230,7 +233,7 @@ def _untrained(examples: Examples, indices: Mapping[str, np.ndarray]) -> dict[st
     for head, class_names in examples.class_names.items():
         labels = examples.labels[head]
         everywhere = np.concatenate([labels[chosen] for chosen in indices.values()])
-        missing = np.setdiff1d(everywhere[everywhere >= 0], labels[indices["train"]])
+        missing = np.setdiff1d(occurring(everywhere), occurring(labels[indices["train"]]))
         if missing.size:
             untrained[head] = [class_names[label] for label in missing]
     return untrained

@@ -38,9 +38,17 @@ def understood(plan: Plan, shown: str) -> str:
     lines.append(f"{len(plan.records):,} images: {images}")
     lines += [f"{head}: {_classes(plan, head)}" for head in plan.class_names]
     lines += [f"{head}: {_numbers(plan, head)}" for head in plan.numbers]
+    lines += [f"{name.replace('_', ' ')}: {_listed(note)}" for name, note in plan.notes.items()]
     for reason, found in plan.left_out.items():
         lines.append(f"left out: {found['count']:,} {reason}, the first {found['first'][0]}")
     return "\n  ".join(lines)
+
+
+def _listed(note: Any) -> str:
+    """A count, or the first of names."""
+    if not isinstance(note, list):
+        return f"{note:,}" if isinstance(note, int) else str(note)
+    return ", ".join(note[:NAMED]) + ", ..." * (len(note) > NAMED)
 
 
 def _classes(plan: Plan, head: str) -> str:
@@ -50,7 +58,9 @@ def _classes(plan: Plan, head: str) -> str:
     listed = ", ".join(f"{name} {n:,}" for name, n in zip(names[:NAMED], sizes, strict=False))
     rest = f", ... (from {min(sizes):,} to {max(sizes):,})" if len(names) > NAMED else ""
     unknown = sum(count for label, count in counts.items() if label < 0)
-    return f"{len(names):,} classes: {listed}{rest}" + f"; {unknown:,} not known" * bool(unknown)
+    several = any(isinstance(record.labels[head], tuple) for record in plan.records[:1])
+    kind = "labels, any number an image" if several else "classes"
+    return f"{len(names):,} {kind}: {listed}{rest}" + f"; {unknown:,} not known" * bool(unknown)
 
 
 def _numbers(plan: Plan, head: str) -> str:

@@ -166,6 +166,10 @@ def prepare_once(home: Path, write: Callable[[Path], None]) -> None:
 # Files of images ---------------------------------------------------------------------------------
 
 
+LATER_FIELDS: Mapping[str, Any] = {"fit": "stretch", "separator": "", "columns": "heads"}
+"""Fields of such sources that they did not have at first, and the values that stand for that."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ImageFiles(Source):
     """Files of images below a path, decoded on first use: the base of such sources.
@@ -297,8 +301,9 @@ class ImageFiles(Source):
         path = existing(self.path)
         drawn = (*self.sizes, "split_seed")
         fields = {name: v for name, v in dataclasses.asdict(self).items() if name not in drawn}
-        if self.fit == "stretch":  # arrays keep the name that they had without the field
-            del fields["fit"]
+        for name, default in LATER_FIELDS.items():
+            if fields.get(name) == default:  # arrays keep the name that they had without the field
+                del fields[name]
         fields["path"] = printable(path)
         name = stem_of(str(path))
         config = f"{re.sub(r'[^A-Za-z0-9]+', '_', name)}-{cache.key_of(fields)}"

@@ -21,6 +21,7 @@ from cnn_research.data.images import ENDINGS, printable
 from cnn_research.data.prepare.files import SPLIT_FOLDERS, Plan, Record
 from cnn_research.data.prepare.tables import FORM
 from cnn_research.data.prepare.understood import left_out
+from cnn_research.data.sources.label_sets import joint_labels
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -141,8 +142,8 @@ def plan_rows(rows: DataFrame, shown: str, folder: Path, source: ImageTable) -> 
     names = _image_names(rows, shown, source.image)
     check_columns(rows, shown, [*source.label, *source.number])
     splits = _splits(rows, shown, source)
-    classes, labels = {}, {}
-    for head in source.label:
+    classes, labels, notes = joint_labels(rows, splits, shown, source)
+    for head in () if classes else source.label:
         classes[head], labels[head] = _classes(rows[head], splits, shown, source.min_examples)
     for head in source.number:
         labels[head] = _numbers(rows[head], splits, shown)
@@ -167,6 +168,7 @@ def plan_rows(rows: DataFrame, shown: str, folder: Path, source: ImageTable) -> 
     return Plan(
         records,
         classes,
+        notes,
         numbers=tuple(source.number),
         layout=(
             f"{len(rows):,} rows, {form}, with the columns {', '.join(rows)}; images are named by "

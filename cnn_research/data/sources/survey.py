@@ -54,6 +54,8 @@ class Survey:
     height: int
     width: int
     shapes: tuple[float, float]
+    without_labels: int = 0
+    """Training images that have none, where an image may have several."""
     seconds: float = 0.0
     understood: str = ""
     mirrored: tuple[int, int] = (0, 0)
@@ -126,7 +128,7 @@ def _survey(source: ImageFiles, root: Path, shown: str) -> Survey:
         classes={
             head: {
                 names[round(index)]: count
-                for index, count in sorted(Counter(r.labels[head] for r in train).items())
+                for index, count in sorted(_counts(train, head).items())
                 if index >= 0
             }
             for head, names in plan.class_names.items()
@@ -134,10 +136,16 @@ def _survey(source: ImageFiles, root: Path, shown: str) -> Survey:
         height=height,
         width=width,
         shapes=(shapes[len(shapes) // 10], shapes[-1 - len(shapes) // 10]),
+        without_labels=sum(() in record.labels.values() for record in train),
         seconds=_seconds(_spread(files, DECODED), source.pixels),
         understood=text,
         mirrored=_mirrored(compared, bool(plan.class_names), source.pixels),
     )
+
+
+def _counts(records: Sequence[Record], head: str) -> Counter[Any]:
+    """How many records have each label, of one each or several."""
+    return Counter(label for record in records for label in labels_of(record, head))
 
 
 def _sizes(files: Sequence[str]) -> list[tuple[int, int]]:
@@ -173,14 +181,14 @@ def _mirrored(
 ) -> tuple[int, int]:
     """How many images have mirror images that are known less well, and better, than they are.
 
-    Known means by the most similar one of others: that has the image's class, or a near number. A
+    Known means by the most similar one of others: that has the image's class or labels, or a near
+    number. A
     third of the images is asked for, the rest are the others. Were mirror images as likely as
     images, then both numbers would be equal but for chance, whatever the images show.
     """
     labels, images = [], []
-    least = 0 if classes else -math.inf
     found = [(next(iter(record.labels.values()), math.nan), record.path) for record in records]
-    for label, path in sorted(item for item in found if item[0] >= least):
+    for label, path in sorted(item for item in found if _is_known(item[0], classes)):
         with contextlib.suppress(BadImage), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, on odd but readable files
             images.append(resized(pixels(Path(path)), THUMBNAIL))
@@ -189,16 +197,30 @@ def _mirrored(
     asked = np.arange(len(labels)) % 6 >= 4
     if not asked.any():
         return 0, 0
-    thumbnails, truth = np.stack(images), np.array(labels)
+    thumbnails, truth = np.stack(images), _as_rows(labels)
     others = _directions(thumbnails[~asked])
 
     def errors(views: np.ndarray) -> np.ndarray:
         nearest = np.argmax(_directions(views) @ others.T, axis=1)
         wrong = np.abs(truth[~asked][nearest] - truth[asked])
-        return np.minimum(wrong, 1) if classes else wrong
+        return (np.minimum(wrong, 1) if classes else wrong).sum(axis=1)
 
     image, mirror = errors(thumbnails[asked]), errors(thumbnails[asked][:, :, ::-1])
     return int((mirror > image).sum()), int((mirror < image).sum())
+
+
+def _is_known(label: Any, classes: bool) -> bool:
+    return isinstance(label, tuple) or label >= (0 if classes else -math.inf)
+
+
+def _as_rows(labels: Sequence[Any]) -> np.ndarray:
+    """Labels, float64 `[labels, 1]`; sets of them as rows of 0 and 1."""
+    if not isinstance(labels[0], tuple):
+        return np.array(labels, float)[:, None]
+    rows = np.zeros((len(labels), 1 + max((at for each in labels for at in each), default=0)))
+    for row, each in zip(rows, labels, strict=True):
+        row[list(each)] = 1
+    return rows
 
 
 def _directions(images: np.ndarray) -> np.ndarray:

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import ClassVar
 
 from cnn_research.core.config import register_config
+from cnn_research.core.errors import UsageError
 from cnn_research.core.ranges import PositiveInt
 from cnn_research.data.images import printable
 from cnn_research.data.prepare.files import Plan, fingerprint_of, is_table
 from cnn_research.data.prepare.tables import find_table, read_table
+from cnn_research.data.sources.label_sets import Columns
 from cnn_research.data.sources.loading import ImageFiles
 from cnn_research.data.sources.rows import plan_rows
 
@@ -39,6 +41,13 @@ class ImageTable(ImageFiles):
     as 'images/{id}.jpg'."""
     label: tuple[str, ...] = ("label",)
     """The columns with classes, each a head of its own; splits are stratified by the first."""
+    separator: str = ""
+    """Divides several labels in a cell of the one column of `label`, such as ';'; an empty cell has
+    no label. Empty: a cell is one class."""
+    columns: Columns = "heads"
+    """What several columns in `label` are: `heads`, with classes each; the `labels` of one head, 1
+    where an image has them and 0 where not; or its `classes`, of which each image has one, where
+    the 1 is."""
     number: tuple[str, ...] = ()
     """The columns with numbers to estimate, each a head of its own."""
     min_examples: PositiveInt = 1
@@ -54,6 +63,24 @@ class ImageTable(ImageFiles):
     def description(self) -> str:
         heads = ", ".join((*self.label, *self.number))
         return f"{super().description}, labels {heads}"
+
+    @property
+    def several_labels(self) -> bool:
+        """Whether an image has any number of labels."""
+        return bool(self.separator) or self.columns == "labels"
+
+    def check(self) -> None:
+        super().check()
+        if self.separator and (len(self.label) != 1 or self.columns != "heads"):
+            raise UsageError(
+                f"--data.separator divides labels in cells of one column, and --data.label names "
+                f"{len(self.label)}, with --data.columns={self.columns}: leave one of them out"
+            )
+        if self.columns != "heads" and len(self.label) < 2:
+            raise UsageError(
+                f"--data.columns={self.columns} is of several columns of 0 and 1: name them all, "
+                "as in --data.label cat dog"
+            )
 
     def plan(self, folder: Path, shown: str) -> Plan:
         table = find_table(folder, shown)

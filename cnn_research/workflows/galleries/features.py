@@ -287,13 +287,16 @@ def cam_images(labels: np.ndarray, class_names: Sequence[str], target: int | Non
     Raises `UserError` if the split, of these labels, has no image of the target class.
     """
     indices = np.empty(0, int)
+    several = labels.ndim == 2
     if target is not None:
-        indices = np.flatnonzero(labels == target)
+        indices = np.flatnonzero(labels[:, target] if several else labels == target)
         if not len(indices):
             raise UserError(
                 f"the split has no image of class {class_names[target]}: name another "
                 "--target-class or --split"
             )
+    elif several:
+        indices = np.unique(labels.argmax(axis=0)[labels.any(axis=0)])
     elif class_names:
         kinds, first = np.unique(labels, return_index=True)
         indices = first[kinds >= 0]

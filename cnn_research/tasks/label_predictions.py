@@ -1,0 +1,209 @@
+"""Predicted sets of labels of a split's images: figures, and what a report shows of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy.special import expit
+
+from cnn_research.report.markdown import markdown_table, number
+from cnn_research.report.page import Predictions
+from cnn_research.report.plots import image_grid, no_mistakes, saved, shortened
+from cnn_research.tasks.calibration import (
+    Reliability,
+    calibration_metrics,
+    calibration_page,
+    temperature,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOST_MISTAKES = 24
+FEWEST_IMAGES = 5
+"""A label that fewer validation images have keeps the threshold 0.5: they tell too little."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LabelPredictions(Predictions):
+    """Predicted labels of every example of a split, of one head."""
+
+    logits: np.ndarray
+    """float32 `[examples, labels]`."""
+    labels: np.ndarray
+    """int8 `[examples, labels]`, 1 for those that an example has."""
+    class_names: tuple[str, ...]
+    """Name of each label."""
+    trained: np.ndarray
+    """int `[labels]`, the number of training examples that have each."""
+    temperature: float | None = None
+    """Fitted to validation: probabilities are of the logits divided by it. None: not fitted."""
+    thresholds: tuple[float, ...] | None = None
+    """Chosen on validation: the probabilities from which on labels count as predicted. None: 0.5.
+    """
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @functools.cached_property
+    def probabilities(self) -> np.ndarray:
+        """Of each label, float64 `[examples, labels]`, with the temperature."""
+        return expit(self.logits.astype(np.float64) / (self.temperature or 1))
+
+    @functools.cached_property
+    def predicted(self) -> np.ndarray:
+        """bool `[examples, labels]`, by the thresholds."""
+        return self.probabilities >= (0.5 if self.thresholds is None else self.thresholds)
+
+    def metrics(self) -> dict[str, float | int]:
+        """The metrics of an evaluation; average precision and F1 are scikit-learn's.
+
+        The mean average precision (mAP) is over the labels that an example of the split has, and
+        stands beside what a random order comes to; macro F1 also counts labels that are predicted.
+        """
+        found, rows = np.flatnonzero(self.labels.any(axis=0)), self.by_label()
+        metrics: dict[str, float | int] = {
+            "loss": self.loss,
+            "mAP": float(np.mean([rows[at]["average precision"] for at in found])),
+            "mAP by chance": float(self.labels[:, found].mean()),
+            "macro F1": float(np.mean([row["F1"] for row in rows if row["shown"]])),
+            "micro F1": float(_f1(self.labels, self.predicted)),
+            "F1 at 0.5": float(_f1(self.labels, self.logits > 0)),
+            "exact match": float((self.labels == self.predicted).all(axis=1).mean()),
+            **calibration_metrics(*self._reliability()),
+        }
+        if len(found) < len(self.class_names):
+            metrics["absent labels count"] = len(self.class_names) - len(found)
+        return {**metrics, "count": len(self)}
+
+    def by_label(self) -> list[dict[str, Any]]:
+        """Figures of each label; `shown` tells whether it occurs among labels or predictions."""
+        from sklearn.metrics import average_precision_score
+
+        rows = []
+        for at, name in enumerate(self.class_names):
+            true, predicted = self.labels[:, at] == 1, self.predicted[:, at]
+            hits, images, said = (int(each.sum()) for each in (true & predicted, true, predicted))
+            ap = average_precision_score(true, self.logits[:, at]) if images else float("nan")
+            rows.append(
+                {
+                    "label": name,
+                    "trained on": int(self.trained[at]),
+                    "images": images,
+                    "average precision": float(ap),
+                    "threshold": 0.5 if self.thresholds is None else self.thresholds[at],
+                    "precision": hits / max(said, 1),
+                    "recall": hits / max(images, 1),
+                    "F1": float(_f1(true, predicted)),
+                    "shown": bool(images or said),
+                }
+            )
+        return rows
+
+    def text(self) -> str:
+        """Figures of each label, and of all."""
+        return f"{self._table()}\n{super().text()}"
+
+    def page(self, folder: Path, suffix: str, images: np.ndarray | None) -> Iterator[str]:
+        """Figures of each label, the one with the lowest F1 first; calibration; mistakes."""
+        untrained = [name for name, count in zip(self.class_names, self.trained) if not count]
+        if untrained:
+            yield f"Labels without training images: {', '.join(untrained)}."
+        yield (
+            "mAP is the mean over labels of the average precision, the precision on the way from "
+            "the likeliest image to the least likely that has the label; `mAP by chance` that of a "
+            "random order. A label counts as predicted from its threshold on, at which its F1 in "
+            f"validation is highest (0.5 if fewer than {FEWEST_IMAGES} validation images have it)."
+        )
+        yield self._table()
+        yield from calibration_page(folder, suffix, *self._reliability(), self.temperature)
+        if images is not None:
+            yield "The labels that were wrong with most confidence:"
+            alt = "Images of the surest mistakes, with their true labels"
+            yield saved(self.mistakes_plot(images), folder / f"mistakes{suffix}.png", alt)
+
+    def _table(self) -> str:
+        rows = sorted((row for row in self.by_label() if row["shown"]), key=lambda row: row["F1"])
+        columns = [name for name in rows[0] if name != "shown"]
+        return markdown_table(columns, [[_cell(row[name]) for name in columns] for row in rows])
+
+    def mistakes_plot(self, images: np.ndarray) -> Figure:
+        """Draw up to 24 labels that are predicted and wrong, or missing, the surest first; images
+        are uint8 `[examples, height, width, channels]`, of which few are read."""
+        sure = np.where(self.predicted, self.probabilities, 1 - self.probabilities)
+        sure = np.where(self.predicted == self.labels, -1, sure)
+        worst = np.argsort(-sure, axis=None, kind="stable")[:MOST_MISTAKES]
+        places = [divmod(int(at), len(self.class_names)) for at in worst if sure.flat[at] >= 0]
+        if not places:
+            return no_mistakes()
+        titles = []
+        for image, label in places:
+            said = "" if self.predicted[image, label] else "not "
+            true = "; ".join(self.class_names[at] for at in np.flatnonzero(self.labels[image]))
+            titles.append(
+                f"{said}{shortened(self.class_names[label], 15)}, {sure[image, label]:.0%}\n"
+                f"true: {shortened(true or 'none', 16)}"
+            )
+        return image_grid([images[image] for image, _ in places], titles)
+
+    def common_classes(self, most: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        """Name, membership (bool `[examples]`), probability (float64) of the labels that most
+        have."""
+        counts = self.labels.sum(axis=0)
+        for index in np.sort(np.argsort(-counts, kind="stable")[:most]):
+            if counts[index]:
+                members = self.labels[:, index] == 1
+                yield self.class_names[index], members, self.probabilities[:, index]
+
+    def calibration(self) -> dict[str, Any]:
+        """The temperature that fits the labels best, where there are enough examples; thresholds
+        that then bring each label the highest F1."""
+        logits = self.logits.astype(np.float64)
+
+        def mean_loss(at: float) -> float:
+            losses = np.logaddexp(0, logits / at) - self.labels * logits / at
+            return float(losses.sum(axis=1).mean())
+
+        found = temperature(mean_loss, len(self))
+        warm = dataclasses.replace(self, temperature=found)
+        thresholds = [
+            best_threshold(probabilities, true) if true.sum() >= FEWEST_IMAGES else 0.5
+            for probabilities, true in zip(warm.probabilities.T, self.labels.T, strict=True)
+        ]
+        return {**({} if found is None else {"temperature": found}), "thresholds": thresholds}
+
+    def _reliability(self) -> tuple[Reliability, Reliability | None]:
+        """That of every label of every example; and without the temperature, if there is one."""
+        now = Reliability(self.probabilities.ravel(), self.labels.ravel() == 1)
+        if self.temperature is None:
+            return now, None
+        plain = dataclasses.replace(self, temperature=None)
+        return now, plain._reliability()[0]
+
+
+def best_threshold(probabilities: np.ndarray, true: np.ndarray) -> float:
+    """The threshold of the highest F1, between two probabilities; of equal ones the highest.
+
+    Both are `[examples]`, and one of `true` is not 0.
+    """
+    order = np.argsort(-probabilities, kind="stable")
+    falling, hits = probabilities[order], np.cumsum(true[order])
+    f1 = 2 * hits / (np.arange(1, len(true) + 1) + hits[-1])
+    following = np.append(falling[1:], 0.0)
+    # Examples of equal probability are predicted together.
+    best = int(np.argmax(np.where(falling > following, f1, -1)))
+    return float((falling[best] + following[best]) / 2)
+
+
+def _f1(true: np.ndarray, predicted: np.ndarray) -> np.floating:
+    """F1 over all elements of two arrays of 0 and 1; 0 where neither has a 1."""
+    return 2 * (true * predicted).sum() / max(true.sum() + predicted.sum(), 1)
+
+
+def _cell(value: Any) -> str:
+    return value if isinstance(value, str) else number(value)
