@@ -157,7 +157,7 @@ def _write_labels(folder: Path, heads: list[dict[str, Any]]) -> None:
 
 # The model card ----------------------------------------------------------------------------------
 
-METRICS = {"classes": "accuracy", "number": "mae"}
+METRICS = {"classes": "accuracy", "labels": "f1", "number": "mae"}
 """Per kind of head, what Hugging Face calls the figure that counts."""
 
 
@@ -167,7 +167,7 @@ def card(facts: Mapping[str, Any], run: Mapping[str, Any], onnx: bool) -> str:
     kinds = {head["kind"] for head in heads}
     metrics = [metric for kind, metric in METRICS.items() if kind in kinds]
     front = ["library_name: jax"]
-    if "classes" in kinds:
+    if kinds & {"classes", "labels"}:
         front.append("pipeline_tag: image-classification")
     front += ["tags:", *(f"- {tag}" for tag in ("jax", "stablehlo", *(["onnx"] if onnx else [])))]
     if metrics:
@@ -208,6 +208,10 @@ def _prediction_text(head: Mapping[str, Any]) -> str:
         return f"a number, {head['name']}"
     if head["kind"] == "palette":
         return f"{(head['stop'] - head['start']) // 4} colours, with the share of each"
+    if head["kind"] == "labels":
+        return (
+            f"which of {len(head['classes'])} {head['name']} labels they have, any number of them"
+        )
     return f"which of {len(head['classes'])} {head['name']} classes they show"
 
 
@@ -230,6 +234,7 @@ def _code(image: Mapping[str, Any], heads: list[dict[str, Any]]) -> str:
     answers = {
         "number": 'print(head["name"], values[0] * head["std"] + head["mean"])',
         "palette": "print(values.reshape(-1, 4))  # L*, a*, b* of CIELAB, and the share",
+        "labels": LABELS_CODE,
     }
     answer = answers.get(heads[0]["kind"], 'print(head["name"], head["classes"][values.argmax()])')
     flat = OPAQUE if any(head["kind"] == "palette" for head in heads) else ON_WHITE
@@ -278,6 +283,12 @@ if image.mode == "RGBA":  # other pixels take the place of transparent ones
 CALIBRATED = """\
 Probabilities are those of the outputs divided by their head's `temperature` in `export.json`, which
 was fitted to validation images so that of the answers that are 80 % sure about 80 % are right."""
+LABELS_CODE = """\
+probabilities = 1 / (1 + np.exp(-values / head.get("temperature", 1)))
+    for label, probability, threshold in zip(
+        head["classes"], probabilities, head.get("thresholds") or [0.5] * len(probabilities)
+    ):
+        print(head["name"], label, probability >= threshold, probability, threshold)"""
 ONNX_CODE = f"""\
 import onnxruntime
 

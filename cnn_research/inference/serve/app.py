@@ -45,6 +45,13 @@ class Share(BaseModel):
     probability: float
 
 
+class Label(Share):
+    """One of several labels, the probability from which on it counts, and whether it does."""
+
+    threshold: float
+    present: bool
+
+
 class Number(BaseModel):
     """A number, in the unit of the training data."""
 
@@ -52,11 +59,11 @@ class Number(BaseModel):
 
 
 class Prediction(BaseModel):
-    """The prediction for one image: for each head the most probable classes, the number, or the
-    colours."""
+    """The prediction for one image: for each head the most probable classes, every label, the
+    number, or the colours."""
 
     file: str | None
-    answers: dict[str, list[Share | Number]]
+    answers: dict[str, list[Label | Share | Number]]
 
 
 class Predictions(BaseModel):
@@ -120,8 +127,9 @@ class Routes:
         self._network = network
         self._batcher = Batcher(predict, max_batch, wait)
         self._threads = ThreadPoolExecutor(cores(), "decode")
-        # A palette is whole; of classes, and of the colours of a histogram, the first are listed.
-        self._most = {h["name"]: None if h["kind"] == "palette" else TOP for h in network.heads}
+        # A palette and labels are whole; of classes, and of a histogram's colours, the first count.
+        whole = ("palette", "labels")
+        self._most = {h["name"]: None if h["kind"] in whole else TOP for h in network.heads}
         self._page = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
 
     @contextlib.asynccontextmanager
