@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas
@@ -23,7 +22,7 @@ from cnn_research.cli.run import run
 from cnn_research.core import run_folder as folders
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.experiment import lookup
-from cnn_research.data.dataset import Dataset, Split
+from cnn_research.data.dataset import Dataset
 from cnn_research.data.sources.label_sets import labels_in, meaning_of, separator_of
 from cnn_research.data.sources.table import ImageTable
 from cnn_research.inference.exported import open_export
@@ -183,7 +182,7 @@ def test_bad_columns_and_fields_are_named(tmp_path):
     path = write_table(tmp_path / "t", rows)
     with pytest.raises(UserError, match=r"row 7: b is '0\.5', and a column of labels has 0 or 1"):
         load(path, "a", "b", columns="labels")
-    with pytest.raises(UsageError, match="cells of one column, and --data.label names 2"):
+    with pytest.raises(UsageError, match=r"cells of one column, and --data\.label names 2"):
         load(path, "a", "b", separator=";")
     with pytest.raises(UsageError, match="of several columns of 0 and 1"):
         load(path, "a", columns="labels")
@@ -333,9 +332,9 @@ def trained(tmp_path_factory):
         data = dataclasses.replace(data, validation=0.25, test=0.25)
         training = Training(
             data=data,
-            model=ConvNet(features=(8,), dense=(8,)),
+            model=ConvNet(features=(8,), padding=(1,), dense=(32,), dropout=0.0),
             task=SeveralLabels(head="tags"),
-            transfer=Transfer(fit_after="dense_0", penalties=(1e-3, 1e-4)),
+            transfer=Transfer(fit_after="Dense_0", penalties=(1e-3, 1e-4)),
             optimizer=Optimizer(learning_rate=1e-3),
             selection=Selection(metric="loss", report="best"),
             batch_size=25,
