@@ -27,6 +27,7 @@ from cnn_research.data.sources.label_sets import labels_in, meaning_of, separato
 from cnn_research.data.sources.table import ImageTable
 from cnn_research.inference.exported import open_export
 from cnn_research.models.convnet import ConvNet
+from cnn_research.report.pictures import Shown
 from cnn_research.tasks.calibration import FEWEST
 from cnn_research.tasks.classification import Classification
 from cnn_research.tasks.decode import answers_of
@@ -288,9 +289,13 @@ def test_thresholds_bring_the_highest_f1_and_few_images_none():
 
 
 def test_the_page_shows_labels_curve_and_mistakes(tmp_path):
-    page = "\n".join(made_up().page(tmp_path, "", np.zeros((300, 4, 4, 3), np.uint8)))
+    made = made_up()
+    page = "\n".join(made.page(tmp_path, "", Shown(np.zeros((300, 4, 4, 3), np.uint8))))
     assert "Labels without training images: c." in page
-    assert {"mistakes.png", "reliability.png"} <= {file.name for file in tmp_path.iterdir()}
+    assert {"mistakes", "reliability.png"} == {file.name for file in tmp_path.iterdir()}
+    assert "not predicted" in page and "image 17" in page
+    exact = (made.labels == (made.logits > 0)).all(axis=1).mean()
+    assert f"{exact:.1%} of the images are given exactly their labels (95%" in made.verdict(None)
 
 
 # Runs --------------------------------------------------------------------------------------------

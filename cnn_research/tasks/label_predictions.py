@@ -6,14 +6,16 @@ import dataclasses
 import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from scipy.special import expit
 
+from cnn_research.report.interval import interval
 from cnn_research.report.markdown import markdown_table, number
+from cnn_research.report.names import short_names
 from cnn_research.report.page import Predictions
-from cnn_research.report.plots import image_grid, no_mistakes, saved, shortened
+from cnn_research.report.pictures import Shown, pictures_table
 from cnn_research.tasks.calibration import (
     Reliability,
     calibration_metrics,
@@ -21,10 +23,10 @@ from cnn_research.tasks.calibration import (
     temperature,
 )
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-MOST_MISTAKES = 24
+MOST_LISTED = 50
+"""Mistakes on a page."""
+LONGEST_NAME = 40
+"""Characters of a label's name in the table of mistakes."""
 FEWEST_IMAGES = 5
 """A label that fewer validation images have keeps the threshold 0.5: they tell too little."""
 
@@ -109,9 +111,24 @@ class LabelPredictions(Predictions):
         """Figures of each label, and of all."""
         return f"{self._table()}\n{super().text()}"
 
-    def page(self, folder: Path, suffix: str, images: np.ndarray | None) -> Iterator[str]:
+    def verdict(self, groups: np.ndarray | None) -> str:
+        """The mean average precision against a random order, and how many images have exactly
+        their labels, with the interval."""
+        found, exact = self.metrics(), (self.labels == self.predicted).all(axis=1)
+        text = (
+            f"On {len(self):,} {self.split} images, labels have a mean average precision of "
+            f"{found['mAP']:.3f}, against {found['mAP by chance']:.3f} in a random order; "
+            f"{exact.mean():.1%} of the images are given exactly their labels"
+        )
+        if (ends := interval(exact, groups)) is not None:
+            over = "images" if groups is None else f"{len(np.unique(groups)):,} groups"
+            text += f" (95% interval {ends[0]:.1%} to {ends[1]:.1%}, over {over})"
+        return f"{text}."
+
+    def page(self, folder: Path, suffix: str, shown: Shown | None) -> Iterator[str]:
         """Figures of each label, the one with the lowest F1 first; calibration; mistakes."""
-        untrained = [name for name, count in zip(self.class_names, self.trained) if not count]
+        counted = zip(self.class_names, self.trained, strict=True)
+        untrained = [name for name, count in counted if not count]
         if untrained:
             yield f"Labels without training images: {', '.join(untrained)}."
         yield (
@@ -122,34 +139,40 @@ class LabelPredictions(Predictions):
         )
         yield self._table()
         yield from calibration_page(folder, suffix, *self._reliability(), self.temperature)
-        if images is not None:
-            yield "The labels that were wrong with most confidence:"
-            alt = "Images of the surest mistakes, with their true labels"
-            yield saved(self.mistakes_plot(images), folder / f"mistakes{suffix}.png", alt)
+        if shown is not None:
+            yield from self._mistakes(folder, suffix, shown)
 
     def _table(self) -> str:
         rows = sorted((row for row in self.by_label() if row["shown"]), key=lambda row: row["F1"])
         columns = [name for name in rows[0] if name != "shown"]
         return markdown_table(columns, [[_cell(row[name]) for name in columns] for row in rows])
 
-    def mistakes_plot(self, images: np.ndarray) -> Figure:
-        """Draw up to 24 labels that are predicted and wrong, or missing, the surest first; images
-        are uint8 `[examples, height, width, channels]`, of which few are read."""
+    def _mistakes(self, folder: Path, suffix: str, shown: Shown) -> Iterator[str]:
+        """The surest mistakes as a table: labels that were predicted and wrong, or missing."""
+        names = short_names(self.class_names, LONGEST_NAME)
         sure = np.where(self.predicted, self.probabilities, 1 - self.probabilities)
         sure = np.where(self.predicted == self.labels, -1, sure)
-        worst = np.argsort(-sure, axis=None, kind="stable")[:MOST_MISTAKES]
-        places = [divmod(int(at), len(self.class_names)) for at in worst if sure.flat[at] >= 0]
-        if not places:
-            return no_mistakes()
-        titles = []
-        for image, label in places:
-            said = "" if self.predicted[image, label] else "not "
-            true = "; ".join(self.class_names[at] for at in np.flatnonzero(self.labels[image]))
-            titles.append(
-                f"{said}{shortened(self.class_names[label], 15)}, {sure[image, label]:.0%}\n"
-                f"true: {shortened(true or 'none', 16)}"
+        order = np.argsort(-sure, axis=None, kind="stable")[:MOST_LISTED]
+        worst = [divmod(int(at), len(names)) for at in order if sure.flat[at] >= 0]
+        if not worst:
+            yield "No label is mistaken."
+            return
+        yield (
+            "The surest mistakes: where the network is sure and the table differs, the table "
+            "itself may be wrong."
+        )
+        rows = [
+            (
+                names[label],
+                "predicted" if self.predicted[image, label] else "not predicted",
+                f"{self.probabilities[image, label]:.1%}",
+                "; ".join(names[at] for at in np.flatnonzero(self.labels[image])) or "none",
             )
-        return image_grid([images[image] for image, _ in places], titles)
+            for image, label in worst
+        ]
+        columns = ("label", "answer", "probability", "true labels")
+        places = [image for image, _ in worst]
+        yield pictures_table(shown, places, folder, f"mistakes{suffix}", columns, rows)
 
     def common_classes(self, most: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         """Name, membership (bool `[examples]`), probability (float64) of the labels that most

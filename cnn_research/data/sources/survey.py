@@ -21,7 +21,7 @@ from cnn_research.core.errors import UserError
 from cnn_research.data.images import BadImage, open_image, printable, resized
 from cnn_research.data.prepare import cache
 from cnn_research.data.prepare.files import Record, existing, folders_state, is_table, opened
-from cnn_research.data.prepare.understood import say, understood
+from cnn_research.data.prepare.understood import labels_of, say, understood
 from cnn_research.data.sources.loading import ImageFiles
 
 SAMPLE, DECODED = 200, 16
