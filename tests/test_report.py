@@ -474,6 +474,40 @@ def test_same_seed_twice_is_said(tmp_path, capsys):
     assert "same seed [0, 0]" in capsys.readouterr().err
 
 
+def test_folders_without_a_run_among_others_are_left_out_of_the_table(tmp_path, capsys):
+    """As `runs/*` has them: a run that failed on its data, a file, a damaged config."""
+    done = make_run(tmp_path / "done", accuracy=0.5)
+    (tmp_path / "failed").mkdir()
+    (tmp_path / "failed" / ".lock").touch()
+    (tmp_path / "notes.txt").touch()
+    (make_run(tmp_path / "damaged", accuracy=0.5) / "config.json").write_text("{")
+    assert main([*map(str, tmp_path.iterdir())]) == 0
+    told = capsys.readouterr()
+    assert [row[0] for row in table(told.out)[2:]] == ["coats", "- as the document gives it"]
+    said = sorted(told.err.splitlines())
+    assert [line.split()[2] for line in said] == [
+        str(tmp_path / name) for name in ("damaged", "failed", "notes.txt")
+    ]
+    assert all(line.startswith("left out: ") for line in said)
+    assert main([str(tmp_path / "damaged"), str(tmp_path / "failed")]) == 2
+    assert main([str(done), str(tmp_path / "absent")]) == 2
+
+
+def test_an_export_in_a_runs_folder_is_no_run(tmp_path, capsys):
+    done, pipeline = make_run(tmp_path / "done", accuracy=0.5), tmp_path / "pipeline"
+    make_run(pipeline, accuracy=None, name="palette")
+    make_run(pipeline / "training", accuracy=0.75, name="palette/training")
+    record = {"stages": ["training"], "finished": "2026-03-01T12:00:00+00:00"}
+    (pipeline / "run.json").write_text(json.dumps(record))
+    for run in (done, pipeline):
+        (run / "export").mkdir()
+        (run / "export" / "config.json").write_text((run / "config.json").read_text())
+    assert main([str(done), str(pipeline)]) == 0
+    told = capsys.readouterr()
+    assert [row[0] for row in table(told.out)[2::2]] == ["coats", "palette/training"]
+    assert told.err == ""
+
+
 @pytest.mark.parametrize("name", ["absent", "folder"])
 def test_path_that_is_no_run_is_one_line_and_exit_2(tmp_path, capsys, name):
     (tmp_path / "folder").mkdir()

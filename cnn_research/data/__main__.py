@@ -28,6 +28,7 @@ from absl import logging
 from cnn_research.core.config import did_you_mean, parse_fields
 from cnn_research.core.errors import UsageError, run_command
 from cnn_research.core.files import free_bytes, size_text
+from cnn_research.core.ranges import check_ranges
 from cnn_research.data.dataset import Dataset
 from cnn_research.data.prepare import cache, inventory
 from cnn_research.data.prepare.splits import copies_line, duplicates_line
@@ -80,6 +81,7 @@ def prepare(words: list[str]) -> None:
     if not (options.source or optional or {"--help", "-h"} & set(fields)):
         raise UsageError(f"{name} needs --source: the folder, archive or table of your data")
     source = parse_fields(SOURCES[name](), fields, f"python -m cnn_research.data prepare {name}")
+    check_ranges(source)
     start = time.monotonic()
     source = source.prepare(options.source)
     dataset = source.load()

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cnn_research.core.errors import UsageError, run_command
+from cnn_research.core.errors import UsageError, one_line, run_command
 from cnn_research.core.files import write_text
 from cnn_research.core.metrics_log import read_metrics
 from cnn_research.core.run_folder import REPORT_FOLDER, RUN, read_json, write_json
@@ -77,16 +77,24 @@ def _rank_labels(folders: Sequence[Path], output: Path) -> None:
 def _compare(folders: Sequence[Path], output: Path | None) -> None:
     if output is not None and output.suffix not in OUTPUTS:
         raise UsageError(f"--output is {output}: its name must end in {', '.join(OUTPUTS)}")
-    # One folder given twice would pass for two runs.
-    runs = {run.resolve(): run for folder in folders for run in run_folders(folder)}.values()
+    runs, faults = _all_runs(folders)
     stages = {folder: stage_folders(folder) for folder in runs}
-    read = [(run, read_run(run)) for folder, below in stages.items() for run in below or [folder]]
+    read = []
+    for folder in [each for run, below in stages.items() for each in below or [run]]:
+        try:
+            read.append((folder, read_run(folder)))
+        except UsageError as error:
+            faults.append(error)
+    if not read:
+        raise faults[0]
     groups = group_runs(run for _, run in read if run is not None)
     if output is not None:
         order = [folder for folder, _ in read]
         _write(output, sorted(groups, key=lambda g: min(order.index(r.folder) for r in g.runs)))
     if groups:
         print(as_markdown(groups), flush=True)
+    for fault in faults:
+        print(f"left out: {one_line(fault)}", file=sys.stderr)
     pipelines = [folder for folder, below in stages.items() if below and not is_finished(folder)]
     for folder in [*pipelines, *(folder for folder, run in read if run is None)]:
         print(_why_missing(folder), file=sys.stderr)
@@ -97,6 +105,23 @@ def _compare(folders: Sequence[Path], output: Path | None) -> None:
                 "their spread is not one over seeds",
                 file=sys.stderr,
             )
+
+
+def _all_runs(folders: Sequence[Path]) -> tuple[list[Path], list[UsageError]]:
+    """The folders of all runs, each once, and why folders that are there have none.
+
+    Raises `UsageError` for a folder that is not there.
+    """
+    # One folder given twice would pass for two runs.
+    found, faults = {}, []
+    for folder in folders:
+        try:
+            found |= {run.resolve(): run for run in run_folders(folder)}
+        except UsageError as error:
+            if not folder.exists():
+                raise
+            faults.append(error)
+    return list(found.values()), faults
 
 
 def _why_missing(folder: Path) -> str:

@@ -114,16 +114,19 @@ def run_folders(folder: Path) -> list[Path]:
         return [folder]
     below = (f"*/{CONFIG}", f"runs/*/{CONFIG}")
     runs = sorted(file.parent for pattern in below for file in folder.glob(pattern))
+    if not runs:
+        raise UsageError(
+            f"{folder} is not a run's folder, and holds none: it has no {CONFIG}, which a run that "
+            "fails on its data does not write"
+        )
     listed = [run["name"] for run in read_json(folder / SWEEP).get("runs", ())]
     runs.sort(key=lambda run: listed.index(run.name) if run.name in listed else len(listed))
-    if not runs:
-        raise UsageError(f"{folder} is not a run's folder, and holds none: it has no {CONFIG}")
     return runs
 
 
 def stage_folders(folder: Path) -> list[Path]:
     """The runs of a pipeline's or a study's stages, in order; empty for any other run."""
-    stages = [file.parent for file in sorted(folder.glob(f"*/{CONFIG}"))]
+    stages = [file.parent for file in sorted(folder.glob(f"*/{RUN}"))]  # an export has none
     order = list(read_json(folder / RUN).get("stages", ()))
     return sorted(stages, key=lambda s: order.index(s.name) if s.name in order else len(order))
 
