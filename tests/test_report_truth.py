@@ -52,6 +52,8 @@ def test_interval_over_groups_is_wider_where_images_of_a_group_are_alike():
     hits = np.repeat(np.arange(20) < 15, 20)
     alone, by_group = interval(hits), interval(hits, groups)
     assert by_group[1] - by_group[0] > 3 * (alone[1] - alone[0])
+    # Images without a group are each by themselves.
+    assert interval(hits, np.full(400, "")) == alone
 
 
 def test_interval_where_all_are_right_is_no_point():
@@ -59,7 +61,7 @@ def test_interval_where_all_are_right_is_no_point():
     assert high == 1 and low == pytest.approx(0.6915, abs=1e-4)  # of 10: 1 - Clopper and Pearson
     assert interval(np.zeros(10, bool))[0] == 0
     assert interval(np.ones(1, bool)) is None
-    assert interval(np.ones(9, bool), np.zeros(9)) is None  # one group
+    assert interval(np.ones(9, bool), np.full(9, "patient 1")) is None  # one group
 
 
 def answers(right: int, wrong: int, **facts: Any) -> ClassPredictions:
@@ -75,7 +77,7 @@ def test_verdict_says_how_good_on_how_many_and_against_what():
     assert "over images), against 0.0% by always answering 'fig', the commonest" in made.verdict(
         None
     )
-    groups = np.array([*np.arange(100) // 5, 99])  # the last has no label
+    groups = np.array([f"film {n // 5}" for n in range(101)])  # the last has no label
     assert "over 20 groups" in made.verdict(groups)
     # Recognised no oftener than the commonest class occurs.
     no_better = answers(90, 10, training_counts=np.array([9, 3])).verdict(None)

@@ -41,7 +41,7 @@ class Split:
             fewer colours.
         names: source of each example (`train/Coat/17.jpg`), or None.
         groups: text `[examples]`, what the example is of (a patient, a film), or None: examples of
-            one group are alike.
+            one group are alike; "" for an example by itself.
     """
 
     images: np.ndarray

@@ -11,10 +11,15 @@ FEWEST_DRAWS = 200
 
 
 def units_of(values: np.ndarray, groups: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Sum and number of the values of each group, float64 `[groups]`; of each value without any."""
+    """Sum and number of the values of each group, float64 `[groups]`.
+
+    Without groups, and where its group is "", each value is by itself.
+    """
     if groups is None:
         return values.astype(np.float64), np.ones(len(values))
     _, of = np.unique(groups, return_inverse=True)
+    of = np.where(groups == "", len(of) + np.arange(len(of)), of)
+    _, of = np.unique(of, return_inverse=True)
     return np.bincount(of, values), np.bincount(of).astype(np.float64)
 
 
@@ -27,7 +32,7 @@ def interval(values: np.ndarray, groups: np.ndarray | None = None) -> tuple[floa
 
     Args:
         values: bool or float `[examples]`.
-        groups: `[examples]`, anything that can be sorted.
+        groups: str `[examples]`, as of `Split`.
     """
     sums, counts = units_of(values, groups)
     if len(sums) < 2:
