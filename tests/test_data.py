@@ -1331,6 +1331,7 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
         (["prepare", "image_folder", "--source=nowhere"], 1, "nowhere does not exist"),
         (["prepare", "image_folder", "--source=.", "--image-sise=3"], 2, "image-size"),
         (["prepare", "fashion_mnist", "--source=nowhere"], 1, "nowhere does not exist"),
+        (["prepare", "cifar10", "--split-seed=-1"], 2, "--split-seed is -1: must be from 0 to 42"),
     ],
 )
 def test_command_errors_are_one_line(words, code, message):

@@ -79,3 +79,15 @@ def test_a_seed_out_of_range_is_refused_before_data_is_read(seed, tmp_path, monk
     monkeypatch.setattr(type(experiment.data), "load", lambda _: pytest.fail("data was read"))
     with pytest.raises(UsageError, match=f"--seed is {seed}: must be from 0 to 4294967295"):
         run(dataclasses.replace(experiment, seed=seed), tmp_path)
+
+
+def test_every_seed_has_32_bits():
+    found = 0
+    for entry in registry().values():
+        experiment = entry.experiment()
+        for path in flatten(experiment):
+            for seed in (-1, 2**32, 99_999_999_999) if path.endswith("seed") else ():
+                with pytest.raises(UsageError, match="must be from 0 to 4294967295"):
+                    check_ranges(with_fields(experiment, {path: seed}))
+                found += 1
+    assert found > len(registry())
