@@ -121,7 +121,7 @@ def _write_each(
             except BadImage as error:
                 tally.say(f"without a picture: {error}")
             row: dict[str, Any] = {"file": printable(file)}
-            row |= {head: answer.values for head, answer in answers.items()}
+            row |= {key_of(head): answer.values for head, answer in answers.items()}
             near = np.empty(0, int)
             if nearest is not None:
                 near = nearest(*features)
@@ -130,6 +130,11 @@ def _write_each(
             shown = image if len(predictions) < SHOWN else None
             predictions.append(Prediction(row["file"], answers, shown, near))
     return predictions
+
+
+def key_of(head: str) -> str:
+    """The name of a head beside those of a row's own columns, `file` and `nearest`."""
+    return f"{head} (answer)" if head in ("file", "nearest") else head
 
 
 def _with_others(answer: Answer) -> str:
@@ -272,7 +277,7 @@ class Nearest:
         return [
             {
                 "file": "" if names is None else str(names[index]),
-                **{head: self._label(head, int(index)) for head in self._split.labels},
+                **{key_of(head): self._label(head, int(index)) for head in self._split.labels},
             }
             for index in indices
         ]
@@ -293,7 +298,7 @@ def _write_table(file: Path, predictions: Sequence[Prediction]) -> None:
     for each in predictions:
         rows.append({"file": each.file})
         for head, answer in each.answers.items():
-            rows[-1] |= {f"{head} {name}".strip(): x for name, x in answer.columns.items()}
+            rows[-1] |= {f"{key_of(head)} {name}".strip(): x for name, x in answer.columns.items()}
     pandas.DataFrame(rows).to_csv(file, index=False, lineterminator="\n")
 
 

@@ -159,6 +159,8 @@ def rows_of(
             label = dataset.label(split, head, place)
             row |= {} if label is None else {head: str(label)}
             row[f"{head}: answer"] = answer
-        row["image"] = str(place if split.names is None else split.names[place])
+        row["image (file)" if "image" in heads else "image"] = str(
+            place if split.names is None else split.names[place]
+        )
         rows.append(row)
     return rows

@@ -11,17 +11,16 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from cnn_research.core.errors import UserError
 from cnn_research.core.preemption import raise_if_interrupted
 from cnn_research.core.progress import Tally
 from cnn_research.data.dataset import Examples
 from cnn_research.data.images import BadImage
 from cnn_research.data.prepare.files import Plan, Record
-from cnn_research.data.prepare.understood import labels_of
+from cnn_research.data.prepare.understood import labels_of, nothing_left
 
 CHUNK = 256
 DARK = 64
-"""A set is dark in which no pixel is as bright: 14 bits in files of 16 are."""
+"""A set is dark in which no pixel is brighter: 14 bits in files of 16 are."""
 
 
 def decode_plan(
@@ -114,10 +113,7 @@ def _report(plan: Plan, usable: Sequence[Record], bad: Sequence[tuple[Record, st
         lost = [(part, error) for record, error in bad for part in key(record) if part not in left]
         for first, error in lost[:1]:
             count = sum(part == first for part, _ in lost)
-            raise UserError(
-                f"none of the {count:,} images of the {what} '{first}' can be used; the first: "
-                f"{error}: replace them, or leave the {what} out"
-            )
+            raise nothing_left(count, what, first, error)
     if bad:
         logging.warning("left out %d bad images: %s, ...", len(bad), bad[0][1])
 
@@ -137,11 +133,12 @@ def _parts(plan: Plan) -> Iterator[tuple[str, Callable[[Record], Sequence[str]]]
 def _dark(brightest: int) -> dict[str, int]:
     """Warn of images that are all nearly black, as are those of fewer bits than their files have
     room for; also return it for the provenance."""
-    if brightest >= DARK:
+    if brightest > DARK:
         return {}
+    bits = max(brightest - 1, 0).bit_length()
     logging.warning(
         "the brightest pixel of all images is %d of 255: if their numbers have %d bits, in files "
         "of 16 that do not say so, multiply them by %d",
-        *(brightest, 8 + brightest.bit_length(), 2 ** (8 - brightest.bit_length())),
+        *(brightest, 8 + bits, 2 ** (8 - bits)),
     )
     return {"brightest_pixel": brightest}

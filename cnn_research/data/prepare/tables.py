@@ -77,7 +77,7 @@ def _of_sheet(table: Path, shown: str) -> DataFrame:
     try:
         with pandas.ExcelFile(table) as book:
             sheets = [str(name) for name in book.sheet_names]
-            cells = book.parse(sheets[0], header=None, dtype=str, na_filter=False)
+            cells = pandas.read_excel(book, sheets[0], header=None, dtype=str, na_filter=False)
     except Exception as error:  # openpyxl raises a dozen different ones
         raise UserError(
             f"{shown} cannot be read as a spreadsheet ({error}): save it as .xlsx again, or as .csv"

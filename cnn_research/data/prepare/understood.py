@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from cnn_research.core.errors import UserError
 from cnn_research.data.prepare.files import Plan, Record
 
 NAMED = 5
@@ -22,6 +23,14 @@ def left_out(**names: Sequence[str]) -> dict[str, Any]:
         for reason, found in names.items()
         if found
     }
+
+
+def nothing_left(count: int, what: str, name: str, reason: str) -> UserError:
+    """The error of a split or class, called `name`, none of whose images can be used."""
+    return UserError(
+        f"none of the {count:,} images of the {what} '{name}' can be used; the first: {reason}; "
+        f"replace them, or leave the {what} out"
+    )
 
 
 def labels_of(record: Record, head: str) -> tuple[Any, ...]:

@@ -7,7 +7,7 @@ import functools
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,6 +19,7 @@ from cnn_research.core.ranges import PositiveInt
 from cnn_research.data.dataset import UNKNOWN_CLASS, Examples
 from cnn_research.data.images import ENDINGS, decode, is_named_as_image, printable, resized, turned
 from cnn_research.data.prepare.files import SPLIT_FOLDERS, Plan, Record, names_below, stem_of
+from cnn_research.data.prepare.splits import SPLITS
 from cnn_research.data.prepare.understood import left_out
 from cnn_research.data.sources.loading import ImageFiles, Origin, Share, from_scikit_learn
 
@@ -110,19 +111,15 @@ def plan_folder(root: Path, shown: str, class_of: Callable[[str], str] = printab
     """
     if root.is_file():
         raise UsageError(f"{shown} is a table, not a folder: use --experiment=image_table")
-    every = names_below(root)
-    names, images = every, [name for name in every if is_named_as_image(name)] or every
-    while (wrapper := _wrapper(images)) is not None:
-        root = root / wrapper
-        inside = f"{wrapper}/"
-        names, images = (
-            [name.removeprefix(inside) for name in each if name.startswith(inside)]
-            for each in (names, images)
-        )
+    root, names, images = _unwrapped(root)
     seen = _seen_through(names, images)
     splits = _split_folders([seen[name] for name in images], shown)
     depth = 1 if splits else 0
-    kept = {name: as_if for name, as_if in seen.items() if as_if.count("/") > depth}
+    kept = {
+        name: as_if
+        for name, as_if in seen.items()
+        if as_if.count("/") > depth and (not splits or as_if.partition("/")[0] in splits)
+    }
     if not kept:
         raise UserError(
             f"{shown} has no folders of images: it needs one per class, as <class>/* or "
@@ -137,11 +134,9 @@ def plan_folder(root: Path, shown: str, class_of: Callable[[str], str] = printab
     images_kept = kept.keys() & images
     with_images = {of for name, _, of in found if name in images_kept}
     without = {of for _, _, of in found} - with_images
-    labels = {of: {"label": UNKNOWN_CLASS} for of in with_images}
     found = [item for item in found if item[2] in with_images]
-    if "train" not in {split for _, split, _ in found}:
-        raise UserError(f"{shown}: the split 'train' has no folder of images for each class")
-    classes = class_names((of for _, split, of in found if split != "target"), shown)
+    classes = _classes({(split, of) for _, split, of in found}, shown)
+    labels = {of: {"label": UNKNOWN_CLASS} for of in with_images}
     labels |= {of: {"label": at} for at, of in enumerate(classes)}
     tops = ", ".join(f"{printable(top)} ({split})" for top, split in sorted(splits.items()))
     return Plan(
@@ -158,13 +153,47 @@ def plan_folder(root: Path, shown: str, class_of: Callable[[str], str] = printab
     )
 
 
+def _unwrapped(root: Path) -> tuple[Path, list[str], list[str]]:
+    """The innermost folder that holds all images, its files, and those named as images; or all its
+    files, if none is."""
+    names = names_below(root)
+    images = [name for name in names if is_named_as_image(name)] or names
+    while (wrapper := _wrapper(images)) is not None:
+        root = root / wrapper
+        inside = f"{wrapper}/"
+        names, images = (
+            [name.removeprefix(inside) for name in each if name.startswith(inside)]
+            for each in (names, images)
+        )
+    return root, names, images
+
+
+def _classes(found: Collection[tuple[str, str]], shown: str) -> tuple[str, ...]:
+    """The classes of splits, which are given with a class of theirs each, sorted.
+
+    Raises `UserError` if there are not two to train on, or a split has none of those.
+    """
+    of = {split: {of for name, of in found if name == split} for split in SPLITS}
+    if not of["train"]:
+        raise UserError(f"{shown}: the split 'train' has no folder of images for each class")
+    train = class_names(of["train"], shown)
+    for split in ("validation", "test"):
+        if of[split] and not of[split] & of["train"]:
+            raise UserError(
+                f"{shown}: no class of '{split}' ({', '.join(sorted(of[split])[:3])}) is one of "
+                f"'train' ({', '.join(train[:3])}): give the folders of a class the same name, at "
+                "the same depth"
+            )
+    return tuple(sorted(of["train"] | of["validation"] | of["test"]))
+
+
 def _seen_through(names: Sequence[str], images: Sequence[str]) -> dict[str, str]:
     """Each name, and the name as if no folder at the top stood twice: `train/train/cat/1.jpg` is
     `train/cat/1.jpg`, if all images of `train` are in `train/train`."""
 
     def is_twice(as_if: str) -> bool:
         top, *rest = as_if.split("/", 2)
-        return len(rest) == 2 and rest[0].lower() == top.lower()
+        return len(rest) == 2 and (rest[0].lower() == top.lower() or _is_split(top, rest[0]))
 
     seen = {name: name for name in names}
     while True:
@@ -177,6 +206,12 @@ def _seen_through(names: Sequence[str], images: Sequence[str]) -> dict[str, str]
             top, _, rest = as_if.partition("/")
             if tops.get(top) and is_twice(as_if):
                 seen[name] = f"{top}/{rest.partition('/')[2]}"
+
+
+def _is_split(*folders: str) -> bool:
+    """Return whether folders are named as the same split."""
+    found = {SPLIT_FOLDERS.get(folder.lower()) for folder in folders}
+    return len(found) == 1 and None not in found
 
 
 def _split_folders(names: Iterable[str], shown: str) -> dict[str, str]:

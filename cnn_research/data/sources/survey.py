@@ -11,7 +11,7 @@ import statistics
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ import numpy as np
 from cnn_research.core.errors import UserError
 from cnn_research.data.images import BadImage, open_image, printable, resized
 from cnn_research.data.prepare import cache
-from cnn_research.data.prepare.files import Record, existing, folders_state, is_table, opened
-from cnn_research.data.prepare.understood import labels_of, say, understood
+from cnn_research.data.prepare.files import Plan, Record, existing, folders_state, is_table, opened
+from cnn_research.data.prepare.understood import labels_of, nothing_left, say, understood
 from cnn_research.data.sources.loading import ImageFiles
 
 SAMPLE, DECODED = 200, 16
@@ -34,6 +34,8 @@ and the height and width at which they are."""
 NOT_LOOKED_AT = ("image_size", "fit", "validation", "test", "split_seed", "on_bad_image")
 """Fields of a source that change nothing of its survey."""
 RESULT = "survey.json"
+NAMED = 3
+"""Files that are named where none can be read."""
 EXIF_ORIENTATION, ON_ITS_SIDE = 274, 5
 """The tag of an image's orientation; from this value on, height and width are exchanged."""
 
@@ -117,8 +119,11 @@ def _survey(source: ImageFiles, root: Path, shown: str) -> Survey:
     files = [record.path for record in train]
     sizes = _sizes(_spread(files, SAMPLE))
     if not sizes:
-        source.pixels(Path(files[0]))  # raises the reason
-        raise UserError(f"{shown}: none of the files is a readable image")
+        raise UserError(
+            f"{shown}: none of the images that were tried can be read: "
+            f"{'; '.join(_reasons(files[:NAMED], source.pixels))}; ..."
+        )
+    _check_classes(plan, train, source.pixels)
     heights, widths = zip(*sizes, strict=True)
     height, width = round(statistics.median(heights)), round(statistics.median(widths))
     compared = _spread(train, min(COMPARED, COMPARED_PIXELS // (height * width)))
@@ -160,6 +165,41 @@ def _sizes(files: Sequence[str]) -> list[tuple[int, int]]:
             continue
         sizes.append(size if on_its_side else (size[1], size[0]))
     return sizes
+
+
+def _reasons(files: Sequence[str], pixels: Callable[[Path], np.ndarray]) -> Iterator[str]:
+    """Why files cannot be read."""
+    for file in files:
+        try:
+            pixels(Path(file))
+        except BadImage as error:
+            yield str(error)
+
+
+def _check_classes(
+    plan: Plan, records: Sequence[Record], pixels: Callable[[Path], np.ndarray]
+) -> None:
+    """Raise `UserError` for a class of which no image can be opened, before any is decoded."""
+    classes = {
+        (head, label)
+        for record in records
+        for head in plan.class_names
+        for label in labels_of(record, head)
+        if label >= 0
+    }
+    closed: dict[tuple[str, int], list[str]] = {}
+    for record in records:
+        if not classes:
+            return
+        own = {(head, at) for head in plan.class_names for at in labels_of(record, head)} & classes
+        if own and _sizes([record.path]):
+            classes -= own
+        for each in own & classes:
+            closed.setdefault(each, []).append(record.path)
+    for head, label in sorted(classes):
+        files = closed[head, label]
+        reason = next(_reasons(files, pixels), "it cannot be opened")
+        raise nothing_left(len(files), "class", plan.class_names[head][label], reason)
 
 
 def _seconds(files: Sequence[str], pixels: Callable[[Path], np.ndarray]) -> float:

@@ -1,0 +1,458 @@
+"""What folders, tables and files are read as: said, refused in one line, or read right."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import struct
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+from PIL import Image, PngImagePlugin
+
+from cnn_research.core.errors import UserError
+from cnn_research.data.images import BadImage, decode
+from cnn_research.data.prepare.files import names_below
+from cnn_research.data.prepare.tables import FORM, find_table, read_table
+from cnn_research.data.prepare.understood import understood
+from cnn_research.data.sources.folder import ImageFolder, plan_folder
+from cnn_research.data.sources.survey import survey
+from cnn_research.data.sources.table import ImageTable
+from cnn_research.inference.predict import image_files, key_of
+
+
+@pytest.fixture(autouse=True)
+def data_dir(tmp_path, monkeypatch) -> Path:
+    folder = tmp_path / "prepared"
+    monkeypatch.setenv("TFDS_DATA_DIR", str(folder))
+    return folder
+
+
+def make_images(root: Path, *names: str) -> Path:
+    """Small images of these names below `root`, all different."""
+    for at, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 3), (7 * at % 256, at // 37, 99)).save(root / name, "PNG")
+    return root
+
+
+def numbered(*folders: str, count: int = 2) -> list[str]:
+    return [f"{folder}/{at}.png" for folder in folders for at in range(count)]
+
+
+def records_of(root: Path) -> list[tuple[str, str, str]]:
+    """Split, class and name of every record of a folder."""
+    plan = plan_folder(root, "pets")
+    names = [*plan.class_names["label"], "?"]
+    return [(r.split, names[int(r.labels["label"])], r.name) for r in plan.records]
+
+
+# Folders ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("training_set/training_set", "test_set/test_set"),
+        ("train/Train/train", "test"),
+        ("training/train", "testing/test"),
+        ("seg_train/seg_train", "seg_test/seg_test"),
+        ("pets/images_train", "pets/images_test"),
+    ],
+)
+def test_split_folders_that_stand_twice_are_seen_through(tmp_path, train, test):
+    names = numbered(f"{train}/cat", f"{train}/dog", f"{test}/cat", f"{test}/dog")
+    found = records_of(make_images(tmp_path, *names))
+    splits = ["test"] * 4 + ["train"] * 4
+    assert sorted(split for split, _, _ in found) == splits
+    assert {label for _, label, _ in found} == {"cat", "dog"}
+    assert all(Path(name).parent.name == label for _, label, name in found)
+
+
+@pytest.mark.parametrize("unlabelled", ["test/test", "test", "seg_pred/seg_pred", "unlabeled"])
+def test_images_of_a_split_without_labels_are_left_out_and_said(tmp_path, unlabelled):
+    names = numbered("train/train/cat", "train/train/dog", "val/cat", "val/dog", unlabelled)
+    plan = plan_folder(make_images(tmp_path, *names), "pets")
+    assert {record.split for record in plan.records} == {"train", "validation"}
+    (reason,) = plan.left_out
+    assert plan.left_out[reason] == {"count": 2, "first": numbered(unlabelled)}
+    text = understood(plan, "pets")
+    assert "splits" in text and "train (train), val (validation)" in text
+    assert "8 images: train 4, validation 4" in text and "label: 2 classes: cat 4, dog 4" in text
+    assert f"left out: 2 images in no class folder, the first {unlabelled}/0.png" in text
+
+
+def test_a_class_that_stands_twice_stays_that_class(tmp_path):
+    found = records_of(make_images(tmp_path, *numbered("cat/cat", "dog")))
+    assert [label for _, label, _ in found] == ["cat", "cat", "dog", "dog"]
+
+
+def test_classes_named_like_splits_stay_classes(tmp_path):
+    found = records_of(make_images(tmp_path, *numbered("freight_train", "test_track", "bus")))
+    assert {label for _, label, _ in found} == {"freight_train", "test_track", "bus"}
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (["cat/train", "cat/test", "dog/train", "dog/test"], "put the classes inside of the spl"),
+        (["train/images/cat", "train/images/dog", "test/cat", "test/dog"], "one class only, 'ima"),
+        (["train/cat", "train/dog", "test/Cats", "test/Dogs"], "no class of 'test' .Cats, Dogs."),
+        (["train", "test/cat", "test/dog"], "'train' has no folder of images for each class"),
+        (["a/x", "a/y", "b/x", "b/y", "pool"], "same folders in each of a, b, which look like"),
+        (["train/cat", "train/dog", "test/cat", "extra/cat"], "others beside them .extra."),
+        (["train_images/a", "train_images/b", "train_masks/a", "train_masks/b"], "which look like"),
+    ],
+)
+def test_layouts_that_are_refused_say_what_was_understood(tmp_path, folders, message):
+    make_images(tmp_path, *numbered(*folders))
+    with pytest.raises(UserError, match=message):
+        plan_folder(tmp_path, "pets")
+
+
+def test_annotations_beside_images_are_no_class(tmp_path):
+    make_images(tmp_path, *numbered("images/cat", "images/dog"))
+    (tmp_path / "annotations" / "xml").mkdir(parents=True)
+    (tmp_path / "annotations" / "xml" / "0.xml").touch()
+    assert {label for _, label, _ in records_of(tmp_path)} == {"cat", "dog"}
+    make_images(tmp_path, *numbered("train/cat", "train/dog", "test/cat"))
+
+
+JUNK = ["@eaDir", "cat/@eaDir/0.png", ".thumbnails", "__MACOSX/cat", "cat/.ipynb_checkpoints"]
+JUNK += ["#recycle", "$RECYCLE.BIN", "cat/.@__thumb", "System Volume Information"]
+
+
+def test_folders_of_systems_are_left_out(tmp_path):
+    make_images(tmp_path, *numbered("cat", "dog"), *numbered(*JUNK[:1], *JUNK[2:]))
+    make_images(tmp_path, "cat/@eaDir/0.png/SYNO_THUMB.png", "cat/._0.png")
+    for name in ("cat/Thumbs.db", "dog/desktop.ini", "dog/.DS_Store"):
+        (tmp_path / name).touch()
+    assert names_below(tmp_path) == numbered("cat", "dog")
+
+
+@pytest.mark.parametrize("system", [0, 3])
+def test_backslashes_in_a_zip_separate_folders(tmp_path, system):
+    source = make_images(tmp_path / "source", *numbered("cat", "dog"))
+    archive = tmp_path / "pets.zip"
+    with zipfile.ZipFile(archive, "w") as out:
+        for name in names_below(source):
+            info = zipfile.ZipInfo()
+            info.filename, info.create_system = f"pets\\{name}".replace("/", "\\"), system
+            out.writestr(info, (source / name).read_bytes())
+    dataset = ImageFolder(str(archive), (3, 4), validation=0.0, test=0.0).load()
+    assert dataset.class_names == {"label": ("cat", "dog")}
+    assert dataset.provenance["examples"] == {"train": 4}
+
+
+def test_what_was_understood_is_printed_before_anything_is_decoded(tmp_path, capsys):
+    make_images(tmp_path / "pets", *numbered("cat", "dog"))
+    (tmp_path / "pets" / "cat" / "0.png").write_bytes(b"damaged")
+    with pytest.raises(BadImage):
+        ImageFolder(str(tmp_path / "pets")).load()
+    shown = capsys.readouterr().out
+    assert "pets: a folder per class" in shown and "label: 2 classes: cat 2, dog 2" in shown
+    survey(ImageFolder(str(tmp_path / "pets")))
+    assert capsys.readouterr().out == "", "it is said once"
+
+
+def test_a_class_of_images_that_cannot_be_read_is_refused_before_it_is_decoded(tmp_path):
+    make_images(tmp_path, *numbered("cat", "dog"))
+    (tmp_path / "bird").mkdir()
+    for at in range(3):
+        (tmp_path / "bird" / f"{at}.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    source = ImageFolder(str(tmp_path), (3, 4), on_bad_image="skip")
+    message = r"none of the 3 images of the class 'bird' .* 0.HEIC is HEIC, .*: convert it to JPEG"
+    with pytest.raises(UserError, match=message.replace(" 0", ".*/0")):
+        survey(source)
+    with pytest.raises(UserError, match="none of the 3 images of the class 'bird'"):
+        source.load()
+    make_images(tmp_path, "bird/3.png")
+    left_out = source.load().provenance["skipped"]
+    assert len(left_out) == 3 and all("is HEIC" in error for error in left_out)
+
+
+# Tables -------------------------------------------------------------------------------------------
+
+ROWS = [("images/0.png", "cat"), ("images/1.png", "dog"), ("images/2.png", "cat")]
+TEXT = "image,label\n" + "".join(f"{image},{label}\n" for image, label in ROWS)
+
+
+def write(folder: Path, content: str | bytes, name: str = "pets.csv") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    return folder / name
+
+
+def pairs(table: Path) -> list[tuple[str, str]]:
+    cells = read_table(table, "pets.csv")
+    return list(zip(cells["image"], cells["label"], strict=True))
+
+
+ENCODINGS = ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1"]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_encodings_of_tables(tmp_path, encoding, end):
+    text = TEXT.replace("cat", "chat é").replace("\n", end).replace(",", "\t")
+    assert pairs(write(tmp_path, text.encode(encoding)))[0] == ("images/0.png", "chat é")
+    marked = "\ufeff" + text  # of the big-endian ones, which `encode` leaves out
+    if "16-" in encoding:
+        assert pairs(write(tmp_path, marked.encode(encoding)))[2] == ("images/2.png", "chat é")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sep=;\n" + TEXT.replace(",", ";"),
+        '"SEP=,"\r\n' + TEXT,
+        "sep=\t\n" + TEXT.replace(",", "\t"),
+        TEXT.replace(",", ";"),
+        TEXT.replace(",", "\t"),
+        TEXT.replace(",", " | "),
+        TEXT.replace(",", ", "),
+        TEXT.replace(",", " ,  ").replace("\n", " \n"),
+        "".join(' "' + line.replace(",", '" , "') + '" \n' for line in TEXT.splitlines()),
+        "\n\n" + TEXT.replace("\n", "\n\n"),
+    ],
+)
+def test_separators_blanks_and_empty_lines(tmp_path, text):
+    assert pairs(write(tmp_path, text)) == ROWS
+
+
+def test_the_separator_is_that_of_the_header_whatever_is_in_quotation_marks(tmp_path):
+    table = write(tmp_path, '"title, short, or long";image;label\n"a, b";x.png;cat\n')
+    assert list(read_table(table, "pets")) == ["title, short, or long", "image", "label"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("image,title,label\n0.png,a,cat\n1.png,big, red,dog\n", "row 2 has 4 cells and the head"),
+        ("image,title,label\n0.png,a,cat\n\n1.png,dog\n", r"row 2 has 2 .* 3 .1.png . dog"),
+        ("image,title,label,note\n0.png,big, red,cat,\n", "row 1 has 5 cells and the header 4"),
+        ('image,label\n0.png,"cat\n1.png,dog\n', "cannot be read as a table at line 3"),
+        ('image,label\n0.png,"cat\n1.png,"dog"\n2.png,cat\n', "cannot be read as a table"),
+        ("image,label,note,label\n0.png,cat,x,sure\n", "has 2 columns 'label': rename"),
+        ("image,label, label \n0.png,cat,x\n", "has 2 columns 'label': rename"),
+        ("image,label\n", "has no rows"),
+        ("", "has no rows"),
+    ],
+)
+def test_tables_that_would_shift_or_hide_labels_are_refused(tmp_path, content, message):
+    with pytest.raises(UserError, match=message):
+        read_table(write(tmp_path, content), "pets.csv")
+
+
+def test_columns_without_names_are_called_by_their_places(tmp_path):
+    cells = read_table(write(tmp_path, ",image,label,\n0,a.png,cat,\n"), "pets")
+    assert list(cells) == ["column 1", "image", "label", "column 4"]
+
+
+def test_spreadsheets_are_read(tmp_path):
+    book = tmp_path / "pets.xlsx"
+    rows = {"image": [image for image, _ in ROWS], "label": ["1", "2", "1"], "price": [1.5, 2, 3]}
+    with pandas.ExcelWriter(book) as writer:
+        pandas.DataFrame(rows).to_excel(writer, sheet_name="Tiere", index=False)
+        pandas.DataFrame({"x": [1]}).to_excel(writer, sheet_name="other", index=False)
+    cells = read_table(book, "pets.xlsx")
+    assert cells.to_dict("list") == {**rows, "price": ["1.5", "2", "3"]}
+    assert cells.attrs[FORM] == "sheet 'Tiere', the first of 2"
+    assert find_table(tmp_path, "pets") == book
+    write(tmp_path, b"no spreadsheet", "~$pets.xlsx")
+    assert find_table(tmp_path, "pets") == book
+    with pytest.raises(UserError, match=r"cannot be read as a spreadsheet .*: save it as"):
+        read_table(write(tmp_path, b"PK no spreadsheet", "other.xlsx"), "other.xlsx")
+    with pytest.raises(UserError, match=r"pets has 2 tables .*: other.xlsx, pets.xlsx: it needs"):
+        find_table(tmp_path, "pets")
+    assert find_table(write(tmp_path, TEXT).parent, "pets").name == "pets.csv"
+
+
+def plan_of(table: Path, **fields):
+    return ImageTable(str(table), **fields).plan(table, "pets.csv")
+
+
+def test_backslashes_in_a_table_separate_folders(tmp_path):
+    make_images(tmp_path, "images/0.png", "images/1.png", "images\\2.png")
+    plan = plan_of(write(tmp_path, TEXT.replace("/", "\\")))
+    there = [tmp_path / "images" / "0.png", tmp_path / "images" / "1.png"]
+    assert [Path(r.path) for r in plan.records] == [*there, tmp_path / "images\\2.png"]
+
+
+def test_what_was_understood_of_a_table(tmp_path):
+    rows = ["c.png,cat,train,7", ",dog,train,1", "e.png,,Test,", "f.png,dog, test ,9"]
+    table = write(tmp_path, "\n".join(["image;label;Split;price", *rows]).replace(",", ";"))
+    plan = plan_of(table, number=("price",), rows=("price!=99",))
+    assert understood(plan, "pets.csv").split("\n  ") == [
+        "pets.csv: 4 rows, separated by semicolons, utf-8, with the columns image, label, Split, "
+        "price; images are named by image",
+        "2 images: train 1, test 1",
+        "label: 2 classes: cat 1, dog 1",
+        "price: numbers from 7 to 9",
+        "left out: 1 rows that name no image, the first row 2",
+        "left out: 1 rows not asked for, the first row 3",
+    ]
+    json.dumps(plan.left_out)
+
+
+def test_columns_of_labels_named_as_our_own(tmp_path):
+    make_images(tmp_path, *(image for image, _ in ROWS))
+    text = TEXT.replace("image,", "path,").replace("label", "image") + "images/2.png,dog\n"
+    plan = plan_of(write(tmp_path, text), image="path", label=("image",))
+    assert plan.class_names == {"image": ("cat", "dog")}
+    keys = [key_of(head) for head in ("kind", "file", "nearest")]
+    assert keys == ["kind", "file (answer)", "nearest (answer)"]
+
+
+def test_missing_images_are_named_with_their_folder(tmp_path):
+    table = write(tmp_path / "shop", TEXT.replace("images/", "C:\\photos\\"))
+    with pytest.raises(UserError, match=r"C:.photos.0.png does not exist; .*1.png.*; \.\.\."):
+        survey(ImageTable(str(table)))
+    make_images(tmp_path / "shop", "images/0.png", "images/1.png")
+    write(tmp_path / "shop", TEXT)
+    source = ImageTable(str(table), (3, 4), validation=0.0, test=0.0, on_bad_image="skip")
+    (missing,) = source.load().provenance["skipped"]
+    assert missing == f"{tmp_path}/shop/images/2.png does not exist"
+
+
+def numbers_table(folder: Path, numbers: list[str]) -> Path:
+    return write(folder, "image,t\n" + "".join(f"{at}.png,{t}\n" for at, t in enumerate(numbers)))
+
+
+def test_numbers_that_32_bits_would_round_away_are_refused(tmp_path):
+    fields = {"label": (), "number": ("t",)}
+    seconds = [str(1_700_000_000 + 60 * at) for at in range(40)]
+    with pytest.raises(UserError, match=r"'t' are close together .*: subtract 1700000000 from all"):
+        plan_of(numbers_table(tmp_path, seconds), **fields)
+    plan = plan_of(numbers_table(tmp_path, [str(60 * at) for at in range(40)]), **fields)
+    assert [record.labels["t"] for record in plan.records] == [60 * at for at in range(40)]
+    years = plan_of(numbers_table(tmp_path, ["0.1", "1e9", "-3"]), **fields)
+    assert len(years.records) == 3
+    with pytest.raises(UserError, match="row 2: t is '1,5', which is not a finite number"):
+        plan_of(numbers_table(tmp_path, ["1", '"1,5"']), **fields)
+
+
+def test_a_million_rows_take_seconds_and_little_memory(tmp_path):
+    rows = 50_000
+    lines = (f'images/{at}.png,"a title, {at}",kind {at % 50},{at % 997}\n' for at in range(rows))
+    table = write(tmp_path, "image,title,label,price\n" + "".join(lines))
+    began = time.process_time()
+    cells = read_table(table, "pets")
+    plan = plan_of(table, number=("price",))
+    assert time.process_time() - began < 5, "of a twentieth of a million"
+    assert len(plan.records) == len(cells) == rows
+    assert cells.memory_usage(deep=True).sum() < 200 * rows
+    assert len({id(record.labels) for record in plan.records}) <= 50 * 997
+
+
+# Files --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC, which phones save, which is not read: convert it"),
+        (b'<?xml version="1.0"?>\n<!-- x --><svg xmlns="x">', "SVG, a drawing, .* convert it to"),
+        (b"<svg width='9'/>", "SVG"),
+        (b"\n<!DOCTYPE html><html>", "a web page, which is not read: download the image itself"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid",
+            "a pointer of Git LFS.* lfs pull",
+        ),
+        (b"%PDF-1.7", "PDF"),
+        (b"\0\0\0\x20ftypisom", "a film"),
+        (b"no image", "not an image or is damaged"),
+        (b"", "not an image or is damaged"),
+    ],
+)
+def test_formats_that_are_not_read_are_named(tmp_path, content, message):
+    (tmp_path / "x.jpg").write_bytes(content)
+    for file in (tmp_path / "x.jpg", io.BytesIO(content)):
+        with pytest.raises(BadImage, match=f"x.jpg is {message}"):
+            decode(file, None, shown="x.jpg")
+
+
+def test_png_with_large_texts_and_profiles_are_decoded(tmp_path):
+    image = Image.new("RGB", (4, 3), (200, 10, 30))
+    for kind in ("zTXt", "iTXt", "tEXt", "iccp"):
+        text = PngImagePlugin.PngInfo()
+        if kind == "iTXt":
+            text.add_itxt("XML:com.adobe.xmp", "x" * 3_000_000, zip=True)
+        elif kind != "iccp":
+            text.add_text("parameters", "a" * 3_000_000, zip=kind == "zTXt")
+        profile = {"icc_profile": b"\1" * 1000 + b"\0" * 3_000_000} if kind == "iccp" else {}
+        image.save(tmp_path / "x.png", pnginfo=text, **profile)
+        assert (decode(tmp_path / "x.png", None) == (200, 10, 30)).all(), kind
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14])
+def test_fewer_bits_than_files_have_room_for_are_said(tmp_path, bits, caplog):
+    for label, at in itertools.product("ab", range(3)):
+        grey = np.full((4, 4), 2**bits - 1 - 7 * at, np.uint16)
+        grey[0, 0] = ord(label)
+        (tmp_path / "grey" / label).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(grey).save(tmp_path / "grey" / label / f"{at}.png")
+    dataset = ImageFolder(str(tmp_path / "grey"), (4, 4), validation=0.0, test=0.0).load()
+    assert dataset.provenance["brightest_pixel"] == 2 ** (bits - 8)
+    assert f"if their numbers have {bits} bits" in caplog.text
+    assert f"multiply them by {2 ** (16 - bits)}" in caplog.text
+
+
+def broken_exif(value: bytes) -> bytes:
+    """EXIF that turns an image by a quarter, with a fraction of this value, 8 bytes, beside."""
+    turn = struct.pack("<HHIHH", 274, 3, 1, 6, 0)
+    first = struct.pack("<H", 2) + turn + struct.pack("<HHII", 34665, 4, 1, 38) + b"\0" * 4
+    second = struct.pack("<HHHIII", 1, 37386, 5, 1, 56, 0)
+    return b"Exif\0\0II*\0\x08\0\0\0" + first + second + value
+
+
+def test_odd_files_are_decoded_as_before(tmp_path):
+    image = Image.fromarray(np.arange(240, dtype=np.uint8).reshape(4, 20, 3))
+    for exif in (broken_exif(b"\xff" * 8), broken_exif(b"\0" * 8), broken_exif(b"")):
+        image.save(tmp_path / "x.jpg", exif=exif)
+        assert decode(tmp_path / "x.jpg", None).shape == (20, 4, 3)
+    more = {"save_all": True, "append_images": [image.rotate(180)]}
+    ways = {
+        "lab.tif": (image.convert("LAB"), {}),
+        "cmyk.jpg": (image.convert("CMYK"), {}),
+        "PALETTE.PNG": (image.convert("P"), {}),
+        "mpo.jpg": (image, {"format": "MPO", **more}),
+        "animated.webp": (image, {"lossless": True, **more}),
+        "animated.png": (image, more),
+        "really_png.jpg": (image, {"format": "PNG"}),
+        "a\nb\tc.JPG": (image, {"format": "JPEG"}),
+        "grey.jp2": (image.convert("L"), {}),
+        "some.avif": (image, {}),
+    }
+    for name, (picture, options) in ways.items():
+        picture.save(tmp_path / name, **options)
+        assert decode(tmp_path / name, None).shape == (4, 20, 3), name
+
+
+# Patterns of files --------------------------------------------------------------------------------
+
+
+def test_patterns_in_folders_with_brackets(tmp_path, monkeypatch):
+    new = "my [new] photos"
+    make_images(tmp_path, f"{new}/1.png", f"{new}/2.jpg", "a?/[x] 1.png", "an/3.png")
+    found = {
+        f"{new}/*.jpg": ["2.jpg"],
+        f"{new}/[12].*": ["1.png", "2.jpg"],
+        "my*/*": ["1.png", "2.jpg"],
+        "a?/*.png": ["[x] 1.png"],
+        "a[!?]/*.png": ["3.png"],
+        "a?/[x]*": ["[x] 1.png"],
+        new: ["1.png", "2.jpg"],
+        "**/*.png": ["1.png", "[x] 1.png", "3.png"],
+    }
+    monkeypatch.chdir(tmp_path)
+    for pattern, names in found.items():
+        for start in ("", f"{tmp_path}/"):
+            assert sorted(f.name for f in image_files(start + pattern)) == sorted(names), pattern
+    with pytest.raises(UserError, match="there is no such file or folder"):
+        image_files("nowhere [new]/*.png")
