@@ -324,6 +324,11 @@ def test_suggestions_take_several_labels_where_they_are_clear(tmp_path):
     experiment, _ = fitted("--data.label", "x", "z", "--data.columns=heads")
     assert experiment.task.heads == ("x", "z")
     assert fitted("--data.label=kind")[0].data.separator == ""
+    with pytest.raises(UsageError, match="no column 'label'; its columns are tags, kind"):
+        fitted()
+    pandas.read_csv(path)[["x", "image", "y"]].to_csv(path, index=False)
+    experiment, _ = fitted()
+    assert experiment.data.label == ("x", "y") and experiment.data.columns == "labels"
 
 
 @pytest.fixture(scope="module")

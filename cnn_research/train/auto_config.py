@@ -93,7 +93,6 @@ def _choose_columns(choices: Choices, data: ImageTable) -> None:
         rows = read_table(table, shown)
         if data.number and data.label == ("label",) and "label" not in rows:
             choices.choose("data.label", (), "numbers are asked for, and no classes")
-        _choose_labels(choices, rows)
         if data.image == "image" and "image" not in rows:
             column = image_column(rows, table.parent)
             if column is None:
@@ -102,10 +101,18 @@ def _choose_columns(choices: Choices, data: ImageTable) -> None:
                     "which, as --data.image=COLUMN or --data.image='images/{COLUMN}.jpg'"
                 )
             choices.choose("data.image", column, "names files that are there")
+        _choose_labels(choices, rows)
 
 
 def _choose_labels(choices: Choices, rows: DataFrame) -> None:
-    """Whether an image has several labels, where that is clear."""
+    """Columns of 0 and 1 if there are no others, and whether an image has several labels, where
+    that is clear."""
+    if choices.value("data.label") == ("label",) and "label" not in rows:
+        image = choices.value("data.image")
+        known = [column for column in rows if column == image or f"{{{column}}}" in image]
+        others = [each for each in rows if each not in known and each.lower() != "split"]
+        if meaning_of(rows[others]) != "heads":
+            choices.choose("data.label", tuple(others), "all other columns are of 0 and 1")
     label = list(choices.value("data.label"))
     if not label or not set(label) <= {*rows}:
         return
