@@ -12,6 +12,7 @@ flags.DEFINE_integer("neighbours", 0, "For --mode=predict: nearest training imag
 flags.DEFINE_bool("dry_run", False, "Print the estimated time and memory, and exit.")
 flags.DEFINE_bool("profile", False, "Trace a few train steps into WORKDIR/profile/.")
 flags.DEFINE_integer("replicas", None, "Number of seeds to train at once, in a folder each.")
+flags.DEFINE_integer("folds", None, "Number of trainings, each with another part as its test.")
 flags.DEFINE_bool("list", False, "List every experiment.")
 
 if __name__ == "__main__":

@@ -493,7 +493,7 @@ def test_modes_name_functions_that_exist():
 
 
 def paths_of(mode):
-    return [path for path in (mode.function, mode.replicated) if path]
+    return [mode.function, *mode.several.values()]
 
 
 def test_every_experiment_has_modes_and_every_kind_with_modes_is_registered():

@@ -21,6 +21,7 @@ LAUNCHER_FLAGS = (
     "dry-run",
     "profile",
     "replicas",
+    "folds",
     "list",
 )
 """Flags of `launch.py` itself; no field has the name of one."""

@@ -33,6 +33,8 @@ usage: python launch.py --experiment=NAME [--workdir=FOLDER] [--mode=MODE] [--FI
   --neighbours=K             with predict: show the K nearest training images for each answer
   --profile                  trace a few train steps into WORKDIR/profile/
   --replicas=N               train N seeds at once, from --seed on, in WORKDIR/seed-0, ...
+  --folds=N                  train N times, each time with another N-th of the images as the test,
+                             in WORKDIR/fold-0, ...; for folders and tables of images
   --FIELD=VALUE              override a field by its path: --optimizer.learning-rate=3e-4 --seed=1
   --model=NAME               train another network: `python -m cnn_research.models` lists them
   --pretrained=NAME          start from weights of that list, with all fields that belong to them;
@@ -102,10 +104,12 @@ def launch(words: list[str]) -> None:
         neighbours=FLAGS.neighbours,
         profile=FLAGS.profile,
         replicas=FLAGS.replicas,
+        folds=FLAGS.folds,
     )
     if workdir is None:
-        replicas = f"-replicas{FLAGS.replicas}" if FLAGS.replicas else ""
-        workdir = Path("runs") / f"{experiment.name}-{config_hash(experiment, default)}{replicas}"
+        several = f"-replicas{FLAGS.replicas}" if FLAGS.replicas else ""
+        several += f"-folds{FLAGS.folds}" if FLAGS.folds else ""
+        workdir = Path("runs") / f"{experiment.name}-{config_hash(experiment, default)}{several}"
     if suggested and FLAGS.mode in TRAINING_MODES:
         print(suggested, flush=True)
     from cnn_research.core.distributed import initialize_distributed

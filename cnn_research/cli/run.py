@@ -22,11 +22,12 @@ class Mode:
     """Called as `function(experiment, workdir)`."""
     options: tuple[str, ...] = ()
     """`input`, a third argument that it then needs, and the keywords `profile`, `neighbours`."""
-    replicated: str = ""
-    """Called for several seeds at once as `replicated(experiment, workdir, replicas)`, if any."""
+    several: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """For several trainings, by the option that counts them (`replicas`, `folds`): called as
+    `function(experiment, workdir, count)`."""
 
     def takes(self, option: str) -> bool:
-        return bool(self.replicated) if option == "replicas" else option in self.options
+        return option in self.options or option in self.several
 
 
 MODES: dict[str, Mapping[str, Mode]] = {
@@ -34,11 +35,17 @@ MODES: dict[str, Mapping[str, Mode]] = {
         "train": Mode(
             "cnn_research.train.loop:train",
             options=("profile",),
-            replicated="cnn_research.workflows.replicas:train",
+            several={
+                "replicas": "cnn_research.workflows.replicas:train",
+                "folds": "cnn_research.workflows.folds:train",
+            },
         ),
         "dry-run": Mode(
             "cnn_research.train.dry_run:dry_run",
-            replicated="cnn_research.workflows.replicas:dry_run",
+            several={
+                "replicas": "cnn_research.workflows.replicas:dry_run",
+                "folds": "cnn_research.workflows.folds:dry_run",
+            },
         ),
         "evaluate": Mode("cnn_research.train.finish:evaluate"),
         "predict": Mode(
@@ -91,6 +98,7 @@ def bind_mode(
     source: str | None = None,
     *,
     replicas: int | None = None,
+    folds: int | None = None,
     **options: Any,
 ) -> Callable[[Path], Result]:
     """Return the function that runs an experiment in a folder, after all checks that need no data.
@@ -111,19 +119,24 @@ def bind_mode(
     chosen = modes[name]
     if chosen.takes("input") and source is None:
         raise UsageError(f"--mode={name} needs --input=IMAGES: a file, a folder or a pattern")
-    given = {"input": source, "replicas": replicas, **options}
+    several = {"replicas": replicas, "folds": folds}
+    given = {"input": source, **several, **options}
     for option in [option for option, value in given.items() if value is not None]:
         if not chosen.takes(option):
             takers = "|".join(key for key, each in modes.items() if each.takes(option))
             where = f"--mode={takers}" if takers else "another kind of experiment"
             raise UsageError(f"--{option} goes with {where}; got --mode={name}")
-        if option in ("neighbours", "replicas") and given[option] < 1:
-            raise UsageError(f"--{option} is {given[option]}: must be 1 or more")
+        fewest = {"neighbours": 1, "replicas": 1, "folds": 2}.get(option)
+        if fewest and given[option] < fewest:
+            raise UsageError(f"--{option} is {given[option]}: must be {fewest} or more")
+    counts = {option: count for option, count in several.items() if count is not None}
+    if len(counts) > 1:
+        raise UsageError("--replicas and --folds exclude each other: give one of the two")
     experiment.check()
-    arguments = tuple(value for value in (source, replicas) if value is not None)
+    arguments = (*(() if source is None else (source,)), *counts.values())
 
     def call(workdir: Path) -> Result:
-        path = chosen.function if replicas is None else chosen.replicated
+        path = next((chosen.several[option] for option in counts), chosen.function)
         module, _, function = path.partition(":")
         called = getattr(importlib.import_module(module), function)
         return called(experiment, workdir.absolute(), *arguments, **options)
@@ -140,6 +153,7 @@ def run(
     neighbours: int = 0,
     profile: bool = False,
     replicas: int | None = None,
+    folds: int | None = None,
 ) -> Result:
     """Run an experiment in a folder; the command line and notebooks call the same function.
 
@@ -151,6 +165,8 @@ def run(
         profile: trace a few train steps, without changing the run.
         replicas: number of seeds to train at once, in a folder below `workdir` each; None for one
             run.
+        folds: number of parts of the images, each of which is the test of a training, in a folder
+            below `workdir`; None for one run.
 
     Raises:
         UsageError: the experiment has no such mode, the mode does not take what was given, or
@@ -158,6 +174,12 @@ def run(
         UserError: the run failed for a reason that its user can correct.
     """
     call = bind_mode(
-        experiment, mode, source, neighbours=neighbours, profile=profile, replicas=replicas
+        experiment,
+        mode,
+        source,
+        neighbours=neighbours,
+        profile=profile,
+        replicas=replicas,
+        folds=folds,
     )
     return call(Path(workdir))

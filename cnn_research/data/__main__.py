@@ -30,7 +30,7 @@ from cnn_research.core.errors import UsageError, run_command
 from cnn_research.core.files import free_bytes, size_text
 from cnn_research.core.ranges import check_ranges
 from cnn_research.data.dataset import Dataset
-from cnn_research.data.prepare import cache, inventory
+from cnn_research.data.prepare import cache, inventory, shared
 from cnn_research.data.prepare.splits import copies_line, duplicates_line
 from cnn_research.data.sources.artworks import Artworks
 from cnn_research.data.sources.folder import ImageFolder
@@ -121,6 +121,7 @@ def _report(name: str, source: Preparable, dataset: Dataset, seconds: float) -> 
         f"  {splits}; {height}x{width}x{channels}; {heads}",
         f"  duplicates across splits: {duplicates_line(across) or 'none'}",
     ]
+    lines += [f"  {line}" for line in shared.lines(provenance)]
     if "left_out_of_target" in provenance:
         lines.append(f"  left out of target: {copies_line(provenance['left_out_of_target'])}")
     if single := provenance.get("classes_of_a_single_image"):

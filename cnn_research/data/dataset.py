@@ -72,6 +72,8 @@ class Examples:
         class_names: names per head of classes; splits are stratified by the first head.
         names: str `[examples]`, the source of each example.
         given: str `[examples]`, the source's own split; `train` where it gives none.
+        groups: str `[examples]`, what stays on one side of drawn splits, "" for an example by
+            itself; or None.
         by_name: draw by names instead of pixels: the same files are in the same split at every
             size.
     """
@@ -81,6 +83,7 @@ class Examples:
     class_names: Mapping[str, tuple[str, ...]]
     names: np.ndarray
     given: np.ndarray
+    groups: np.ndarray | None = None
     by_name: bool = False
 
     @functools.cached_property
@@ -111,7 +114,7 @@ class Examples:
 
     def take(self, indices: np.ndarray) -> Split:
         """The examples at `indices`, in that order, as a split."""
-        return Split(self.images, self.labels, self.names).take(indices)
+        return Split(self.images, self.labels, self.names, self.groups).take(indices)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

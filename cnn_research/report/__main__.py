@@ -99,7 +99,8 @@ def _compare(folders: Sequence[Path], output: Path | None) -> None:
     for folder in [*pipelines, *(folder for folder, run in read if run is None)]:
         print(_why_missing(folder), file=sys.stderr)
     for group in groups:
-        if len(set(group.seeds)) < len(group.seeds):
+        draws = {(r.config.get("seed"), str(r.config.get("data"))) for r in group.runs}
+        if len(draws) < len(group.runs):
             print(
                 f"note: {group.name} has runs with the same seed {group.seeds}; "
                 "their spread is not one over seeds",

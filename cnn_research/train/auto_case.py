@@ -26,7 +26,7 @@ class Case:
     def of(cls, choices: Choices, seen: Survey, data: Any, minutes: float) -> Case:
         """The case of a survey of `data`."""
         drawn = {
-            name: round(getattr(data, name) * seen.splits["train"])
+            name: round(data.sizes[name] * seen.splits["train"])
             for name in ("validation", "test")
             if name not in seen.splits
         }

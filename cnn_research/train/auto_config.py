@@ -80,6 +80,8 @@ def suggest_fields(
     _choose_task(choices, data, seen)
     if not choose_pretrained(case):
         _choose_from_scratch(case)
+    reason = "copies and near duplicates in the test would make it too easy"
+    choices.choose("data.near_duplicates", "together", reason)
     choices.choose("data.on_bad_image", "skip", "damaged files are counted and left out")
     return choices.suggestions
 

@@ -16,9 +16,11 @@ from cnn_research.core import run_folder as folders
 from cnn_research.core.config import to_dict
 from cnn_research.core.distributed import replicated
 from cnn_research.core.experiment import registry
+from cnn_research.core.files import write_text
 from cnn_research.core.memory import LARGE_STEP
 from cnn_research.data.batches import class_members
 from cnn_research.data.dataset import Split
+from cnn_research.data.prepare import shared
 from cnn_research.models.pretrained import Loaded, load_pretrained
 from cnn_research.train import checkpoint
 from cnn_research.train.config import Training
@@ -135,6 +137,9 @@ def prepare(session: Session) -> Job:
         for run in session.runs:
             _describe(session, run, parameters, loaded)
     say = session.progress.say
+    where = str(session.runs[0].workdir / shared.FILE) if session.writes else ""
+    for line in shared.lines(session.dataset.provenance, where):
+        say(line)
     say(
         f"{parameters:,} parameters, {plan.examples:,} training images, {plan.last_step:,} steps "
         f"on {mesh.size} {jax.default_backend()} device{'s' * (mesh.size > 1)}; "
@@ -270,6 +275,12 @@ def _describe(session: Session, run: SeedRun, parameters: int, loaded: Loaded | 
     """Write down in the run's folder what it is."""
     experiment, dataset = session.experiment, session.dataset
     entry = registry().get(experiment.name)
+    # Pairs of images are a table of their own.
+    provenance = dict(dataset.provenance)
+    if pairs := shared.as_csv(provenance):
+        write_text(run.workdir / shared.FILE, pairs)
+    if alike := provenance.get("near_duplicates"):
+        provenance["near_duplicates"] = {k: v for k, v in alike.items() if k != "listed"}
     folders.write_metadata(
         run.experiment,
         run.workdir,
@@ -277,7 +288,7 @@ def _describe(session: Session, run: SeedRun, parameters: int, loaded: Loaded | 
         devices=map(str, session.mesh.devices.flat),
         document=entry.document if entry else "-",
         document_results=dict(entry.document_results) if entry else {},
-        data={"name": dataset.name, **dataset.provenance},
+        data={"name": dataset.name, **provenance},
         parameters=parameters,
         **({"pretrained": dataclasses.asdict(loaded)} if loaded else {}),
     )

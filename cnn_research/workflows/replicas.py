@@ -65,7 +65,7 @@ def train(experiment: Training, workdir: Path, count: int, *, profile: bool = Fa
             result for seeds in together for result in train_seeds(seeds, workdir, profile=profile)
         ]
         if is_first_process():
-            _summarise(runs, workdir)
+            summarise(runs, workdir, "seeds")
     means = jax.tree.map(lambda *values: statistics.fmean(values), *(r.metrics for r in found))
     return Result(workdir, found[0].step, means)
 
@@ -85,11 +85,11 @@ def _runs(experiment: Training, workdir: Path, count: int) -> list[SeedRun]:
     ]
 
 
-def _summarise(runs: list[SeedRun], workdir: Path) -> None:
-    """Write results.json, and print the means."""
+def summarise(runs: list[SeedRun], workdir: Path, over: str) -> None:
+    """Write results.json, and print means and deviations, which are over `over`."""
     evaluated = [found for run in runs if (found := read_run(run.workdir)) is not None]
     if not evaluated:
         return  # nothing to evaluate on
     (group,) = group_runs(evaluated)
     folders.write_json(workdir / RESULTS, results(group, workdir.name))
-    print(f"\n{as_markdown([group])}\nRuns: {workdir}\nMetrics over seeds: {workdir / RESULTS}")
+    print(f"\n{as_markdown([group])}\nRuns: {workdir}\nMetrics over {over}: {workdir / RESULTS}")

@@ -105,6 +105,11 @@ def read(folder: Path, fingerprint: str) -> Dataset | None:
                     for number, head in enumerate(index["class_names"])  # in the order of labels
                 },
                 names=np.load(folder / f"{split}.names.npy", mmap_mode="r"),
+                groups=(
+                    np.load(folder / f"{split}.groups.npy", mmap_mode="r")
+                    if f"{split}.groups.npy" in index["files"]
+                    else None
+                ),
             )
             for split in index["splits"]
         }
@@ -151,6 +156,8 @@ def write(
             for number, labels in enumerate(examples.labels.values()):
                 np.save(temporary / f"{split}.labels{number}.npy", labels[chosen])
             np.save(temporary / f"{split}.names.npy", examples.names[chosen])
+            if examples.groups is not None:
+                np.save(temporary / f"{split}.groups.npy", examples.groups[chosen])
         index = {
             "format": FORMAT,
             "fingerprint": fingerprint,

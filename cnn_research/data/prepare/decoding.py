@@ -53,6 +53,7 @@ def decode_plan(
             else:
                 bad.append((record, str(image)))
     _report(plan, usable, bad)
+    groups = np.array([record.group for record in usable])
     examples = Examples(
         images=np.memmap(file.name, np.uint8, "r", shape=(len(usable), *shape)),
         labels={
@@ -62,6 +63,7 @@ def decode_plan(
         class_names=plan.class_names,
         names=np.array([record.name for record in usable]),
         given=np.array([record.split for record in usable]),
+        groups=groups if groups.any() else None,
     )
     folders = {record.path.removesuffix(record.name) for record in usable}
     # Where the names begin, for links to the files.

@@ -53,12 +53,14 @@ class Record:
         split: the source's own split; `train` where it gives none.
         labels: per head, the class index, `MISSING` or `UNKNOWN_CLASS`; or the number, or NaN;
             or the indices of several labels, ascending.
+        group: what stays on one side of drawn splits; "" for an image by itself.
     """
 
     path: str
     name: str
     split: str
     labels: Mapping[str, Any]
+    group: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +80,18 @@ class Plan:
     numbers: Sequence[str] = ()
     layout: str = ""
     left_out: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def check_groups(groups: Sequence[str], option: str, where: str) -> None:
+    """Raise `UsageError` where `option` finds no group, or one alone, in what is named `where`."""
+    different = set(groups) - {""}
+    if not different:
+        raise UsageError(f"{option} finds no group in any of {len(groups):,} {where}")
+    if len(different) == 1 and "" not in groups:
+        raise UsageError(
+            f"{option} finds the one group '{different.pop()}' in all of {len(groups):,} {where}: "
+            "nothing could be held out; choose what differs"
+        )
 
 
 @contextlib.contextmanager

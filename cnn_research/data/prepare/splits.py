@@ -12,12 +12,23 @@ from absl import logging
 
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.data.dataset import UNKNOWN_CLASS, Examples, occurring
+from cnn_research.data.prepare.drawing import Drawing, nothing_drawn, units_of
+from cnn_research.data.prepare.shared import (
+    groups_report,
+    likenesses,
+    near_duplicates_report,
+)
 
 SPLITS = ("train", "validation", "test", "target")
 
 
 def assign(
-    examples: Examples, sizes: Mapping[str, float], seed: int
+    examples: Examples,
+    sizes: Mapping[str, float],
+    seed: int,
+    *,
+    together: bool = False,
+    fold: tuple[int, int] | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Ascending indices of every split, and a report (JSON values) on the assignment.
 
@@ -26,25 +37,46 @@ def assign(
     Each class, where there are classes, is drawn from in proportion, and never all of it.
 
     Copies of one image move together, and draws depend on the pixels (or names) and the seed alone:
-    the order of files does not matter. `target` is only ever given; an image of it that another
-    split has too is left out, whatever the labels, so that its evaluation uses no trained image.
+    the order of files does not matter. With `together`, or where the examples have groups, near
+    duplicates and groups move together, too. `fold` (k, n) makes the test the k-th of n equal
+    parts. Splits that are given may share near duplicates: those are in the report.
+
+    `target` is only ever given; an image of it that another split has too is left out, whatever the
+    labels, so that its evaluation uses no trained image.
 
     Raises:
-        UserError: there is nothing to train on, or every image of `target` is elsewhere too.
-        UsageError: more is to be drawn than there is.
+        UserError: there is nothing to train on, nothing can be drawn, or every image of `target` is
+            elsewhere too.
+        UsageError: more is to be drawn than there is, or folds of a test that is given.
     """
     given = {name: np.flatnonzero(examples.given == name) for name in SPLITS}
     if not given["train"].size:
         raise UserError("there are no examples to train on: the split 'train' is empty")
+    if fold and given["test"].size:
+        raise UsageError(
+            "--data.folds deals out the test, and the data have a test split of their own: leave "
+            "--folds out, or give train alone"
+        )
     indices = {"train": given["train"]}
     drawn: dict[str, Any] = {}
     counts = _counts(sizes, given)
+    alike = likenesses(examples)
+    pairs = alike.pairs if together else alike.pairs[:0]
+    units = units_of(examples, given["train"], pairs)
+    drawing = None
+    if together or fold or examples.groups is not None:
+        drawing = Drawing(examples, units, seed)
     # The test first, so that whether there is a validation split changes nothing of it.
     for name in ("test", "validation"):
         if given[name].size:
             indices[name] = given[name]
         elif counts.get(name, 0):
-            indices[name] = _draw(examples, indices["train"], counts[name], seed)
+            if fold and name == "test":
+                indices[name] = drawing.deal(*fold)
+            elif drawing:
+                indices[name] = drawing.draw(counts[name])
+            else:
+                indices[name] = _draw(examples, indices["train"], counts[name], seed)
             indices["train"] = np.setdiff1d(indices["train"], indices[name])
             drawn[name] = len(indices[name])
     indices = {name: indices[name] for name in SPLITS if name in indices}
@@ -53,15 +85,18 @@ def assign(
         indices["target"], copies = _without_copies(examples, given["target"], indices)
     single: list[str] = []
     if drawn:
-        single = _single(examples, given["train"])
+        single = _single(examples, given["train"], units)
         drawn |= {"seed": seed, "stratified_by": examples.first_head}
     report: dict[str, Any] = {
         "examples": {name: len(chosen) for name, chosen in indices.items()},
         "given_by_the_source": [name for name in SPLITS if given[name].size],
         "drawn_from_train": drawn,
         "duplicates": _duplicates(examples, indices),
+        "near_duplicates": near_duplicates_report(examples, indices, alike, together=together),
         "content": {name: _content(examples, chosen) for name, chosen in indices.items()},
     }
+    if examples.groups is not None:
+        report["groups"] = groups_report(examples, indices)
     return indices, {**report, **_warnings(examples, indices, report, copies, single)}
 
 
@@ -161,6 +196,8 @@ def _draw(examples: Examples, pool: np.ndarray, count: int, seed: int) -> np.nda
             if len(group) <= quota:
                 chosen += group
                 quota -= len(group)
+    if not chosen:
+        raise nothing_drawn([unit for units in groups.values() for unit in units], count)
     return np.sort(np.array(chosen, dtype=np.int64))
 
 
@@ -216,13 +253,13 @@ def _content(examples: Examples, chosen: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _single(examples: Examples, pool: np.ndarray) -> list[str]:
-    """The classes of the first head that have one image in `pool`, its copies aside."""
+def _single(examples: Examples, pool: np.ndarray, units: np.ndarray) -> list[str]:
+    """The classes of the first head that have one unit in `pool`, such as an image and copies."""
     labels, head = examples.strata, examples.first_head or ""
     if head and examples.labels[head].ndim == 2:
         alone = np.flatnonzero(examples.labels[head][pool].sum(axis=0, dtype=int) == 1).tolist()
         return [examples.class_names[head][label] for label in alone]
-    different = Counter(label for label, _ in {(labels[i], examples.digests[i]) for i in pool})
+    different = Counter(label for label, _ in {(labels[i], units[i]) for i in pool})
     alone = sorted(label for label, images in different.items() if label >= 0 and images == 1)
     return [examples.class_names[head][label] for label in alone]
 

@@ -48,6 +48,8 @@ def understood(plan: Plan, shown: str) -> str:
     lines += [f"{head}: {_classes(plan, head)}" for head in plan.class_names]
     lines += [f"{head}: {_numbers(plan, head)}" for head in plan.numbers]
     lines += [f"{name.replace('_', ' ')}: {_listed(note)}" for name, note in plan.notes.items()]
+    if any(record.group for record in plan.records):
+        lines.append(_groups(plan))
     for reason, found in plan.left_out.items():
         lines.append(f"left out: {found['count']:,} {reason}, the first {found['first'][0]}")
     return "\n  ".join(lines)
@@ -77,6 +79,17 @@ def _numbers(plan: Plan, head: str) -> str:
     unknown = int(np.isnan(numbers).sum())
     low, high = np.nanmin(numbers), np.nanmax(numbers)
     return f"numbers from {low:.10g} to {high:.10g}" + f"; {unknown:,} not known" * bool(unknown)
+
+
+def _groups(plan: Plan) -> str:
+    counts = Counter(record.group for record in plan.records)
+    alone = counts.pop("", 0)
+    largest = max(counts, key=lambda group: counts[group])
+    first = ", ".join(sorted(counts)[:NAMED])
+    return (
+        f"{len(counts):,} groups, {first}, ...; the largest, {largest}, has {counts[largest]:,} "
+        "images" + f"; {alone:,} images are in none" * bool(alone)
+    )
 
 
 @functools.cache

@@ -67,7 +67,7 @@ class Artworks(ImageFiles):
         return resized(resized(whole, (height, width)), self.image_size)
 
     def plan(self, folder: Path, shown: str) -> Plan:
-        return plan(folder, shown)
+        return self.grouped(plan(folder, shown), shown)
 
     def check(self) -> None:
         super().check()

@@ -40,7 +40,7 @@ class ImageFolder(ImageFiles):
     kind: ClassVar = "image_folder"
 
     def plan(self, folder: Path, shown: str) -> Plan:
-        return plan_folder(folder, shown)
+        return self.grouped(plan_folder(folder, shown), shown)
 
 
 @register_config
@@ -69,7 +69,7 @@ class Photos(ImageFiles):
         return f"{which}, {self.shape}"
 
     def plan(self, folder: Path, shown: str) -> Plan:
-        return plan_photos(folder, shown)
+        return self.grouped(plan_photos(folder, shown), shown)
 
     def pixels(self, file: Path) -> np.ndarray:
         return resized(turned(decode(file, None), self.image_size), self.image_size, self.fit)

@@ -20,12 +20,13 @@ import numpy as np
 
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.files import bytes_below
-from cnn_research.core.ranges import PositiveInt, Range, Seed, check_ranges
+from cnn_research.core.ranges import NonNegativeInt, PositiveInt, Range, Seed, check_ranges
 from cnn_research.data.dataset import Dataset, Examples
 from cnn_research.data.images import Fit, decode, printable
 from cnn_research.data.prepare import cache
 from cnn_research.data.prepare.files import (
     Plan,
+    check_groups,
     existing,
     fingerprint_of,
     is_table,
@@ -38,6 +39,9 @@ from cnn_research.data.prepare.understood import say, understood
 
 Decoded = tuple[Examples, dict[str, Any]]
 """Examples before they are split, and JSON values for the provenance."""
+
+KEPT_TOGETHER = ("group", "near_duplicates", "folds", "fold")
+"""Fields of files of images that decide, beside sizes and seed, which are in which split."""
 
 Share = Annotated[float, Range(minimum=0, below=1)]
 """A fraction that leaves something."""
@@ -86,6 +90,11 @@ class Source(abc.ABC):
         """Number (int) or fraction (float) of examples for `validation` and `test`, as in
         `assign`."""
 
+    @property
+    def drawing(self) -> Mapping[str, Any]:
+        """How splits are drawn, as the keywords of `assign`."""
+        return {}
+
     @abc.abstractmethod
     def origin(self) -> Origin:
         """Describe the origin of the examples."""
@@ -103,7 +112,7 @@ class Source(abc.ABC):
 
         def examples_in_splits(scratch: Path) -> tuple[Examples, dict[str, np.ndarray], Any]:
             examples, facts = origin.decode(scratch)
-            indices, report = assign(examples, self.sizes, self.split_seed)
+            indices, report = assign(examples, self.sizes, self.split_seed, **self.drawing)
             return examples, indices, {"source": self.description, **facts, **report}
 
         def build(folder: Path) -> None:
@@ -198,6 +207,18 @@ class ImageFiles(Source):
     """Fraction of train held out for the test, where the source has none; 0 for none."""
     split_seed: Seed = 0
     """Seed of the choice of held-out examples."""
+    group: str = ""
+    """A regular expression that finds in a file's name, `class/p07_12.jpg`, what must stay on one
+    side of drawn splits, such as a patient or a film: '(p[0-9]+)_'. The part in brackets names the
+    group. Files in which it finds nothing are by themselves."""
+    near_duplicates: Literal["list", "together"] = "list"
+    """Images that are nearly the same (saved again, resized, mirrored): only listed, or also kept
+    on one side of drawn splits, which are then of the same classes as far as numbers allow."""
+    folds: NonNegativeInt = 0
+    """Deal the examples into so many equal parts, of which `fold` is the test; 0 to hold out the
+    fraction `test`."""
+    fold: NonNegativeInt = 0
+    """The part that is the test, from 0 on."""
     on_bad_image: Literal["stop", "skip"] = "stop"
     """On a file that is not an image: stop and name it, or skip and count it."""
 
@@ -211,11 +232,27 @@ class ImageFiles(Source):
 
     @property
     def sizes(self) -> dict[str, float]:
-        return {"validation": self.validation, "test": self.test}
+        test = 1 / self.folds if self.folds else self.test
+        return {"validation": self.validation, "test": test}
+
+    @property
+    def drawing(self) -> Mapping[str, Any]:
+        fold = (self.fold, self.folds) if self.folds else None
+        return {"together": self.near_duplicates == "together", "fold": fold}
 
     def check(self) -> None:
         """Raise `UsageError` for fields that contradict each other."""
-        if self.validation + self.test >= 1:
+        if self.folds == 1 or (self.fold and self.fold >= self.folds):
+            raise UsageError(
+                f"--data.folds is {self.folds} and --data.fold {self.fold}: there are two folds or "
+                "more, and the first is 0"
+            )
+        if self.folds and self.validation + 1 / self.folds >= 1:
+            raise UsageError(
+                f"--data.validation is {self.validation} beside a test of one in {self.folds}: "
+                "together they must leave examples to train on"
+            )
+        if not self.folds and self.validation + self.test >= 1:
             raise UsageError(
                 f"--data.validation is {self.validation} and --data.test {self.test}: together "
                 "they must be below 1, so that examples are left to train on"
@@ -224,6 +261,31 @@ class ImageFiles(Source):
     @abc.abstractmethod
     def plan(self, folder: Path, shown: str) -> Plan:
         """Assign the files in `folder` to examples; errors call it `shown`; opens no image."""
+
+    def grouped(self, plan: Plan, shown: str) -> Plan:
+        """The plan with the group of each file that `group` finds in its name.
+
+        Raises `UsageError`, which calls the source `shown`, for what is no regular expression, or
+        finds no two groups.
+        """
+        if not self.group:
+            return plan
+        try:
+            pattern = re.compile(self.group)
+        except re.error as error:
+            raise UsageError(
+                f"--data.group='{self.group}' is not a regular expression ({error}): write one "
+                "such as '(p[0-9]+)_'"
+            ) from None
+        found = [pattern.search(record.name) for record in plan.records]
+        groups = ["" if part is None else part[pattern.groups > 0] or "" for part in found]
+        example = f"file names of {shown}, such as '{plan.records[0].name}'"
+        check_groups(groups, f"--data.group='{self.group}'", example)
+        records = [
+            dataclasses.replace(record, group=group)
+            for record, group in zip(plan.records, groups, strict=True)
+        ]
+        return dataclasses.replace(plan, records=records)
 
     def state_of(self, path: Path) -> str:
         """Another text whenever a file that is read below `path` has changed."""
@@ -299,7 +361,7 @@ class ImageFiles(Source):
             advice = "where PATH is the folder or archive, or name that with --data.path"
             return from_prepared(self, self.home(), self.kind, self._decode_prepared, advice)
         path = existing(self.path)
-        drawn = (*self.sizes, "split_seed")
+        drawn = (*self.sizes, "split_seed", *KEPT_TOGETHER)
         fields = {name: v for name, v in dataclasses.asdict(self).items() if name not in drawn}
         for name, default in LATER_FIELDS.items():
             if fields.get(name) == default:  # arrays keep the name that they had without the field
@@ -310,7 +372,11 @@ class ImageFiles(Source):
         home = cache.data_dir() / self.kind / config / "1.0.0"
         fingerprint = functools.cache(lambda: self.state_of(path))
         decode = functools.partial(self._decode, path, fingerprint)
-        key = cache.key_of([self.sizes, self.split_seed])
+        chosen = {name: getattr(self, name) for name in KEPT_TOGETHER if getattr(self, name)}
+        if self.near_duplicates == "list":
+            del chosen["near_duplicates"]
+        # Without any of them, arrays keep the name that they had before there were these fields.
+        key = cache.key_of([self.sizes, self.split_seed, *([chosen] if chosen else [])])
         return Origin(name, decode, home, fingerprint, key)
 
     def _decode_prepared(self, folder: Path, scratch: Path) -> Decoded:

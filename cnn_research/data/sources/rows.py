@@ -18,7 +18,7 @@ import numpy as np
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.data.dataset import MISSING, UNKNOWN_CLASS
 from cnn_research.data.images import ENDINGS, printable
-from cnn_research.data.prepare.files import SPLIT_FOLDERS, Plan, Record
+from cnn_research.data.prepare.files import SPLIT_FOLDERS, Plan, Record, check_groups
 from cnn_research.data.prepare.tables import FORM
 from cnn_research.data.prepare.understood import left_out
 from cnn_research.data.sources.label_sets import joint_labels
@@ -154,12 +154,14 @@ def plan_rows(rows: DataFrame, shown: str, folder: Path, source: ImageTable) -> 
     named = (names != "").to_numpy()
     chosen = np.flatnonzero(asked & labelled & named)
     together = functools.cache(lambda *values: dict(zip(labels, values, strict=True)))
+    groups = _groups(rows, chosen, shown, source.group)
     home = str(folder)
     records = [
-        Record(_path(home, name), printable(name), split, together(*values))
-        for name, split, *values in zip(
+        Record(_path(home, name), printable(name), split, together(*values), group)
+        for name, split, group, *values in zip(
             names.iloc[chosen].tolist(),
             splits[chosen].tolist(),
+            groups,
             *(values[chosen].tolist() for values in labels.values()),
             strict=True,
         )
@@ -192,6 +194,17 @@ def check_columns(rows: DataFrame, shown: str, columns: Sequence[str]) -> None:
     for column in columns:
         if column not in rows:
             raise UsageError(f"{shown} has no column '{column}'; its columns are {', '.join(rows)}")
+
+
+def _groups(rows: DataFrame, chosen: np.ndarray, shown: str, column: str) -> list[str]:
+    """The group of each row in `chosen`, int64 `[n]`; "" where it has none."""
+    if not column:
+        return [""] * len(chosen)
+    check_columns(rows, shown, [column])
+    cells = rows[column].iloc[chosen]
+    groups = cells.map({cell: printable(cell) for cell in cells.unique()}).tolist()
+    check_groups(groups, f"--data.group={column}", f"rows of {shown}")
+    return groups
 
 
 def _image_names(rows: DataFrame, shown: str, image: str) -> Series:

@@ -31,7 +31,10 @@ MOST_SECONDS = 0.5
 COMPARED, COMPARED_PIXELS, THUMBNAIL = 600, 3 * 10**8, (16, 16)
 """About how many images are compared with each other, if they have no more pixels than that in all,
 and the height and width at which they are."""
-NOT_LOOKED_AT = ("image_size", "fit", "validation", "test", "split_seed", "on_bad_image")
+NOT_LOOKED_AT = (
+    *("image_size", "fit", "validation", "test", "split_seed", "on_bad_image"),
+    *("near_duplicates", "folds", "fold"),
+)
 """Fields of a source that change nothing of its survey."""
 RESULT = "survey.json"
 NAMED = 3

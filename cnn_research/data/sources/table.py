@@ -50,6 +50,9 @@ class ImageTable(ImageFiles):
     the 1 is."""
     number: tuple[str, ...] = ()
     """The columns with numbers to estimate, each a head of its own."""
+    group: str = ""
+    """The column with what must stay on one side of drawn splits, such as a patient or a film. A
+    row in which it is empty is by itself."""
     min_examples: PositiveInt = 1
     """A class that has fewer rows counts as not known."""
     rows: tuple[str, ...] = ()

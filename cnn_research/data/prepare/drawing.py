@@ -1,0 +1,166 @@
+"""Drawing of splits out of what stays together: copies, groups and near duplicates."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from cnn_research.core.errors import UsageError, UserError
+from cnn_research.data.dataset import Examples
+
+MOST_ALIKE = 100
+"""Images that likeness joins at most, or twice the largest group that is given: in a chain each is
+like the next, and the first may be nothing like the last."""
+
+
+def units_of(examples: Examples, pool: np.ndarray, alike: np.ndarray) -> np.ndarray:
+    """The unit of each example in `pool` (int64 `[n]`): the index of one of them, int64
+    `[examples]`; -1 for the others.
+
+    Exact copies are one unit, and so are the examples of a group. Then the pairs `alike` (int64
+    `[pairs, 2]`, the most similar ones first) join units, as far as these stay small.
+    """
+    parents = np.full(len(examples.images), -1)
+    parents[pool] = pool
+    parents = parents.tolist()
+    sizes = [1] * len(parents)
+
+    def root(index: int) -> int:
+        while parents[index] != index:
+            parents[index] = index = parents[parents[index]]
+        return index
+
+    def join(one: int, other: int, most: float) -> None:
+        one, other = sorted((root(one), root(other)))
+        if one != other and sizes[one] + sizes[other] <= most:
+            parents[other] = one
+            sizes[one] += sizes[other]
+
+    first: dict[bytes | str, int] = {}
+    for index in pool.tolist():
+        join(first.setdefault(examples.digests[index], index), index, np.inf)
+        if examples.groups is not None and (group := str(examples.groups[index])):
+            join(first.setdefault(group, index), index, np.inf)
+    most = max(MOST_ALIKE, 2 * max(sizes))
+    for one, other in alike.tolist():
+        if parents[one] >= 0 and parents[other] >= 0:
+            join(one, other, most)
+    return np.array([index if index < 0 else root(index) for index in parents])
+
+
+class Drawing:
+    """Units that are drawn or dealt out of a pool, in an order that the seed alone decides.
+
+    Of every class the same share is drawn. Where a class is too small for that, the seed decides
+    which classes give an image, the same for every split that is drawn. Never is all of a class.
+    """
+
+    def __init__(self, examples: Examples, units: np.ndarray, seed: int):
+        """`units` as `units_of` returns them."""
+        members: dict[int, list[int]] = defaultdict(list)
+        for index in np.flatnonzero(units >= 0).tolist():
+            members[int(units[index])].append(index)
+        _, strata = np.unique(examples.strata, return_inverse=True)
+        of = strata.tolist()
+        key = str(seed).encode()
+
+        def drawn(unit: Sequence[int]) -> bytes:
+            if examples.by_name:
+                what = min(str(examples.names[index]) for index in unit).encode()
+            else:
+                what = min(examples.digests[index] for index in unit)
+            return hashlib.blake2b(what, key=key).digest()
+
+        self.units = [
+            (unit, list(Counter(of[index] for index in unit).items()))
+            for unit in sorted(members.values(), key=drawn)
+        ]
+        self.totals = np.bincount(strata[units >= 0], minlength=strata.max() + 1)
+        self.left = self.totals.tolist()
+        """Images of each class that no split has yet."""
+        self.ranks = np.random.default_rng(seed).permutation(len(self.totals))
+
+    def draw(self, count: int) -> np.ndarray:
+        """About `count` of the examples that are left, ascending int64 `[n]`.
+
+        A unit is taken if that brings the numbers of its classes, and of all, nearer to what is
+        wanted. Raises `UserError` where none can be.
+        """
+        wanted, left, rest = self._wanted(count).tolist(), count, []
+        chosen: list[int] = []
+        for unit, content in self.units:
+            nearer = sum(abs(wanted[c]) - abs(wanted[c] - n) for c, n in content)
+            leaves = all(self.left[c] > n for c, n in content)
+            if nearer > 0 and leaves and len(unit) < 2 * left:
+                for c, n in content:
+                    wanted[c] -= n
+                chosen += self._take(unit, content)
+                left -= len(unit)
+            else:
+                rest.append((unit, content))
+        if not chosen:
+            raise nothing_drawn([unit for unit, _ in self.units], count)
+        self.units = rest
+        return np.sort(np.array(chosen, np.int64))
+
+    def deal(self, fold: int, folds: int) -> np.ndarray:
+        """The examples of one of `folds` equal parts, ascending int64 `[n]`; raises `UsageError`
+        where there are fewer units than parts."""
+        if len(self.units) < folds:
+            raise UsageError(
+                f"--data.folds is {folds}, and there are {len(self.units)} images or groups of "
+                "them that stay together: ask for fewer folds"
+            )
+        filled = [[0] * len(self.left) for _ in range(folds)]
+        sizes, rest = [0] * folds, []
+        chosen: list[int] = []
+        # The largest first, as long as there is room everywhere; equal ones stay in their order.
+        for unit, content in sorted(self.units, key=lambda each: -len(each[0])):
+            like = [(sum(part[c] * n for c, n in content), s) for part, s in zip(filled, sizes)]
+            at = like.index(min(like))
+            sizes[at] += len(unit)
+            for c, n in content:
+                filled[at][c] += n
+            if at == fold:
+                chosen += self._take(unit, content)
+            else:
+                rest.append((unit, content))
+        drawn = {id(unit) for unit, _ in rest}
+        self.units = [each for each in self.units if id(each[0]) in drawn]
+        return np.sort(np.array(chosen, np.int64))
+
+    def _take(self, unit: list[int], content: Sequence[tuple[int, int]]) -> list[int]:
+        for c, n in content:
+            self.left[c] -= n
+        return unit
+
+    def _wanted(self, count: int) -> np.ndarray:
+        """Images of each class to be drawn, int64 `[classes]`: in proportion to all there were
+        before any were drawn, and one of those that are left fewer at most."""
+        whole, remainders = np.divmod(count * self.totals, self.totals.sum())
+        most = np.maximum(np.array(self.left) - 1, 0)
+        wanted = np.minimum(whole, most)
+        order = np.lexsort((self.ranks, -remainders))
+        while (missing := count - wanted.sum()) > 0:
+            spare = [c for c in order if wanted[c] < most[c]][:missing]
+            if not spare:
+                break
+            wanted[spare] += 1
+        return wanted
+
+
+def nothing_drawn(units: Sequence[Sequence[int]], count: int) -> UserError:
+    """The error of a split of `count` images for which none of the units can be taken."""
+    sizes = sorted(map(len, units))
+    size, images = sizes[0], sum(sizes)
+    why = "every class would lose its last one"
+    if size >= 2 * count:
+        why = f"the smallest has {size:,} images, and {count:,} are asked for"
+    return UserError(
+        f"nothing can be held out: of {images:,} images, {len(units):,} are different, or groups "
+        f"that stay together (copies, near duplicates, --data.group), and {why}; add different "
+        "images, ask for more with --data.validation and --data.test, or for none with 0"
+    )

@@ -1,0 +1,171 @@
+"""Near duplicates: images that are one picture, saved again, resized, mirrored or hardly changed.
+
+All are compared at a small size, as vectors without their contrast. A tree over the vectors'
+principal axes finds the nearest few of each image; no two are further apart along these axes than
+they are, so that of all within the radius none is missed but by the limit on the few. Those are
+then compared at a larger size, block by block: another print on the same shirt is one block that
+differs. So the work grows with the number of images, not with that of their pairs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+from cnn_research.core.preemption import raise_if_interrupted
+
+SEARCHED, MEASURED = 16, 32
+"""Sides in pixels at which images are searched for others, and compared with what was found."""
+RADIUS = 0.12
+"""Distance of vectors up to which images are compared. Photographs saved again as JPEG of quality
+20 have 0.07 at most."""
+BLOCK = 4
+"""Side in pixels of the blocks that are compared."""
+UNLIKE = 0.2
+"""Difference of one block from which on two images are no near duplicates. JPEG of quality 20 makes
+0.13 at most; Fashion-MNIST has the same garment below 0.1, and other ones from 0.23 on."""
+AXES = 32
+"""Principal axes of the search."""
+NEAREST = 16
+"""An image is compared with so many others at most, and so is its mirror image."""
+FEWEST_LEVELS, MOST_LEVELS = 8.0, 50.0
+"""Standard deviations of pixels, of 255, that count where an image has less, whose noise would be
+magnified, or more: what saving again changes does not grow with the contrast, and what makes two
+products of one shape different, such as brown and black, does not either."""
+BRIGHTNESS = 100.0
+"""Difference in mean brightness, of 255, that counts like one standard deviation."""
+SAMPLE, CHUNK = 5000, 1024
+"""Images from which the axes are taken, and those that are in memory at once."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Likenesses:
+    """Pairs of near duplicates, the most similar ones first.
+
+    Attributes:
+        pairs: indices of images, int64 `[pairs, 2]`, the smaller one first; each pair once.
+        differences: float32 `[pairs]`, of the block that differs most: 0 for equal pixels, and
+            below `UNLIKE`.
+        mirrored: bool `[pairs]`, whether one is like the mirror image of the other.
+    """
+
+    pairs: np.ndarray
+    differences: np.ndarray
+    mirrored: np.ndarray
+
+
+def near_duplicates(images: np.ndarray, chosen: np.ndarray) -> Likenesses:
+    """The near duplicates among the images at the indices `chosen`, ascending int64 `[n]`.
+
+    Images are uint8 `[examples, height, width, channels]`. Leave exact copies out of `chosen`: an
+    image with many of them would be compared with nothing else.
+    """
+    nothing = Likenesses(np.zeros((0, 2), np.int64), np.zeros(0, np.float32), np.zeros(0, bool))
+    if len(chosen) < 2:
+        return nothing
+    found = [nothing]
+    for mirrored, (asked, answered) in zip((False, True), _candidates(images, chosen), strict=True):
+        differences = _differences(images, chosen[asked], chosen[answered], mirrored=mirrored)
+        alike = differences < UNLIKE
+        pairs = np.sort(np.stack([chosen[asked], chosen[answered]], axis=1)[alike], axis=1)
+        found.append(Likenesses(pairs, differences[alike], np.full(len(pairs), mirrored)))
+    pairs = np.concatenate([each.pairs for each in found])
+    differences = np.concatenate([each.differences for each in found])
+    mirrored = np.concatenate([each.mirrored for each in found])
+    order = np.lexsort((pairs[:, 1], pairs[:, 0], mirrored, differences))
+    # Both of a pair find each other, and symmetric images also each other's mirror image.
+    _, first = np.unique(pairs[order], axis=0, return_index=True)
+    kept = order[np.sort(first)]
+    return Likenesses(pairs[kept], differences[kept], mirrored[kept])
+
+
+def _candidates(images: np.ndarray, chosen: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Places in `chosen` of what may be alike: for the images as they are, then mirrored."""
+    from scipy.spatial import cKDTree
+    from sklearn.decomposition import PCA
+
+    sample = _vectors(_small(images, chosen[:: max(1, len(chosen) // SAMPLE)], SEARCHED))
+    axes = PCA(min(AXES, *sample.shape), random_state=0).fit(sample)
+    shape = (2, len(chosen), axes.n_components_)
+    views = np.empty(shape, np.float32)
+    for start in range(0, len(chosen), CHUNK):
+        raise_if_interrupted()
+        small = _small(images, chosen[start : start + CHUNK], SEARCHED)
+        for view, turned in zip(views, (small, small[:, :, ::-1]), strict=True):
+            view[start : start + CHUNK] = axes.transform(_vectors(turned))
+    tree = cKDTree(views[0])
+    for view in views:
+        asked, answered = [], []
+        for start in range(0, len(chosen), CHUNK):
+            raise_if_interrupted()
+            part = view[start : start + CHUNK]
+            # One more than the nearest, since an image finds itself.
+            _, nearest = tree.query(part, NEAREST + 1, distance_upper_bound=RADIUS)
+            places = np.broadcast_to(np.arange(start, start + len(part))[:, None], nearest.shape)
+            others = (nearest < len(chosen)) & (nearest != places)
+            asked.append(places[others])
+            answered.append(nearest[others])
+        yield np.concatenate(asked), np.concatenate(answered)
+
+
+def _differences(
+    images: np.ndarray, first: np.ndarray, second: np.ndarray, *, mirrored: bool
+) -> np.ndarray:
+    """Difference of each pair of images, float32 `[pairs]`; of mirror images of the first."""
+    differences = np.zeros(len(first), np.float32)
+    for start in range(0, len(first), CHUNK):
+        raise_if_interrupted()
+        part = slice(start, start + CHUNK)
+        one, other = (_small(images, indices[part], MEASURED) for indices in (first, second))
+        if mirrored:
+            one = one[:, :, ::-1]
+        between = [a - b for a, b in zip(_scaled(one), _scaled(other), strict=True)]
+        squares = np.mean(between[0] ** 2, axis=-1)
+        rows, columns = (np.arange(0, side, BLOCK) for side in squares.shape[1:])
+        sums = np.add.reduceat(np.add.reduceat(squares, rows, axis=1), columns, axis=2)
+        sides = (
+            np.diff([*starts, side])
+            for starts, side in zip((rows, columns), squares.shape[1:], strict=True)
+        )
+        worst = np.max(sums / np.outer(*sides), axis=(1, 2))
+        differences[part] = np.sqrt(worst + between[1] ** 2)
+    return differences
+
+
+def _small(images: np.ndarray, indices: np.ndarray, side: int) -> np.ndarray:
+    """The images at `indices`, RGB or grey, averaged to at most `side` by `side` pixels; uint8
+    `[n, height, width, channels]`."""
+    from PIL import Image
+
+    height, width, channels = images.shape[1:]
+    size = min(side, width), min(side, height)
+    if size == (width, height):
+        return images[indices]
+    colours = 3 if channels == 3 else 1
+    small = np.empty((len(indices), size[1], size[0], colours), np.uint8)
+    for place, index in enumerate(indices):
+        image = Image.fromarray(images[index] if colours == 3 else images[index, ..., 0])
+        resized = np.asarray(image.resize(size, Image.Resampling.BOX))
+        small[place] = resized.reshape(small.shape[1:])
+    return small
+
+
+def _vectors(small: np.ndarray) -> np.ndarray:
+    """Images, uint8 `[n, height, width, channels]`, as vectors float32 `[n, numbers]`, so that
+    their distance is the difference of the images, were they one block."""
+    pixels, brightness = _scaled(small)
+    flat = pixels.reshape(len(small), -1)
+    return np.concatenate([flat / np.sqrt(flat.shape[1]), brightness[:, None]], axis=1)
+
+
+def _scaled(small: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The pixels' distance from an image's mean, in standard deviations, float32 of their shape;
+    and that mean, float32 `[n]`."""
+    pixels = small.astype(np.float32)
+    every = (1, 2, 3)
+    mean = pixels.mean(axis=every, keepdims=True)
+    pixels -= mean
+    deviation = np.sqrt(np.mean(pixels**2, axis=every, keepdims=True))
+    return pixels / np.clip(deviation, FEWEST_LEVELS, MOST_LEVELS), mean.ravel() / BRIGHTNESS

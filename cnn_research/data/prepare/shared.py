@@ -1,0 +1,150 @@
+"""What splits share: near duplicates, groups, and pictures under two labels, by name."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from cnn_research.data.dataset import Examples
+from cnn_research.data.prepare.drawing import units_of
+from cnn_research.data.prepare.likeness import Likenesses, near_duplicates
+
+MOST_LISTED = 1000
+"""Pairs that are listed by name."""
+FILE = "near_duplicates.csv"
+COLUMNS = (
+    *("image", "split", "label", "other image", "its split", "its label"),
+    *("difference", "mirrored"),
+)
+
+
+def likenesses(examples: Examples) -> Likenesses:
+    """The near duplicates among the different images of a data set."""
+    first: dict[bytes, int] = {}
+    for index, digest in enumerate(examples.digests):
+        first.setdefault(digest, index)
+    return near_duplicates(examples.images, np.array(list(first.values()), np.int64))
+
+
+def near_duplicates_report(
+    examples: Examples, indices: Mapping[str, np.ndarray], alike: Likenesses, *, together: bool
+) -> dict[str, Any]:
+    """JSON values on near duplicates and exact copies: how many, the largest group that they form,
+    and those in two splits or with two labels by name, the most similar ones first.
+
+    A mirror image may well have another label.
+    """
+    split_of = np.full(len(examples.images), "", object)
+    for split, chosen in indices.items():
+        split_of[chosen] = split
+    copies = _copies(examples)
+    pairs = np.concatenate([copies, alike.pairs])
+    mirrored = np.concatenate([np.zeros(len(copies), bool), alike.mirrored])
+    differences = np.concatenate([np.zeros(len(copies)), alike.differences])
+    splits = split_of[pairs]
+    there = (splits != "").all(axis=1)
+    across = there & (splits[:, 0] != splits[:, 1])
+    labels = there & ~mirrored & _labels_differ(examples, pairs)
+    listed = np.flatnonzero(across | labels)[:MOST_LISTED]
+    units = units_of(examples, np.arange(len(examples.images)), alike.pairs)
+    return {
+        "together": together,
+        "pairs": len(alike.pairs),
+        "largest_group": int(np.bincount(units).max()),
+        "across_splits": dict(Counter(" and ".join(sorted(pair)) for pair in splits[across])),
+        "with_two_labels": int(labels.sum()),
+        "listed": [
+            [
+                *(_described(examples, split_of, pairs[at, 0])),
+                *(_described(examples, split_of, pairs[at, 1])),
+                round(float(differences[at]), 3),
+                bool(mirrored[at]),
+            ]
+            for at in listed
+        ],
+    }
+
+
+def _copies(examples: Examples) -> np.ndarray:
+    """Every further copy of an image's pixels beside the first one, int64 `[copies, 2]`."""
+    first: dict[bytes, int] = {}
+    firsts = [first.setdefault(digest, at) for at, digest in enumerate(examples.digests)]
+    pairs = np.stack([firsts, np.arange(len(firsts))], axis=1)
+    return pairs[pairs[:, 0] != pairs[:, 1]]
+
+
+def _labels_differ(examples: Examples, pairs: np.ndarray) -> np.ndarray:
+    """Whether both of a pair have a known class of a head, and not the same one; bool `[pairs]`."""
+    differ = np.zeros(len(pairs), bool)
+    for head in examples.class_names:
+        labels = examples.labels[head]
+        labels = labels.reshape(len(labels), -1)[pairs]
+        known = (labels >= 0).all(axis=(1, 2))
+        differ |= known & (labels[:, 0] != labels[:, 1]).any(axis=1)
+    return differ
+
+
+def _described(examples: Examples, split_of: np.ndarray, index: int) -> tuple[str, str, str]:
+    """An example's name, split and classes."""
+    classes = []
+    for head, names in examples.class_names.items():
+        label = examples.labels[head][index]
+        known = np.flatnonzero(label == 1) if label.ndim else [label] * int(label >= 0)
+        classes.append(", ".join(names[each] for each in known))
+    return str(examples.names[index]), split_of[index], "; ".join(classes)
+
+
+def groups_report(examples: Examples, indices: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """JSON values on the groups of a data set: how many, and those in two splits."""
+    assert examples.groups is not None, "the report is about them"
+    splits: dict[str, set[str]] = {}
+    for split, chosen in indices.items():
+        for group in set(map(str, examples.groups[chosen])) - {""}:
+            splits.setdefault(group, set()).add(split)
+    shared = sorted(group for group, found in splits.items() if len(found) > 1)
+    return {
+        "groups": len(splits),
+        "in_two_splits": len(shared),
+        "first_in_two_splits": shared[:3],
+    }
+
+
+# As text -----------------------------------------------------------------------------------------
+
+
+def as_csv(provenance: Mapping[str, Any]) -> str:
+    """The pairs that are listed by name as a table; empty if there are none."""
+    rows = provenance.get("near_duplicates", {}).get("listed")
+    if not rows:
+        return ""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
+    return text.getvalue()
+
+
+def lines(provenance: Mapping[str, Any], where: str = "") -> Iterator[str]:
+    """What is said of groups and near duplicates, a line each; `where` has the table of pairs."""
+    if groups := provenance.get("groups"):
+        first = ", ".join(groups["first_in_two_splits"])
+        shared = f"{groups['in_two_splits']:,} are in two splits, which are given: {first}"
+        yield f"Of {groups['groups']:,} groups {shared if first else 'none is in two splits'}."
+    alike = provenance.get("near_duplicates", {})
+    if alike.get("pairs") or alike.get("listed"):
+        kept = ", which stay together" if alike["together"] else ""
+        across = alike["across_splits"]
+        between = ", ".join(f"{count:,} of {pair}" for pair, count in across.items())
+        yield (
+            f"{alike['pairs']:,} pairs of images are nearly the same, in groups of "
+            f"{alike['largest_group']:,} at most{kept}; in two splits: {between or 'none'}."
+        )
+    if count := alike.get("with_two_labels"):
+        yield f"{count:,} pairs are the same picture under two labels."
+    if alike.get("listed"):
+        one, split, label, other, its_split, its_label, *_ = alike["listed"][0]
+        first = f"{one} ({split} {label}) and {other} ({its_split} {its_label})"
+        yield f"The first: {' '.join(first.split())}{where and f'; the others: {where}'}."
