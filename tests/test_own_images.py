@@ -55,6 +55,20 @@ def make_folder(root, counts, **options):
     return root
 
 
+def test_choices_do_not_contradict_what_is_named(tmp_path):
+    path = f"--data.path={make_folder(tmp_path / 'pets', {'cat': 60, 'dog': 10})}"
+    parts, _ = fitted("image_folder", path, "--accumulate=3")
+    assert parts.batch_size % 3 == 0 and parts.task.class_weights == "balanced"
+    balanced, _ = fitted("image_folder", path, "--sampling=balanced")
+    assert balanced.task.class_weights != "balanced", "rare classes would count twice"
+    for name, least in (("alexnet", 63), ("inception_v3", 299), ("resnet18_small", 1)):
+        named, _ = fitted("image_folder", path, f"--model={name}", "--budget=1")
+        height, width = named.data.image_size
+        assert min(height, width) >= least and 1.2 < width / height < 1.5
+        named.check()
+    assert (height, width) == (30, 40)
+
+
 def test_small_images_keep_their_size_and_what_is_named_counts(tmp_path):
     root = make_folder(tmp_path / "pets", {"cat": 60, "dog": 10})
     experiment, said = fitted("image_folder", f"--data.path={root}")

@@ -43,6 +43,15 @@ class Case:
         """Number of validation images."""
         return self.images.get("validation", 0)
 
+    def batch_of(self, size: int) -> int:
+        """A batch size of at most `size` that `accumulate` divides.
+
+        Of a few images some may turn out to be damaged: half of them still fill a batch.
+        """
+        parts = self.choices.experiment.accumulate
+        size = min(size, max(1, self.train // 2))
+        return max(parts, size - size % parts)
+
     @property
     def image_size(self) -> tuple[int, int] | None:
         """Height and width, if they are named."""

@@ -23,7 +23,7 @@ from cnn_research.data.sources.label_sets import meaning_of, separator_of
 from cnn_research.data.sources.rows import image_column
 from cnn_research.data.sources.survey import Survey, survey
 from cnn_research.data.sources.table import ImageTable
-from cnn_research.models.flops import cost
+from cnn_research.models.flops import cost, least_size
 from cnn_research.models.resnet9 import ResNet9
 from cnn_research.tasks.classification import Classification, ClassTask
 from cnn_research.tasks.multi_head import MultiHead
@@ -154,7 +154,8 @@ def _choose_task(choices: Choices, data: object, seen: Survey) -> None:
     elif heads != ("label",):
         choices.choose("task", Classification(head=heads[0]), "the column of classes")
     sizes = [count for counts in seen.classes.values() for count in counts.values()]
-    if UNEVEN[0] < max(sizes) / min(sizes) <= UNEVEN[1]:
+    uniform = choices.experiment.sampling == "uniform"
+    if uniform and UNEVEN[0] < max(sizes) / min(sizes) <= UNEVEN[1]:
         reason = f"classes have from {min(sizes):,} to {max(sizes):,} images"
         choices.choose("task.class_weights", "balanced", reason)
 
@@ -194,6 +195,10 @@ def _choose_size(case: Case, views: int) -> tuple[tuple[int, int], float]:
     experiment, own = choices.experiment, max(seen.height, seen.width)
     shorter = () if own <= SMALL else (side for side in LONGER_SIDES if side < own)
     sizes = [image_size(seen, longer) for longer in (min(own, LONGER_SIDES[0]), *shorter)]
+    if not isinstance(experiment.model, ResNet9):  # which is made to fit them
+        least = -8 * (-least_size(experiment.model) // 8)
+        smallest = image_size(seen, least * own / min(seen.height, seen.width))
+        sizes = [size for size in sizes if min(size) >= least] or [smallest]
     enough = min(ENOUGH_EPOCHS, experiment.epochs if "epochs" in choices.named else math.inf)
     for size in [case.image_size] if case.image_size else sizes:
         fields = _network_fields(choices, size)
@@ -238,9 +243,7 @@ def _choose_steps(case: Case, epochs: float) -> None:
     """
     choices, train = case.choices, case.train
     batch_size = next((b for b in (128, 64, 32, 16) if train * epochs >= 1500 * b), 8)
-    # Of a few images some may turn out to be damaged: half of them still fill a batch.
-    batch_size = min(batch_size, max(1, train // 2))
-    choices.choose("batch_size", batch_size, "1,500 steps or more, where it can be")
+    choices.choose("batch_size", case.batch_of(batch_size), "1,500 steps or more, where it can be")
     # One image says little, and it may turn out to be damaged.
     if case.validation >= 2:
         choices.choose("selection.report", "best", "there are validation images to choose by")
@@ -249,7 +252,7 @@ def _choose_steps(case: Case, epochs: float) -> None:
         choices.choose("selection.report", "last", reason)
 
 
-def image_size(seen: Survey, longer: int) -> tuple[int, int]:
+def image_size(seen: Survey, longer: float) -> tuple[int, int]:
     """Height and width with that longer side, nearly in proportion; multiples of 8 if large
     enough."""
     scale = longer / max(seen.height, seen.width)

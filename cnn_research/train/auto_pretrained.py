@@ -199,7 +199,7 @@ def _choose_training(case: Case, chosen: Backbone, views: int) -> None:
     theirs = {"transfer.freeze", "transfer.unfreeze", "transfer.rates"} & {*choices.named}
     freeze = transfer.freeze if theirs else chosen.weights.family.frozen
     reason = "of large images more take much memory"
-    choices.choose("batch_size", min(BATCH, max(1, case.train // 2)), reason)
+    choices.choose("batch_size", case.batch_of(BATCH), reason)
     choices.choose("evaluation.batch_size", BATCH, reason)
     if transfer.cache_after:
         choices.choose("epochs", 0.0, f"the head is fitted to the output of {transfer.cache_after}")
