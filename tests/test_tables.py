@@ -103,6 +103,10 @@ def test_classes_named_like_splits_stay_classes(tmp_path):
         (["cat/train", "cat/test", "dog/train", "dog/test"], "put the classes inside of the spl"),
         (["train/images/cat", "train/images/dog", "test/cat", "test/dog"], "one class only, 'ima"),
         (["train/cat", "train/dog", "test/Cats", "test/Dogs"], "no class of 'test' .Cats, Dogs."),
+        (["train", "test"], "has no folders of images .images are directly in test, train."),
+        (["test/cat", "test/dog"], "has the splits test and no 'train': rename one, or name a"),
+        (["val/cat", "val/dog", "test/cat", "test/dog"], "the splits test, val and no 'train'"),
+        (["labeled/cat", "labeled/dog", "unlabeled"], "without labels .unlabeled. beside folder"),
         (["train", "test/cat", "test/dog"], "'train' has no folder of images for each class"),
         (["a/x", "a/y", "b/x", "b/y", "pool"], "same folders in each of a, b, which look like"),
         (["train/cat", "train/dog", "test/cat", "extra/cat"], "others beside them .extra."),
@@ -225,6 +229,14 @@ def test_separators_blanks_and_empty_lines(tmp_path, text):
     assert pairs(write(tmp_path, text)) == ROWS
 
 
+def test_a_text_that_is_not_utf8_is_said(tmp_path):
+    table = write(tmp_path, "image,label\na.png,Äh\n".encode("latin-1"))
+    form = read_table(table, "pets").attrs[FORM]
+    assert form == "separated by commas, read as cp1252 because it is not UTF-8"
+    write(tmp_path, TEXT)
+    assert pairs(table) == ROWS, "a table that has changed is read again"
+
+
 def test_the_separator_is_that_of_the_header_whatever_is_in_quotation_marks(tmp_path):
     table = write(tmp_path, '"title, short, or long";image;label\n"a, b";x.png;cat\n')
     assert list(read_table(table, "pets")) == ["title, short, or long", "image", "label"]
@@ -289,8 +301,8 @@ def test_what_was_understood_of_a_table(tmp_path):
     table = write(tmp_path, "\n".join(["image;label;Split;price", *rows]).replace(",", ";"))
     plan = plan_of(table, number=("price",), rows=("price!=99",))
     assert understood(plan, "pets.csv").split("\n  ") == [
-        "pets.csv: 4 rows, separated by semicolons, utf-8, with the columns image, label, Split, "
-        "price; images are named by image",
+        "pets.csv: 4 rows, separated by semicolons, read as utf-8, with the columns image, label, "
+        "Split, price; images are named by image",
         "2 images: train 1, test 1",
         "label: 2 classes: cat 1, dog 1",
         "price: numbers from 7 to 9",
@@ -298,6 +310,15 @@ def test_what_was_understood_of_a_table(tmp_path):
         "left out: 1 rows not asked for, the first row 3",
     ]
     json.dumps(plan.left_out)
+    found = [
+        plan_of(write(tmp_path, text)).records[2].split
+        for text in (
+            "image,label,Split\na,x,train\nb,y,train\nc,x,Test\n",
+            "image,label,Split\na,x,1\nb,y,2\nc,x,2\n",
+            "image,label,Split,split\na,x,1,train\nb,y,2,train\nc,x,2,val\n",
+        )
+    ]
+    assert found == ["test", "train", "validation"]
 
 
 def test_columns_of_labels_named_as_our_own(tmp_path):

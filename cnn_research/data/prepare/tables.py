@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import functools
 import io
 import re
 from collections import Counter
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 FORM = "form"
 """Attribute of a table that was read: its separator and encoding, or its sheet, in words."""
+WESTERN = "cp1252"
+"""The encoding of a text that has no mark and is not UTF-8."""
 CHUNK = 50_000
 """Rows that are in memory as Python's lists, which take ten times as much."""
 SHOWN = 60
@@ -63,6 +66,13 @@ def read_table(table: Path, shown: str) -> DataFrame:
         UserError: it is no table, has no rows, two columns of one name, or a row with more or fewer
             cells than there are columns; names `shown`.
     """
+    found = table.stat()
+    return _read(table, shown, (found.st_mtime_ns, found.st_size))
+
+
+@functools.lru_cache(maxsize=1)  # it is planned several times before it is decoded
+def _read(table: Path, shown: str, state: tuple[int, int]) -> DataFrame:
+    """The table in this state."""
     is_sheet = table.suffix.lower() in SPREADSHEETS
     cells = _of_sheet(table, shown) if is_sheet else _of_text(table, shown)
     if cells.empty:
@@ -124,7 +134,8 @@ def _of_text(table: Path, shown: str) -> DataFrame:
         ) from error
     cells = pandas.concat(chunks, ignore_index=True) if chunks else pandas.DataFrame()
     words = SEPARATORS.get(separator, f"'{separator}'")
-    cells.attrs[FORM] = f"separated by {words}, {encoding.removesuffix('-sig')}"
+    guess = " because it is not UTF-8" * (encoding == WESTERN)
+    cells.attrs[FORM] = f"separated by {words}, read as {encoding.removesuffix('-sig')}{guess}"
     return cells
 
 
@@ -138,7 +149,7 @@ def _encoding(content: bytes) -> str:
     try:
         content.decode("utf-8")
     except UnicodeDecodeError:
-        return "cp1252"
+        return WESTERN
     return "utf-8"
 
 

@@ -121,8 +121,10 @@ def plan_folder(root: Path, shown: str, class_of: Callable[[str], str] = printab
         if as_if.count("/") > depth and (not splits or as_if.partition("/")[0] in splits)
     }
     if not kept:
+        tops = ", ".join(sorted({name.partition("/")[0] for name in images if "/" in name}))
+        where = f" (images are directly in {printable(tops)})" if tops else ""
         raise UserError(
-            f"{shown} has no folders of images: it needs one per class, as <class>/* or "
+            f"{shown} has no folders of images{where}: it needs one per class, as <class>/* or "
             "<split>/<class>/*"
         )
     class_of = functools.cache(class_of)  # there are few folders and many files
@@ -267,6 +269,17 @@ def _check_for_unknown_splits(inner: Mapping[str, set[str]], shown: str) -> None
         return
     first, *others = below.values()
     tops = printable(", ".join(sorted(below)))
+    rest = sorted(inner.keys() - below.keys())
+    if rest and all(UNLABELLED & set(_words(top)) for top in rest):
+        raise UserError(
+            f"{shown} has images without labels ({printable(', '.join(rest))}) beside folders of "
+            f"folders ({tops}): name the folder with the classes itself"
+        )
+    if not rest and all(top.lower() in SPLIT_FOLDERS for top in below):
+        raise UserError(
+            f"{shown} has the splits {tops} and no 'train': rename one, or name a folder with the "
+            "classes itself"
+        )
     every = set().union(*below.values())
     known = {SPLIT_FOLDERS.get(folder.lower()) for folder in every}
     if len(known) > 1 and {"train"} <= known and None not in known:

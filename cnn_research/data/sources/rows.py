@@ -223,10 +223,10 @@ def _splits(rows: DataFrame, shown: str, source: ImageTable) -> np.ndarray:
     """The split of each row, text `[rows]`; "" for one that `source` does not select."""
     selected = _meeting(rows, shown, source.rows, "--data.rows")
     found = np.full(len(rows), "train", object)
-    column = next((column for column in rows if column.lower() == "split"), None)
-    if column is not None:
-        known = {"": "train", **SPLIT_FOLDERS}
-        given = rows[column].str.lower().map(known)
+    for column in sorted((c for c in rows if c.lower() == "split"), reverse=True):
+        given = rows[column].str.lower().map({"": "train", **SPLIT_FOLDERS})
+        if column != "split" and given.isna().any():
+            continue  # it is of something else
         if given.isna().any():
             at = int(given.isna().argmax())
             raise UserError(
@@ -234,6 +234,7 @@ def _splits(rows: DataFrame, shown: str, source: ImageTable) -> np.ndarray:
                 "train, validation, test or target"
             )
         found = given.to_numpy(object)
+        break
     splits = np.where(selected, found, "")
     if source.target:
         splits[_meeting(rows, shown, source.target, "--data.target")] = "target"
@@ -304,6 +305,7 @@ def _numbers(cells: Series, splits: np.ndarray, shown: str) -> np.ndarray:
     if np.ptp(known) and lost > EXACT * known.std():
         raise UserError(
             f"{shown}: the numbers of '{cells.name}' are close together and far from 0, and 32 "
-            f"bits would round them by up to {lost:.3g}: subtract {known.min():.15g} from all"
+            f"bits would round them by up to {lost:.3g}: subtract "
+            f"{np.format_float_positional(known.min(), trim='-')} from all"
         )
     return numbers
