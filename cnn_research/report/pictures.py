@@ -53,7 +53,7 @@ def pictures_table(
     columns: Sequence[str],
     rows: Sequence[Sequence[str]],
 ) -> str:
-    """A Markdown table with a row for each image: a thumbnail, its file's name, and further cells.
+    """A Markdown table with a row for each image: a thumbnail, the cells, and its file's name.
 
     Writes the thumbnails to `folder/name`. On the page they are links to the files, which the
     picture's title names.
@@ -69,8 +69,8 @@ def pictures_table(
         file = shown.file(place)
         title = f' "{file.as_uri()}"' if file else ""
         text = shortened(shown.name(place), LONGEST_FILE)
-        table.append((f"![{number}]({thumbnail}{title})", text, *cells))
-    return markdown_table(("picture", "file", *columns), table)
+        table.append((f"![{number}]({thumbnail}{title})", *cells, text))
+    return markdown_table(("picture", *columns, "file"), table)
 
 
 def thumbnails(images: np.ndarray, side: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from cnn_research.data.dataset import MISSING, UNKNOWN_CLASS
 from cnn_research.report.interval import interval, units_of
 from cnn_research.report.label_errors import RANKING, ranking, write_ranking
 from cnn_research.report.markdown import markdown_table
-from cnn_research.report.names import legend, pictured, short_names, shortened
+from cnn_research.report.names import can_be_drawn, legend, pictured, short_names, shortened
 from cnn_research.report.page import Predictions
 from cnn_research.report.pictures import Shown, pictures_table
 from cnn_research.report.plots import image_grid, no_mistakes, saved
@@ -126,7 +126,9 @@ class ClassPredictions(Predictions):
         text = self.text()
         (folder / f"classification_report{suffix}.txt").write_text(text, encoding="utf-8")
         short = short_names(self.class_names, LONGEST_NAME)
-        yield f"```\n{self._sklearn_report(as_text=True, names=short)}```"
+        # Without a mark, numbers beside a name in Arabic or Hebrew are shown in another order.
+        marked = [s if can_be_drawn(s) else f"{s}\N{LEFT-TO-RIGHT MARK}" for s in short]
+        yield f"```\n{self._sklearn_report(as_text=True, names=marked)}```"
         yield from calibration_page(folder, suffix, *self._reliability(), self.temperature)
 
         matrix = self.confusion_counts()
@@ -166,23 +168,24 @@ class ClassPredictions(Predictions):
         """The surest mistakes as a table, and all labels, ranked, in a file."""
         ranked = self.ranking([shown.name(place) for place in range(len(self))])
         write_ranking(ranked, folder / f"{RANKING}{suffix}.csv")
-        mistakes = ranked[ranked["margin"] < 0]
+        mistakes = ranked[ranked["label"] != ranked["answer"]]
         if mistakes.empty:
             yield "No image with a label of a known class is mistaken."
             return
+        listed = f"The first {MOST_LISTED} of " if len(mistakes) > MOST_LISTED else ""
         yield (
-            f"{min(MOST_LISTED, len(mistakes)):,} of {len(mistakes):,} mistakes, the surest first: "
-            "where the network is sure and the label differs, the label itself may be wrong. "
+            f"{listed}{len(mistakes):,} mistakes, the surest first, with P, the probability: where "
+            "the network is sure and the label differs, the label itself may be wrong. "
             f"{RANKING}{suffix}.csv ranks all {len(ranked):,} labels in this way, by the "
             "probability of the label minus the largest of another class (Northcutt et al. 2021)."
         )
         first = mistakes[:MOST_LISTED]
         names = dict(zip(self.class_names, short_names(self.class_names, LONGEST_NAME)))
-        columns = ("label", "answer", "probability of answer", "probability of label")
         rows = [
-            (names[row[0]], names[row[1]], f"{row[2]:.1%}", f"{row[3]:.1%}")
-            for row in first[list(columns)].itertuples(index=False, name=None)
+            (names[label], f"{own:.1%}", names[answer], f"{sure:.1%}")
+            for _, label, answer, own, sure, _ in first.itertuples(index=False, name=None)
         ]
+        columns = ("label", "P(label)", "answer", "P(answer)")
         places = first.index.to_list()
         yield pictures_table(shown, places, folder, f"mistakes{suffix}", columns, rows)
 
