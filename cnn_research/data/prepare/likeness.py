@@ -18,14 +18,14 @@ from cnn_research.core.preemption import raise_if_interrupted
 
 SEARCHED, MEASURED = 16, 32
 """Sides in pixels at which images are searched for others, and compared with what was found."""
-RADIUS = 0.12
+RADIUS = 0.15
 """Distance of vectors up to which images are compared. Photographs saved again as JPEG of quality
 20 have 0.07 at most."""
 BLOCK = 4
 """Side in pixels of the blocks that are compared."""
-UNLIKE = 0.2
+UNLIKE = 0.24
 """Difference of one block from which on two images are no near duplicates. JPEG of quality 20 makes
-0.13 at most; Fashion-MNIST has the same garment below 0.1, and other ones from 0.23 on."""
+0.13 at most, and of 40 at half of the size, 0.2; a product in another colour is at 0.25."""
 AXES = 32
 """Principal axes of the search."""
 NEAREST = 16
