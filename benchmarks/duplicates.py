@@ -126,7 +126,7 @@ def copies(source: Path, folder: Path) -> Made:
 
 
 def trained(made: Made, workdir: Path, words: Sequence[str]) -> dict[str, Any]:
-    """Accuracy of a run on the test, the groups on two sides, and what it says of near duplicates."""
+    """The accuracy of a run, the groups on two sides, and what it says of near duplicates."""
     launch(made.experiment, workdir, f"--data.path={made.path}", *WORDS, *words)
     experiment = folders.saved_config(workdir)
     sides: dict[str, set[str]] = {}

@@ -11,12 +11,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cnn_research.cli.fields import with_suggestions
+from cnn_research.cli.run import run
+from cnn_research.core import run_folder as folders
 from cnn_research.core.errors import UsageError, UserError
+from cnn_research.core.experiment import lookup
 from cnn_research.data.dataset import Dataset, Examples
 from cnn_research.data.prepare import drawing, shared, splits
 from cnn_research.data.prepare.likeness import near_duplicates
 from cnn_research.data.sources.folder import ImageFolder
 from cnn_research.data.sources.table import ImageTable
+from cnn_research.models.convnet import ConvNet
+from cnn_research.train.config import Training
 
 
 @pytest.fixture(autouse=True)
@@ -296,6 +302,60 @@ def test_folds_test_every_image_once_and_divide_no_group():
         assert sum(map(len, parts)) == 20 and len(parts) == 3
         tested += indices["test"].tolist()
     assert sorted(tested) == list(range(120))
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_folds_are_runs_with_mean_and_deviation(tmp_path, capsys):
+    root = folder_of_photographs(tmp_path / "photographs", 24)
+    experiment = Training(
+        data=ImageFolder(str(root), (8, 8), validation=0.2, near_duplicates="together"),
+        model=ConvNet(features=(2,), padding=(1,), dense=(4,), dense_activation="relu"),
+        epochs=1,
+        batch_size=8,
+    )
+    workdir = tmp_path / "runs"
+    for _ in range(2):  # the second time all are complete
+        result = run(experiment, workdir, folds=3)
+    configs = [folders.read_json(workdir / f"fold-{k}" / "config.json")["data"] for k in range(3)]
+    assert [(data["folds"], data["fold"]) for data in configs] == [(3, 0), (3, 1), (3, 2)]
+    records = [folders.read_json(workdir / f"fold-{k}" / "run.json")["data"] for k in range(3)]
+    assert sum(data["examples"]["test"] for data in records) == 30
+    assert "listed" not in records[0]["near_duplicates"]
+    figures = [
+        folders.read_json(workdir / f"fold-{k}" / "evaluation.json")["test"]["accuracy"]
+        for k in range(3)
+    ]
+    mean, deviation = np.mean(figures), np.std(figures, ddof=1)
+    assert result.metrics["test"]["accuracy"] == pytest.approx(mean)
+    assert f"{mean:.4f} ± {deviation:.4f}" in capsys.readouterr().out
+    summary = folders.read_json(workdir / "results.json")["figures"]["accuracy"]
+    assert summary["std"] == pytest.approx(deviation) and summary["values"] == figures
+    with pytest.raises(UsageError, match=r"data\.folds is 3 there and 2 now"):
+        run(experiment, workdir, folds=2)
+    listed = run(
+        dataclasses.replace(experiment, data=ImageFolder(str(root), (8, 8), test=0.3)),
+        tmp_path / "listed",
+    )
+    assert (listed.workdir / shared.FILE).read_text().startswith("image,split,label,other image")
+
+
+def test_folds_are_of_folders_and_tables(tmp_path):
+    digits = lookup("digits_mlp").experiment()
+    with pytest.raises(UsageError, match="has splits of its own: leave --folds out"):
+        run(digits, tmp_path, folds=5)
+    with pytest.raises(UsageError, match="must be 2 or more"):
+        run(digits, tmp_path, folds=1)
+    with pytest.raises(UsageError, match="exclude each other"):
+        run(digits, tmp_path, folds=2, replicas=2)
+
+
+def test_near_duplicates_are_kept_together_by_default_for_ones_own_images(tmp_path):
+    root = folder_of_photographs(tmp_path / "photographs", 24)
+    words = [f"--data.path={root}", "--pretrained=none"]
+    experiment, said = with_suggestions(lookup("image_folder").experiment(), words)
+    assert experiment.data.near_duplicates == "together"
+    assert "copies and near duplicates in the test" in said
+    assert lookup("products_best").experiment().data.near_duplicates == "list"
 
 
 def test_folds_that_cannot_be(tmp_path):
