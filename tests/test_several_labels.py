@@ -92,8 +92,9 @@ def test_columns_of_0_and_1_are_recognised(columns, expected):
     assert meaning_of(pandas.DataFrame({k: list(v) for k, v in columns.items()})) == expected
 
 
-def write_table(root: Path, rows: list[dict[str, object]]) -> str:
-    """A table of the rows, each with an image: red if its tags say so, and bright if."""
+def write_table(root: Path, rows: list[dict[str, object]], home: str = "") -> str:
+    """A table of the rows, each with an image, which is red and bright if its tags say so; names
+    begin with `home`."""
     root.mkdir(exist_ok=True)
     for number, row in enumerate(rows):
         tags, rng = str(row.get("tags", "")), np.random.default_rng(number)
@@ -101,7 +102,7 @@ def write_table(root: Path, rows: list[dict[str, object]]) -> str:
         pixels[..., 0] += 120 * ("red" in tags)
         pixels[:8] += 70 * ("bright" in tags)
         Image.fromarray(pixels).save(root / f"{number}.png")
-        row["image"] = f"{number}.png"
+        row["image"] = f"{home}{number}.png"
     pandas.DataFrame(rows).to_csv(root / "t.csv", index=False)
     return str(root / "t.csv")
 
@@ -337,7 +338,7 @@ def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("several")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TFDS_DATA_DIR", str(root / "data"))
-        path = write_table(root / "t", tagged(5 * FEWEST))
+        path = write_table(root / "t", tagged(5 * FEWEST), home=f"{root}/t/")
         data = ImageTable(path=path, image_size=(8, 8), label=("tags",), separator=";")
         data = dataclasses.replace(data, validation=0.25, test=0.25)
         training = Training(

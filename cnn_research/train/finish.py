@@ -123,7 +123,9 @@ def calibrate(predictions: dict[str, dict[str, Predictions]]) -> dict[str, dict[
 def _shown(dataset: Dataset, name: str) -> Shown:
     """The images of a split with their names, and their groups where they have some."""
     split, folder = dataset.splits[name], dataset.provenance.get("folder")
-    return Shown(split.images, split.names, folder and Path(folder), split.groups)
+    # It is "" where the names are whole paths.
+    home = None if folder is None else Path(folder).absolute()
+    return Shown(split.images, split.names, home, split.groups)
 
 
 def _unlabelled(dataset: Dataset, heads: Sequence[str]) -> dict[str, int]:
