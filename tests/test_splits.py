@@ -308,35 +308,31 @@ def test_folds_test_every_image_once_and_divide_no_group():
 def test_folds_are_runs_with_mean_and_deviation(tmp_path, capsys):
     root = folder_of_photographs(tmp_path / "photographs", 24)
     experiment = Training(
-        data=ImageFolder(str(root), (8, 8), validation=0.2, near_duplicates="together"),
+        data=ImageFolder(str(root), (8, 8), validation=0.2),
         model=ConvNet(features=(2,), padding=(1,), dense=(4,), dense_activation="relu"),
         epochs=1,
         batch_size=8,
     )
     workdir = tmp_path / "runs"
-    for _ in range(2):  # the second time all are complete
-        result = run(experiment, workdir, folds=3)
-    configs = [folders.read_json(workdir / f"fold-{k}" / "config.json")["data"] for k in range(3)]
-    assert [(data["folds"], data["fold"]) for data in configs] == [(3, 0), (3, 1), (3, 2)]
-    records = [folders.read_json(workdir / f"fold-{k}" / "run.json")["data"] for k in range(3)]
+    result = run(experiment, workdir, folds=2)
+    runs = [workdir / f"fold-{fold}" for fold in range(2)]
+    configs = [folders.read_json(one / "config.json")["data"] for one in runs]
+    assert [(data["folds"], data["fold"]) for data in configs] == [(2, 0), (2, 1)]
+    records = [folders.read_json(one / "run.json")["data"] for one in runs]
     assert sum(data["examples"]["test"] for data in records) == 30
-    assert "listed" not in records[0]["near_duplicates"]
-    figures = [
-        folders.read_json(workdir / f"fold-{k}" / "evaluation.json")["test"]["accuracy"]
-        for k in range(3)
-    ]
+    figures = [folders.read_json(one / "evaluation.json")["test"]["accuracy"] for one in runs]
     mean, deviation = np.mean(figures), np.std(figures, ddof=1)
     assert result.metrics["test"]["accuracy"] == pytest.approx(mean)
-    assert f"{mean:.4f} ± {deviation:.4f}" in capsys.readouterr().out
+    said, progress = capsys.readouterr()
+    assert f"{mean:.4f} ± {deviation:.4f}" in said
     summary = folders.read_json(workdir / "results.json")["figures"]["accuracy"]
     assert summary["std"] == pytest.approx(deviation) and summary["values"] == figures
-    with pytest.raises(UsageError, match=r"data\.folds is 3 there and 2 now"):
-        run(experiment, workdir, folds=2)
-    listed = run(
-        dataclasses.replace(experiment, data=ImageFolder(str(root), (8, 8), test=0.3)),
-        tmp_path / "listed",
-    )
-    assert (listed.workdir / shared.FILE).read_text().startswith("image,split,label,other image")
+    # Near duplicates were not asked to be kept together: they are listed.
+    assert f"the others: {runs[0] / shared.FILE}" in progress
+    assert (runs[0] / shared.FILE).read_text().startswith("image,split,label,other image")
+    assert "listed" not in records[0]["near_duplicates"]
+    with pytest.raises(UsageError, match=r"data\.folds is 2 there and 3 now"):
+        run(experiment, workdir, folds=3)
 
 
 def test_folds_are_of_folders_and_tables(tmp_path):
