@@ -168,6 +168,14 @@ def test_labels_that_tell_nothing_apart_are_refused(tmp_path, cells, wrong):
         load(path, "tags", separator=";")
 
 
+def test_a_separator_that_divides_nothing_is_refused(tmp_path):
+    path = write_table(tmp_path / "t", [{"tags": ("red,bright", "red")[n % 2]} for n in range(20)])
+    with pytest.raises(UserError, match="no cell of column 'tags' has several labels with ';'"):
+        load(path, "tags", separator=";")
+    path = write_table(tmp_path / "u", [{"tags": ("red", "")[n % 2]} for n in range(20)])
+    assert load(path, "tags", separator=";").class_names == {"tags": ("red",)}
+
+
 def test_what_is_odd_about_labels_is_noted(tmp_path):
     cells = [("t-shirt-new", "new-red", "new", "t-shirt-new-red")[n % 4] for n in range(20)]
     cells[7] += "-rare"

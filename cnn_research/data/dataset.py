@@ -151,13 +151,12 @@ class Dataset:
                     raise UserError(
                         f"{where}: {len(split.images)} images but {len(labels)} labels '{head}'"
                     )
-                if head in self.class_names:
+                if head in self.class_names and labels.ndim == 2:
+                    allowed = f"not a 0 or 1 for each of {len(self.class_names[head])} classes"
+                    fits = labels.shape[1] == len(self.class_names[head])
+                    wrong = np.flatnonzero(~np.isin(labels, (0, 1)).all(axis=1) | (not fits))
+                elif head in self.class_names:
                     classes = len(self.class_names[head])
-                    if labels.ndim == 2 and labels.shape[1] != classes:
-                        raise UserError(
-                            f"{where}: {labels.shape[1]} columns of labels '{head}', but "
-                            f"{classes} names"
-                        )
                     allowed = f"outside 0..{classes - 1}"
                     lowest = MISSING if split_name == "train" else UNKNOWN_CLASS
                     wrong = np.flatnonzero((labels < lowest) | (labels >= classes))

@@ -111,8 +111,12 @@ def _choose_labels(choices: Choices, rows: DataFrame) -> None:
     that is clear."""
     if choices.value("data.label") == ("label",) and "label" not in rows:
         image = choices.value("data.image")
-        known = [column for column in rows if column == image or f"{{{column}}}" in image]
-        others = [each for each in rows if each not in known and each.lower() != "split"]
+        known = {"split", choices.value("data.group"), image}
+        others = [
+            column
+            for column in rows
+            if not {column, column.lower()} & known and f"{{{column}}}" not in image
+        ]
         if meaning_of(rows[others]) != "heads":
             choices.choose("data.label", tuple(others), "all other columns are of 0 and 1")
     label = list(choices.value("data.label"))

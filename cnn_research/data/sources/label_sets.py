@@ -72,6 +72,12 @@ def _in_cells(
     """The labels in the cells of a column, which the separator divides."""
     codes, unique = cells.factorize()
     found = [labels_in(str(cell), separator) for cell in unique]
+    if max(map(len, found)) < 2 and len({name for names in found for name in names}) > 1:
+        raise UserError(
+            f"{shown}: no cell of column '{cells.name}' has several labels with '{separator}' "
+            "between them: name what divides them, or leave --data.separator empty if each image "
+            "has one class"
+        )
     rows = np.bincount(codes[_is_source(splits)], minlength=len(unique))
     # A separator within a label makes such pairs.
     pairs = [f"{a}{separator}{b}" for a, b in _never_apart(found, rows)]
