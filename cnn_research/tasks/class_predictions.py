@@ -196,7 +196,7 @@ class ClassPredictions(Predictions):
         """
         places = np.flatnonzero(self.labels >= 0)
         probabilities = self.probabilities()[places]
-        named = [names[place] for place in places]
+        named = [names[place] for place in places.tolist()]
         ranked = ranking(probabilities, self.labels[places], self.class_names, named)
         return ranked.set_index(places[ranked.index])
 
