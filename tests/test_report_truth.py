@@ -17,7 +17,7 @@ from scipy.special import softmax
 from benchmarks import wrong_labels
 from cnn_research.core.errors import UsageError
 from cnn_research.report.__main__ import main
-from cnn_research.report.data_section import data_section
+from cnn_research.report.data_section import data_section, shared_with
 from cnn_research.report.html import write_page
 from cnn_research.report.interval import interval
 from cnn_research.report.label_errors import margins
@@ -277,6 +277,10 @@ def test_data_section_says_what_was_left_out_and_why(tmp_path):
     ):
         assert words in page
     assert "outside class folders" not in page and "20.jpg" not in page
+    assert shared_with("test", data).startswith("New images may fare worse: of 4 pairs")
+    alike = {"across_splits": {"test and train": 3, "train and validation": 9}}
+    assert "of 3 pairs" in shared_with("test", data | {"near_duplicates": alike})
+    assert not shared_with("target", data)
     assert len((tmp_path / "skipped.txt").read_text().splitlines()) == 25
     assert "Nothing was left out." in "".join(
         data_section(tmp_path, {"examples": {"train": 1}}, {})

@@ -39,7 +39,7 @@ def data_section(
             origin = "the rest"
         rows.append((split, f"{count:,}", origin))
     yield markdown_table(("split", "images", "origin"), rows)
-    lines = [*_left_out(data, unlabelled), *_oddities(data)]
+    lines = [*_left_out(data, unlabelled), *_oddities(data), *shared.lines(data)]
     yield "\n".join(f"- {line}" for line in lines) or "Nothing was left out."
     skipped = data.get("skipped", ())
     if skipped:
@@ -47,6 +47,21 @@ def data_section(
         more = f"\n... and {len(skipped) - MOST_SKIPPED:,} more" * (len(skipped) > MOST_SKIPPED)
         yield f"The files that could not be used, all of them in {SKIPPED}:"
         yield "```\n" + "\n".join(skipped[:MOST_SKIPPED]) + more + "\n```"
+
+
+def shared_with(split: str, data: Mapping[str, Any]) -> str:
+    """A sentence on images of a split that another split has, too, or nearly; "" without any."""
+    pairs = data.get("near_duplicates", {}).get("across_splits")
+    if pairs is None:
+        copies = data.get("duplicates", {}).get("across_splits", {})
+        pairs = {pair: found["images"] for pair, found in copies.items()}
+    count = sum(number for pair, number in pairs.items() if split in pair.split(" and "))
+    if not count:
+        return ""
+    return (
+        f"New images may fare worse: of {count:,} pairs of the same or nearly the same image, one "
+        f"is in {split} and one in another split."
+    )
 
 
 def _left_out(data: Mapping[str, Any], unlabelled: Mapping[str, int]) -> Iterator[str]:

@@ -62,6 +62,11 @@ def write_ranking(table: pandas.DataFrame, file: Path) -> None:
     table.to_csv(file, index=False, lineterminator="\n", float_format="%.9g")
 
 
+def rankings_of(run: Path) -> list[Path]:
+    """The rankings in a run's report, of each head and split; none where labels are no classes."""
+    return sorted((run / REPORT_FOLDER).glob(f"{RANKING}*.csv"))
+
+
 def merged(runs: Sequence[Path]) -> pandas.DataFrame:
     """The rankings of several runs' reports as one, with a column `run`.
 
@@ -72,7 +77,7 @@ def merged(runs: Sequence[Path]) -> pandas.DataFrame:
 
     tables = []
     for run in runs:
-        files = sorted((run / REPORT_FOLDER).glob(f"{RANKING}*.csv"))
+        files = rankings_of(run)
         if not files:
             raise UsageError(
                 f"{run} has no {REPORT_FOLDER}/{RANKING}.csv, the ranking of a classifier's "

@@ -25,7 +25,7 @@ from cnn_research.core.run_folder import (
     read_json,
 )
 from cnn_research.data.images import printable
-from cnn_research.report.data_section import data_section
+from cnn_research.report.data_section import data_section, shared_with
 from cnn_research.report.html import write_page
 from cnn_research.report.markdown import markdown_table, number
 from cnn_research.report.pictures import Shown
@@ -127,14 +127,15 @@ def write_report(
     predictions differ in number.
     """
     run, config = read_json(workdir / RUN), evaluated_config(workdir)
-    parts = [f"# {title}", *_verdicts(predictions, metrics, shown, config)]
+    data = run.get("data", {})
+    parts = [f"# {title}", *_verdicts(predictions, metrics, shown, config, data)]
     parts.append("\n".join(_run_facts(config, run)))
     folder = workdir / REPORT_FOLDER
     with atomic_directory(folder) as partial:
         for number_, (split, heads) in enumerate(predictions.items()):
             suffix = f"_{split}" if number_ else ""
             parts += _evaluation(partial, suffix, split, metrics[split], heads, shown, run)
-        parts += data_section(partial, run.get("data", {}), unlabelled)
+        parts += data_section(partial, data, unlabelled)
         parts += _choices(run)
         if history:
             parts += _training(partial, history, directions)
@@ -148,6 +149,7 @@ def _verdicts(
     metrics: Mapping[str, Mapping[str, Any]],
     shown: Mapping[str, Shown],
     config: Mapping[str, Any],
+    data: Mapping[str, Any],
 ) -> Iterator[str]:
     """How good the network is, a sentence for each split and head that has labels."""
     for split, heads in predictions.items():
@@ -159,6 +161,8 @@ def _verdicts(
                 sentence += " The state was chosen by these images: new ones will fare worse."
             if sentence:
                 yield f"{head}: {sentence}" if len(heads) > 1 else sentence
+        if warning := shared_with(split, data):
+            yield warning
 
 
 def _chose_by_validation(config: Mapping[str, Any]) -> bool:

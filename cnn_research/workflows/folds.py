@@ -12,6 +12,7 @@ from cnn_research.core import run_folder as folders
 from cnn_research.core.distributed import is_first_process
 from cnn_research.core.errors import UsageError
 from cnn_research.core.experiment import Result
+from cnn_research.report.label_errors import RANKING, merged, rankings_of, write_ranking
 from cnn_research.train import dry_run as estimates
 from cnn_research.train import loop
 from cnn_research.train.config import Training
@@ -42,8 +43,16 @@ def train(experiment: Training, workdir: Path, count: int, *, profile: bool = Fa
         found = [loop.train(run.experiment, run.workdir, profile=profile) for run in runs]
         if is_first_process():
             summarise(runs, workdir, "folds")
+            _rank_labels([run.workdir for run in runs], workdir / f"{RANKING}.csv")
     means = jax.tree.map(lambda *values: statistics.fmean(values), *(r.metrics for r in found))
     return Result(workdir, found[0].step, means)
+
+
+def _rank_labels(runs: list[Path], file: Path) -> None:
+    """Rank all labels by the networks that were not trained on them, where they are classes."""
+    if all(map(rankings_of, runs)):
+        write_ranking(merged(runs), file)
+        print(f"Labels, those first that are most likely wrong: {file}")
 
 
 def _runs(experiment: Training, workdir: Path, count: int) -> list[SeedRun]:
