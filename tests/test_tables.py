@@ -15,7 +15,8 @@ import pandas
 import pytest
 from PIL import Image, PngImagePlugin
 
-from cnn_research.core.errors import UserError
+from cnn_research.core.errors import UsageError, UserError
+from cnn_research.data.dataset import Dataset, Split
 from cnn_research.data.images import BadImage, decode
 from cnn_research.data.prepare.files import names_below
 from cnn_research.data.prepare.tables import FORM, find_table, read_table
@@ -24,6 +25,8 @@ from cnn_research.data.sources.folder import ImageFolder, plan_folder
 from cnn_research.data.sources.survey import survey
 from cnn_research.data.sources.table import ImageTable
 from cnn_research.inference.predict import image_files, key_of
+from cnn_research.report.data_section import data_section
+from cnn_research.report.tensorboard import rows_of
 
 
 @pytest.fixture(autouse=True)
@@ -162,6 +165,14 @@ def test_what_was_understood_is_printed_before_anything_is_decoded(tmp_path, cap
     assert "pets: a folder per class" in shown and "label: 2 classes: cat 2, dog 2" in shown
     survey(ImageFolder(str(tmp_path / "pets")))
     assert capsys.readouterr().out == "", "it is said once"
+
+
+def test_what_was_understood_and_left_out_is_in_the_report(tmp_path):
+    make_images(tmp_path / "pets", *numbered("train/cat", "train/dog", "test"))
+    data = ImageFolder(str(tmp_path / "pets"), (3, 4), validation=0.0, test=0.0).load().provenance
+    text = "\n".join(data_section(tmp_path, data, {}))
+    assert "pets: splits test (no labels), train (train), with a folder per class" in text
+    assert "left out, images in no class folder: 2, the first test/0.png" in text
 
 
 def test_a_class_of_images_that_cannot_be_read_is_refused_before_it_is_decoded(tmp_path):
@@ -326,8 +337,19 @@ def test_columns_of_labels_named_as_our_own(tmp_path):
     text = TEXT.replace("image,", "path,").replace("label", "image") + "images/2.png,dog\n"
     plan = plan_of(write(tmp_path, text), image="path", label=("image",))
     assert plan.class_names == {"image": ("cat", "dog")}
+    split = Split(
+        np.zeros((1, 2, 2, 3), np.uint8), {"image": np.zeros(1, int)}, np.array(["0.png"])
+    )
+    dataset = Dataset("pets", {"train": split}, plan.class_names, {})
+    (row,) = rows_of(dataset, split, [{"image": "dog 90%"}])
+    assert row == {"image": "cat", "image: answer": "dog 90%", "image (file)": "0.png"}
     keys = [key_of(head) for head in ("kind", "file", "nearest")]
     assert keys == ["kind", "file (answer)", "nearest (answer)"]
+
+
+def test_a_pattern_without_a_column_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"--data.image is 'images/\{id', which names no column"):
+        plan_of(write(tmp_path, TEXT), image="images/{id")
 
 
 def test_missing_images_are_named_with_their_folder(tmp_path):

@@ -121,12 +121,7 @@ def plan_folder(root: Path, shown: str, class_of: Callable[[str], str] = printab
         if as_if.count("/") > depth and (not splits or as_if.partition("/")[0] in splits)
     }
     if not kept:
-        tops = ", ".join(sorted({name.partition("/")[0] for name in images if "/" in name}))
-        where = f" (images are directly in {printable(tops)})" if tops else ""
-        raise UserError(
-            f"{shown} has no folders of images{where}: it needs one per class, as <class>/* or "
-            "<split>/<class>/*"
-        )
+        raise _no_folders(images, shown)
     class_of = functools.cache(class_of)  # there are few folders and many files
     found = []
     for name, as_if in kept.items():
@@ -140,19 +135,37 @@ def plan_folder(root: Path, shown: str, class_of: Callable[[str], str] = printab
     classes = _classes({(split, of) for _, split, of in found}, shown)
     labels = {of: {"label": UNKNOWN_CLASS} for of in with_images}
     labels |= {of: {"label": at} for at, of in enumerate(classes)}
-    tops = ", ".join(f"{printable(top)} ({split})" for top, split in sorted(splits.items()))
     return Plan(
         records=[
             Record(f"{root}/{name}", printable(name), split, labels[of])
             for name, split, of in found
         ],
         class_names={"label": classes},
-        layout=f"splits {tops}, with a folder per class" if splits else "a folder per class",
+        layout=_layout(splits, {split for _, split, _ in found}),
         left_out=left_out(
             images_in_no_class_folder=sorted(map(printable, set(images) - images_kept)),
             folders_without_images=sorted(without),
         ),
     )
+
+
+def _no_folders(images: Sequence[str], shown: str) -> UserError:
+    """The error of images that are in no folders of classes."""
+    tops = ", ".join(sorted({name.partition("/")[0] for name in images if "/" in name}))
+    where = f" (images are directly in {printable(tops)})" if tops else ""
+    return UserError(
+        f"{shown} has no folders of images{where}: it needs one per class, as <class>/* or "
+        "<split>/<class>/*"
+    )
+
+
+def _layout(splits: Mapping[str, str], labelled: Collection[str]) -> str:
+    """The folders at the top in words: which splits they are, of which some have labels."""
+    named = (
+        f"{printable(top)} ({split if split in labelled else 'no labels'})"
+        for top, split in sorted(splits.items())
+    )
+    return f"splits {', '.join(named)}, with a folder per class" if splits else "a folder per class"
 
 
 def _unwrapped(root: Path) -> tuple[Path, list[str], list[str]]:

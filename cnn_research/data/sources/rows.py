@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -212,8 +212,10 @@ def _image_names(rows: DataFrame, shown: str, image: str) -> Series:
     those is empty."""
     parts = re.split(r"\{(.*?)\}", image if "{" in image else f"{{{image}}}")
     columns = parts[1::2]
+    if not columns:
+        raise UsageError(f"--data.image is '{image}', which names no column: write 'x/{{COLUMN}}'")
     check_columns(rows, shown, columns)
-    names = parts[0]
+    names: Any = parts[0]
     for column, text in zip(columns, parts[2::2], strict=True):
         names = names + rows[column] + text
     return names.where((rows[columns] != "").all(axis=1), "")
