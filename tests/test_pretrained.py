@@ -207,7 +207,10 @@ def test_a_pickle_that_runs_something_does_not(kind, tmp_path):
 
 
 class Settings(collections.UserDict):
-    """An object of an author's own class."""
+    """An object of an author's own class, and one of a class in it, which pickles name in calls."""
+
+    class Mode(enum.Enum):
+        FAST = 1
 
 
 def stored_whole(arrays: dict[str, np.ndarray]) -> tuple[bytes, dict[str, bytes]]:
@@ -222,6 +225,8 @@ def stored_whole(arrays: dict[str, np.ndarray]) -> tuple[bytes, dict[str, bytes]
 
     def module(kind: bytes, parameters: dict[str, bytes], modules: dict[str, bytes]) -> bytes:
         parts = {"_parameters": pickled_dict(parameters), "_modules": pickled_dict(modules)}
+        parts["_buffers"] = pickled_dict({"mask": pickled_tensor("0", 1, (1,), (1,))})
+        parts["_non_persistent_buffers_set"] = opcodes({"mask"})
         return b"c" + kind + b"\n)\x81" + pickled_dict(parts) + b"b"
 
     inner = {
@@ -257,8 +262,8 @@ def test_weights_are_found_beside_what_else_a_checkpoint_holds(kind, tmp_path):
         {Path("out"), frozenset("ab")},
         [datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC), datetime.timedelta(3)],
         [np.float64(0.5), np.arange(3), np.random.default_rng(0), np.dtype("f4"), 1j, b"\xff"],
-        [decimal.Decimal(1), uuid.UUID(int=1), enum.Flag],
-        Settings(lr=0.1),
+        [decimal.Decimal(1), uuid.UUID(int=1), enum.Flag, re.compile("a"), ValueError("a"), max],
+        Settings(lr=0.1, mode=Settings.Mode.FAST),
     ]
     beside |= {f"other{number}": opcodes(each) for number, each in enumerate(others)}
     storages |= {"best": bytes(4), "history": bytes(8)}

@@ -55,15 +55,16 @@ _USUAL_PLACES = ("state_dict", "model_state_dict", "model", "net", "weights")
 # be named, as nothing of it is imported.
 _KNOWN = sys.stdlib_module_names | {"__builtin__", "copy_reg", "numpy", "torch"}
 _OF_DATA = re.compile(
-    r"(builtins|__builtin__)\.(bool|bytearray|bytes|complex|dict|float|frozenset|int|list|long"
-    r"|object|range|set|slice|str|tuple|unicode|xrange)"
+    r"(builtins|__builtin__)\.(?!__|breakpoint|compile|eval|exec|input|open)\w+"
     r"|(copyreg|copy_reg)\.(_reconstructor|__newobj__|__newobj_ex__)|_codecs\.encode"
-    r"|(argparse|collections|dataclasses|datetime|decimal|enum|fractions|pathlib|types|typing|uuid)"
-    r"\.[\w.]+|functools\.partial"
+    r"|(argparse|array|collections|dataclasses|datetime|decimal|enum|fractions|functools|ipaddress"
+    r"|itertools|logging|math|operator|pathlib|random|re|string|time|types|typing|uuid|zoneinfo)"
+    r"\.[\w.]+"
     r"|numpy\.([\w.]+\.)?(_frombuffer|_reconstruct|dtype|ndarray|scalar"
-    r"|(bool|complex|float|u?int|str)\w*)|numpy\.(dtypes|random)\.[\w.]+"
+    r"|(bool|complex|float|u?int|str)\w*)|numpy\.(dtypes|ma|random)\.[\w.]+"
     r"|torch\.([\w.]+\.)?(_get_layout|_rebuild_\w+|[A-Z]\w*)|torch\.(nn|_C\._nn)\.[\w.]+"
-    r"|torch\.(device|strided|\w+_format|channels_last\w*|(bool|b?float|complex|q?u?int)\w*)"
+    r"|torch\.(device|strided|\w+_(affine\w*|format)|channels_last\w*"
+    r"|(bool|b?float|complex|q?u?int)\w*)"
 )
 
 
@@ -94,6 +95,9 @@ class _Other(dict):
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
+
+    def __call__(self, *_: Any) -> _Other:
+        return _Other()
 
     def append(self, _: Any) -> None:
         pass
@@ -161,6 +165,8 @@ def _unpickle(file: Any, path: Path, storages: dict[str, _Storage] | None = None
         "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
         "torch._tensor._rebuild_from_type_v2": lambda make, kind, arguments, *_: make(*arguments),
         "torch.Size": tuple,
+        "builtins.set": set,
+        "__builtin__.set": set,
         "collections.OrderedDict": collections.OrderedDict,
     }
 
@@ -249,11 +255,16 @@ def _weights(
 
 
 def _entries(value: Any) -> Mapping[Any, Any]:
-    """The entries of a dictionary, or those of the state dict of a module that was stored whole."""
+    """The entries of a dictionary, the dictionaries in a list, or what would be the state dict of a
+    module that was stored whole."""
+    if isinstance(value, list | tuple):
+        return {str(at): each for at, each in enumerate(value) if isinstance(each, dict)}
     if not isinstance(value, _Other) or not isinstance(value.state, dict):
         return value if isinstance(value, dict) else {}
     state = value.state
-    entries = {**state.get("_parameters", {}), **state.get("_buffers", {})}
+    passing = state.get("_non_persistent_buffers_set", ())
+    buffers = {k: v for k, v in state.get("_buffers", {}).items() if k not in passing}
+    entries = {**state.get("_parameters", {}), **buffers}
     for name, module in state.get("_modules", {}).items():
         entries |= {f"{name}.{key}": inner for key, inner in _entries(module).items()}
     return entries or value
