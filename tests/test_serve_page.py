@@ -89,6 +89,24 @@ def test_a_dropped_image_is_answered(server, page):
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
 
 
+def test_every_label_that_an_image_has_is_shown(page, tmp_path):
+    names = [f"label {index}" for index in range(8)]
+    head = {"name": "tags", "kind": "labels", "classes": names, "start": 0, "stop": 8}
+    heads = [{**head, "thresholds": [0.0] * 6 + [1.0] * 2}]
+    with Server(write_export(tmp_path / "labelled", forward, SHAPE, heads)) as running:
+        page.goto(f"http://127.0.0.1:{running.port}/")
+        page.wait_for_function("document.title === 'labelled: ask it'")
+        drop(page, "one.png", encoded(noise((30, 20, 3), 5)))
+        card = page.locator("#answers > li:not([aria-busy])")
+        card.wait_for()
+        assert set(card.locator(".present .label").all_inner_texts()) == set(names[:6])
+        assert "(from 0.00" in card.locator(".present .share").first.inner_text()
+        said = page.locator("#status").inner_text()
+        assert all(name in said for name in names[:6]) and "label 7" not in said
+        assert "tags: 8 labels" in page.locator("#facts").inner_text()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 375
+
+
 def test_files_are_chosen_by_keyboard(server, page, tmp_path):
     files = [tmp_path / f"{number}.png" for number in range(2)]
     for number, file in enumerate(files):
