@@ -15,7 +15,9 @@ from PIL import Image
 from scipy.special import softmax
 
 from benchmarks import wrong_labels
+from cnn_research.core import run_folder as folders
 from cnn_research.core.errors import UsageError
+from cnn_research.core.experiment import lookup
 from cnn_research.report.__main__ import main
 from cnn_research.report.data_section import data_section, shared_with
 from cnn_research.report.html import write_page
@@ -246,6 +248,22 @@ def test_labels_that_are_changed_on_purpose():
 
 
 # Data and choices --------------------------------------------------------------------------------
+
+
+def test_choices_are_recorded_with_the_command_and_shown(tmp_path):
+    experiment = lookup("digits_cnn").experiment()
+    for name in ("run", "other"):
+        (tmp_path / name).mkdir()
+    with folders.choices_recorded("Chosen from the data:\n  --epochs=3  few images"):
+        folders.write_metadata(experiment, tmp_path / "run", step=0)
+    folders.write_metadata(experiment, tmp_path / "other", step=0)
+    facts: dict[str, Any] = {"title": "Pets", "history": [], "directions": {}, "params": {}}
+    facts |= {"metrics": {}, "predictions": {}, "shown": {}, "unlabelled": {}}
+    page, other = (write_report(tmp_path / name, **facts) for name in ("run", "other"))
+    assert "## Choices\n\n```\nChosen from the data:\n  --epochs=3  few images\n```" in (
+        page.with_suffix(".md").read_text()
+    )
+    assert "Choices" not in other.read_text()
 
 
 def test_data_section_says_what_was_left_out_and_why(tmp_path):

@@ -394,6 +394,8 @@ class ImageFiles(Source):
             say(text)
             self.check_space(len(plan.records))
             examples, facts = decode_plan(plan, self.pixels, self.on_bad_image, scratch)
+        if root != path:  # an archive's files are there no more
+            facts.pop("folder", None)
         examples = dataclasses.replace(examples, by_name=self.by_name)
         return examples, {
             "path": printable(path.name),
