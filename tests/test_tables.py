@@ -441,7 +441,7 @@ def test_fewer_bits_than_files_have_room_for_are_said(tmp_path, bits, caplog):
         (tmp_path / "grey" / label).mkdir(parents=True, exist_ok=True)
         Image.fromarray(grey).save(tmp_path / "grey" / label / f"{at}.png")
     dataset = ImageFolder(str(tmp_path / "grey"), (4, 4), validation=0.0, test=0.0).load()
-    assert dataset.provenance["brightest_pixel"] == 2 ** (bits - 8)
+    assert dataset.provenance["brightest_pixel_of_255"] == 2 ** (bits - 8)
     assert f"if their numbers have {bits} bits" in caplog.text
     assert f"multiply them by {2 ** (16 - bits)}" in caplog.text
 

@@ -143,4 +143,4 @@ def _dark(brightest: int) -> dict[str, int]:
         "of 16 that do not say so, multiply them by %d",
         *(brightest, 8 + bits, 2 ** (8 - bits)),
     )
-    return {"brightest_pixel": brightest}
+    return {"brightest_pixel_of_255": brightest}

@@ -103,7 +103,7 @@ def opened(path: Path) -> Iterator[Path]:
     if path.is_dir() or is_table(path):
         yield path
         return
-    if path.suffix.lower() in (".txt", ".xls", ".ods"):
+    if path.suffix.lower() in (".txt", ".xls", ".ods", ".json", ".jsonl", ".parquet"):
         raise UsageError(
             f"{printable(path)} is not an archive: if it is a table, save it as .csv or .xlsx "
             "(in a .csv commas, semicolons and tabs are understood)"
