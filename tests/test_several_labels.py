@@ -143,6 +143,14 @@ def test_cells_and_columns_come_to_the_same_sets(tmp_path):
     assert in_cells.provenance["rows_without_labels"] == 10
 
 
+def test_every_image_may_have_as_many_labels(tmp_path):
+    cells = [("red;new", "red;old", "blue;new", "blue;old")[number % 4] for number in range(24)]
+    path = write_table(tmp_path / "t", [{"tags": cell} for cell in cells])
+    dataset = load(path, "tags", separator=";")
+    assert dataset.class_names == {"tags": ("blue", "new", "old", "red")}
+    assert (dataset.splits["train"].labels["tags"].sum(axis=1) == 2).all()
+
+
 def test_columns_with_one_1_are_classes(tmp_path):
     rows = [{"cat": number % 2, "dog": 1 - number % 2} for number in range(20)]
     path = write_table(tmp_path / "t", rows)
@@ -179,9 +187,12 @@ def test_a_separator_that_divides_nothing_is_refused(tmp_path):
 def test_what_is_odd_about_labels_is_noted(tmp_path):
     cells = [("t-shirt-new", "new-red", "new", "t-shirt-new-red")[n % 4] for n in range(20)]
     cells[7] += "-rare"
+    cells[8] = cells[10] = "New-Red-new"
     path = write_table(tmp_path / "t", [{"tags": cell} for cell in cells])
     dataset = load(path, "tags", separator="-", min_examples=2)
-    assert dataset.class_names["tags"] == ("red", "shirt", "t")
+    assert dataset.class_names["tags"] == ("New", "Red", "red", "shirt", "t")
+    found = dataset.provenance["labels_that_differ_in_case_alone"]
+    assert found == ["Red", "red"], "'new' is left out: every row has it"
     assert dataset.provenance["labels_of_every_row"] == ["new"]
     assert dataset.provenance["labels_of_too_few_rows"] == ["rare"]
     assert dataset.provenance["labels_never_apart"] == ["t-shirt"]

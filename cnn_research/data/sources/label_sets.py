@@ -218,11 +218,11 @@ def _sets(
 
     Rows of `target` do not count. What is left out, and rows without labels, are noted.
     """
-    source = _is_source(splits)
+    source, asked = _is_source(splits), splits != ""
     rows = np.bincount(codes[source], minlength=len(found)).tolist()
     counts: Counter[str] = Counter()
-    for names, count in zip(found, rows, strict=True):
-        counts.update(dict.fromkeys(names, count))
+    for code in np.unique(codes[asked]).tolist():
+        counts.update(dict.fromkeys(found[code], rows[code]))
     total = int(source.sum())
     kept = sorted(name for name, count in counts.items() if min_examples <= count < total)
     of_all = sorted(name for name, count in counts.items() if count == total)
@@ -234,13 +234,16 @@ def _sets(
         )
     index = {name: at for at, name in enumerate(kept)}
     sets = np.empty(len(found), object)
-    sets[:] = [tuple(sorted(index[name] for name in names if name in index)) for names in found]
+    for code, names in enumerate(found):  # as a whole, tuples of one length would become columns
+        sets[code] = tuple(sorted(index[name] for name in names if name in index))
     by_row = sets[codes]
+    alike = Counter(name.casefold() for name in kept)
     lists: dict[str, Iterable[str]] = {
+        "labels_that_differ_in_case_alone": [n for n in kept if alike[n.casefold()] > 1],
         "labels_of_every_row": of_all,
         "labels_of_too_few_rows": sorted(n for n, count in counts.items() if count < min_examples),
     }
-    without = int(sum(not names for names in by_row[splits != ""]))
+    without = int(sum(not names for names in by_row[asked]))
     noted = {name: list(values) for name, values in lists.items() if values}
     notes = {**notes, **noted, "rows_without_labels": without}
     return {head: tuple(kept)}, {head: by_row}, notes
