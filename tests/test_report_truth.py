@@ -117,6 +117,19 @@ def test_names_that_the_font_of_pictures_lacks_have_numbers(name):
     assert not can_be_drawn(name)
 
 
+def test_curves_of_heads_in_any_script_are_numbered(tmp_path):
+    accuracies = {"種類 accuracy": 0.5, "kind accuracy": 0.5}
+    rows = [{"step": 1, "epoch": 1.0, "split": "train", "loss": 2.0, "count": 4, **accuracies}]
+    (tmp_path / "run").mkdir()
+    facts: dict[str, Any] = {"title": "Pets", "directions": {"accuracy": "maximize"}, "params": {}}
+    facts |= {"metrics": {}, "predictions": {}, "shown": {}, "unlabelled": {}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        page = write_report(tmp_path / "run", history=rows, **facts).with_suffix(".md").read_text()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines()]
+    assert ["3", "#3", "種類 accuracy"] in cells
+
+
 # Pictures of many classes ------------------------------------------------------------------------
 
 

@@ -45,11 +45,14 @@ def pictured(names: Sequence[str], length: int) -> list[str]:
     return [s if can_be_drawn(s) else f"#{number}" for number, s in enumerate(short, 1)]
 
 
-def legend(names: Sequence[str], shown: Sequence[str]) -> str:
-    """A Markdown table of the names that pictures show otherwise; "" where there is none."""
+def legend(names: Sequence[str], shown: Sequence[str], what: str = "class") -> str:
+    """A Markdown table of the names that pictures show otherwise; "" where there is none.
+
+    They are names of a `what`.
+    """
     classes = enumerate(zip(shown, names, strict=True), 1)
     rows = [(str(number), s, name) for number, (s, name) in classes if s != name]
-    return markdown_table(("number", "in pictures", "class"), rows) if rows else ""
+    return markdown_table(("number", "in pictures", what), rows) if rows else ""
 
 
 def numbers_of(class_names: Mapping[str, Sequence[str]]) -> dict[str, str]:

@@ -28,6 +28,7 @@ from cnn_research.data.images import printable
 from cnn_research.report.data_section import data_section, shared_with
 from cnn_research.report.html import write_page
 from cnn_research.report.markdown import markdown_table, number
+from cnn_research.report.names import legend, pictured
 from cnn_research.report.pictures import Shown
 
 LONGEST_SUFFIX = 40
@@ -267,6 +268,8 @@ def _training(
     )
     figure = plots.training_curves(epochs, directions)
     yield plots.saved(figure, folder / "curves.png", f"Curves of {', '.join(names)} by epoch")
+    if explained := legend(names, pictured(names, plots.LONGEST_METRIC), "metric"):
+        yield explained
     columns = [
         (split, name)
         for name in names

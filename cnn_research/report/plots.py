@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cnn_research.core.metrics import Direction, best, direction_of
-from cnn_research.report.names import in_picture, shortened
+from cnn_research.report.names import in_picture, pictured, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,6 +26,8 @@ TRAINING: dict[str, Any] = {"color": SERIES[0], "marker": "o", "label": "trainin
 VALIDATION: dict[str, Any] = {"color": SERIES[1], "marker": "s", "label": "validation"}
 GREY = "#555555"
 CURVES_IN_A_ROW = 3
+LONGEST_METRIC = 40
+"""Characters in a curve's title."""
 VERBATIM: dict[str, Any] = {"parse_math": False}
 """For texts from data: between two dollar signs matplotlib would read a formula, or fail to."""
 
@@ -123,11 +125,11 @@ def training_curves(
 ) -> Figure:
     """Plot training and validation metrics by epoch, as `metrics_log.by_epoch` returns them.
 
-    Each metric has a panel; its title names the best validation value.
+    Each metric has a panel; its title, as of `pictured`, names the best validation value.
     """
     names = curve_names(epochs, directions)
     figure, grid = _panels(len(names))
-    for axes, name in zip(grid, names, strict=True):
+    for axes, name, shown in zip(grid, names, pictured(names, LONGEST_METRIC), strict=True):
         extreme = ""
         for split, style in (("train", TRAINING), ("validation", VALIDATION)):
             points = [(e["epoch"], e[split][name]) for e in epochs if name in e[split]]
@@ -138,7 +140,7 @@ def training_curves(
                 axes.plot(*zip(*points, strict=True), **line, linewidth=1.8)
             if split == "validation":
                 extreme = _best_point(points, direction_of(name, directions))
-        _epoch_axes(axes, _titled(name), pad=20 if extreme else 6)
+        _epoch_axes(axes, _titled(shown), pad=20 if extreme else 6)
         axes.text(0, 1.025, extreme, transform=axes.transAxes, fontsize=9, color=GREY)
         if axes.lines:
             # Room for a tick where there is one epoch, and for each whose value is not finite.
