@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import shutil
 import struct
 import time
 import zipfile
@@ -112,6 +113,8 @@ def test_classes_named_like_splits_stay_classes(tmp_path):
         (["labeled/cat", "labeled/dog", "unlabeled"], "without labels .unlabeled. beside folder"),
         (["train", "test/cat", "test/dog"], "'train' has no folder of images for each class"),
         (["a/x", "a/y", "b/x", "b/y", "pool"], "same folders in each of a, b, which look like"),
+        (["trainA", "trainB", "testA", "testB"], "splits of single classes .testA, testB, trainA"),
+        (["train_cat", "train_dog", "val_cat", "val_dog"], "has splits of single classes"),
         (["train/cat", "train/dog", "test/cat", "extra/cat"], "others beside them .extra."),
         (["train_images/a", "train_images/b", "train_masks/a", "train_masks/b"], "which look like"),
     ],
@@ -286,6 +289,9 @@ def test_spreadsheets_are_read(tmp_path):
     cells = read_table(book, "pets.xlsx")
     assert cells.to_dict("list") == {**rows, "price": ["1.5", "2", "3"]}
     assert cells.attrs[FORM] == "sheet 'Tiere', the first of 2"
+    renamed = write(tmp_path / "renamed", book.read_bytes())
+    assert read_table(renamed, "pets.csv").equals(cells)
+    shutil.rmtree(renamed.parent)
     assert find_table(tmp_path, "pets") == book
     write(tmp_path, b"no spreadsheet", "~$pets.xlsx")
     assert find_table(tmp_path, "pets") == book

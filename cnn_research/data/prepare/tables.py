@@ -29,6 +29,8 @@ CHUNK = 50_000
 SHOWN = 60
 """Letters that are shown of a row."""
 
+ZIPPED = b"PK\x03\x04"
+"""The first bytes of a spreadsheet, whatever its name is."""
 MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",  # it begins as that of UTF-16 does
@@ -73,7 +75,8 @@ def read_table(table: Path, shown: str) -> DataFrame:
 @functools.lru_cache(maxsize=1)  # it is planned several times before it is decoded
 def _read(table: Path, shown: str, state: tuple[int, int]) -> DataFrame:
     """The table in this state."""
-    is_sheet = table.suffix.lower() in SPREADSHEETS
+    with open(table, "rb") as file:
+        is_sheet = file.read(len(ZIPPED)) == ZIPPED or table.suffix.lower() in SPREADSHEETS
     cells = _of_sheet(table, shown) if is_sheet else _of_text(table, shown)
     if cells.empty:
         raise UserError(f"{shown} has no rows: it needs a header and one row per image")

@@ -278,6 +278,15 @@ def _by_word(inner: Mapping[str, set[str]]) -> dict[str, str]:
 def _check_for_unknown_splits(inner: Mapping[str, set[str]], shown: str) -> None:
     """An error where folders at the top all have the same folders in them, two or more."""
     below = {top: folders for top, folders in inner.items() if "" not in folders}
+    begin = {
+        next((split for name, split in SPLIT_FOLDERS.items() if top.lower().startswith(name)), "")
+        for top in inner
+    }
+    if not below and len(begin) > 1 and "train" in begin and "" not in begin:
+        raise UserError(
+            f"{shown} has splits of single classes ({printable(', '.join(sorted(inner)))}): put "
+            "the classes into folders of splits, <split>/<class>/*"
+        )
     if not below:
         return
     first, *others = below.values()
