@@ -1,0 +1,128 @@
+"""Which folders at the top of a folder of images are splits, by their names and what is in them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from cnn_research.core.errors import UserError
+from cnn_research.data.images import printable
+from cnn_research.data.prepare.files import SPLIT_FOLDERS
+
+UNLABELLED = frozenset(("pred", "predict", "prediction", "predictions", "unlabeled", "unlabelled"))
+"""Words in the names of folders whose images have no class, beside splits."""
+
+
+def seen_through(names: Sequence[str], images: Sequence[str]) -> dict[str, str]:
+    """Each name, and the name as if no folder at the top stood twice: `train/train/cat/1.jpg` is
+    `train/cat/1.jpg`, if all images of `train` are in `train/train`."""
+
+    def is_twice(as_if: str) -> bool:
+        top, *rest = as_if.split("/", 2)
+        return len(rest) == 2 and (rest[0].lower() == top.lower() or _is_split(top, rest[0]))
+
+    seen = {name: name for name in names}
+    while True:
+        tops = {top: True for name in images if (top := seen[name].partition("/")[0])}
+        for name in images:
+            tops[seen[name].partition("/")[0]] &= is_twice(seen[name])
+        if not any(tops.values()):
+            return seen
+        for name, as_if in seen.items():
+            top, _, rest = as_if.partition("/")
+            if tops.get(top) and is_twice(as_if):
+                seen[name] = f"{top}/{rest.partition('/')[2]}"
+
+
+def _is_split(*folders: str) -> bool:
+    """Return whether folders are named as the same split."""
+    found = {SPLIT_FOLDERS.get(folder.lower()) for folder in folders}
+    return len(found) == 1 and None not in found
+
+
+def split_folders(names: Iterable[str], shown: str) -> dict[str, str]:
+    """The folders at the top that are splits, of images with these names, and which; none where
+    they are classes.
+
+    Names such as `seg_train` count if each has folders that the one of training has, too. A folder
+    of images without labels, as `pred`, may be beside them.
+    """
+    inner: dict[str, set[str]] = {}  # "" for images that are in no further folder
+    for name in names:
+        top, *rest = name.split("/", 2)
+        if rest:
+            inner.setdefault(top, set()).add(rest[0] if len(rest) == 2 else "")
+    exact = {top: SPLIT_FOLDERS[top.lower()] for top in inner if top.lower() in SPLIT_FOLDERS}
+    # A class may be called 'train', beside 'bus' and 'tram': alone it is not a split.
+    if "train" in exact.values() and (len(set(exact.values())) > 1 or len(inner) == 1):
+        splits = exact
+    elif not (splits := _by_word(inner)):
+        _check_for_unknown_splits(inner, shown)
+        return {}
+    for other in sorted(inner.keys() - splits.keys()):
+        if inner[other] != {""} or not UNLABELLED & set(_words(other)):
+            raise UserError(
+                f"{shown} has split folders ({', '.join(sorted(splits))}) and others beside them "
+                f"({printable(other)}): move the others elsewhere"
+            )
+    return splits
+
+
+def _words(folder: str) -> list[str]:
+    return re.findall("[a-z]+", folder.lower())
+
+
+def _by_word(inner: Mapping[str, set[str]]) -> dict[str, str]:
+    """The folders whose names have the word of a split in them, `seg_train` and `seg_test`, if that
+    is what they are; by folder what is in it."""
+    splits = {}
+    for top, folders in inner.items():
+        found = {SPLIT_FOLDERS[word] for word in _words(top) if word in SPLIT_FOLDERS}
+        if len(found) == 1 and folders != {""}:
+            splits[top] = found.pop()
+    of = {split: inner[top] - {""} for top, split in splits.items()}
+    train = of.get("train", set())
+    clear = len(of) == len(splits) > 1 and all(len(each & train) > 1 for each in of.values())
+    return splits if clear else {}
+
+
+def _check_for_unknown_splits(inner: Mapping[str, set[str]], shown: str) -> None:
+    """An error where folders at the top all have the same folders in them, two or more."""
+    below = {top: folders for top, folders in inner.items() if "" not in folders}
+    begin = {
+        next((split for name, split in SPLIT_FOLDERS.items() if top.lower().startswith(name)), "")
+        for top in inner
+    }
+    if not below and len(begin) > 1 and "train" in begin and "" not in begin:
+        raise UserError(
+            f"{shown} has splits of single classes ({printable(', '.join(sorted(inner)))}): put "
+            "the classes into folders of splits, <split>/<class>/*"
+        )
+    if not below:
+        return
+    first, *others = below.values()
+    tops = printable(", ".join(sorted(below)))
+    rest = sorted(inner.keys() - below.keys())
+    if rest and all(UNLABELLED & set(_words(top)) for top in rest):
+        raise UserError(
+            f"{shown} has images without labels ({printable(', '.join(rest))}) beside folders of "
+            f"folders ({tops}): name the folder with the classes itself"
+        )
+    if not rest and all(top.lower() in SPLIT_FOLDERS for top in below):
+        raise UserError(
+            f"{shown} has the splits {tops} and no 'train': rename one, or name a folder with the "
+            "classes itself"
+        )
+    every = set().union(*below.values())
+    known = {SPLIT_FOLDERS.get(folder.lower()) for folder in every}
+    if len(known) > 1 and {"train"} <= known and None not in known:
+        raise UserError(
+            f"{shown} has folders of splits ({', '.join(sorted(every))}) inside of each of {tops}: "
+            "put the classes inside of the splits instead, <split>/<class>/*"
+        )
+    if others and len(first) > 1 and all(folders == first for folders in others):
+        raise UserError(
+            f"{shown} has the same folders in each of {tops}, which "
+            "look like splits with names that are not known: rename them to train, validation and "
+            "test; or, if they are classes, move their images out of the inner folders"
+        )
