@@ -249,7 +249,7 @@ def test_copies_of_one_image_of_each_class_say_why_nothing_is_held_out(tmp_path)
             photograph(seed).save(tmp_path / "pets" / name / f"{number}.png")
     for how in ("list", "together"):
         source = ImageFolder(str(tmp_path / "pets"), near_duplicates=how)
-        with pytest.raises(UserError, match=r"of 40 images, 2 are different.*smallest has 20"):
+        with pytest.raises(UserError, match=r"the 40 images form 2 groups .*smallest has 20"):
             source.load()
 
 

@@ -160,7 +160,8 @@ def nothing_drawn(units: Sequence[Sequence[int]], count: int) -> UserError:
     if size >= 2 * count:
         why = f"the smallest has {size:,} images, and {count:,} are asked for"
     return UserError(
-        f"nothing can be held out: of {images:,} images, {len(units):,} are different, or groups "
-        f"that stay together (copies, near duplicates, --data.group), and {why}; add different "
-        "images, ask for more with --data.validation and --data.test, or for none with 0"
+        f"nothing can be held out: the {images:,} images form {len(units):,} "
+        f"group{'s' * (len(units) != 1)} that stay together (copies, as they are decoded, with "
+        f"white behind what is transparent; near duplicates; --data.group), and {why}: add "
+        "different images, ask for more with --data.validation and --data.test, or for none with 0"
     )

@@ -36,7 +36,7 @@ magnified, or more: what saving again changes does not grow with the contrast, a
 products of one shape different, such as brown and black, does not either."""
 BRIGHTNESS = 100.0
 """Difference in mean brightness, of 255, that counts like one standard deviation."""
-SAMPLE, CHUNK = 5000, 1024
+SAMPLE, CHUNK = 2000, 1024
 """Images from which the axes are taken, and those that are in memory at once."""
 
 
@@ -84,17 +84,15 @@ def near_duplicates(images: np.ndarray, chosen: np.ndarray) -> Likenesses:
 def _candidates(images: np.ndarray, chosen: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Places in `chosen` of what may be alike: for the images as they are, then mirrored."""
     from scipy.spatial import cKDTree
-    from sklearn.decomposition import PCA
 
     sample = _vectors(_small(images, chosen[:: max(1, len(chosen) // SAMPLE)], SEARCHED))
-    axes = PCA(min(AXES, *sample.shape), random_state=0).fit(sample)
-    shape = (2, len(chosen), axes.n_components_)
-    views = np.empty(shape, np.float32)
+    axes = np.linalg.svd(sample - sample.mean(axis=0), full_matrices=False)[2][:AXES].T
+    views = np.empty((2, len(chosen), axes.shape[1]), np.float32)
     for start in range(0, len(chosen), CHUNK):
         raise_if_interrupted()
         small = _small(images, chosen[start : start + CHUNK], SEARCHED)
         for view, turned in zip(views, (small, small[:, :, ::-1]), strict=True):
-            view[start : start + CHUNK] = axes.transform(_vectors(turned))
+            view[start : start + CHUNK] = _vectors(turned) @ axes
     tree = cKDTree(views[0])
     for view in views:
         asked, answered = [], []
