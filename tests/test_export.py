@@ -221,6 +221,8 @@ def test_what_cannot_be_opened(digits, tmp_path):
         (lambda facts: with_head(facts, kind="number"), "KeyError"),
         (lambda facts: with_head(facts, kind="palette"), "ValueError"),
         (lambda facts: with_head(facts, classes=["one"]), "IndexError"),
+        (lambda facts: with_head(facts, temperature=0), "ValueError: the temperature is 0"),
+        (lambda facts: with_head(facts, kind="labels", thresholds=[0.5]), "IndexError"),
     ],
 )
 def test_facts_that_describe_no_network_are_refused_in_a_line(digits, tmp_path, change, said):

@@ -68,7 +68,8 @@ def test_predictions_are_those_of_the_network(digits, capsys):
     found = TrainedModel.load(digits / "run")
     images = Digits().load().splits["test"].images[:12].astype(np.float32) / 255
     logits = found.experiment.model.apply(found.state.variables(), images, train=False)
-    expected = np.asarray(jax.nn.softmax(logits))
+    (head,) = found.heads
+    expected = np.asarray(jax.nn.softmax(logits / head["temperature"]))
     assert [row["label"]["class"] for row in rows] == [str(c) for c in expected.argmax(axis=1)]
     for row, share in zip(rows, expected, strict=True):
         assert row["label"]["probability"] == pytest.approx(share.max(), abs=1e-4)

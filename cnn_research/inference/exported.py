@@ -138,8 +138,6 @@ def _check_facts(network: Exported, program: jax.export.Exported) -> None:
         raise ValueError(f"it has the fit '{network.fit}', which there is not")
     if not network.heads or not {"experiment", "step"} <= facts.keys():
         raise ValueError("it lacks heads, experiment or step")
-    if not all(head.get("temperature", 1) > 0 for head in network.heads):
-        raise ValueError("it has a temperature that is not above 0")
     # Decoding any outputs takes all that a head must have.
     network.answers(np.zeros((1, facts["outputs"]), np.float32))
 

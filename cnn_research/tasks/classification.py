@@ -72,16 +72,16 @@ class Classification(ClassTask, SingleHeadTask, FittedTask):
                 f"data set {dataset.name} has no labels '{self.head}'; it has "
                 f"{', '.join(dataset.class_names) or 'none'}: name one with {flag}"
             )
+        if len(dataset.class_names[self.head]) < 2:
+            raise UserError(
+                f"data set {dataset.name}: all labels '{self.head}' are of one class; "
+                "a classifier needs at least two"
+            )
         if dataset.splits["train"].labels[self.head].ndim > 1:
             raise UserError(
                 f"data set {dataset.name} has several labels '{self.head}' an image, or some for "
                 "each pixel; a classifier needs one: take another task, or another head with "
                 f"{flag}"
-            )
-        if len(dataset.class_names[self.head]) < 2:
-            raise UserError(
-                f"data set {dataset.name}: all labels '{self.head}' are of one class; "
-                "a classifier needs at least two"
             )
         unknown = (MISSING, UNKNOWN_CLASS)
         check_measured(dataset, (self.head,), ("train", "validation"), unknown)

@@ -60,7 +60,10 @@ def decode(head: Mapping[str, Any], outputs: np.ndarray) -> list[dict[str, Any]]
     digits = DIGITS[head["kind"]]
     if head["kind"] == "number":
         return [{"value": round(float(outputs[0]) * head["std"] + head["mean"], digits)}]
-    logits = outputs.astype(np.float64) / head.get("temperature", 1)
+    temperature = head.get("temperature", 1)
+    if not temperature > 0:
+        raise ValueError(f"the temperature is {temperature}, and has to be above 0")
+    logits = outputs.astype(np.float64) / temperature
     if head["kind"] == "palette":
         palette = palette_of(outputs)
         labels, shares = palette.hex, palette.shares
