@@ -237,7 +237,7 @@ def opaque_only(pixels: np.ndarray, shown: str) -> np.ndarray:
     """
     opacity = pixels[..., 3]
     seen = opacity >= max(1, opacity.max() / 2)
-    colours, others = pixels[seen, :3], np.count_nonzero(~seen)
+    colours, others = pixels[seen, :3], int(np.count_nonzero(~seen))
     if not len(colours):
         raise BadImage(f"{shown} is wholly transparent: it has no colours")
     rgb = pixels[..., :3].copy()

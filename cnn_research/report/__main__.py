@@ -114,7 +114,8 @@ def _all_runs(folders: Sequence[Path]) -> tuple[list[Path], list[UsageError]]:
     Raises `UsageError` for a folder that is not there.
     """
     # One folder given twice would pass for two runs.
-    found, faults = {}, []
+    found: dict[Path, Path] = {}
+    faults: list[UsageError] = []
     for folder in folders:
         try:
             found |= {run.resolve(): run for run in run_folders(folder)}
