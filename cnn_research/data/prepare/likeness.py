@@ -26,7 +26,7 @@ BLOCK = 4
 UNLIKE = 0.24
 """Difference of one block from which on two images are no near duplicates. JPEG of quality 20 makes
 0.13 at most, and of 40 at half of the size, 0.2; a product in another colour is at 0.25."""
-AXES = 32
+AXES = 16
 """Principal axes of the search."""
 NEAREST = 16
 """An image is compared with so many others at most, and so is its mirror image."""
