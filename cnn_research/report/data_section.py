@@ -88,8 +88,6 @@ def _oddities(data: Mapping[str, Any]) -> Iterator[str]:
         yield f"copies of another image: {copies:,}"
     if conflicts := duplicates.get("images_with_conflicting_labels"):
         yield f"images whose copies have another label: {conflicts:,}"
-    for line in shared.lines(data):
-        yield line[0].lower() + line[1:].removesuffix(".")
     if single := data.get("classes_of_a_single_image"):
         yield f"classes of a single image, which is in train: {_listed(single)}"
     for head, names in data.get("classes_without_training_examples", {}).items():
