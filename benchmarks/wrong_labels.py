@@ -5,8 +5,8 @@
 Of the training and of the test labels 2 % are changed to another class, drawn evenly. One network
 is trained on all training images and ranks those of the test. For the training images, one network
 for each fold ranks the fold that it was not trained on, and the rankings are merged. Both are of
-the report: `label_ranking.csv`, by the normalised margin; the label's probability alone, the other
-usual score, is measured beside it.
+the report: `label_ranking.csv`, by the label's probability; the normalised margin, the other usual
+score, is measured beside it.
 """
 
 from __future__ import annotations
@@ -95,9 +95,10 @@ def found_first(runs: list[Path], wrong: set[str]) -> dict[str, Any]:
     """The share of the wrong labels among the first of the runs' rankings, by each score."""
     table = merged(runs)
     first = round(FIRST * len(table))
+    margins = table["probability of label"] - table["probability of answer"]  # of mistakes
     orders = {
-        "normalised margin": table,
-        "probability of the label": table.sort_values("probability of label", kind="stable"),
+        "probability": table,
+        "normalised margin": table.iloc[np.argsort(margins, kind="stable")],
     }
     shares = {
         name: int(t["file"][:first].isin(wrong).sum()) / len(wrong) for name, t in orders.items()
@@ -132,7 +133,7 @@ def main(options):
             figures["train"] = found_first(runs, changed_files(options.images, "train"))
     rows = []
     for split, found in figures.items():
-        share, first = found["share found"]["normalised margin"], found["first"]
+        share, first = found["share found"]["probability"], found["first"]
         rows.append(
             row(
                 f"wrong labels of {split} among the first {first:,} of {found['images']:,}",

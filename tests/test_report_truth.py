@@ -22,7 +22,6 @@ from cnn_research.report.__main__ import main
 from cnn_research.report.data_section import data_section, shared_with
 from cnn_research.report.html import write_page
 from cnn_research.report.interval import interval
-from cnn_research.report.label_errors import margins
 from cnn_research.report.names import (
     can_be_drawn,
     in_picture,
@@ -210,11 +209,6 @@ def test_thumbnails_of_large_images_are_small(tmp_path):
     assert len(sizes) == 50 and max(sizes) < 10_000
 
 
-def test_margins_are_below_0_for_mistakes():
-    shares = np.array([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]])
-    np.testing.assert_allclose(margins(shares, np.array([0, 1])), [0.2, -0.5])
-
-
 def test_changed_labels_are_ranked_first(tmp_path):
     rng = np.random.default_rng(0)
     true = rng.integers(0, 10, 1000)
@@ -229,19 +223,20 @@ def test_changed_labels_are_ranked_first(tmp_path):
     np.testing.assert_array_equal(ranked.index, ranked["file"].astype(int))
     own = softmax(made.logits.astype(np.float64), axis=1)[ranked.index, labels[ranked.index]]
     np.testing.assert_allclose(ranked["probability of label"], own)
+    assert ranked["probability of label"].is_monotonic_increasing
 
 
 def write_fold(folder: Path, rows: list[tuple[str, float]]) -> None:
     (folder / "report").mkdir(parents=True)
     (folder / "config.json").write_text("{}")
-    columns = "file,label,answer,probability of label,probability of answer,margin\n"
-    text = "".join(f"{name},NA,007,0.1,0.9,{margin}\n" for name, margin in rows)
+    columns = "file,label,answer,probability of label,probability of answer\n"
+    text = "".join(f"{name},NA,007,{own},0.9\n" for name, own in rows)
     (folder / "report" / "label_ranking.csv").write_text(columns + text)
 
 
 def test_rankings_of_folds_are_one(tmp_path, capsys):
-    write_fold(tmp_path / "run" / "fold-0", [("a.png", -0.5), ("b.png", 0.9)])
-    write_fold(tmp_path / "run" / "fold-1", [("c.png", -0.75), ("d.png", 0.1)])
+    write_fold(tmp_path / "run" / "fold-0", [("a.png", 0.02), ("b.png", 0.9)])
+    write_fold(tmp_path / "run" / "fold-1", [("c.png", 0.01), ("d.png", 0.1)])
     output = tmp_path / "tables" / "labels.csv"
     assert main([str(tmp_path / "run"), f"--labels={output}"]) == 0
     table = pandas.read_csv(output, dtype=str, keep_default_na=False)
@@ -312,6 +307,7 @@ def test_data_section_says_what_was_left_out_and_why(tmp_path):
     alike = {"across_splits": {"test and train": 3, "train and validation": 9}}
     assert "of 3 pairs" in shared_with("test", data | {"near_duplicates": alike})
     assert not shared_with("target", data)
+    assert not shared_with("test", data | {"examples": {"test": 801}})  # under 0.5%
     assert len((tmp_path / "skipped.txt").read_text().splitlines()) == 25
     assert "Nothing was left out." in "".join(
         data_section(tmp_path, {"examples": {"train": 1}}, {})

@@ -12,6 +12,8 @@ from cnn_research.report.markdown import markdown_table
 SKIPPED = "skipped.txt"
 MOST_SKIPPED = 20
 MOST_NAMED = 10
+MANY_SHARED = 0.005
+"""Share of a split's images: as many pairs with others may change its figures' third digit."""
 
 
 def data_section(
@@ -50,13 +52,13 @@ def data_section(
 
 
 def shared_with(split: str, data: Mapping[str, Any]) -> str:
-    """A sentence on images of a split that another split has, too, or nearly; "" without any."""
+    """A sentence on images of a split that another split has, too, or nearly; "" for a few."""
     pairs = data.get("near_duplicates", {}).get("across_splits")
     if pairs is None:
         copies = data.get("duplicates", {}).get("across_splits", {})
         pairs = {pair: found["images"] for pair, found in copies.items()}
     count = sum(number for pair, number in pairs.items() if split in pair.split(" and "))
-    if not count:
+    if count < MANY_SHARED * data.get("examples", {}).get(split, 0) or not count:
         return ""
     return (
         f"New images may fare worse: of {count:,} pairs of the same or nearly the same image, one "

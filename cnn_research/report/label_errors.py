@@ -1,9 +1,10 @@
 """Labels that may be wrong: the images of a split, ranked by what a network makes of their labels.
 
-The score is the normalised margin of confident learning (Northcutt, Jiang and Chuang 2021,
+The score is the self-confidence of confident learning (Northcutt, Jiang and Chuang 2021,
 "Confident Learning: Estimating Uncertainty in Dataset Labels", JAIR 70): the probability of the
-label minus the largest of another class. It is only to be trusted for images that the network was
-not trained on, as a network learns wrong labels by heart.
+label. It is only to be trusted for images that the network was not trained on, as a network learns
+wrong labels by heart. Their normalised margin, the probability of the label minus the largest of
+another class, is as good for good networks, and worse for poor ones (`benchmarks.wrong_labels`).
 """
 
 from __future__ import annotations
@@ -22,39 +23,30 @@ if TYPE_CHECKING:
 
 RANKING = "label_ranking"
 """Stem of the files in a run's report."""
-COLUMNS = ("file", "label", "answer", "probability of label", "probability of answer", "margin")
-
-
-def margins(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The normalised margin of each label: float64 `[examples]`, -1 to 1, below 0 for mistakes.
-
-    Args:
-        probabilities: float64 `[examples, classes]`.
-        labels: int `[examples]`, each a class.
-    """
-    rows = np.arange(len(labels))
-    others = probabilities.copy()
-    others[rows, labels] = -1
-    return probabilities[rows, labels] - others.max(axis=1)
+SCORE = "probability of label"
+COLUMNS = ("file", "label", "answer", SCORE, "probability of answer")
 
 
 def ranking(
     probabilities: np.ndarray, labels: np.ndarray, class_names: Sequence[str], names: Sequence[str]
 ) -> pandas.DataFrame:
-    """A row for each image, those first whose label is most likely wrong; the index is its place.
+    """A row for each image, those first whose label is least probable; the index is its place.
 
-    Arguments are those of `margins`; `names` are those of the images.
+    Args:
+        probabilities: float64 `[examples, classes]`.
+        labels: int `[examples]`, each a class.
+        names: of the images.
     """
     import pandas
 
     answers, rows = probabilities.argmax(axis=1), np.arange(len(labels))
     every = np.array(class_names)
     values = (
-        *(names, every[labels], every[answers], probabilities[rows, labels]),
-        *(probabilities[rows, answers], margins(probabilities, labels)),
+        *(names, every[labels], every[answers]),
+        *(probabilities[rows, labels], probabilities[rows, answers]),
     )
     table = pandas.DataFrame(dict(zip(COLUMNS, values, strict=True)))
-    return table.sort_values("margin", kind="stable")
+    return table.sort_values(SCORE, kind="stable")
 
 
 def write_ranking(table: pandas.DataFrame, file: Path) -> None:
@@ -86,4 +78,4 @@ def merged(runs: Sequence[Path]) -> pandas.DataFrame:
         for file in files:
             table = pandas.read_csv(file, dtype=dict.fromkeys(COLUMNS[:3], str), na_filter=False)
             tables.append(table.assign(run=run.name + file.stem.removeprefix(RANKING)))
-    return pandas.concat(tables).sort_values("margin", kind="stable")
+    return pandas.concat(tables).sort_values(SCORE, kind="stable")

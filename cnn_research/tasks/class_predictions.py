@@ -174,16 +174,16 @@ class ClassPredictions(Predictions):
             return
         listed = f"The first {MOST_LISTED} of " if len(mistakes) > MOST_LISTED else ""
         yield (
-            f"{listed}{len(mistakes):,} mistakes, the surest first, with P, the probability: where "
-            "the network is sure and the label differs, the label itself may be wrong. "
-            f"{RANKING}{suffix}.csv ranks all {len(ranked):,} labels in this way, by the "
-            "probability of the label minus the largest of another class (Northcutt et al. 2021)."
+            f"{listed}{len(mistakes):,} mistakes, with P, the probability; first those of which "
+            "the network is surest that the label is wrong, as in part it will be. "
+            f"{RANKING}{suffix}.csv ranks all {len(ranked):,} labels by their probability "
+            "(Northcutt et al. 2021)."
         )
         first = mistakes[:MOST_LISTED]
         names = dict(zip(self.class_names, short_names(self.class_names, LONGEST_NAME)))
         rows = [
             (names[label], f"{own:.1%}", names[answer], f"{sure:.1%}")
-            for _, label, answer, own, sure, _ in first.itertuples(index=False, name=None)
+            for _, label, answer, own, sure in first.itertuples(index=False, name=None)
         ]
         columns = ("label", "P(label)", "answer", "P(answer)")
         places = first.index.to_list()
