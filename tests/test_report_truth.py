@@ -36,6 +36,7 @@ from cnn_research.report.pictures import Shown, pictures_table
 from cnn_research.tasks.class_predictions import ClassPredictions
 from cnn_research.tasks.confusion import matrix_parts, worst_classes
 from cnn_research.tasks.regression import NumberPredictions
+from cnn_research.workflows.folds import _rank_labels
 
 # Intervals ---------------------------------------------------------------------------------------
 
@@ -243,6 +244,11 @@ def test_rankings_of_folds_are_one(tmp_path, capsys):
     assert table["file"].tolist() == ["c.png", "a.png", "d.png", "b.png"]
     assert table["run"].tolist() == ["fold-1", "fold-0", "fold-1", "fold-0"]
     assert set(table["label"]) == {"NA"} and set(table["answer"]) == {"007"}
+    # As --folds does, where the labels are classes.
+    _rank_labels([tmp_path / "run" / f"fold-{fold}" for fold in range(2)], tmp_path / "all.csv")
+    assert (tmp_path / "all.csv").read_bytes() == output.read_bytes()
+    _rank_labels([tmp_path / "run", tmp_path / "run" / "fold-0"], tmp_path / "none.csv")
+    assert not (tmp_path / "none.csv").exists()
     (tmp_path / "run" / "fold-1" / "report" / "label_ranking.csv").unlink()
     assert main([str(tmp_path / "run"), f"--labels={output}"]) == UsageError.exit_code
     assert "fold-1 has no report/label_ranking.csv" in capsys.readouterr().err
