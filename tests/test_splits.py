@@ -253,7 +253,7 @@ def test_copies_of_one_image_of_each_class_say_why_nothing_is_held_out(tmp_path)
             source.load()
 
 
-def test_a_million_examples_are_drawn_from_in_seconds():
+def test_many_examples_are_drawn_from_in_seconds():
     count = 100_000
     examples = numbered([at % 100 for at in range(count)], 100)
     examples = dataclasses.replace(

@@ -23,9 +23,9 @@ def units_of(examples: Examples, pool: np.ndarray, alike: np.ndarray) -> np.ndar
     Exact copies are one unit, and so are the examples of a group. Then the pairs `alike` (int64
     `[pairs, 2]`, the most similar ones first) join units, as far as these stay small.
     """
-    parents = np.full(len(examples.images), -1)
-    parents[pool] = pool
-    parents = parents.tolist()
+    own = np.full(len(examples.images), -1)
+    own[pool] = pool
+    parents: list[int] = own.tolist()
     sizes = [1] * len(parents)
 
     def root(index: int) -> int:

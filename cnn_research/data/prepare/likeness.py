@@ -66,11 +66,11 @@ def near_duplicates(images: np.ndarray, chosen: np.ndarray) -> Likenesses:
     if len(chosen) < 2:
         return nothing
     found = [nothing]
-    for mirrored, (asked, answered) in zip((False, True), _candidates(images, chosen), strict=True):
-        differences = _differences(images, chosen[asked], chosen[answered], mirrored=mirrored)
+    for turned, (asked, answered) in zip((False, True), _candidates(images, chosen), strict=True):
+        differences = _differences(images, chosen[asked], chosen[answered], mirrored=turned)
         alike = differences < UNLIKE
         pairs = np.sort(np.stack([chosen[asked], chosen[answered]], axis=1)[alike], axis=1)
-        found.append(Likenesses(pairs, differences[alike], np.full(len(pairs), mirrored)))
+        found.append(Likenesses(pairs, differences[alike], np.full(len(pairs), turned)))
     pairs = np.concatenate([each.pairs for each in found])
     differences = np.concatenate([each.differences for each in found])
     mirrored = np.concatenate([each.mirrored for each in found])

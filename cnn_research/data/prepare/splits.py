@@ -52,38 +52,18 @@ def assign(
     given = {name: np.flatnonzero(examples.given == name) for name in SPLITS}
     if not given["train"].size:
         raise UserError("there are no examples to train on: the split 'train' is empty")
-    if fold and given["test"].size:
-        raise UsageError(
-            "--data.folds deals out the test, and the data have a test split of their own: leave "
-            "--folds out, or give train alone"
-        )
-    indices = {"train": given["train"]}
-    drawn: dict[str, Any] = {}
     counts = _counts(sizes, given)
     alike = likenesses(examples)
-    pairs = alike.pairs if together else alike.pairs[:0]
-    units = units_of(examples, given["train"], pairs)
+    units = units_of(examples, given["train"], alike.pairs if together else alike.pairs[:0])
     drawing = None
     if together or fold or examples.groups is not None:
         drawing = Drawing(examples, units, seed)
-    # The test first, so that whether there is a validation split changes nothing of it.
-    for name in ("test", "validation"):
-        if given[name].size:
-            indices[name] = given[name]
-        elif counts.get(name, 0):
-            if fold and name == "test":
-                indices[name] = drawing.deal(*fold)
-            elif drawing:
-                indices[name] = drawing.draw(counts[name])
-            else:
-                indices[name] = _draw(examples, indices["train"], counts[name], seed)
-            indices["train"] = np.setdiff1d(indices["train"], indices[name])
-            drawn[name] = len(indices[name])
-    indices = {name: indices[name] for name in SPLITS if name in indices}
+    indices = _indices(examples, given, counts, seed, drawing, fold)
     copies: dict[str, Any] = {}
     if given["target"].size:
         indices["target"], copies = _without_copies(examples, given["target"], indices)
     single: list[str] = []
+    drawn: dict[str, Any] = {name: len(indices[name]) for name in indices if not given[name].size}
     if drawn:
         single = _single(examples, given["train"], units)
         drawn |= {"seed": seed, "stratified_by": examples.first_head}
@@ -98,6 +78,41 @@ def assign(
     if examples.groups is not None:
         report["groups"] = groups_report(examples, indices)
     return indices, {**report, **_warnings(examples, indices, report, copies, single)}
+
+
+def _indices(
+    examples: Examples,
+    given: Mapping[str, np.ndarray],
+    counts: Mapping[str, int],
+    seed: int,
+    drawing: Drawing | None,
+    fold: tuple[int, int] | None,
+) -> dict[str, np.ndarray]:
+    """Ascending indices of every split but `target`: those that are given, and drawn ones.
+
+    Without a `drawing`, splits are drawn by copies of single images.
+    """
+    if fold and given["test"].size:
+        raise UsageError(
+            "--data.folds deals out the test, and the data have a test split of their own: leave "
+            "--folds out, or give train alone"
+        )
+    indices = {"train": given["train"]}
+    # The test first, so that whether there is a validation split changes nothing of it.
+    for name in ("test", "validation"):
+        if given[name].size:
+            indices[name] = given[name]
+            continue
+        if not counts.get(name, 0):
+            continue
+        if drawing is None:
+            indices[name] = _draw(examples, indices["train"], counts[name], seed)
+        elif fold and name == "test":
+            indices[name] = drawing.deal(*fold)
+        else:
+            indices[name] = drawing.draw(counts[name])
+        indices["train"] = np.setdiff1d(indices["train"], indices[name])
+    return {name: indices[name] for name in SPLITS if name in indices}
 
 
 def _counts(sizes: Mapping[str, float], given: Mapping[str, np.ndarray]) -> dict[str, int]:
