@@ -26,6 +26,10 @@ BLOCK = 4
 UNLIKE = 0.24
 """Difference of one block from which on two images are no near duplicates. JPEG of quality 20 makes
 0.13 at most, and of 40 at half of the size, 0.2; a product in another colour is at 0.25."""
+TINT = 5.8
+"""Difference of the mean colour of one block, of 255 and brightness aside, that counts like
+`UNLIKE`: products in black and in dark blue or brown are at 6 to 9, and JPEG of quality 40 at half
+of the size makes 5 at most."""
 AXES = 16
 """Principal axes of the search."""
 NEAREST = 16
@@ -119,17 +123,28 @@ def _differences(
         one, other = (_small(images, indices[part], MEASURED) for indices in (first, second))
         if mirrored:
             one = one[:, :, ::-1]
-        between = [a - b for a, b in zip(_scaled(one), _scaled(other), strict=True)]
-        squares = np.mean(between[0] ** 2, axis=-1)
-        rows, columns = (np.arange(0, side, BLOCK) for side in squares.shape[1:])
-        sums = np.add.reduceat(np.add.reduceat(squares, rows, axis=1), columns, axis=2)
-        sides = (
-            np.diff([*starts, side])
-            for starts, side in zip((rows, columns), squares.shape[1:], strict=True)
-        )
-        worst = np.max(sums / np.outer(*sides), axis=(1, 2))
-        differences[part] = np.sqrt(worst + between[1] ** 2)
+        pixels, brightness = (a - b for a, b in zip(_scaled(one), _scaled(other), strict=True))
+        worst = _block_means(np.mean(pixels**2, axis=-1)).max(axis=(1, 2))
+        tints = np.mean(_block_means(_tints(one) - _tints(other)) ** 2, axis=-1)
+        tint = np.sqrt(tints.max(axis=(1, 2))) / TINT * UNLIKE
+        differences[part] = np.maximum(np.sqrt(worst + brightness**2), tint)
     return differences
+
+
+def _block_means(values: np.ndarray) -> np.ndarray:
+    """Means over blocks, float32 `[n, rows, columns, ...]`, of values `[n, height, width, ...]`."""
+    for axis in (1, 2):
+        starts = np.arange(0, values.shape[axis], BLOCK)
+        sizes = np.diff([*starts, values.shape[axis]]).astype(np.float32)
+        shape = [len(starts) if each == axis else 1 for each in range(values.ndim)]
+        values = np.add.reduceat(values, starts, axis=axis) / sizes.reshape(shape)
+    return values
+
+
+def _tints(small: np.ndarray) -> np.ndarray:
+    """Images, uint8 `[n, height, width, channels]`, without their brightness: float32."""
+    pixels = small.astype(np.float32)
+    return pixels - pixels.mean(axis=-1, keepdims=True)
 
 
 def _small(images: np.ndarray, indices: np.ndarray, side: int) -> np.ndarray:
