@@ -363,7 +363,7 @@ def test_any_image_gets_a_palette_or_one_clear_line(tmp_path, capsys):
     noise.rotate(180).save(folder / "deep" / "noise.jpg")
     capsys.readouterr()
     run(training, tmp_path / "run", "predict", str(folder))
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert "skipped" in said and "broken.jpg" in said
     written = tmp_path / "run" / "predictions"
     rows = [json.loads(line) for line in (written / "predictions.jsonl").open()]
