@@ -104,11 +104,7 @@ def plan_folder(root: Path, shown: str, class_of: Callable[[str], str] = printab
     """
     if root.is_file():
         raise UsageError(f"{shown} is a table, not a folder: use --experiment=image_table")
-    names = names_below(root)
-    while (wrapper := _wrapper(names)) is not None:
-        root = root / wrapper
-        inside = f"{wrapper}/"
-        names = [name.removeprefix(inside) for name in names if name.startswith(inside)]
+    root, names = _unwrapped(root)
     tops = {name.partition("/")[0] for name in names if "/" in name}
     splits = {top: SPLIT_FOLDERS[top.lower()] for top in tops if top.lower() in SPLIT_FOLDERS}
     # A class may be called 'train', beside 'bus' and 'tram': alone it is not a split.
@@ -151,6 +147,16 @@ def plan_folder(root: Path, shown: str, class_of: Callable[[str], str] = printab
             "folders_without_images": len(all_classes - with_images),
         },
     )
+
+
+def _unwrapped(root: Path) -> tuple[Path, list[str]]:
+    """The folder inside those that stand alone around everything, and the files below it."""
+    names = names_below(root)
+    while (wrapper := _wrapper(names)) is not None:
+        root = root / wrapper
+        inside = f"{wrapper}/"
+        names = [name.removeprefix(inside) for name in names if name.startswith(inside)]
+    return root, names
 
 
 def _check_for_unknown_splits(names: Sequence[str], shown: str) -> None:
