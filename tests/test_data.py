@@ -527,6 +527,25 @@ def test_archive_that_is_damaged(tmp_path, kind):
         ImageFolder(str(archive)).load()
 
 
+@pytest.mark.parametrize(("ending", "at"), [("tar", None), ("tar.gz", -6), ("tar.xz", -40)])
+def test_archive_that_seems_to_end_early(tmp_path, ending, at):
+    """A header, or a checksum after the last image."""
+    root = make_folder(tmp_path / "fruit", {"a": 9, "b": 9})
+    archive = tmp_path / f"fruit.{ending}"
+    with tarfile.open(archive, f"w:{ending.removeprefix('tar').lstrip('.')}") as out:
+        out.add(root, "fruit")
+    whole = archive.read_bytes()
+    with tarfile.open(archive) as read:
+        headers = [member.offset for member in read]
+    content = bytearray(whole)
+    content[headers[12] if at is None else at] ^= 0xFF
+    archive.write_bytes(content)
+    with pytest.raises(UserError, match=r"neither a folder nor a whole .tar"):
+        ImageFolder(str(archive)).load()
+    archive.write_bytes(whole)
+    assert ImageFolder(str(archive)).load().class_names["label"] == ("a", "b")
+
+
 @pytest.mark.parametrize(("at", "value"), [(8, 1), (10, 99)])  # the flag and the method
 def test_zip_that_is_encrypted_or_packed_oddly(tmp_path, at, value):
     archive = tmp_path / "fruit.zip"

@@ -104,7 +104,9 @@ def test_jax_alone_reads_it(digits):
     ]
 
 
-@pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
+@pytest.mark.parametrize(
+    "fit", ["crop", *(pytest.param(fit, marks=pytest.mark.slow) for fit in ("stretch", "pad"))]
+)
 def test_a_tall_photograph_is_the_same_to_run_export_and_server(tmp_path, monkeypatch, fit):
     """Of another colour space and on its side, as cameras have them, and large."""
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))

@@ -282,7 +282,14 @@ def test_the_hub_is_waited_for_a_few_seconds(how, monkeypatch):
     fetch.hub_answers.cache_clear()
 
 
-@pytest.mark.parametrize("name", ["convnext_atto", "efficientnet_lite0", "resnet18"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18",
+        pytest.param("convnext_atto", marks=pytest.mark.slow),
+        pytest.param("mobilenet_v3_small", marks=pytest.mark.slow),
+    ],
+)
 def test_every_family_has_last_blocks(name):
     model, frozen = NAMED[name].model, NAMED[name].family.frozen
     variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
@@ -397,6 +404,7 @@ def run(*words):
         cli.main(cli.parse_flags(["launch.py", *words]))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_the_head_alone_from_estimate_to_result(has, good_file, tmp_path, capsys):
     has(good=(80.0, OfThisMachine(good_file)))

@@ -43,7 +43,7 @@ NAMES = list(registry())
 TRAININGS = [name for name in NAMES if isinstance(lookup(name).experiment(), Training)]
 
 
-QUICK = {"digits_cnn", "digits_mlp", "fashion_mnist_mlp_early", "products_t7"}
+QUICK = {"digits_cnn", "digits_mlp", "fashion_mnist_mlp_early"}
 """Small networks that train by default; all others do with `-m slow`."""
 
 

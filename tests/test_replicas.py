@@ -48,7 +48,10 @@ def one_by_one(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("vmapped", [False, True], ids=["in turn", "vmapped"])
+@pytest.mark.parametrize(
+    "vmapped",
+    [pytest.param(False, id="in turn", marks=pytest.mark.slow), pytest.param(True, id="vmapped")],
+)
 def test_replicas_are_the_runs_of_their_seeds(vmapped, one_by_one, tmp_path, capsys):
     how = dataclasses.replace(
         ops.current_formulation(), vmapped_replicas=vmapped, steps_per_dispatch=1 + vmapped

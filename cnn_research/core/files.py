@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def sha256_of(file: Path) -> str:
@@ -22,6 +27,13 @@ def write_text(file: Path, text: str) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(temporary, file)
+
+
+def release(array: np.ndarray) -> None:
+    """Give back the memory of what was read of a memory map; what is read again is read from the
+    disk, or the system's cache of it. Other arrays stay as they are."""
+    if isinstance(array.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        array.base.madvise(mmap.MADV_DONTNEED)
 
 
 def nearest_existing(path: Path) -> Path:

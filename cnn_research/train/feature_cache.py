@@ -19,6 +19,7 @@ from flax import linen as nn
 
 from cnn_research.core.config import did_you_mean
 from cnn_research.core.errors import UsageError
+from cnn_research.core.files import release
 from cnn_research.core.preemption import raise_if_interrupted
 from cnn_research.core.progress import Tally
 from cnn_research.data.dataset import Split
@@ -218,7 +219,10 @@ class FeatureCache:
         def features(rows: np.ndarray) -> jax.Array:
             raise_if_interrupted()
             chosen = (places[row] for row in rows)
-            return self._forward(np.stack([self._splits[split].images[i] for split, i in chosen]))
+            images = np.stack([self._splits[split].images[i] for split, i in chosen])
+            for content in self._splits.values():
+                release(content.images)
+            return self._forward(images)
 
         with open(file, "wb") as stream, Tally("computing features", len(places)) as tally:
             for rows in map_batches(features, np.arange(len(places)), BATCH):
@@ -287,7 +291,9 @@ def _parted(features: jax.Array, like: Any) -> Any:
 
 def _digests(images: np.ndarray) -> np.ndarray:
     """A name for the content of each image, bytes `[examples]`."""
-    return np.array([hashlib.blake2b(x.tobytes(), digest_size=16).hexdigest() for x in images])
+    names = np.array([hashlib.blake2b(x.tobytes(), digest_size=16).hexdigest() for x in images])
+    release(images)
+    return names
 
 
 def _called(context: nn.module.InterceptorContext) -> str | None:

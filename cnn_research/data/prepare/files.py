@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import errno
 import functools
+import io
 import lzma
 import os
 import tarfile
@@ -146,6 +147,23 @@ def _unpack(path: Path, folder: Path) -> None:
     cache.require_space(path.stat().st_size, what)
     with tarfile.open(path) as archive:
         archive.extractall(folder, counted(archive, None), filter="data")
+        _require_end(archive)
+
+
+def _require_end(archive: tarfile.TarFile) -> None:
+    """Read an archive to its end, after its members.
+
+    A damaged header passes for the end, and checksums come last: an archive that is not whole would
+    be taken for a smaller one. Raises `tarfile.ReadError`, or what a decompressor raises.
+    """
+    stream = archive.fileobj
+    assert stream is not None
+    if isinstance(stream, io.BufferedReader):  # of a compressed file, a checksum tells
+        stream.seek(archive.offset)
+        if any(stream.read(tarfile.BLOCKSIZE)):
+            raise tarfile.ReadError("a header is damaged")
+    while stream.read(1 << 20):
+        pass
 
 
 def _separate_folders(members: Sequence[zipfile.ZipInfo]) -> None:
