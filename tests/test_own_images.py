@@ -17,6 +17,7 @@ from cnn_research.core import run_folder as folders
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.experiment import lookup
 from cnn_research.data.sources.survey import Survey
+from cnn_research.models.resnet9 import ResNet9
 from cnn_research.tasks.classification import Classification
 from cnn_research.tasks.multi_head import MultiHead
 from cnn_research.tasks.regression import Regression
@@ -144,6 +145,21 @@ def test_very_large_sets_are_said_to_take_longer(tmp_path):
         for minutes in (0.005, 0.01)
     )
     assert 4 < few < more < 60
+
+
+def test_small_images_that_are_seen_few_times_get_a_network_that_learns_quickly(tmp_path):
+    root = make_folder(tmp_path / "signs", {"stop": 30, "yield": 30}, size=(32, 32))
+    words = ["image_folder", f"--data.path={root}", "--budget=1e-4"]
+    experiment, said = fitted(*words)
+    assert experiment.model == own_images.QUICK and experiment.epochs == 4
+    assert experiment.transfer.freeze == ("whiten/kernel",)
+    rate = experiment.optimizer.learning_rate
+    assert rate == own_images.QUICK_RATE * experiment.batch_size == 0.75 / 64
+    assert "model: Airbench" in said and "learns small images in few epochs" in said
+    for word in ("--optimizer.learning-rate=1e-3", "--budget=10"):
+        assert isinstance(fitted(*words, word)[0].model, ResNet9)
+    named = fitted(*words, "--model=airbench", "--model.features", "4", "8")[0]
+    assert named.model.features == (4, 8) and named.optimizer.name == "sgd"
 
 
 @pytest.mark.parametrize(

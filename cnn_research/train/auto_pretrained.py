@@ -24,7 +24,7 @@ from cnn_research.models.weights.fetch import HubFile, hub_answers
 from cnn_research.train.auto_case import Case
 from cnn_research.train.auto_mirror import choose_mirror
 from cnn_research.train.by_name import fields_of_weights
-from cnn_research.train.speed import CORES, PRETRAINED, TRAINING, planned_operations, step_flops
+from cnn_research.train.speed import CORES, FITTING, PRETRAINED, planned_operations, step_flops
 
 PHOTOGRAPHS = 64
 """Pixels of the longer side from which images are taken for photographs: the weights were trained
@@ -233,7 +233,7 @@ def _epochs(case: Case, chosen: Backbone, views: int, freeze: tuple[str, ...]) -
     outputs = max(1, sum(map(len, case.seen.classes.values())))
     features = feature_bytes(model, image_shape, choices.value("transfer.fit_after")) // 4
     penalties = len(choices.experiment.transfer.penalties)
-    fit = most_operations(views * case.train, features, outputs, penalties) * PRETRAINED / TRAINING
+    fit = most_operations(views * case.train, features, outputs, penalties) * PRETRAINED / FITTING
     # Validation after each epoch and before the first, and all but the training split at the end.
     evaluated = views * chosen.flops * (sum(case.images.values()) - case.train + case.validation)
     epoch = case.train * step_flops(model, image_shape, freeze)

@@ -13,8 +13,10 @@ from cnn_research.models.flops import flops
 from cnn_research.models.pretrained import matches
 from cnn_research.train.transfer import stopped
 
-TRAINING = 5.4e10
+TRAINING = 2.8e10
 """Floating-point operations a second of a processor core, as trainings of small networks have."""
+FITTING = 5.4e10
+"""The same, of the matrix products that fit a head."""
 PRETRAINED = 2e10
 """The same, of large networks for photographs, most of which have depthwise convolutions."""
 CORES = 2
