@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from cnn_research.core.preemption import raise_if_interrupted
+from cnn_research.core.progress import Tally
 
 SEARCHED, MEASURED = 16, 32
 """Sides in pixels at which images are searched for others, and compared with what was found."""
@@ -66,68 +67,74 @@ def near_duplicates(images: np.ndarray, chosen: np.ndarray) -> Likenesses:
     Images are uint8 `[examples, height, width, channels]`. Leave exact copies out of `chosen`: an
     image with many of them would be compared with nothing else.
     """
-    nothing = Likenesses(np.zeros((0, 2), np.int64), np.zeros(0, np.float32), np.zeros(0, bool))
-    if len(chosen) < 2:
-        return nothing
-    found = [nothing]
-    for turned, (asked, answered) in zip((False, True), _candidates(images, chosen), strict=True):
-        differences = _differences(images, chosen[asked], chosen[answered], mirrored=turned)
-        alike = differences < UNLIKE
-        pairs = np.sort(np.stack([chosen[asked], chosen[answered]], axis=1)[alike], axis=1)
-        found.append(Likenesses(pairs, differences[alike], np.full(len(pairs), turned)))
+    found = [Likenesses(np.zeros((0, 2), np.int64), np.zeros(0, np.float32), np.zeros(0, bool))]
+    if len(chosen) > 1:
+        for turned, candidates in zip((False, True), _candidates(images, chosen), strict=True):
+            differences = _differences(images, candidates, mirrored=turned)
+            alike = differences < UNLIKE
+            pairs = candidates[alike]
+            found.append(Likenesses(pairs, differences[alike], np.full(len(pairs), turned)))
     pairs = np.concatenate([each.pairs for each in found])
     differences = np.concatenate([each.differences for each in found])
     mirrored = np.concatenate([each.mirrored for each in found])
     order = np.lexsort((pairs[:, 1], pairs[:, 0], mirrored, differences))
-    # Both of a pair find each other, and symmetric images also each other's mirror image.
+    # Symmetric images find each other and each other's mirror image.
     _, first = np.unique(pairs[order], axis=0, return_index=True)
     kept = order[np.sort(first)]
     return Likenesses(pairs[kept], differences[kept], mirrored[kept])
 
 
-def _candidates(images: np.ndarray, chosen: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Places in `chosen` of what may be alike: for the images as they are, then mirrored."""
+def _candidates(images: np.ndarray, chosen: np.ndarray) -> Iterator[np.ndarray]:
+    """Pairs of what may be alike, indices int64 `[pairs, 2]`, ascending: of the images as they are,
+    then of images and mirror images."""
     from scipy.spatial import cKDTree
 
-    sample = _vectors(_small(images, chosen[:: max(1, len(chosen) // SAMPLE)], SEARCHED))
+    count = len(chosen)
+    sample = _vectors(_small(images, chosen[:: max(1, count // SAMPLE)], SEARCHED))
     axes = np.linalg.svd(sample - sample.mean(axis=0), full_matrices=False)[2][:AXES].T
-    views = np.empty((2, len(chosen), axes.shape[1]), np.float32)
-    for start in range(0, len(chosen), CHUNK):
+    views = np.empty((2, count, axes.shape[1]), np.float32)
+    for start in range(0, count, CHUNK):
         raise_if_interrupted()
         small = _small(images, chosen[start : start + CHUNK], SEARCHED)
         for view, turned in zip(views, (small, small[:, :, ::-1]), strict=True):
             view[start : start + CHUNK] = _vectors(turned) @ axes
     tree = cKDTree(views[0])
     for view in views:
-        asked, answered = [], []
-        for start in range(0, len(chosen), CHUNK):
+        found = []
+        for start in range(0, count, CHUNK):
             raise_if_interrupted()
             part = view[start : start + CHUNK]
             # One more than the nearest, since an image finds itself.
-            _, nearest = tree.query(part, NEAREST + 1, distance_upper_bound=RADIUS)
+            _, nearest = tree.query(part, NEAREST + 1, distance_upper_bound=RADIUS, workers=-1)
             places = np.broadcast_to(np.arange(start, start + len(part))[:, None], nearest.shape)
-            others = (nearest < len(chosen)) & (nearest != places)
-            asked.append(places[others])
-            answered.append(nearest[others])
-        yield np.concatenate(asked), np.concatenate(answered)
+            others = (nearest < count) & (nearest != places)
+            ends = places[others], nearest[others]
+            found.append(np.minimum(*ends) * count + np.maximum(*ends))
+        # Mostly, both of a pair find each other.
+        yield chosen[np.stack(np.divmod(np.unique(np.concatenate(found)), count), axis=1)]
 
 
-def _differences(
-    images: np.ndarray, first: np.ndarray, second: np.ndarray, *, mirrored: bool
-) -> np.ndarray:
+def _differences(images: np.ndarray, pairs: np.ndarray, *, mirrored: bool) -> np.ndarray:
     """Difference of each pair of images, float32 `[pairs]`; of mirror images of the first."""
-    differences = np.zeros(len(first), np.float32)
-    for start in range(0, len(first), CHUNK):
-        raise_if_interrupted()
-        part = slice(start, start + CHUNK)
-        one, other = (_small(images, indices[part], MEASURED) for indices in (first, second))
-        if mirrored:
-            one = one[:, :, ::-1]
-        pixels, brightness = (a - b for a, b in zip(_scaled(one), _scaled(other), strict=True))
-        worst = _block_means(np.mean(pixels**2, axis=-1)).max(axis=(1, 2))
-        tints = np.mean(_block_means(_tints(one) - _tints(other)) ** 2, axis=-1)
-        tint = np.sqrt(tints.max(axis=(1, 2))) / TINT * UNLIKE
-        differences[part] = np.maximum(np.sqrt(worst + brightness**2), tint)
+    differences = np.zeros(len(pairs), np.float32)
+    turned = slice(None, None, -1 if mirrored else 1)
+    with Tally("comparing images", len(pairs), " pairs") as tally:
+        for start in range(0, len(pairs), CHUNK):
+            raise_if_interrupted()
+            # An image is in many pairs, one after the other.
+            chosen, places = np.unique(pairs[start : start + CHUNK], return_inverse=True)
+            one, other = places.reshape(-1, 2).T
+            small = _small(images, chosen, MEASURED)
+            (pixels, brightness), tints = _scaled(small), _tints(small)
+            apart = np.mean((pixels[one][:, :, turned] - pixels[other]) ** 2, axis=-1)
+            worst = (
+                _block_means(apart).max(axis=(1, 2)) + (brightness[one] - brightness[other]) ** 2
+            )
+            tint = np.mean(_block_means(tints[one][:, :, turned] - tints[other]) ** 2, axis=-1)
+            differences[start : start + CHUNK] = np.maximum(
+                np.sqrt(worst), np.sqrt(tint.max(axis=(1, 2))) / TINT * UNLIKE
+            )
+            tally.advance(len(one))
     return differences
 
 
