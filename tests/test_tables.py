@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import itertools
 import json
@@ -23,6 +24,7 @@ from cnn_research.data.prepare.files import names_below
 from cnn_research.data.prepare.tables import FORM, find_table, read_table
 from cnn_research.data.prepare.understood import understood
 from cnn_research.data.sources.folder import ImageFolder, plan_folder
+from cnn_research.data.sources.rows import plan_rows
 from cnn_research.data.sources.survey import survey
 from cnn_research.data.sources.table import ImageTable
 from cnn_research.inference.predict import image_files, key_of
@@ -336,6 +338,34 @@ def test_what_was_understood_of_a_table(tmp_path):
         )
     ]
     assert found == ["test", "train", "validation"]
+
+
+def test_rows_without_an_image_count_for_nothing(tmp_path):
+    text = TEXT + ",bird\n,bird\n"
+    plan = plan_of(write(tmp_path, text))
+    assert plan.class_names["label"] == ("cat", "dog")
+    assert plan.left_out["rows that name no image"]["count"] == 2
+    numbers = write(tmp_path, "image,t\na,1\nb,2\n,far\n")
+    assert len(plan_of(numbers, label=(), number=("t",)).records) == 2
+    with pytest.raises(UserError, match="pets.csv: no row names an image: --data.image is 'image'"):
+        plan_of(write(tmp_path, "image,label\n,cat\n,dog\n"))
+
+
+def test_a_table_is_planned_once_for_its_survey_and_its_images(tmp_path, monkeypatch):
+    make_images(tmp_path, *(image for image, _ in ROWS))
+    calls = []
+
+    def counted(*arguments):
+        calls.append(arguments)
+        return plan_rows(*arguments)
+
+    monkeypatch.setattr("cnn_research.data.sources.table.plan_rows", counted)
+    source = ImageTable(str(write(tmp_path, TEXT)))
+    survey(source)
+    dataclasses.replace(source, image_size=(3, 4), validation=0.0, test=0.0).load()
+    assert len(calls) == 1
+    survey(dataclasses.replace(source, label=("image",)))
+    assert len(calls) == 2
 
 
 def test_columns_of_labels_named_as_our_own(tmp_path):

@@ -29,6 +29,7 @@ from cnn_research.data.prepare.files import (
     check_groups,
     existing,
     fingerprint_of,
+    folders_state,
     is_table,
     names_below,
     opened,
@@ -175,6 +176,11 @@ def prepare_once(home: Path, write: Callable[[Path], None]) -> None:
 # Files of images ---------------------------------------------------------------------------------
 
 
+UNPLANNED = (
+    *("path", "image_size", "fit", "validation", "test", "split_seed", "on_bad_image"),
+    *("near_duplicates", "folds", "fold"),
+)
+"""Fields of such sources that change nothing of a plan, or of a survey."""
 LATER_FIELDS: Mapping[str, Any] = {"fit": "stretch", "separator": "", "columns": "heads"}
 """Fields of such sources that they did not have at first, and the values that stand for that."""
 
@@ -261,6 +267,25 @@ class ImageFiles(Source):
     @abc.abstractmethod
     def plan(self, folder: Path, shown: str) -> Plan:
         """Assign the files in `folder` to examples; errors call it `shown`; opens no image."""
+
+    def planned(self, folder: Path, shown: str) -> Plan:
+        """The plan, made once until `load` is done or a folder or table changes."""
+        return _planned(self.unsized(), folder, shown, folders_state(folder))
+
+    def unsized(self) -> Self:
+        """The source with the defaults of all fields that change nothing of a plan."""
+        defaults: dict[str, Any] = {
+            field.name: field.default
+            for field in dataclasses.fields(self)
+            if field.name in UNPLANNED
+        }
+        return dataclasses.replace(self, **defaults)
+
+    def load(self) -> Dataset:
+        try:
+            return super().load()
+        finally:
+            _planned.cache_clear()  # of a million images it takes much memory
 
     def grouped(self, plan: Plan, shown: str) -> Plan:
         """The plan with the group of each file that `group` finds in its name.
@@ -389,7 +414,7 @@ class ImageFiles(Source):
 
         with opened(path) as root:
             shown = printable(path)
-            plan = self.plan(root, shown)
+            plan = self.planned(root, shown)
             text = understood(plan, shown)
             say(text)
             self.check_space(len(plan.records))
@@ -403,3 +428,9 @@ class ImageFiles(Source):
             "understood": text,
             **facts,
         }
+
+
+@functools.lru_cache(maxsize=1)
+def _planned(source: ImageFiles, folder: Path, shown: str, state: object) -> Plan:
+    """The plan of a folder or table in this state."""
+    return source.plan(folder, shown)

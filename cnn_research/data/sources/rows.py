@@ -132,7 +132,8 @@ def plan_rows(rows: DataFrame, shown: str, folder: Path, source: ImageTable) -> 
 
     Raises:
         UsageError: a column that the table lacks, or a condition that is none or that no row meets.
-        UserError: a head with fewer than two classes or without numbers, or an unknown split.
+        UserError: a head with fewer than two classes or without numbers, an unknown split, or no
+            row that names an image.
     """
     if not source.label and not source.number:
         raise UsageError(f"{shown}: name a column of classes, --data.label, or --data.number")
@@ -141,18 +142,20 @@ def plan_rows(rows: DataFrame, shown: str, folder: Path, source: ImageTable) -> 
         raise UsageError(f"column '{both[0]}' is in --data.label and in --data.number: choose one")
     names = _image_names(rows, shown, source.image)
     check_columns(rows, shown, [*source.label, *source.number])
-    splits = _splits(rows, shown, source)
+    splits, named = _splits(rows, shown, source), (names != "").to_numpy()
+    asked = splits != ""
+    splits[~named] = ""  # of a row without an image nothing counts
+    if not (splits != "").any():
+        raise UserError(f"{shown}: no row names an image: --data.image is '{source.image}'")
     classes, labels, notes = joint_labels(rows, splits, shown, source)
     for head in () if classes else source.label:
         classes[head], labels[head] = _classes(rows[head], splits, shown, source.min_examples)
     for head in source.number:
         labels[head] = _numbers(rows[head], splits, shown)
-    asked = splits != ""
     labelled = np.zeros(len(rows), bool)
     for head, values in labels.items():
         labelled |= values != MISSING if head in classes else ~np.isnan(values)
-    named = (names != "").to_numpy()
-    chosen = np.flatnonzero(asked & labelled & named)
+    chosen = np.flatnonzero(asked & named & labelled)
     together = functools.cache(lambda *values: dict(zip(labels, values, strict=True)))
     groups = _groups(rows, chosen, shown, source.group)
     home = str(folder)
@@ -177,8 +180,8 @@ def plan_rows(rows: DataFrame, shown: str, folder: Path, source: ImageTable) -> 
             f"{source.image}"
         ),
         left_out=left_out(
-            rows_without_any_label=_numbered(asked & ~labelled),
-            rows_that_name_no_image=_numbered(asked & labelled & ~named),
+            rows_without_any_label=_numbered(asked & named & ~labelled),
+            rows_that_name_no_image=_numbered(asked & ~named),
             rows_not_asked_for=_numbered(~asked),
         ),
     )

@@ -22,7 +22,7 @@ from cnn_research.data.images import BadImage, open_image, printable, resized
 from cnn_research.data.prepare import cache
 from cnn_research.data.prepare.files import Plan, Record, existing, folders_state, is_table, opened
 from cnn_research.data.prepare.understood import labels_of, nothing_left, say, understood
-from cnn_research.data.sources.loading import ImageFiles
+from cnn_research.data.sources.loading import UNPLANNED, ImageFiles
 
 SAMPLE, DECODED = 200, 16
 """About how many images, evenly spread, are opened for their size, and decoded to time that."""
@@ -31,11 +31,6 @@ MOST_SECONDS = 0.5
 COMPARED, COMPARED_PIXELS, THUMBNAIL = 600, 3 * 10**8, (16, 16)
 """About how many images are compared with each other, if they have no more pixels than that in all,
 and the height and width at which they are."""
-NOT_LOOKED_AT = (
-    *("image_size", "fit", "validation", "test", "split_seed", "on_bad_image"),
-    *("near_duplicates", "folds", "fold"),
-)
-"""Fields of a source that change nothing of its survey."""
 RESULT = "survey.json"
 NAMED = 3
 """Files that are named where none can be read."""
@@ -78,26 +73,28 @@ def survey(source: ImageFiles) -> Survey:
         UsageError: the source names no path, or a column that its table lacks.
         UserError: there is nothing, or no image among it.
     """
-    path = existing(source.path)
-    shown = printable(path)
-    found = _found(source, path, shown)
+    path, source = existing(source.path), source.unsized()
+    if path.is_dir() or is_table(path):
+        found = _of_files(source, path, folders_state(path))
+    else:
+        found = _of_archive(source, path)
     say(found.understood)  # what is known already was not said yet in this process
     return found
 
 
-def _found(source: ImageFiles, path: Path, shown: str) -> Survey:
-    defaults: dict[str, Any] = {
-        f.name: f.default for f in dataclasses.fields(source) if f.name in NOT_LOOKED_AT
-    }
-    source = dataclasses.replace(source, **defaults)
-    if path.is_dir() or is_table(path):
-        return _of_files(source, path, folders_state(path))
-    fields = {**dataclasses.asdict(source), "path": shown}
-    for field in NOT_LOOKED_AT:
-        del fields[field]
+@functools.lru_cache(maxsize=4)
+def _of_files(source: ImageFiles, path: Path, state: tuple[object, ...]) -> Survey:
+    """The survey of a folder or table in this state."""
+    return _survey(source, path, printable(path))
+
+
+def _of_archive(source: ImageFiles, path: Path) -> Survey:
+    """The survey of an archive, which is kept on the disk."""
+    shown = printable(path)
+    fields = {k: v for k, v in dataclasses.asdict(source).items() if k not in UNPLANNED}
     facts = [field.name for field in dataclasses.fields(Survey)]
-    name = cache.key_of([type(source).__name__, fields, source.state_of(path), facts])
-    folder = cache.data_dir() / "surveys" / name
+    known = [type(source).__name__, {**fields, "path": shown}, source.state_of(path), facts]
+    folder = cache.data_dir() / "surveys" / cache.key_of(known)
 
     def write(temporary: Path) -> None:
         with opened(path) as root:
@@ -108,14 +105,8 @@ def _found(source: ImageFiles, path: Path, shown: str) -> Survey:
     return Survey(**json.loads((folder / RESULT).read_text()))
 
 
-@functools.lru_cache(maxsize=4)
-def _of_files(source: ImageFiles, path: Path, state: tuple[object, ...]) -> Survey:
-    """The survey of a folder or table in this state."""
-    return _survey(source, path, printable(path))
-
-
 def _survey(source: ImageFiles, root: Path, shown: str) -> Survey:
-    plan = source.plan(root, shown)
+    plan = source.planned(root, shown)
     text = understood(plan, shown)
     say(text)
     train = [record for record in plan.records if record.split == "train"]

@@ -94,7 +94,7 @@ class ImageTable(ImageFiles):
         if path.is_dir() or is_table(path):
             shown = printable(path)
             table = find_table(path, shown)
-            files = [table, *(record.path for record in self.plan(path, shown).records)]
+            files = [table, *(record.path for record in self.planned(path, shown).records)]
         return fingerprint_of(files, path)
 
 
