@@ -163,6 +163,12 @@ def test_confusion_matrix_of_1000_classes_is_small_and_quick(tmp_path):
     assert pandas.read_csv(tmp_path / "confusion_matrix.csv", index_col=0).iloc[7, 900] == 40
 
 
+def test_classes_that_are_not_confused_are_none_of_the_worst():
+    matrix = 9 * np.eye(40, dtype=int)
+    matrix[3, 30] = 1
+    assert sorted(worst_classes(matrix)) == [3, 30]
+
+
 # Mistakes and wrong labels -----------------------------------------------------------------------
 
 

@@ -272,7 +272,7 @@ def test_figures_are_those_of_scikit_learn():
         metrics.f1_score(made.labels, predicted, average="micro")
     )
     scores = metrics.precision_recall_fscore_support(made.labels, predicted, zero_division=0)
-    rows = made.by_label()
+    rows = made.by_label
     for name, values in zip(("precision", "recall", "F1", "images"), scores, strict=True):
         np.testing.assert_allclose([row[name] for row in rows], values)
     shown = [row["F1"] for row in rows if row["shown"]]
@@ -299,7 +299,7 @@ def test_thresholds_bring_the_highest_f1_and_few_images_none():
     best = max(
         metrics.f1_score(made.labels[:, 0], warm.probabilities[:, 0] >= c) for c in candidates
     )
-    assert warm.by_label()[0]["F1"] == pytest.approx(best)
+    assert warm.by_label[0]["F1"] == pytest.approx(best)
     assert fitted["thresholds"][3] == 0.5
     assert warm.metrics()["ECE"] < warm.metrics()["ECE before calibration"]
     few = dataclasses.replace(made, logits=made.logits[:4], labels=made.labels[:4])
@@ -316,6 +316,8 @@ def test_the_page_shows_labels_curve_and_mistakes(tmp_path):
     assert "not predicted" in page and "image 17" in page
     exact = (made.labels == (made.logits > 0)).all(axis=1).mean()
     assert f"{exact:.1%} of the images are given exactly their labels (95%" in made.verdict(None)
+    groups = np.array([*["film"] * 200, *[""] * 100])  # "" is each by itself
+    assert "over 101 groups)" in made.verdict(groups)
 
 
 # Runs --------------------------------------------------------------------------------------------

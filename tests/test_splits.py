@@ -153,6 +153,19 @@ def test_given_splits_are_listed_and_never_changed_and_so_are_two_labels(tmp_pat
     assert any("under two labels" in line for line in shared.lines(dataset.provenance))
 
 
+def test_a_label_on_copies_of_one_image_alone_is_said(tmp_path):
+    images = np.arange(12, dtype=np.uint8)[:, None, None, None] * np.ones((12, 2, 2, 3), np.uint8)
+    images[1] = images[0]
+    sets = np.tile(np.array([[0, 1, 0]], np.int8), (12, 1))
+    sets[:2] = 1, 0, 1
+    sets[2, 2] = 1
+    names = np.array([f"{at}.png" for at in range(12)])
+    names_of = {"tags": ("rare", "usual", "twice")}
+    examples = Examples(images, {"tags": sets}, names_of, names, np.full(12, "train"))
+    _, report = splits.assign(examples, {"test": 2}, 0)
+    assert report["classes_of_a_single_image"] == ["rare"]
+
+
 def test_chains_of_likeness_do_not_become_giant_groups():
     examples = numbered([0] * 400, 1)
     chain = np.stack([np.arange(399), np.arange(1, 400)], axis=1)

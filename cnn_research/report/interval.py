@@ -23,6 +23,17 @@ def units_of(values: np.ndarray, groups: np.ndarray | None) -> tuple[np.ndarray,
     return np.bincount(of, values), np.bincount(of).astype(np.float64)
 
 
+def verbal(
+    found: tuple[float, float] | None, form: str, values: np.ndarray, groups: np.ndarray | None
+) -> str:
+    """The `interval` of values, with numbers as `form` says, and over what, in brackets; "" for
+    none."""
+    if found is None:
+        return ""
+    over = "images" if groups is None else f"{len(units_of(values, groups)[0]):,} groups"
+    return f" (95% interval {found[0]:{form}} to {found[1]:{form}}, over {over})"
+
+
 def interval(values: np.ndarray, groups: np.ndarray | None = None) -> tuple[float, float] | None:
     """The 95% interval of a mean, by the bootstrap's percentiles (Efron and Tibshirani 1993).
 

@@ -6,7 +6,9 @@ divided by one temperature, fitted to validation examples: that changes probabil
 
 from __future__ import annotations
 
+import abc
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cnn_research.report.page import Predictions
 from cnn_research.report.plots import GREY, SERIES, saved
 
 if TYPE_CHECKING:
@@ -76,25 +79,44 @@ def temperature(mean_loss: Callable[[float], float], examples: int) -> float | N
     return math.exp(minimize_scalar(objective, bounds=ends, method="bounded").x)
 
 
-def calibration_metrics(now: Reliability, before: Reliability | None) -> dict[str, float]:
-    """The expected calibration error; that of temperature 1 beside it, where one was fitted."""
-    metrics = {"ECE": now.error}
-    return metrics if before is None else {**metrics, "ECE before calibration": before.error}
+@dataclasses.dataclass(frozen=True, eq=False)
+class CalibratedPredictions(Predictions):
+    """Predictions with probabilities, which a temperature makes true."""
 
+    temperature: float | None = dataclasses.field(default=None, kw_only=True)
+    """Fitted to validation: probabilities are of the logits divided by it. None: not fitted."""
 
-def calibration_page(
-    folder: Path, suffix: str, now: Reliability, before: Reliability | None, fitted: float | None
-) -> Iterator[str]:
-    """What the calibration error is, and the reliability curve."""
-    how = "No temperature was fitted: there are too few validation images."
-    if fitted is not None:
-        how = f"Outputs are divided by {fitted:.3f}, the temperature that fits validation best."
-    yield (
-        "ECE, the expected calibration error, is by how much probabilities are off, on average: 0 "
-        f"where of the answers that are 80 % sure 80 % are right. {how}"
-    )
-    figure = reliability_plot(now, before)
-    yield saved(figure, folder / f"reliability{suffix}.png", "Probabilities, and what came true")
+    @abc.abstractmethod
+    def reliability(self) -> Reliability:
+        """That of the probabilities, with the temperature."""
+
+    @functools.cached_property
+    def reliabilities(self) -> tuple[Reliability, Reliability | None]:
+        """The reliability; and that of temperature 1, where another one was fitted."""
+        plain = dataclasses.replace(self, temperature=None)
+        return self.reliability(), None if self.temperature is None else plain.reliability()
+
+    def calibration_metrics(self) -> dict[str, float]:
+        """The expected calibration error; that of temperature 1 beside it, where one was fitted."""
+        now, before = self.reliabilities
+        return {"ECE": now.error, **({"ECE before calibration": before.error} if before else {})}
+
+    def calibration_page(self, folder: Path, suffix: str) -> Iterator[str]:
+        """What the calibration error is, and the reliability curve."""
+        how = "No temperature was fitted: there are too few validation images."
+        if self.temperature is not None:
+            how = (
+                f"Outputs are divided by {self.temperature:.3f}, the temperature that fits "
+                "validation best."
+            )
+        yield (
+            "ECE, the expected calibration error, is by how much probabilities are off, on "
+            f"average: 0 where of the answers that are 80 % sure 80 % are right. {how}"
+        )
+        figure = reliability_plot(*self.reliabilities)
+        yield saved(
+            figure, folder / f"reliability{suffix}.png", "Probabilities, and what came true"
+        )
 
 
 def reliability_plot(now: Reliability, before: Reliability | None) -> Figure:

@@ -12,19 +12,13 @@ from scipy.special import log_softmax, softmax
 
 from cnn_research.core.errors import UserError
 from cnn_research.data.dataset import MISSING, UNKNOWN_CLASS
-from cnn_research.report.interval import interval, units_of
+from cnn_research.report.interval import interval, verbal
 from cnn_research.report.label_errors import RANKING, ranking, write_ranking
 from cnn_research.report.markdown import markdown_table
 from cnn_research.report.names import can_be_drawn, legend, pictured, short_names, shortened
-from cnn_research.report.page import Predictions
 from cnn_research.report.pictures import Shown, pictures_table
 from cnn_research.report.plots import image_grid, no_mistakes, saved
-from cnn_research.tasks.calibration import (
-    Reliability,
-    calibration_metrics,
-    calibration_page,
-    temperature,
-)
+from cnn_research.tasks.calibration import CalibratedPredictions, Reliability, temperature
 from cnn_research.tasks.confusion import confusions_plot, matrix_parts, most_confused
 
 if TYPE_CHECKING:
@@ -44,7 +38,7 @@ UNKNOWN_CLASS_NAME = "(unseen)"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ClassPredictions(Predictions):
+class ClassPredictions(CalibratedPredictions):
     """Predicted classes of every example of a split, for one head."""
 
     logits: np.ndarray
@@ -55,8 +49,6 @@ class ClassPredictions(Predictions):
     class_names: tuple[str, ...]
     training_counts: np.ndarray | None = None
     """int `[classes]`, the training examples of each class; None: all had some."""
-    temperature: float | None = None
-    """Fitted to validation: probabilities are of the logits divided by it. None: not fitted."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -84,7 +76,7 @@ class ClassPredictions(Predictions):
         for average in ("macro", "weighted"):
             for name, key in (("precision", "precision"), ("recall", "recall"), ("F1", "f1-score")):
                 metrics[f"{average} {name}"] = float(averages[f"{average} avg"][key])
-        metrics |= calibration_metrics(*self._reliability())
+        metrics |= self.calibration_metrics()
         if not seen.all():
             metrics["unseen"] = int((~seen).sum())
         return {**metrics, "correct": correct, "count": len(labels)}
@@ -99,10 +91,8 @@ class ClassPredictions(Predictions):
         hits = labels == predicted
         groups = None if groups is None else groups[self.labels != MISSING]
         found = interval(hits, groups)
-        over = "images" if groups is None else f"{len(units_of(hits, groups)[0]):,} groups"
         text = f"Of {hits.size:,} {self.split} images, {hits.mean():.1%} are classified correctly"
-        if found is not None:
-            text += f" (95% interval {found[0]:.1%} to {found[1]:.1%}, over {over})"
+        text += verbal(found, ".1%", hits, groups)
         if self.training_counts is None:
             return f"{text}."
         commonest = int(self.training_counts.argmax())
@@ -129,7 +119,7 @@ class ClassPredictions(Predictions):
         # Without a mark, numbers beside a name in Arabic or Hebrew are shown in another order.
         marked = [s if can_be_drawn(s) else f"{s}\N{LEFT-TO-RIGHT MARK}" for s in short]
         yield f"```\n{self._sklearn_report(as_text=True, names=marked)}```"
-        yield from calibration_page(folder, suffix, *self._reliability(), self.temperature)
+        yield from self.calibration_page(folder, suffix)
 
         matrix = self.confusion_counts()
         in_pictures = pictured(self.class_names, LONGEST_IN_PICTURES)
@@ -226,15 +216,11 @@ class ClassPredictions(Predictions):
         found = temperature(mean_loss, len(labels))
         return {} if found is None else {"temperature": found}
 
-    def _reliability(self) -> tuple[Reliability, Reliability | None]:
-        """That of the answers; and without the temperature, where one was fitted."""
+    def reliability(self) -> Reliability:
+        """That of the answers."""
         labels, predicted = self.known()
-        known, right = self.labels != MISSING, labels == predicted
-        now = Reliability(self.probabilities()[known].max(axis=1), right)
-        if self.temperature is None:
-            return now, None
-        plain = dataclasses.replace(self, temperature=None)
-        return now, plain._reliability()[0]
+        sure = self.probabilities().max(axis=1)[self.labels != MISSING]
+        return Reliability(sure, labels == predicted)
 
     def _among_first(self) -> np.ndarray:
         """True where the label is among the first five answers, bool `[known]`."""

@@ -68,13 +68,17 @@ def most_confused(matrix: np.ndarray) -> list[tuple[int, int]]:
 
 
 def worst_classes(matrix: np.ndarray) -> np.ndarray:
-    """The classes that are confused most often, int `[at most 24]`, similar ones side by side."""
+    """The classes that are confused most often, int `[at most 24]`, similar ones side by side.
+
+    Of `matrix`, int `[classes, classes]`, some numbers off the diagonal are not 0.
+    """
     from scipy.cluster.hierarchy import leaves_list, linkage
     from scipy.spatial.distance import squareform
 
     confusions = matrix + matrix.T
     np.fill_diagonal(confusions, 0)
     order = np.argsort(-confusions, axis=None, kind="stable")[: 4 * WORST_CLASSES**2]
+    order = order[confusions.flat[order] > 0]
     ends = np.stack(np.unravel_index(order, matrix.shape), axis=1).ravel()
     chosen = np.array(list(dict.fromkeys(ends.tolist()))[:WORST_CLASSES])
     near = confusions[np.ix_(chosen, chosen)].astype(np.float64)
@@ -201,7 +205,7 @@ def confusions_plot(
         halves = zip(row.subfigures(1, 2), (left, right), (f"{taken}, taken for", other))
         for half, chosen, title in halves:
             half.suptitle(title, fontsize=9, **VERBATIM)
-            for axes, place in zip(half.subplots(1, CONFUSED_COLUMNS), range(len(images))):
+            for place, axes in enumerate(half.subplots(1, CONFUSED_COLUMNS)):
                 axes.set_axis_off()
                 if place < len(chosen):
                     show_image(axes, images[chosen[place]])

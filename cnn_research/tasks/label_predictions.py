@@ -11,17 +11,11 @@ from typing import Any
 import numpy as np
 from scipy.special import expit
 
-from cnn_research.report.interval import interval
+from cnn_research.report.interval import interval, verbal
 from cnn_research.report.markdown import markdown_table, number
 from cnn_research.report.names import short_names
-from cnn_research.report.page import Predictions
 from cnn_research.report.pictures import Shown, pictures_table
-from cnn_research.tasks.calibration import (
-    Reliability,
-    calibration_metrics,
-    calibration_page,
-    temperature,
-)
+from cnn_research.tasks.calibration import CalibratedPredictions, Reliability, temperature
 
 MOST_LISTED = 50
 """Mistakes on a page."""
@@ -32,7 +26,7 @@ FEWEST_IMAGES = 5
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class LabelPredictions(Predictions):
+class LabelPredictions(CalibratedPredictions):
     """Predicted labels of every example of a split, of one head."""
 
     logits: np.ndarray
@@ -43,8 +37,6 @@ class LabelPredictions(Predictions):
     """Name of each label."""
     trained: np.ndarray
     """int `[labels]`, the number of training examples that have each."""
-    temperature: float | None = None
-    """Fitted to validation: probabilities are of the logits divided by it. None: not fitted."""
     thresholds: tuple[float, ...] | None = None
     """Chosen on validation: the probabilities from which on labels count as predicted. None: 0.5.
     """
@@ -68,7 +60,7 @@ class LabelPredictions(Predictions):
         The mean average precision (mAP) is over the labels that an example of the split has, and
         stands beside what a random order comes to; macro F1 also counts labels that are predicted.
         """
-        found, rows = np.flatnonzero(self.labels.any(axis=0)), self.by_label()
+        found, rows = np.flatnonzero(self.labels.any(axis=0)), self.by_label
         metrics: dict[str, float | int] = {
             "loss": self.loss,
             "mAP": float(np.mean([rows[at]["average precision"] for at in found])),
@@ -77,12 +69,13 @@ class LabelPredictions(Predictions):
             "micro F1": float(_f1(self.labels, self.predicted)),
             "F1 at 0.5": float(_f1(self.labels, self.logits > 0)),
             "exact match": float((self.labels == self.predicted).all(axis=1).mean()),
-            **calibration_metrics(*self._reliability()),
+            **self.calibration_metrics(),
         }
         if len(found) < len(self.class_names):
             metrics["absent labels count"] = len(self.class_names) - len(found)
         return {**metrics, "count": len(self)}
 
+    @functools.cached_property
     def by_label(self) -> list[dict[str, Any]]:
         """Figures of each label; `shown` tells whether it occurs among labels or predictions."""
         from sklearn.metrics import average_precision_score
@@ -120,10 +113,7 @@ class LabelPredictions(Predictions):
             f"{found['mAP']:.3f}, against {found['mAP by chance']:.3f} in a random order; "
             f"{exact.mean():.1%} of the images are given exactly their labels"
         )
-        if (ends := interval(exact, groups)) is not None:
-            over = "images" if groups is None else f"{len(np.unique(groups)):,} groups"
-            text += f" (95% interval {ends[0]:.1%} to {ends[1]:.1%}, over {over})"
-        return f"{text}."
+        return f"{text}{verbal(interval(exact, groups), '.1%', exact, groups)}."
 
     def page(self, folder: Path, suffix: str, shown: Shown | None) -> Iterator[str]:
         """Figures of each label, the one with the lowest F1 first; calibration; mistakes."""
@@ -138,12 +128,12 @@ class LabelPredictions(Predictions):
             f"validation is highest (0.5 if fewer than {FEWEST_IMAGES} validation images have it)."
         )
         yield self._table()
-        yield from calibration_page(folder, suffix, *self._reliability(), self.temperature)
+        yield from self.calibration_page(folder, suffix)
         if shown is not None:
             yield from self._mistakes(folder, suffix, shown)
 
     def _table(self) -> str:
-        rows = sorted((row for row in self.by_label() if row["shown"]), key=lambda row: row["F1"])
+        rows = sorted((row for row in self.by_label if row["shown"]), key=lambda row: row["F1"])
         columns = [name for name in rows[0] if name != "shown"]
         return markdown_table(columns, [[_cell(row[name]) for name in columns] for row in rows])
 
@@ -200,13 +190,9 @@ class LabelPredictions(Predictions):
         ]
         return {**({} if found is None else {"temperature": found}), "thresholds": thresholds}
 
-    def _reliability(self) -> tuple[Reliability, Reliability | None]:
-        """That of every label of every example; and without the temperature, if there is one."""
-        now = Reliability(self.probabilities.ravel(), self.labels.ravel() == 1)
-        if self.temperature is None:
-            return now, None
-        plain = dataclasses.replace(self, temperature=None)
-        return now, plain._reliability()[0]
+    def reliability(self) -> Reliability:
+        """That of every label of every example."""
+        return Reliability(self.probabilities.ravel(), self.labels.ravel() == 1)
 
 
 def best_threshold(probabilities: np.ndarray, true: np.ndarray) -> float:

@@ -128,8 +128,8 @@ class Drawing:
                 chosen += self._take(unit, content)
             else:
                 rest.append((unit, content))
-        drawn = {id(unit) for unit, _ in rest}
-        self.units = [each for each in self.units if id(each[0]) in drawn]
+        left = {id(unit) for unit, _ in rest}
+        self.units = [each for each in self.units if id(each[0]) in left]
         return np.sort(np.array(chosen, np.int64))
 
     def _take(self, unit: list[int], content: Sequence[tuple[int, int]]) -> list[int]:

@@ -270,12 +270,14 @@ def _content(examples: Examples, chosen: np.ndarray) -> str:
 
 def _single(examples: Examples, pool: np.ndarray, units: np.ndarray) -> list[str]:
     """The classes of the first head that have one unit in `pool`, such as an image and copies."""
-    labels, head = examples.strata, examples.first_head or ""
-    if head and examples.labels[head].ndim == 2:
-        alone = np.flatnonzero(examples.labels[head][pool].sum(axis=0, dtype=int) == 1).tolist()
-        return [examples.class_names[head][label] for label in alone]
-    different = Counter(label for label, _ in {(labels[i], units[i]) for i in pool})
-    alone = sorted(label for label, images in different.items() if label >= 0 and images == 1)
+    head = examples.first_head
+    if head is None:
+        return []
+    labels, rows = examples.labels[head][pool], np.arange(len(pool))
+    if labels.ndim == 2:
+        rows, labels = np.nonzero(labels)
+    different = Counter(label for label, _ in set(zip(labels.tolist(), units[pool][rows].tolist())))
+    alone = sorted(label for label, count in different.items() if label >= 0 and count == 1)
     return [examples.class_names[head][label] for label in alone]
 
 
