@@ -83,14 +83,38 @@ def test_split_folders_that_stand_twice_are_seen_through(tmp_path, train, test):
 @pytest.mark.parametrize("unlabelled", ["test/test", "test", "seg_pred/seg_pred", "unlabeled"])
 def test_images_of_a_split_without_labels_are_left_out_and_said(tmp_path, unlabelled):
     names = numbered("train/train/cat", "train/train/dog", "val/cat", "val/dog", unlabelled)
+    (tmp_path / "train" / "train" / "cow").mkdir(parents=True)
     plan = plan_folder(make_images(tmp_path, *names), "pets")
     assert {record.split for record in plan.records} == {"train", "validation"}
-    (reason,) = plan.left_out
+    reason, other = plan.left_out
     assert plan.left_out[reason] == {"count": 2, "first": numbered(unlabelled)}
+    assert plan.left_out[other] == {"count": 1, "first": ["cow"]}, "it is empty"
     text = understood(plan, "pets")
     assert "splits" in text and "train (train), val (validation)" in text
     assert "8 images: train 4, validation 4" in text and "label: 2 classes: cat 4, dog 4" in text
     assert f"left out: 2 images in no class folder, the first {unlabelled}/0.png" in text
+
+
+def test_a_lone_split_beside_images_without_labels(tmp_path):
+    found = records_of(make_images(tmp_path, *numbered("train/cat", "train/dog", "test1")))
+    assert {(split, label) for split, label, _ in found} == {("train", "cat"), ("train", "dog")}
+
+
+def test_links_that_lead_back_are_no_folders(tmp_path):
+    make_images(tmp_path, *numbered("pets/cat", "pets/dog", "more"))
+    pets = tmp_path / "pets"
+    (pets / "cat" / "above").symlink_to(tmp_path)
+    (pets / "cat" / "itself").symlink_to("itself")
+    (pets / "dog" / "more").symlink_to(tmp_path / "more")
+    (tmp_path / "more" / "back").symlink_to(pets / "dog")
+    more = numbered("dog/more")
+    assert [n for n in names_below(pets) if n.endswith("png")] == [*numbered("cat", "dog"), *more]
+
+
+def test_folders_inside_of_classes_are_said(tmp_path):
+    make_images(tmp_path, *numbered("2019/cat", "2019/dog", "2020/cat", "2020/dog", "2020/cow"))
+    layout = plan_folder(tmp_path, "pets").layout
+    assert layout == "a folder per class; folders in those (cat, cow, dog) do not count"
 
 
 def test_a_class_that_stands_twice_stays_that_class(tmp_path):
@@ -117,6 +141,9 @@ def test_classes_named_like_splits_stay_classes(tmp_path):
         (["a/x", "a/y", "b/x", "b/y", "pool"], "same folders in each of a, b, which look like"),
         (["trainA", "trainB", "testA", "testB"], "splits of single classes .testA, testB, trainA"),
         (["train_cat", "train_dog", "val_cat", "val_dog"], "has splits of single classes"),
+        (["cats_train/x", "cats_test/x", "dogs_train/x"], "has splits of single classes"),
+        (["train/cat", "train/dog", "train/cow", "holdout/cat"], "others beside them .holdout."),
+        (["train_data/cat", "train_data/dog", "test_data"], "without labels .test_data. beside"),
         (["train/cat", "train/dog", "test/cat", "extra/cat"], "others beside them .extra."),
         (["train_images/a", "train_images/b", "train_masks/a", "train_masks/b"], "which look like"),
     ],
@@ -133,6 +160,14 @@ def test_annotations_beside_images_are_no_class(tmp_path):
     (tmp_path / "annotations" / "xml" / "0.xml").touch()
     assert {label for _, label, _ in records_of(tmp_path)} == {"cat", "dog"}
     make_images(tmp_path, *numbered("train/cat", "train/dog", "test/cat"))
+
+
+def test_a_class_without_files_named_as_images_is_named(tmp_path):
+    make_images(tmp_path, *numbered("cat"))
+    (tmp_path / "dog").mkdir()
+    (tmp_path / "dog" / "0.npy").touch()
+    with pytest.raises(UserError, match=r"one class only, 'cat' .no file is named .* in dog.: it"):
+        plan_folder(tmp_path, "pets")
 
 
 JUNK = ["@eaDir", "cat/@eaDir/0.png", ".thumbnails", "__MACOSX/cat", "cat/.ipynb_checkpoints"]

@@ -190,18 +190,31 @@ def names_below(folder: Path) -> list[str]:
         if name and not name.endswith("/"):
             found.append(name)
             continue
-        with os.scandir(os.path.join(folder, name)) as scanned:
-            entries = [e for e in scanned if not e.name.startswith((".", "__MACOSX"))]
         # The last is taken first.
-        for entry in sorted(entries, key=lambda entry: entry.name, reverse=True):
-            if entry.name.lower() not in SYSTEM_NAMES:
-                pending.append(f"{name}{entry.name}{'/' * _is_folder(entry)}")
+        entries = sorted(_shown(folder / name), key=lambda entry: entry.name, reverse=True)
+        pending += [f"{name}{entry.name}{'/' * _is_folder(entry)}" for entry in entries]
     return found
 
 
+def folders_in(folder: Path) -> list[str]:
+    """The names of the folders right in `folder`, but hidden and a system's."""
+    return [entry.name for entry in _shown(folder) if _is_folder(entry)]
+
+
+def _shown(folder: Path) -> list[os.DirEntry[str]]:
+    """What is right in a folder and is not hidden or a system's."""
+    with os.scandir(folder) as scanned:
+        entries = [e for e in scanned if not e.name.startswith((".", "__MACOSX"))]
+    return [entry for entry in entries if entry.name.lower() not in SYSTEM_NAMES]
+
+
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    # A link may lead to itself, which only the function of os.path takes for no folder.
-    return os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()
+    """Return whether an entry is a folder; not a link to itself or back to where it is in."""
+    if not entry.is_symlink():
+        return entry.is_dir()
+    target = Path(os.path.realpath(entry))
+    above = {os.path.realpath(folder) for folder in Path(entry.path).parents}
+    return target.is_dir() and not any(Path(place).is_relative_to(target) for place in above)
 
 
 def _is_table(entry: os.DirEntry[str]) -> bool:

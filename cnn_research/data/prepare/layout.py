@@ -45,7 +45,7 @@ def split_folders(names: Iterable[str], shown: str) -> dict[str, str]:
     they are classes.
 
     Names such as `seg_train` count if each has folders that the one of training has, too. A folder
-    of images without labels, as `pred`, may be beside them.
+    of images without labels, as `pred` or `test1`, may be beside them.
     """
     inner: dict[str, set[str]] = {}  # "" for images that are in no further folder
     for name in names:
@@ -53,14 +53,15 @@ def split_folders(names: Iterable[str], shown: str) -> dict[str, str]:
         if rest:
             inner.setdefault(top, set()).add(rest[0] if len(rest) == 2 else "")
     exact = {top: SPLIT_FOLDERS[top.lower()] for top in inner if top.lower() in SPLIT_FOLDERS}
-    # A class may be called 'train', beside 'bus' and 'tram': alone it is not a split.
-    if "train" in exact.values() and (len(set(exact.values())) > 1 or len(inner) == 1):
+    # A class may be called 'train', beside 'bus' and 'tram': alone it is hardly a split.
+    several = len(set(exact.values())) > 1 or len(inner) == 1
+    if "train" in exact.values() and (several or _has_classes(next(iter(exact)), inner)):
         splits = exact
     elif not (splits := _by_word(inner)):
         _check_for_unknown_splits(inner, shown)
         return {}
     for other in sorted(inner.keys() - splits.keys()):
-        if inner[other] != {""} or not UNLABELLED & set(_words(other)):
+        if inner[other] != {""} or not _may_lack_labels(other):
             raise UserError(
                 f"{shown} has split folders ({', '.join(sorted(splits))}) and others beside them "
                 f"({printable(other)}): move the others elsewhere"
@@ -70,6 +71,21 @@ def split_folders(names: Iterable[str], shown: str) -> dict[str, str]:
 
 def _words(folder: str) -> list[str]:
     return re.findall("[a-z]+", folder.lower())
+
+
+def _may_lack_labels(folder: str) -> bool:
+    """Return whether a folder is named as one of images without labels, or as a split."""
+    return not (UNLABELLED | SPLIT_FOLDERS.keys()).isdisjoint(_words(folder))
+
+
+def _has_classes(train: str, inner: Mapping[str, set[str]]) -> bool:
+    """Return whether the folder `train` has several others in it, which those beside it have, too,
+    if they have any."""
+    others = [folders for top, folders in inner.items() if top != train]
+    classes = inner[train]
+    return len(classes - {""}) > 1 and all(
+        folders == {""} or not folders.isdisjoint(classes - {""}) for folders in others
+    )
 
 
 def _by_word(inner: Mapping[str, set[str]]) -> dict[str, str]:
@@ -86,14 +102,20 @@ def _by_word(inner: Mapping[str, set[str]]) -> dict[str, str]:
     return splits if clear else {}
 
 
+def _mentions(folder: str, split: str) -> bool:
+    """Return whether a folder's name begins with a split's, or has it as a word."""
+    return folder.lower().startswith(split) or split in _words(folder)
+
+
 def _check_for_unknown_splits(inner: Mapping[str, set[str]], shown: str) -> None:
     """An error where folders at the top all have the same folders in them, two or more."""
     below = {top: folders for top, folders in inner.items() if "" not in folders}
-    begin = {
-        next((split for name, split in SPLIT_FOLDERS.items() if top.lower().startswith(name)), "")
+    named = {
+        next((split for name, split in SPLIT_FOLDERS.items() if _mentions(top, name)), "")
         for top in inner
     }
-    if not below and len(begin) > 1 and "train" in begin and "" not in begin:
+    single = all(len(folders) == 1 for folders in below.values())
+    if single and len(named) > 1 and "train" in named and "" not in named:
         raise UserError(
             f"{shown} has splits of single classes ({printable(', '.join(sorted(inner)))}): put "
             "the classes into folders of splits, <split>/<class>/*"
@@ -103,7 +125,7 @@ def _check_for_unknown_splits(inner: Mapping[str, set[str]], shown: str) -> None
     first, *others = below.values()
     tops = printable(", ".join(sorted(below)))
     rest = sorted(inner.keys() - below.keys())
-    if rest and all(UNLABELLED & set(_words(top)) for top in rest):
+    if rest and all(map(_may_lack_labels, rest)):
         raise UserError(
             f"{shown} has images without labels ({printable(', '.join(rest))}) beside folders of "
             f"folders ({tops}): name the folder with the classes itself"

@@ -17,10 +17,17 @@ from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.ranges import PositiveInt
 from cnn_research.data.dataset import UNKNOWN_CLASS, Examples
 from cnn_research.data.images import ENDINGS, decode, is_named_as_image, printable, resized, turned
-from cnn_research.data.prepare.files import SPLIT_FOLDERS, Plan, Record, names_below, stem_of
+from cnn_research.data.prepare.files import (
+    SPLIT_FOLDERS,
+    Plan,
+    Record,
+    folders_in,
+    names_below,
+    stem_of,
+)
 from cnn_research.data.prepare.layout import seen_through, split_folders
 from cnn_research.data.prepare.splits import SPLITS
-from cnn_research.data.prepare.understood import left_out
+from cnn_research.data.prepare.understood import NAMED, left_out
 from cnn_research.data.sources.loading import ImageFiles, Origin, Share, from_scikit_learn
 
 
@@ -127,9 +134,11 @@ def plan_folder(root: Path, shown: str, class_of: Callable[[str], str] = printab
         found.append((name, split, class_of(folder)))
     images_kept = kept.keys() & images
     with_images = {of for name, _, of in found if name in images_kept}
-    without = {of for _, _, of in found} - with_images
+    homes = {name.removesuffix(_below(as_if, depth)) for name, as_if in kept.items()}
+    beside = {class_of(folder) for home in homes for folder in folders_in(root / home)}
+    without = sorted(beside - with_images)
     found = [item for item in found if item[2] in with_images]
-    classes = _classes({(split, of) for _, split, of in found}, shown)
+    classes = _classes({(split, of) for _, split, of in found}, shown, without)
     labels = {of: {"label": UNKNOWN_CLASS} for of in with_images}
     labels |= {of: {"label": at} for at, of in enumerate(classes)}
     return Plan(
@@ -138,12 +147,25 @@ def plan_folder(root: Path, shown: str, class_of: Callable[[str], str] = printab
             for name, split, of in found
         ],
         class_names={"label": classes},
-        layout=_layout(splits, {split for _, split, _ in found}),
+        layout=_layout(splits, {split for _, split, _ in found})
+        + _further({_below(as_if, depth) for as_if in kept.values()}),
         left_out=left_out(
             images_in_no_class_folder=sorted(map(printable, set(images) - images_kept)),
-            folders_without_images=sorted(without),
+            folders_without_images=without,
         ),
     )
+
+
+def _below(name: str, depth: int) -> str:
+    """A name as seen from the folder at that depth."""
+    return name.split("/", depth)[depth]
+
+
+def _further(names: Collection[str]) -> str:
+    """The folders inside of classes in words, if there are any; `names` begin with a class."""
+    inner = sorted({printable(name.split("/", 2)[1]) for name in names if name.count("/") > 1})
+    more = ", ..." * (len(inner) > NAMED)
+    return f"; folders in those ({', '.join(inner[:NAMED])}{more}) do not count" * bool(inner)
 
 
 def _no_folders(images: Sequence[str], shown: str) -> UserError:
@@ -180,15 +202,18 @@ def _unwrapped(root: Path) -> tuple[Path, list[str], list[str]]:
     return root, names, images
 
 
-def _classes(found: Collection[tuple[str, str]], shown: str) -> tuple[str, ...]:
-    """The classes of splits, which are given with a class of theirs each, sorted.
+def _classes(
+    found: Collection[tuple[str, str]], shown: str, without: Sequence[str]
+) -> tuple[str, ...]:
+    """The classes of splits, which are given with a class of theirs each, sorted; errors name the
+    folders `without` images.
 
     Raises `UserError` if there are not two to train on, or a split has none of those.
     """
     of = {split: {of for name, of in found if name == split} for split in SPLITS}
     if not of["train"]:
         raise UserError(f"{shown}: the split 'train' has no folder of images for each class")
-    train = class_names(of["train"], shown)
+    train = class_names(of["train"], shown, without)
     for split in ("validation", "test"):
         if of[split] and not of[split] & of["train"]:
             raise UserError(
@@ -219,12 +244,15 @@ def plan_photos(root: Path, shown: str) -> Plan:
     )
 
 
-def class_names(names: Iterable[str], shown: str) -> tuple[str, ...]:
-    """The different ones of `names`, sorted; an error that names `shown` if there is only one."""
+def class_names(names: Iterable[str], shown: str, without: Sequence[str] = ()) -> tuple[str, ...]:
+    """The different ones of `names`, sorted; an error that names `shown`, and folders `without`
+    images, if there is only one."""
     classes = tuple(sorted(set(names)))
     if len(classes) == 1:
+        others = ", ".join(without[:NAMED])
+        beside = f" (no file is named as an image in {others})" if without else ""
         raise UserError(
-            f"{shown} has one class only, '{classes[0]}': it needs a folder for each class"
+            f"{shown} has one class only, '{classes[0]}'{beside}: it needs a folder for each class"
         )
     return classes
 
