@@ -157,6 +157,12 @@ def test_columns_with_one_1_are_classes(tmp_path):
     dataset = load(path, "cat", "dog", columns="classes")
     assert dataset.class_names == {"label": ("cat", "dog")}
     assert dataset.splits["train"].labels["label"].ndim == 1
+    rare = [{**row, "bird": 0} for row in rows]
+    rare[0] = {"cat": 0, "dog": 0, "bird": 1}
+    path = write_table(tmp_path / "rare", rare)
+    common = load(path, "cat", "dog", "bird", columns="classes", min_examples=2)
+    assert common.class_names == {"label": ("cat", "dog")}
+    assert sum(map(len, common.splits.values())) == 19
     rows[3] |= {"cat": 1, "dog": 1}
     path = write_table(tmp_path / "u", rows)
     with pytest.raises(UserError, match=r"row 4 has a 1 in 2 columns of cat, dog, and 1 rows have"):

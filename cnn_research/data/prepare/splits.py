@@ -103,14 +103,14 @@ def _indices(
         if given[name].size:
             indices[name] = given[name]
             continue
-        if not counts.get(name, 0):
-            continue
-        if drawing is None:
-            indices[name] = _draw(examples, indices["train"], counts[name], seed)
-        elif fold and name == "test":
+        if drawing and fold and name == "test":
             indices[name] = drawing.deal(*fold)
-        else:
+        elif not counts.get(name, 0):
+            continue
+        elif drawing:
             indices[name] = drawing.draw(counts[name])
+        else:
+            indices[name] = _draw(examples, indices["train"], counts[name], seed)
         indices["train"] = np.setdiff1d(indices["train"], indices[name])
     return {name: indices[name] for name in SPLITS if name in indices}
 

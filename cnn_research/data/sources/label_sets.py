@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from cnn_research.core.errors import UserError
-from cnn_research.data.dataset import MISSING
 from cnn_research.data.images import printable
 
 if TYPE_CHECKING:
@@ -43,12 +42,12 @@ FEWEST_TOGETHER = 3
 
 
 Labels = tuple[dict[str, tuple[str, ...]], dict[str, Any], dict[str, Any]]
-"""The classes of one head, by its name; likewise the label of each row, int64 `[rows]`, or the
-indices of several, ascending, tuples in object `[rows]`; and JSON values for the provenance."""
+"""The labels of one head, by its name; likewise the indices of those of each row, ascending, tuples
+in object `[rows]`; and JSON values for the provenance."""
 
 
 def joint_labels(rows: DataFrame, splits: np.ndarray, shown: str, source: ImageTable) -> Labels:
-    """The labels of the columns of a source where these make up one head, else nothing.
+    """The labels of a source where a row may have several, else nothing.
 
     Raises:
         UserError: no label tells rows apart, or a cell is not what it has to be; names `shown`.
@@ -58,8 +57,6 @@ def joint_labels(rows: DataFrame, splits: np.ndarray, shown: str, source: ImageT
         return _in_cells(cells, splits, shown, source.separator, source.min_examples)
     if source.columns == "labels":
         return _in_columns(rows[list(source.label)], splits, shown, source.min_examples)
-    if source.columns == "classes":
-        return _classes_in_columns(rows[list(source.label)], splits, shown)
     return {}, {}, {}
 
 
@@ -150,8 +147,10 @@ def _in_columns(cells: DataFrame, splits: np.ndarray, shown: str, min_examples: 
     return _sets(HEAD, found, codes.ravel(), splits, where, min_examples, notes)
 
 
-def _classes_in_columns(cells: DataFrame, splits: np.ndarray, shown: str) -> Labels:
-    """The columns as classes; a row's is where its 1 is, `MISSING` where there is none."""
+def class_cells(cells: DataFrame, splits: np.ndarray, shown: str) -> Series:
+    """The class of each row, of columns that are classes: the name of the one with the 1, or ""."""
+    import pandas
+
     present = _present(cells, splits, shown)
     several = np.flatnonzero(present.sum(axis=1) > 1)
     if several.size:
@@ -160,9 +159,9 @@ def _classes_in_columns(cells: DataFrame, splits: np.ndarray, shown: str) -> Lab
             f"{', '.join(cells)}, and {len(several):,} rows have: one class each, or "
             "--data.columns=labels"
         )
-    names = tuple(printable(column) for column in cells)
-    labels = np.where(present.any(axis=1), present.argmax(axis=1), MISSING)
-    return {HEAD: names}, {HEAD: labels}, {}
+    names = np.array([*cells, ""], object)
+    where = np.where(present.any(axis=1), present.argmax(axis=1), len(names) - 1)
+    return pandas.Series(names[where], name=HEAD)
 
 
 def meaning_of(cells: DataFrame) -> Columns:

@@ -21,7 +21,7 @@ from cnn_research.data.images import ENDINGS, printable
 from cnn_research.data.prepare.files import SPLIT_FOLDERS, Plan, Record, check_groups
 from cnn_research.data.prepare.tables import FORM
 from cnn_research.data.prepare.understood import left_out
-from cnn_research.data.sources.label_sets import joint_labels
+from cnn_research.data.sources.label_sets import Labels, class_cells, joint_labels
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -147,11 +147,7 @@ def plan_rows(rows: DataFrame, shown: str, folder: Path, source: ImageTable) -> 
     splits[~named] = ""  # of a row without an image nothing counts
     if not (splits != "").any():
         raise UserError(f"{shown}: no row names an image: --data.image is '{source.image}'")
-    classes, labels, notes = joint_labels(rows, splits, shown, source)
-    for head in () if classes else source.label:
-        classes[head], labels[head] = _classes(rows[head], splits, shown, source.min_examples)
-    for head in source.number:
-        labels[head] = _numbers(rows[head], splits, shown)
+    classes, labels, notes = _labels(rows, splits, shown, source)
     labelled = np.zeros(len(rows), bool)
     for head, values in labels.items():
         labelled |= values != MISSING if head in classes else ~np.isnan(values)
@@ -263,6 +259,20 @@ def _meeting(rows: DataFrame, shown: str, conditions: Sequence[str], option: str
                 f"{option} '{text}': no row of {shown} meets it{beside}; the column has {values}"
             )
     return met
+
+
+def _labels(rows: DataFrame, splits: np.ndarray, shown: str, source: ImageTable) -> Labels:
+    """By head the classes, and the label of each row: a class, several, or a number; and notes."""
+    classes, labels, notes = joint_labels(rows, splits, shown, source)
+    columns = [] if classes else [rows[head] for head in source.label]
+    if source.columns == "classes":
+        columns = [class_cells(rows[list(source.label)], splits, shown)]
+    for cells in columns:
+        found = _classes(cells, splits, shown, source.min_examples)
+        classes[str(cells.name)], labels[str(cells.name)] = found
+    for head in source.number:
+        labels[head] = _numbers(rows[head], splits, shown)
+    return classes, labels, notes
 
 
 def _finite(text: str) -> float | None:
