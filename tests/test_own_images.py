@@ -211,6 +211,13 @@ def test_a_table_names_its_images_and_heads(tmp_path):
     assert fitted("image_table", path, "--data.label", "--data.number=price")[0].data.label == ()
     with pytest.raises(UserError, match="no column 'label'; its columns are id, kind"):
         fitted("image_table", path)
+    for name, word in (("image", "--data.label=kind"), ("kinds", "--data.number=price")):
+        table.write_text(table.read_text().replace("id,", f"{name},"))
+        assert fitted("image_table", path, word)[0].data.image == f"pictures/{{{name}}}.jpg"
+        table.write_text(table.read_text().replace(f"{name},", "id,"))
+    table.write_text("id price\n1 2\n")
+    with pytest.raises(UsageError, match="no column 'image', and none of id price names files"):
+        fitted("image_table", path)
 
 
 def test_an_archive_is_surveyed_once(tmp_path, monkeypatch):

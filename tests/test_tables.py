@@ -9,6 +9,7 @@ import json
 import shutil
 import struct
 import time
+import unicodedata
 import zipfile
 from pathlib import Path
 
@@ -258,6 +259,8 @@ def test_encodings_of_tables(tmp_path, encoding, end):
     assert pairs(write(tmp_path, text.encode(encoding)))[0] == ("images/0.png", "chat é")
     marked = "\ufeff" + text  # of the big-endian ones, which `encode` leaves out
     if "16-" in encoding:
+        text = "图\t" + text.replace("images", "\timages")
+        assert pairs(write(tmp_path, text.encode(encoding)))[0] == ("images/0.png", "chat é")
         assert pairs(write(tmp_path, marked.encode(encoding)))[2] == ("images/2.png", "chat é")
 
 
@@ -303,8 +306,14 @@ def test_the_separator_is_that_of_the_header_whatever_is_in_quotation_marks(tmp_
         ('image,label\n0.png,"cat\n1.png,"dog"\n2.png,cat\n', "cannot be read as a table"),
         ("image,label,note,label\n0.png,cat,x,sure\n", "has 2 columns 'label': rename"),
         ("image,label, label \n0.png,cat,x\n", "has 2 columns 'label': rename"),
-        ("image,label\n", "has no rows"),
+        ("image,label\n", r"pets.csv .separated by commas, .* has no rows"),
         ("", "has no rows"),
+        (
+            'image,label\n0.png,"a "big" cat"\n',
+            "at line 2 .*; one inside of a cell stands twice",
+        ),
+        ("# made in May\nimage,label\n0.png,cat\n", "2 cells .* header, not '# made in M"),
+        ("image,label\n0.png,ca\0t\n", "is no text .it has bytes of 0.: save the table as .csv"),
     ],
 )
 def test_tables_that_would_shift_or_hide_labels_are_refused(tmp_path, content, message):
@@ -315,6 +324,15 @@ def test_tables_that_would_shift_or_hide_labels_are_refused(tmp_path, content, m
 def test_columns_without_names_are_called_by_their_places(tmp_path):
     cells = read_table(write(tmp_path, ",image,label,\n0,a.png,cat,\n"), "pets")
     assert list(cells) == ["column 1", "image", "label", "column 4"]
+
+
+def test_long_cells_and_many_columns(tmp_path):
+    many = "".join(f",column {at}" for at in range(100))
+    cells = ",0" * 100
+    table = write(tmp_path, f"\ufeff\ufeffimage,label\u200b{many}\n0.png,{'x' * 200_000}{cells}\n")
+    assert len(pairs(table)[0][1]) == 200_000
+    with pytest.raises(UsageError, match=r"'kind'; .* image, label, .* 17, ... .102 in all.: name"):
+        plan_of(table, label=("kind",))
 
 
 def test_spreadsheets_are_read(tmp_path):
@@ -332,11 +350,25 @@ def test_spreadsheets_are_read(tmp_path):
     assert find_table(tmp_path, "pets") == book
     write(tmp_path, b"no spreadsheet", "~$pets.xlsx")
     assert find_table(tmp_path, "pets") == book
+    with pytest.raises(UserError, match=r"spreadsheet .File is not a zip file.: save it as"):
+        read_table(write(tmp_path, b"\xd0\xcf\x11\xe0 encrypted", "other.xlsx"), "other.xlsx")
     with pytest.raises(UserError, match=r"cannot be read as a spreadsheet .*: save it as"):
         read_table(write(tmp_path, b"PK no spreadsheet", "other.xlsx"), "other.xlsx")
     with pytest.raises(UserError, match=r"pets has 2 tables .*: other.xlsx, pets.xlsx: it needs"):
         find_table(tmp_path, "pets")
     assert find_table(write(tmp_path, TEXT).parent, "pets").name == "pets.csv"
+
+
+def test_cells_of_errors_are_empty_and_an_empty_first_sheet_is_named(tmp_path):
+    book = tmp_path / "pets.xlsx"
+    rows = {"image": [image for image, _ in ROWS], "label": ["cat", "#N/A", "#REF!"]}
+    pandas.DataFrame(rows).to_excel(book, index=False)
+    assert list(read_table(book, "pets")["label"]) == ["cat", "", ""]
+    with pandas.ExcelWriter(book) as writer:
+        pandas.DataFrame().to_excel(writer, sheet_name="notes", index=False)
+        pandas.DataFrame(rows).to_excel(writer, sheet_name="pets", index=False)
+    with pytest.raises(UserError, match=r"pets .sheet 'notes', the first of 2. has no rows"):
+        read_table(book, "pets")
 
 
 def plan_of(table: Path, **fields):
@@ -356,7 +388,7 @@ def test_what_was_understood_of_a_table(tmp_path):
     plan = plan_of(table, number=("price",), rows=("price!=99",))
     assert understood(plan, "pets.csv").split("\n  ") == [
         "pets.csv: 4 rows, separated by semicolons, read as utf-8, with the columns image, label, "
-        "Split, price; images are named by image",
+        "Split, price; images are named by image, splits by Split",
         "2 images: train 1, test 1",
         "label: 2 classes: cat 1, dog 1",
         "price: numbers from 7 to 9",
@@ -373,6 +405,27 @@ def test_what_was_understood_of_a_table(tmp_path):
         )
     ]
     assert found == ["test", "train", "validation"]
+
+
+def test_a_column_that_has_nothing_but_splits_says_them(tmp_path):
+    text = "image,label,usage,place\na,x,train,test\nb,y,train,test\nc,x,Valid,test\nd,x,,test\n"
+    plan = plan_of(write(tmp_path, text))
+    assert [record.split for record in plan.records] == ["train", "train", "validation", "train"]
+    assert plan.layout.endswith("splits by usage")
+    plan = plan_of(write(tmp_path, text), label=("usage",))
+    assert {record.split for record in plan.records} == {"train"}
+    with pytest.raises(UserError, match="row 3: Split is 'PrivateTest'; it must be train, valid"):
+        plan_of(write(tmp_path, "image,label,Split\na,x,Training\nb,y,\nc,x,PrivateTest\n"))
+    with pytest.raises(UserError, match="no image is of the split 'train'"):
+        survey(ImageTable(str(write(tmp_path, "image,label,split\na,x,test\nb,y,test\n"))))
+
+
+def test_accents_may_be_written_otherwise_than_the_file_s_name(tmp_path):
+    composed, decomposed = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
+    make_images(tmp_path, f"{composed}/0.png", f"{decomposed}1.png")
+    names = [f"{decomposed}/0.png", f"{composed}1.png"]
+    records = plan_of(write(tmp_path, f"image,label\n{names[0]},x\n{names[1]},y\n")).records
+    assert all(Path(record.path).is_file() for record in records)
 
 
 def test_rows_without_an_image_count_for_nothing(tmp_path):
@@ -445,6 +498,8 @@ def test_numbers_that_32_bits_would_round_away_are_refused(tmp_path):
         plan_of(numbers_table(tmp_path, seconds), **fields)
     plan = plan_of(numbers_table(tmp_path, [str(60 * at) for at in range(40)]), **fields)
     assert [record.labels["t"] for record in plan.records] == [60 * at for at in range(40)]
+    with pytest.raises(UserError, match="'t' has no number but 7: there is nothing to"):
+        plan_of(numbers_table(tmp_path, ["7", "7.0", ""]), **fields)
     years = plan_of(numbers_table(tmp_path, ["0.1", "1e9", "-3"]), **fields)
     assert len(years.records) == 3
     with pytest.raises(UserError, match="row 2: t is '1,5', which is not a finite number"):

@@ -18,7 +18,7 @@ from cnn_research.core.experiment import Choices, Suggestion
 from cnn_research.core.ranges import check_ranges
 from cnn_research.data.images import printable
 from cnn_research.data.prepare.files import existing, opened
-from cnn_research.data.prepare.tables import find_table, read_table
+from cnn_research.data.prepare.tables import columns_of, find_table, read_table
 from cnn_research.data.sources.label_sets import meaning_of, separator_of
 from cnn_research.data.sources.rows import image_column
 from cnn_research.data.sources.survey import Survey, survey
@@ -108,14 +108,17 @@ def _choose_columns(choices: Choices, data: ImageTable) -> None:
         rows = read_table(table, shown)
         if data.number and data.label == ("label",) and "label" not in rows:
             choices.choose("data.label", (), "numbers are asked for, and no classes")
-        if data.image == "image" and "image" not in rows:
-            column = image_column(rows, table.parent)
-            if column is None:
+        if data.image == "image":
+            there = "image" in rows
+            column = image_column(rows[["image"]] if there else rows, table.parent)
+            if column is None and not there:
                 raise UsageError(
-                    f"{shown} has no column 'image', and no column names files beside it: say "
-                    "which, as --data.image=COLUMN or --data.image='images/{COLUMN}.jpg'"
+                    f"{shown} has no column 'image', and none of {columns_of(rows)} names files "
+                    "beside it: say which, as --data.image=COLUMN or "
+                    "--data.image='images/{COLUMN}.jpg'"
                 )
-            choices.choose("data.image", column, "names files that are there")
+            if column not in (None, "image"):
+                choices.choose("data.image", column, "names files that are there")
         _choose_labels(choices, rows)
 
 

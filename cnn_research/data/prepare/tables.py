@@ -28,6 +28,12 @@ CHUNK = 50_000
 """Rows that are in memory as Python's lists, which take ten times as much."""
 SHOWN = 60
 """Letters that are shown of a row."""
+SHOWN_COLUMNS = 20
+"""Columns that are named."""
+LONGEST = 1 << 30
+"""Letters that a cell may have."""
+INVISIBLE = "\ufeff\u200b"
+"""Marks that programs leave at the ends of a header."""
 
 ZIPPED = b"PK\x03\x04"
 """The first bytes of a spreadsheet, whatever its name is."""
@@ -79,8 +85,15 @@ def _read(table: Path, shown: str, state: tuple[int, int]) -> DataFrame:
         is_sheet = file.read(len(ZIPPED)) == ZIPPED or table.suffix.lower() in SPREADSHEETS
     cells = _of_sheet(table, shown) if is_sheet else _of_text(table, shown)
     if cells.empty:
-        raise UserError(f"{shown} has no rows: it needs a header and one row per image")
+        form = cells.attrs[FORM]
+        raise UserError(f"{shown} ({form}) has no rows: it needs a header and one row per image")
     return cells
+
+
+def columns_of(cells: DataFrame) -> str:
+    """The names of a table's first columns, and how many there are if those are not all."""
+    more = f", ... ({len(cells.columns):,} in all)" * (len(cells.columns) > SHOWN_COLUMNS)
+    return ", ".join(map(printable, cells.columns[:SHOWN_COLUMNS])) + more
 
 
 def _of_sheet(table: Path, shown: str) -> DataFrame:
@@ -88,7 +101,7 @@ def _of_sheet(table: Path, shown: str) -> DataFrame:
     import pandas
 
     try:
-        with pandas.ExcelFile(table) as book:
+        with pandas.ExcelFile(table, engine="openpyxl") as book:
             sheets = [str(name) for name in book.sheet_names]
             cells = pandas.read_excel(book, sheets[0], header=None, dtype=str, na_filter=False)
     except Exception as error:  # openpyxl raises a dozen different ones
@@ -97,8 +110,10 @@ def _of_sheet(table: Path, shown: str) -> DataFrame:
         ) from error
     form = f"sheet '{printable(sheets[0])}'" + f", the first of {len(sheets)}" * (len(sheets) > 1)
     if cells.empty:
+        cells.attrs[FORM] = form
         return cells
-    cells = cells.apply(lambda column: column.str.strip())
+    # What a sheet shows as an error, such as #N/A, is not there.
+    cells = cells.fillna("").apply(lambda column: column.str.strip())
     cells = cells[(cells != "").any(axis=1)]  # sheets have empty rows at their end
     cells.columns = _columns(cells.iloc[0], shown)
     cells = cells.iloc[1:].reset_index(drop=True)
@@ -113,6 +128,9 @@ def _of_text(table: Path, shown: str) -> DataFrame:
 
     content = table.read_bytes()
     encoding = _encoding(content)
+    if b"\0" in content and encoding in ("utf-8", "utf-8-sig", WESTERN):
+        raise UserError(f"{shown} is no text (it has bytes of 0): save the table as .csv again")
+    csv.field_size_limit(LONGEST)
     text = io.TextIOWrapper(io.BytesIO(content), encoding, "backslashreplace", newline="")
     first = next((line for line in text if line.strip()), "")
     if named := re.fullmatch(r'"?sep=(.)"?\s*', first, re.IGNORECASE):
@@ -133,7 +151,7 @@ def _of_text(table: Path, shown: str) -> DataFrame:
     except csv.Error as error:
         raise UserError(
             f"{shown} cannot be read as a table at line {reader.line_num} ({error}): look there "
-            "and above for a quotation mark that is not closed"
+            "and above for a quotation mark that is not closed; one inside of a cell stands twice"
         ) from error
     cells = pandas.concat(chunks, ignore_index=True) if chunks else pandas.DataFrame()
     words = SEPARATORS.get(separator, f"'{separator}'")
@@ -147,8 +165,10 @@ def _encoding(content: bytes) -> str:
     for mark, encoding in MARKS.items():
         if content.startswith(mark):
             return encoding
-    if b"\0" in content[:2]:
-        return "utf-16-be" if content[:1] == b"\0" else "utf-16-le"
+    first = content[:1000]
+    zeros = [first[at::2].count(0) for at in (0, 1)]
+    if max(zeros) > len(first) / 8 and max(zeros) > 4 * min(zeros):  # each second one
+        return "utf-16-be" if zeros[0] > zeros[1] else "utf-16-le"
     try:
         content.decode("utf-8")
     except UnicodeDecodeError:
@@ -158,7 +178,8 @@ def _encoding(content: bytes) -> str:
 
 def _columns(header: Sequence[str], shown: str) -> list[str]:
     """The names of columns; one without a name is called by its place."""
-    names = [name.strip() or f"column {at}" for at, name in enumerate(header, 1)]
+    stripped = (name.strip(INVISIBLE).strip() for name in header)
+    names = [name or f"column {at}" for at, name in enumerate(stripped, 1)]
     for name, count in Counter(names).items():
         if count > 1:
             raise UserError(f"{shown} has {count} columns '{printable(name)}': rename all but one")
@@ -177,10 +198,12 @@ def _chunks(
     for number, row in enumerate(filter(_is_filled, rows), 1):
         if len(row) != len(columns):
             few = printable(" | ".join(row))
+            advice = "put quotation marks around cells with separators in them, and leave none out"
+            if len(columns) == 1:
+                advice = f"the first line must be the header, not '{printable(columns[0])[:SHOWN]}'"
             raise UserError(
                 f"{shown}, row {number} has {len(row)} cells and the header {len(columns)} "
-                f"({few[:SHOWN]}{'...' * (len(few) > SHOWN)}): put quotation marks around a cell "
-                "that has a separator in it, and leave no cell out"
+                f"({few[:SHOWN]}{'...' * (len(few) > SHOWN)}): {advice}"
             )
         chunk.append(row)
         if len(chunk) == CHUNK:

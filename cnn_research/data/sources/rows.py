@@ -9,6 +9,7 @@ import math
 import operator
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from cnn_research.core.errors import UsageError, UserError
 from cnn_research.data.dataset import MISSING, UNKNOWN_CLASS
 from cnn_research.data.images import ENDINGS, printable
 from cnn_research.data.prepare.files import SPLIT_FOLDERS, Plan, Record, check_groups
-from cnn_research.data.prepare.tables import FORM
+from cnn_research.data.prepare.tables import FORM, columns_of
 from cnn_research.data.prepare.understood import left_out
 from cnn_research.data.sources.label_sets import Labels, class_cells, joint_labels
 
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 MAX_NUMBER = float(np.finfo(np.float32).max)
 """The largest number that a label can be."""
+
+FIRST = 20
+"""Rows by which a column is known."""
 
 EXACT = 1e-4
 """Numbers are refused that are rounded by more than this share of their standard deviation."""
@@ -86,7 +90,7 @@ def image_column(rows: DataFrame, folder: Path) -> str | None:
     best, most = None, 0.5
     folders = ["", *(f"{path.name}/" for path in sorted(folder.iterdir()) if path.is_dir())]
     for column in rows:
-        cells = [cell for cell in rows[column][:20] if cell]
+        cells = [cell for cell in rows[column][:FIRST] if cell]
         for before, ending in itertools.product(folders, ("", *ENDINGS)):
             share = _share_of_files([_path(folder, f"{before}{cell}{ending}") for cell in cells])
             if share > most:
@@ -115,12 +119,14 @@ def _is_file(path: str) -> bool:
 
 
 def _path(folder: str | Path, name: str) -> str:
-    """The path of an image as a table names it; a backslash separates folders, as on Windows,
-    unless there is a file that has it in its name."""
+    """The path of an image as a table names it, unless there is no such file: then a backslash
+    separates folders, as on Windows, and letters have their accents as the file has them."""
     path = os.path.join(folder, name)
-    if "\\" in name and not _is_file(path):
-        return os.path.join(folder, name.replace("\\", "/"))
-    return path
+    if ("\\" not in name and name.isascii()) or _is_file(path):
+        return path
+    path = os.path.join(folder, name.replace("\\", "/"))
+    forms = [path, unicodedata.normalize("NFC", path), unicodedata.normalize("NFD", path)]
+    return next(filter(_is_file, forms), path)
 
 
 def plan_rows(rows: DataFrame, shown: str, folder: Path, source: ImageTable) -> Plan:
@@ -142,7 +148,7 @@ def plan_rows(rows: DataFrame, shown: str, folder: Path, source: ImageTable) -> 
         raise UsageError(f"column '{both[0]}' is in --data.label and in --data.number: choose one")
     names = _image_names(rows, shown, source.image)
     check_columns(rows, shown, [*source.label, *source.number])
-    splits, named = _splits(rows, shown, source), (names != "").to_numpy()
+    (splits, by), named = _splits(rows, shown, source), (names != "").to_numpy()
     asked = splits != ""
     splits[~named] = ""  # of a row without an image nothing counts
     if not (splits != "").any():
@@ -165,21 +171,25 @@ def plan_rows(rows: DataFrame, shown: str, folder: Path, source: ImageTable) -> 
             strict=True,
         )
     ]
-    form = rows.attrs.get(FORM, "")
     return Plan(
         records,
         classes,
         notes,
         numbers=tuple(source.number),
-        layout=(
-            f"{len(rows):,} rows, {form}, with the columns {', '.join(rows)}; images are named by "
-            f"{source.image}"
-        ),
+        layout=_layout(rows, source.image, by),
         left_out=left_out(
             rows_without_any_label=_numbered(asked & named & ~labelled),
             rows_that_name_no_image=_numbered(asked & ~named),
             rows_not_asked_for=_numbered(~asked),
         ),
+    )
+
+
+def _layout(rows: DataFrame, image: str, splits: str) -> str:
+    """A table in words; its columns `image` and `splits` name images and splits, if any."""
+    return (
+        f"{len(rows):,} rows, {rows.attrs.get(FORM, '')}, with the columns {columns_of(rows)}; "
+        f"images are named by {image}" + f", splits by {splits}" * bool(splits)
     )
 
 
@@ -192,7 +202,9 @@ def check_columns(rows: DataFrame, shown: str, columns: Sequence[str]) -> None:
     """Raise `UsageError` for a column that a table lacks."""
     for column in columns:
         if column not in rows:
-            raise UsageError(f"{shown} has no column '{column}'; its columns are {', '.join(rows)}")
+            raise UsageError(
+                f"{shown} has no column '{column}'; its columns are {columns_of(rows)}: name one"
+            )
 
 
 def _groups(rows: DataFrame, chosen: np.ndarray, shown: str, column: str) -> list[str]:
@@ -220,13 +232,21 @@ def _image_names(rows: DataFrame, shown: str, image: str) -> Series:
     return names.where((rows[columns] != "").all(axis=1), "")
 
 
-def _splits(rows: DataFrame, shown: str, source: ImageTable) -> np.ndarray:
-    """The split of each row, text `[rows]`; "" for one that `source` does not select."""
+def _splits(rows: DataFrame, shown: str, source: ImageTable) -> tuple[np.ndarray, str]:
+    """The split of each row, text `[rows]`, "" for one that `source` does not select; and the
+    column that says so, if any: one called `split`, or one that has nothing but several splits."""
     selected = _meeting(rows, shown, source.rows, "--data.rows")
-    found = np.full(len(rows), "train", object)
-    for column in sorted((c for c in rows if c.lower() == "split"), reverse=True):
-        given = rows[column].str.lower().map({"": "train", **SPLIT_FOLDERS})
-        if column != "split" and given.isna().any():
+    found, by = np.full(len(rows), "train", object), ""
+    called = sorted((c for c in rows if c.lower() == "split"), reverse=True)
+    taken = {*called, *source.label, *source.number, source.group}
+    known = {"": "train", **SPLIT_FOLDERS}
+    others = [c for c in rows if c not in taken and {*rows[c][:FIRST].str.lower()} <= {*known}]
+    for column in (*called, *others):
+        cells = rows[column].str.lower()
+        given = cells.map(known)
+        if column in others and (given.isna().any() or not {"train"} < {*given}):
+            continue
+        if column != "split" and not cells.isin(SPLIT_FOLDERS).any():
             continue  # it is of something else
         if given.isna().any():
             at = int(given.isna().argmax())
@@ -234,12 +254,12 @@ def _splits(rows: DataFrame, shown: str, source: ImageTable) -> np.ndarray:
                 f"{shown}, row {at + 1}: {column} is '{printable(rows[column][at])}'; it must be "
                 "train, validation, test or target"
             )
-        found = given.to_numpy(object)
+        found, by = given.to_numpy(object), column
         break
     splits = np.where(selected, found, "")
     if source.target:
         splits[_meeting(rows, shown, source.target, "--data.target")] = "target"
-    return splits
+    return splits, by
 
 
 def _meeting(rows: DataFrame, shown: str, conditions: Sequence[str], option: str) -> np.ndarray:
@@ -316,8 +336,13 @@ def _numbers(cells: Series, splits: np.ndarray, shown: str) -> np.ndarray:
     known = numbers[~np.isnan(numbers)]
     if not known.size:
         raise UserError(f"{shown}: column '{cells.name}' is empty: it needs numbers")
+    if not np.ptp(known):
+        raise UserError(
+            f"{shown}: the column '{cells.name}' has no number but {known[0]:.10g}: there is "
+            "nothing to learn"
+        )
     lost = np.abs(known - known.astype(np.float32)).max()
-    if np.ptp(known) and lost > EXACT * known.std():
+    if lost > EXACT * known.std():
         raise UserError(
             f"{shown}: the numbers of '{cells.name}' are close together and far from 0, and 32 "
             f"bits would round them by up to {lost:.3g}: subtract "

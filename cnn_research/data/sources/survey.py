@@ -110,6 +110,8 @@ def _survey(source: ImageFiles, root: Path, shown: str) -> Survey:
     text = understood(plan, shown)
     say(text)
     train = [record for record in plan.records if record.split == "train"]
+    if not train:
+        raise UserError(f"{shown}: no image is of the split 'train': there is nothing to learn")
     files = [record.path for record in train]
     sizes = _sizes(_spread(files, SAMPLE))
     if not sizes:
