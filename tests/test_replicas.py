@@ -23,6 +23,7 @@ from cnn_research.train.optimizers import Optimizer
 from cnn_research.train.step_metrics import StepMetrics
 from cnn_research.train.trained import TrainedModel
 from cnn_research.train.transfer import Transfer
+from cnn_research.workflows.replicas import means
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -147,3 +148,9 @@ def test_what_cannot_be_replicated_is_refused(one_by_one, tmp_path):
         run(SEVERAL, tmp_path, replicas=0)
     with pytest.raises(UsageError, match="holds a run of its own"):
         run(SEVERAL, one_by_one / "seed-3", replicas=2)
+
+
+def test_means_are_of_the_figures_that_all_have():
+    folds = [{"test": {"accuracy": 0.5, "unseen": 3, "kind": {"ECE": 0.1}}, "validation": {"x": 1}}]
+    folds.append({"test": {"accuracy": 1.0, "kind": {"ECE": 0.3, "loss": 1.0}}})
+    assert means(folds) == {"test": {"accuracy": 0.75, "kind": {"ECE": 0.2}}}

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import statistics
 from pathlib import Path
-
-import jax
 
 from cnn_research.core import run_folder as folders
 from cnn_research.core.distributed import is_first_process
@@ -17,7 +14,7 @@ from cnn_research.train import dry_run as estimates
 from cnn_research.train import loop
 from cnn_research.train.config import Training
 from cnn_research.train.session import SeedRun
-from cnn_research.workflows.replicas import summarise
+from cnn_research.workflows.replicas import means, summarise
 
 
 def dry_run(experiment: Training, workdir: Path, count: int) -> Result:
@@ -30,7 +27,7 @@ def dry_run(experiment: Training, workdir: Path, count: int) -> Result:
 def train(experiment: Training, workdir: Path, count: int, *, profile: bool = False) -> Result:
     """Train once for each fold, in WORKDIR/fold-K; a fold that is complete is not trained again.
 
-    The result has the mean over folds of each figure.
+    The result has the mean over folds of each figure that all have.
 
     Raises:
         UsageError: the data are not dealt into folds, or a folder holds another run.
@@ -44,8 +41,7 @@ def train(experiment: Training, workdir: Path, count: int, *, profile: bool = Fa
         if is_first_process():
             summarise(runs, workdir, "folds")
             _rank_labels([run.workdir for run in runs], workdir / f"{RANKING}.csv")
-    means = jax.tree.map(lambda *values: statistics.fmean(values), *(r.metrics for r in found))
-    return Result(workdir, found[0].step, means)
+    return Result(workdir, found[0].step, means([result.metrics for result in found]))
 
 
 def _rank_labels(runs: list[Path], file: Path) -> None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import jax
+from typing import Any
 
 from cnn_research.core import run_folder as folders
 from cnn_research.core.distributed import is_first_process
@@ -66,8 +66,17 @@ def train(experiment: Training, workdir: Path, count: int, *, profile: bool = Fa
         ]
         if is_first_process():
             summarise(runs, workdir, "seeds")
-    means = jax.tree.map(lambda *values: statistics.fmean(values), *(r.metrics for r in found))
-    return Result(workdir, found[0].step, means)
+    return Result(workdir, found[0].step, means([result.metrics for result in found]))
+
+
+def means(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The mean of each figure that all have; of splits and heads, the means of theirs."""
+    found: dict[str, Any] = {}
+    for name, first in metrics[0].items():
+        if all(name in each for each in metrics):
+            values = [each[name] for each in metrics]
+            found[name] = means(values) if isinstance(first, Mapping) else statistics.fmean(values)
+    return found
 
 
 def in_turn(experiment: Training) -> bool:

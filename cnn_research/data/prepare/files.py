@@ -236,9 +236,7 @@ def folders_state(path: Path) -> tuple[tuple[str, int], ...]:
         if os.path.isdir(each):
             with os.scandir(each) as entries:
                 shown = [entry for entry in entries if not entry.name.startswith(".")]
-            pending += [
-                e.path for e in shown if _is_folder(e) or (is_table(e.name) and e.is_file())
-            ]
+            pending += [entry.path for entry in shown if _is_folder(entry) or _is_table(entry)]
     return tuple(sorted(found))
 
 
