@@ -16,7 +16,7 @@ from cnn_research.core.progress import Tally
 from cnn_research.data.dataset import Examples
 from cnn_research.data.images import BadImage
 from cnn_research.data.prepare.files import Plan, Record
-from cnn_research.data.prepare.understood import labels_of, nothing_left
+from cnn_research.data.prepare.understood import label_array, labels_of, nothing_left
 
 CHUNK = 256
 DARK = 64
@@ -57,7 +57,9 @@ def decode_plan(
     examples = Examples(
         images=np.memmap(file.name, np.uint8, "r", shape=(len(usable), *shape)),
         labels={
-            head: _labels([record.labels[head] for record in usable], plan.class_names.get(head))
+            head: label_array(
+                [record.labels[head] for record in usable], plan.class_names.get(head)
+            )
             for head in (*plan.class_names, *plan.numbers)
         },
         class_names=plan.class_names,
@@ -70,18 +72,6 @@ def decode_plan(
     home = {"folder": folders.pop()} if len(folders) == 1 else {}
     facts = {"skipped": [error for _, error in bad], "left_out": plan.left_out, **plan.notes}
     return examples, {**facts, **home, **_dark(brightest)}
-
-
-def _labels(values: Sequence[Any], names: tuple[str, ...] | None) -> np.ndarray:
-    """The labels of one head as in `Split`; without class names they are numbers."""
-    if names is None:
-        return np.array(values, np.float32)
-    if not isinstance(values[0], tuple):
-        return np.array(values, np.int32)
-    sets = np.zeros((len(values), len(names)), np.int8)
-    for row, found in zip(sets, values, strict=True):
-        row[list(found)] = 1
-    return sets
 
 
 def _decoded(

@@ -25,10 +25,7 @@ COLUMNS = (
 
 def likenesses(examples: Examples) -> Likenesses:
     """The near duplicates among the different images of a data set."""
-    first: dict[bytes, int] = {}
-    for index, digest in enumerate(examples.digests):
-        first.setdefault(digest, index)
-    return near_duplicates(examples.images, np.array(list(first.values()), np.int64))
+    return near_duplicates(examples.images, np.unique(_first_copies(examples)))
 
 
 def near_duplicates_report(
@@ -42,8 +39,9 @@ def near_duplicates_report(
     split_of = np.full(len(examples.images), "", object)
     for split, chosen in indices.items():
         split_of[chosen] = split
-    copies = _copies(examples)
-    pairs = np.concatenate([copies, alike.pairs])
+    firsts = _first_copies(examples)
+    copies = np.flatnonzero(firsts != np.arange(len(firsts)))
+    pairs = np.concatenate([np.stack([firsts[copies], copies], axis=1), alike.pairs])
     mirrored = np.concatenate([np.zeros(len(copies), bool), alike.mirrored])
     differences = np.concatenate([np.zeros(len(copies)), alike.differences])
     splits = split_of[pairs]
@@ -70,12 +68,11 @@ def near_duplicates_report(
     }
 
 
-def _copies(examples: Examples) -> np.ndarray:
-    """Every further copy of an image's pixels beside the first one, int64 `[copies, 2]`."""
+def _first_copies(examples: Examples) -> np.ndarray:
+    """The first example with the pixels of each, int64 `[examples]`."""
     first: dict[bytes, int] = {}
     firsts = [first.setdefault(digest, at) for at, digest in enumerate(examples.digests)]
-    pairs = np.stack([firsts, np.arange(len(firsts))], axis=1)
-    return pairs[pairs[:, 0] != pairs[:, 1]]
+    return np.array(firsts, np.int64)
 
 
 def _labels_differ(examples: Examples, pairs: np.ndarray) -> np.ndarray:

@@ -39,6 +39,18 @@ def labels_of(record: Record, head: str) -> tuple[Any, ...]:
     return label if isinstance(label, tuple) else (label,)
 
 
+def label_array(values: Sequence[Any], names: Sequence[str] | None) -> np.ndarray:
+    """The labels of one head as in `Split`, of records; without class names they are numbers."""
+    if names is None:
+        return np.array(values, np.float32)
+    if not isinstance(values[0], tuple):
+        return np.array(values, np.int32)
+    sets = np.zeros((len(values), len(names)), np.int8)
+    for row, found in zip(sets, values, strict=True):
+        row[list(found)] = 1
+    return sets
+
+
 def understood(plan: Plan, shown: str) -> str:
     """The layout of what is `shown`, its splits, classes and numbers, and what is left out."""
     splits = Counter(record.split for record in plan.records)

@@ -21,7 +21,13 @@ from cnn_research.core.errors import UserError
 from cnn_research.data.images import BadImage, open_image, printable, resized
 from cnn_research.data.prepare import cache
 from cnn_research.data.prepare.files import Plan, Record, existing, folders_state, is_table, opened
-from cnn_research.data.prepare.understood import labels_of, nothing_left, say, understood
+from cnn_research.data.prepare.understood import (
+    label_array,
+    labels_of,
+    nothing_left,
+    say,
+    understood,
+)
 from cnn_research.data.sources.loading import UNPLANNED, ImageFiles
 
 SAMPLE, DECODED = 200, 16
@@ -140,7 +146,7 @@ def _survey(source: ImageFiles, root: Path, shown: str) -> Survey:
         without_labels=sum(() in record.labels.values() for record in train),
         seconds=_seconds(_spread(files, DECODED), source.pixels),
         understood=text,
-        mirrored=_mirrored(compared, bool(plan.class_names), source.pixels),
+        mirrored=_mirrored(compared, plan.class_names, source.pixels),
     )
 
 
@@ -213,18 +219,22 @@ def _seconds(files: Sequence[str], pixels: Callable[[Path], np.ndarray]) -> floa
 
 
 def _mirrored(
-    records: Sequence[Record], classes: bool, pixels: Callable[[Path], np.ndarray]
+    records: Sequence[Record],
+    class_names: Mapping[str, Sequence[str]],
+    pixels: Callable[[Path], np.ndarray],
 ) -> tuple[int, int]:
     """How many images have mirror images that are known less well, and better, than they are.
 
     Known means by the most similar one of others: that has the image's class or labels, or a near
-    number. A
-    third of the images is asked for, the rest are the others. Were mirror images as likely as
-    images, then both numbers would be equal but for chance, whatever the images show.
+    number. A third of the images is asked for, the rest are the others. Were mirror images as
+    likely as images, then both numbers would be equal but for chance, whatever the images show.
     """
+    names = next(iter(class_names.values()), None)
     labels, images = [], []
     found = [(next(iter(record.labels.values()), math.nan), record.path) for record in records]
-    for label, path in sorted(item for item in found if _is_known(item[0], classes)):
+    least = -math.inf if names is None else 0
+    known = [item for item in found if isinstance(item[0], tuple) or item[0] >= least]
+    for label, path in sorted(known):
         with contextlib.suppress(BadImage), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, on odd but readable files
             images.append(resized(pixels(Path(path)), THUMBNAIL))
@@ -233,30 +243,17 @@ def _mirrored(
     asked = np.arange(len(labels)) % 6 >= 4
     if not asked.any():
         return 0, 0
-    thumbnails, truth = np.stack(images), _as_rows(labels)
+    thumbnails = np.stack(images)
+    truth = label_array(labels, names).reshape(len(labels), -1)
     others = _directions(thumbnails[~asked])
 
     def errors(views: np.ndarray) -> np.ndarray:
         nearest = np.argmax(_directions(views) @ others.T, axis=1)
         wrong = np.abs(truth[~asked][nearest] - truth[asked])
-        return (np.minimum(wrong, 1) if classes else wrong).sum(axis=1)
+        return (wrong if names is None else np.minimum(wrong, 1)).sum(axis=1)
 
     image, mirror = errors(thumbnails[asked]), errors(thumbnails[asked][:, :, ::-1])
     return int((mirror > image).sum()), int((mirror < image).sum())
-
-
-def _is_known(label: Any, classes: bool) -> bool:
-    return isinstance(label, tuple) or label >= (0 if classes else -math.inf)
-
-
-def _as_rows(labels: Sequence[Any]) -> np.ndarray:
-    """Labels, float64 `[labels, 1]`; sets of them as rows of 0 and 1."""
-    if not isinstance(labels[0], tuple):
-        return np.array(labels, float)[:, None]
-    rows = np.zeros((len(labels), 1 + max((at for each in labels for at in each), default=0)))
-    for row, each in zip(rows, labels, strict=True):
-        row[list(each)] = 1
-    return rows
 
 
 def _directions(images: np.ndarray) -> np.ndarray:
