@@ -8,8 +8,10 @@ chosen for all, are here.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cnn_research.core.config import with_fields
@@ -84,11 +86,13 @@ def suggest_fields(
     check_ranges(experiment)
     choices = Choices(experiment, named)
     data = experiment.data
-    if isinstance(data, ImageTable):
-        _choose_columns(choices, data)
-        found = {path.removeprefix("data."): s.value for path, s in choices.suggestions.items()}
-        data = with_fields(data, found)
-    seen = survey(data)
+    with contextlib.ExitStack() as stack:
+        if isinstance(data, ImageTable):
+            path = existing(data.path)
+            _choose_columns(choices, data, stack.enter_context(opened(path)), printable(path))
+            found = {name.removeprefix("data."): s.value for name, s in choices.suggestions.items()}
+            data = with_fields(data, found)
+        seen = survey(data)
     case = Case.of(choices, seen, data, minutes)
     _choose_task(choices, data, seen)
     if not choose_pretrained(case):
@@ -99,27 +103,23 @@ def suggest_fields(
     return choices.suggestions
 
 
-def _choose_columns(choices: Choices, data: ImageTable) -> None:
-    """Columns, where the usual ones are not there."""
-    path = existing(data.path)
-    with opened(path) as root:
-        shown = printable(path)
-        table = find_table(root, shown)
-        rows = read_table(table, shown)
-        if data.number and data.label == ("label",) and "label" not in rows:
-            choices.choose("data.label", (), "numbers are asked for, and no classes")
-        if data.image == "image":
-            there = "image" in rows
-            column = image_column(rows[["image"]] if there else rows, table.parent)
-            if column is None and not there:
-                raise UsageError(
-                    f"{shown} has no column 'image', and none of {columns_of(rows)} names files "
-                    "beside it: say which, as --data.image=COLUMN or "
-                    "--data.image='images/{COLUMN}.jpg'"
-                )
-            if column not in (None, "image"):
-                choices.choose("data.image", column, "names files that are there")
-        _choose_labels(choices, rows)
+def _choose_columns(choices: Choices, data: ImageTable, root: Path, shown: str) -> None:
+    """Columns, where the usual ones are not there, of the table in `root`."""
+    table = find_table(root, shown)
+    rows = read_table(table, shown)
+    if data.number and data.label == ("label",) and "label" not in rows:
+        choices.choose("data.label", (), "numbers are asked for, and no classes")
+    if data.image == "image":
+        there = "image" in rows
+        column = image_column(rows[["image"]] if there else rows, table.parent)
+        if column is None and not there:
+            raise UsageError(
+                f"{shown} has no column 'image', and none of {columns_of(rows)} names files beside "
+                "it: say which, as --data.image=COLUMN or --data.image='images/{COLUMN}.jpg'"
+            )
+        if column not in (None, "image"):
+            choices.choose("data.image", column, "names files that are there")
+    _choose_labels(choices, rows)
 
 
 def _choose_labels(choices: Choices, rows: DataFrame) -> None:

@@ -95,14 +95,19 @@ def check_groups(groups: Sequence[str], option: str, where: str) -> None:
         )
 
 
+_unpacked: dict[Path, Path] = {}
+"""The folders of the archives that are open."""
+
+
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Path]:
     """The folder or table `path`; an archive is unpacked into a folder that is gone afterwards.
 
-    Raises `UserError` for an archive that is damaged, or for which the disk has no room.
+    An archive that is open already is not unpacked again. Raises `UserError` for one that is
+    damaged, or for which the disk has no room.
     """
-    if path.is_dir() or is_table(path):
-        yield path
+    if path in _unpacked or path.is_dir() or is_table(path):
+        yield _unpacked.get(path, path)
         return
     if path.suffix.lower() in (".txt", ".xls", ".ods", ".json", ".jsonl", ".parquet"):
         raise UsageError(
@@ -122,7 +127,11 @@ def opened(path: Path) -> Iterator[Path]:
                 f"{printable(path)} is neither a folder nor a whole .tar, .tar.gz, .tar.xz or "
                 f".zip archive ({error})"
             ) from error
-        yield folder
+        _unpacked[path] = folder
+        try:
+            yield folder
+        finally:
+            del _unpacked[path]
 
 
 def _unpack(path: Path, folder: Path) -> None:
