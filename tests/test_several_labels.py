@@ -51,6 +51,12 @@ from cnn_research.train.transfer import Transfer
         ("[red, blue]", ",", ("red", "blue")),
         ("red || blue", "||", ("red", "blue")),
         ("16 0 7", " ", ("16", "0", "7")),
+        ("{'red', 'blue'}", ",", ("blue", "red")),
+        ("('red',)", ",", ("red",)),
+        ("('red')", ",", ("red",)),
+        ("['red' 'dark blue']", " ", ("red", "dark blue")),
+        ("{red,blue}", ",", ("red", "blue")),
+        ("(a) red;(b)", ";", ("(a) red", "(b)")),
     ],
 )
 def test_cells_of_labels(cell, separator, expected):
@@ -63,6 +69,11 @@ def test_cells_of_labels(cell, separator, expected):
         (["cat", "dog", "cat|dog", ""], "|"),
         (["; ".join(each) for each in itertools.product("ABC", "xyz", "12")], ";"),
         (["['cat']", "['dog', 'cat']"], ","),
+        (["[cat]", "[dog]"], ""),
+        (["、".join(each) for each in itertools.product("ABC", "xyz", "12")], "、"),
+        (["/".join(each) for each in itertools.product("ABC", "xyz", "12")], "/"),
+        (["/".join(each) for each in itertools.product("1234", "567", ["2024"])], ""),
+        ([f"{day}.2. {hour}:30" for day in range(9) for hour in range(9)], ""),
         ([" ".join(each) for n in (1, 2, 3) for each in itertools.combinations("abcd", n)], " "),
         (["Paris, France", "Lyon, France", "Nice, France"], ""),
         ([f"{tone} {hue}" for tone in ("dark", "pale") for hue in ("red", "blue", "green")], ""),
@@ -86,6 +97,8 @@ def test_a_separator_is_recognised_only_where_labels_recombine(cells, expected):
         ({"a": ["1", "-1"], "b": ["-1", "-1"]}, "labels"),
         ({"a": ["1", "-1"], "b": ["-1", "0"]}, "heads"),
         ({"a": ["True", ""], "b": ["true", "FALSE"]}, "labels"),
+        ({"a": "Y", "b": "n"}, "classes"),
+        ({"a": ["x", "X"], "b": ["", "x"]}, "labels"),
     ],
 )
 def test_columns_of_0_and_1_are_recognised(columns, expected):
@@ -197,8 +210,8 @@ def test_what_is_odd_about_labels_is_noted(tmp_path):
     path = write_table(tmp_path / "t", [{"tags": cell} for cell in cells])
     dataset = load(path, "tags", separator="-", min_examples=2)
     assert dataset.class_names["tags"] == ("New", "Red", "red", "shirt", "t")
-    found = dataset.provenance["labels_that_differ_in_case_alone"]
-    assert found == ["Red", "red"], "'new' is left out: every row has it"
+    said = "tags that may be the same: Red, red"
+    assert said in dataset.provenance["understood"], "'new' is left out: every row has it"
     assert dataset.provenance["labels_of_every_row"] == ["new"]
     assert dataset.provenance["labels_of_too_few_rows"] == ["rare"]
     assert dataset.provenance["labels_never_apart"] == ["t-shirt"]

@@ -18,6 +18,7 @@ from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.experiment import lookup
 from cnn_research.data.dataset import Dataset, Examples
 from cnn_research.data.prepare import drawing, shared, splits
+from cnn_research.data.prepare.files import Plan, Record
 from cnn_research.data.prepare.likeness import near_duplicates
 from cnn_research.data.sources.folder import ImageFolder
 from cnn_research.data.sources.table import ImageTable
@@ -215,6 +216,13 @@ def test_patterns_that_group_nothing(tmp_path, group, message):
         ImageFolder(str(tmp_path / "few"), group=group).load()
 
 
+def test_either_of_two_parts_of_a_pattern_names_the_group():
+    records = [Record("", name, "train", {}) for name in ("a/p1.png", "a/film7.png", "b/x.png")]
+    source = ImageFolder(group=r"/p(\d)|(film\d)")
+    groups = [record.group for record in source.grouped(Plan(records, {}), "pets").records]
+    assert groups == ["1", "film7", ""]
+
+
 def table_of_films(root: Path, films: list[str]) -> Path:
     root.mkdir()
     rows = [("image", "label", "film")]
@@ -253,6 +261,10 @@ def test_groups_that_are_larger_than_the_test_are_refused():
         splits.assign(examples, {"validation": 0.0, "test": 0.1}, 0)
     indices, _ = splits.assign(examples, {"validation": 0.0, "test": 0.3}, 0)
     assert len(indices["test"]) == 30
+    films = [f"film {at // 4}" for at in range(40)]
+    examples = numbered([at // 20 for at in range(40)], 2, films)
+    with pytest.raises(UserError, match="smallest has 4 images, and 4 of 2 classes are asked for"):
+        splits.assign(examples, {"validation": 0.0, "test": 0.1}, 0)
 
 
 def test_copies_of_one_image_of_each_class_say_why_nothing_is_held_out(tmp_path):

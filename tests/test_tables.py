@@ -115,7 +115,7 @@ def test_links_that_lead_back_are_no_folders(tmp_path):
 def test_folders_inside_of_classes_are_said(tmp_path):
     make_images(tmp_path, *numbered("2019/cat", "2019/dog", "2020/cat", "2020/dog", "2020/cow"))
     layout = plan_folder(tmp_path, "pets").layout
-    assert layout == "a folder per class; folders in those (cat, cow, dog) do not count"
+    assert layout == "a folder per class; folders in those (cat, cow, dog) are no classes"
 
 
 def test_a_class_that_stands_twice_stays_that_class(tmp_path):
@@ -454,6 +454,16 @@ def test_a_table_is_planned_once_for_its_survey_and_its_images(tmp_path, monkeyp
     assert len(calls) == 1
     survey(dataclasses.replace(source, label=("image",)))
     assert len(calls) == 2
+
+
+def test_names_that_may_be_the_same_or_nothing_are_said(tmp_path):
+    rows = ["Cat,P1", "cat,p1", "ｃat,2", "do\u200bg,2.0", "dog,", "NA,"]
+    lines = [f"{at}.png,{row}" for at, row in enumerate(rows)]
+    plan = plan_of(write(tmp_path, "\n".join(["image,label,group", *lines])), group="group")
+    said = understood(plan, "pets")
+    assert "label that may be the same: Cat, cat, dog, do\u200bg, ｃat\n" in said
+    assert "label that may stand for nothing, which is an empty cell: NA\n" in said
+    assert said.endswith("groups that may be the same: 2, 2.0, P1, p1")
 
 
 def test_columns_of_labels_named_as_our_own(tmp_path):

@@ -102,7 +102,8 @@ class Drawing:
             else:
                 rest.append((unit, content))
         if not chosen:
-            raise nothing_drawn([unit for unit, _ in self.units], count)
+            classes = np.count_nonzero(self.totals)
+            raise nothing_drawn([unit for unit, _ in self.units], count, classes)
         self.units = rest
         return np.sort(np.array(chosen, np.int64))
 
@@ -152,13 +153,15 @@ class Drawing:
         return wanted
 
 
-def nothing_drawn(units: Sequence[Sequence[int]], count: int) -> UserError:
-    """The error of a split of `count` images for which none of the units can be taken."""
+def nothing_drawn(units: Sequence[Sequence[int]], count: int, classes: int) -> UserError:
+    """The error of a split of `count` images of classes for which none of the units can be
+    taken."""
     sizes = sorted(map(len, units))
     size, images = sizes[0], sum(sizes)
     why = "every class would lose its last one"
-    if size >= 2 * count:
-        why = f"the smallest has {size:,} images, and {count:,} are asked for"
+    if size > 1 and (size >= 2 * count or len(units) > classes):
+        of = f" of {classes:,} classes" * (size < 2 * count)
+        why = f"the smallest has {size:,} images, and {count:,}{of} are asked for"
     return UserError(
         f"nothing can be held out: the {images:,} images form {len(units):,} "
         f"group{'s' * (len(units) != 1)} that stay together (copies, as they are decoded, with "

@@ -212,7 +212,8 @@ def _draw(examples: Examples, pool: np.ndarray, count: int, seed: int) -> np.nda
                 chosen += group
                 quota -= len(group)
     if not chosen:
-        raise nothing_drawn([unit for units in groups.values() for unit in units], count)
+        units = [unit for units in groups.values() for unit in units]
+        raise nothing_drawn(units, count, len(groups))
     return np.sort(np.array(chosen, dtype=np.int64))
 
 

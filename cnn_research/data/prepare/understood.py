@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,8 @@ from cnn_research.data.prepare.files import Plan, Record
 
 NAMED = 5
 """Classes, and names of what is left out, that are named."""
+NOTHING = frozenset(("na", "n/a", "#n/a", "nan", "null", "none", "nil", "?", "-", "--", "."))
+"""What programs and people write, in small letters, where there is nothing to write."""
 
 
 def left_out(**names: Sequence[str]) -> dict[str, Any]:
@@ -57,14 +61,35 @@ def understood(plan: Plan, shown: str) -> str:
     images = ", ".join(f"{split} {count:,}" for split, count in splits.items())
     lines = [f"{shown}: {plan.layout}" if plan.layout else shown]
     lines.append(f"{len(plan.records):,} images: {images}")
-    lines += [f"{head}: {_classes(plan, head)}" for head in plan.class_names]
+    for head, names in plan.class_names.items():
+        lines.append(f"{head}: {_classes(plan, head)}")
+        lines += _doubts(head, names)
     lines += [f"{head}: {_numbers(plan, head)}" for head in plan.numbers]
     lines += [f"{name.replace('_', ' ')}: {_listed(note)}" for name, note in plan.notes.items()]
     if any(record.group for record in plan.records):
         lines.append(_groups(plan))
+        lines += _doubts("groups", sorted({record.group for record in plan.records}))
     for reason, found in plan.left_out.items():
         lines.append(f"left out: {found['count']:,} {reason}, the first {found['first'][0]}")
     return "\n  ".join(lines)
+
+
+def _doubts(what: str, names: Sequence[str]) -> Iterator[str]:
+    """What is odd about names that may be of one class or group, or of none."""
+    alike = Counter(map(_plain, names))
+    if twins := [name for name in names if alike[_plain(name)] > 1]:
+        yield f"{what} that may be the same: {_listed(twins)}"
+    if nothing := [name for name in names if name.lower() in NOTHING]:
+        yield f"{what} that may stand for nothing, which is an empty cell: {_listed(nothing)}"
+
+
+def _plain(name: str) -> str:
+    """A name without what is hardly seen: capitals, wide letters, marks of no width, and how a
+    number is written."""
+    with contextlib.suppress(ValueError):
+        return str(float(name))
+    letters = unicodedata.normalize("NFKC", name).casefold()
+    return "".join(letter for letter in letters if unicodedata.category(letter) != "Cf")
 
 
 def _listed(note: Any) -> str:

@@ -165,7 +165,7 @@ def _further(names: Collection[str]) -> str:
     """The folders inside of classes in words, if there are any; `names` begin with a class."""
     inner = sorted({printable(name.split("/", 2)[1]) for name in names if name.count("/") > 1})
     more = ", ..." * (len(inner) > NAMED)
-    return f"; folders in those ({', '.join(inner[:NAMED])}{more}) do not count" * bool(inner)
+    return f"; folders in those ({', '.join(inner[:NAMED])}{more}) are no classes" * bool(inner)
 
 
 def _no_folders(images: Sequence[str], shown: str) -> UserError:

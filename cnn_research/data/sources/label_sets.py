@@ -10,6 +10,7 @@ import ast
 import contextlib
 import csv
 import itertools
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,12 +30,15 @@ Columns = Literal["heads", "labels", "classes"]
 them; or its classes, of which each image has one, where the 1 is."""
 HEAD = "label"
 """The head of columns that are labels or classes."""
-PRESENT, ABSENT = {"1", "1.0", "true", "yes"}, {"0", "0.0", "false", "no", ""}
+PRESENT = {"1", "1.0", "true", "t", "yes", "y", "x"}
+ABSENT = {"0", "0.0", "false", "f", "no", "n", ""}
 MINUS = {"-1", "-1.0"}
 """Absent in a table that has no 0 among its labels."""
-SEPARATORS = {"|": 1, ";": 1, ",": 1, " ": 3}
+SEPARATORS = {"|": 1, ";": 1, "、": 1, "，": 1, ",": 1, "/": 2, "+": 2, "&": 2, " ": 3}
 """Those that are recognised, where there are more different cells than this many times the
-different labels. Blanks also stand within names."""
+different labels. The last ones also stand within names."""
+LIST = re.compile(r"""\[.*\]|\{.*\}|\(\)|\((['"]).*\1,?\)""", re.DOTALL)
+"""A list, set or tuple of labels as Python, JSON, NumPy and databases write it."""
 MOST_CELLS = 5000
 """Different cells that are looked at for a separator."""
 FEWEST_TOGETHER = 3
@@ -86,13 +90,16 @@ def _in_cells(
 def labels_in(cell: str, separator: str) -> tuple[str, ...]:
     """The different labels in a cell, in its order.
 
-    A label in double quotation marks may have the separator in it, and the cell may be a list as
-    Python and JSON write it.
+    A label in double quotation marks may have the separator in it, and the cell may be a `LIST`.
     """
     text, parts = cell.strip(), None
-    if text.startswith("[") and text.endswith("]"):
+    if LIST.fullmatch(text):
         with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-            parts = [str(part) for part in ast.literal_eval(text)]
+            commas = re.sub(r"""(?<=['"])\s+(?=['"])""", ", ", text)  # NumPy writes none
+            found = ast.literal_eval(commas)
+            if not isinstance(found, dict):
+                parts = [str(part) for part in ([found] if isinstance(found, str) else found)]
+                parts = sorted(parts) if isinstance(found, set) else parts
         text = text[1:-1]
     if parts is None and '"' in text and len(separator) == 1 and separator not in '"\r\n':
         (parts,) = csv.reader([" ".join(text.splitlines())], delimiter=separator)
@@ -104,16 +111,19 @@ def separator_of(cells: Series) -> str:
     """The separator of several labels in the cells of a column, where that is clear; else "".
 
     It is clear where labels recombine: there are more different cells than different labels. Of
-    numbers with a comma, which may be decimal, some have to have three parts.
+    numbers with a comma, which may be decimal, some have to have three parts; dates are no labels.
     """
     unique = [cell for cell in cells.unique() if cell][:MOST_CELLS]
-    if unique and all(cell.startswith("[") and cell.endswith("]") for cell in unique):
+    if all(map(LIST.fullmatch, unique)) and any(len(labels_in(cell, ",")) > 1 for cell in unique):
         return ","
     for separator, times in SEPARATORS.items():
         found = [labels_in(cell, separator) for cell in unique]
         names, most = {name for each in found for name in each}, max(map(len, found), default=0)
-        decimal = separator == "," and most == 2 and all(name.isdigit() for name in names)
-        if most > 1 and times * len(names) < len(unique) and not decimal:
+        if all(name.isdigit() for name in names):
+            labels = separator not in "/+&" and (separator != "," or most > 2)
+        else:
+            labels = any(letter.isalpha() for name in names for letter in name)
+        if labels and most > 1 and times * len(names) < len(unique):
             return separator
     return ""
 
@@ -236,9 +246,7 @@ def _sets(
     for code, names in enumerate(found):  # as a whole, tuples of one length would become columns
         sets[code] = tuple(sorted(index[name] for name in names if name in index))
     by_row = sets[codes]
-    alike = Counter(name.casefold() for name in kept)
     lists: dict[str, Iterable[str]] = {
-        "labels_that_differ_in_case_alone": [n for n in kept if alike[n.casefold()] > 1],
         "labels_of_every_row": of_all,
         "labels_of_too_few_rows": sorted(n for n, count in counts.items() if count < min_examples),
     }

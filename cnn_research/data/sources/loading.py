@@ -215,8 +215,8 @@ class ImageFiles(Source):
     """Seed of the choice of held-out examples."""
     group: str = ""
     """A regular expression that finds in a file's name, `class/p07_12.jpg`, what must stay on one
-    side of drawn splits, such as a patient or a film: '(p[0-9]+)_'. The part in brackets names the
-    group. Files in which it finds nothing are by themselves."""
+    side of drawn splits, such as a patient or a film: '(p[0-9]+)_'. The first part in brackets that
+    is found names the group. Files in which it finds nothing are by themselves."""
     near_duplicates: Literal["list", "together"] = "list"
     """Images that are nearly the same (saved again, resized, mirrored): only listed, or also kept
     on one side of drawn splits, which are then of the same classes as far as numbers allow."""
@@ -303,7 +303,9 @@ class ImageFiles(Source):
                 "such as '(p[0-9]+)_'"
             ) from None
         found = [pattern.search(record.name) for record in plan.records]
-        groups = ["" if part is None else part[pattern.groups > 0] or "" for part in found]
+        groups = [
+            next(filter(None, part.groups() or (part[0],)), "") if part else "" for part in found
+        ]
         example = f"file names of {shown}, such as '{plan.records[0].name}'"
         check_groups(groups, f"--data.group='{self.group}'", example)
         records = [
