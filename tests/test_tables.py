@@ -183,6 +183,22 @@ def test_folders_of_systems_are_left_out(tmp_path):
     assert names_below(tmp_path) == numbered("cat", "dog")
 
 
+class UnsaidUTF8(zipfile.ZipInfo):
+    """A file in a zip whose name is in UTF-8, and not said to be."""
+
+    def _encodeFilenameFlags(self) -> tuple[bytes, int]:
+        return self.filename.encode(), self.flag_bits
+
+
+def test_names_in_a_zip_that_are_in_utf8_without_saying_so(tmp_path):
+    source = make_images(tmp_path / "source", *numbered("café", "dog", "猫"))
+    with zipfile.ZipFile(tmp_path / "pets.zip", "w") as out:
+        for name in names_below(source):
+            out.writestr(UnsaidUTF8(name), (source / name).read_bytes())
+    source = ImageFolder(str(tmp_path / "pets.zip"), (3, 4), validation=0.0, test=0.0)
+    assert source.load().class_names == {"label": ("café", "dog", "猫")}
+
+
 @pytest.mark.parametrize("system", [0, 3])
 def test_backslashes_in_a_zip_separate_folders(tmp_path, system):
     source = make_images(tmp_path / "source", *numbered("cat", "dog"))
@@ -546,7 +562,10 @@ def test_a_million_rows_take_seconds_and_little_memory(tmp_path):
         (b"%PDF-1.7", "PDF"),
         (b"\0\0\0\x20ftypisom", "a film"),
         (b"no image", "not an image or is damaged"),
-        (b"", "not an image or is damaged"),
+        (b"", "an empty file, which is not read: copy or download it again"),
+        (b"\0\0\1\0\1\0", "an icon"),
+        (b"\x1f\x8b\x08", "compressed by gzip, which is not read: unpack it"),
+        (b' {"error": 404}', "JSON, as servers answer"),
     ],
 )
 def test_formats_that_are_not_read_are_named(tmp_path, content, message):
@@ -577,7 +596,8 @@ def test_fewer_bits_than_files_have_room_for_are_said(tmp_path, bits, caplog):
         (tmp_path / "grey" / label).mkdir(parents=True, exist_ok=True)
         Image.fromarray(grey).save(tmp_path / "grey" / label / f"{at}.png")
     dataset = ImageFolder(str(tmp_path / "grey"), (4, 4), validation=0.0, test=0.0).load()
-    assert dataset.provenance["brightest_pixel_of_255"] == 2 ** (bits - 8)
+    found = dataset.provenance["dark_images"]
+    assert found == {"count": 6, "first": "a/0.png", "brightest_pixel_of_255": 2 ** (bits - 8)}
     assert f"if their numbers have {bits} bits" in caplog.text
     assert f"multiply them by {2 ** (16 - bits)}" in caplog.text
 

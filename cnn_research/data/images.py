@@ -58,6 +58,10 @@ OTHER_FORMATS = {
     rb"%PDF": ("PDF", CONVERT),
     rb".{128}DICM": ("DICOM", CONVERT),
     rb"\x93NUMPY|\x89HDF|PK\x03\x04": ("an array or archive", "save each image as a file"),
+    rb"\x1f\x8b": ("compressed by gzip", "unpack it"),
+    rb"8BPS|gimp xcf|icns|\0\0[\1\2]\0": ("an icon, or of a drawing program", CONVERT),
+    rb"\s*[{\[]": ("JSON, as servers answer", "download the image itself"),
+    rb"\Z": ("an empty file", "copy or download it again"),
 }
 """Patterns of the first bytes of files that are not read, what such a file is, and what to do."""
 
@@ -214,7 +218,7 @@ def _to_rgb(image: Any, white: int, opaque: str) -> Any:
         numbers = np.asarray(image).astype(np.int64).clip(0, white)
         image = Image.fromarray(((numbers * 255 + white // 2) // white).astype(np.uint8))
     if image.mode == "F":
-        raise ValueError("floating-point pixels have no defined range")
+        raise ValueError("floating-point pixels have no defined range: save it with 8 or 16 bits")
     if image.has_transparency_data:
         image = image.convert("RGBA")
     elif image.mode == "P":

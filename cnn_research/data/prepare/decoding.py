@@ -19,8 +19,9 @@ from cnn_research.data.prepare.files import Plan, Record
 from cnn_research.data.prepare.understood import label_array, labels_of, nothing_left
 
 CHUNK = 256
-DARK = 64
-"""A set is dark in which no pixel is brighter: 14 bits in files of 16 are."""
+DARK, FEW = 64, 0.1
+"""An image is dark in which no pixel is brighter, as are 14 bits in files of 16; and the share of
+dark images that may well be of the night."""
 
 
 def decode_plan(
@@ -37,14 +38,14 @@ def decode_plan(
     """
     usable: list[Record] = []
     bad: list[tuple[Record, str]] = []
-    brightest = 0
+    brightest: list[int] = []
     with open(scratch / "images", "wb") as file:  # a full disk is an error here, and not in a map
         for record, image in _decoded(plan.records, pixels):
             if not isinstance(image, BadImage):
                 file.write(image.data)
                 usable.append(record)
                 shape = image.shape
-                brightest = max(brightest, int(image.max()))
+                brightest.append(int(image.max()))
             elif on_bad_image == "stop":
                 raise BadImage(
                     f"{image}; with --on-bad-image=skip (in a training "
@@ -71,7 +72,7 @@ def decode_plan(
     # Where the names begin, for links to the files.
     home = {"folder": folders.pop()} if len(folders) == 1 else {}
     facts = {"skipped": [error for _, error in bad], "left_out": plan.left_out, **plan.notes}
-    return examples, {**facts, **home, **_dark(brightest)}
+    return examples, {**facts, **home, **_dark(usable, brightest)}
 
 
 def _decoded(
@@ -122,15 +123,17 @@ def _parts(plan: Plan) -> Iterator[tuple[str, Callable[[Record], Sequence[str]]]
         yield "class", classes
 
 
-def _dark(brightest: int) -> dict[str, int]:
-    """Warn of images that are all nearly black, as are those of fewer bits than their files have
-    room for; also return it for the provenance."""
-    if brightest > DARK:
+def _dark(records: Sequence[Record], brightest: Sequence[int]) -> dict[str, Any]:
+    """Warn of images that are nearly black, as are those of fewer bits than their files have room
+    for, by the brightest pixel of each; also return it for the provenance."""
+    dark = [(pixel, record.name) for pixel, record in zip(brightest, records) if pixel <= DARK]
+    if len(dark) <= FEW * len(records):
         return {}
-    bits = max(brightest - 1, 0).bit_length()
+    most, first = max(dark)[0], dark[0][1]
+    bits = max(most - 1, 0).bit_length()
     logging.warning(
-        "the brightest pixel of all images is %d of 255: if their numbers have %d bits, in files "
-        "of 16 that do not say so, multiply them by %d",
-        *(brightest, 8 + bits, 2 ** (8 - bits)),
+        "%d of %d images, the first %s, have no pixel above %d of 255: if their numbers have %d "
+        "bits, in files of 16 that do not say so, multiply them by %d",
+        *(len(dark), len(records), first, most, 8 + bits, 2 ** (8 - bits)),
     )
-    return {"brightest_pixel_of_255": brightest}
+    return {"dark_images": {"count": len(dark), "first": first, "brightest_pixel_of_255": most}}

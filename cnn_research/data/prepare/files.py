@@ -30,6 +30,8 @@ SPLIT_FOLDERS = {
 }
 """The names of folders, and of values in a column `split`, that mean a split."""
 
+IS_UTF8 = 0x800
+"""The flag of a file in a zip archive whose name is in UTF-8; others are in cp437."""
 SPREADSHEETS = (".xlsx", ".xlsm")
 TABLES = (".csv", ".tsv", *SPREADSHEETS)
 """The endings of tables."""
@@ -125,7 +127,7 @@ def opened(path: Path) -> Iterator[Path]:
                 raise
             raise UserError(
                 f"{printable(path)} is neither a folder nor a whole .tar, .tar.gz, .tar.xz or "
-                f".zip archive ({error})"
+                f".zip archive ({error}): unpack it yourself, or copy or download it again"
             ) from error
         _unpacked[path] = folder
         try:
@@ -176,11 +178,15 @@ def _require_end(archive: tarfile.TarFile) -> None:
 
 
 def _separate_folders(members: Sequence[zipfile.ZipInfo]) -> None:
-    """Make backslashes separate folders, where a program for Windows wrote them for that."""
+    """Make backslashes separate folders, where a program for Windows wrote them for that; and read
+    names as UTF-8, where a program, as that of macOS, does not say that they are."""
     slashes = any("/" in member.filename for member in members)
     for member in members:
         if member.create_system == 0 or not slashes:
             member.filename = member.filename.replace("\\", "/")
+        if not member.flag_bits & IS_UTF8:
+            with contextlib.suppress(UnicodeError):
+                member.filename = member.filename.encode("cp437").decode()
 
 
 def files_below(folder: Path) -> list[Path]:

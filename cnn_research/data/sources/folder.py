@@ -170,11 +170,12 @@ def _further(names: Collection[str]) -> str:
 
 def _no_folders(images: Sequence[str], shown: str) -> UserError:
     """The error of images that are in no folders of classes."""
-    tops = ", ".join(sorted({name.partition("/")[0] for name in images if "/" in name}))
-    where = f" (images are directly in {printable(tops)})" if tops else ""
+    tops = sorted({name.partition("/")[0] for name in images if "/" in name})
+    first = f"it has {', '.join(images[:NAMED])}" if images else "it is empty"
+    where = f"images are directly in {', '.join(tops)}" if tops else first
     return UserError(
-        f"{shown} has no folders of images{where}: it needs one per class, as <class>/* or "
-        "<split>/<class>/*"
+        f"{shown} has no folders of images ({printable(where)}): it needs one per class, as "
+        "<class>/* or <split>/<class>/*"
     )
 
 
