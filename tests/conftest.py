@@ -121,10 +121,37 @@ def blank_page(workdir, **unused):
 
 
 @pytest.fixture(scope="module")
-def no_pictures():
-    """Reports without matplotlib, which would take most of the time."""
+def no_report():
+    """Runs without their report's page."""
     from cnn_research.train import finish
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(finish, "write_report", blank_page)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_pictures(request):
+    """Reports with a blank for each plot, except where these are tested: drawing takes longest."""
+    if request.node.get_closest_marker("pictures"):
+        yield
+        return
+    from matplotlib.figure import Figure
+
+    def blank(*unused, **options):
+        return Figure(figsize=(0.1, 0.1))
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in (
+            "report.plots.training_curves",
+            "tasks.calibration.reliability_plot",
+            "tasks.confusion.confusion_matrix_plot",
+            "tasks.class_predictions.confusions_plot",
+            "tasks.class_predictions.mistakes_plot",
+            "tasks.regression.mistakes_plot",
+            "tasks.palette.palettes_plot",
+            "tasks.histogram.histograms_plot",
+            "tasks.histogram.colour_cube_plot",
+        ):
+            patch.setattr(f"cnn_research.{name}", blank)
         yield

@@ -23,6 +23,8 @@ from cnn_research.train.session import check_balanced
 from cnn_research.train.state import StepContext, TrainData
 from cnn_research.train.transfer import Transfer
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 LABELS = np.array([2, 0, 0, MISSING, 0, 2, 0, 0, 5], np.int32)
 IMAGES = np.arange(9 * 4 * 4 * 3, dtype=np.uint8).reshape(9, 4, 4, 3)
 

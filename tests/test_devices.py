@@ -30,6 +30,8 @@ from cnn_research.train.state import StepContext, TrainData, initial_state
 from cnn_research.train.step import make_steps
 from cnn_research.train.trained import bind_to_dataset
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 ROOT = Path(__file__).resolve().parent.parent
 
 SMALL = Training(

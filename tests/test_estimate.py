@@ -28,8 +28,9 @@ from cnn_research.train.evaluator import Evaluator
 from cnn_research.train.trained import TrainedModel
 from tests.sizes import scaled_down
 
+pytestmark = pytest.mark.usefixtures("no_report")
 
-@pytest.mark.usefixtures("no_pictures")
+
 def test_trying_steps_changes_nothing(tmp_path, monkeypatch):
     experiment = scaled_down(lookup("digits_mlp").experiment())
     run(experiment, tmp_path / "tried")

@@ -40,6 +40,8 @@ from cnn_research.train.transfer import Transfer
 from tests.sizes import scaled_down
 from tests.test_images import P3, rgb_profile
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS = Training(
     data=Digits(),

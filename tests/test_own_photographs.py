@@ -42,6 +42,8 @@ from cnn_research.train.speed import PRETRAINED, planned_operations, step_flops
 from cnn_research.train.transfer import Transfer
 from tests.test_pretrained import torch_arrays
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 NETWORK = ResNet((1, 1))
 FAMILY = Family("fc", "avgpool", frozen=("conv1", "layer1", "*bn*"))
 
@@ -405,7 +407,6 @@ def run(*words):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_pictures")
 def test_the_head_alone_from_estimate_to_result(has, good_file, tmp_path, capsys):
     has(good=(80.0, OfThisMachine(good_file)))
     root = make_photographs(tmp_path / "few", train=12)
@@ -430,7 +431,6 @@ def test_the_head_alone_from_estimate_to_result(has, good_file, tmp_path, capsys
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_pictures")
 def test_the_last_blocks_from_the_fitted_head_on(has, good_file, photographs, tmp_path, capsys):
     has(good=(80.0, OfThisMachine(good_file)))
     workdir = tmp_path / "run"

@@ -25,7 +25,7 @@ from cnn_research.workflows.pipeline import open_pipeline
 from cnn_research.workflows.pooling_study import PoolingStudy
 from cnn_research.workflows.two_stage import TwoStage
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
+pytestmark = pytest.mark.usefixtures("no_report")
 
 SMALL = Training(
     data=Synthetic(train=32, validation=8, test=8, image_shape=(8, 8, 1), classes=(4,)),

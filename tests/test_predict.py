@@ -26,6 +26,8 @@ from cnn_research.tasks.regression import Regression
 from cnn_research.train.config import Evaluation, Training
 from cnn_research.train.trained import TrainedModel
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 DIGITS = Training(
     data=Digits(),
     model=MLP(dense=(32,)),

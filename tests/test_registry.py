@@ -18,7 +18,6 @@ import jax
 import numpy as np
 import pytest
 from absl import flags
-from matplotlib.figure import Figure
 
 from cnn_research.cli.fields import LAUNCHER_FLAGS
 from cnn_research.cli.run import run
@@ -123,29 +122,11 @@ def test_docstring_gives_the_command(name):
 # Runs --------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def blank_pictures(monkeypatch):
-    """Reports without their pictures, which take longest; test_report draws them."""
-
-    def blank(*unused):
-        return Figure(figsize=(1, 1))
-
-    for name in (
-        "report.plots.training_curves",
-        "tasks.calibration.reliability_plot",
-        *("tasks.confusion.confusion_matrix_plot", "tasks.class_predictions.confusions_plot"),
-        *(f"tasks.{name}.mistakes_plot" for name in ("class_predictions", "regression")),
-        *("tasks.palette.palettes_plot", "tasks.histogram.histograms_plot"),
-        "tasks.histogram.colour_cube_plot",
-    ):
-        monkeypatch.setattr(f"cnn_research.{name}", blank)
-
-
 @pytest.mark.parametrize(
     "name",
     [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in TRAININGS],
 )
-def test_experiment_trains_goes_on_and_evaluates(name, tmp_path, capsys, blank_pictures):
+def test_experiment_trains_goes_on_and_evaluates(name, tmp_path, capsys):
     small = scaled_down(lookup(name).experiment())
     dataset = small.data.load()
     examples = len(dataset.splits["train"]) * dataset.windows * small.augmentation.copies

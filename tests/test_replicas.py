@@ -25,7 +25,7 @@ from cnn_research.train.trained import TrainedModel
 from cnn_research.train.transfer import Transfer
 from cnn_research.workflows.replicas import means
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
+pytestmark = pytest.mark.usefixtures("no_report")
 
 SEVERAL = Training(
     data=Synthetic(train=40, validation=13, test=11, image_shape=(6, 6, 1), classes=(4,)),

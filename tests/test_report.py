@@ -42,6 +42,8 @@ from cnn_research.tasks.regression import Regression, estimates_plot
 from cnn_research.workflows.palette.colour_naming import named_pixels_plot
 from cnn_research.workflows.palette.purification import discarded_plot
 
+pytestmark = pytest.mark.pictures
+
 NAMES = ("bag", "coat", "shirt")
 
 DIRECTIONS = Classification().directions

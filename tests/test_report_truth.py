@@ -38,6 +38,8 @@ from cnn_research.tasks.confusion import matrix_parts, worst_classes
 from cnn_research.tasks.regression import NumberPredictions
 from cnn_research.workflows.folds import _rank_labels
 
+pytestmark = pytest.mark.pictures
+
 # Intervals ---------------------------------------------------------------------------------------
 
 

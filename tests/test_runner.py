@@ -51,7 +51,8 @@ from cnn_research.train.state import TrainState, initial_state
 from cnn_research.train.step import moving_average
 from cnn_research.train.step_metrics import StepMetrics
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
+pytestmark = pytest.mark.usefixtures("no_report")
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # 40 examples in batches of 16: an epoch is 2.5 steps, so batches run across epochs. Evaluations

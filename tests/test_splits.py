@@ -329,7 +329,6 @@ def test_folds_test_every_image_once_and_divide_no_group():
     assert sorted(tested) == list(range(120))
 
 
-@pytest.mark.usefixtures("no_pictures")
 def test_folds_are_runs_with_mean_and_deviation(tmp_path, capsys):
     root = folder_of_photographs(tmp_path / "photographs", 24)
     experiment = Training(

@@ -595,7 +595,8 @@ def test_fewer_bits_than_files_have_room_for_are_said(tmp_path, bits, caplog):
         grey[0, 0] = ord(label)
         (tmp_path / "grey" / label).mkdir(parents=True, exist_ok=True)
         Image.fromarray(grey).save(tmp_path / "grey" / label / f"{at}.png")
-    dataset = ImageFolder(str(tmp_path / "grey"), (4, 4), validation=0.0, test=0.0).load()
+    with caplog.at_level("WARNING", logger="absl"):
+        dataset = ImageFolder(str(tmp_path / "grey"), (4, 4), validation=0.0, test=0.0).load()
     found = dataset.provenance["dark_images"]
     assert found == {"count": 6, "first": "a/0.png", "brightest_pixel_of_255": 2 ** (bits - 8)}
     assert f"if their numbers have {bits} bits" in caplog.text

@@ -43,6 +43,8 @@ from cnn_research.train.trained import bind_to_dataset
 from cnn_research.train.transfer import Transfer, frozen_statistics
 from cnn_research.train.undecoded import check_disk
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 # Without other splits than train no report is written, which is most of such a run.
 DATA = Synthetic(train=64, validation=0, test=0, image_shape=(12, 12, 3), classes=(4,))
 
