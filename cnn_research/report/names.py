@@ -11,6 +11,9 @@ from collections.abc import Mapping, Sequence
 
 from cnn_research.report.markdown import markdown_table
 
+LONGEST_NAME = 40
+"""Characters of a class's name on a page; the .csv and .txt files have all of it."""
+
 
 def shortened(name: str, length: int) -> str:
     """The name, or its two ends around an ellipsis: at most `length` characters."""

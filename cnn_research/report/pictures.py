@@ -13,6 +13,8 @@ from cnn_research.report.names import shortened
 
 SIDE = 96
 """Pixels of a thumbnail's side."""
+MOST_LISTED = 50
+"""Mistakes in a table."""
 LONGEST_FILE = 60
 """Characters of a file's name in a table; the .csv files have all of it."""
 

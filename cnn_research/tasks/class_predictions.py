@@ -15,8 +15,15 @@ from cnn_research.data.dataset import MISSING, UNKNOWN_CLASS
 from cnn_research.report.interval import interval, verbal
 from cnn_research.report.label_errors import RANKING, ranking, write_ranking
 from cnn_research.report.markdown import markdown_table
-from cnn_research.report.names import can_be_drawn, legend, pictured, short_names, shortened
-from cnn_research.report.pictures import Shown, pictures_table
+from cnn_research.report.names import (
+    LONGEST_NAME,
+    can_be_drawn,
+    legend,
+    pictured,
+    short_names,
+    shortened,
+)
+from cnn_research.report.pictures import MOST_LISTED, Shown, pictures_table
 from cnn_research.report.plots import image_grid, no_mistakes, saved
 from cnn_research.tasks.calibration import CalibratedPredictions, Reliability, temperature
 from cnn_research.tasks.confusion import confusions_plot, matrix_parts, most_confused
@@ -27,10 +34,8 @@ if TYPE_CHECKING:
 
 MOST_MISTAKES = 24
 """In a picture."""
-MOST_LISTED = 50
-"""Mistakes on a page."""
-LONGEST_NAME, LONGEST_IN_PICTURES = 40, 24
-"""Characters of a class's name on a page; the .csv and .txt files have all of it."""
+LONGEST_IN_PICTURES = 24
+"""Characters of a class's name."""
 TOP, MANY_CLASSES = 5, 10
 """With more than so many classes, whether the label is among the first five answers counts, too."""
 UNKNOWN_CLASS_NAME = "(unseen)"

@@ -13,14 +13,10 @@ from scipy.special import expit
 
 from cnn_research.report.interval import interval, verbal
 from cnn_research.report.markdown import markdown_table, number
-from cnn_research.report.names import short_names
-from cnn_research.report.pictures import Shown, pictures_table
+from cnn_research.report.names import LONGEST_NAME, short_names
+from cnn_research.report.pictures import MOST_LISTED, Shown, pictures_table
 from cnn_research.tasks.calibration import CalibratedPredictions, Reliability, temperature
 
-MOST_LISTED = 50
-"""Mistakes on a page."""
-LONGEST_NAME = 40
-"""Characters of a label's name in the table of mistakes."""
 FEWEST_IMAGES = 5
 """A label that fewer validation images have keeps the threshold 0.5: they tell too little."""
 

@@ -18,7 +18,7 @@ from cnn_research.data.dataset import Dataset
 from cnn_research.report.interval import interval, verbal
 from cnn_research.report.names import in_picture
 from cnn_research.report.page import Predictions
-from cnn_research.report.pictures import Shown, pictures_table
+from cnn_research.report.pictures import MOST_LISTED, Shown, pictures_table
 from cnn_research.report.plots import GREY, SERIES, VERBATIM, image_grid, no_mistakes, saved
 from cnn_research.tasks.task import FittedTask, SingleHeadTask, Sums, check_measured
 
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 MOST_MISTAKES = 24
 """In a picture."""
-MOST_LISTED = 50
-"""Mistakes on a page."""
 
 
 @register_config
