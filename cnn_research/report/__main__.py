@@ -68,7 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _rank_labels(folders: Sequence[Path], output: Path) -> None:
-    ranked = merged([run for folder in folders for run in run_folders(folder)])
+    runs, faults = _all_runs(folders)
+    if faults:
+        raise faults[0]
+    ranked = merged(runs)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_ranking(ranked, output)
     print(f"{len(ranked):,} labels, those first that are most likely wrong: {output}")

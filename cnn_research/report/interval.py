@@ -10,7 +10,7 @@ MOST_NUMBERS = 40_000_000
 FEWEST_DRAWS = 200
 
 
-def units_of(values: np.ndarray, groups: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+def sums_of_groups(values: np.ndarray, groups: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Sum and number of the values of each group, float64 `[groups]`.
 
     Without groups, and where its group is "", each value is by itself.
@@ -30,7 +30,7 @@ def verbal(
     none."""
     if found is None:
         return ""
-    over = "images" if groups is None else f"{len(units_of(values, groups)[0]):,} groups"
+    over = "images" if groups is None else f"{len(sums_of_groups(values, groups)[0]):,} groups"
     return f" (95% interval {found[0]:{form}} to {found[1]:{form}}, over {over})"
 
 
@@ -45,7 +45,7 @@ def interval(values: np.ndarray, groups: np.ndarray | None = None) -> tuple[floa
         values: bool or float `[examples]`.
         groups: str `[examples]`, as of `Split`.
     """
-    sums, counts = units_of(values, groups)
+    sums, counts = sums_of_groups(values, groups)
     if len(sums) < 2:
         return None
     if values.min() == values.max():
