@@ -598,6 +598,8 @@ def test_fewer_bits_than_files_have_room_for_are_said(tmp_path, bits, caplog):
     with caplog.at_level("WARNING", logger="absl"):
         dataset = ImageFolder(str(tmp_path / "grey"), (4, 4), validation=0.0, test=0.0).load()
     found = dataset.provenance["dark_images"]
+    said = "\n".join(data_section(tmp_path, dataset.provenance, {}))
+    assert f"no pixel above {found['brightest_pixel_of_255']} of 255: {found['count']}, the" in said
     assert found == {"count": 6, "first": "a/0.png", "brightest_pixel_of_255": 2 ** (bits - 8)}
     assert f"if their numbers have {bits} bits" in caplog.text
     assert f"multiply them by {2 ** (16 - bits)}" in caplog.text

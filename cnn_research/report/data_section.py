@@ -92,6 +92,9 @@ def _oddities(data: Mapping[str, Any]) -> Iterator[str]:
         yield f"images whose copies have another label: {conflicts:,}"
     if single := data.get("classes_of_a_single_image"):
         yield f"classes of a single image, which is in train: {_listed(single)}"
+    if dark := data.get("dark_images"):
+        above = f"no pixel above {dark['brightest_pixel_of_255']} of 255"
+        yield f"dark images, with {above}: {dark['count']:,}, the first {dark['first']}"
     for head, names in data.get("classes_without_training_examples", {}).items():
         yield f"classes without training examples, {head}: {_listed(names)}"
     for head, count in data.get("target_examples_of_unseen_classes", {}).items():

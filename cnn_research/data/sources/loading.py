@@ -399,9 +399,8 @@ class ImageFiles(Source):
         home = cache.data_dir() / self.kind / config / "1.0.0"
         fingerprint = functools.cache(lambda: self.state_of(path))
         decode = functools.partial(self._decode, path, fingerprint)
-        chosen = {name: getattr(self, name) for name in KEPT_TOGETHER if getattr(self, name)}
-        if self.near_duplicates == "list":
-            del chosen["near_duplicates"]
+        values = {name: getattr(self, name) for name in KEPT_TOGETHER}
+        chosen = {name: value for name, value in values.items() if value not in ("", 0, "list")}
         # Without any of them, arrays keep the name that they had before there were these fields.
         key = cache.key_of([self.sizes, self.split_seed, *([chosen] if chosen else [])])
         return Origin(name, decode, home, fingerprint, key)
