@@ -116,6 +116,7 @@ def test_names_that_the_font_of_pictures_lacks_have_numbers(name):
     assert pictured(names, 24) == ["Кошка", "#2", "γάτα", "Źdźbło"]
     assert name in legend(names, pictured(names, 24)) and "Кошка" not in legend(names, names)
     assert in_picture(f"{name} 93%\n次", numbers_of({"kind": names})) == "#2 93%\n?"
+    assert numbers_of({"kind": names, "of": ["次", "a"]}) == {name: "#2", "次": "#5"}
     assert not can_be_drawn(name)
 
 

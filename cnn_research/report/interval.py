@@ -23,7 +23,7 @@ def sums_of_groups(values: np.ndarray, groups: np.ndarray | None) -> tuple[np.nd
     return np.bincount(of, values), np.bincount(of).astype(np.float64)
 
 
-def verbal(
+def interval_text(
     found: tuple[float, float] | None, form: str, values: np.ndarray, groups: np.ndarray | None
 ) -> str:
     """The `interval` of values, with numbers as `form` says, and over what, in brackets; "" for

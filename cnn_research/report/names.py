@@ -59,13 +59,9 @@ def legend(names: Sequence[str], shown: Sequence[str], what: str = "class") -> s
 
 
 def numbers_of(class_names: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """`#7` for the seventh class of a head, by its name, for names that pictures cannot show."""
-    return {
-        name: f"#{number}"
-        for names in class_names.values()
-        for number, name in enumerate(names, 1)
-        if not can_be_drawn(name)
-    }
+    """`#7` for the seventh class of all heads, by its name, for names that pictures cannot show."""
+    names = enumerate(itertools.chain.from_iterable(class_names.values()), 1)
+    return {name: f"#{number}" for number, name in names if not can_be_drawn(name)}
 
 
 def in_picture(text: str, numbers: Mapping[str, str] | None = None) -> str:

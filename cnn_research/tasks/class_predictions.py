@@ -12,7 +12,7 @@ from scipy.special import log_softmax, softmax
 
 from cnn_research.core.errors import UserError
 from cnn_research.data.dataset import MISSING, UNKNOWN_CLASS
-from cnn_research.report.interval import interval, verbal
+from cnn_research.report.interval import interval, interval_text
 from cnn_research.report.label_errors import RANKING, ranking, write_ranking
 from cnn_research.report.markdown import markdown_table
 from cnn_research.report.names import (
@@ -97,7 +97,7 @@ class ClassPredictions(CalibratedPredictions):
         groups = None if groups is None else groups[self.labels != MISSING]
         found = interval(hits, groups)
         text = f"Of {hits.size:,} {self.split} images, {hits.mean():.1%} are classified correctly"
-        text += verbal(found, ".1%", hits, groups)
+        text += interval_text(found, ".1%", hits, groups)
         if self.training_counts is None:
             return f"{text}."
         commonest = int(self.training_counts.argmax())

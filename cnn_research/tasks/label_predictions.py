@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy.special import expit
 
-from cnn_research.report.interval import interval, verbal
+from cnn_research.report.interval import interval, interval_text
 from cnn_research.report.markdown import markdown_table, number
 from cnn_research.report.names import LONGEST_NAME, short_names
 from cnn_research.report.pictures import MOST_LISTED, Shown, pictures_table
@@ -109,7 +109,7 @@ class LabelPredictions(CalibratedPredictions):
             f"{found['mAP']:.3f}, against {found['mAP by chance']:.3f} in a random order; "
             f"{exact.mean():.1%} of the images are given exactly their labels"
         )
-        return f"{text}{verbal(interval(exact, groups), '.1%', exact, groups)}."
+        return f"{text}{interval_text(interval(exact, groups), '.1%', exact, groups)}."
 
     def page(self, folder: Path, suffix: str, shown: Shown | None) -> Iterator[str]:
         """Figures of each label, the one with the lowest F1 first; calibration; mistakes."""

@@ -15,7 +15,7 @@ import numpy as np
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.data.dataset import Dataset
-from cnn_research.report.interval import interval, verbal
+from cnn_research.report.interval import interval, interval_text
 from cnn_research.report.names import in_picture
 from cnn_research.report.page import Predictions
 from cnn_research.report.pictures import MOST_LISTED, Shown, pictures_table
@@ -174,7 +174,7 @@ class NumberPredictions(Predictions):
         groups = None if groups is None else groups[~np.isnan(self.numbers)]
         found = interval(errors, groups)
         text = f"On {errors.size:,} {self.split} images, {self.name} is off by {errors.mean():.4g}"
-        text += verbal(found, ".4g", errors, groups)
+        text += interval_text(found, ".4g", errors, groups)
         of_mean = np.abs(self.training_mean - true).mean()
         text += f" on average, against {of_mean:.4g} by always saying the training mean"
         if found is not None and found[1] >= of_mean:
