@@ -1,6 +1,8 @@
 """Fields that are out of range or do not fit together are refused in a line, before any data."""
 
 import dataclasses
+import io
+import sys
 
 import pytest
 
@@ -111,3 +113,12 @@ def test_fields_of_data_that_make_no_sense_are_refused(name, words, message, mon
     with pytest.raises(UsageError) as error:
         run(experiment, "nowhere")
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_wrong_values_are_one_sentence_on_any_terminal(encoding, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding))
+    with pytest.raises(UsageError) as error:
+        with_overrides(lookup("image_folder").experiment(), ["--data.fit=fill"])
+    assert str(error.value).startswith("invalid choice 'fill' for argument '--data.fit'. Expected")
+    assert str(error.value).endswith("'pad'); --help shows all fields")

@@ -119,7 +119,7 @@ def test_without_classes_splits_are_drawn_from_all(tmp_path):
         ("-inf", {}, "not a finite number"),
         ("1e39", {}, "not a finite number"),
         ("2004", {"number": ("month",)}, "no column 'month'; its columns are id, year"),
-        ("2004", {"label": ("year",)}, "column 'year' is in --data.label and in --data.number"),
+        ("2004", {"label": ("year",)}, "column 'year' is named twice in --data.label and --"),
         ("2004", {"number": ()}, "name a column of classes, --data.label, or --data.number"),
     ],
 )

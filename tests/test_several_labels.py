@@ -24,6 +24,7 @@ from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.experiment import lookup
 from cnn_research.data.dataset import Dataset
 from cnn_research.data.sources.label_sets import labels_in, meaning_of, separator_of
+from cnn_research.data.sources.survey import survey
 from cnn_research.data.sources.table import ImageTable
 from cnn_research.inference.exported import open_export
 from cnn_research.models.convnet import ConvNet
@@ -226,6 +227,10 @@ def test_bad_columns_and_fields_are_named(tmp_path):
         load(path, "a", "b", separator=";")
     with pytest.raises(UsageError, match="of several columns of 0 and 1"):
         load(path, "a", columns="labels")
+    with pytest.raises(UsageError, match="of several columns of 0 and 1"):
+        survey(ImageTable(str(path), label=("a",), columns="labels"))
+    with pytest.raises(UsageError, match="column 'a' is named twice"):
+        load(path, "a", "a")
 
 
 def test_an_unknown_label_in_the_test_is_listed_and_an_unlabelled_test_refused(tmp_path):

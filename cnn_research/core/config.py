@@ -70,8 +70,10 @@ def parse_fields(
     except SystemExit as end:
         if not end.code:
             raise
-    lines = [line.strip("│╭╮╰╯ ") for line in box.getvalue().splitlines()[1:]]
-    sentence = itertools.takewhile(lambda line: line.strip("─"), lines)
+    # A frame, of signs where a terminal has no lines, and a rule below the sentence.
+    lines = [line.strip("│╭╮╰╯|+ ") for line in box.getvalue().splitlines()[1:]]
+    begun = itertools.dropwhile(lambda line: not line.strip("─-"), lines)
+    sentence = itertools.takewhile(lambda line: line.strip("─-"), begun)
     message = " ".join(" ".join(sentence).split()).rstrip(".")
     raise UsageError(f"{message}; --help shows all fields")
 

@@ -135,7 +135,7 @@ def _choose_labels(choices: Choices, rows: DataFrame) -> None:
         ]
         if meaning_of(rows[others]) != "heads":
             choices.choose("data.label", tuple(others), "all other columns are of 0 and 1")
-    label = list(choices.value("data.label"))
+    label = list(dict.fromkeys(choices.value("data.label")))
     if not label or not set(label) <= {*rows}:
         return
     if len(label) > 1:

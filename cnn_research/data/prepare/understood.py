@@ -76,8 +76,9 @@ def understood(plan: Plan, shown: str) -> str:
 
 def _doubts(what: str, names: Sequence[str]) -> Iterator[str]:
     """What is odd about names that may be of one class or group, or of none."""
-    alike = Counter(map(_plain, names))
-    if twins := [name for name in names if alike[_plain(name)] > 1]:
+    plain = [_plain(name) for name in names]
+    alike = Counter(plain)
+    if twins := [name for name, form in zip(names, plain, strict=True) if alike[form] > 1]:
         yield f"{what} that may be the same: {_listed(twins)}"
     if nothing := [name for name in names if name.lower() in NOTHING]:
         yield f"{what} that may stand for nothing, which is an empty cell: {_listed(nothing)}"
@@ -88,6 +89,8 @@ def _plain(name: str) -> str:
     number is written."""
     with contextlib.suppress(ValueError):
         return str(float(name))
+    if name.isascii():
+        return name.casefold()
     letters = unicodedata.normalize("NFKC", name).casefold()
     return "".join(letter for letter in letters if unicodedata.category(letter) != "Cf")
 

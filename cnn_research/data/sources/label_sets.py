@@ -190,7 +190,7 @@ def meaning_of(cells: DataFrame) -> Columns:
 
 def _present(cells: DataFrame, splits: np.ndarray, shown: str) -> np.ndarray:
     """Whether cells hold a 1, bool `[rows, columns]`; False in rows that are not asked for."""
-    lower = cells.apply(lambda column: column.str.lower()).to_numpy(object)
+    lower = cells.apply(lambda column: column.str.lower()).to_numpy(object, copy=True)
     lower[splits == ""] = ""
     present, zero = np.isin(lower, list(PRESENT)), np.isin(lower, list(ABSENT))
     minus = np.isin(lower, list(MINUS))

@@ -10,6 +10,7 @@ import operator
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,9 +144,11 @@ def plan_rows(rows: DataFrame, shown: str, folder: Path, source: ImageTable) -> 
     """
     if not source.label and not source.number:
         raise UsageError(f"{shown}: name a column of classes, --data.label, or --data.number")
-    both = sorted(set(source.label) & set(source.number))
-    if both:
-        raise UsageError(f"column '{both[0]}' is in --data.label and in --data.number: choose one")
+    for column, count in Counter((*source.label, *source.number)).items():
+        if count > 1:
+            raise UsageError(
+                f"column '{column}' is named twice in --data.label and --data.number: choose one"
+            )
     names = _image_names(rows, shown, source.image)
     check_columns(rows, shown, [*source.label, *source.number])
     (splits, by), named = _splits(rows, shown, source), (names != "").to_numpy()
@@ -313,8 +316,8 @@ def _classes(
     names = sorted(name for name, count in counts.items() if name and count >= min_examples)
     if len(names) < 2:
         raise UserError(
-            f"{shown}: column '{cells.name}' has {len(names)} classes with "
-            f"{min_examples} or more rows: it needs two or more"
+            f"{shown}: column '{cells.name}' has {len(names)} classes with {min_examples} or more "
+            "rows (with an image, and in a split other than 'target'): it needs two or more"
         )
     index = {name: at for at, name in enumerate(names)}
     other = np.where((texts != "") & (splits == "target"), UNKNOWN_CLASS, MISSING)

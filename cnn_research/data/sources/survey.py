@@ -76,9 +76,11 @@ def survey(source: ImageFiles) -> Survey:
     which has to be unpacked, is cached on disk.
 
     Raises:
-        UsageError: the source names no path, or a column that its table lacks.
+        UsageError: the source names no path, a column that its table lacks, or fields that
+            contradict each other.
         UserError: there is nothing, or no image among it.
     """
+    source.check()
     path, source = existing(source.path), source.unsized()
     if path.is_dir() or is_table(path):
         found = _of_files(source, path, folders_state(path))
