@@ -79,10 +79,11 @@ def _labels_differ(examples: Examples, pairs: np.ndarray) -> np.ndarray:
     """Whether both of a pair have a known class of a head, and not the same one; bool `[pairs]`."""
     differ = np.zeros(len(pairs), bool)
     for head in examples.class_names:
-        labels = examples.labels[head]
-        labels = labels.reshape(len(labels), -1)[pairs]
-        known = (labels >= 0).all(axis=(1, 2))
-        differ |= known & (labels[:, 0] != labels[:, 1]).any(axis=1)
+        labels = examples.labels[head].reshape(len(examples.images), -1)
+        known = (labels >= 0).all(axis=1)
+        _, which = np.unique(labels, axis=0, return_inverse=True)
+        one, other = which.ravel()[pairs].T
+        differ |= known[pairs].all(axis=1) & (one != other)
     return differ
 
 
