@@ -329,6 +329,18 @@ def test_folds_test_every_image_once_and_divide_no_group():
     assert sorted(tested) == list(range(120))
 
 
+def test_folds_share_out_rare_classes_of_groups():
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        labels = (rng.random(160) < 0.4).astype(int)
+        labels[[3, 4, 9]] = 2
+        examples = numbered(labels.tolist(), 3, [f"p{at // 4}" for at in range(160)])
+        for fold in range(3):
+            indices, _ = splits.assign(examples, {"test": 1 / 3}, 0, fold=(fold, 3))
+            tested = np.bincount(labels[indices["test"]], minlength=3)
+            assert tested[2] == 1 and 48 <= tested.sum() <= 60
+
+
 def test_folds_are_runs_with_mean_and_deviation(tmp_path, capsys):
     root = folder_of_photographs(tmp_path / "photographs", 24)
     experiment = Training(

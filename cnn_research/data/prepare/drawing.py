@@ -118,9 +118,15 @@ class Drawing:
         filled = [[0] * len(self.left) for _ in range(folds)]
         sizes, rest = [0] * folds, []
         chosen: list[int] = []
+        # As shares of their class: a part that has the two images of a rare one is worse than one
+        # that has two more of a common one.
+        weights = [1 / max(1, total) ** 2 for total in self.totals.tolist()]
         # The largest first, as long as there is room everywhere; equal ones stay in their order.
         for unit, content in sorted(self.units, key=lambda each: -len(each[0])):
-            like = [(sum(part[c] * n for c, n in content), s) for part, s in zip(filled, sizes)]
+            like = [
+                (sum(part[c] * n * weights[c] for c, n in content), size)
+                for part, size in zip(filled, sizes)
+            ]
             at = like.index(min(like))
             sizes[at] += len(unit)
             for c, n in content:
