@@ -712,6 +712,16 @@ def test_the_best_stays_when_a_run_goes_on(tmp_path):
     assert checkpoint.best(tmp_path, "loss", "minimize") == 1
 
 
+def test_a_folder_may_have_the_signs_of_patterns_in_its_name(tmp_path):
+    state, folder = initial(TINY), tmp_path / "run [1] *?" / "checkpoints"
+    for step in (1, 2):
+        with checkpoint.Checkpoints(folder, keep=1, best=None) as checkpoints:
+            checkpoints.save(state.replace(step=jnp.int32(step)), {"at": step}, None)
+    assert checkpoint.steps_in(folder) == [2] and not checkpoint.damage(folder / "2")
+    restored, host = checkpoint.restore(folder, 2, state)
+    assert host == {"at": 2} and digest(restored.params) == digest(state.params)
+
+
 # Evaluation --------------------------------------------------------------------------------------
 
 

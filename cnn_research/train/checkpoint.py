@@ -8,9 +8,11 @@ that agrees with its list is restored.
 from __future__ import annotations
 
 import dataclasses
+import glob
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -70,13 +72,24 @@ class Checkpoints:
         self.folder = folder
         self._thread = ThreadPoolExecutor(1)
         self._saving: Future[None] | None = None
+        self._link = tempfile.TemporaryDirectory()
         self._manager = ocp.CheckpointManager(
-            folder,
+            self._without_patterns(),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(preserved),
                 cleanup_tmp_directories=True,
             ),
         )
+
+    def _without_patterns(self) -> Path:
+        """A path of the folder that is no pattern: Orbax looks for its files by one, finds none
+        below `run [1]`, and then writes a checkpoint without any array."""
+        if glob.escape(str(self.folder)) == str(self.folder):
+            return self.folder
+        self.folder.mkdir(parents=True, exist_ok=True)
+        link = Path(self._link.name) / self.folder.name
+        link.symlink_to(self.folder)
+        return link
 
     def save(
         self, state: TrainState, host: Mapping[str, Any], metrics: Mapping[str, float] | None
@@ -130,6 +143,7 @@ class Checkpoints:
         finally:
             self._manager.close()
             self._thread.shutdown()
+            self._link.cleanup()
 
 
 def newest(*folders: Path, repair: bool = False) -> int | None:
