@@ -102,7 +102,7 @@ class Drawing:
             else:
                 rest.append((unit, content))
         if not chosen:
-            classes = np.count_nonzero(self.totals)
+            classes = int(np.count_nonzero(self.totals))
             raise nothing_drawn([unit for unit, _ in self.units], count, classes)
         self.units = rest
         return np.sort(np.array(chosen, np.int64))

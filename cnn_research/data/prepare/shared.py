@@ -80,7 +80,7 @@ def _labels_differ(examples: Examples, pairs: np.ndarray) -> np.ndarray:
     differ = np.zeros(len(pairs), bool)
     for head in examples.class_names:
         labels = examples.labels[head].reshape(len(examples.images), -1)
-        known = (labels >= 0).all(axis=1)
+        known = labels.min(axis=1) >= 0
         _, which = np.unique(labels, axis=0, return_inverse=True)
         one, other = which.ravel()[pairs].T
         differ |= known[pairs].all(axis=1) & (one != other)

@@ -176,11 +176,6 @@ def prepare_once(home: Path, write: Callable[[Path], None]) -> None:
 # Files of images ---------------------------------------------------------------------------------
 
 
-UNPLANNED = (
-    *("path", "image_size", "fit", "validation", "test", "split_seed", "on_bad_image"),
-    *("near_duplicates", "folds", "fold"),
-)
-"""Fields of such sources that change nothing of a plan, or of a survey."""
 LATER_FIELDS: Mapping[str, Any] = {"fit": "stretch", "separator": "", "columns": "heads"}
 """Fields of such sources that they did not have at first, and the values that stand for that."""
 
@@ -270,15 +265,12 @@ class ImageFiles(Source):
 
     def planned(self, folder: Path, shown: str) -> Plan:
         """The plan, made once until `load` is done or a folder or table changes."""
-        return _planned(self.unsized(), folder, shown, folders_state(folder))
+        return _planned(self.plain(), folder, shown, folders_state(folder))
 
-    def unsized(self) -> Self:
-        """The source with the defaults of all fields that change nothing of a plan."""
-        defaults: dict[str, Any] = {
-            field.name: field.default
-            for field in dataclasses.fields(self)
-            if field.name in UNPLANNED
-        }
+    def plain(self) -> Self:
+        """The source without what changes nothing of a plan or survey: path, sizes and splits."""
+        own = dataclasses.fields(ImageFiles)
+        defaults: dict[str, Any] = {f.name: f.default for f in own if f.name != "group"}
         return dataclasses.replace(self, **defaults)
 
     def load(self) -> Dataset:

@@ -28,7 +28,7 @@ from cnn_research.data.prepare.understood import (
     say,
     understood,
 )
-from cnn_research.data.sources.loading import UNPLANNED, ImageFiles
+from cnn_research.data.sources.loading import ImageFiles
 
 SAMPLE, DECODED = 200, 16
 """About how many images, evenly spread, are opened for their size, and decoded to time that."""
@@ -81,7 +81,7 @@ def survey(source: ImageFiles) -> Survey:
         UserError: there is nothing, or no image among it.
     """
     source.check()
-    path, source = existing(source.path), source.unsized()
+    path, source = existing(source.path), source.plain()
     if path.is_dir() or is_table(path):
         found = _of_files(source, path, folders_state(path))
     else:
@@ -99,9 +99,9 @@ def _of_files(source: ImageFiles, path: Path, state: tuple[object, ...]) -> Surv
 def _of_archive(source: ImageFiles, path: Path) -> Survey:
     """The survey of an archive, which is kept on the disk."""
     shown = printable(path)
-    fields = {k: v for k, v in dataclasses.asdict(source).items() if k not in UNPLANNED}
+    fields = {**dataclasses.asdict(source), "path": shown}
     facts = [field.name for field in dataclasses.fields(Survey)]
-    known = [type(source).__name__, {**fields, "path": shown}, source.state_of(path), facts]
+    known = [type(source).__name__, fields, source.state_of(path), facts]
     folder = cache.data_dir() / "surveys" / cache.key_of(known)
 
     def write(temporary: Path) -> None:
