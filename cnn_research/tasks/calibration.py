@@ -39,7 +39,7 @@ class Reliability:
     right: np.ndarray
     """bool `[answers]`, whether each came true."""
 
-    @property
+    @functools.cached_property
     def bins(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Per bin the count, and the means of the probabilities and of how often they came true.
 
