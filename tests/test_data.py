@@ -452,6 +452,9 @@ def test_splits_with_unknown_names_are_no_classes(tmp_path):
     with pytest.raises(UserError, match="each of fit, holdout, which look like splits"):
         plan_folder(tmp_path, "fruit")
     make_folder(tmp_path / "fit", {"c": 1})
+    with pytest.raises(UserError, match="each of fit, holdout, which look like splits"):
+        plan_folder(tmp_path, "fruit")
+    make_folder(tmp_path / "holdout", {"d": 1})
     assert plan_folder(tmp_path, "fruit").class_names == {"label": ("fit", "holdout")}
 
 

@@ -108,7 +108,8 @@ def _mentions(folder: str, split: str) -> bool:
 
 
 def _check_for_unknown_splits(inner: Mapping[str, set[str]], shown: str) -> None:
-    """An error where folders at the top all have the same folders in them, two or more."""
+    """An error where folders at the top all have the same folders in them, or some of these, two
+    or more."""
     below = {top: folders for top, folders in inner.items() if "" not in folders}
     named = {
         next((split for name, split in SPLIT_FOLDERS.items() if _mentions(top, name)), "")
@@ -122,7 +123,7 @@ def _check_for_unknown_splits(inner: Mapping[str, set[str]], shown: str) -> None
         )
     if not below:
         return
-    first, *others = below.values()
+    most, *others = sorted(below.values(), key=len, reverse=True)
     tops = printable(", ".join(sorted(below)))
     rest = sorted(inner.keys() - below.keys())
     if rest and all(map(_may_lack_labels, rest)):
@@ -142,9 +143,9 @@ def _check_for_unknown_splits(inner: Mapping[str, set[str]], shown: str) -> None
             f"{shown} has folders of splits ({', '.join(sorted(every))}) inside of each of {tops}: "
             "put the classes inside of the splits instead, <split>/<class>/*"
         )
-    if others and len(first) > 1 and all(folders == first for folders in others):
+    if others and all(len(folders) > 1 and folders <= most for folders in others):
         raise UserError(
-            f"{shown} has the same folders in each of {tops}, which "
-            "look like splits with names that are not known: rename them to train, validation and "
+            f"{shown} has the same folders, or some of them, in each of {tops}, which look "
+            "like splits with names that are not known: rename them to train, validation and "
             "test; or, if they are classes, move their images out of the inner folders"
         )

@@ -16,6 +16,8 @@ from cnn_research.data.prepare.files import Plan, Record
 
 NAMED = 5
 """Classes, and names of what is left out, that are named."""
+MOST_COMPARED = 50_000
+"""Names that are compared with each other, which takes a second."""
 NOTHING = frozenset(("na", "n/a", "#n/a", "nan", "null", "none", "nil", "?", "-", "--", "."))
 """What programs and people write, in small letters, where there is nothing to write."""
 
@@ -76,7 +78,7 @@ def understood(plan: Plan, shown: str) -> str:
 
 def _doubts(what: str, names: Sequence[str]) -> Iterator[str]:
     """What is odd about names that may be of one class or group, or of none."""
-    plain = [_plain(name) for name in names]
+    plain = [_plain(name) for name in names] if len(names) <= MOST_COMPARED else names
     alike = Counter(plain)
     if twins := [name for name, form in zip(names, plain, strict=True) if alike[form] > 1]:
         yield f"{what} that may be the same: {_listed(twins)}"

@@ -137,6 +137,9 @@ def plan_folder(root: Path, shown: str, class_of: Callable[[str], str] = printab
     homes = {name.removesuffix(_below(as_if, depth)) for name, as_if in kept.items()}
     beside = {class_of(folder) for home in homes for folder in folders_in(root / home)}
     without = sorted(beside - with_images)
+    if splits:
+        tops = {name.partition("/")[0] for name in images}
+        without += sorted(printable(top) for top in folders_in(root) if top not in tops)
     found = [item for item in found if item[2] in with_images]
     classes = _classes({(split, of) for _, split, of in found}, shown, without)
     labels = {of: {"label": UNKNOWN_CLASS} for of in with_images}
