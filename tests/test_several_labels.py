@@ -99,6 +99,7 @@ def test_a_separator_is_recognised_only_where_labels_recombine(cells, expected):
         ({"a": ["1", "-1"], "b": ["-1", "0"]}, "heads"),
         ({"a": ["True", ""], "b": ["true", "FALSE"]}, "labels"),
         ({"a": "Y", "b": "n"}, "classes"),
+        ({"a": "xy", "b": "yx"}, "heads"),
         ({"a": ["x", "X"], "b": ["", "x"]}, "labels"),
     ],
 )

@@ -182,7 +182,7 @@ def meaning_of(cells: DataFrame) -> Columns:
     lower = cells.apply(lambda column: column.str.lower())
     values = {value for column in lower for value in lower[column].unique()}
     absent = MINUS if values & MINUS and not values & (ABSENT - {""}) else ABSENT
-    if not values <= PRESENT | absent | {""} or not values & PRESENT:
+    if not values <= PRESENT | absent | {""} or not values & PRESENT or values <= PRESENT:
         return "heads"
     ones = lower.isin(PRESENT).sum(axis=1)
     return "classes" if (ones == 1).all() else "labels"
