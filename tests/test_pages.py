@@ -20,7 +20,7 @@ from cnn_research.data.sources.synthetic import Synthetic
 from cnn_research.models.convnet import ConvNet
 from cnn_research.train.config import Training
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.pictures]
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 

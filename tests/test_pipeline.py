@@ -99,6 +99,7 @@ def test_a_signal_that_comes_while_a_stage_ends_stops_the_pipeline(tmp_path, mon
     assert stopped.value.exit_code == 75 and trained == ["pretraining"]
 
 
+@pytest.mark.slow
 def test_what_was_computed_from_a_stage_is_not_computed_again(tmp_path, monkeypatch):
     found = run(STUDY, tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())

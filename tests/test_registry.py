@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import json
 import re
 import subprocess
@@ -29,6 +30,8 @@ from cnn_research.core.experiment import lookup, registry
 from cnn_research.inference.exported import open_export
 from cnn_research.train import checkpoint
 from cnn_research.train.config import Training
+from cnn_research.train.job import prepare
+from cnn_research.train.session import SeedRun, open_session
 from cnn_research.train.state import abstract_state
 from cnn_research.train.trained import bind_to_dataset
 from cnn_research.workflows.palette.purification import Purification
@@ -42,7 +45,16 @@ NAMES = list(registry())
 TRAININGS = [name for name in NAMES if isinstance(lookup(name).experiment(), Training)]
 
 
-QUICK = {"digits_cnn", "digits_mlp", "fashion_mnist_mlp_early"}
+def kind(name: str) -> tuple:
+    """What decides which code trains an experiment."""
+    training = lookup(name).experiment()
+    parts = (training.model, training.task, training.data)
+    return (*map(type, parts), training.transfer)
+
+
+FIRST = list({kind(name): name for name in reversed(TRAININGS)}.values())
+"""The first training of each kind, which is run; of the others a step is traced."""
+QUICK = {"digits_cnn", "digits_mlp"}
 """Small networks that train by default; all others do with `-m slow`."""
 
 
@@ -124,7 +136,7 @@ def test_docstring_gives_the_command(name):
 
 @pytest.mark.parametrize(
     "name",
-    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in TRAININGS],
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FIRST],
 )
 def test_experiment_trains_goes_on_and_evaluates(name, tmp_path, capsys):
     small = scaled_down(lookup(name).experiment())
@@ -157,6 +169,20 @@ def test_experiment_trains_goes_on_and_evaluates(name, tmp_path, capsys):
         for metric in small.task.metrics:
             assert evaluated.metrics[split][metric] == pytest.approx(figures[metric], rel=1e-6)
     assert {"report.md", "report.html"} <= {file.name for file in (tmp_path / "report").iterdir()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in TRAININGS if name not in FIRST])
+def test_another_training_of_a_kind_takes_a_step(name, tmp_path):
+    small = scaled_down(lookup(name).experiment())
+    with open_session([SeedRun(small, tmp_path)], tmp_path, read_only=True) as session:
+        job = prepare(session)
+        steps, count = job.next_steps(1)
+        step = functools.partial(steps, count=count)
+        after, metrics = jax.eval_shape(step, job.states, job.data, job.seeds)
+    shapes = [[leaf.shape for leaf in jax.tree.leaves(states)] for states in (after, job.states)]
+    assert shapes[0] == shapes[1]
+    assert all(values.shape == (1, 1, 2) for values in metrics.values()) and "loss" in metrics
 
 
 @pytest.mark.slow

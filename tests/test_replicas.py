@@ -119,6 +119,7 @@ def test_replicas_go_on_together_from_the_newest_checkpoint_of_all(one_by_one, t
         run(SEVERAL, tmp_path, replicas=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [

@@ -193,6 +193,7 @@ def test_what_was_measured_after_the_last_checkpoint_is_measured_again(alone, tm
     ]
 
 
+@pytest.mark.slow
 def test_a_longer_run_goes_on_from_a_finished_one(tmp_path):
     constant = rated(name="sgd", learning_rate=0.01)
     run(dataclasses.replace(constant, epochs=2), tmp_path / "in two")
@@ -774,6 +775,7 @@ def test_a_bfloat16_model_trains(tmp_path):
     assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
 
 
+@pytest.mark.slow
 def test_several_steps_in_a_dispatch_give_the_same_and_resume_exactly(tmp_path):
     config = tiny(
         model=MLP(dense=(8,), dropout=0.2),

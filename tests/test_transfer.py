@@ -105,6 +105,7 @@ def test_frozen_layers_move_neither_parameters_nor_statistics(tmp_path):
     assert "ema/params/Conv_1/kernel" in changed
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_weights_of_a_file_and_says_which(tmp_path):
     """Averages included; a layer that is not asked of the file is as it was drawn."""
     like = training(optimizer=Optimizer(ema_decay=0.9))
@@ -284,6 +285,7 @@ def test_cached_features_are_mirrored_at_most(fields, tmp_path):
 # Cached features ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_on_cached_features_is_the_run_on_images(tmp_path, monkeypatch):
     """The same network, the same frozen layers: once through the cache, once without."""
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
@@ -422,6 +424,7 @@ class Two(nn.Module):
         return nn.Dense(self.num_classes, name="head")(x)
 
 
+@pytest.mark.slow
 def test_auxiliary_heads_learn_by_their_weight(tmp_path):
     """Gradients of a linear model: those of the auxiliary head are half its own cross-entropy's."""
     base = Optimizer(name="sgd", learning_rate=1.0, momentum=0.0)
@@ -445,6 +448,7 @@ def test_auxiliary_heads_learn_by_their_weight(tmp_path):
         np.testing.assert_allclose(trained[f"params/{name}/kernel"], expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_averages_start_from_the_first_layer_of_the_training_images(tmp_path):
     """A frozen layer taken from the images is the same in the parameters and in their average."""
     config = training(
