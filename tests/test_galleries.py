@@ -341,7 +341,7 @@ def test_what_is_no_image(content, tmp_path):
         file.write_bytes(content)
     for gallery in (Filters(image=str(file)), PoolingPyramid(image=str(file))):
         with pytest.raises(
-            UserError, match=r"image\.png (is not an image|is an empty file|does not exist)"
+            UserError, match=r"image\.png (is not an image|is an empty|does not exist)"
         ):
             run(gallery, tmp_path / "run")
     assert not (tmp_path / "run").exists()
