@@ -84,7 +84,7 @@ def test_the_curve_says_both_errors():
     before, now = (Reliability(np.array([p, p]), np.array([True, False])) for p in (0.9, 0.5))
     axes = reliability_plot(now, before).axes[0]
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert labels == ["as it should be", "before, ECE 0.400", "after, ECE 0.000"]
+    assert labels == ["ideal", "before, ECE 0.400", "after, ECE 0.000"]
 
 
 def test_the_temperature_is_kept_with_the_run_and_in_its_export(tmp_path):

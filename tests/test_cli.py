@@ -443,7 +443,7 @@ def test_a_platform_that_is_not_there_is_one_line(error, command, monkeypatch, t
     monkeypatch.setattr(jax, "devices", devices)
     said = command(*TINY, f"--workdir={tmp_path / 'run'}")
     assert said.code == 1
-    is_one_error(said.err, "JAX_PLATFORMS is 'cuda', and JAX finds no such device", str(error))
+    is_one_error(said.err, "JAX_PLATFORMS is 'cuda', but JAX finds no such device", str(error))
 
 
 def test_a_misspelt_platform_is_one_line_after_the_choices(tmp_path):
@@ -461,7 +461,7 @@ def test_a_misspelt_platform_is_one_line_after_the_choices(tmp_path):
         env=os.environ | {"JAX_PLATFORMS": "cudda", "TFDS_DATA_DIR": str(tmp_path / "home")},
     )
     assert ended.returncode == 1 and "Chosen from the data" in ended.stdout
-    is_one_error(ended.stderr, "JAX_PLATFORMS is 'cudda', and JAX finds no such device (")
+    is_one_error(ended.stderr, "JAX_PLATFORMS is 'cudda', but JAX finds no such device (")
 
 
 def test_list_as_a_command():

@@ -420,7 +420,7 @@ def test_huge_image_is_refused_before_it_is_decoded(tmp_path):
 def test_icons_are_refused_before_they_are_decoded(tmp_path, ending, monkeypatch):
     noise(1, (64, 64)).save(tmp_path / f"icon.{ending}")
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", None)
-    with pytest.raises(images.BadImage, match=rf"icon.{ending} is an icon, or of"):
+    with pytest.raises(images.BadImage, match=rf"icon.{ending} is an icon or a"):
         images.decode(tmp_path / f"icon.{ending}", None)
 
 

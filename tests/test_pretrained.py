@@ -294,7 +294,9 @@ def test_modules_that_were_stored_whole_and_states_deeper_in(tmp_path):
 def test_several_sets_of_weights_and_none(tmp_path):
     tree, storages = state_dict({"fc.bias": np.ones(3, np.float32)})
     both = pickled_dict({"student": tree, "teacher": pickled_dict({"net": tree})})
-    with pytest.raises(UserError, match=r"it has several \(student, teacher\.net\): save one of"):
+    with pytest.raises(
+        UserError, match=r"it has several \(student, teacher\.net\): save only one of"
+    ):
         read_weights(write_zip(tmp_path / "w.pth", both, storages))
     count = pickled_dict({"epoch": opcodes(3), "loss": pickled_tensor("0", 1, (), ())})
     with pytest.raises(UserError, match="holds no state dict"):
@@ -306,7 +308,7 @@ def test_several_sets_of_weights_and_none(tmp_path):
 )
 def test_a_pickle_names_nothing_but_tensors(name, tmp_path):
     file = write_zip(tmp_path / "weights.pth", b"c" + name.encode() + b"\n", {})
-    with pytest.raises(UserError, match="which is not a weight; save the state dict alone"):
+    with pytest.raises(UserError, match="which is not a weight; save only the state dict"):
         read_weights(file)
 
 

@@ -658,7 +658,7 @@ def test_a_sweeps_folder_stands_for_its_runs_in_its_order(tmp_path, capsys):
     assert changes == ["", "width 0 -> 1", "width 0 -> 2"]
     (tmp_path / "empty").mkdir()
     assert main([str(tmp_path / "empty")]) == 2
-    assert "holds none: it has no config.json" in capsys.readouterr().err
+    assert "contains none: it has no config.json" in capsys.readouterr().err
 
 
 def test_a_finished_pipeline_gallery_or_training_without_test_data_is_not_unfinished(

@@ -94,7 +94,7 @@ def test_verdict_on_numbers_is_against_the_training_mean():
     made = NumberPredictions("test", "weight", predicted, true, training_mean=4.0, loss=0.1)
     said = made.verdict(None)
     assert said.startswith("On 3 test images, weight is off by 0.3333 (95% interval 0 to 0.5")
-    assert said.endswith("on average, against 2 by always saying the training mean.")
+    assert said.endswith("on average, against 2 by always predicting the training mean.")
 
 
 # Names -------------------------------------------------------------------------------------------
@@ -307,7 +307,7 @@ def test_data_section_says_what_was_left_out_and_why(tmp_path):
     page = "\n\n".join(data_section(tmp_path, data, {"kind, test": 5}))
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines()]
     assert ["train", "1,600", "the rest"] in rows and ["test", "200", "given"] in rows
-    assert ["validation", "200", "drawn with seed 3, by kind in proportion"] in rows
+    assert ["validation", "200", "drawn with seed 3, stratified by kind"] in rows
     for words in (
         "- left out, files that could not be used: 25",
         "- rows without any label: 7",
@@ -318,7 +318,7 @@ def test_data_section_says_what_was_left_out_and_why(tmp_path):
     ):
         assert words in page
     assert "outside class folders" not in page and "20.jpg" not in page
-    assert shared_with("test", data).startswith("New images may fare worse: of 4 pairs")
+    assert shared_with("test", data).startswith("Results on new images may be worse: of 4 pairs")
     alike = {"across_splits": {"test and train": 3, "train and validation": 9}}
     assert "of 3 pairs" in shared_with("test", data | {"near_duplicates": alike})
     assert not shared_with("target", data)

@@ -180,14 +180,16 @@ def test_columns_with_one_1_are_classes(tmp_path):
     assert sum(map(len, common.splits.values())) == 19
     rows[3] |= {"cat": 1, "dog": 1}
     path = write_table(tmp_path / "u", rows)
-    with pytest.raises(UserError, match=r"row 4 has a 1 in 2 columns of cat, dog, and 1 rows have"):
+    with pytest.raises(
+        UserError, match=r"row 4 has a 1 in 2 of the columns cat, dog, and 1 rows have"
+    ):
         load(path, "cat", "dog", columns="classes")
 
 
 @pytest.mark.parametrize(
     ("cells", "wrong"),
     [
-        (["red"] * 20, "others lack \\(every row has red\\): there is nothing to tell apart"),
+        (["red"] * 20, "others lack \\(every row has red\\): there is nothing to learn"),
         ([""] * 20, "others lack \\(there is none\\)"),
     ],
 )
@@ -199,7 +201,9 @@ def test_labels_that_tell_nothing_apart_are_refused(tmp_path, cells, wrong):
 
 def test_a_separator_that_divides_nothing_is_refused(tmp_path):
     path = write_table(tmp_path / "t", [{"tags": ("red,bright", "red")[n % 2]} for n in range(20)])
-    with pytest.raises(UserError, match="no cell of column 'tags' has several labels with ';'"):
+    with pytest.raises(
+        UserError, match="no cell of column 'tags' has several labels separated by ';'"
+    ):
         load(path, "tags", separator=";")
     path = write_table(tmp_path / "u", [{"tags": ("red", "")[n % 2]} for n in range(20)])
     assert load(path, "tags", separator=";").class_names == {"tags": ("red",)}
@@ -222,13 +226,15 @@ def test_what_is_odd_about_labels_is_noted(tmp_path):
 def test_bad_columns_and_fields_are_named(tmp_path):
     rows = [{"a": number % 2, "b": "0.5" if number == 6 else 1, "tags": ""} for number in range(9)]
     path = write_table(tmp_path / "t", rows)
-    with pytest.raises(UserError, match=r"row 7: b is '0\.5', and a column of labels has 0 or 1"):
+    with pytest.raises(
+        UserError, match=r"row 7: b is '0\.5', but a column of labels has only 0 or 1"
+    ):
         load(path, "a", "b", columns="labels")
-    with pytest.raises(UsageError, match=r"cells of one column, and --data\.label names 2"):
+    with pytest.raises(UsageError, match=r"cells of one column, but --data\.label names 2"):
         load(path, "a", "b", separator=";")
-    with pytest.raises(UsageError, match="of several columns of 0 and 1"):
+    with pytest.raises(UsageError, match="for several columns of 0 and 1"):
         load(path, "a", columns="labels")
-    with pytest.raises(UsageError, match="of several columns of 0 and 1"):
+    with pytest.raises(UsageError, match="for several columns of 0 and 1"):
         survey(ImageTable(str(path), label=("a",), columns="labels"))
     with pytest.raises(UsageError, match="column 'a' is named twice"):
         load(path, "a", "a")
@@ -246,7 +252,7 @@ def test_an_unknown_label_in_the_test_is_listed_and_an_unlabelled_test_refused(t
     dataset = load(write_table(tmp_path / "u", rows), "tags", separator=";", validation=0.25)
     with pytest.raises(UserError, match="no image of its test split has a label of 'tags'"):
         SeveralLabels(head="tags").check_data(dataset)
-    with pytest.raises(UserError, match="has several labels 'tags' an image"):
+    with pytest.raises(UserError, match="has several labels 'tags' per image"):
         Classification(head="tags").check_data(dataset)
     with pytest.raises(UserError, match="has no sets of labels 'label'; it has tags"):
         SeveralLabels().check_data(dataset)
@@ -340,7 +346,7 @@ def test_the_page_shows_labels_curve_and_mistakes(tmp_path):
     assert {"mistakes", "reliability.png"} == {file.name for file in tmp_path.iterdir()}
     assert "not predicted" in page and "image 17" in page
     exact = (made.labels == (made.logits > 0)).all(axis=1).mean()
-    assert f"{exact:.1%} of the images are given exactly their labels (95%" in made.verdict(None)
+    assert f"{exact:.1%} of the images get exactly the right labels (95%" in made.verdict(None)
     groups = np.array([*["film"] * 200, *[""] * 100])  # "" is each by itself
     assert "over 101 groups)" in made.verdict(groups)
 
@@ -361,7 +367,7 @@ def test_suggestions_take_several_labels_where_they_are_clear(tmp_path):
     experiment, said = fitted("--data.label=tags")
     assert experiment.data.separator == ";" and experiment.task == SeveralLabels(head="tags")
     assert experiment.selection.metric == "loss"
-    assert "--data.separator=;" in said and "2 labels, 1.0 an image, 15 have none" in said
+    assert "--data.separator=;" in said and "2 labels, 1.0 per image, 15 images have none" in said
     experiment, _ = fitted("--data.label=tags", "--data.separator=")
     assert experiment.task == Classification(head="tags", label_smoothing=0.1)
     experiment, _ = fitted("--data.label", "x", "y")

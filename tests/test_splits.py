@@ -151,7 +151,7 @@ def test_given_splits_are_listed_and_never_changed_and_so_are_two_labels(tmp_pat
     assert across[1] == 1 and report["with_two_labels"] == 1
     names = {report["listed"][0][0], report["listed"][0][3]}
     assert names == {"train/odd/3.png", "test/even/wrong.jpg"}
-    assert any("under two labels" in line for line in shared.lines(dataset.provenance))
+    assert any("with two different labels" in line for line in shared.lines(dataset.provenance))
 
 
 def test_a_label_on_copies_of_one_image_alone_is_said(tmp_path):
@@ -194,7 +194,7 @@ def test_a_pattern_over_file_names_keeps_patients_on_one_side(tmp_path):
             {str(name).split("/")[1][:3] for name in part.names} for part in dataset.splits.values()
         ]
         assert sum(map(len, patients)) == 20 and [len(part) for part in patients] == [16, 2, 2]
-    assert next(shared.lines(dataset.provenance)) == "Of 20 groups none is in two splits."
+    assert next(shared.lines(dataset.provenance)) == "Of 20 groups, none is in two splits."
     said = "20 groups, p00, p01, p02, p03, p04, ...; the largest, p00, has 6 images"
     assert said in dataset.provenance["understood"]
 
@@ -204,7 +204,7 @@ def test_a_pattern_over_file_names_keeps_patients_on_one_side(tmp_path):
     [
         ("(p[0-9+_", "is not a regular expression"),
         ("(patient)", "finds no group in any of 4 file names of .*, such as 'a/0.png'"),
-        ("png", "finds the one group 'png' in all of 4 file names"),
+        ("png", "finds the same group 'png' in all 4 file names"),
     ],
 )
 def test_patterns_that_group_nothing(tmp_path, group, message):
@@ -249,7 +249,7 @@ def test_a_column_keeps_films_on_one_side_and_empty_cells_are_by_themselves(tmp_
 
 def test_columns_that_group_nothing_are_refused(tmp_path):
     table = table_of_films(tmp_path / "films", ["f1"] * 8)
-    with pytest.raises(UsageError, match="film finds the one group 'f1' in all of 8 rows"):
+    with pytest.raises(UsageError, match="film finds the same group 'f1' in all 8 rows"):
         ImageTable(str(table), group="film").load()
     with pytest.raises(UsageError, match="has no column 'flim'"):
         ImageTable(str(table), group="flim").load()
@@ -257,13 +257,15 @@ def test_columns_that_group_nothing_are_refused(tmp_path):
 
 def test_groups_that_are_larger_than_the_test_are_refused():
     examples = numbered([at % 2 for at in range(90)], 2, [f"p{at // 30}" for at in range(90)])
-    with pytest.raises(UserError, match="the smallest has 30 images, and 9 are asked for"):
+    with pytest.raises(UserError, match="the smallest has 30 images, but 9 are to be held out"):
         splits.assign(examples, {"validation": 0.0, "test": 0.1}, 0)
     indices, _ = splits.assign(examples, {"validation": 0.0, "test": 0.3}, 0)
     assert len(indices["test"]) == 30
     films = [f"film {at // 4}" for at in range(40)]
     examples = numbered([at // 20 for at in range(40)], 2, films)
-    with pytest.raises(UserError, match="smallest has 4 images, and 4 of 2 classes are asked for"):
+    with pytest.raises(
+        UserError, match="smallest has 4 images, but 4 of 2 classes are to be held out"
+    ):
         splits.assign(examples, {"validation": 0.0, "test": 0.1}, 0)
 
 
@@ -392,7 +394,9 @@ def test_near_duplicates_are_kept_together_by_default_for_ones_own_images(tmp_pa
 
 def test_folds_that_cannot_be(tmp_path):
     few = numbered([0, 1] * 10, 2, [f"p{at // 7}" for at in range(20)])
-    with pytest.raises(UsageError, match=r"--data\.folds is 5, and there are 3 images or groups"):
+    with pytest.raises(
+        UsageError, match=r"--data\.folds is 5, but there are only 3 images or groups"
+    ):
         splits.assign(few, {"validation": 0.0, "test": 0.2}, 0, fold=(0, 5))
     given = dataclasses.replace(few, given=np.array(["train"] * 15 + ["test"] * 5))
     with pytest.raises(UsageError, match="a test split of their own"):

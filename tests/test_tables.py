@@ -116,7 +116,7 @@ def test_links_that_lead_back_are_no_folders(tmp_path):
 def test_folders_inside_of_classes_are_said(tmp_path):
     make_images(tmp_path, *numbered("2019/cat", "2019/dog", "2020/cat", "2020/cow"))
     layout = plan_folder(tmp_path, "pets").layout
-    assert layout == "a folder per class; folders in those (cat, cow, dog) are no classes"
+    assert layout == "a folder per class; folders inside these (cat, cow, dog) are not classes"
 
 
 def test_a_class_that_stands_twice_stays_that_class(tmp_path):
@@ -132,22 +132,25 @@ def test_classes_named_like_splits_stay_classes(tmp_path):
 @pytest.mark.parametrize(
     ("folders", "message"),
     [
-        (["cat/train", "cat/test", "dog/train", "dog/test"], "put the classes inside of the spl"),
+        (["cat/train", "cat/test", "dog/train", "dog/test"], "put the classes inside the spl"),
         (["train/images/cat", "train/images/dog", "test/cat", "test/dog"], "one class only, 'ima"),
         (["train/cat", "train/dog", "test/Cats", "test/Dogs"], "no class of 'test' .Cats, Dogs."),
         (["train", "test"], "has no folders of images .images are directly in test, train."),
-        (["test/cat", "test/dog"], "has the splits test and no 'train': rename one, or name a"),
-        (["val/cat", "val/dog", "test/cat", "test/dog"], "the splits test, val and no 'train'"),
+        (["test/cat", "test/dog"], "has the splits test but no 'train': rename one, or give a"),
+        (["val/cat", "val/dog", "test/cat", "test/dog"], "the splits test, val but no 'train'"),
         (["labeled/cat", "labeled/dog", "unlabeled"], "without labels .unlabeled. beside folder"),
-        (["train", "test/cat", "test/dog"], "'train' has no folder of images for each class"),
+        (["train", "test/cat", "test/dog"], "'train' has no class folders with images"),
         (["a/x", "a/y", "b/x", "b/y", "pool"], "same folders, .* in each of a, b, which look like"),
         (
             ["訓練/x", "訓練/y", "訓練/z", "評価/x", "評価/z"],
             "in each of 訓練, 評価, which look like",
         ),
-        (["trainA", "trainB", "testA", "testB"], "splits of single classes .testA, testB, trainA"),
-        (["train_cat", "train_dog", "val_cat", "val_dog"], "has splits of single classes"),
-        (["cats_train/x", "cats_test/x", "dogs_train/x"], "has splits of single classes"),
+        (
+            ["trainA", "trainB", "testA", "testB"],
+            "splits with a single class each .testA, testB, trainA",
+        ),
+        (["train_cat", "train_dog", "val_cat", "val_dog"], "has splits with a single class each"),
+        (["cats_train/x", "cats_test/x", "dogs_train/x"], "has splits with a single class each"),
         (["train/cat", "train/dog", "train/cow", "holdout/cat"], "others beside them .holdout."),
         (["train_data/cat", "train_data/dog", "test_data"], "without labels .test_data. beside"),
         (["train/cat", "train/dog", "test/cat", "extra/cat"], "others beside them .extra."),
@@ -172,7 +175,7 @@ def test_a_class_without_files_named_as_images_is_named(tmp_path):
     make_images(tmp_path, *numbered("cat"))
     (tmp_path / "dog").mkdir()
     (tmp_path / "dog" / "0.npy").touch()
-    with pytest.raises(UserError, match=r"one class only, 'cat' .no file is named .* in dog.: it"):
+    with pytest.raises(UserError, match=r"only one class, 'cat' .no file in dog is named .*: it"):
         plan_folder(tmp_path, "pets")
 
 
@@ -320,9 +323,9 @@ def test_the_separator_is_that_of_the_header_whatever_is_in_quotation_marks(tmp_
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("image,title,label\n0.png,a,cat\n1.png,big, red,dog\n", "row 2 has 4 cells and the head"),
+        ("image,title,label\n0.png,a,cat\n1.png,big, red,dog\n", "row 2 has 4 cells but the head"),
         ("image,title,label\n0.png,a,cat\n\n1.png,dog\n", r"row 2 has 2 .* 3 .1.png . dog"),
-        ("image,title,label,note\n0.png,big, red,cat,\n", "row 1 has 5 cells and the header 4"),
+        ("image,title,label,note\n0.png,big, red,cat,\n", "row 1 has 5 cells but the header 4"),
         ('image,label\n0.png,"cat\n1.png,dog\n', "cannot be read as a table at line 3"),
         ('image,label\n0.png,"cat\n1.png,"dog"\n2.png,cat\n', "cannot be read as a table"),
         ("image,label,note,label\n0.png,cat,x,sure\n", "has 2 columns 'label': rename"),
@@ -331,10 +334,13 @@ def test_the_separator_is_that_of_the_header_whatever_is_in_quotation_marks(tmp_
         ("", "has no rows"),
         (
             'image,label\n0.png,"a "big" cat"\n',
-            "at line 2 .*; one inside of a cell stands twice",
+            "at line 2 .*; one inside a cell must be doubled",
         ),
         ("# made in May\nimage,label\n0.png,cat\n", "2 cells .* header, not '# made in M"),
-        ("image,label\n0.png,ca\0t\n", "is no text .it has bytes of 0.: save the table as .csv"),
+        (
+            "image,label\n0.png,ca\0t\n",
+            "is not text .it contains NUL bytes.: save the table as .csv",
+        ),
     ],
 )
 def test_tables_that_would_shift_or_hide_labels_are_refused(tmp_path, content, message):
@@ -437,7 +443,7 @@ def test_a_column_that_has_nothing_but_splits_says_them(tmp_path):
     assert {record.split for record in plan.records} == {"train"}
     with pytest.raises(UserError, match="row 3: Split is 'PrivateTest'; it must be train, valid"):
         plan_of(write(tmp_path, "image,label,Split\na,x,Training\nb,y,\nc,x,PrivateTest\n"))
-    with pytest.raises(UserError, match="no image is of the split 'train'"):
+    with pytest.raises(UserError, match="no image is in the split 'train'"):
         survey(ImageTable(str(write(tmp_path, "image,label,split\na,x,test\nb,y,test\n"))))
 
 
@@ -483,7 +489,7 @@ def test_names_that_may_be_the_same_or_nothing_are_said(tmp_path):
     plan = plan_of(write(tmp_path, "\n".join(["image,label,group", *lines])), group="group")
     said = understood(plan, "pets")
     assert "label that may be the same: Cat, cat, dog, do\u200bg, ｃat\n" in said
-    assert "label that may stand for nothing, which is an empty cell: NA\n" in said
+    assert "label that may stand for an empty cell: NA\n" in said
     assert said.endswith("groups that may be the same: 2, 2.0, P1, p1")
 
 
@@ -529,7 +535,7 @@ def test_numbers_that_32_bits_would_round_away_are_refused(tmp_path):
         plan_of(numbers_table(tmp_path, seconds), **fields)
     plan = plan_of(numbers_table(tmp_path, [str(60 * at) for at in range(40)]), **fields)
     assert [record.labels["t"] for record in plan.records] == [60 * at for at in range(40)]
-    with pytest.raises(UserError, match="'t' has no number but 7: there is nothing to"):
+    with pytest.raises(UserError, match="'t' has only the number 7: there is nothing to"):
         plan_of(numbers_table(tmp_path, ["7", "7.0", ""]), **fields)
     years = plan_of(numbers_table(tmp_path, ["0.1", "1e9", "-3"]), **fields)
     assert len(years.records) == 3
@@ -556,21 +562,30 @@ def test_a_million_rows_take_seconds_and_little_memory(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC, which phones save, which is not read: convert it"),
-        (b'<?xml version="1.0"?>\n<!-- x --><svg xmlns="x">', "SVG, a drawing, .* convert it to"),
+        (
+            b"\0\0\0\x18ftypheic\0\0\0\0",
+            "HEIC, a format of phones, which is not supported: convert it",
+        ),
+        (
+            b'<?xml version="1.0"?>\n<!-- x --><svg xmlns="x">',
+            "SVG, a vector drawing, .* convert it to",
+        ),
         (b"<svg width='9'/>", "SVG"),
-        (b"\n<!DOCTYPE html><html>", "a web page, which is not read: download the image itself"),
+        (
+            b"\n<!DOCTYPE html><html>",
+            "a web page, which is not supported: download the image itself",
+        ),
         (
             b"version https://git-lfs.github.com/spec/v1\noid",
             "a pointer of Git LFS.* lfs pull",
         ),
         (b"%PDF-1.7", "PDF"),
-        (b"\0\0\0\x20ftypisom", "a film"),
+        (b"\0\0\0\x20ftypisom", "a video"),
         (b"no image", "not an image or is damaged"),
-        (b"", "an empty file, which is not read: copy or download it again"),
+        (b"", "an empty file, which is not supported: copy or download it again"),
         (b"\0\0\1\0\1\0", "an icon"),
-        (b"\x1f\x8b\x08", "compressed by gzip, which is not read: unpack it"),
-        (b' {"error": 404}', "JSON, as servers answer"),
+        (b"\x1f\x8b\x08", "compressed by gzip, which is not supported: unpack it"),
+        (b' {"error": 404}', "JSON, a server's response"),
     ],
 )
 def test_formats_that_are_not_read_are_named(tmp_path, content, message):
@@ -606,8 +621,8 @@ def test_fewer_bits_than_files_have_room_for_are_said(tmp_path, bits, caplog):
     said = "\n".join(data_section(tmp_path, dataset.provenance, {}))
     assert f"no pixel above {found['brightest_pixel_of_255']} of 255: {found['count']}, the" in said
     assert found == {"count": 6, "first": "a/0.png", "brightest_pixel_of_255": 2 ** (bits - 8)}
-    assert f"if their numbers have {bits} bits" in caplog.text
-    assert f"multiply them by {2 ** (16 - bits)}" in caplog.text
+    assert f"if they have {bits} bits" in caplog.text
+    assert f"multiply their values by {2 ** (16 - bits)}" in caplog.text
 
 
 def broken_exif(value: bytes) -> bytes:

@@ -80,8 +80,8 @@ def start_devices() -> None:
         if not asked:
             raise UserError(f"JAX finds no device{reason}: check the installation") from error
         raise UserError(
-            f"JAX_PLATFORMS is '{asked}', and JAX finds no such device{reason}: leave it out, or "
-            "install what JAX needs for it (for NVIDIA's, pip install -e '.[cuda]')"
+            f"JAX_PLATFORMS is '{asked}', but JAX finds no such device{reason}: unset it, or "
+            "install what JAX needs for it (for NVIDIA GPUs, pip install -e '.[cuda]')"
         ) from error
 
 

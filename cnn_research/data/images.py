@@ -46,11 +46,14 @@ MOST_TEXT = 64 << 20
 
 CONVERT = "convert it to JPEG or PNG"
 OTHER_FORMATS = {
-    rb".{4}ftyp(hei|hev|mif1|msf1)": ("HEIC, which phones save", CONVERT),
-    rb".{4}ftypcrx|II\x1a\0|FUJIFILMCCD|.{4}ftypjxl|\xff\x0a|.{4}JXL ": ("raw or JPEG XL", CONVERT),
-    rb".{4}ftyp|\x1aE\xdf\xa3|RIFF.{4}AVI ": ("a film", "save its frames as images"),
+    rb".{4}ftyp(hei|hev|mif1|msf1)": ("HEIC, a format of phones", CONVERT),
+    rb".{4}ftypcrx|II\x1a\0|FUJIFILMCCD|.{4}ftypjxl|\xff\x0a|.{4}JXL ": (
+        "a raw photograph or JPEG XL",
+        CONVERT,
+    ),
+    rb".{4}ftyp|\x1aE\xdf\xa3|RIFF.{4}AVI ": ("a video", "save its frames as images"),
     rb"(?i)\s*(<\?xml[^>]*>\s*|<!--.*?-->\s*|<!doctype svg[^>]*>\s*)*<svg": (
-        "SVG, a drawing",
+        "SVG, a vector drawing",
         CONVERT,
     ),
     rb"(?i)\s*(<!doctype html|<html)": ("a web page", "download the image itself"),
@@ -59,8 +62,8 @@ OTHER_FORMATS = {
     rb".{128}DICM": ("DICOM", CONVERT),
     rb"\x93NUMPY|\x89HDF|PK\x03\x04": ("an array or archive", "save each image as a file"),
     rb"\x1f\x8b": ("compressed by gzip", "unpack it"),
-    rb"8BPS|gimp xcf|icns|\0\0[\1\2]\0": ("an icon, or of a drawing program", CONVERT),
-    rb"\s*[{\[]": ("JSON, as servers answer", "download the image itself"),
+    rb"8BPS|gimp xcf|icns|\0\0[\1\2]\0": ("an icon or a drawing program's file", CONVERT),
+    rb"\s*[{\[]": ("JSON, a server's response", "download the image itself"),
     rb"\Z": ("an empty file", "copy or download it again"),
 }
 """Patterns of the first bytes of files that are not read, what such a file is, and what to do."""
@@ -162,7 +165,7 @@ def _other_format(file: Path | BinaryIO) -> str:
         first = opened.read(1000)
     for pattern, (what, advice) in OTHER_FORMATS.items():
         if re.match(pattern, first, re.DOTALL):
-            return f"{what}, which is not read: {advice}"
+            return f"{what}, which is not supported: {advice}"
     return "not an image or is damaged"
 
 

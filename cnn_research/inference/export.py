@@ -282,7 +282,8 @@ if image.mode == "RGBA":  # other pixels take the place of transparent ones
 """
 CALIBRATED = """\
 Probabilities are those of the outputs divided by their head's `temperature` in `export.json`, which
-was fitted to validation images so that of the answers that are 80 % sure about 80 % are right."""
+was fitted to validation images so that about 80% of the predictions with a probability of 80% are
+correct."""
 LABELS_CODE = """\
 probabilities = 1 / (1 + np.exp(-values / head.get("temperature", 1)))
     for label, probability, threshold in zip(

@@ -79,7 +79,7 @@ def predict_images(
         print(f"... and {len(predictions) - SHOWN:,} more")
     if numbers:
         named = ", ".join(f"{number} for {name}" for name, number in numbers.items())
-        print(f"In predictions.png stands {named}.")
+        print(f"In predictions.png, numbers stand for names: {named}.")
     print(f"{len(predictions):,} images: {workdir / FOLDER / 'predictions.jsonl'}, .csv and .png")
     return Result(workdir, int(model.state.step), {})
 

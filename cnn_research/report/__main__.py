@@ -58,8 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--labels",
         type=Path,
         metavar="FILE.csv",
-        help="write the rankings of labels that may be wrong of all these runs as one: of k folds "
-        "it ranks every image by a network that was not trained on it",
+        help="merge these runs' rankings of labels that may be wrong into one; for k folds, it "
+        "ranks every image by a network that was not trained on it",
     )
     options = parser.parse_args(arguments)
     if options.labels is not None:
@@ -74,7 +74,7 @@ def _rank_labels(folders: Sequence[Path], output: Path) -> None:
     ranked = merged(runs)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_ranking(ranked, output)
-    print(f"{len(ranked):,} labels, those first that are most likely wrong: {output}")
+    print(f"{len(ranked):,} labels, those that are most likely wrong first: {output}")
 
 
 def _compare(folders: Sequence[Path], output: Path | None) -> None:

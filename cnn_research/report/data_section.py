@@ -36,7 +36,7 @@ def data_section(
         origin = "given" if split in given else ""
         if split in drawn:
             by = drawn.get("stratified_by")
-            origin = f"drawn with seed {drawn.get('seed')}" + f", by {by} in proportion" * bool(by)
+            origin = f"drawn with seed {drawn.get('seed')}" + f", stratified by {by}" * bool(by)
         elif split == "train" and drawn:
             origin = "the rest"
         rows.append((split, f"{count:,}", origin))
@@ -47,7 +47,7 @@ def data_section(
     if skipped:
         (folder / SKIPPED).write_text("\n".join(skipped) + "\n", encoding="utf-8")
         more = f"\n... and {len(skipped) - MOST_SKIPPED:,} more" * (len(skipped) > MOST_SKIPPED)
-        yield f"The files that could not be used, all of them in {SKIPPED}:"
+        yield f"Files that could not be used (all are listed in {SKIPPED}):"
         yield "```\n" + "\n".join(skipped[:MOST_SKIPPED]) + more + "\n```"
 
 
@@ -61,8 +61,8 @@ def shared_with(split: str, data: Mapping[str, Any]) -> str:
     if count < MANY_SHARED * data.get("examples", {}).get(split, 0) or not count:
         return ""
     return (
-        f"New images may fare worse: of {count:,} pairs of the same or nearly the same image, one "
-        f"is in {split} and one in another split."
+        f"Results on new images may be worse: of {count:,} pairs of the same or nearly the same "
+        f"image, one is in {split} and one in another split."
     )
 
 
@@ -77,7 +77,7 @@ def _left_out(data: Mapping[str, Any], unlabelled: Mapping[str, int]) -> Iterato
     for what, count in unlabelled.items():
         yield f"images without a label, {what}: {count:,}"
     if copies := data.get("left_out_of_target"):
-        yield f"left out of target, images that another split has too: {copies['images']:,}"
+        yield f"left out of target, images that are also in another split: {copies['images']:,}"
 
 
 def _oddities(data: Mapping[str, Any]) -> Iterator[str]:

@@ -73,7 +73,7 @@ def merged(runs: Sequence[Path]) -> pandas.DataFrame:
         if not files:
             raise UsageError(
                 f"{run} has no {REPORT_FOLDER}/{RANKING}.csv, the ranking of a classifier's "
-                "labels: train there first, or write its report anew with --mode=evaluate"
+                "labels: train there first, or write its report again with --mode=evaluate"
             )
         for file in files:
             table = pandas.read_csv(file, dtype=dict.fromkeys(COLUMNS[:3], str), na_filter=False)

@@ -159,7 +159,7 @@ def _verdicts(
                 continue
             sentence = predicted.verdict(shown[split].groups if split in shown else None)
             if sentence and split == "validation" and _chose_by_validation(config):
-                sentence += " The state was chosen by these images: new ones will fare worse."
+                sentence += " The checkpoint was chosen by these images: new ones will do worse."
             if sentence:
                 yield f"{head}: {sentence}" if len(heads) > 1 else sentence
         if warning := shared_with(split, data):

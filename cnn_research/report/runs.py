@@ -116,8 +116,8 @@ def run_folders(folder: Path) -> list[Path]:
     runs = sorted(file.parent for pattern in below for file in folder.glob(pattern))
     if not runs:
         raise UsageError(
-            f"{folder} is not a run's folder, and holds none: it has no {CONFIG}, which a run that "
-            "fails on its data does not write"
+            f"{folder} is not a run's folder, and contains none: it has no {CONFIG}, which a run "
+            "that failed on its data does not write"
         )
     listed = [run["name"] for run in read_json(folder / SWEEP).get("runs", ())]
     runs.sort(key=lambda run: listed.index(run.name) if run.name in listed else len(listed))

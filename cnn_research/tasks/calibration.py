@@ -107,15 +107,16 @@ class CalibratedPredictions(Predictions):
         if self.temperature is not None:
             how = (
                 f"Outputs are divided by {self.temperature:.3f}, the temperature that fits "
-                "validation best."
+                "the validation split best."
             )
         yield (
-            "ECE, the expected calibration error, is by how much probabilities are off, on "
-            f"average: 0 where of the answers that are 80 % sure 80 % are right. {how}"
+            "ECE, the expected calibration error, is the average error of the probabilities: it is "
+            "0 if, for example, 80% of the predictions with a probability of 80% are correct. "
+            f"{how}"
         )
         figure = reliability_plot(*self.reliabilities)
         yield saved(
-            figure, folder / f"reliability{suffix}.png", "Probabilities, and what came true"
+            figure, folder / f"reliability{suffix}.png", "Observed frequency against probability"
         )
 
 
@@ -128,7 +129,7 @@ def reliability_plot(now: Reliability, before: Reliability | None) -> Figure:
 
     figure = Figure(figsize=(4.8, 5.4), dpi=144, layout="constrained")
     axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
-    axes.plot((0, 1), (0, 1), color=GREY, linewidth=1, linestyle="--", label="as it should be")
+    axes.plot((0, 1), (0, 1), color=GREY, linewidth=1, linestyle="--", label="ideal")
     curves = [] if before is None else [(before, f"before, ECE {before.error:.3f}", SERIES[1], "s")]
     curves.append((now, f"{'after' if curves else 'now'}, ECE {now.error:.3f}", SERIES[0], "o"))
     for each, label, colour, marker in curves:
@@ -137,8 +138,8 @@ def reliability_plot(now: Reliability, before: Reliability | None) -> Figure:
         axes.plot(said[count > 0], true[count > 0], **style, label=label)
         edges = np.linspace(0, 1, BINS + 1)
         counts.stairs(count / count.sum(), edges, color=colour, linewidth=1.4)
-    axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="share that came true")
-    counts.set(xlabel="probability", ylabel="share of answers", ylim=(0, None))
+    axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="observed frequency")
+    counts.set(xlabel="probability", ylabel="share of predictions", ylim=(0, None))
     for each in (axes, counts):
         each.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9, loc="upper left")

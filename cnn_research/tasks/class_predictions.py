@@ -165,13 +165,13 @@ class ClassPredictions(CalibratedPredictions):
         write_ranking(ranked, folder / f"{RANKING}{suffix}.csv")
         mistakes = ranked[ranked["label"] != ranked["answer"]]
         if mistakes.empty:
-            yield "No image with a label of a known class is mistaken."
+            yield "No image with a label of a known class is misclassified."
             return
         listed = f"The first {MOST_LISTED} of " if len(mistakes) > MOST_LISTED else ""
         yield (
-            f"{listed}{len(mistakes):,} mistakes, with P, the probability; first those of which "
-            "the network is surest that the label is wrong, as in part it will be. "
-            f"{RANKING}{suffix}.csv ranks all {len(ranked):,} labels by their probability "
+            f"{listed}{len(mistakes):,} mistakes, with probabilities P. Those for which the "
+            "network is most certain that the label is wrong come first; for some it will be "
+            f"right. {RANKING}{suffix}.csv ranks all {len(ranked):,} labels by their probability "
             "(Northcutt et al. 2021)."
         )
         first = mistakes[:MOST_LISTED]

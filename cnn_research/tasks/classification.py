@@ -79,8 +79,8 @@ class Classification(ClassTask, SingleHeadTask, FittedTask):
             )
         if dataset.splits["train"].labels[self.head].ndim > 1:
             raise UserError(
-                f"data set {dataset.name} has several labels '{self.head}' an image, or some for "
-                "each pixel; a classifier needs one: take another task, or another head with "
+                f"data set {dataset.name} has several labels '{self.head}' per image, or labels "
+                "for each pixel; a classifier needs one: use another task, or another head with "
                 f"{flag}"
             )
         unknown = (MISSING, UNKNOWN_CLASS)

@@ -47,7 +47,7 @@ def matrix_parts(
         part = matrix[np.ix_(worst, worst)]
         names = [shown[place] for place in worst]
         yield (
-            f"Of {len(matrix):,} classes, these are confused most often; similar ones stand side "
+            f"Of {len(matrix):,} classes, these are confused most often; similar ones are side "
             f"by side. {csv} has all counts."
         )
         figure = confusion_matrix_plot(part, names, totals[worst])

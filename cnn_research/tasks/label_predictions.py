@@ -107,7 +107,7 @@ class LabelPredictions(CalibratedPredictions):
         text = (
             f"On {len(self):,} {self.split} images, labels have a mean average precision of "
             f"{found['mAP']:.3f}, against {found['mAP by chance']:.3f} in a random order; "
-            f"{exact.mean():.1%} of the images are given exactly their labels"
+            f"{exact.mean():.1%} of the images get exactly the right labels"
         )
         return f"{text}{interval_text(interval(exact, groups), '.1%', exact, groups)}."
 
@@ -118,10 +118,11 @@ class LabelPredictions(CalibratedPredictions):
         if untrained:
             yield f"Labels without training images: {', '.join(untrained)}."
         yield (
-            "mAP is the mean over labels of the average precision, the precision on the way from "
-            "the likeliest image to the least likely that has the label; `mAP by chance` that of a "
-            "random order. A label counts as predicted from its threshold on, at which its F1 in "
-            f"validation is highest (0.5 if fewer than {FEWEST_IMAGES} validation images have it)."
+            "mAP is the mean of the labels' average precision: images are ranked by the label's "
+            "probability, and the precision is averaged down the ranking; `mAP by chance` is that "
+            "of a random order. A label counts as predicted if its probability reaches the "
+            "threshold at which its F1 on the validation images is highest (0.5 if fewer than "
+            f"{FEWEST_IMAGES} of them have it)."
         )
         yield self._table()
         yield from self.calibration_page(folder, suffix)
@@ -141,11 +142,11 @@ class LabelPredictions(CalibratedPredictions):
         order = np.argsort(-sure, axis=None, kind="stable")[:MOST_LISTED]
         worst = [divmod(int(at), len(names)) for at in order if sure.flat[at] >= 0]
         if not worst:
-            yield "No label is mistaken."
+            yield "No label is wrong."
             return
         yield (
-            "The surest mistakes: where the network is sure and the table differs, the table "
-            "itself may be wrong."
+            "The mistakes of which the network is most certain; where the table disagrees with it, "
+            "the table itself may be wrong."
         )
         rows = [
             (

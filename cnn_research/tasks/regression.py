@@ -176,7 +176,7 @@ class NumberPredictions(Predictions):
         text = f"On {errors.size:,} {self.split} images, {self.name} is off by {errors.mean():.4g}"
         text += interval_text(found, ".4g", errors, groups)
         of_mean = np.abs(self.training_mean - true).mean()
-        text += f" on average, against {of_mean:.4g} by always saying the training mean"
+        text += f" on average, against {of_mean:.4g} by always predicting the training mean"
         if found is not None and found[1] >= of_mean:
             text += ": as far as these images show, it is no better than that"
         return f"{text}."
@@ -197,7 +197,7 @@ class NumberPredictions(Predictions):
         figure.savefig(folder / f"mistakes{suffix}.png")
         worst = farthest_off(self.numbers, self.predicted, MOST_LISTED)
         if worst.size:
-            yield "The estimates farthest off; of those far off, the true number may be wrong:"
+            yield "The estimates that are farthest off; the true number may be wrong there:"
             digits = _digits(self.numbers)
             numbers = (self.numbers[worst], self.predicted[worst])
             rows = [[_rounded(number, digits) for number in each] for each in zip(*numbers)]

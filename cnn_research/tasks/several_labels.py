@@ -46,7 +46,7 @@ class SeveralLabels(SingleHeadTask, FittedTask):
             if not split.labels[self.head].any():
                 raise UserError(
                     f"data set {dataset.name}: no image of its {name} split has a label of "
-                    f"'{self.head}', so that nothing can be measured: label it, or take another"
+                    f"'{self.head}', so nothing can be measured: label it, or use another"
                 )
 
     def num_outputs(self, dataset: Dataset) -> int:

@@ -108,14 +108,14 @@ def _choose_columns(choices: Choices, data: ImageTable, root: Path, shown: str) 
     table = find_table(root, shown)
     rows = read_table(table, shown)
     if data.number and data.label == ("label",) and "label" not in rows:
-        choices.choose("data.label", (), "numbers are asked for, and no classes")
+        choices.choose("data.label", (), "numbers are requested, and no classes")
     if data.image == "image":
         there = "image" in rows
         column = image_column(rows[["image"]] if there else rows, table.parent)
         if column is None and not there:
             raise UsageError(
                 f"{shown} has no column 'image', and none of {columns_of(rows)} names files beside "
-                "it: say which, as --data.image=COLUMN or --data.image='images/{COLUMN}.jpg'"
+                "it: give --data.image=COLUMN or --data.image='images/{COLUMN}.jpg'"
             )
         if column not in (None, "image"):
             choices.choose("data.image", column, "names files that are there")
@@ -134,7 +134,7 @@ def _choose_labels(choices: Choices, rows: DataFrame) -> None:
             if not {column, column.lower()} & known and f"{{{column}}}" not in image
         ]
         if meaning_of(rows[others]) != "heads":
-            choices.choose("data.label", tuple(others), "all other columns are of 0 and 1")
+            choices.choose("data.label", tuple(others), "all other columns contain only 0 and 1")
     label = list(dict.fromkeys(choices.value("data.label")))
     if not label or not set(label) <= {*rows}:
         return
@@ -144,7 +144,7 @@ def _choose_labels(choices: Choices, rows: DataFrame) -> None:
         if meaning != "heads":
             choices.choose("data.columns", meaning, reasons[meaning])
     elif separator := separator_of(rows[label[0]]):
-        reason = f"divides several labels in cells of '{label[0]}'; with none: --data.separator="
+        reason = f"separates labels in cells of '{label[0]}'; for one class each: --data.separator="
         choices.choose("data.separator", separator, reason)
 
 
@@ -165,7 +165,9 @@ def _choose_task(choices: Choices, data: object, seen: Survey) -> None:
     if isinstance(data, ImageTable) and data.several_labels:
         (labels,) = seen.classes.values()
         each = sum(labels.values()) / seen.splits["train"]
-        reason = f"{len(labels)} labels, {each:.1f} an image, {seen.without_labels:,} have none"
+        reason = (
+            f"{len(labels)} labels, {each:.1f} per image, {seen.without_labels:,} images have none"
+        )
         choices.choose("task", SeveralLabels(head=heads[0]), reason)
         choices.choose("selection.metric", "loss", "sets of labels have no accuracy")
         return

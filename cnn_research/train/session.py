@@ -230,7 +230,7 @@ def check_balanced(heads: Sequence[str], dataset: Dataset) -> None:
             f"'{heads[0]}' of data set {dataset.name} has numbers" if heads else "there are none"
         )
     elif labels[heads[0]].ndim == 2:
-        found = f"'{heads[0]}' of data set {dataset.name} has several an image"
+        found = f"'{heads[0]}' of data set {dataset.name} has several labels per image"
     elif labels[heads[0]].ndim > 1:
         found = f"'{heads[0]}' of data set {dataset.name} has a class of each pixel"
     else:

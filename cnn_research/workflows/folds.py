@@ -36,7 +36,7 @@ def train(experiment: Training, workdir: Path, count: int, *, profile: bool = Fa
     runs = _runs(experiment, workdir, count)
     with folders.locked(workdir):
         if (workdir / folders.CONFIG).exists():
-            raise UsageError(f"{workdir} holds a run of its own: name another --workdir")
+            raise UsageError(f"{workdir} is the folder of a single run: give another --workdir")
         found = [loop.train(run.experiment, run.workdir, profile=profile) for run in runs]
         if is_first_process():
             summarise(runs, workdir, "folds")
@@ -48,15 +48,15 @@ def _rank_labels(runs: list[Path], file: Path) -> None:
     """Rank all labels by the networks that were not trained on them, where they are classes."""
     if all(map(rankings_of, runs)):
         write_ranking(merged(runs), file)
-        print(f"Labels, those first that are most likely wrong: {file}")
+        print(f"Labels, those that are most likely wrong first: {file}")
 
 
 def _runs(experiment: Training, workdir: Path, count: int) -> list[SeedRun]:
     data = experiment.data
     if not {"folds", "fold"} <= {field.name for field in dataclasses.fields(data)}:
         raise UsageError(
-            f"--folds deals out images of folders and tables, and {experiment.name} has splits of "
-            "its own: leave --folds out"
+            f"--folds is for folders and tables of images, but {experiment.name} has splits of its "
+            "own: leave --folds out"
         )
     runs = []
     for fold in range(count):

@@ -132,8 +132,8 @@ def _dark(records: Sequence[Record], brightest: Sequence[int]) -> dict[str, Any]
     most, first = max(dark)[0], dark[0][1]
     bits = max(most - 1, 0).bit_length()
     logging.warning(
-        "%d of %d images, the first %s, have no pixel above %d of 255: if their numbers have %d "
-        "bits, in files of 16 that do not say so, multiply them by %d",
+        "%d of %d images, the first %s, have no pixel above %d of 255: if they have %d bits, "
+        "stored in 16-bit files that do not say so, multiply their values by %d",
         *(len(dark), len(records), first, most, 8 + bits, 2 ** (8 - bits)),
     )
     return {"dark_images": {"count": len(dark), "first": first, "brightest_pixel_of_255": most}}

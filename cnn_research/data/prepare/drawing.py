@@ -112,8 +112,8 @@ class Drawing:
         where there are fewer units than parts."""
         if len(self.units) < folds:
             raise UsageError(
-                f"--data.folds is {folds}, and there are {len(self.units)} images or groups of "
-                "them that stay together: ask for fewer folds"
+                f"--data.folds is {folds}, but there are only {len(self.units)} images or groups "
+                "of images that stay together: use fewer folds"
             )
         filled = [[0] * len(self.left) for _ in range(folds)]
         sizes, rest = [0] * folds, []
@@ -164,13 +164,13 @@ def nothing_drawn(units: Sequence[Sequence[int]], count: int, classes: int) -> U
     taken."""
     sizes = sorted(map(len, units))
     size, images = sizes[0], sum(sizes)
-    why = "every class would lose its last one"
+    why = "every class would lose its last image"
     if size > 1 and (size >= 2 * count or len(units) > classes):
         of = f" of {classes:,} classes" * (size < 2 * count)
-        why = f"the smallest has {size:,} images, and {count:,}{of} are asked for"
+        why = f"the smallest has {size:,} images, but {count:,}{of} are to be held out"
     return UserError(
         f"nothing can be held out: the {images:,} images form {len(units):,} "
-        f"group{'s' * (len(units) != 1)} that stay together (copies, as they are decoded, with "
-        f"white behind what is transparent; near duplicates; --data.group), and {why}: add "
-        "different images, ask for more with --data.validation and --data.test, or for none with 0"
+        f"group{'s' * (len(units) != 1)} that stay together (copies after decoding, with white "
+        f"in place of transparency; near duplicates; --data.group), and {why}: add different "
+        "images, increase --data.validation and --data.test, or set them to 0"
     )

@@ -92,8 +92,8 @@ def check_groups(groups: Sequence[str], option: str, where: str) -> None:
         raise UsageError(f"{option} finds no group in any of {len(groups):,} {where}")
     if len(different) == 1 and "" not in groups:
         raise UsageError(
-            f"{option} finds the one group '{different.pop()}' in all of {len(groups):,} {where}: "
-            "nothing could be held out; choose what differs"
+            f"{option} finds the same group '{different.pop()}' in all {len(groups):,} {where}: "
+            "nothing could be held out; choose something that differs"
         )
 
 
@@ -114,7 +114,7 @@ def opened(path: Path) -> Iterator[Path]:
     if path.suffix.lower() in (".txt", ".xls", ".ods", ".json", ".jsonl", ".parquet"):
         raise UsageError(
             f"{printable(path)} is not an archive: if it is a table, save it as .csv or .xlsx "
-            "(in a .csv commas, semicolons and tabs are understood)"
+            "(a .csv file may have commas, semicolons or tabs)"
         )
     with cache.unpacking() as folder:
         try:

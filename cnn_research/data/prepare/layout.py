@@ -118,8 +118,8 @@ def _check_for_unknown_splits(inner: Mapping[str, set[str]], shown: str) -> None
     single = all(len(folders) == 1 for folders in below.values())
     if single and len(named) > 1 and "train" in named and "" not in named:
         raise UserError(
-            f"{shown} has splits of single classes ({printable(', '.join(sorted(inner)))}): put "
-            "the classes into folders of splits, <split>/<class>/*"
+            f"{shown} has splits with a single class each ({printable(', '.join(sorted(inner)))}): "
+            "put the classes into split folders, <split>/<class>/*"
         )
     if not below:
         return
@@ -129,23 +129,23 @@ def _check_for_unknown_splits(inner: Mapping[str, set[str]], shown: str) -> None
     if rest and all(map(_may_lack_labels, rest)):
         raise UserError(
             f"{shown} has images without labels ({printable(', '.join(rest))}) beside folders of "
-            f"folders ({tops}): name the folder with the classes itself"
+            f"folders ({tops}): give the folder that contains the classes"
         )
     if not rest and all(top.lower() in SPLIT_FOLDERS for top in below):
         raise UserError(
-            f"{shown} has the splits {tops} and no 'train': rename one, or name a folder with the "
-            "classes itself"
+            f"{shown} has the splits {tops} but no 'train': rename one, or give a folder that "
+            "contains classes"
         )
     every = set().union(*below.values())
     known = {SPLIT_FOLDERS.get(folder.lower()) for folder in every}
     if len(known) > 1 and {"train"} <= known and None not in known:
         raise UserError(
-            f"{shown} has folders of splits ({', '.join(sorted(every))}) inside of each of {tops}: "
-            "put the classes inside of the splits instead, <split>/<class>/*"
+            f"{shown} has split folders ({', '.join(sorted(every))}) inside each of {tops}: "
+            "put the classes inside the splits instead, <split>/<class>/*"
         )
     if others and all(len(folders) > 1 and folders <= most for folders in others):
         raise UserError(
             f"{shown} has the same folders, or some of them, in each of {tops}, which look "
-            "like splits with names that are not known: rename them to train, validation and "
+            "like splits with unknown names: rename them to train, validation and "
             "test; or, if they are classes, move their images out of the inner folders"
         )

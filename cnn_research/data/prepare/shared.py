@@ -129,19 +129,21 @@ def lines(provenance: Mapping[str, Any], where: str = "") -> Iterator[str]:
     """What is said of groups and near duplicates, a line each; `where` has the table of pairs."""
     if groups := provenance.get("groups"):
         first = ", ".join(groups["first_in_two_splits"])
-        shared = f"{groups['in_two_splits']:,} are in two splits, which are given: {first}"
-        yield f"Of {groups['groups']:,} groups {shared if first else 'none is in two splits'}."
+        shared = (
+            f"{groups['in_two_splits']:,} are in two splits, because splits were given: {first}"
+        )
+        yield f"Of {groups['groups']:,} groups, {shared if first else 'none is in two splits'}."
     alike = provenance.get("near_duplicates", {})
     if alike.get("pairs") or alike.get("listed"):
         kept = ", which stay together" if alike["together"] else ""
         across = alike["across_splits"]
         between = ", ".join(f"{count:,} of {pair}" for pair, count in across.items())
         yield (
-            f"{alike['pairs']:,} pairs of images are nearly the same, in groups of "
-            f"{alike['largest_group']:,} at most{kept}; in two splits: {between or 'none'}."
+            f"{alike['pairs']:,} pairs of images are nearly the same, in groups of at "
+            f"most {alike['largest_group']:,}{kept}; in two splits: {between or 'none'}."
         )
     if count := alike.get("with_two_labels"):
-        yield f"{count:,} pairs are the same picture under two labels."
+        yield f"{count:,} pairs are the same picture with two different labels."
     if alike.get("listed"):
         one, split, label, other, its_split, its_label, *_ = alike["listed"][0]
         first = f"{one} ({split} {label}) and {other} ({its_split} {its_label})"

@@ -94,8 +94,8 @@ def _indices(
     """
     if fold and given["test"].size:
         raise UsageError(
-            "--data.folds deals out the test, and the data have a test split of their own: leave "
-            "--folds out, or give train alone"
+            "--data.folds draws the test from the images, but the data have a test split of their "
+            "own: leave out --folds, or provide only train"
         )
     indices = {"train": given["train"]}
     # The test first, so that whether there is a validation split changes nothing of it.

@@ -129,7 +129,9 @@ def _of_text(table: Path, shown: str) -> DataFrame:
     content = table.read_bytes()
     encoding = _encoding(content)
     if b"\0" in content and encoding in ("utf-8", "utf-8-sig", WESTERN):
-        raise UserError(f"{shown} is no text (it has bytes of 0): save the table as .csv again")
+        raise UserError(
+            f"{shown} is not text (it contains NUL bytes): save the table as .csv again"
+        )
     csv.field_size_limit(LONGEST)
     text = io.TextIOWrapper(io.BytesIO(content), encoding, "backslashreplace", newline="")
     first = next((line for line in text if line.strip()), "")
@@ -151,7 +153,7 @@ def _of_text(table: Path, shown: str) -> DataFrame:
     except csv.Error as error:
         raise UserError(
             f"{shown} cannot be read as a table at line {reader.line_num} ({error}): look there "
-            "and above for a quotation mark that is not closed; one inside of a cell stands twice"
+            "and above for a quotation mark that is not closed; one inside a cell must be doubled"
         ) from error
     cells = pandas.concat(chunks, ignore_index=True) if chunks else pandas.DataFrame()
     words = SEPARATORS.get(separator, f"'{separator}'")
@@ -198,11 +200,13 @@ def _chunks(
     for number, row in enumerate(filter(_is_filled, rows), 1):
         if len(row) != len(columns):
             few = printable(" | ".join(row))
-            advice = "put quotation marks around cells with separators in them, and leave none out"
+            advice = (
+                "put quotation marks around cells that contain separators, and leave out no cell"
+            )
             if len(columns) == 1:
                 advice = f"the first line must be the header, not '{printable(columns[0])[:SHOWN]}'"
             raise UserError(
-                f"{shown}, row {number} has {len(row)} cells and the header {len(columns)} "
+                f"{shown}, row {number} has {len(row)} cells but the header {len(columns)} "
                 f"({few[:SHOWN]}{'...' * (len(few) > SHOWN)}): {advice}"
             )
         chunk.append(row)

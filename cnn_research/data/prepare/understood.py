@@ -83,7 +83,7 @@ def _doubts(what: str, names: Sequence[str]) -> Iterator[str]:
     if twins := [name for name, form in zip(names, plain, strict=True) if alike[form] > 1]:
         yield f"{what} that may be the same: {_listed(twins)}"
     if nothing := [name for name in names if name.lower() in NOTHING]:
-        yield f"{what} that may stand for nothing, which is an empty cell: {_listed(nothing)}"
+        yield f"{what} that may stand for an empty cell: {_listed(nothing)}"
 
 
 def _plain(name: str) -> str:
@@ -112,7 +112,7 @@ def _classes(plan: Plan, head: str) -> str:
     rest = f", ... (from {min(sizes):,} to {max(sizes):,})" if len(names) > NAMED else ""
     unknown = sum(count for label, count in counts.items() if label < 0)
     several = any(isinstance(record.labels[head], tuple) for record in plan.records[:1])
-    kind = "labels, any number an image" if several else "classes"
+    kind = "labels, any number per image" if several else "classes"
     return f"{len(names):,} {kind}: {listed}{rest}" + f"; {unknown:,} not known" * bool(unknown)
 
 

@@ -168,7 +168,9 @@ def _further(names: Collection[str]) -> str:
     """The folders inside of classes in words, if there are any; `names` begin with a class."""
     inner = sorted({printable(name.split("/", 2)[1]) for name in names if name.count("/") > 1})
     more = ", ..." * (len(inner) > NAMED)
-    return f"; folders in those ({', '.join(inner[:NAMED])}{more}) are no classes" * bool(inner)
+    return f"; folders inside these ({', '.join(inner[:NAMED])}{more}) are not classes" * bool(
+        inner
+    )
 
 
 def _no_folders(images: Sequence[str], shown: str) -> UserError:
@@ -216,12 +218,12 @@ def _classes(
     """
     of = {split: {of for name, of in found if name == split} for split in SPLITS}
     if not of["train"]:
-        raise UserError(f"{shown}: the split 'train' has no folder of images for each class")
+        raise UserError(f"{shown}: the split 'train' has no class folders with images")
     train = class_names(of["train"], shown, without)
     for split in ("validation", "test"):
         if of[split] and not of[split] & of["train"]:
             raise UserError(
-                f"{shown}: no class of '{split}' ({', '.join(sorted(of[split])[:3])}) is one of "
+                f"{shown}: no class of '{split}' ({', '.join(sorted(of[split])[:3])}) is in "
                 f"'train' ({', '.join(train[:3])}): give the folders of a class the same name, at "
                 "the same depth"
             )
@@ -254,9 +256,9 @@ def class_names(names: Iterable[str], shown: str, without: Sequence[str] = ()) -
     classes = tuple(sorted(set(names)))
     if len(classes) == 1:
         others = ", ".join(without[:NAMED])
-        beside = f" (no file is named as an image in {others})" if without else ""
+        beside = f" (no file in {others} is named as an image)" if without else ""
         raise UserError(
-            f"{shown} has one class only, '{classes[0]}'{beside}: it needs a folder for each class"
+            f"{shown} has only one class, '{classes[0]}'{beside}: it needs a folder for each class"
         )
     return classes
 

@@ -75,8 +75,8 @@ def _in_cells(
     found = [labels_in(str(cell), separator) for cell in unique]
     if max(map(len, found)) < 2 and len({name for names in found for name in names}) > 1:
         raise UserError(
-            f"{shown}: no cell of column '{cells.name}' has several labels with '{separator}' "
-            "between them: name what divides them, or leave --data.separator empty if each image "
+            f"{shown}: no cell of column '{cells.name}' has several labels separated by "
+            f"'{separator}': give their separator, or leave --data.separator empty if each image "
             "has one class"
         )
     rows = np.bincount(codes[_is_source(splits)], minlength=len(unique))
@@ -165,9 +165,9 @@ def class_cells(cells: DataFrame, splits: np.ndarray, shown: str) -> Series:
     several = np.flatnonzero(present.sum(axis=1) > 1)
     if several.size:
         raise UserError(
-            f"{shown}, row {several[0] + 1} has a 1 in {present[several[0]].sum()} columns of "
-            f"{', '.join(cells)}, and {len(several):,} rows have: one class each, or "
-            "--data.columns=labels"
+            f"{shown}, row {several[0] + 1} has a 1 in {present[several[0]].sum()} of the columns "
+            f"{', '.join(cells)}, and {len(several):,} rows have more than one: give each row one "
+            "class, or use --data.columns=labels"
         )
     names = np.array([*cells, ""], object)
     where = np.where(present.any(axis=1), present.argmax(axis=1), len(names) - 1)
@@ -201,7 +201,7 @@ def _present(cells: DataFrame, splits: np.ndarray, shown: str) -> np.ndarray:
         row, column = wrong[0]
         raise UserError(
             f"{shown}, row {row + 1}: {cells.columns[column]} is "
-            f"'{printable(str(cells.iloc[row, column]))}', and a column of labels has 0 or 1 only: "
+            f"'{printable(str(cells.iloc[row, column]))}', but a column of labels has only 0 or 1: "
             "correct it, or leave the column out of --data.label"
         )
     return present
@@ -239,7 +239,7 @@ def _sets(
         why = f"every row has {', '.join(of_all)}" if of_all else "there is none"
         raise UserError(
             f"{where} has no label that {min_examples} or more rows have and others lack ({why}): "
-            "there is nothing to tell apart"
+            "there is nothing to learn"
         )
     index = {name: at for at, name in enumerate(kept)}
     sets = np.empty(len(found), object)

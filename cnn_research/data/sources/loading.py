@@ -209,17 +209,19 @@ class ImageFiles(Source):
     split_seed: Seed = 0
     """Seed of the choice of held-out examples."""
     group: str = ""
-    """A regular expression that finds in a file's name, `class/p07_12.jpg`, what must stay on one
-    side of drawn splits, such as a patient or a film: '(p[0-9]+)_'. The first part in brackets that
-    is found names the group. Files in which it finds nothing are by themselves."""
+    """A regular expression that finds in a file's name, `class/p07_12.jpg`, the group of images
+    that must stay on one side of drawn splits, such as those of a patient or a film: '(p[0-9]+)_'.
+    The first part in parentheses that matches identifies the group. A file without a match is a
+    group of its own."""
     near_duplicates: Literal["list", "together"] = "list"
-    """Images that are nearly the same (saved again, resized, mirrored): only listed, or also kept
-    on one side of drawn splits, which are then of the same classes as far as numbers allow."""
+    """Whether images that are nearly the same (saved again, resized, mirrored) are only listed, or
+    also kept together on one side of drawn splits, whose classes are then in the same proportions
+    as far as numbers allow."""
     folds: NonNegativeInt = 0
-    """Deal the examples into so many equal parts, of which `fold` is the test; 0 to hold out the
-    fraction `test`."""
+    """Divide the examples into this many equal parts, of which `fold` is the test; 0 to hold out
+    the fraction `test`."""
     fold: NonNegativeInt = 0
-    """The part that is the test, from 0 on."""
+    """The part that is the test, numbered from 0."""
     on_bad_image: Literal["stop", "skip"] = "stop"
     """On a file that is not an image: stop and name it, or skip and count it."""
 
@@ -245,13 +247,13 @@ class ImageFiles(Source):
         """Raise `UsageError` for fields that contradict each other."""
         if self.folds == 1 or (self.fold and self.fold >= self.folds):
             raise UsageError(
-                f"--data.folds is {self.folds} and --data.fold {self.fold}: there are two folds or "
-                "more, and the first is 0"
+                f"--data.folds is {self.folds} and --data.fold {self.fold}: there must be two "
+                "folds or more, and they are numbered from 0"
             )
         if self.folds and self.validation + 1 / self.folds >= 1:
             raise UsageError(
-                f"--data.validation is {self.validation} beside a test of one in {self.folds}: "
-                "together they must leave examples to train on"
+                f"--data.validation is {self.validation}, and one example in {self.folds} is for "
+                "the test: together they must leave examples to train on"
             )
         if not self.folds and self.validation + self.test >= 1:
             raise UsageError(

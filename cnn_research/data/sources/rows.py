@@ -341,13 +341,13 @@ def _numbers(cells: Series, splits: np.ndarray, shown: str) -> np.ndarray:
         raise UserError(f"{shown}: column '{cells.name}' is empty: it needs numbers")
     if not np.ptp(known):
         raise UserError(
-            f"{shown}: the column '{cells.name}' has no number but {known[0]:.10g}: there is "
+            f"{shown}: the column '{cells.name}' has only the number {known[0]:.10g}: there is "
             "nothing to learn"
         )
     lost = np.abs(known - known.astype(np.float32)).max()
     if lost > EXACT * known.std():
         raise UserError(
-            f"{shown}: the numbers of '{cells.name}' are close together and far from 0, and 32 "
+            f"{shown}: the numbers of '{cells.name}' are close together and far from 0, so 32 "
             f"bits would round them by up to {lost:.3g}: subtract "
             f"{np.format_float_positional(known.min(), trim='-')} from all"
         )

@@ -119,7 +119,7 @@ def _survey(source: ImageFiles, root: Path, shown: str) -> Survey:
     say(text)
     train = [record for record in plan.records if record.split == "train"]
     if not train:
-        raise UserError(f"{shown}: no image is of the split 'train': there is nothing to learn")
+        raise UserError(f"{shown}: no image is in the split 'train': there is nothing to train on")
     files = [record.path for record in train]
     sizes = _sizes(_spread(files, SAMPLE))
     if not sizes:

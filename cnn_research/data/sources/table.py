@@ -42,17 +42,17 @@ class ImageTable(ImageFiles):
     label: tuple[str, ...] = ("label",)
     """The columns with classes, each a head of its own; splits are stratified by the first."""
     separator: str = ""
-    """Divides several labels in a cell of the one column of `label`, such as ';'; an empty cell has
-    no label. Empty: a cell is one class."""
+    """What separates several labels in a cell of the one column of `label`, such as ';'; an empty
+    cell has no label. Empty: a cell is one class."""
     columns: Columns = "heads"
-    """What several columns in `label` are: `heads`, with classes each; the `labels` of one head, 1
-    where an image has them and 0 where not; or its `classes`, of which each image has one, where
-    the 1 is."""
+    """What several columns in `label` are: `heads`, each with its own classes; the `labels` of one
+    head, 1 where an image has the label and 0 where not; or the `classes` of one head, of which
+    each image has the one whose column is 1."""
     number: tuple[str, ...] = ()
     """The columns with numbers to estimate, each a head of its own."""
     group: str = ""
-    """The column with what must stay on one side of drawn splits, such as a patient or a film. A
-    row in which it is empty is by itself."""
+    """The column that identifies the group of images that must stay on one side of drawn splits,
+    such as those of a patient or a film. A row in which it is empty is a group of its own."""
     min_examples: PositiveInt = 1
     """A class that has fewer rows counts as not known."""
     rows: tuple[str, ...] = ()
@@ -76,12 +76,13 @@ class ImageTable(ImageFiles):
         super().check()
         if self.separator and (len(self.label) != 1 or self.columns != "heads"):
             raise UsageError(
-                f"--data.separator divides labels in cells of one column, and --data.label names "
-                f"{len(self.label)}, with --data.columns={self.columns}: leave one of them out"
+                f"--data.separator is for labels in the cells of one column, but --data.label "
+                f"names {len(self.label)} and --data.columns is {self.columns}: leave one of them "
+                "out"
             )
         if self.columns != "heads" and len(self.label) < 2:
             raise UsageError(
-                f"--data.columns={self.columns} is of several columns of 0 and 1: name them all, "
+                f"--data.columns={self.columns} is for several columns of 0 and 1: name them all, "
                 "as in --data.label cat dog"
             )
 

@@ -177,8 +177,8 @@ def _unpickle(file: Any, path: Path, storages: dict[str, _Storage] | None = None
                 return name
             if module.partition(".")[0] in _KNOWN and not _OF_DATA.fullmatch(asked):
                 raise UserError(
-                    f"{path} is not read: it asks for {asked}, which is not a weight; save the "
-                    "state dict alone, best as .safetensors"
+                    f"{path} is not read: it asks for {asked}, which is not a weight; save only "
+                    "the state dict, preferably as .safetensors"
                 )
             return read.get(asked, Other)
 
@@ -228,7 +228,7 @@ def _tensors(tree: Any, path: Path) -> Mapping[str, _Tensor]:
         several = ", ".join(sorted(".".join(place) for place in found))
         raise UserError(
             f"{path} holds no state dict: it needs names with tensors, or 'state_dict' with them"
-            + (f"; it has several ({several}): save one of them alone" if found else "")
+            + (f"; it has several ({several}): save only one of them" if found else "")
         )
     return next(iter(found.values()))
 
