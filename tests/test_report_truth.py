@@ -78,7 +78,7 @@ def answers(right: int, wrong: int, **facts: Any) -> ClassPredictions:
 def test_verdict_says_how_good_on_how_many_and_against_what():
     made = answers(90, 10, training_counts=np.array([3, 9]))
     assert made.verdict(None).startswith("Of 100 test images, 90.0% are classified correctly (95% ")
-    assert "over images), against 0.0% by always answering 'fig', the commonest" in made.verdict(
+    assert "over images), against 0.0% by always answering 'fig', the most common" in made.verdict(
         None
     )
     groups = np.array([f"film {n // 5}" for n in range(101)])  # the last has no label

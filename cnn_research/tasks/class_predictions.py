@@ -103,7 +103,8 @@ class ClassPredictions(CalibratedPredictions):
         commonest = int(self.training_counts.argmax())
         guessed = float((labels == commonest).mean())
         name = short_names(self.class_names, LONGEST_NAME)[commonest]
-        text += f", against {guessed:.1%} by always answering '{name}', the commonest in training"
+        text += f", against {guessed:.1%} by always answering '{name}', "
+        text += "the most common class in training"
         if found is not None and found[0] <= guessed:
             text += ": as far as these images show, it is no better than that"
         return f"{text}."
