@@ -87,6 +87,7 @@ def clustered(tmp_path, **fields) -> Clustered:
     return Clustered(source=source, clusters=4, window=(10, 10), **fields)
 
 
+@pytest.mark.slow
 def test_clusters_are_the_colours_of_the_pixels_from_dark_to_light(tmp_path):
     config = clustered(tmp_path)
     data = config.load()

@@ -466,7 +466,7 @@ def test_a_folder_without_images_is_no_class(tmp_path):
     assert plan.class_names == {"label": ("a", "b")} and len(plan.records) == 4
     assert plan.left_out == {"folders without images": {"count": 1, "first": ["labels"]}}
     shutil.rmtree(tmp_path / "b")
-    with pytest.raises(UserError, match="one class only, 'a'"):
+    with pytest.raises(UserError, match="only one class, 'a'"):
         plan_folder(tmp_path, "fruit")
 
 
@@ -493,7 +493,7 @@ def test_names_that_are_not_utf8(tmp_path):
         (None, "does not exist: check the path"),
         ([], r"has no folders of images \(it is empty\): it needs one per class"),
         (["x.png"], "has no folders of images .it has x.png."),
-        (["a/x.png", "a/y.png"], "has one class only, 'a'"),
+        (["a/x.png", "a/y.png"], "has only one class, 'a'"),
         (["train/a/x.png", "test/a/y.png", "extra/z.png"], "others beside them .extra."),
     ],
 )
@@ -1074,7 +1074,7 @@ def test_artist_with_one_painting(tmp_path):
     assert found.provenance["classes_of_a_single_image"] == [ARTISTS[2]]
     shutil.rmtree(root / ARTISTS[1])
     shutil.rmtree(root / ARTISTS[2])
-    with pytest.raises(UserError, match="has one class only, 'Albrecht_Durer'"):
+    with pytest.raises(UserError, match="has only one class, 'Albrecht_Durer'"):
         Artworks(str(root), image_size=(12, 10)).load()
 
 

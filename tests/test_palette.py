@@ -166,6 +166,7 @@ def test_a_reading_that_reaches_finds_the_middle_of_the_far_ones():
         np.testing.assert_allclose(colours[0, 0], [50, least, 0], atol=0.1)
 
 
+@pytest.mark.slow
 def test_an_image_of_one_colour_has_a_palette_of_that_colour():
     image = np.broadcast_to(np.array(BLUE, np.float32) / 255, (1, 64, 64, 3))
     variables = SMALL.init(jax.random.key(1), image)

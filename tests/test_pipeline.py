@@ -45,6 +45,7 @@ STUDY = PoolingStudy(
 ONE_KIND = dataclasses.replace(STUDY, pooling=("max",))
 
 
+@pytest.mark.slow
 def test_a_pipeline_that_was_stopped_and_moved_goes_on_where_it_is(tmp_path, monkeypatch):
     train = loop.train
 

@@ -49,10 +49,8 @@ def one_by_one(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(
-    "vmapped",
-    [pytest.param(False, id="in turn", marks=pytest.mark.slow), pytest.param(True, id="vmapped")],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("vmapped", [False, True], ids=["in turn", "vmapped"])
 def test_replicas_are_the_runs_of_their_seeds(vmapped, one_by_one, tmp_path, capsys):
     how = dataclasses.replace(
         ops.current_formulation(), vmapped_replicas=vmapped, steps_per_dispatch=1 + vmapped

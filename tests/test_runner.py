@@ -726,6 +726,7 @@ def test_a_folder_may_have_the_signs_of_patterns_in_its_name(tmp_path):
 # Evaluation --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_evaluation_is_the_same_for_any_batch_size_and_on_eight_devices(alone):
     here = evaluation_exactness.counts(alone)
     there = evaluation_exactness.on_devices(alone, 8)

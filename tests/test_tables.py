@@ -133,7 +133,7 @@ def test_classes_named_like_splits_stay_classes(tmp_path):
     ("folders", "message"),
     [
         (["cat/train", "cat/test", "dog/train", "dog/test"], "put the classes inside the spl"),
-        (["train/images/cat", "train/images/dog", "test/cat", "test/dog"], "one class only, 'ima"),
+        (["train/images/cat", "train/images/dog", "test/cat", "test/dog"], "only one class, 'ima"),
         (["train/cat", "train/dog", "test/Cats", "test/Dogs"], "no class of 'test' .Cats, Dogs."),
         (["train", "test"], "has no folders of images .images are directly in test, train."),
         (["test/cat", "test/dog"], "has the splits test but no 'train': rename one, or give a"),
