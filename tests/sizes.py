@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from cnn_research.core.experiment import Experiment
+from cnn_research.core.experiment import Experiment, registry
 from cnn_research.data.sources.artworks import Artworks
 from cnn_research.data.sources.clusters import Clustered
 from cnn_research.data.sources.crops import Crops
@@ -19,6 +19,18 @@ from cnn_research.train.config import Training
 
 ONCE = ("rounds", "num_seeds")
 """Fields of experiments of several trainings that say how many of them there are."""
+
+
+def first_of_each_kind() -> list[str]:
+    """Names of trainings of which no two have the same network, task, data and frozen layers: what
+    decides which code trains them."""
+    first: dict[tuple, str] = {}
+    for name, entry in registry().items():
+        training = entry.experiment()
+        if isinstance(training, Training):
+            parts = map(type, (training.model, training.task, training.data))
+            first.setdefault((*parts, training.transfer), name)
+    return list(first.values())
 
 
 def scaled_down(config: Any) -> Any:

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 from cnn_research.cli.run import run
 from cnn_research.core.distributed import data_mesh
 from cnn_research.core.errors import UserError
-from cnn_research.core.experiment import lookup, registry
+from cnn_research.core.experiment import lookup
 from cnn_research.data.images import decode, decode_input, grey
 from cnn_research.data.sources.folder import ImageFolder
 from cnn_research.data.sources.scikit_learn import Digits
@@ -37,7 +37,7 @@ from cnn_research.train.config import Evaluation, Training
 from cnn_research.train.state import TrainState, abstract_state
 from cnn_research.train.trained import TrainedModel, bind_to_dataset
 from cnn_research.train.transfer import Transfer
-from tests.sizes import scaled_down
+from tests.sizes import first_of_each_kind, scaled_down
 from tests.test_images import P3, rgb_profile
 
 pytestmark = pytest.mark.usefixtures("no_report")
@@ -348,16 +348,10 @@ def test_onnx_runtime_says_the_same(tmp_path):
 
 # The registry ------------------------------------------------------------------------------------
 
-TRAININGS = {
-    name: entry.experiment()
-    for name, entry in registry().items()
-    if isinstance(entry.experiment(), Training)
-}
-
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TRAININGS)
-def test_every_training_exports_for_any_batch(name):
+@pytest.mark.parametrize("name", first_of_each_kind())
+def test_every_kind_of_training_exports_for_any_batch(name):
     small = scaled_down(lookup(name).experiment())
     dataset = small.data.load()
     # Whole images are taken, not cached features.

@@ -36,24 +36,15 @@ from cnn_research.train.state import abstract_state
 from cnn_research.train.trained import bind_to_dataset
 from cnn_research.workflows.palette.purification import Purification
 from cnn_research.workflows.two_stage import TwoStage
-from tests.sizes import scaled_down
+from tests.sizes import first_of_each_kind, scaled_down
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).with_name("golden")
 UPDATE = "if that is meant, run `python -m tests.test_registry` and commit tests/golden"
 NAMES = list(registry())
 TRAININGS = [name for name in NAMES if isinstance(lookup(name).experiment(), Training)]
-
-
-def kind(name: str) -> tuple:
-    """What decides which code trains an experiment."""
-    training = lookup(name).experiment()
-    parts = (training.model, training.task, training.data)
-    return (*map(type, parts), training.transfer)
-
-
-FIRST = list({kind(name): name for name in reversed(TRAININGS)}.values())
-"""The first training of each kind, which is run; of the others a step is traced."""
+FIRST = first_of_each_kind()
+"""Trainings that are run; of the others a step is traced."""
 QUICK = {"digits_cnn", "digits_mlp"}
 """Small networks that train by default; all others do with `-m slow`."""
 
