@@ -100,15 +100,15 @@ def network(found: Mapping[str, Any]) -> str:
 def rows_of(name: str, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Row]:
     """The rows of a folder's runs, by way."""
     rows = [_result(name, way, found) for way, found in runs.items()]
-    means = {way: accuracy(found) for way, found in runs.items()}
-    if AS_IT_IS in means and len(means) > 1:
-        best = max(means.values())
+    firsts = {way: accuracy(found[:1]) for way, found in runs.items()}
+    if AS_IT_IS in firsts and len(firsts) > 1:
+        best = max(firsts.values())
         rows.append(
             row(
-                f"{name}, as it is, against the better way",
+                f"{name}, first split, as it is against the better way",
                 f"accuracy at most {WORSE} lower",
-                f"{means[AS_IT_IS]:.4f}, the better {best:.4f}",
-                means[AS_IT_IS] >= best - WORSE,
+                f"{firsts[AS_IT_IS]:.4f}, the better {best:.4f}",
+                firsts[AS_IT_IS] >= best - WORSE,
             )
         )
     every = [one for found in runs.values() for one in found]
@@ -150,7 +150,7 @@ def accuracy(found: Sequence[Mapping[str, Any]]) -> float:
 
 @measurement(
     flag("folder", type=Path, help="images, <class>/* or <split>/<class>/*"),
-    flag("--splits", type=int, default=1, help="train on as many splits of the images"),
+    flag("--splits", type=int, default=1, help="splits of the images; from scratch, the first"),
     flag("--ways", nargs="+", choices=WAYS, default=list(WAYS)),
     what="a folder of images to an evaluated model, by image_folder as it is and from scratch",
     target="; ".join(
@@ -164,6 +164,8 @@ def main(options):
     runs: dict[str, list[dict[str, Any]]] = {way: [] for way in options.ways}
     for seed in range(options.splits):
         for way, found in runs.items():
+            if seed and way == FROM_SCRATCH:
+                continue
             with tempfile.TemporaryDirectory() as scratch:
                 words = (*WAYS[way], f"--data.split-seed={seed}")
                 found.append(one := trained(folder, Path(scratch), *words))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import re
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +18,6 @@ from cnn_research.core import run_folder as folders
 from cnn_research.core.config import register_config
 from cnn_research.core.distributed import data_mesh
 from cnn_research.core.errors import UsageError, UserError
-from cnn_research.core.files import release
 from cnn_research.data.augmentation.config import Augmentation
 from cnn_research.data.batches import batch_indices
 from cnn_research.data.dataset import Split
@@ -367,21 +364,6 @@ def test_room_for_features_is_looked_for_before_images_are_decoded(tmp_path, mon
     with pytest.raises(UsageError, match="no layer 'Conv_9'"):
         check_disk(training(Transfer(cache_after="Conv_9")), data)
     check_disk(training(), data)
-
-
-@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux")
-def test_what_was_read_of_a_map_takes_no_memory(tmp_path):
-    def resident():
-        (line,) = re.findall(r"RssFile:\s+(\d+)", Path("/proc/self/status").read_text())
-        return int(line) / 1000
-
-    np.save(tmp_path / "images.npy", np.ones((30, 1000, 1000), np.uint8))
-    images = np.load(tmp_path / "images.npy", mmap_mode="r")
-    before, total = resident(), images.sum()
-    assert resident() > before + 20
-    release(images)
-    assert resident() < before + 10 and images.sum() == total
-    release(np.ones(3))
 
 
 def test_views_of_cached_features():

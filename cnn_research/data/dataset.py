@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from cnn_research.core.errors import UsageError, UserError
+from cnn_research.core.files import release
 
 MISSING = -1
 """The class of an example whose class is not known: it has no loss and is not counted. A number
@@ -22,6 +23,9 @@ that is not known is NaN."""
 UNKNOWN_CLASS = -2
 """The class of an example whose class is known but that no training example can have: a class that
 only the split `target` has. No prediction of it can be right, so it is counted as wrong."""
+
+CHUNK = 256
+"""Images of a memory map that are read before their memory is given back."""
 
 PALETTE = "palette"
 """Head of labels that are palettes: several colours for each image."""
@@ -89,7 +93,7 @@ class Examples:
     @functools.cached_property
     def digests(self) -> list[bytes]:
         """A digest of each image's pixels."""
-        return [digest_of(image) for image in self.images]
+        return digests_of(self.images)
 
     @property
     def first_head(self) -> str | None:
@@ -206,9 +210,14 @@ def occurring(labels: np.ndarray) -> np.ndarray:
     return np.unique(labels[labels >= 0])
 
 
-def digest_of(image: np.ndarray) -> bytes:
-    """The same for images of the same pixels only."""
-    return hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+def digests_of(images: np.ndarray) -> list[bytes]:
+    """A digest of each image's pixels: the same for images of the same pixels only."""
+    digests = []
+    for start in range(0, len(images), CHUNK):
+        for image in images[start : start + CHUNK]:
+            digests.append(hashlib.blake2b(image.tobytes(), digest_size=16).digest())
+        release(images)
+    return digests
 
 
 def check_window(window: tuple[int, int], dataset: Dataset) -> None:

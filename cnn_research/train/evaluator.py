@@ -13,6 +13,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from cnn_research.core.distributed import batch_sharded, replicated
+from cnn_research.core.files import release
 from cnn_research.data.dataset import Split
 from cnn_research.models.layer_outputs import last_features
 from cnn_research.ops.batching import apply_in_batches, padded_batches
@@ -106,6 +107,7 @@ class Evaluator:
                     return None
                 labels = {head: values[indices] for head, values in split.labels.items()}
                 batch = self._on_devices((split.images[indices], labels, weights))
+                release(split.images)
                 ready, pending = pending, self._step(variables, *batch)
                 # One batch behind: the devices never wait, and no queue grows before them.
                 if ready is not None:

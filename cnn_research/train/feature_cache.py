@@ -22,7 +22,7 @@ from cnn_research.core.errors import UsageError
 from cnn_research.core.files import release
 from cnn_research.core.preemption import raise_if_interrupted
 from cnn_research.core.progress import Tally
-from cnn_research.data.dataset import Split
+from cnn_research.data.dataset import Split, digests_of
 from cnn_research.data.prepare import cache
 from cnn_research.ops.batching import map_batches
 from cnn_research.train.transfer import by_path
@@ -291,9 +291,7 @@ def _parted(features: jax.Array, like: Any) -> Any:
 
 def _digests(images: np.ndarray) -> np.ndarray:
     """A name for the content of each image, bytes `[examples]`."""
-    names = np.array([hashlib.blake2b(x.tobytes(), digest_size=16).hexdigest() for x in images])
-    release(images)
-    return names
+    return np.array([digest.hex() for digest in digests_of(images)])
 
 
 def _called(context: nn.module.InterceptorContext) -> str | None:

@@ -16,7 +16,7 @@ import numpy as np
 from absl import logging
 
 from cnn_research.core.errors import UserError
-from cnn_research.core.files import free_bytes, size_text
+from cnn_research.core.files import free_bytes, release, size_text
 from cnn_research.core.preemption import raise_if_interrupted
 from cnn_research.core.progress import Tally
 from cnn_research.data.dataset import Dataset, Examples, Split
@@ -152,6 +152,7 @@ def write(
                     raise_if_interrupted()
                     rows = chosen[start : start + step]
                     file.write(examples.images[rows])
+                    release(examples.images)
                     tally.advance(len(rows))
             for number, labels in enumerate(examples.labels.values()):
                 np.save(temporary / f"{split}.labels{number}.npy", labels[chosen])

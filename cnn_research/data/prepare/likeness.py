@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from cnn_research.core.files import release
 from cnn_research.core.preemption import raise_if_interrupted
 from cnn_research.core.progress import Tally
 
@@ -169,6 +170,7 @@ def _small(images: np.ndarray, indices: np.ndarray, side: int) -> np.ndarray:
         image = Image.fromarray(images[index] if colours == 3 else images[index, ..., 0])
         resized = np.asarray(image.resize(size, Image.Resampling.BOX))
         small[place] = resized.reshape(small.shape[1:])
+    release(images)
     return small
 
 

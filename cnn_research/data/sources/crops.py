@@ -13,7 +13,7 @@ import numpy as np
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UserError
 from cnn_research.core.ranges import PositiveInt, Seed, check_ranges
-from cnn_research.data.dataset import MISSING, Dataset, Split, check_window, digest_of
+from cnn_research.data.dataset import MISSING, Dataset, Split, check_window, digests_of
 from cnn_research.data.sources.loading import Share
 from cnn_research.data.sources.table import Products
 
@@ -130,10 +130,10 @@ def with_listed(splits: Mapping[str, Split], name: str, names: list[str]) -> dic
         )
     found = [places[name] for name in names]
     listing = _concatenated([splits[split].take(np.array([index])) for split, index in found])
-    digests = {digest_of(image) for image in listing.images}
+    digests = set(digests_of(listing.images))
 
     def others(split: Split) -> Split:
-        places = [i for i, image in enumerate(split.images) if digest_of(image) not in digests]
+        places = [i for i, digest in enumerate(digests_of(split.images)) if digest not in digests]
         return split.take(np.array(places, dtype=int))
 
     rest = {split: others(content) for split, content in splits.items()}
