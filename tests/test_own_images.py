@@ -158,6 +158,11 @@ def test_small_images_that_are_seen_few_times_get_a_network_that_learns_quickly(
     assert "model: Airbench" in said and "learns small images in few epochs" in said
     for word in ("--optimizer.learning-rate=1e-3", "--budget=10"):
         assert isinstance(fitted(*words, word)[0].model, ResNet9)
+    larger = make_folder(tmp_path / "larger", {"stop": 30, "yield": 30}, size=(44, 42))
+    words[1] = f"--data.path={larger}"
+    assert fitted(*words)[0].data.image_size == (32, 32), "for the budget's sake"
+    same = fitted(*words, "--data.image-size", "44", "42")[0]
+    assert same.data.image_size == (44, 42) and same.model == own_images.QUICK
     named = fitted(*words, "--model=airbench", "--model.features", "4", "8")[0]
     assert named.model.features == (4, 8) and named.optimizer.name == "sgd"
 
