@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.own_images import network
 from cnn_research.core.errors import UsageError, run_command
 from cnn_research.core.progress import duration
 from cnn_research.report.change_log import change_log, log_as_markdown
@@ -27,11 +28,14 @@ from cnn_research.tasks.classification import Classification
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (
     *("README.md", "README.es.md"),
-    *("docs/augmentation.md", "docs/documents.md", "docs/results.md"),
+    *("docs/augmentation.md", "docs/documents.md", "docs/own_images.md", "docs/results.md"),
 )
 """Those with tables."""
 COLOURS = ("palettes", "palette_losses", "colour_names")
 """Results files of document 000."""
+OWN_IMAGES = "own_images_"
+"""Prefix of the results files of folders of images that one command trains on."""
+PEERS = "own_images_peers_"
 JPEG = "cifar10_jpeg_"
 """Runs on CIFAR-10's images as they were saved again, which lost; not comparable with others."""
 NOTHING = "*Not measured yet.*"
@@ -169,8 +173,31 @@ def colours(results: Results) -> str:
 
 
 def promises(results: Results) -> str:
-    """What was asked for and measured of everything but colours."""
-    return robustness({name: r for name, r in results.items() if name not in COLOURS})
+    """What was asked for and measured of everything that has no table of its own."""
+    others = {name: r for name, r in results.items() if name not in COLOURS}
+    return robustness({name: r for name, r in others.items() if not _is_own(name)})
+
+
+def _is_own(name: str) -> bool:
+    return name.startswith(OWN_IMAGES) and not name.startswith(PEERS)
+
+
+def own_images(results: Results) -> str:
+    """Folders of images by one command, a row for each way, from own_images_*.json."""
+    rows = [
+        (
+            result["figures"]["folder"],
+            " or ".join(sorted({network(run) for run in runs})),
+            mean_and_deviation([run["test"]["accuracy"] for run in runs]),
+            f"{max(run['minutes'] for run in runs):.1f}",
+            f"{max(run['gigabytes'] for run in runs):.1f} GB",
+        )
+        for name, result in results.items()
+        if _is_own(name)
+        for runs in result["figures"]["runs"].values()
+    ]
+    header = ("images", "network", "test accuracy", "minutes", "peak memory")
+    return markdown_table(header, sorted(rows))
 
 
 def accuracy(results: Results) -> str:
@@ -405,6 +432,7 @@ TABLES: Mapping[str, Callable[[Results], str]] = {
     "documents": documents,
     "documentos": functools.partial(documents, words=SPANISH),
     "colours": colours,
+    "own_images": own_images,
     **{f"document_{name}": functools.partial(of_document, name) for name in ("002", "003", "004")},
 }
 
