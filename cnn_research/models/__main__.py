@@ -1,14 +1,14 @@
-"""Prints every registered model, and beneath them the weights that `--pretrained=NAME` takes.
+"""Prints every registered model, then the pretrained weights for `--pretrained=NAME`.
 
 python -m cnn_research.models
 
-Of a model, its image size, parameters, FLOPs and source. Parameters are those of training,
-auxiliary heads included; 10^6 FLOPs are of one image's forward pass, a multiplication and an
-addition counting as two. `least` is the smallest height and width that the model takes.
+For each model: image size, smallest height and width (`least`), parameters during training,
+auxiliary heads included, 10^6 FLOPs of one image's forward pass (a multiplication and an addition
+count as two), and source.
 
-Of weights, top-1 is the published accuracy on ImageNet's validation images, in percent, MB the size
-of the file, `loaded` whether this very file was ever loaded by the project, and `where` whether
-this machine has it, or how it gets there.
+For weights: published top-1 accuracy on ImageNet's validation images in percent, size of the file
+in MB, whether the project has ever loaded this very file (`loaded`), and where it is or how to get
+it (`where`).
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from cnn_research.models.registry import Architecture, architectures
 
 
 def main(words: list[str]) -> None:
-    """Print the tables, line by line as it is counted; take no words but a call for help."""
+    """Print both tables, each line as soon as it is computed; --help is the only option."""
     if words in (["--help"], ["-h"]):
         print(__doc__, end="")
         return
     if words:
-        raise UsageError(f"`python -m cnn_research.models` takes no '{words[0]}'")
+        raise UsageError(f"`python -m cnn_research.models` has no option '{words[0]}'")
     costs = print_models(architectures())
     print()
     print_weights(costs)
 
 
 def print_models(models: Mapping[str, Architecture]) -> dict[str, Cost]:
-    """Print a line for each model; return the costs by name."""
+    """Print one line per model; return the costs by name."""
     line = f"{{:<{max(map(len, models))}}}  {{:<9}}  {{:>5}}  {{:>11}}  {{:>10}}  {{}}"
     print(line.format("model", "image", "least", "parameters", "10^6 FLOPs", "source"))
     costs = {}
@@ -48,7 +48,7 @@ def print_models(models: Mapping[str, Architecture]) -> dict[str, Cost]:
 
 
 def print_weights(costs: Mapping[str, Cost]) -> None:
-    """Print a line for each of the named weights; `costs` are those of the networks, by name."""
+    """Print one line for each of the named weights; `costs` has the networks' costs by name."""
     width = max(map(len, NAMED))
     line = f"{{:<{width}}}  {{:>5}}  {{:>11}}  {{:>10}}  {{:>5}}  {{:>5}}  {{:<10}}  {{:<6}}  {{}}"
     heads = ("top-1", "MB", "licence", "loaded", "where")
@@ -64,8 +64,8 @@ def print_weights(costs: Mapping[str, Cost]) -> None:
         print(line.format(name, each.image_size, *_shown(costs[each.network]), *facts, where))
 
 
-def _shown(found: Cost) -> tuple[str, str]:
-    return f"{found.parameters:,}", f"{found.flops / 1e6:,.1f}"
+def _shown(total: Cost) -> tuple[str, str]:
+    return f"{total.parameters:,}", f"{total.flops / 1e6:,.1f}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Every architecture by name, for `--model=NAME` and for the table of them all."""
+"""Every architecture by name, for `--model=NAME` and for the table of models."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from cnn_research.core.config import import_modules
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """A model with the paper's number of classes, the `(height, width, channels)` of the images
-    that it was published for, and the paper or document that it is of.
-    """
+    """A model as published."""
 
     model: nn.Module
+    """With the paper's number of classes."""
     image_shape: tuple[int, int, int]
+    """Height, width and channels of the images it was published for."""
     source: str
+    """Paper or document."""
 
 
 _ARCHITECTURES: dict[str, Architecture] = {}
@@ -32,8 +33,7 @@ def register_model(
     image_shape: tuple[int, int, int] = (224, 224, 3),
     source: str,
 ) -> None:
-    """Give a model a name that `--model` takes; `small`, its form for images of 32x32, has the same
-    with `_small`."""
+    """Register a model for `--model=NAME`, and its form for images of 32x32 as `NAME_small`."""
     if name in _ARCHITECTURES:
         raise ValueError(f"two models are named {name}")
     _ARCHITECTURES[name] = Architecture(model, image_shape, source)
