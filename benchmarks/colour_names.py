@@ -102,7 +102,7 @@ def trained(share: float, seed: int, photos: Path, again: bool) -> list[float]:
 
 def voting(names: Path) -> dict[str, float]:
     """The balanced accuracy of each vote, on the middle of an image and on all of it."""
-    from experiments.palette import colour_names
+    from cnn_research.experiments.palette import colour_names
 
     crops = colour_names().naming.data
     ways: Mapping[str, Votes] = {

@@ -223,8 +223,8 @@ def of_people(palettes: Path, run: Path) -> dict[str, Any]:
     """Every method's difference to people's palettes, the network's from five folds."""
     from cnn_research.data.images import ENDINGS, decode, printable
     from cnn_research.data.prepare.files import files_below, opened
+    from cnn_research.experiments.palette import palette_people
     from cnn_research.train.trained import weights_of_run
-    from experiments.palette import palette_people
 
     data, start = palette_people().data, weights_of_run(run)
     with opened(palettes) as unpacked:

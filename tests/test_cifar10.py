@@ -26,7 +26,7 @@ from cnn_research.core.experiment import lookup, registry
 from cnn_research.data.__main__ import main
 from cnn_research.data.prepare import cifar10, fashion_mnist
 from cnn_research.data.sources.official import Cifar10
-from experiments.cifar10 import EXERCISE
+from cnn_research.experiments.cifar10 import EXERCISE
 
 BATCHES = [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]
 PER_BATCH = 4

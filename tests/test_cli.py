@@ -25,10 +25,9 @@ from absl import flags
 from absl.testing import flagsaver
 from PIL import Image
 
-import launch  # noqa: F401 (defines the flags)
-from cnn_research import __main__ as package
 from cnn_research.cli import main as cli
 from cnn_research.cli.fields import LAUNCHER_FLAGS, with_overrides
+from cnn_research.cli.program import COMMANDS, program
 from cnn_research.cli.run import MODES, Mode, modes_of, run
 from cnn_research.core import run_folder as folders
 from cnn_research.core.config import (
@@ -89,6 +88,7 @@ DIGITS = "--experiment=digits_cnn"
 WRONG = {
     "no experiment": ([], "--experiment=NAME"),
     "unknown experiment": (["--experiment=digits_cn"], "(did you mean 'digits_cnn'?)"),
+    "unknown command": (["modles"], "no command is named 'modles' (did you mean 'models'?)"),
     "nothing like it": (["--experiment=zzz"], "no experiment is named 'zzz'; `python launch.py"),
     "launcher flag alone": (["--experimnt=digits_cnn"], "(did you mean 'experiment'?)"),
     "launcher flag among fields": ([DIGITS, "--workdri=x"], "(did you mean 'workdir'?)"),
@@ -195,16 +195,18 @@ def test_a_bug_keeps_its_traceback():
         run_command(lambda words: 1 // 0, [])
 
 
-def test_the_package_s_commands(capsys):
-    assert run_command(package.main, ["--help"]) == 0
-    said = capsys.readouterr().out
-    assert all(f"\n{name} " in said for name in package.COMMANDS)
-    assert run_command(package.main, ["modles"]) == 2
-    is_one_error(capsys.readouterr().err, "no command is named 'modles' (did you mean 'models'?)")
-    for name, module in package.COMMANDS.items():
+def test_commands_that_run_no_experiment():
+    assert all(f"\n  {name} " in cli.USAGE for name in COMMANDS)
+    for name, module in COMMANDS.items():
         assert callable(importlib.import_module(module).main), name
-    assert run_command(package.main, ["models", "--help"]) == 0
-    assert run_command(package.main, ["models", "--all"]) == 2
+
+
+@pytest.mark.parametrize(("words", "code"), [(["models", "--help"], 0), (["models", "--all"], 2)])
+def test_a_first_word_is_a_command(words, code, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["cnn-research", *words])
+    with pytest.raises(SystemExit) as end:
+        program()
+    assert end.value.code == code
 
 
 # Overrides ---------------------------------------------------------------------------------------

@@ -24,7 +24,6 @@ import yaml
 from absl.testing import flagsaver
 from PIL import Image
 
-import launch  # noqa: F401 (defines the flags)
 from cnn_research.cli import main as cli
 from cnn_research.cli.fields import LAUNCHER_FLAGS, with_overrides
 from cnn_research.cli.run import modes_of

@@ -10,7 +10,6 @@ import pytest
 from absl.testing import flagsaver
 from PIL import Image
 
-import launch  # noqa: F401 (defines the flags)
 from cnn_research.cli import fields
 from cnn_research.cli import main as cli
 from cnn_research.core import run_folder as folders

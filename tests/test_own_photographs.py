@@ -19,7 +19,6 @@ from absl.testing import flagsaver
 from PIL import Image
 from safetensors.numpy import save_file
 
-import launch  # noqa: F401 (defines the flags)
 from cnn_research.cli import fields
 from cnn_research.cli import main as cli
 from cnn_research.core import run_folder as folders

@@ -196,7 +196,7 @@ def test_pipeline_runs_and_a_finished_one_trains_nothing(name, tmp_path, monkeyp
 
 
 def test_no_launcher_flag_is_named_like_a_field():
-    code = "import launch; from absl import flags; print(*flags.FLAGS)"
+    code = "import cnn_research.cli.main; from absl import flags; print(*flags.FLAGS)"
     ended = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -269,10 +269,7 @@ def test_help_needs_no_jax(command):
 
 def test_starting_needs_neither_orbax_nor_tensorflow():
     """What `--list` and usage errors import; jax itself comes with flax's modules."""
-    code = (
-        "import launch, sys; from cnn_research.cli.main import listing; "
-        "listing(); print(*sys.modules)"
-    )
+    code = "import sys; from cnn_research.cli.main import listing; listing(); print(*sys.modules)"
     ended = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -24,7 +24,6 @@ import pytest
 from absl.testing import flagsaver
 from PIL import Image
 
-import launch  # noqa: F401 (defines the flags)
 from benchmarks import evaluation_exactness
 from benchmarks.results import digest, last_checkpoint, rows_of
 from cnn_research import ops

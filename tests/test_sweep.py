@@ -20,7 +20,6 @@ from pathlib import Path
 import pytest
 from absl.testing import flagsaver
 
-import launch  # noqa: F401 (defines the flags)
 from cnn_research.cli import main as cli
 from cnn_research.cli.fields import with_overrides
 from cnn_research.core import run_folder as folders
@@ -298,9 +297,9 @@ def test_the_source_is_copied_once(tmp_path):
     ).read_bytes()
     assert source.copy_source(tmp_path) == copy
     code = (
-        "import cnn_research, experiments, sys\n"
+        "from cnn_research import experiments\n"
         "from cnn_research.core.run_folder import source_facts\n"
-        "print(cnn_research.__file__, source_facts()[0])"
+        "print(experiments.__file__, experiments.__path__[0], source_facts()[0])"
     )
     ended = subprocess.run(
         [sys.executable, "-P", "-c", code],
@@ -310,8 +309,8 @@ def test_the_source_is_copied_once(tmp_path):
         text=True,
         check=True,
     )
-    commit = source.source_facts()[0]
-    assert ended.stdout.split() == [str(copy / "cnn_research" / "__init__.py"), *commit.split()]
+    ours = [str(copy / "cnn_research" / "experiments.py"), str(copy / "experiments")]
+    assert ended.stdout.split() == [*ours, *source.source_facts()[0].split()]
 
 
 # States ------------------------------------------------------------------------------------------

@@ -10,11 +10,23 @@ from pathlib import Path
 from absl import flags, logging
 
 from cnn_research.cli.fields import LAUNCHER_FLAGS, with_overrides, with_suggestions
+from cnn_research.cli.program import COMMANDS
 from cnn_research.cli.run import bind_mode
 from cnn_research.core.config import HELP, config_hash, did_you_mean
 from cnn_research.core.errors import UsageError, UserError, one_line, print_error, run_command
 from cnn_research.core.experiment import Experiment, lookup, registry
 from cnn_research.core.memory import use_one_arena
+
+flags.DEFINE_string("experiment", None, "Name of a registered experiment.")
+flags.DEFINE_string("workdir", None, "Folder of the run; by default, runs/NAME-HASH.")
+flags.DEFINE_string("mode", None, "Mode of the run; by default, the first of the experiment.")
+flags.DEFINE_string("input", None, "For --mode=predict: a file, a folder, or a pattern of files.")
+flags.DEFINE_integer("neighbours", 0, "For --mode=predict: nearest training images to show.")
+flags.DEFINE_bool("dry_run", False, "Print the estimated time and memory, and exit.")
+flags.DEFINE_bool("profile", False, "Trace a few train steps into WORKDIR/profile/.")
+flags.DEFINE_integer("replicas", None, "Number of seeds to train at once, in a folder each.")
+flags.DEFINE_integer("folds", None, "Number of trainings, each with another part as its test.")
+flags.DEFINE_bool("list", False, "List every experiment.")
 
 FLAGS = flags.FLAGS
 
@@ -40,6 +52,16 @@ usage: python launch.py --experiment=NAME [--workdir=FOLDER] [--mode=MODE] [--FI
   --pretrained=NAME          start from weights of that list, with all fields that belong to them;
                              --pretrained=none trains from scratch
   --budget=MINUTES           time on two cores by which image_folder and image_table choose (10)
+
+Where the package is installed, `cnn-research` is the same program. Its other commands, each with a
+--help of its own:
+
+  data      prepare a data set, or list the prepared ones
+  models    list the networks
+  report    compare runs in tables and pages
+  sweep     run many variants, on this machine or on SLURM
+  serve     serve predictions of an exported network over HTTP
+  doctor    check this machine
 """
 
 LARGE_BATCH = 150_000
@@ -144,6 +166,8 @@ def saved_experiment(workdir: Path | None) -> Experiment | None:
 def nothing_to_run(words: list[str], workdir: Path | None) -> UserError:
     """The error of a command that names no experiment, and no folder that holds one."""
     for word in words:
+        if not word.startswith("-") and (near := did_you_mean(word, list(COMMANDS))):
+            return UsageError(f"no command is named '{word}'{near}")
         name = word.partition("=")[0].removeprefix("--")
         near = did_you_mean(name, list(LAUNCHER_FLAGS))
         if near:

@@ -21,7 +21,7 @@ C = TypeVar("C")
 HELP = ("--help", "-h", "-help", "-?")
 
 
-DEFINITIONS = ("experiments", "cnn_research.models", "cnn_research.data.sources")
+DEFINITIONS = ("cnn_research.experiments", "cnn_research.models", "cnn_research.data.sources")
 """Packages that define what saved configs name. The first one imports most of it; the others have
 the models and sources that no experiment uses."""
 

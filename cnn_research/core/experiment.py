@@ -126,7 +126,7 @@ def register(
 
 
 def registry() -> Mapping[str, Entry]:
-    import_modules("experiments")
+    import_modules("cnn_research.experiments")
     return dict(sorted(_REGISTRY.items()))
 
 

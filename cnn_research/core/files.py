@@ -12,6 +12,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
+ROOT = Path(__file__).resolve().parents[2]
+"""The folder that holds the package: a checkout, or where packages are installed."""
+_INSTALLED = ROOT / "cnn_research" / "experiments"
+EXPERIMENTS = _INSTALLED if _INSTALLED.is_dir() else ROOT / "experiments"
+"""The folder of the registered experiments, and of the files that belong to them."""
+
 
 def sha256_of(file: Path) -> str:
     """The checksum of a file, as `sha256sum` prints it."""

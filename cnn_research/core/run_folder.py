@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from cnn_research.core.config import canonical_json, flatten, from_dict, with_fields
 from cnn_research.core.errors import UsageError, UserError
-from cnn_research.core.files import write_text
+from cnn_research.core.files import ROOT, write_text
 
 if TYPE_CHECKING:  # which loads tyro, and an export is opened without
     from cnn_research.core.experiment import Experiment
@@ -43,7 +43,6 @@ SWEEP = "sweep.json"
 SOURCE_RECORD = "source.json"
 """File beside a copy of the packages: their commit, and the differences from it."""
 
-ROOT = Path(__file__).resolve().parents[2]
 SOURCE_FILES = ("*.py", "*.cfg", "*.toml")
 PACKAGES = (
     "jax",

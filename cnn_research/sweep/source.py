@@ -7,30 +7,30 @@ import os
 import shutil
 from pathlib import Path
 
+from cnn_research.core.files import EXPERIMENTS, ROOT
 from cnn_research.core.run_folder import SOURCE_RECORD, atomic_directory, source_facts, write_json
-
-PACKAGES = ("cnn_research", "experiments")
 
 
 def copy_source(folder: Path) -> Path:
     """Copy the packages' files to a folder named after their hash, unless it is there; return
     it."""
-    root = Path(__file__).resolve().parents[2]
     files = sorted(
-        file
-        for package in PACKAGES
-        for file in (root / package).rglob("*")
-        if file.is_file() and "__pycache__" not in file.parts
+        {
+            file
+            for package in (ROOT / "cnn_research", EXPERIMENTS)
+            for file in package.rglob("*")
+            if file.is_file() and "__pycache__" not in file.parts
+        }
     )
     total = hashlib.sha256()
     for file in files:
         contents = file.read_bytes()
-        total.update(f"{file.relative_to(root)} {len(contents)}\n".encode() + contents)
+        total.update(f"{file.relative_to(ROOT).as_posix()} {len(contents)}\n".encode() + contents)
     copy = folder.absolute() / "source" / total.hexdigest()[:8]
     if not copy.exists():
         with atomic_directory(copy) as partial:
             for file in files:
-                there = partial / file.relative_to(root)
+                there = partial / file.relative_to(ROOT)
                 there.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, there)
             # The copy is in no git checkout; runs say of which commit they are all the same.

@@ -12,13 +12,11 @@ import numpy as np
 
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UserError
+from cnn_research.core.files import EXPERIMENTS
 from cnn_research.core.ranges import PositiveInt, Seed, check_ranges
 from cnn_research.data.dataset import MISSING, Dataset, Split, check_window, digest_of
 from cnn_research.data.sources.loading import Share
 from cnn_research.data.sources.table import Products
-
-ROOT = Path(__file__).resolve().parents[3]
-"""The project's folder, to which `test_list` is relative."""
 
 
 @register_config
@@ -34,8 +32,8 @@ class Crops:
     """Source of the images."""
     test_list: str = ""
     """A CSV file whose column `id` names the images of the test split (files without folder and
-    extension), which are then in no other split. Its path is relative to the project. Empty keeps
-    the splits."""
+    extension), which are then in no other split. A relative path starts where the folder
+    `experiments/` lies. Empty keeps the splits."""
     validation_list: str = ""
     """The same for the validation split."""
     window: tuple[PositiveInt, PositiveInt] = (37, 37)
@@ -67,7 +65,7 @@ class Crops:
         splits = dict(dataset.splits)
         for name, listing in (("test", self.test_list), ("validation", self.validation_list)):
             if listing:
-                splits = with_listed(splits, name, listed(ROOT / listing))
+                splits = with_listed(splits, name, listed(EXPERIMENTS.parent / listing))
         rng = np.random.default_rng(self.seed)
         train = splits["train"]
         labels = {
