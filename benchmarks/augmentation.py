@@ -1,4 +1,4 @@
-"""What augmentation adds to the train step of document 002's network Red 1, change by change.
+"""What augmentation adds to the train step of the painters paper's network Red 1, change by change.
 
     python -m benchmarks.augmentation --output results/augmentation.json
 
@@ -19,7 +19,7 @@ from benchmarks.results import flag, measurement, row
 
 TARGET = 0.05
 BATCH = 32
-PLAIN, SIX = "none", "document 002's six, one of them each"
+PLAIN, SIX = "none", "the painters paper's six, one of them each"
 
 
 def augmentations():
@@ -139,8 +139,8 @@ def main(options):
     share = added[SIX] / plain
     rows = [
         row(
-            "what document 002's six augmentations add to the train step of its network Red 1, "
-            f"{options.side}x{options.side}x3, {BATCH} images",
+            "what the painters paper's six augmentations add to the train step of its network "
+            f"Red 1, {options.side}x{options.side}x3, {BATCH} images",
             "at most 5 %",
             f"{100 * share:.1f} % ({added[SIX]:.0f} of {plain:.0f} ms)",
             share <= TARGET,

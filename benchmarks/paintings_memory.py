@@ -2,7 +2,7 @@
 
     python -m benchmarks.paintings_memory --output results/paintings_memory.json
 
-A process of its own trains document 002's Red 1 on the paintings at 244x244 for an epoch, and
+A process of its own trains the painters paper's Red 1 on the paintings at 244x244 for an epoch, and
 evaluates it several times; its largest resident memory is what the operating system reports, the
 memory-mapped images included. Then a fresh process opens the same arrays. The paintings have to be
 prepared.

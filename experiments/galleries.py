@@ -6,8 +6,10 @@ from cnn_research.workflows.galleries.features import Features
 from cnn_research.workflows.galleries.filters import Filters
 from cnn_research.workflows.galleries.pooling import PoolingPyramid
 
+from .documents import CONVOLUTION, PAINTERS
 
-@register(document="001", data="photographs")
+
+@register(document=CONVOLUTION, data="photographs")
 def filters() -> Filters:
     """Kernels over photographs, their channels, and a signal in one dimension.
 
@@ -15,12 +17,12 @@ def filters() -> Filters:
     python launch.py --experiment=filters --image=FILE --kernel="0 -1 0; -1 5 -1; 0 -1 0" --stride=2
 
     Ten seconds on two cores. Identity, sharpen, mean blur, Gaussian blur, Laplacian and Sobel as
-    the document has them; the formula of the output's size stands in each picture.
+    in the convolution lecture (Arévalo); each picture shows the formula of the output size.
     """
     return Filters()
 
 
-@register(document="001", data="photographs")
+@register(document=CONVOLUTION, data="photographs")
 def pooling_pyramid() -> PoolingPyramid:
     """Maximum, average and minimum pooling: (446, 450), (223, 225), (111, 112), (55, 56).
 
@@ -32,9 +34,9 @@ def pooling_pyramid() -> PoolingPyramid:
     return PoolingPyramid()
 
 
-@register(document="002", data="photographs")
+@register(document=PAINTERS, data="photographs")
 def augmentations() -> Augmentations:
-    """Each random change to training images alone; document 002's six as in its figure 12.
+    """Each augmentation on its own; the painters paper's six as in its figure 12.
 
     python launch.py --experiment=augmentations
     python launch.py --experiment=augmentations --image=FILE --augmentation.fill=reflect
@@ -44,7 +46,7 @@ def augmentations() -> Augmentations:
     return Augmentations()
 
 
-@register(document="001", data="a run's")
+@register(document=CONVOLUTION, data="a run's")
 def features() -> Features:
     """A trained run's filters, feature maps, top activating images and Grad-CAM.
 

@@ -1,7 +1,7 @@
-"""Document 000: from the colours of crops to the palette of an image.
+"""The palette paper (Jaramillo Ruiz 2023): from the colours of crops to the palette of an image.
 
-Photographs are named as each experiment's command says, a folder or an archive; without, pieces of
-the two that ship with scikit-learn serve, enough to try it only.
+The commands name a folder or an archive of photographs. Without one, pieces of the two photographs
+that ship with scikit-learn are used, which suffices only for trying it out.
 """
 
 import dataclasses
@@ -25,11 +25,13 @@ from cnn_research.train.transfer import Transfer
 from cnn_research.workflows.palette.purification import Purification
 from cnn_research.workflows.two_stage import TwoStage
 
+from .documents import PALETTE
+
 SS_CNN = Training(
     data=Clustered(source=Photos(), clusters=128, window=(37, 37)),
     model=SSCNN(),
     task=Histogram(),
-    # The document says gradient descent: plain, with momentum, it takes twice the epochs.
+    # The paper uses gradient descent; with momentum alone it needs twice as many epochs.
     optimizer=Optimizer(
         name="adam", learning_rate=1e-2, schedule="cosine", warmup=0.05, ema_decay=0.999
     ),
@@ -43,9 +45,9 @@ SS_CNN = Training(
 )
 
 
-@register(document="000", data="photographs")
+@register(document=PALETTE, data="photographs")
 def palette_ss_cnn() -> Training:
-    """Phase 1: the histogram of a crop's colours, learnt without labels.
+    """Phase 1 of the palette paper: a crop's colour histogram, learned without labels.
 
     python launch.py --experiment=palette_ss_cnn --data.source.path=photos.tar.xz
 
@@ -55,9 +57,9 @@ def palette_ss_cnn() -> Training:
     return SS_CNN
 
 
-@register(document="000", data="products")
+@register(document=PALETTE, data="products")
 def colour_names() -> Purification:
-    """Phase 2: one of 11 names for the colour of a photograph, from a catalogue's noisy labels.
+    """Phase 2 of the palette paper: 11 colour names, learned from a catalogue's noisy labels.
 
     python launch.py --experiment=colour_names --ss-cnn.data.source.path=photos.tar.xz
 
@@ -103,7 +105,7 @@ HEAD = Training(
 )
 
 
-@register(document="000", data="photographs")
+@register(document=PALETTE, data="photographs")
 def palette() -> TwoStage:
     """Ten colours from an image in one forward pass, trained on the images' own pixels.
 
@@ -119,7 +121,7 @@ def palette() -> TwoStage:
     return TwoStage(pretraining=SS_CNN, training=HEAD, fresh=("head",))
 
 
-@register(document="000", data="photographs")
+@register(document=PALETTE, data="photographs")
 def palette_covering() -> Training:
     """The palette's head, trained further to leave no pixel far from every colour.
 
@@ -139,7 +141,7 @@ def palette_covering() -> Training:
     )
 
 
-@register(document="000", data="palettes")
+@register(document=PALETTE, data="palettes")
 def palette_people() -> Training:
     """The palette's head, trained further on palettes that people made.
 

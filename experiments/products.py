@@ -1,13 +1,13 @@
-"""Document 003's training log T0 to T7: material, type and brand from a photograph.
+"""The classifier lecture's training log T0 to T7: material, type and brand from a photograph.
 
 One network, three heads; accuracies on a source and on a target, another domain. The photographs
-are a catalogue's: the source is what it had up to 2012, the target from 2015 on (any other two:
-`--data.rows`, `--data.target`). They are prepared once:
+are from a catalogue: the source goes up to 2012, the target starts in 2015 (`--data.rows` and
+`--data.target` select others). They are prepared once:
 
 python -m cnn_research.data prepare products --source=FOLDER_OR_ARCHIVE
 
-The document leaves open the network, the optimizer, the dense layer's width before T6, and what D0,
-D1, T0 and T1 are. Here: four convolutions with batch normalisation and pooling, as its 'basic
+The slides leave open the network, the optimizer, the dense layer's width before T6, and what D0,
+D1, T0 and T1 are. Here: four convolutions with batch normalisation and pooling, as in their 'basic
 classifier', Adam, 128 units; D0 has every label with two examples and D1 those with ten; T0 and T1
 are two ways to draw the test split.
 """
@@ -22,6 +22,8 @@ from cnn_research.tasks.multi_head import MultiHead
 from cnn_research.train.config import Evaluation, Training
 from cnn_research.train.optimizers import Optimizer
 from cnn_research.train.transfer import Transfer
+
+from .documents import CLASSIFIERS
 
 
 def row(
@@ -73,7 +75,9 @@ def figures(
     }
 
 
-@register(document="003", data="products", document_results=figures((0.698, 0.677, 0.010, 0.462)))
+@register(
+    document=CLASSIFIERS, data="products", document_results=figures((0.698, 0.677, 0.010, 0.462))
+)
 def products_t0() -> Training:
     """T0 of the training log: batch 50, 5 epochs, learning rate 0.0003, also rare labels.
 
@@ -82,7 +86,9 @@ def products_t0() -> Training:
     return row(batch_size=50, epochs=5, learning_rate=3e-4, min_examples=2)
 
 
-@register(document="003", data="products", document_results=figures((0.683, 0.779, 0.101, 0.521)))
+@register(
+    document=CLASSIFIERS, data="products", document_results=figures((0.683, 0.779, 0.101, 0.521))
+)
 def products_t1() -> Training:
     """T1: batch 100, 10 epochs, learning rate 0.0003, labels with ten examples or more.
 
@@ -91,7 +97,9 @@ def products_t1() -> Training:
     return row(learning_rate=3e-4)
 
 
-@register(document="003", data="products", document_results=figures((0.596, 0.630, 0.082, 0.436)))
+@register(
+    document=CLASSIFIERS, data="products", document_results=figures((0.596, 0.630, 0.082, 0.436))
+)
 def products_t2() -> Training:
     """T2: as T1 with batch 200.
 
@@ -101,7 +109,7 @@ def products_t2() -> Training:
 
 
 @register(
-    document="003",
+    document=CLASSIFIERS,
     data="products",
     document_results=figures((0.846, 0.822, 0.236, 0.635), (0.644, 0.678, 0.055, 0.459)),
 )
@@ -114,7 +122,7 @@ def products_t3() -> Training:
 
 
 @register(
-    document="003",
+    document=CLASSIFIERS,
     data="products",
     document_results=figures((0.837, 0.841, 0.197, 0.625), (0.610, 0.527, 0.027, 0.388)),
 )
@@ -127,7 +135,7 @@ def products_t4() -> Training:
 
 
 @register(
-    document="003",
+    document=CLASSIFIERS,
     data="products",
     document_results=figures((0.793, 0.817, 0.173, 0.595), (0.507, 0.486, 0.034, 0.342)),
 )
@@ -139,7 +147,9 @@ def products_t5() -> Training:
     return row(dense=(), split=1)
 
 
-@register(document="003", data="products", document_results=figures((0.846, 0.817, 0.327, 0.663)))
+@register(
+    document=CLASSIFIERS, data="products", document_results=figures((0.846, 0.817, 0.327, 0.663))
+)
 def products_t6() -> Training:
     """T6: 500 units in the intermediate dense layer, the first test split.
 
@@ -148,7 +158,9 @@ def products_t6() -> Training:
     return row(dense=(500,))
 
 
-@register(document="003", data="products", document_results=figures((0.841, 0.817, 0.313, 0.657)))
+@register(
+    document=CLASSIFIERS, data="products", document_results=figures((0.841, 0.817, 0.313, 0.657))
+)
 def products_t7() -> Training:
     """T7: as T6, with dropout after the intermediate dense layer.
 
@@ -157,7 +169,7 @@ def products_t7() -> Training:
     return row(dense=(500,), dropout=0.5)
 
 
-@register(document="003", data="products")
+@register(document=CLASSIFIERS, data="products")
 def products_best() -> Training:
     """A linear layer on the means and maxima of every map of a frozen MobileNetV1.
 

@@ -36,7 +36,7 @@ PHOTOS = np.stack(
 )
 """Smooth, as photographs are: `[4, 30, 32, 3]`."""
 
-# Every change of document 002, and all others that have a random amount.
+# Every augmentation of the painters paper, and all others that have a random amount.
 SIX = Augmentation(mirror=True, flip=True, rotation=20, zoom=(0.8, 1.2), left=0.2, right=0.2)
 EVERY = dataclasses.replace(
     SIX,
@@ -444,7 +444,7 @@ def test_erasing_takes_a_box_of_the_image(erase_fill):
 # One of the changes ------------------------------------------------------------------------------
 
 
-def test_document_002_has_seven_of_each_image():
+def test_the_painters_paper_has_seven_of_each_image():
     how = dataclasses.replace(SIX, choose="copies")
     assert how.changes == ("mirror", "flip", "zoom", "rotation", "left", "right")
     assert how.copies == 7

@@ -1,4 +1,4 @@
-"""CIFAR-10 from its official archives and from image files, and document 003's exercise."""
+"""CIFAR-10 from its official archives and from image files, and the lecture's exercise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Document 000's first phase: photographs, clusters of pixels, windows, and their histograms."""
+"""The palette paper's first phase: photographs, clusters of pixels, windows, histograms."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def test_signals_are_numpys(length, operation):
     equal_to_rounding(full, reference(signal, kernel, mode="full"))
 
 
-def test_document_000s_dot_product():
+def test_the_palette_papers_dot_product():
     """[[1,0,0],[1,1,0],[1,1,1]] on [[1,0,1],[0,1,0],[1,0,1]] is 4."""
     image = np.array([[1, 0, 0], [1, 1, 0], [1, 1, 1]])[None, :, :, None]
     assert filter_image(image, np.array([[1, 0, 1], [0, 1, 0], [1, 0, 1]])) == 4

@@ -237,7 +237,7 @@ def test_auxiliary_heads_speak_in_training_only(model, size, weights):
     assert len(variables["params"]) == len(rest["params"]) + len(weights)
 
 
-def test_dropout_scales_survivors_as_document_003_says():
+def test_dropout_scales_survivors_as_the_lecture_defines_it():
     model = ConvNet(features=(2,), padding=(1,), dense=(4000,), dropout=0.4)
     images = jax.random.normal(jax.random.key(1), (2, 4, 4, 1))
     variables = jax.jit(model.init)(jax.random.key(0), images)
@@ -512,7 +512,7 @@ def test_airbench_begins_with_white_patches():
     ("name", "parameters"),
     [("artworks_red1", 5_853_298), ("artworks_red2", 5_853_298), ("artworks_red3", 5_890_226)],
 )
-def test_document_002s_networks_have_its_parameters(name, parameters):
+def test_the_painters_papers_networks_have_its_parameters(name, parameters):
     training = lookup(name).experiment()
     model = training.model.clone(num_classes=50)
     images = jax.ShapeDtypeStruct((1, *training.data.image_size, 3), jnp.float32)

@@ -1,4 +1,4 @@
-"""Document 000's palettes: differences, the network, people's palettes, and what is written."""
+"""Palettes: differences, the network, people's palettes, and the files that are written."""
 
 from __future__ import annotations
 

@@ -233,7 +233,7 @@ def attempt(command, commit="0123abc", **facts):
 
 def test_report_says_what_was_run_and_what_came_out(tmp_path):
     record = {
-        "document": "004",
+        "document": "Somebody: Nets, 2022",
         "data": {"name": "digits"},
         "attempts": [
             attempt(["launch.py", "--experiment=coats", "--epochs=1"], "0123abc"),
@@ -410,7 +410,7 @@ def make_run(folder: Path, *, accuracy: float | None, seed: int = 0, **config: A
         json.dumps({"name": "coats", "seed": seed, "epochs": 10, **config})
     )
     record = {
-        "document": "004",
+        "document": "Somebody: Nets, 2022",
         "attempts": [attempt(["launch.py", f"--seed={seed}"])],
         **({} if accuracy is None else {"wall_seconds": 10.0 + seed}),
         "document_results": {"test accuracy": 0.8978, "macro F1": 0.899302},
@@ -843,7 +843,7 @@ def test_the_table_of_documents_has_what_was_measured_in_two_languages(tmp_path)
     (tmp_path / "results").mkdir()
     measured = {
         "fashion_mnist_cnn": {
-            "document": "004",
+            "document": "Somebody: Nets, 2022",
             "document_results": {"test accuracy": 0.8978},
             "figures": {"accuracy": {"values": [0.88, 0.92]}},
         },
@@ -863,7 +863,7 @@ def test_the_table_of_documents_has_what_was_measured_in_two_languages(tmp_path)
         [row[1:] for row in english]
     )
     assert ["`palette`", "colour error, times k-means'", "", "1.050"] in [r[1:] for r in english]
-    assert ["`colour_names`", "exactitud equilibrada, 11 nombres", "", "0.6500 ± 0.0707"] in (
+    assert ["`colour_names`", "exactitud balanceada, 11 nombres", "", "0.6500 ± 0.0707"] in (
         [row[1:] for row in spanish]
     )
     named = [row[1] for row in english if row[1].startswith("`")]

@@ -565,7 +565,7 @@ def test_adam_has_no_weight_decay():
         Optimizer(name="adam", weight_decay=0.1).check()
 
 
-def test_penalty_is_document_002s_formula():
+def test_penalty_is_the_painters_papers_formula():
     rng = np.random.default_rng(0)
     first, second = rng.normal(size=(3, 3, 1, 4)), rng.normal(size=(10, 5))
     params = {

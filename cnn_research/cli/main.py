@@ -184,7 +184,9 @@ def nothing_to_run(words: list[str], workdir: Path | None) -> UserError:
 def listing() -> str:
     """Every experiment, a line each: name, document, data and description."""
     rows = [("experiment", "document", "data", "description")]
-    rows += [(e.name, e.document, e.data, e.summary) for e in registry().values()]
+    for entry in registry().values():
+        document = entry.document.subject if entry.document else "-"
+        rows.append((entry.name, document, entry.data, entry.summary))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return "\n".join(
         "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[3]])

@@ -81,12 +81,22 @@ take, to suggestions from its data for other fields, by path."""
 
 
 @dataclasses.dataclass(frozen=True)
+class Document:
+    """A publication that experiments implement."""
+
+    subject: str
+    """What tables and lists call it, as `painters paper`."""
+    citation: str
+    """Author, title, place and year, for reports."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Entry:
     """A registered experiment."""
 
     name: str
-    document: str
-    """The document it implements, as `004`, or `-`."""
+    document: Document | None
+    """The document that it implements."""
     data: str
     """Its data set, in a word or two."""
     document_results: Mapping[str, float]
@@ -108,7 +118,7 @@ _REGISTRY: dict[str, Entry] = {}
 
 def register(
     *,
-    document: str = "-",
+    document: Document | None = None,
     data: str,
     document_results: Mapping[str, float] | None = None,
     suggest_fields: SuggestFields | None = None,

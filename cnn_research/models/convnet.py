@@ -30,7 +30,7 @@ POOLS = {"max": ops.max_pool, "average": ops.avg_pool, "min": ops.min_pool}
 class ConvNet(Classifier):
     """Blocks of convolution, batch normalisation, activation and 2x2 pool, then linear layers.
 
-    The network of documents 002, 003 and 004, each with its own widths.
+    The network of the Fashion-MNIST and painters papers and the classifier lecture, by its widths.
     """
 
     features: Widths = (12, 24)
@@ -93,5 +93,8 @@ class ConvNet(Classifier):
 
 
 register_model(
-    "convnet", ConvNet(), image_shape=(28, 28, 1), source="the documents' own; 004's as it stands"
+    "convnet",
+    ConvNet(),
+    image_shape=(28, 28, 1),
+    source="the documents; by default the Fashion-MNIST paper",
 )

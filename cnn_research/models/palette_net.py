@@ -1,4 +1,4 @@
-"""Document 000's palette: a second head on the self-supervised network, for a whole image."""
+"""The palette paper's palette: a second head on the self-supervised network, for a whole image."""
 
 from __future__ import annotations
 
@@ -111,8 +111,8 @@ def _spread(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) ->
 class PaletteNet(SSCNN):
     """The self-supervised network over a whole image, and a head that predicts a palette.
 
-    Document 000 replaces the last layer by 10 RGB colours and freezes the others. It names no
-    target for the colours, and purifies with them, which needs classes. Here the 11 colour names
+    Jaramillo Ruiz (2023) replaces the last layer by 10 RGB colours and freezes the others. He names
+    no target for the colours, and purifies with them, which needs classes. Here the 11 colour names
     are purified (`colour_names`), as in Prades (2017) and Wang et al. (2015), and the palette is a
     second head on the same layers. Its inputs are the network's histogram of clusters, averaged
     over all crops of the image, and the pixels.

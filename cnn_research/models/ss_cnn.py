@@ -1,4 +1,4 @@
-"""The self-supervised network of document 000."""
+"""The self-supervised network of the palette paper."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Flat(nn.Module):
 class SSCNN(Classifier):
     """Three convolutions, each followed by ReLU and a 2x2 pool, the first two also by LRN.
 
-    Document 000, section 'Implementacion del modelo SS-CNN', after Wang et al., "Color names
-    learning using convolutional neural networks", 2015. The document does not specify the pools
-    (those of its figure 3, with an odd last row or column pooled alone), the padding (1, so that
-    only strides and pools shrink maps) and the constants of the normalisation (AlexNet's). Images
-    are 0 to 1 and are centred here, so that every user of the layers centres them alike.
+    Jaramillo Ruiz (2023), section 'Implementacion del modelo SS-CNN', after Wang et al., "Color
+    names learning using convolutional neural networks", 2015. The paper does not specify the
+    pools (those of its figure 3, with an odd last row or column pooled alone), the padding (1, so
+    that only strides and pools shrink maps) and the constants of the normalisation (AlexNet's).
+    Images are 0 to 1 and are centred here, so that every user of the layers centres them alike.
     """
 
     features: Widths = (32, 96, 96)
@@ -66,4 +66,4 @@ class SSCNN(Classifier):
         return x
 
 
-register_model("ss_cnn", SSCNN(), image_shape=(37, 37, 3), source="document 000; Wang et al. 2015")
+register_model("ss_cnn", SSCNN(), image_shape=(37, 37, 3), source="the palette paper; Wang 2015")

@@ -28,7 +28,7 @@ KERNELS: Mapping[str, Kernel] = {
     "sobel_x": ((-1, 0, 1), (-2, 0, 2), (-1, 0, 1)),
     "sobel_y": ((-1, -2, -1), (0, 0, 0), (1, 2, 1)),
 }
-"""Kernels by name: document 001's five, and Sobel's two (gradients along x and along y)."""
+"""Kernels by name: the convolution lecture's five, and Sobel's two (gradients along x and y)."""
 
 
 def output_size(size: int, kernel: int, padding: int = 0, stride: int = 1) -> int:

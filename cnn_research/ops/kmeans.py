@@ -1,4 +1,4 @@
-"""k-means on all points or on mini-batches, for document 000's clusters of colours.
+"""k-means on all points or on mini-batches, for the palette paper's clusters of colours.
 
 The key determines the result. Points may have weights: a colour of a thousand pixels is one point
 of weight 1,000.
@@ -64,10 +64,11 @@ def kmeans(
 ) -> KMeans:
     """Run Lloyd's algorithm until no assignment changes; return the best of several starts.
 
-    Document 000, section 'Generacion de histogramas'. An empty cluster restarts from the point that
-    is farthest from its centroid. Points are float32 `[points, dimensions]`, weights float32
-    `[points]`, 0 or above (default 1). Centroids start from `start`, float32 `[k, dimensions]`, or
-    from `starts` draws of k-means++ if it is None. Some coincide if fewer than `k` points differ.
+    Jaramillo Ruiz (2023), section 'Generacion de histogramas'. An empty cluster restarts from the
+    point that is farthest from its centroid. Points are float32 `[points, dimensions]`, weights
+    float32 `[points]`, 0 or above (default 1). Centroids start from `start`, float32
+    `[k, dimensions]`, or from `starts` draws of k-means++ if it is None. Some coincide if fewer
+    than `k` points differ.
     """
     weights = jnp.ones(len(points), jnp.float32) if weights is None else weights
 

@@ -1,4 +1,4 @@
-"""The share of each cluster of colours in an image: document 000's first phase."""
+"""The share of each cluster of colours in an image: the palette paper's first phase."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ LEAST = 1e-12
 class Histogram(SingleHeadTask):
     """Cross-entropy against the histogram of an image's pixels by cluster.
 
-    E = -1/n sum_i sum_j p^_ij log p_ij of document 000, where p^ is the histogram, normalised to 1,
-    and p the network's estimate, a softmax over the clusters.
+    E = -1/n sum_i sum_j p^_ij log p_ij in Jaramillo Ruiz (2023), where p^ is the histogram,
+    normalised to 1, and p the network's estimate, a softmax over the clusters.
     """
 
     metrics: ClassVar = {"loss": "minimize"}
@@ -162,7 +162,7 @@ class HistogramPredictions(Predictions):
 
 
 def colour_cube_plot(colours: Sequence[str], proportions: np.ndarray) -> Figure:
-    """Plot clusters in the RGB cube with areas as proportions: document 000's figure 5."""
+    """Plot clusters in the RGB cube with areas as proportions (Jaramillo Ruiz 2023, figure 5)."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4.6), dpi=144, layout="constrained")

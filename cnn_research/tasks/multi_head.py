@@ -1,4 +1,4 @@
-"""Several classes per image, of a head each: document 003's material, type and brand."""
+"""Several classes per image, one per head: the classifier lecture's material, type and brand."""
 
 from __future__ import annotations
 

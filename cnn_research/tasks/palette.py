@@ -1,4 +1,4 @@
-"""A palette of colours for each image: document 000's last output."""
+"""A palette of colours for each image: the palette paper's last output."""
 
 from __future__ import annotations
 

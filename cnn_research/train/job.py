@@ -286,7 +286,7 @@ def _describe(session: Session, run: SeedRun, parameters: int, loaded: Loaded | 
         run.workdir,
         step=session.restored or 0,
         devices=map(str, session.mesh.devices.flat),
-        document=entry.document if entry else "-",
+        document=entry.document.citation if entry and entry.document else "",
         document_results=dict(entry.document_results) if entry else {},
         data={"name": dataset.name, **provenance},
         parameters=parameters,

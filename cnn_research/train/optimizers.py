@@ -20,7 +20,7 @@ class Optimizer:
     """An optimizer and its learning-rate schedule."""
 
     name: Literal["sgd", "adam", "adamw"] = "adam"
-    """sgd with momentum, Adam (document 002, section 2), or Adam with decoupled weight decay."""
+    """SGD with momentum, Adam, or Adam with decoupled weight decay."""
     learning_rate: PositiveFloat = 1e-3
     """Learning rate of the constant schedule; the peak of the others."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
@@ -97,7 +97,7 @@ class Optimizer:
 @register_config
 @dataclasses.dataclass(frozen=True)
 class Penalty:
-    """Regularisation of large weights in the objective (document 002, figures 10 and 11).
+    """Regularisation of large weights in the objective (the painters paper, figures 10 and 11).
 
     `l1 / N * sum |w| + l2 / (2 N) * sum w^2`, over the N weights of all kernels.
     """

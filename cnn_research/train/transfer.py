@@ -1,6 +1,7 @@
 """Transfer learning: which layers of a network learn, from when on, and how fast.
 
-Document 001: take a pretrained network, change its output layer, retrain only the last layers.
+As in the convolution lecture (Arévalo): take a pretrained network, replace its output layer, and
+retrain only the last layers.
 Layers are named by patterns of paths, as in `cnn_research.models.pretrained.matches`.
 """
 

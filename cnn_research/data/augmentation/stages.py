@@ -32,10 +32,10 @@ def run_in_stages(stages: Sequence[Callable[[Values], Values]], values: Values) 
 def materialize(function: Callable[[], Values], step: jax.Array) -> Values:
     """Compute the result of `function` in full before it is used, where that is faster.
 
-    Document 002's six changes cost a tenth of a train step of its network Red 1 on a CPU when they
-    are fused into the shifted slices of its first convolution, and a hundredth when they are not. A
-    branch that is always taken keeps them apart; the compiler must not know `step`, an integer `[]`
-    of 0 or above.
+    The painters paper's six augmentations cost a tenth of a train step of its network Red 1 on a
+    CPU when they are fused into the shifted slices of its first convolution, and a hundredth when
+    they are not. A branch that is always taken keeps them apart; the compiler must not know `step`,
+    an integer `[]` of 0 or above.
     """
     if not platform.current_formulation().changes_apart:
         return function()

@@ -1,4 +1,4 @@
-"""Document 000's supervision: windows of images, and the colour cluster of each of their pixels."""
+"""The palette paper's supervision: windows of images, and the cluster of each pixel's colour."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labelled crops of photographs, by which document 000's second phase learns names of colours."""
+"""Labelled crops of photographs: the palette paper's second phase learns colour names from them."""
 
 from __future__ import annotations
 

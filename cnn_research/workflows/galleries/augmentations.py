@@ -35,7 +35,7 @@ FIGURE_12 = {
     "left": "moved to the left",
     "right": "moved to the right",
 }
-"""Document 002's changes, in its order."""
+"""The painters paper's augmentations, in its order."""
 OUTSIDE = {"black": "black", "edge": "the border's pixels", "reflect": "the image's reflection"}
 """Description of each `Augmentation.fill`."""
 RANGES = {
@@ -122,7 +122,7 @@ def draw(experiment: Augmentations, workdir: Path) -> Result:
                 page.picture(
                     f"figure_12_{name}",
                     figure_12(pixels, changed, how),
-                    "Document 002's figure 12: the image, and its six copies with one change each.",
+                    "As in the painters paper: the image, and six copies, each augmented once.",
                 )
             places: Rows = {}
             colours: Rows = {}
@@ -209,9 +209,9 @@ def rows_figure(pixels: np.ndarray, rows: Rows, title: str) -> Figure:
 
 
 def figure_12(pixels: np.ndarray, rows: Mapping[str, np.ndarray], how: Augmentation) -> Figure:
-    """The image, and of each of document 002's changes the draw that differs most from it."""
+    """The image, and for each of the painters paper's augmentations the draw that differs most."""
     cell = (2.2, 2.2 * ratio(pixels.shape) + 0.3)
-    title = "Document 002, figure 12: one change for each copy"
+    title = "The painters paper, figure 12: one augmentation for each copy"
     figure, axes = grid(2, 4, cell, title, f"Outside the image: {OUTSIDE[how.fill]}.")
     places = axes.ravel()
     show(places[0], pixels, "image")

@@ -1,4 +1,4 @@
-"""Document 000's second phase: names of colours from noisy labels, purified in rounds.
+"""The palette paper's second phase: colour names from noisy labels, purified in rounds.
 
 A pipeline: a training, and rounds of a training and the purification of what it was trained on.
 """
@@ -191,7 +191,7 @@ def to_centres(
 def to_own(distances: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Ratio of each sample's distance to its own class centre and that to the nearest other.
 
-    The document discards what is "too far" from its centre. Far is not wrong: a light blue is as
+    The paper discards what is "too far" from its centre. Far is not wrong: a light blue is as
     far from the centre of blue as many a wrong label. But a blue that is called red is also near to
     the centre of blue.
 
