@@ -36,11 +36,14 @@ ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "experiments" / "sweeps").glob("*.toml"))
 
 PRETENDING = """
-import json, os, pathlib, signal, sys, time
-stopped = []
-signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
-for line in sys.stdin:
-    run = json.loads(line)
+import json, os, pathlib, queue, signal, sys, threading, time
+runs, stopped = queue.Queue(), []
+def read():
+    for values in map(json.loads, sys.stdin):
+        stopped.append(True) if values is None else runs.put(values)
+    runs.put(None)
+threading.Thread(target=read, daemon=True).start()
+while (run := runs.get()) is not None:
     workdir, config = pathlib.Path(run["workdir"]), json.loads(run["config"])
     workdir.mkdir(parents=True, exist_ok=True)
     file = workdir / "sweep_run.json"

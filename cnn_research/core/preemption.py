@@ -15,7 +15,9 @@ from typing import Any, SupportsInt
 
 from cnn_research.core.errors import Interrupted
 
-EXIT_CODES = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGINT: 130}
+EXIT_CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}
+if hasattr(signal, "SIGUSR1"):  # not on Windows
+    EXIT_CODES[signal.SIGUSR1] = 75
 """75 (EX_TEMPFAIL) tells a cluster to queue the run again; 130 is what shells use for Ctrl-C."""
 
 _current: Interruption | None = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import datetime
-import fcntl
 import functools
 import hashlib
 import json
@@ -16,11 +15,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
 
 from cnn_research.core.config import canonical_json, flatten, from_dict, with_fields
 from cnn_research.core.errors import UsageError, UserError
@@ -40,6 +40,11 @@ CHECKPOINTS = "checkpoints"
 REPORT_FOLDER = "report"
 SWEEP = "sweep.json"
 """File in a folder of several runs: the fields that vary, and the runs in order."""
+LOCK, HOLDER = ".lock", ".locked_by"
+"""The file whose lock a run holds, and the one that names its process: where files are locked by
+force, nobody else can read the first."""
+LOCK_SECONDS = 0.5
+"""A lock is waited for so long: who only asks `is_locked` holds it for an instant."""
 SOURCE_RECORD = "source.json"
 """File beside a copy of the packages: their commit, and the differences from it."""
 
@@ -74,44 +79,37 @@ def locked(workdir: Path, *, enabled: bool = True) -> Iterator[None]:
     if not (enabled and writes_files()):
         yield
         return
+    lock, holder = FileLock(workdir / LOCK), workdir / HOLDER
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / ".lock").open("a+")
+        lock.acquire(timeout=LOCK_SECONDS)
+    except Timeout:
+        name = holder.read_text(encoding="utf-8") if holder.exists() else "unknown"
+        raise UserError(
+            f"another process ({name}) runs in {workdir}: wait for it, or name another --workdir"
+        ) from None
     except OSError as error:
         raise UserError(
             f"cannot write to the workdir {workdir} ({error.strerror}): name another --workdir"
         ) from None
-    with lock:
-        # Tried a few times: whoever only asks `is_locked` holds the lock for an instant.
-        for wait in (0.01, 0.02, 0.05, 0.1, 0.2, None):
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if wait:
-                    time.sleep(wait)
-        else:
-            lock.seek(0)
-            raise UserError(
-                f"another process ({lock.read().strip() or 'unknown'}) runs in {workdir}: "
-                "wait for it, or name another --workdir"
-            )
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {platform.node()}\n")
-        lock.flush()
+    try:
+        holder.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
         yield
+    finally:
+        lock.release()
 
 
 def is_locked(workdir: Path) -> bool:
     """Return whether a process of this machine holds the lock of the folder."""
+    if not (workdir / LOCK).exists():
+        return False
     try:
-        with (workdir / ".lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
+        with FileLock(workdir / LOCK, timeout=0):
+            return False
+    except Timeout:
         return True
     except OSError:
         return False
-    return False
 
 
 def saved_config(workdir: Path) -> Experiment | None:
@@ -336,8 +334,8 @@ def source_facts(root: Path = ROOT) -> tuple[str, str]:
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(root), *words]
-        ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
-        return ended.stdout
+        ended = subprocess.run(command, capture_output=True, check=True, timeout=10)
+        return ended.stdout.decode("utf-8", "replace")
 
     try:
         # Installed below somebody's checkout, the package is not one of that repository's files.

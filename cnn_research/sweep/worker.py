@@ -1,11 +1,13 @@
 """The process that serves many runs: `python -m cnn_research.sweep.worker`, for `local` alone.
 
-A line of standard input is a run; a line of standard output is the state that it ended in. When
-standard input ends, so does the process, after its run has saved.
+A line of standard input is a run, or `null` to stop the one that runs; a line of standard output is
+the state that a run ended in. When standard input ends, so does the process, after its run has
+saved.
 """
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import dataclasses
 import json
@@ -72,7 +74,7 @@ def output_to(file: Path) -> Iterator[None]:
 
 
 def main() -> None:
-    """Serve runs until there are no more."""
+    """Serve runs until there are no more, or one is stopped before it began."""
     runs: queue.Queue[dict | None] = queue.Queue()
     busy = threading.Event()
 
@@ -82,21 +84,24 @@ def main() -> None:
             raise Interrupted("stopped where nothing had to be saved", 75)
 
     def read() -> None:
-        for line in sys.stdin:
-            runs.put(json.loads(line))
+        for values in map(json.loads, sys.stdin):
+            if values is None:
+                _thread.interrupt_main(signal.SIGTERM)  # as a signal, which Windows does not send
+            else:
+                busy.set()
+                runs.put(values)
         # Whoever gave the runs is gone.
         runs.put(None)
-        if busy.is_set():
-            os.kill(os.getpid(), signal.SIGTERM)
+        _thread.interrupt_main(signal.SIGTERM)
 
     signal.signal(signal.SIGTERM, stop)
     threading.Thread(target=read, daemon=True).start()
-    while (values := runs.get()) is not None:
-        busy.set()
-        words, workdir = tuple(values["words"]), Path(values["workdir"])
-        state = execute(Run(values["experiment"], words, workdir, values["config"]))
-        busy.clear()
-        print(json.dumps(dataclasses.asdict(state)), flush=True)
+    with contextlib.suppress(Interrupted):
+        while (values := runs.get()) is not None:
+            words, workdir = tuple(values["words"]), Path(values["workdir"])
+            state = execute(Run(values["experiment"], words, workdir, values["config"]))
+            busy.clear()
+            print(json.dumps(dataclasses.asdict(state)), flush=True)
 
 
 if __name__ == "__main__":

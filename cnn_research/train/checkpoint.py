@@ -219,7 +219,7 @@ def steps_in(folder: Path) -> list[int]:
 def write_checksums(checkpoint: Path) -> None:
     """Write the list that makes a complete checkpoint count."""
     sums = {
-        str(file.relative_to(checkpoint)): sha256_of(file)
+        file.relative_to(checkpoint).as_posix(): sha256_of(file)
         for file in sorted(checkpoint.rglob("*"))
         if file.is_file() and file.name != CHECKSUMS
     }

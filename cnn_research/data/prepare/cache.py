@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from absl import logging
+from filelock import FileLock, Timeout
 
 from cnn_research.core.errors import UserError
 from cnn_research.core.files import free_bytes, size_text
@@ -63,27 +64,31 @@ def require_space(needed: float, what: str, *smaller: str) -> None:
     )
 
 
+def lock_of(folder: Path) -> FileLock:
+    """The lock of a folder: of a file beside it, because Windows locks no folders."""
+    return FileLock(folder.with_name(f"{folder.name}.lock"))
+
+
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
     """Let one process at a time write `folder`; the others wait."""
-    import fcntl
-
-    path = folder.with_name(folder.name + ".lock")
+    turn = lock_of(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        try:
+            turn.acquire(timeout=0)
+        except Timeout:
+            logging.info("waiting for another process that is preparing %s", folder)
+            turn.acquire()
     except OSError as error:
         raise UserError(
             f"{folder.parent} cannot be written ({error.strerror}): set TFDS_DATA_DIR to a folder "
             "that can"
         ) from error
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logging.info("waiting for another process that is preparing %s", folder)
-            fcntl.flock(file, fcntl.LOCK_EX)
+    try:
         yield
+    finally:
+        turn.release()
 
 
 def read(folder: Path, fingerprint: str) -> Dataset | None:
@@ -175,7 +180,7 @@ def write(
 def publish(temporary: Path, folder: Path) -> None:
     """Make a complete folder appear as `folder`, in place of an older one."""
     for file in filter(Path.is_file, temporary.iterdir()):
-        with open(file, "rb") as written:
+        with open(file, "r+b") as written:  # Windows flushes no file that is open for reading
             os.fsync(written.fileno())
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
@@ -195,29 +200,31 @@ def unfinished(folder: Path) -> Path:
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Mark a folder as in use; the mark ends with the process, however that ends."""
-    import fcntl
-
-    handle = os.open(folder, os.O_RDONLY)
+    mark = lock_of(folder)
+    with contextlib.suppress(OSError):  # a network's disk may not lock files
+        mark.acquire()
     try:
-        with contextlib.suppress(OSError):  # a network's disk may not lock folders
-            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(handle)
+        mark.release()
 
 
 def is_held(folder: Path) -> bool:
     """Return whether a process, perhaps this one, marks a folder as in use, or may do so."""
-    import fcntl
-
-    handle = os.open(folder, os.O_RDONLY)
+    mark = lock_of(folder)
+    if not Path(mark.lock_file).exists():
+        return False
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with mark.acquire(timeout=0):
+            return False
     except OSError:  # it is held, or the disk cannot say
         return True
-    finally:
-        os.close(handle)
-    return False
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder that may be marked as in use, and is not."""
+    shutil.rmtree(folder, ignore_errors=True)
+    Path(lock_of(folder).lock_file).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -229,11 +236,12 @@ def unpacking() -> Iterator[Path]:
     home = data_dir() / UNPACKED
     with contextlib.ExitStack() as stack:
         with lock(home):  # until it is held, a new folder looks like one that was left
-            for left in home.glob("*"):
+            for left in filter(Path.is_dir, home.glob("*")):
                 if not is_held(left):
-                    shutil.rmtree(left, ignore_errors=True)
+                    discard(left)
             home.mkdir(exist_ok=True)
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=home)))
+            folder = Path(tempfile.mkdtemp(dir=home))
+            stack.callback(discard, folder)
             stack.enter_context(held(folder))
         yield folder
 
@@ -248,7 +256,7 @@ def scratch(folder: Path) -> Iterator[Path]:
         with held(temporary):
             yield temporary
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        discard(temporary)
 
 
 def write_once(folder: Path, write: Callable[[Path], None]) -> bool:

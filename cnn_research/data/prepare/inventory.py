@@ -116,7 +116,7 @@ def remove(entry: Entry) -> None:
     if not path.is_dir():
         path.unlink()
     elif entry.unfinished:
-        shutil.rmtree(path)
+        cache.discard(path)
     else:
         # At once, so that nobody finds a half of it.
         gone = cache.unfinished(path)
