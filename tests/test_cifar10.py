@@ -211,7 +211,7 @@ def test_files_of_fashion_mnist_are_downloaded(tmp_path, monkeypatch):
     fashion_mnist.gather(here, None)
     assert {file.name: file.read_bytes() for file in here.iterdir()} == files
     (mirror / name).unlink()
-    with pytest.raises(UserError, match=r"could not be downloaded .*--source=FOLDER"):
+    with pytest.raises(UserError, match=r"cannot download Fashion-MNIST .*--source=FOLDER"):
         fashion_mnist.gather(here, None)
 
 
@@ -244,11 +244,11 @@ def test_a_mirror_with_another_file_or_none_is_an_error(mirror, archives, data_d
     archives[cifar10.BINARY].write_bytes(content[: len(content) // 2])
     for name, message in (
         (cifar10.BINARY, f"{cifar10.BINARY} is not an official file"),
-        ("absent", "could not be downloaded from .*404.*--source=FILE"),
+        ("absent", "cannot download CIFAR-10 from .*404.*--source=FILE"),
     ):
         with pytest.raises(UserError, match=message):
             main(["prepare", "cifar10", f"--source={mirror}/{name}"])
-    with pytest.raises(UserError, match=r"could not be downloaded from http://127.0.0.1:9/x"):
+    with pytest.raises(UserError, match=r"cannot download CIFAR-10 from http://127.0.0.1:9/x"):
         main(["prepare", "cifar10", "--source=http://127.0.0.1:9/x"])
     assert not [path for path in data_dir.rglob("*") if path.is_file() and path.suffix != ".lock"]
 

@@ -104,7 +104,7 @@ def test_every_number_of_every_network_has_a_range_and_its_defaults_fit():
             "--data.source.test=-0.1",
             "--data.source.test is -0.1: must be 0 or more",
         ),
-        ("cifar10_best", "--augmentation.crop 0.5 0.2", "must be the lower number first"),
+        ("cifar10_best", "--augmentation.crop 0.5 0.2", "the lower number must be first"),
     ],
 )
 def test_fields_of_data_that_make_no_sense_are_refused(name, words, message, monkeypatch):

@@ -377,7 +377,7 @@ def test_any_image_gets_a_palette_or_one_clear_line(tmp_path, capsys):
     run(training, tmp_path / "run", "predict", str(folder))
     said = capsys.readouterr().err
     assert "skipped" in said and "broken.jpg" in said
-    assert "nothing.png is wholly transparent: it has no colours" in said
+    assert "nothing.png is fully transparent, so it has no colours" in said
     written = tmp_path / "run" / "predictions"
     rows = [json.loads(line) for line in (written / "predictions.jsonl").open()]
     assert len(rows) == 11 and (written / "noise.jpg-2.gpl").exists()

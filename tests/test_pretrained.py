@@ -549,7 +549,7 @@ def test_another_number_of_classes(tiny_file):
     with pytest.raises(UserError) as error:
         load_pretrained(Tiny(num_classes=5), start, Pretrained(str(tiny_file)))
     assert str(error.value) == (
-        f"{tiny_file} is for 3 classes, the model has 5: a new head replaces the file's by "
+        f"{tiny_file} is for 3 classes, the model has 5: train a new head with "
         "--pretrained.fresh fc"
     )
     found, loaded = load_pretrained(

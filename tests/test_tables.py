@@ -94,7 +94,7 @@ def test_images_of_a_split_without_labels_are_left_out_and_said(tmp_path, unlabe
     text = understood(plan, "pets")
     assert "splits" in text and "train (train), val (validation)" in text
     assert "8 images: train 4, validation 4" in text and "label: 2 classes: cat 4, dog 4" in text
-    assert f"left out: 2 images in no class folder, the first {unlabelled}/0.png" in text
+    assert f"skipped: 2 images in no class folder, the first {unlabelled}/0.png" in text
 
 
 def test_a_lone_split_beside_images_without_labels(tmp_path):
@@ -136,7 +136,7 @@ def test_classes_named_like_splits_stay_classes(tmp_path):
         (["train/images/cat", "train/images/dog", "test/cat", "test/dog"], "only one class, 'ima"),
         (["train/cat", "train/dog", "test/Cats", "test/Dogs"], "no class of 'test' .Cats, Dogs."),
         (["train", "test"], "has no folders of images .images are directly in test, train."),
-        (["test/cat", "test/dog"], "has the splits test but no 'train': rename one, or give a"),
+        (["test/cat", "test/dog"], "has the splits test but no 'train': rename one, or name a"),
         (["val/cat", "val/dog", "test/cat", "test/dog"], "the splits test, val but no 'train'"),
         (["labeled/cat", "labeled/dog", "unlabeled"], "without labels .unlabeled. beside folder"),
         (["train", "test/cat", "test/dog"], "'train' has no class folders with images"),
@@ -151,9 +151,9 @@ def test_classes_named_like_splits_stay_classes(tmp_path):
         ),
         (["train_cat", "train_dog", "val_cat", "val_dog"], "has splits with a single class each"),
         (["cats_train/x", "cats_test/x", "dogs_train/x"], "has splits with a single class each"),
-        (["train/cat", "train/dog", "train/cow", "holdout/cat"], "others beside them .holdout."),
+        (["train/cat", "train/dog", "train/cow", "holdout/cat"], "other folders .holdout."),
         (["train_data/cat", "train_data/dog", "test_data"], "without labels .test_data. beside"),
-        (["train/cat", "train/dog", "test/cat", "extra/cat"], "others beside them .extra."),
+        (["train/cat", "train/dog", "test/cat", "extra/cat"], "other folders .extra."),
         (["train_images/a", "train_images/b", "train_masks/a", "train_masks/b"], "which look like"),
     ],
 )
@@ -419,8 +419,8 @@ def test_what_was_understood_of_a_table(tmp_path):
         "2 images: train 1, test 1",
         "label: 2 classes: cat 1, dog 1",
         "price: numbers from 7 to 9",
-        "left out: 1 rows that name no image, the first row 2",
-        "left out: 1 rows not asked for, the first row 3",
+        "skipped: 1 rows that name no image, the first row 2",
+        "skipped: 1 rows not asked for, the first row 3",
     ]
     json.dumps(plan.left_out)
     found = [
@@ -489,7 +489,7 @@ def test_names_that_may_be_the_same_or_nothing_are_said(tmp_path):
     plan = plan_of(write(tmp_path, "\n".join(["image,label,group", *lines])), group="group")
     said = understood(plan, "pets")
     assert "label that may be the same: Cat, cat, dog, do\u200bg, ｃat\n" in said
-    assert "label that may stand for an empty cell: NA\n" in said
+    assert "label that may mean an empty cell: NA\n" in said
     assert said.endswith("groups that may be the same: 2, 2.0, P1, p1")
 
 
@@ -564,7 +564,7 @@ def test_a_million_rows_take_seconds_and_little_memory(tmp_path):
     [
         (
             b"\0\0\0\x18ftypheic\0\0\0\0",
-            "HEIC, a format of phones, which is not supported: convert it",
+            "HEIC, a photo format of phones, which is not supported: convert it",
         ),
         (
             b'<?xml version="1.0"?>\n<!-- x --><svg xmlns="x">',
@@ -621,8 +621,8 @@ def test_fewer_bits_than_files_have_room_for_are_said(tmp_path, bits, caplog):
     said = "\n".join(data_section(tmp_path, dataset.provenance, {}))
     assert f"no pixel above {found['brightest_pixel_of_255']} of 255: {found['count']}, the" in said
     assert found == {"count": 6, "first": "a/0.png", "brightest_pixel_of_255": 2 ** (bits - 8)}
-    assert f"if they have {bits} bits" in caplog.text
-    assert f"multiply their values by {2 ** (16 - bits)}" in caplog.text
+    assert f"if these are {bits}-bit images" in caplog.text
+    assert f"multiply their pixels by {2 ** (16 - bits)}" in caplog.text
 
 
 def broken_exif(value: bytes) -> bytes:
