@@ -80,7 +80,7 @@ def _may_lack_labels(folder: str) -> bool:
 
 
 def _has_classes(train: str, inner: Mapping[str, set[str]]) -> bool:
-    """Return whether `train` has several inner folders, and the others share some if they have any."""
+    """Return whether `train` has several inner folders, shared by the others that have any."""
     others = [folders for top, folders in inner.items() if top != train]
     classes = inner[train]
     return len(classes - {""}) > 1 and all(
