@@ -68,7 +68,7 @@ def test_photographs_of_a_folder_lie_and_are_not_squeezed(tmp_path):
 def test_a_folder_without_images(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "a.txt").write_text("")
-    with pytest.raises(UserError, match="has no images in it"):
+    with pytest.raises(UserError, match="contains no images"):
         Photos(path=str(tmp_path / "empty")).load()
 
 

@@ -679,7 +679,9 @@ def test_rare_labels_can_count_as_not_known(tmp_path):
 
 def test_table_errors(tmp_path):
     table = make_table(tmp_path / "shop", clothes())
-    with pytest.raises(UsageError, match="no column 'type'; its columns are id, kind, col"):
+    with pytest.raises(
+        UsageError, match="no column 'type'; choose one of its columns id, kind, col"
+    ):
         ImageTable(str(table), image="file", label=("type",)).load()
     with pytest.raises(UsageError, match="no column 'image'"):
         ImageTable(str(table), label=("kind",)).load()
@@ -824,12 +826,15 @@ def test_conditions(condition, met):
         ({"rows": ("year",)}, "--data.rows has 'year', which is not a condition"),
         ({"rows": ("year<=",)}, "--data.rows has 'year<=', which is not a condition"),
         ({"target": ("=>2015",)}, "--data.target has '=>2015', which is not a condition"),
-        ({"rows": ("yaer<=2012",)}, "'yaer<=2012': .* has no column 'yaer'; its columns are id, y"),
+        (
+            {"rows": ("yaer<=2012",)},
+            "'yaer<=2012': .* has no column 'yaer'; choose one of its columns id, y",
+        ),
         ({"rows": ("year<=1999",)}, r"'year<=1999': no row of \S+ meets it; the column has '2010'"),
         ({"target": ("year>2020",)}, "--data.target 'year>2020': no row of .* to '2016'"),
         (
             {"rows": ("year=2016", "brand=rare", "type=shoe")},
-            "'type=shoe': no row of .* meets it together with the conditions before it",
+            "'type=shoe': no row of .* meets it together with the previous conditions",
         ),
         ({"target": ("year>2000",)}, "column 'type' has 0 classes with 2 or more rows"),
         ({"rows": ("type=hat",), "target": ()}, "column 'type' has 1 classes with 2 or more rows"),
@@ -908,7 +913,7 @@ def test_products_with_bad_images(tmp_path, data_dir):
     dataset = Products(image="images/{id}.png", **fields).load()
     assert len(dataset.provenance["skipped"]) == 1
     assert sum(map(len, dataset.splits.values())) == 29 + 7
-    with pytest.raises(UsageError, match=r"table.csv is copied with its images: name the folder"):
+    with pytest.raises(UsageError, match=r"table.csv is only a table: name the folder"):
         main(["prepare", "products", f"--source={table}"])
 
 
@@ -1055,7 +1060,9 @@ def test_prepared_artworks_are_what_the_files_are(tmp_path, data_dir, capsys):
         # The large one is shrunk twice.
         assert np.abs(found.splits[split].images.astype(int) - part.images).mean() < 1
     assert found.name == "artworks" and found.provenance["path"] == "own"
-    with pytest.raises(UsageError, match="prepared at up to 256: ask for no more, or name"):
+    with pytest.raises(
+        UsageError, match="prepared with at most 256: choose a smaller size, or name"
+    ):
         Artworks(image_size=(257, 20)).load()
     cropped = dataclasses.replace(source, image_size=(64, 64), fit="crop")
     expected = dataclasses.replace(cropped, path=str(root)).load().splits["test"].images
@@ -1256,10 +1263,10 @@ def test_a_disk_that_is_too_small_is_known_before_anything_is_decoded(
     if kind == "zip":
         root = Path(shutil.make_archive(str(tmp_path / "packed"), "zip", root))
     source = ImageFolder(str(root))
-    needed = {"folder": "decoding 10 images at 64x64x3 takes 246 kB", "zip": "unpacking packed.zip"}
+    needed = {"folder": "decoding 10 images at 64x64x3 needs 246 kB", "zip": "unpacking packed.zip"}
     monkeypatch.setattr(ImageFolder, "pixels", lambda *_: pytest.fail("decoded"))
     monkeypatch.setattr(cache, "free_bytes", lambda folder: 1000)
-    with pytest.raises(UserError, match=f"{needed[kind]}.* of disk in .*, where 1.0 kB are free"):
+    with pytest.raises(UserError, match=f"{needed[kind]}.* in .*, but only 1.0 kB are free"):
         source.load()
     assert not [path for path in data_dir.rglob("*") if path.is_file() and path.suffix != ".lock"]
 

@@ -95,7 +95,11 @@ def test_every_number_of_every_network_has_a_range_and_its_defaults_fit():
         ("image_folder", "--data.validation=0.6 --data.test=0.5", "together they must be below 1"),
         ("image_folder", "--data.image-size 0 8", "--data.image-size is 0: must be above 0"),
         ("image_table", "--data.min-examples=0", "--data.min-examples is 0: must be above 0"),
-        ("artworks_red1", "--data.image-size 300 300", "prepared at up to 256: ask for no more"),
+        (
+            "artworks_red1",
+            "--data.image-size 300 300",
+            "prepared with at most 256: choose a smaller size",
+        ),
         ("artworks_red1", "--data.split-seed=-1", "--data.split-seed is -1: must be from 0"),
         ("cifar10_exercise", "--data.validation=1", "--data.validation is 1.0: must be 0 or more"),
         ("palette_ss_cnn", "--data.clusters=257", "--data.clusters is 257: must be from 2 to 256"),

@@ -208,7 +208,7 @@ def test_a_table_names_its_images_and_heads(tmp_path):
         with pytest.raises(UsageError, match="one column of numbers or columns of classes"):
             fitted("image_table", path, *words)
     assert fitted("image_table", path, "--data.label", "--data.number=price")[0].data.label == ()
-    with pytest.raises(UserError, match="no column 'label'; its columns are id, kind"):
+    with pytest.raises(UserError, match="no column 'label'; choose one of its columns id, kind"):
         fitted("image_table", path)
     for name, word in (("image", "--data.label=kind"), ("kinds", "--data.number=price")):
         table.write_text(table.read_text().replace("id,", f"{name},"))

@@ -115,10 +115,10 @@ def test_without_classes_splits_are_drawn_from_all(tmp_path):
     ("cell", "changes", "message"),
     [
         ("about 2004", {}, r"row 3: year is 'about 2004', which is not a finite number"),
-        ("nan", {}, "leave it empty where it is not known"),
+        ("nan", {}, "leave the cell empty if it is unknown"),
         ("-inf", {}, "not a finite number"),
         ("1e39", {}, "not a finite number"),
-        ("2004", {"number": ("month",)}, "no column 'month'; its columns are id, year"),
+        ("2004", {"number": ("month",)}, "no column 'month'; choose one of its columns id, year"),
         ("2004", {"label": ("year",)}, "column 'year' is named twice in --data.label and --"),
         ("2004", {"number": ()}, "name a column of classes, --data.label, or --data.number"),
     ],

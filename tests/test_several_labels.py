@@ -226,9 +226,7 @@ def test_what_is_odd_about_labels_is_noted(tmp_path):
 def test_bad_columns_and_fields_are_named(tmp_path):
     rows = [{"a": number % 2, "b": "0.5" if number == 6 else 1, "tags": ""} for number in range(9)]
     path = write_table(tmp_path / "t", rows)
-    with pytest.raises(
-        UserError, match=r"row 7: b is '0\.5', but a column of labels has only 0 or 1"
-    ):
+    with pytest.raises(UserError, match=r"row 7: b is '0\.5', but a label column must be 0 or 1"):
         load(path, "a", "b", columns="labels")
     with pytest.raises(UsageError, match=r"cells of one column, but --data\.label names 2"):
         load(path, "a", "b", separator=";")
@@ -377,7 +375,7 @@ def test_suggestions_take_several_labels_where_they_are_clear(tmp_path):
     experiment, _ = fitted("--data.label", "x", "z", "--data.columns=heads")
     assert experiment.task.heads == ("x", "z")
     assert fitted("--data.label=kind")[0].data.separator == ""
-    with pytest.raises(UsageError, match="no column 'label'; its columns are tags, kind"):
+    with pytest.raises(UsageError, match="no column 'label'; choose one of its columns tags, kind"):
         fitted()
     pandas.read_csv(path)[["x", "image", "y"]].to_csv(path, index=False)
     experiment, _ = fitted()

@@ -116,7 +116,7 @@ def test_links_that_lead_back_are_no_folders(tmp_path):
 def test_folders_inside_of_classes_are_said(tmp_path):
     make_images(tmp_path, *numbered("2019/cat", "2019/dog", "2020/cat", "2020/cow"))
     layout = plan_folder(tmp_path, "pets").layout
-    assert layout == "a folder per class; folders inside these (cat, cow, dog) are not classes"
+    assert layout == "one folder per class; folders inside these (cat, cow, dog) are not classes"
 
 
 def test_a_class_that_stands_twice_stays_that_class(tmp_path):
@@ -227,7 +227,7 @@ def test_what_was_understood_is_printed_before_anything_is_decoded(tmp_path, cap
     with pytest.raises(BadImage):
         ImageFolder(str(tmp_path / "pets")).load()
     shown = capsys.readouterr().out
-    assert "pets: a folder per class" in shown and "label: 2 classes: cat 2, dog 2" in shown
+    assert "pets: one folder per class" in shown and "label: 2 classes: cat 2, dog 2" in shown
     survey(ImageFolder(str(tmp_path / "pets")))
     assert capsys.readouterr().out == "", "it is said once"
 
@@ -236,7 +236,7 @@ def test_what_was_understood_and_left_out_is_in_the_report(tmp_path):
     make_images(tmp_path / "pets", *numbered("train/cat", "train/dog", "test"))
     data = ImageFolder(str(tmp_path / "pets"), (3, 4), validation=0.0, test=0.0).load().provenance
     text = "\n".join(data_section(tmp_path, data, {}))
-    assert "pets: splits test (no labels), train (train), with a folder per class" in text
+    assert "pets: splits test (no labels), train (train), with one folder per class" in text
     assert "left out, images in no class folder: 2, the first test/0.png" in text
 
 

@@ -361,7 +361,7 @@ def test_room_for_features_is_looked_for_before_images_are_decoded(tmp_path, mon
     monkeypatch.setattr(cache, "free_bytes", lambda folder: needed)
     check_disk(cached, data)
     monkeypatch.setattr(cache, "free_bytes", lambda folder: needed - 1)
-    message = "decoding 6 images at 12x12x3 and caching features of them takes 57.9 kB"
+    message = "decoding 6 images at 12x12x3 and caching their features needs 57.9 kB"
     with pytest.raises(UserError, match=message):
         check_disk(cached, data)
     with pytest.raises(UsageError, match="no layer 'Conv_9'"):
