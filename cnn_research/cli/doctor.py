@@ -1,7 +1,9 @@
-"""Check this machine, with advice on every fault: `python -m cnn_research doctor`.
+"""Check this machine, with advice on every fault.
 
-Exits with 0 if experiments can run, else with 1. Modules are imported where they are checked: the
-command has to work where nothing is installed.
+usage: python -m cnn_research doctor
+
+It checks Python, the packages, the devices, free memory, free disk space and
+the prepared data. The exit code is 0 if experiments can run, otherwise 1.
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from cnn_research.core.errors import UserError, run_command
+from cnn_research.core.errors import UserError, only_help, run_command
 from cnn_research.core.files import free_bytes, nearest_existing
+from cnn_research.core.terminal import show
 
 MIN_MEMORY, MIN_DISK = 2e9, 5e9
 """Bytes that most experiments need."""
@@ -39,16 +42,17 @@ FINE, WARNING, BROKEN = "ok", "note", "FAULT"
 Finding = tuple[str, str, str]
 """The status, the subject, and a line of text."""
 
+# Modules are imported where they are checked: the command has to work where nothing is installed.
+
 
 def main(words: Sequence[str] = ()) -> int:
     """Print every finding, a line each; return 1 if experiments cannot run."""
     if words:
-        print(__doc__, end="")
-        return 0 if list(words) in (["--help"], ["-h"]) else 2
+        return only_help(words, __doc__)
     broken = 0
     for status, subject, text in findings():
         broken += status == BROKEN
-        print(f"{status:5}  {subject:8}  {text}", flush=True)
+        show(f"{status:5}  {subject:8}  {text}")
     print("Experiments cannot run yet." if broken else "Experiments can run.")
     return 1 if broken else 0
 

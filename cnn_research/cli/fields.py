@@ -44,7 +44,7 @@ def with_overrides(default: Experiment, words: list[str]) -> Experiment:
 def _parsed(default: Experiment, words: list[str]) -> Experiment:
     entry = registry().get(default.name)
     description = (entry.make.__doc__ if entry else None) or ""
-    command = f"python launch.py --experiment={default.name}"
+    command = f"python launch.py {default.name}"
     flags = (*LAUNCHER_FLAGS, *NAMING_FLAGS)
     return parse_fields(default, words, command, description, flags)
 

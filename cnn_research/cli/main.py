@@ -12,10 +12,11 @@ from absl import flags, logging
 from cnn_research.cli.fields import LAUNCHER_FLAGS, with_overrides, with_suggestions
 from cnn_research.cli.program import COMMANDS
 from cnn_research.cli.run import bind_mode
-from cnn_research.core.config import HELP, config_hash, did_you_mean
+from cnn_research.core.config import asks_for_help, config_hash, did_you_mean
 from cnn_research.core.errors import UsageError, UserError, one_line, print_error, run_command
-from cnn_research.core.experiment import Experiment, lookup, registry
+from cnn_research.core.experiment import Entry, Experiment, lookup, registry
 from cnn_research.core.memory import use_one_arena
+from cnn_research.core.terminal import columns, show, styled, wrapped
 
 flags.DEFINE_string("experiment", None, "Name of a registered experiment.")
 flags.DEFINE_string("workdir", None, "Folder of the run; by default, runs/NAME-HASH.")
@@ -31,33 +32,39 @@ flags.DEFINE_bool("list", False, "List every experiment.")
 FLAGS = flags.FLAGS
 
 USAGE = """\
-usage: python launch.py --experiment=NAME [--workdir=FOLDER] [--mode=MODE] [--FIELD=VALUE ...]
+usage: python launch.py NAME [--workdir=FOLDER] [--mode=MODE] [--FIELD=VALUE]
 
-  --list                     list all experiments, with their documents and data
-  --experiment=NAME --help   show every field of the experiment: type, default and meaning
-  --experiment=NAME          run it; the same command resumes an interrupted run
-  --workdir=FOLDER           folder of the run (default: runs/NAME-HASH, a hash of the fields that
-                             differ from the defaults)
-  --dry-run                  print the estimated time, memory and steps, and exit
-  --mode=train|evaluate      train, or evaluate the run in the workdir and write its report again
-  --mode=export              export the network in the workdir as files that need JAX alone
-  --mode=predict --input=IMAGES   predict for a file, a folder or 'a/pattern/*.jpg'
-  --neighbours=K             with predict: show the K nearest training images for each answer
-  --profile                  trace a few train steps into WORKDIR/profile/
-  --replicas=N               train N seeds at once, from --seed on, in WORKDIR/seed-0, ...
-  --folds=N                  train N times, each time with another N-th of the images as the test,
-                             in WORKDIR/fold-0, ...; for folders and tables of images
-  --FIELD=VALUE              override a field by its path: --optimizer.learning-rate=3e-4 --seed=1
-  --model=NAME               train another network: `python -m cnn_research.models` lists them
-  --pretrained=NAME          start from weights of that list, with all fields that belong to them;
-                             --pretrained=none trains from scratch
-  --budget=MINUTES           time on two cores by which image_folder and image_table choose (10)
+  --list                 list all experiments by subject
+  NAME --help            show an experiment's fields: type, meaning and default;
+                         --help=PART those of a part, --help=all every field
+  NAME                   run an experiment (also --experiment=NAME); the same
+                         command resumes an interrupted run
+  --workdir=FOLDER       folder of the run (default: runs/NAME-HASH, a hash of
+                         the fields that differ from the defaults)
+  --dry-run              estimate time, memory and steps, and exit
+  --mode=train|evaluate  train, or evaluate the run in the workdir and rewrite
+                         its report
+  --mode=export          export the trained network as files that need JAX alone
+  --mode=predict --input=IMAGES
+                         predict for a file, a folder or 'a/pattern/*.jpg'
+  --neighbours=K         with predict: show the K nearest training images
+  --profile              trace a few train steps into WORKDIR/profile/
+  --replicas=N           train N seeds at once, in WORKDIR/seed-0, ...
+  --folds=N              cross-validation: train N times, each with another
+                         N-th of the images as the test, in WORKDIR/fold-0, ...
+  --FIELD=VALUE          override a field: --optimizer.learning-rate=3e-4
+  --model=NAME           train another network; `python -m cnn_research models`
+                         lists them
+  --pretrained=NAME      start from weights of that list, and set the fields
+                         that they need; --pretrained=none trains from scratch
+  --budget=MINUTES       image_folder and image_table: train for about this long
+                         on two cores (default: 10)
 
-Where the package is installed, `cnn-research` is the same program. Its other commands, each with a
---help of its own:
+Where the package is installed, `cnn-research` is the same program. Its other
+commands, each with a --help of its own:
 
   data      prepare a data set, or list the prepared ones
-  models    list the networks
+  models    list the networks and pretrained weights
   report    compare runs in tables and pages
   sweep     run many variants, on this machine or on SLURM
   serve     serve predictions of an exported network over HTTP
@@ -78,13 +85,13 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         words = [
             word.replace("-run", "_run", 1) if word.partition("=")[0] == "--dry-run" else word
             for word in argv
-            if word not in HELP
+            if not asks_for_help(word)
         ]
         rest = FLAGS(words, known_only=True)
     except flags.Error as error:
         print_error(UsageError(f"{one_line(error)}; `python launch.py --help` shows all flags"))
         sys.exit(UsageError.exit_code)
-    return rest + [word for word in argv if word in HELP][:1]
+    return rest + [word for word in argv if asks_for_help(word)][:1]
 
 
 def main(argv: Sequence[str]) -> None:
@@ -100,14 +107,24 @@ def main(argv: Sequence[str]) -> None:
 
 
 def launch(words: list[str]) -> None:
-    """Run what `main` does, with what absl left: overrides of fields, and perhaps `--help`."""
+    """Run what `main` does, with what absl left: an experiment's name unless a flag has it,
+    overrides of fields, and perhaps `--help`."""
     workdir = Path(FLAGS.workdir) if FLAGS.workdir else None
-    saved = None if FLAGS.list else saved_experiment(workdir)
     if FLAGS.list:
-        print(listing(), flush=True)
+        print_list()
         return
+    if FLAGS.experiment is None and words and not words[0].startswith("-"):
+        name, *words = words
+        if name not in registry():
+            near = did_you_mean(name, [*registry(), *COMMANDS])
+            raise UsageError(
+                f"no experiment or command is named '{name}'{near}; `python launch.py --list` "
+                "shows all experiments"
+            )
+        FLAGS.experiment = name
+    saved = saved_experiment(workdir)
     if saved is None and FLAGS.experiment is None:
-        if not words or words[0] not in HELP:
+        if not any(map(asks_for_help, words)):
             raise nothing_to_run(words, workdir)
         print(USAGE, end="")
         return
@@ -133,7 +150,7 @@ def launch(words: list[str]) -> None:
         several += f"-folds{FLAGS.folds}" if FLAGS.folds else ""
         workdir = Path("runs") / f"{experiment.name}-{config_hash(experiment, default)}{several}"
     if suggested and FLAGS.mode in TRAINING_MODES:
-        print(suggested, flush=True)
+        show(suggested)
     from cnn_research.core.distributed import initialize_distributed
     from cnn_research.core.run_folder import choices_recorded
 
@@ -166,29 +183,27 @@ def saved_experiment(workdir: Path | None) -> Experiment | None:
 def nothing_to_run(words: list[str], workdir: Path | None) -> UserError:
     """The error of a command that names no experiment, and no folder that holds one."""
     for word in words:
-        if not word.startswith("-") and (near := did_you_mean(word, list(COMMANDS))):
-            return UsageError(f"no command is named '{word}'{near}")
         name = word.partition("=")[0].removeprefix("--")
         near = did_you_mean(name, list(LAUNCHER_FLAGS))
         if near:
             return UsageError(f"there is no flag --{name}{near}")
     if FLAGS.mode in TRAINING_MODES:
         return UsageError(
-            "name the experiment: --experiment=NAME (`python launch.py --list` shows all)"
+            "name the experiment: python launch.py NAME (`python launch.py --list` shows all)"
         )
     if workdir is None:
         return UsageError(f"--mode={FLAGS.mode} needs --workdir=FOLDER, the folder of a run")
     return UserError(f"{workdir} is not a run folder (it has no config.json): check --workdir")
 
 
-def listing() -> str:
-    """Every experiment, a line each: name, document, data and description."""
-    rows = [("experiment", "document", "data", "description")]
+def print_list() -> None:
+    """Print every experiment by subject: of each module, what it is about, then its experiments."""
+    modules: dict[str, list[Entry]] = {}
     for entry in registry().values():
-        document = entry.document.subject if entry.document else "-"
-        rows.append((entry.name, document, entry.data, entry.summary))
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    return "\n".join(
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[3]])
-        for row in rows
-    )
+        modules.setdefault(entry.make.__module__, []).append(entry)
+    for module, entries in modules.items():
+        subject, _, _ = (sys.modules[module].__doc__ or module).partition("\n")
+        print(styled(wrapped(subject, columns(sys.stdout)), "bold"))
+        width = max(len(each.name) for each in entries)
+        show("\n".join(f"  {each.name:{width}}  {each.summary}" for each in entries) + "\n")
+    show("`python launch.py NAME` runs an experiment, `python launch.py NAME --help` shows it.")

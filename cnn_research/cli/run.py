@@ -139,7 +139,10 @@ def bind_mode(
         path = next((chosen.several[option] for option in counts), chosen.function)
         module, _, function = path.partition(":")
         called = getattr(importlib.import_module(module), function)
-        return called(experiment, workdir.absolute(), *arguments, **options)
+        from cnn_research.core.distributed import device_errors  # JAX
+
+        with device_errors():
+            return called(experiment, workdir.absolute(), *arguments, **options)
 
     return call
 

@@ -19,7 +19,7 @@ from cnn_research.core.errors import UsageError, UserError
 C = TypeVar("C")
 
 HELP = ("--help", "-h", "-help", "-?")
-
+"""Words that ask for help; `--help=PART` asks for a part of the fields."""
 
 DEFINITIONS = ("cnn_research.experiments", "cnn_research.models", "cnn_research.data.sources")
 """Packages that define what saved configs name. The first one imports most of it; the others have
@@ -41,6 +41,10 @@ def with_fields(config: Any, values: Mapping[str, Any]) -> Any:
     return config
 
 
+def asks_for_help(word: str) -> bool:
+    return word in HELP or word.startswith("--help=")
+
+
 def parse_fields(
     default: C, words: list[str], command: str, description: str = "", flags: Sequence[str] = ()
 ) -> C:
@@ -51,22 +55,22 @@ def parse_fields(
     """
     import tyro
 
+    for word in filter(asks_for_help, words):
+        from cnn_research.core.help import help_text
+
+        asked = word.partition("=")[2]
+        print(help_text(default, command, description or type(default).__doc__ or "", asked))
+        raise SystemExit(0)
     fields = flatten(default).keys() - {"name"}
     for word in words:
-        if word.startswith("--") and word not in HELP and field_of(word, fields) is None:
+        if word.startswith("--") and field_of(word, fields) is None:
             name = word.partition("=")[0].removeprefix("--").replace("_", "-")
-            near = did_you_mean(name, [*(f.replace("_", "-") for f in fields), *flags])
+            near = nearest_field(name, [*(f.replace("_", "-") for f in fields), *flags])
             raise UsageError(f"there is no field --{name}{near}; `{command} --help` shows all")
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
-            return tyro.cli(
-                type(default),
-                default=default,
-                args=words,
-                prog=command,
-                description=description or type(default).__doc__,
-            )
+            return tyro.cli(type(default), default=default, args=words)
     except SystemExit as end:
         if not end.code:
             raise
@@ -207,7 +211,23 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def did_you_mean(word: str, words: list[str]) -> str:
+def did_you_mean(word: str, words: Sequence[str]) -> str:
     """` (did you mean 'x'?)` with the nearest of `words`, or nothing."""
     near = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
     return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+def nearest_field(name: str, fields: Sequence[str]) -> str:
+    """As `did_you_mean`, for fields by their paths: their last parts also without the others, cut
+    short (`--epoch`), or as initials (`--lr`, `--optimizer.lr`)."""
+    last = name.rpartition(".")[2]
+
+    def means(field: str) -> bool:
+        part = field.rpartition(".")[2]
+        initials = "".join(word[:1] for word in part.split("-"))
+        return part.startswith(last) if len(last) > 2 else initials == last
+
+    # Of several, the shortest path that begins in the same way.
+    start = name.removesuffix(last)
+    meant = sorted(filter(means, fields), key=lambda f: (not f.startswith(start), len(f), f))
+    return f" (did you mean '{meant[0]}'?)" if meant else did_you_mean(name, fields)

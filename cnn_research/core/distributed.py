@@ -16,7 +16,14 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cnn_research.core.errors import Interrupted, UsageError, UserError, one_line, print_error
+from cnn_research.core.errors import (
+    Interrupted,
+    UsageError,
+    UserError,
+    one_line,
+    out_of_memory,
+    print_error,
+)
 
 MIN_SHARD_SIZE = 2**14
 """Numbers in an array, below which dividing it among devices gains nothing."""
@@ -28,6 +35,9 @@ TPU_HOSTS = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
 """The hosts of a slice of Cloud TPUs, with commas between them."""
 UNDETECTED = ("PMI_SIZE", "WORLD_SIZE")
 """The number of processes of MPICH and torchrun, of which JAX knows nothing."""
+
+EXTRAS = {"cuda": "cuda", "gpu": "cuda", "tpu": "tpu"}
+"""What to install for a platform of JAX, as an extra of this project."""
 
 HEARTBEAT_TIMEOUT_SECONDS = 30
 """A process that has not been heard of for so long is gone, and the others end, too."""
@@ -79,10 +89,31 @@ def start_devices() -> None:
         asked = os.environ.get("JAX_PLATFORMS")
         if not asked:
             raise UserError(f"JAX finds no device{reason}: check the installation") from error
+        extra = EXTRAS.get(asked)
+        advice = f"pip install -e '.[{extra}]'" if extra else "name cpu, cuda or tpu"
         raise UserError(
-            f"JAX_PLATFORMS is '{asked}', but JAX finds no such device{reason}: unset it, or "
-            "install what JAX needs for it (for NVIDIA GPUs, pip install -e '.[cuda]')"
+            f"JAX_PLATFORMS is '{asked}', but JAX finds no such device{reason}: {advice}, or unset "
+            "it to use what there is"
         ) from error
+
+
+@contextlib.contextmanager
+def device_errors() -> Iterator[None]:
+    """Raise `UserError` if there are no devices, or if they run out of memory inside."""
+    start_devices()
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        advice = ["give JAX more of the GPU with XLA_PYTHON_CLIENT_MEM_FRACTION=0.95"]
+        on_gpu = jax.default_backend() == "gpu"
+        raise out_of_memory(str(error).strip().split("\n")[0], *advice * on_gpu) from error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether a device had no memory left; a full disk is RESOURCE_EXHAUSTED, too."""
+    return "RESOURCE_EXHAUSTED" in str(error) and "out of memory" in str(error).lower()
 
 
 def launch_options() -> dict[str, Any] | None:

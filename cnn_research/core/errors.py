@@ -1,9 +1,11 @@
 """Errors that are meant for the person at the terminal, and the exit codes of commands."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
 
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 NOBODY_READS = 141
 """The exit code of a command whose output nobody reads any more, as the shell has it of others."""
 
@@ -24,7 +26,10 @@ class UsageError(UserError):
 
 
 class Interrupted(UserError):
-    """The run was asked to stop, and saved: 75 after SIGTERM or SIGUSR1, 130 after SIGINT."""
+    """The run was asked to stop, and saved: 75 after SIGTERM or SIGUSR1, 130 after SIGINT.
+
+    What was asked for is no error, and is not printed as one.
+    """
 
     def __init__(self, message: str, exit_code: int):
         super().__init__(message)
@@ -40,7 +45,10 @@ def run_command(
     kinds are bugs, and keep their traceback.
     """
     try:
-        code = command(list(sys.argv[1:] if words is None else words)) or 0
+        try:
+            code = command(list(sys.argv[1:] if words is None else words)) or 0
+        except SystemExit as end:  # of --help, or argparse's refusal
+            code = int(end.code or 0)
         sys.stdout.flush()
     except BrokenPipeError:
         # Whoever reads, as `| head`, has seen enough, and Python must not flush again at its end.
@@ -49,21 +57,53 @@ def run_command(
     except UserError as error:
         return print_error(error)
     except KeyboardInterrupt:
-        return print_error(Interrupted("interrupted: nothing that was saved before is lost", 130))
+        return print_error(Interrupted("interrupted; what was saved before is kept", 130))
+    except MemoryError as error:
+        return print_error(out_of_memory(one_line(error)))
     except OSError as error:
         if error.errno is None:
             raise
-        where = f" ({error.filename})" if error.filename else ""
-        return print_error(
-            UserError(f"{error.strerror}{where}: nothing that was saved before is lost")
-        )
+        return print_error(UserError(_system_error(error)))
     return code
+
+
+def _system_error(error: OSError) -> str:
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno in FULL_DISK:
+        return (
+            f"the disk is full{where}: free some space, and repeat the command; what was saved "
+            "before is kept"
+        )
+    return f"{error.strerror}{where}: what was saved before is kept"
+
+
+def out_of_memory(reason: str, *advice: str) -> UserError:
+    """The error of a run that needs more memory than there is."""
+    ways = (
+        *("lower --batch-size or --evaluation.batch-size", "split batches with --accumulate=2"),
+        *("compute in --model.dtype=bfloat16", *advice),
+    )
+    reason = f" ({reason[:200]})" if reason else ""
+    return UserError(f"out of memory{reason}: {', '.join(ways[:-1])}, or {ways[-1]}")
+
+
+def only_help(words: Sequence[str], text: str | None) -> int:
+    """Print the help of a command that takes no words; a `UsageError` for others than `--help`."""
+    if words[0] not in ("--help", "-h"):
+        raise UsageError(f"this command takes no '{words[0]}': --help describes it")
+    print(text, end="")
+    return 0
 
 
 def print_error(error: UserError) -> int:
     """Print the error as one line, after all that was printed before; return its exit code."""
     sys.stdout.flush()
-    print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
+    prefix = "" if isinstance(error, Interrupted) else "error: "
+    if prefix and sys.stderr.isatty():
+        from cnn_research.core.terminal import styled
+
+        prefix = styled(prefix, "bold red", sys.stderr)
+    print(f"{prefix}{one_line(error)}", file=sys.stderr, flush=True)
     return error.exit_code
 
 

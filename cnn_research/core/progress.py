@@ -11,8 +11,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Self
 
+from cnn_research.core.terminal import columns, console, wrapped
+
 LIVE_SECONDS, LINE_SECONDS = 0.2, 10.0
 """The least time between two states that are shown, on a terminal and elsewhere."""
+BAR = 20
+"""Columns of a bar."""
+SHORT = {"train": "train", "validation": "val"}
 
 
 class Line:
@@ -24,25 +29,42 @@ class Line:
         self._seconds = LIVE_SECONDS if self._live else LINE_SECONDS
         self._shown = time.monotonic()
 
-    def show(self, text: Callable[[], str]) -> None:
-        """Show a state, unless one was shown just now."""
+    @property
+    def columns(self) -> int:
+        return columns(sys.stderr)
+
+    def show(self, text: Callable[[], str], done: float | None = None) -> None:
+        """Show a state, unless one was shown just now; `done` is the share for the bar."""
         now = time.monotonic()
-        if self._enabled and now - self._shown >= self._seconds:
-            self._shown = now
-            self._print(text(), end="" if self._live else "\n")
+        if not self._enabled or now - self._shown < self._seconds:
+            return
+        self._shown = now
+        if self._live:
+            self._draw(text(), done)
+        else:
+            self.say(text())
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
         if self._enabled:
-            self._print(text, end="\n")
+            fitting = "\n".join(wrapped(line, self.columns) for line in text.split("\n"))
+            print(f"{self._clear}{fitting}", file=sys.stderr, flush=True)
 
     def clear(self) -> None:
         """Remove the state from a terminal."""
         if self._enabled and self._live:
-            self._print("", end="")
+            print(self._clear, end="", file=sys.stderr, flush=True)
 
-    def _print(self, text: str, end: str) -> None:
-        print(self._clear + text, end=end, file=sys.stderr, flush=True)
+    def _draw(self, text: str, done: float | None) -> None:
+        from rich.progress_bar import ProgressBar
+
+        self.clear()
+        terminal = console(sys.stderr)
+        if done is not None and len(text) + BAR + 3 <= terminal.width:
+            terminal.print(ProgressBar(total=1, completed=done, width=BAR), end="")
+            text = f"  {text}"
+        # The last column stays free: some terminals go on to the next line after it.
+        print(text[: terminal.width - 1], end="", file=sys.stderr, flush=True)
 
 
 class Tally:
@@ -58,7 +80,7 @@ class Tally:
 
     def advance(self, count: float = 1) -> None:
         self._done += count
-        self._line.show(self._state)
+        self._line.show(self._state, self._done / self._total if self._total else None)
 
     def _state(self) -> str:
         speed = self._done / max(time.monotonic() - self._began, 1e-9)
@@ -95,6 +117,7 @@ class Progress:
         self.say = self._line.say
         self._seconds, self._done = 0.0, 0
         self._began: tuple[float, int] | None = None
+        self._titles: list[tuple[str, str, str]] = []
 
     def begin(self, step: int) -> None:
         """Start the clock by which the time that is left is reckoned, evaluations included."""
@@ -111,9 +134,13 @@ class Progress:
         return self._done * self._batch / self._seconds if self._seconds else 0.0
 
     def step(self, step: int, loss: float) -> None:
-        self._line.show(
-            lambda: f"step {step:,}/{self._steps:,}  loss {loss:.4f}  {self._pace(step)}"
-        )
+        def state() -> str:
+            speed = f"{self.images_per_second:,.0f} images/s" if self._done else ""
+            parts = [f"step {step:,}/{self._steps:,}", f"loss {loss:.4f}", speed]
+            left = self._left(step)
+            return "  ".join(part for part in (*parts, left and f"{left} left") if part)
+
+        self._line.show(state, step / self._steps)
 
     def evaluated(
         self,
@@ -122,25 +149,46 @@ class Progress:
         training: Mapping[str, float],
         validation: Mapping[str, float] | None,
     ) -> None:
-        """Print the results of an epoch."""
+        """Print the results of an epoch: a row of a table, whose header comes before the first."""
+        whole = f"{self._epochs:g}"
         # The last batch may go on into an epoch that is not asked for.
-        epoch = min(round(epoch, 1), self._epochs)
-        parts = [f"epoch {epoch:g}/{self._epochs:g}", f"step {step:,}"]
-        if training:  # none where a continued run begins with an evaluation that was due
-            parts.append(self._figures("train", training))
-        if validation is not None:
-            parts.append(self._figures("validation", validation))
-        self.say("  ".join([*parts, self._pace(step)]))
+        name = f"epoch {min(round(epoch, 1), self._epochs):g}/{whole}"
+        first = len(f"epoch {whole}/{whole}")
+        values = {"train": training, "validation": validation or {}}
+        if not self._titles:
+            self._titles = self._columns(values, first)
+            titles = [title for *_, title in self._titles]
+            self.say("  ".join([" " * first, *titles, f"{'left':>11}"]))
+        cells = [
+            f"{values[split][metric]:.4f}" if metric in values[split] else ""
+            for split, metric, _ in self._titles
+        ]
+        widths = [len(title) for *_, title in self._titles]
+        row = [f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)]
+        self.say("  ".join([f"{name:<{first}}", *row, f"{self._left(step):>11}"]).rstrip())
 
-    def _figures(self, split: str, values: Mapping[str, float]) -> str:
-        return " ".join([split, *(f"{n} {values[n]:.4f}" for n in self._names if n in values)])
+    def _columns(
+        self, values: Mapping[str, Mapping[str, float]], first: int
+    ) -> list[tuple[str, str, str]]:
+        """The split, metric and title of each column: as many metrics as the line has room for."""
+        known = [name for name in self._names if any(name in each for each in values.values())]
+        splits = [split for split in values if split == "train" or values[split]]
+        for count in range(len(known), 0, -1):
+            found = [
+                (split, name, f"{SHORT[split]} {name}" if name == known[0] else f"{name:>6}")
+                for split in splits
+                for name in known[:count]
+            ]
+            if first + 13 + sum(2 + len(title) for *_, title in found) <= self._line.columns:
+                break
+        return found
 
-    def _pace(self, step: int) -> str:
+    def _left(self, step: int) -> str:
+        """The time that is left; "" where nothing is measured yet, or nothing left."""
         if not self._done or self._began is None or step == self._began[1]:
             return ""
         began, first = self._began
-        left = (self._steps - step) * (time.monotonic() - began) / (step - first)
-        return f"{self.images_per_second:,.0f} images/s  {duration(left)} left"
+        return duration((self._steps - step) * (time.monotonic() - began) / (step - first))
 
 
 def duration(seconds: float) -> str:

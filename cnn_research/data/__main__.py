@@ -1,19 +1,25 @@
 """Prepare a data set once; list or remove prepared and cached data.
 
-python -m cnn_research.data prepare fashion_mnist --source=FOLDER
-python -m cnn_research.data prepare cifar10 --source=cifar-10-binary.tar.gz
-python -m cnn_research.data prepare artworks --source=FOLDER_OR_ARCHIVE
-python -m cnn_research.data prepare products --source=FOLDER_OR_ARCHIVE
-python -m cnn_research.data prepare image_folder --source=FOLDER_OR_ARCHIVE --image-size 64 64
-python -m cnn_research.data prepare image_table --source=TABLE.csv --image=file --label kind brand
-python -m cnn_research.data list
-python -m cnn_research.data remove NAME ...
+  python -m cnn_research data prepare fashion_mnist --source=FOLDER
+  python -m cnn_research data prepare cifar10 --source=cifar-10-binary.tar.gz
+  python -m cnn_research data prepare artworks --source=FOLDER_OR_ARCHIVE
+  python -m cnn_research data prepare products --source=FOLDER_OR_ARCHIVE
+  python -m cnn_research data prepare image_folder --source=FOLDER_OR_ARCHIVE \\
+      --image-size 64 64
+  python -m cnn_research data prepare image_table --source=TABLE.csv \\
+      --image=file --label kind brand
+  python -m cnn_research data list
+  python -m cnn_research data remove NAME ...
 
-Without --source, fashion_mnist and cifar10 are downloaded. The source of cifar10 may also be the
-URL of a mirror, or a folder or archive of image files. Other options are the data set's own fields,
-shown by `prepare NAME --help`. Prepared data and all caches (decoded images, features of frozen
-networks, contents of archives) are in the folder $TFDS_DATA_DIR, by default ~/tensorflow_datasets.
-`remove` accepts names from `list`, or folders of them.
+Without --source, fashion_mnist and cifar10 are downloaded. The source of
+cifar10 may also be the address of a mirror, or a folder or archive of image
+files. All other flags are fields of the data set: `prepare NAME --help` shows
+them.
+
+Prepared data and all caches (decoded images, features of frozen networks,
+surveys of archives) are in the folder $TFDS_DATA_DIR, by default
+~/tensorflow_datasets. `remove` takes names that `list` shows, or the folders
+above them.
 """
 
 from __future__ import annotations
@@ -25,10 +31,11 @@ import time
 
 from absl import logging
 
-from cnn_research.core.config import did_you_mean, parse_fields
+from cnn_research.core.config import asks_for_help, did_you_mean, parse_fields
 from cnn_research.core.errors import UsageError, run_command
 from cnn_research.core.files import free_bytes, size_text
 from cnn_research.core.ranges import check_ranges
+from cnn_research.core.terminal import show
 from cnn_research.data.dataset import Dataset
 from cnn_research.data.prepare import cache, inventory, shared
 from cnn_research.data.prepare.splits import copies_line, duplicates_line
@@ -54,10 +61,11 @@ DOWNLOADED = ("fashion_mnist", "cifar10")
 
 def main(words: list[str]) -> None:
     logging.set_verbosity(logging.ERROR)  # the report repeats the warnings
-    if not words or words[0] in ("--help", "-h"):
+    # `prepare NAME --help` shows the fields of that data set.
+    if not words or (asks_for_help(words[-1]) and not SOURCES.keys() & set(words)):
         print(__doc__, end="")
     elif words[0] == "list" and len(words) == 1:
-        print(listing())
+        show(listing())
     elif words[0] == "remove" and len(words) > 1:
         remove(words[1:])
     elif words[0] == "prepare":
@@ -76,14 +84,14 @@ def prepare(words: list[str]) -> None:
         hint = did_you_mean(name, list(SOURCES)) or f": {', '.join(SOURCES)}"
         raise UsageError((f"unknown data set '{name}'" if name else "name a data set") + hint)
     optional = options.source is None and name in DOWNLOADED
-    if not (options.source or optional or {"--help", "-h"} & set(fields)):
+    if not (options.source or optional or any(map(asks_for_help, fields))):
         raise UsageError(f"{name} needs --source=PATH, a folder, archive or table")
-    source = parse_fields(SOURCES[name](), fields, f"python -m cnn_research.data prepare {name}")
+    source = parse_fields(SOURCES[name](), fields, f"python -m cnn_research data prepare {name}")
     check_ranges(source)
     start = time.monotonic()
     source = source.prepare(options.source)
     dataset = source.load()
-    print(_report(name, source, dataset, time.monotonic() - start))
+    show(_report(name, source, dataset, time.monotonic() - start))
 
 
 def listing() -> str:

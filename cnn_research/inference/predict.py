@@ -23,6 +23,7 @@ from cnn_research.core.distributed import is_first_process, wait_for_all
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.experiment import Result
 from cnn_research.core.progress import Tally
+from cnn_research.core.terminal import show
 from cnn_research.data.dataset import Dataset
 from cnn_research.data.images import (
     ENDINGS,
@@ -74,7 +75,7 @@ def predict_images(
         [Path(each.file).name, *(_with_others(each.answers[head]) for head in heads)]
         for each in predictions[:SHOWN]
     ]
-    print(markdown_table(["image", *heads], cells))
+    show(markdown_table(["image", *heads], cells))
     if len(predictions) > SHOWN:
         print(f"... and {len(predictions) - SHOWN:,} more")
     if numbers:

@@ -1,14 +1,14 @@
-"""Prints every registered model, then the pretrained weights for `--pretrained=NAME`.
+"""List the networks, and the pretrained weights for `--pretrained=NAME`.
 
-python -m cnn_research.models
+usage: python -m cnn_research models
 
-For each model: image size, smallest height and width (`least`), parameters during training,
-auxiliary heads included, 10^6 FLOPs of one image's forward pass (a multiplication and an addition
-count as two), and source.
+Of a network: its image size, the smallest height and width that it takes
+(least), its parameters (auxiliary heads included), the FLOPs of one image's
+forward pass (a multiplication and an addition count as two), and its source.
 
-For weights: published top-1 accuracy on ImageNet's validation images in percent, size of the file
-in MB, whether the project has ever loaded this very file (`loaded`), and where it is or how to get
-it (`where`).
+Of weights: the published top-1 accuracy on ImageNet's validation images in per
+cent, the size of the file, whether this project has ever loaded that file, and
+where it is on this machine or where it comes from.
 """
 
 from __future__ import annotations
@@ -16,19 +16,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 
-from cnn_research.core.errors import UsageError, run_command
+from cnn_research.core.errors import only_help, run_command
 from cnn_research.models.flops import Cost, cost, least_size
 from cnn_research.models.named_weights import NAMED
 from cnn_research.models.registry import Architecture, architectures
 
 
 def main(words: list[str]) -> None:
-    """Print both tables, each line as soon as it is computed; --help is the only option."""
-    if words in (["--help"], ["-h"]):
-        print(__doc__, end="")
-        return
+    """Print the tables, line by line as it is counted; take no words but a call for help."""
     if words:
-        raise UsageError(f"`python -m cnn_research.models` has no option '{words[0]}'")
+        only_help(words, __doc__)
+        return
     costs = print_models(architectures())
     print()
     print_weights(costs)

@@ -11,6 +11,7 @@ from cnn_research.core.errors import UsageError, one_line, run_command
 from cnn_research.core.files import write_text
 from cnn_research.core.metrics_log import read_metrics
 from cnn_research.core.run_folder import REPORT_FOLDER, RUN, read_json, write_json
+from cnn_research.core.terminal import show
 from cnn_research.report.change_log import (
     change_log,
     log_as_html,
@@ -95,7 +96,7 @@ def _compare(folders: Sequence[Path], output: Path | None) -> None:
         order = [folder for folder, _ in read]
         _write(output, sorted(groups, key=lambda g: min(order.index(r.folder) for r in g.runs)))
     if groups:
-        print(as_markdown(groups), flush=True)
+        show(as_markdown(groups))
     for fault in faults:
         print(f"left out: {one_line(fault)}", file=sys.stderr)
     pipelines = [folder for folder, below in stages.items() if below and not is_finished(folder)]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 
-NUMBER = re.compile(r"([+-]?[\d,]+(\.\d+)?%?( ± [\d.]+)?|nan)?")
+from cnn_research.core.terminal import NUMBER
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -13,12 +13,13 @@ from typing import Any
 from cnn_research.core.errors import UsageError, UserError, run_command
 from cnn_research.core.progress import duration
 from cnn_research.core.run_folder import locked, read_json
+from cnn_research.core.terminal import console, show
 from cnn_research.sweep import definition, local, slurm, states
 from cnn_research.sweep.source import copy_source
 
 EPILOG = """\
-All other arguments override fields of every run, as for launch.py: --epochs=3 --batch-size=64.
-Repeat the command to run only what is missing or failed.
+All other arguments override fields of every run, as for launch.py: --epochs=3.
+Repeat the command to run what is missing or has failed.
 
   python -m cnn_research.sweep status FOLDER    show the progress of a sweep
 """
@@ -58,7 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("the machines").add_argument
     text = "folder of the sweep (default: runs/NAME-HASH)"
     add("--workdir", type=Path, metavar="FOLDER", help=text)
-    add("--cluster", choices=("local", "slurm"), default="local")
+    text = "where to run: on this machine, or as a job array on SLURM"
+    add("--cluster", choices=("local", "slurm"), default="local", help=text)
     add("--workers", type=int, metavar="N", help="local: number of processes (default: 1)")
     add("--partition", metavar="NAME", help="slurm: partition of the cluster")
     text = f"slurm: time limit, at which a run saves and is queued again (default: {MINUTES})"
@@ -222,7 +224,7 @@ def _conclude(workdirs: Sequence[Path], folder: Path) -> int:
         if (workdir / "config.json").exists() and (run := read_run(workdir)) is not None
     )
     if groups:
-        print(f"\n{as_markdown(groups)}\n")
+        show(f"\n{as_markdown(groups)}\n")
     print(f"{states.counts(found.values())}; tensorboard --logdir {folder}", flush=True)
     failed = {w.name: s.message or s.state for w, s in found.items() if s.state not in states.ENDED}
     for name, message in failed.items():
@@ -252,7 +254,9 @@ def _status(arguments: Sequence[str]) -> int:
         workdirs = definition.trial_folders(folder) if known["search"] else listed
         found = states.all_states(folder, workdirs)
         going = any(state.state in ("running", "queued") for state in found.values())
-        print(("\x1b[H\x1b[2J" if live else "") + states.table(found), flush=True)
+        if live:
+            console().clear()
+        show(states.table(found))
         if not (live and going):
             return 0
         time.sleep(REFRESH_SECONDS)

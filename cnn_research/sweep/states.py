@@ -119,10 +119,16 @@ def jobs_in_queue() -> dict[str, str] | None:
 
 
 def table(states: Mapping[Path, State]) -> str:
-    """Counts of the states, and a row for each run, as Markdown."""
+    """Counts of the states, a row for each run, and why some failed or stopped, as Markdown."""
     rows = [_row(workdir, state) for workdir, state in states.items()]
-    header = ("run", "state", "epoch", "step", "validation", "time", "")
-    return f"{counts(states.values())}\n\n{markdown_table(header, rows)}"
+    header = ("run", "state", "epoch", "step", "validation", "time")
+    reasons = [
+        f"{state.state}  {workdir.name}: {state.message}"
+        for workdir, state in states.items()
+        if state.state in ("failed", "stopped") and state.message
+    ]
+    parts = [counts(states.values()), markdown_table(header, rows), "\n".join(reasons)]
+    return "\n\n".join(filter(None, parts))
 
 
 def counts(states: Any) -> str:
@@ -152,5 +158,4 @@ def _row(workdir: Path, state: State) -> Sequence[str]:
         f"{last['step']:,}" if last else "",
         figure,
         duration(seconds) if state.attempt else "",
-        state.message if state.state in ("failed", "stopped") else "",
     )

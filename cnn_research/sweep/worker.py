@@ -24,7 +24,7 @@ from absl import logging
 
 from cnn_research.cli.run import run
 from cnn_research.core.config import from_dict
-from cnn_research.core.errors import Interrupted, UserError, one_line
+from cnn_research.core.errors import Interrupted, UserError, one_line, print_error
 from cnn_research.core.run_folder import is_locked
 from cnn_research.sweep import states
 from cnn_research.sweep.definition import Run
@@ -49,7 +49,7 @@ def execute(planned: Run) -> State:
         except UserError as error:
             state = "stopped" if isinstance(error, Interrupted) else "failed"
             message, code = one_line(error), error.exit_code
-            print(f"error: {message}", file=sys.stderr)
+            print_error(error)
         except Exception as error:
             traceback.print_exc()
             state, message, code = "failed", f"{type(error).__name__}: {one_line(error)}", 1

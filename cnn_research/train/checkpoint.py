@@ -25,7 +25,8 @@ from absl import logging
 from orbax.checkpoint import checkpoint_managers as policies
 
 from cnn_research.core import metrics
-from cnn_research.core.errors import UserError
+from cnn_research.core.distributed import is_out_of_memory
+from cnn_research.core.errors import UserError, out_of_memory
 from cnn_research.core.files import sha256_of, write_text
 from cnn_research.core.metrics import Direction
 from cnn_research.train.state import TrainState
@@ -253,8 +254,10 @@ def _validation(checkpoint: Path) -> dict[str, float]:
 
 def _save_error(error: Exception, folder: Path, step: int) -> UserError:
     reason = str(error).strip().split("\n")[0]
+    if is_out_of_memory(error):
+        return out_of_memory(reason)
     if any(sign in str(error) for sign in ("RESOURCE_EXHAUSTED", "No space left", "ENOSPC")):
-        reason = "the disk is full"
+        reason = "the disk is full, so free some space"
     return UserError(
         f"checkpoint of step {step} could not be saved in {folder}: {reason}; earlier checkpoints "
         "are kept, and the same command resumes from the newest"

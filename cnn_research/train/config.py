@@ -71,6 +71,12 @@ class Training(Experiment):
     """The data set."""
     model: nn.Module
     """The network."""
+    epochs: NonNegativeFloat = 10
+    """Number of passes over the training examples; 0 to stop after `transfer.fit_after`."""
+    batch_size: PositiveInt = 128
+    """Training examples in a step, over all devices."""
+    seed: Seed = 0
+    """Seed of initial parameters, batch order, augmentation and dropout."""
     pretrained: Pretrained = Pretrained()
     """Weights that training starts from."""
     transfer: Transfer = Transfer()
@@ -90,18 +96,12 @@ class Training(Experiment):
     """Subtracted from pixels, which are 0 to 1: one number, or one for each channel."""
     std: tuple[PositiveFloat, ...] = (1.0,)
     """Divides pixels, after the mean was subtracted: one number, or one for each channel."""
-    epochs: NonNegativeFloat = 10
-    """Number of passes over the training examples; 0 to stop after `transfer.fit_after`."""
-    batch_size: PositiveInt = 128
-    """Training examples in a step, over all devices."""
     accumulate: PositiveInt = 1
     """Split each batch into this many parts, computed one after the other in the memory of one
     part. Batch norm sees each part by itself, and updates its running statistics with each."""
     shard_parameters: bool = False
     """Divide every large parameter, its moments and averages among the devices, which gather it
     only while a step needs it (FSDP)."""
-    seed: Seed = 0
-    """Seed of initial parameters, batch order, augmentation and dropout."""
     selection: Selection = Selection()
     """State of the run to report, and early stopping."""
     evaluation: Evaluation = Evaluation()

@@ -25,6 +25,8 @@ from cnn_research.train.speed import TRAINING
 from cnn_research.train.undecoded import say_needs
 
 TRIED = 3
+SAVE_SECONDS, SAVED_BYTES = 0.2, 3e8
+"""What a checkpoint takes, on two cores and an SSD: seconds, and bytes that are written in one."""
 MOST_SECONDS = 10
 """Longest decoding of images that a dry run waits for."""
 
@@ -64,19 +66,20 @@ def say_estimate(job: Job) -> None:
     step_seconds, step_bytes = _step(job) if trains else (0.0, 0)
     features = job.features.seconds() if job.features else 0.0
     fitting, evaluation = _fitting_seconds(job), _evaluation_seconds(job)
-    seconds = features + fitting + (plan.last_step - job.step) * step_seconds + evaluation
+    saving = _saving_seconds(job)
+    seconds = features + fitting + (plan.last_step - job.step) * step_seconds + evaluation + saving
     parts = {
-        f"{duration(features)} of features": features,
-        f"{duration(fitting)} at most of fitting": fitting,
-        f"{1000 * step_seconds:,.1f} ms a step": trains,
+        f"{1000 * step_seconds:,.1f} ms per step": trains,
+        f"{duration(features)} for features": features,
+        f"at most {duration(fitting)} for fitting": fitting,
+        f"{duration(evaluation)} for evaluation": evaluation,
+        f"{duration(saving)} for checkpoints": saving,
     }
     shown = ", ".join(text for text, value in parts.items() if value)
-    evaluating = f"{shown} and {duration(evaluation)} of evaluation".removeprefix(" and ")
     memory = f"a step needs {step_bytes / 1e6:,.1f} MB of memory; " if trains else ""
     flops = cost(session.experiment.model, session.dataset.image_shape).flops
     session.progress.say(
-        f"Expected: {duration(seconds)}, with {evaluating}; {memory}"
-        f"{flops / 1e6:,.3g} MFLOP an image."
+        f"Expected: {duration(seconds)} ({shown}); {memory}{flops / 1e6:,.3g} MFLOP per image."
     )
 
 
@@ -130,6 +133,13 @@ def _evaluation_seconds(job: Job) -> float:
     left = job.plan.evaluations_left(job.step) + (job.probe is not None)
     batches = (left * evaluated.get("validation", 0) + sum(evaluated.values())) / len(batch)
     return len(job.runs) * batches * each
+
+
+def _saving_seconds(job: Job) -> float:
+    """Seconds of all checkpoints that are left, by the bytes of a state."""
+    state = sum(leaf.nbytes for leaf in jax.tree.leaves(job.runs[0].state))
+    each = SAVE_SECONDS + state / SAVED_BYTES
+    return len(job.runs) * job.plan.evaluations_left(job.step) * each
 
 
 def seconds_of(work: Callable[[], object], times: int, check: Callable[[], None]) -> float:

@@ -17,6 +17,7 @@ from cnn_research.core.distributed import data_mesh
 from cnn_research.core.experiment import Result
 from cnn_research.core.metrics import direction_of
 from cnn_research.core.metrics_log import by_epoch, read_metrics
+from cnn_research.core.terminal import show
 from cnn_research.data.dataset import MISSING, Dataset, Split
 from cnn_research.report.page import Predictions, write_report
 from cnn_research.report.pictures import Shown
@@ -106,7 +107,7 @@ def report(
     writer.hparams(flatten(folders.saved_config(workdir) or experiment), results)
     for name in shown:
         print(f"Result on the {name} split, step {step:,}:")
-        print(task.text(predictions[name]))
+        show(task.text(predictions[name]))
     print(f"Report: {page}\nTensorBoard: tensorboard --logdir {workdir.parent}")
     return Result(workdir, step, metrics)
 

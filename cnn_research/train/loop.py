@@ -106,8 +106,8 @@ def evaluate_and_save(job: Job, outputs: Outputs) -> None:
             decide(run.experiment, run.host, metrics)
         run.histograms.write(job.step, job.on_every_device(run.state.params))
         run.host.last_eval_step = job.step
-    outputs.metrics.log_epoch(job.step, measured)
     save(job, outputs, measured)
+    outputs.metrics.log_epoch(job.step, measured)  # after it, as the time left counts saves, too
 
 
 # What it calls -----------------------------------------------------------------------------------

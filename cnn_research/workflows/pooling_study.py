@@ -17,6 +17,7 @@ from cnn_research.core.distributed import is_first_process
 from cnn_research.core.errors import UsageError
 from cnn_research.core.experiment import Experiment, Result
 from cnn_research.core.ranges import NonNegativeInt, PositiveInt
+from cnn_research.core.terminal import show
 from cnn_research.data.dataset import Split
 from cnn_research.report.markdown import markdown_table
 from cnn_research.report.plots import MARKERS, SERIES, plain_plot
@@ -136,7 +137,7 @@ def write(study: PoolingStudy, workdir: Path, accuracy: Mapping[str, list[list[f
         figure = shifted_accuracy(shifts, accuracy)
     else:
         figure = kinds_accuracy({kind: [v[0] for v in values] for kind, values in accuracy.items()})
-    print(f"\n{table}\n")
+    show(f"\n{table}\n")
     with new_page(study, workdir, study.name or "Pooling") as page:
         seeds = f"{study.num_seeds} training{'s' * (study.num_seeds > 1)} of each kind"
         page.text(f"{seeds}; mean ± standard deviation.")

@@ -17,6 +17,7 @@ from cnn_research.core import run_folder as folders
 from cnn_research.core.distributed import is_first_process
 from cnn_research.core.errors import UsageError
 from cnn_research.core.experiment import Result
+from cnn_research.core.terminal import show
 from cnn_research.report.runs import as_markdown, group_runs, read_run, results
 from cnn_research.train.config import Training
 from cnn_research.train.dry_run import dry_run_seeds
@@ -101,4 +102,4 @@ def summarise(runs: list[SeedRun], workdir: Path, over: str) -> None:
         return  # nothing to evaluate on
     (group,) = group_runs(evaluated)
     folders.write_json(workdir / RESULTS, results(group, workdir.name))
-    print(f"\n{as_markdown([group])}\nRuns: {workdir}\nMetrics over {over}: {workdir / RESULTS}")
+    show(f"\n{as_markdown([group])}\nRuns: {workdir}\nMetrics over {over}: {workdir / RESULTS}")

@@ -18,6 +18,7 @@ from cnn_research.core.config import register_config
 from cnn_research.core.errors import UserError
 from cnn_research.core.experiment import Experiment, Result
 from cnn_research.core.ranges import NonNegativeInt, Range, Seed
+from cnn_research.core.terminal import show
 from cnn_research.models.pretrained import Pretrained
 from cnn_research.report.markdown import markdown_table
 from cnn_research.report.plots import SERIES, VERBATIM, blank_grid, plain_plot, show_image
@@ -258,7 +259,7 @@ def write(experiment: Purification, workdir: Path) -> Result:
             for number in range(len(stages))
         ],
     )
-    print(f"\n{table}\n")
+    show(f"\n{table}\n")
     with new_page(experiment, workdir, experiment.name or "Purification") as page:
         page.text(table)
         page.picture("rounds", rounds_plot(curves), "Accuracy by round.")

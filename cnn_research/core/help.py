@@ -1,0 +1,156 @@
+"""`--help`: an experiment's fields with their types, defaults and docstrings."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import inspect
+import re
+import shlex
+import shutil
+import typing
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from cnn_research.core.config import config_fields, did_you_mean
+from cnn_research.core.errors import UsageError
+
+ALL = "all"
+"""`--help=all` shows every group of fields."""
+WIDEST = 100
+"""Columns that text is set in, where the terminal has more."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Group:
+    """The fields of a part of a config, such as `optimizer`; of its own, with the path ""."""
+
+    path: str
+    text: str
+    rows: Sequence[tuple[str, str]]
+    """Each field as it is typed, and its text with the default."""
+    changed: bool
+    """True unless the part is as its class makes it."""
+
+
+def help_text(config: Any, command: str, description: str, asked: str = "") -> str:
+    """Describe a config's fields: its own, then those of the parts that it sets; others in a line.
+
+    `asked` is the name of a part, to show that one alone, or `all`. A `UsageError` for another.
+    """
+    own, *parts = (group for group in _groups(config) if group.rows or not group.path)
+    names = [part.path for part in parts]
+    if asked not in ("", ALL, *names):
+        near = did_you_mean(asked, [*names, ALL]) or f": give {', '.join([*names, ALL])}"
+        raise UsageError(f"--help has no part '{asked}'{near}")
+    width = min(shutil.get_terminal_size().columns, WIDEST)
+    screen = Console(width=width, markup=False, highlight=False, emoji=False)
+    with screen.capture() as captured:
+        if asked in names:
+            parts = [part for part in parts if part.path == asked]
+        else:
+            screen.print(f"usage: {command} [--FIELD=VALUE ...]\n", soft_wrap=True)
+            screen.print(f"{_paragraphs(description)}\n")
+            _print_group(screen, own)
+        in_full = [part for part in parts if part.changed or asked]
+        for part in in_full:
+            _print_group(screen, part)
+        if brief := [part for part in parts if part not in in_full]:
+            rows = [
+                (f"--help={part.path}", f"{part.text} ({len(part.rows)} fields)") for part in brief
+            ]
+            rows.append((f"--help={ALL}", "Every field."))
+            screen.print(Text("Other fields, all at their defaults", style="bold"), _grid(rows))
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+def _print_group(screen: Console, group: _Group) -> None:
+    heading = Text(group.path or "Fields [default]", style="bold")
+    if group.path:
+        heading.append(f": {group.text}", style="not bold")
+    if group.rows:
+        screen.print(heading, _grid(group.rows), "", sep="\n")
+
+
+def _grid(rows: Sequence[tuple[str, str]]) -> Padding:
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(style="cyan", max_width=32, overflow="fold")
+    grid.add_column(overflow="fold")
+    for name, text in rows:
+        grid.add_row(name, text)
+    return Padding(grid, (0, 0, 0, 2))
+
+
+def _groups(config: Any, path: str = "", text: str = "", default: Any = None) -> list[_Group]:
+    """The group of a config's own fields, and those of its parts, in the order of the fields."""
+    kind, rows, parts = type(config), [], []
+    hints = typing.get_type_hints(kind, include_extras=True)
+    texts = _docstrings(kind)
+    for field in config_fields(config):
+        value, hint = getattr(config, field.name), hints[field.name]
+        name = f"{path}.{field.name}".removeprefix(".").replace("_", "-")
+        if tyro.conf.Suppress in getattr(hint, "__metadata__", ()):
+            continue
+        about = texts.get(field.name, "")
+        if dataclasses.is_dataclass(value):
+            parts += _groups(value, name, about, field.default)
+        else:
+            rows.append((_typed(name, hint, value), f"{about} [{_shown(value)}]".lstrip()))
+    return [_Group(path, text, rows, config != default), *parts]
+
+
+def _typed(name: str, hint: Any, value: Any) -> str:
+    """A field as it is typed: `--epochs FLOAT`, `--model.[no-]batch-norm`."""
+    if isinstance(value, bool):
+        before, dot, last = name.rpartition(".")
+        return f"--{before}{dot}[no-]{last}"
+    return f"--{name} {_values(hint)}"
+
+
+def _values(hint: Any) -> str:
+    """The values of a type: INT, {sgd,adam}, `INT ...` for any number of them."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _values(arguments[0])
+    if origin is Literal:
+        return f"{{{','.join(map(str, arguments))}}}"
+    if origin is tuple:
+        each = [_values(argument) if argument is not ... else "..." for argument in arguments]
+        return " ".join(each)
+    if arguments:
+        return "|".join(map(_values, arguments))
+    return getattr(hint, "__name__", str(hint)).upper()
+
+
+def _shown(value: Any) -> str:
+    """A default as it would be typed; `none` where it is empty."""
+    if isinstance(value, tuple | list):
+        return " ".join(map(_shown, value)) or "none"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return shlex.quote(value) if isinstance(value, str) and value else str(value) or "none"
+
+
+@functools.cache
+def _docstrings(kind: type) -> dict[str, str]:
+    """The docstring of each field of a class, on one line; none where its source is not known."""
+    import docstring_parser
+
+    found: dict[str, str] = {}
+    for each in reversed(kind.__mro__[:-1]):
+        with contextlib.suppress(TypeError, OSError):
+            params = docstring_parser.parse_from_object(each).params
+            found |= {one.arg_name: " ".join((one.description or "").split()) for one in params}
+    return found
+
+
+def _paragraphs(text: str) -> str:
+    """A docstring with each paragraph on one line; indented lines, such as commands, stay."""
+    return re.sub(r"(?<=\S)\n(?=\S)", " ", inspect.cleandoc(text))

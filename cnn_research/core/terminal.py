@@ -1,0 +1,112 @@
+"""Output that fits the terminal: coloured tables and wrapped text; in a pipe, the plain text."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import re
+import sys
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Literal, TextIO
+
+if TYPE_CHECKING:  # which an error in a pipe does not wait for
+    from rich.console import Console
+
+UNLIMITED = 10_000
+"""Columns of what is no terminal: a line of a table stays one line there."""
+NUMBER = re.compile(r"([+-]?[\d,]+(\.\d+)?%?( ± [\d.]+)?|nan)?")
+"""A cell that is aligned to the right."""
+NARROWEST = 16
+"""Columns down to which a cell of text is folded; a table that needs less becomes a list."""
+COLOURS = {
+    **dict.fromkeys(("complete", "ok"), "green"),
+    **dict.fromkeys(("failed", "FAULT", "error:"), "bold red"),
+    **dict.fromkeys(("running", "queued"), "cyan"),
+    **dict.fromkeys(("stopped", "pruned", "note"), "yellow"),
+}
+"""Colours of words that are a whole cell."""
+
+
+def columns(stream: TextIO) -> int:
+    """The width of the terminal behind a stream; unlimited elsewhere."""
+    if not stream.isatty():
+        return UNLIMITED
+    with contextlib.suppress(OSError, ValueError):
+        asked = os.environ.get("COLUMNS")
+        return int(asked or os.get_terminal_size(stream.fileno()).columns) or 80
+    return 80
+
+
+def console(stream: TextIO | None = None) -> Console:
+    """rich's view of a stream, by default of standard output."""
+    from rich.console import Console
+
+    stream = stream or sys.stdout
+    width = columns(stream)
+    return Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
+
+
+def styled(text: str, style: str, stream: TextIO | None = None) -> str:
+    """The text in a style, such as `bold red`; as it is where a stream is no terminal."""
+    terminal = console(stream)
+    with terminal.capture() as captured:
+        terminal.print(text, style=style, end="", soft_wrap=True)
+    return captured.get()
+
+
+def show(text: str) -> None:
+    """Print results on standard output; in a terminal, Markdown tables and long lines fit it."""
+    if not sys.stdout.isatty():
+        print(text, flush=True)
+        return
+    for is_table, lines in itertools.groupby(text.splitlines(), lambda line: line[:2] == "| "):
+        if is_table:
+            cells = (re.split(r"(?<!\\)\|", line.strip()[1:-1]) for line in lines)
+            table = [[cell.strip().replace("\\|", "|") for cell in row] for row in cells]
+            print_table(table[0], table[2:])  # the row between has the rules
+        else:
+            print(*(wrapped(line, columns(sys.stdout)) for line in lines), sep="\n")
+    sys.stdout.flush()
+
+
+def wrapped(line: str, width: int) -> str:
+    """A line broken between words; what follows is indented as the line's last column is."""
+    if len(line) <= width:
+        return line
+    gaps = [gap.end() for gap in re.finditer(r"^ +|  +", line) if gap.end() < width / 2]
+    indent = " " * (gaps[-1] if gaps else 0)
+    return textwrap.fill(
+        line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print rows with aligned columns, at most as wide as the terminal.
+
+    Text is folded within its column; where even that does not fit, each row is a list of its cells.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = list(rows)
+    terminal = console()
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    needed = 0
+    for title, *cells in zip(header, *rows, strict=True):
+        numbers = all(NUMBER.fullmatch(cell) for cell in cells)
+        side: Literal["left", "right"] = "right" if numbers else "left"
+        table.add_column(title, justify=side, no_wrap=numbers, overflow="fold")
+        width = max(map(len, (title, *cells)))
+        needed += 2 + (width if numbers else min(width, NARROWEST))
+    if needed - 2 > terminal.width:
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+        table.add_column(no_wrap=True, style="bold")
+        table.add_column(overflow="fold")
+        rows = [pair for row in rows for pair in (*zip(header, row, strict=True), ("", ""))]
+    for row in rows:
+        table.add_row(*(Text(cell, style=COLOURS.get(cell, "")) for cell in row))
+    with terminal.capture() as captured:
+        terminal.print(table)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()), flush=True)
