@@ -502,14 +502,6 @@ def test_a_misspelt_platform_is_one_line_after_the_choices(tmp_path):
     is_one_error(ended.stderr, "JAX_PLATFORMS is 'cudda', but JAX finds no such device (")
 
 
-def test_list_as_a_command():
-    ended = subprocess.run(
-        [sys.executable, "launch.py", "--list"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert "digits_cnn" in ended.stdout
-
-
 @pytest.mark.parametrize("words", [["--list"], ["digits_cnn", "--help=all"]])
 def test_a_pipe_that_nobody_reads_ends_without_a_word(words):
     reader, writer = os.pipe()

@@ -269,7 +269,7 @@ def test_help_needs_no_jax(command):
 
 def test_starting_needs_neither_orbax_nor_tensorflow():
     """What `--list` and usage errors import; jax itself comes with flax's modules."""
-    code = "import sys; from cnn_research.cli.main import print_list; print_list(); print(*sys.modules)"
+    code = "import sys; from cnn_research.cli import main; main.print_list(); print(*sys.modules)"
     ended = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )

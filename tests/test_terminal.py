@@ -91,7 +91,7 @@ def answer_to(*words):
 def trained(tmp_path_factory):
     """The folder of a run, and what its training said."""
     workdir = tmp_path_factory.mktemp("runs") / "run"
-    words = ("digits_mlp", "--epochs=2", "--model.dense", "8", "--batch-size=600")
+    words = ("digits_mlp", "--epochs=2", "--model.dense", "8")
     return workdir, answer_to(*words, f"--workdir={workdir}")
 
 
