@@ -353,8 +353,8 @@ def test_a_workdir_below_a_file_is_an_error(command, tmp_path):
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        ([*TINY, "--seed=1"], ["seed is 0 there and 1 now"]),
-        ([*TINY, "--optimizer.learning-rate=1"], ["optimizer.learning_rate is 0.002 there"]),
+        ([*TINY, "--seed=1"], ["seed was 0 and is now 1"]),
+        ([*TINY, "--optimizer.learning-rate=1"], ["optimizer.learning_rate was 0.002"]),
         (["--experiment=digits_cnn"], ["holds a run of"]),
     ],
 )

@@ -140,8 +140,10 @@ def test_doctor(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(doctor, "MIN_MEMORY", math.inf)
     assert doctor.main() == 1
     said = capsys.readouterr().out
-    assert "flax>=999 is needed" in said and "nowhere>=1 is needed, and none is installed" in said
-    assert "take small batches" in said
+    assert (
+        "flax>=999 is required" in said and "nowhere>=1 is required, but none is installed" in said
+    )
+    assert "use small batches" in said
     monkeypatch.setattr(memory, "available_memory", lambda: math.inf)
     doctor.main()
     assert "inf GB" not in capsys.readouterr().out
@@ -179,7 +181,7 @@ def test_doctor_says_how_jax_fails(monkeypatch):
 
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     for function, said in (
-        ("jit", "JAX does not compute (RuntimeError)"),
+        ("jit", "JAX cannot compute (RuntimeError)"),
         ("devices", "JAX finds no device: check the installation"),
     ):
         monkeypatch.setattr(jax, function, broken)

@@ -370,12 +370,12 @@ def test_a_few_images_tell_whether_left_and_right_matter(kind, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("experiment", "word", "message"),
     [
-        ("image_folder", "--budget=ten", "--budget is 'ten': must be minutes, above 0"),
-        ("image_folder", "--budget=0", "--budget is '0': must be minutes"),
-        ("image_folder", "--budget=nan", "--budget is 'nan': must be minutes"),
-        ("image_folder", "--budget", "--budget is '': must be minutes"),
+        ("image_folder", "--budget=ten", "--budget is 'ten': must be a number of minutes above 0"),
+        ("image_folder", "--budget=0", "--budget is '0': must be a number"),
+        ("image_folder", "--budget=nan", "--budget is 'nan': must be a number"),
+        ("image_folder", "--budget", "--budget is '': must be a number"),
         ("image_folder", "--budgt=9", "no field --budgt (did you mean 'budget'?)"),
-        ("digits_cnn", "--budget=9", "digits_cnn chooses nothing by a --budget: set --epochs"),
+        ("digits_cnn", "--budget=9", "digits_cnn has no time budget: set --epochs"),
     ],
 )
 def test_a_budget_that_makes_no_sense_is_refused(experiment, word, message):

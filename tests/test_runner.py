@@ -351,7 +351,7 @@ def test_without_a_good_checkpoint_nothing_is_evaluated(alone, tmp_path):
 def test_a_second_process_in_the_workdir_is_refused(alone):
     with (
         folders.locked(alone),
-        pytest.raises(UserError, match=f"another process .*{os.getpid()}.* runs in"),
+        pytest.raises(UserError, match=f"another process .*{os.getpid()}.* is running in"),
     ):
         run(TINY, alone)
 

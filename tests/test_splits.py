@@ -369,7 +369,7 @@ def test_folds_are_runs_with_mean_and_deviation(tmp_path, capsys):
     assert f"the others: {runs[0] / shared.FILE}" in progress
     assert (runs[0] / shared.FILE).read_text().startswith("image,split,label,other image")
     assert "listed" not in records[0]["near_duplicates"]
-    with pytest.raises(UsageError, match=r"data\.folds is 2 there and 3 now"):
+    with pytest.raises(UsageError, match=r"data\.folds was 2 and is now 3"):
         run(experiment, workdir, folds=3)
 
 

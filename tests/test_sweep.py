@@ -145,7 +145,7 @@ def test_what_launch_refuses_a_sweep_refuses_in_the_same_words(words, tmp_path, 
     ("words", "says"),
     [
         (["--experiment=digits_mpl"], "did you mean 'digits_mlp'"),
-        ([], "say what to run"),
+        ([], "name what to run"),
         (["--experiment=digits_mlp", "--grid=epochs=1,1.0"], "two runs of the sweep are the same"),
         (["--experiment=digits_mlp", "--grid=epochs"], "no FIELD=VALUES"),
         (["--experiment=digits_mlp", "--search=seed=1..2"], "--search and --trials"),
@@ -200,8 +200,8 @@ def test_a_file_says_what_flags_say(tmp_path):
     ("text", "says"),
     [
         ("experiment = []", "did you mean 'experiments'"),
-        ("seeds = '5'", "'seeds' is '5', and should be a whole number"),
-        ("[grid]\nepochs = 3", "'epochs' is 3, and should be a list"),
+        ("seeds = '5'", "'seeds' is '5': must be a whole number"),
+        ("[grid]\nepochs = 3", "'epochs' is 3: must be a list"),
         ("seeds = ", "is not TOML"),
     ],
 )
@@ -242,7 +242,7 @@ def test_another_sweep_in_the_folder_is_refused(tmp_path, capsys, pretending):
     capsys.readouterr()
     assert sweep(tmp_path, rates(1), "--epochs=2") == 2
     said = capsys.readouterr().err
-    assert "words is ['--epochs=1'] there and ['--epochs=2'] now" in said
+    assert "words was ['--epochs=1'] and is now ['--epochs=2']" in said
     (tmp_path / "sweep.json").write_text("{")
     assert sweep(tmp_path, rates(1), "--epochs=1") == 1
     assert "sweep.json is damaged" in capsys.readouterr().err
@@ -267,7 +267,7 @@ def test_a_sweep_that_is_stopped_saves_and_goes_on(number, code, tmp_path, capsy
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Interruption, "__enter__", enter)
         assert sweep(tmp_path, *words) == code
-    assert f"stopped by {number.name}: 0 of 3 runs have ended" in capsys.readouterr().err
+    assert f"stopped by {number.name}: 0 of 3 runs finished" in capsys.readouterr().err
     assert [state.state for state in found(tmp_path)] == ["stopped", "waiting", "waiting"]
 
 
@@ -479,14 +479,14 @@ def test_a_second_job_of_a_run_leaves_the_first_one_s_state(tmp_path):
         before = states.record_start(run.workdir)
         after = worker.execute(run)
         assert (after.state, after.exit_code) == ("failed", 1)
-        assert "another process runs in" in after.message
+        assert "another process is running in" in after.message
     assert states.read(run.workdir) == before
 
 
 def test_without_slurm_nothing_is_begun(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert sweep(tmp_path / "new", rates(1), "--cluster=slurm") == 1
-    assert "SLURM is not on this machine (there is no sbatch)" in capsys.readouterr().err
+    assert "this machine has no SLURM (sbatch is missing)" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 

@@ -31,11 +31,11 @@ NAMED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datas
 IMPORTED = ("numpy", "absl", "jax", "flax", "optax", "orbax.checkpoint", "cnn_research.train.loop")
 """Modules by which experiments run, each after those that it imports."""
 EXTRAS = {
-    "pretrained": "weights that were trained on photographs",
-    "serve": "answers over HTTP",
+    "pretrained": "weights pretrained on photographs",
+    "serve": "predictions over HTTP",
     "onnx": "exports for ONNX Runtime",
-    "search": "sweeps that choose values",
-    "slurm": "sweeps on a cluster",
+    "search": "hyperparameter search",
+    "slurm": "sweeps on SLURM",
 }
 FINE, WARNING, BROKEN = "ok", "note", "FAULT"
 
@@ -85,7 +85,7 @@ def packages() -> Iterator[Finding]:
     try:
         faults = unmet(requirements())
     except ImportError:  # of packaging, which comes with the others
-        faults = ["the required ones are not installed"]
+        faults = ["required packages are not installed"]
     for fault in faults:
         yield BROKEN, "packages", f"{fault}: {INSTALL}"
     if not faults:
@@ -115,7 +115,7 @@ def unmet(texts: list[str], extra: str = "") -> list[str]:
             version = installed(needed.name)
             if version is None or version not in needed.specifier:
                 name = f"{needed.name}{needed.specifier}"
-                faults.append(f"{name} is needed, and {version or 'none'} is installed")
+                faults.append(f"{name} is required, but {version or 'none'} is installed")
     return faults
 
 
@@ -144,7 +144,7 @@ def extras() -> Iterator[Finding]:
     if absent:
         listed = ", ".join(f"{extra} ({EXTRAS[extra]})" for extra in absent)
         command = f"pip install -c constraints.txt -e '.[{','.join(absent)}]'"
-        yield WARNING, "extras", f"optional, and not installed: {listed}: {command}"
+        yield WARNING, "extras", f"optional, not installed: {listed}: {command}"
 
 
 def devices() -> Iterator[Finding]:
@@ -163,13 +163,13 @@ def devices() -> Iterator[Finding]:
         yield BROKEN, "devices", str(error)
         return
     except Exception as error:  # whatever a driver may do
-        yield BROKEN, "devices", f"JAX does not compute ({short(error)})"
+        yield BROKEN, "devices", f"JAX cannot compute ({short(error)})"
         return
     kinds = ", ".join(sorted({device.device_kind for device in found}))
     text = f"{len(found)} {jax.default_backend()} ({kinds}); {cores()} processor cores"
     yield (FINE, "devices", text) if right else (BROKEN, "devices", f"{text}: wrong results")
     if jax.default_backend() == "cpu" and shutil.which("nvidia-smi"):
-        advice = "there is an NVIDIA driver, and JAX does not use it: pip install -e '.[cuda]'"
+        advice = "an NVIDIA driver is installed, but JAX does not use it: pip install -e '.[cuda]'"
         yield WARNING, "devices", advice
 
 
@@ -186,7 +186,7 @@ def memory() -> Finding:
         return FINE, "memory", "this system does not report how much is free"
     text = f"{free / 1e9:.1f} GB free"
     if free < MIN_MEMORY:
-        return WARNING, "memory", f"{text}: take small batches, or close other programs"
+        return WARNING, "memory", f"{text}: use small batches, or close other programs"
     return FINE, "memory", text
 
 
@@ -195,9 +195,9 @@ def disk(subject: str, folder: Path, option: str) -> Finding:
     there, free = nearest_existing(folder), free_bytes(folder)
     text = f"{folder}: {free / 1e9:.1f} GB free"
     if not os.access(there, os.W_OK):
-        return BROKEN, subject, f"{folder} cannot be written: name another folder with {option}"
+        return BROKEN, subject, f"{folder} is not writable: choose another folder with {option}"
     if free < MIN_DISK:
-        return WARNING, subject, f"{text}: name another folder with {option}"
+        return WARNING, subject, f"{text}: choose another folder with {option}"
     return FINE, subject, text
 
 

@@ -64,7 +64,7 @@ def _with_pretrained(default: Experiment, name: str, words: list[str]) -> Experi
     if network not in (None, named_weights(name).network):
         raise UsageError(
             f"--pretrained={name} has the weights of {named_weights(name).network}, not of "
-            f"--model={network}: leave one of them out"
+            f"--model={network}: omit one of them"
         )
     experiment = _parsed(with_pretrained(default, name), others)
     typed = _named_fields(others, experiment) | {"model"}
@@ -87,13 +87,13 @@ def _budget_of(default: Experiment, words: list[str]) -> tuple[float, list[str]]
         return BUDGET, words
     entry = registry().get(default.name)
     if entry is None or entry.suggest_fields is None:
-        raise UsageError(f"{default.name} chooses nothing by a --budget: set --epochs")
+        raise UsageError(f"{default.name} has no time budget: set --epochs instead of --budget")
     try:
         minutes = float(text)
     except ValueError:
         minutes = math.nan
     if not 0 < minutes < math.inf:
-        raise UsageError(f"--budget is '{text}': must be minutes, above 0")
+        raise UsageError(f"--budget is '{text}': must be a number of minutes above 0")
     return minutes, others
 
 
@@ -135,7 +135,7 @@ def with_suggestions(default: Experiment, words: list[str]) -> tuple[Experiment,
     reasons = {_as_typed(path, each.value): each.reason for path, each in suggestions.items()}
     width = max(map(len, reasons), default=0)
     lines = [f"  {typed:{width}}  {reason}" for typed, reason in reasons.items()]
-    return experiment, "\n".join(["Chosen from the data; the command line overrides it:", *lines])
+    return experiment, "\n".join(["Chosen from the data (flags override it):", *lines])
 
 
 def _as_typed(path: str, value: Any) -> str:

@@ -129,7 +129,7 @@ def launch(words: list[str]) -> None:
         print(USAGE, end="")
         return
     if FLAGS.dry_run and FLAGS.mode not in TRAINING_MODES:
-        raise UsageError(f"--dry-run is about training: leave --mode={FLAGS.mode} out")
+        raise UsageError(f"--dry-run estimates a training: omit --mode={FLAGS.mode}")
     if saved is not None:
         default, suggested = saved, ""
         experiment = with_overrides(saved, words)

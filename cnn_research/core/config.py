@@ -124,7 +124,7 @@ def config_class(name: str) -> type:
     if name not in _CONFIG_CLASSES:
         raise UserError(
             f"the config names the class '{name}', which is not registered"
-            f"{did_you_mean(name, list(_CONFIG_CLASSES))}: nothing of it was run"
+            f"{did_you_mean(name, list(_CONFIG_CLASSES))}: nothing was run"
         )
     return _CONFIG_CLASSES[name]
 
@@ -154,13 +154,13 @@ def from_dict(values: Any) -> Any:
         return values
     name = values.get("class")
     if not isinstance(name, str):
-        raise UserError(f"the config has a part that names no class: {sorted(values)}")
+        raise UserError(f"a part of the config names no class: {sorted(values)}")
     kind = config_class(name)
     fields = {key: from_dict(value) for key, value in values.items() if key != "class"}
     try:
         return kind(**fields)
     except TypeError as error:
-        raise UserError(f"the config does not fit {name} of this version: {error}") from None
+        raise UserError(f"the config does not fit this version of {name}: {error}") from None
 
 
 def canonical_json(config: Any) -> str:

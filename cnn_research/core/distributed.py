@@ -71,7 +71,7 @@ def initialize_distributed() -> Iterator[None]:
     except UserError as error:
         os._exit(print_error(error))
     except (OSError, jax.errors.JaxRuntimeError) as error:
-        failed = f"this process, or one that it waits for, has failed ({error})"
+        failed = f"this process, or one that it waits for, failed ({error})"
         advice = "the same command resumes from the newest checkpoint"
         os._exit(print_error(UserError(f"{failed}: {advice}")))
     except Exception:
@@ -136,7 +136,7 @@ def launch_options() -> dict[str, Any] | None:
     for name in UNDETECTED:
         if (count := os.environ.get(name, "1")) not in ("", "1"):
             raise UsageError(
-                f"this is one of {count} processes ({name}), which JAX cannot connect by itself: "
+                f"this is one of {count} processes ({name}), which JAX cannot connect on its own: "
                 "set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID in each"
             )
     return None
@@ -179,7 +179,7 @@ def check_divides(mesh: Mesh, batch_size: int, parts: int) -> None:
         each = f" in each of {parts} parts" * (parts > 1)
         raise UsageError(
             f"--batch-size is {batch_size}, which {mesh.size} devices cannot share evenly{each}: "
-            f"take a multiple of {mesh.size * parts}"
+            f"use a multiple of {mesh.size * parts}"
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import inspect
 import re
 import shlex
@@ -138,7 +137,6 @@ def _shown(value: Any) -> str:
     return shlex.quote(value) if isinstance(value, str) and value else str(value) or "none"
 
 
-@functools.cache
 def _docstrings(kind: type) -> dict[str, str]:
     """The docstring of each field of a class, on one line; none where its source is not known."""
     import docstring_parser

@@ -61,7 +61,8 @@ class Line:
         self.clear()
         terminal = console(sys.stderr)
         if done is not None and len(text) + BAR + 3 <= terminal.width:
-            terminal.print(ProgressBar(total=1, completed=done, width=BAR), end="")
+            bar = ProgressBar(1, done, width=BAR, complete_style="cyan", finished_style="cyan")
+            terminal.print(bar, end="")
             text = f"  {text}"
         # The last column stays free: some terminals go on to the next line after it.
         print(text[: terminal.width - 1], end="", file=sys.stderr, flush=True)

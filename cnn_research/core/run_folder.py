@@ -86,7 +86,8 @@ def locked(workdir: Path, *, enabled: bool = True) -> Iterator[None]:
     except Timeout:
         name = holder.read_text(encoding="utf-8") if holder.exists() else "unknown"
         raise UserError(
-            f"another process ({name}) runs in {workdir}: wait for it, or name another --workdir"
+            f"another process ({name}) is running in {workdir}: wait for it, or name another "
+            "--workdir"
         ) from None
     except OSError as error:
         raise UserError(
@@ -150,12 +151,12 @@ def check_same(experiment: Experiment, workdir: Path, may_differ: tuple[str, ...
         and not any(name == free or name.startswith(f"{free}.") for free in may_differ)
     )
     if names:
-        shown = ", ".join(f"{n} is {old.get(n)!r} there and {new.get(n)!r} now" for n in names[:3])
+        shown = ", ".join(f"{n} was {old.get(n)!r} and is now {new.get(n)!r}" for n in names[:3])
         more = f", and {len(names) - 3} more" if len(names) > 3 else ""
         free = f" (only {', '.join(may_differ)} may change)" if may_differ else ""
         raise UsageError(
             f"{workdir} holds a run of another config: {shown}{more}; name another --workdir, or "
-            f"give the same fields{free}"
+            f"repeat the fields of that run{free}"
         )
 
 

@@ -79,9 +79,9 @@ def _sweep(arguments: Sequence[str]) -> int:
     on_slurm = options.cluster == "slurm"
     given = [name for name in SLURM_ONLY if getattr(options, name) is not None]
     if given and not on_slurm:
-        raise UsageError(f"--{given[0]} is for SLURM: add --cluster=slurm, or leave it out")
+        raise UsageError(f"--{given[0]} is for SLURM: add --cluster=slurm, or omit it")
     if on_slurm and options.workers is not None:
-        raise UsageError("--workers is for this machine; on SLURM it is --parallel")
+        raise UsageError("--workers is for this machine: on SLURM use --parallel")
     for name in ("workers", "time", "cpus", "parallel"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise UsageError(f"--{name} is {value}: must be 1 or more")
@@ -91,8 +91,8 @@ def _sweep(arguments: Sequence[str]) -> int:
     if on_slurm:
         if sweep.search:
             raise UsageError(
-                "a search needs a process that stays until its runs have ended: leave "
-                "--cluster=slurm out, in a job of its own or on any machine"
+                "a search is one process until its last run ends: omit --cluster=slurm, and start "
+                "it on any machine, or as a job of its own"
             )
         slurm.check()
     name = options.file.stem if options.file else sweep.experiments[0]
@@ -141,7 +141,7 @@ def _definition(options: argparse.Namespace, words: Sequence[str]) -> definition
 def _assignment(text: str) -> tuple[str, str]:
     path, equals, value = text.partition("=")
     if not (path and equals and value):
-        raise UsageError(f"'{text}' is no FIELD=VALUES, such as optimizer.learning-rate=1e-3,3e-4")
+        raise UsageError(f"'{text}' is not FIELD=VALUES, such as optimizer.learning-rate=1e-3,3e-4")
     return path.removeprefix("--"), value
 
 
@@ -155,7 +155,7 @@ def _run(feed: local.Feed, workers: int, folder: Path, what: str) -> None:
 
     stopped = local.run_locally(feed, workers, copy_source(folder), say)
     if stopped:
-        ended = f"{feed.num_finished} of {feed.total} {what} have ended in {folder}"
+        ended = f"{feed.num_finished} of {feed.total} {what} finished in {folder}"
         raise stopped.error(ended)
 
 
@@ -171,7 +171,7 @@ def _search(sweep: definition.Sweep, folder: Path, workers: int) -> int:
         feed.resume()
         definition.write(sweep, (), folder)
         if feed.num_finished < feed.total:
-            ended = f"{feed.num_finished} of {feed.total} trials have ended"
+            ended = f"{feed.num_finished} of {feed.total} trials are finished"
             print(f"{ended}; the others run in {folder}")
             _run(feed, workers, folder, "trials")
         print(feed.best(), flush=True)
@@ -205,9 +205,9 @@ def _left(runs: Sequence[definition.Run], folder: Path) -> list[definition.Run]:
     queue = states.jobs_in_queue() if submitted else {}
     if queue is None:
         raise UserError(
-            f"squeue does not answer, and {submitted} submitted runs may still be queued: nothing "
-            "was started; try again when it answers, or remove "
-            f"{folder / states.JOBS} if none of them is"
+            f"squeue does not answer, and {submitted} submitted runs may still be queued, so "
+            "nothing was started: try again later, or remove "
+            f"{folder / states.JOBS} if none of them is queued"
         )
     return [run for run in left if jobs.get(run.name) not in queue]
 
@@ -231,7 +231,7 @@ def _conclude(workdirs: Sequence[Path], folder: Path) -> int:
         print(f"failed: {name}: {message}", file=sys.stderr)
     if failed:
         raise UserError(
-            f"{len(failed)} of {len(found)} runs failed; the same command runs those alone"
+            f"{len(failed)} of {len(found)} runs failed; the same command repeats only those"
         )
     return 0
 
@@ -242,7 +242,7 @@ def _conclude(workdirs: Sequence[Path], folder: Path) -> int:
 def _status(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m cnn_research.sweep status",
-        description="Show the progress of a sweep; on a terminal, until all runs have ended.",
+        description="Show the progress of a sweep; in a terminal, until its last run ends.",
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     folder = parser.parse_args(arguments).folder

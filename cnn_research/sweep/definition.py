@@ -47,16 +47,16 @@ class Sweep:
     def check(self) -> None:
         """Raise `UsageError` for fields that contradict each other."""
         if not self.experiments:
-            raise UsageError("say what to run: --experiment=NAME, or --file=FILE.toml")
+            raise UsageError("name what to run: --experiment=NAME, or --file=FILE.toml")
         for name, count in (("seeds", self.seeds), ("trials", self.trials)):
             if not 0 <= count <= MOST_RUNS:
                 raise UsageError(f"--{name} is {count}: must be from 0 to {MOST_RUNS}")
         if bool(self.search) != bool(self.trials):
-            raise UsageError("--search and --trials are given together: either needs both")
+            raise UsageError("--search and --trials need each other: give both")
         if self.search and (self.grid or self.variants or self.seeds or len(self.experiments) > 1):
             raise UsageError(
-                "--search is about one experiment, and chooses itself what is run: leave --grid, "
-                "--variant and --seeds out"
+                "--search takes one experiment, and chooses the runs itself: omit --grid, "
+                "--variant and --seeds"
             )
 
     @property
@@ -81,7 +81,7 @@ class Sweep:
                     raise UsageError(
                         "two runs of the sweep are the same: "
                         f"{shlex.join(runs[run.config].words)} and {shlex.join(run.words)}; "
-                        "leave one out"
+                        "omit one"
                     )
                 runs[run.config] = run
         return list(runs.values())
@@ -193,7 +193,7 @@ def from_toml(file: Path) -> Sweep:
 def _of(kind: type, value: Any, name: str) -> Any:
     if not isinstance(value, kind) or isinstance(value, bool):
         words = {list: "a list", dict: "a table", str: "a text", int: "a whole number"}
-        raise TypeError(f"'{name}' is {value!r}, and should be {words[kind]}")
+        raise TypeError(f"'{name}' is {value!r}: must be {words[kind]}")
     return value
 
 
@@ -239,7 +239,7 @@ def check_same(sweep: Sweep, folder: Path) -> None:
     new = json.loads(json.dumps(dataclasses.asdict(sweep)))
     different = [name for name in new if old.get(name) != new[name] and name != "trials"]
     if different:
-        shown = ", ".join(f"{n} is {old.get(n)!r} there and {new[n]!r} now" for n in different)
+        shown = ", ".join(f"{n} was {old.get(n)!r} and is now {new[n]!r}" for n in different)
         raise UsageError(
-            f"{folder} holds another sweep: {shown}; name another --workdir, or give the same"
+            f"{folder} holds another sweep: {shown}; name another --workdir, or repeat that sweep"
         )

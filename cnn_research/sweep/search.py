@@ -49,8 +49,8 @@ def space(search: Mapping[str, str]) -> dict[str, BaseDistribution]:
             values = tuple(value.strip() for value in text.split(","))
             if len(set(values)) < 2 or "" in values:
                 raise UsageError(
-                    f"--search {path} is '{text}': give a range as 1e-4..1e-2, with ' log' after "
-                    "it or not, or values as adam,sgd"
+                    f"--search {path} is '{text}': give a range such as 1e-4..1e-2 or "
+                    "'1e-4..1e-2 log', or values such as adam,sgd"
                 )
             parsed[path] = CategoricalDistribution(values)
             continue
@@ -65,8 +65,8 @@ def space(search: Mapping[str, str]) -> dict[str, BaseDistribution]:
             parsed[path] = kind(low, high, log=log)
         except (AssertionError, ValueError):
             raise UsageError(
-                f"--search {path} is '{text}': a range goes from a lower to a higher number, as "
-                "1e-4..1e-2; a logarithmic one, as '1e-4..1e-2 log', begins above 0"
+                f"--search {path} is '{text}': give the lower end first, as in 1e-4..1e-2; a "
+                "logarithmic range, such as '1e-4..1e-2 log', must begin above 0"
             ) from None
     return parsed
 
@@ -98,7 +98,7 @@ class Search(Feed):
         training = from_dict(json.loads(run.config))
         if not isinstance(training, Training):
             raise UsageError(
-                f"{sweep.experiments[0]} is not a training, whose metrics a search needs"
+                f"{sweep.experiments[0]} is not a training, and a search needs the metrics of one"
             )
         self._selection = training.selection
         self._direction = training.task.directions[training.selection.metric]
@@ -116,7 +116,7 @@ class Search(Feed):
         file = self._folder / STUDY
         text = file.read_text() if file.exists() else ""
         if (whole := text[: text.rfind("\n") + 1]) != text:
-            print(f"{file}: its last line was cut short, and is left out", file=sys.stderr)
+            print(f"{file}: its last line is incomplete, and was ignored", file=sys.stderr)
             write_text(file, whole)
         try:
             journal = JournalFileBackend(str(file))
@@ -166,10 +166,12 @@ class Search(Feed):
         trial = self._trials[run.workdir]
         values = self._report(run)
         if state.state == "complete" and not values:
-            message = "no validation figures to search by: set --data.validation above 0"
+            message = "there are no validation metrics to search by: set --data.validation above 0"
             state = states.record_end(run.workdir, state, "failed", message, 1)
         if state.state == "stopped" and pruned:
-            state = states.record_end(run.workdir, state, "pruned", "half did better by then")
+            state = states.record_end(
+                run.workdir, state, "pruned", "half of the trials were better at this point"
+            )
         if state.state == "complete":
             # The state that a run's report shows: its last, or its best.
             last = self._selection.report == "last"

@@ -60,8 +60,8 @@ def check() -> None:
     """Raise `UserError` where there is no SLURM, or no submitit."""
     if shutil.which("sbatch") is None:
         raise UserError(
-            "SLURM is not on this machine (there is no sbatch): run this where it is, or leave "
-            "--cluster=slurm out to run here"
+            "this machine has no SLURM (sbatch is missing): run this where it is installed, or "
+            "omit --cluster=slurm to run here"
         )
     # Read when submitit is imported, which otherwise closes the handlers of other logs.
     os.environ |= {"SUBMITIT_PREEMPT_SIGNAL": SIGNAL, "SUBMITIT_LOG_LEVEL": "NOCONFIG"}
@@ -101,7 +101,7 @@ def submit(runs: Sequence[Run], folder: Path, source: Path, **resources: Any) ->
         with contextlib.redirect_stderr(io.StringIO()):
             jobs = executor.submit_array([Job(run) for run in runs])
     except FailedJobError as error:
-        raise UserError(f"SLURM refuses the sweep: {_words(error)}") from None
+        raise UserError(f"SLURM refused the sweep: {_words(error)}") from None
     numbers = {run.name: job.job_id for run, job in zip(runs, jobs, strict=True)}
     write_json(folder / states.JOBS, read_json(folder / states.JOBS) | numbers)
     return jobs[0].job_id.partition("_")[0]

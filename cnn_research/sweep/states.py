@@ -94,11 +94,11 @@ def _now(state: State, job: str | None, queue: Mapping[str, str] | None, here: b
         return state if running else dataclasses.replace(state, state="queued")
     if state.state == "running" and not here:
         if not job:
-            return dataclasses.replace(state, state="stopped", message="its process is gone")
+            return dataclasses.replace(state, state="stopped", message="its process has ended")
         message = f"job {job} ended without a report: killed, or out of memory or time"
         return dataclasses.replace(state, state="failed", message=message)
     if state.state == "waiting" and job and not here:
-        message = f"job {job} is gone from the queue, and never started"
+        message = f"job {job} left the queue without starting"
         return dataclasses.replace(state, state="failed", message=message)
     return state
 

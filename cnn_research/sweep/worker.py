@@ -35,7 +35,7 @@ def execute(planned: Run) -> State:
     """Run it in this process, its output to its log, and record how it ended."""
     if is_locked(planned.workdir):
         # What the folder says of itself is the other process's to write.
-        message = f"another process runs in {planned.workdir}: wait for it"
+        message = f"another process is running in {planned.workdir}: wait for it"
         return State("failed", message=message, exit_code=1)
     before = states.record_start(planned.workdir)
     # What run.json will say: the command that repeats the run.
@@ -81,7 +81,7 @@ def main() -> None:
     def stop(number: int, frame: object) -> None:
         # While it trains the run has its own handler, which saves.
         if busy.is_set():
-            raise Interrupted("stopped where nothing had to be saved", 75)
+            raise Interrupted("stopped; there was nothing to save", 75)
 
     def read() -> None:
         for values in map(json.loads, sys.stdin):
