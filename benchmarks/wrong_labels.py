@@ -104,7 +104,7 @@ def found_first(runs: list[Path], wrong: set[str]) -> dict[str, Any]:
     """The share of the wrong labels among the first of the runs' rankings, by each score."""
     table = merged(runs)
     first = round(FIRST * len(table))
-    margins = table["probability of label"] - table["probability of answer"]  # of mistakes
+    margins = table["probability of label"] - table["probability of prediction"]  # of mistakes
     orders = {
         "probability": table,
         "normalised margin": table.iloc[np.argsort(margins, kind="stable")],

@@ -198,5 +198,5 @@ def test_features_of_windows_cannot_be_cached(tmp_path):
 
 def test_a_task_that_needs_clusters_says_so():
     data = Synthetic().load()
-    with pytest.raises(UserError, match=r"no clusters of pixels 'cluster'.*Clustered"):
+    with pytest.raises(UserError, match=r"no pixel clusters 'cluster'.*Clustered"):
         Histogram().check_data(data)

@@ -239,7 +239,7 @@ def test_what_cannot_be_trained_says_so(tmp_path):
         check_ranges(Palette(power=0.5))
     with pytest.raises(UsageError, match=r"needs --task\.target=pixels"):
         Palette(power=2.0, target="people").check()
-    with pytest.raises(UserError, match="no palettes that people made"):
+    with pytest.raises(UserError, match="no palettes made by people"):
         Palette(target="people").check_data(Synthetic(heads=(), classes=()).load())
     with pytest.raises(UserError, match="1 channels"):
         grey = Synthetic(image_shape=(40, 40, 1), heads=(), classes=())

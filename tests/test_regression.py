@@ -194,7 +194,7 @@ def test_a_split_without_a_known_number_is_refused_before_training():
     dataset = numbers_of(1, 2)
     unknown = numbers_of(math.nan).splits["train"]
     dataset = dataclasses.replace(dataset, splits={**dataset.splits, "test": unknown})
-    with pytest.raises(UserError, match="no image of its test split has a known label 'x'"):
+    with pytest.raises(UserError, match="no image of the test split has a label 'x'"):
         Regression(head="x").check_data(dataset)
 
 
@@ -291,7 +291,7 @@ def test_estimates_are_drawn_against_the_true_numbers():
     true, predicted = np.array([1.5, 2.5, 4.5]), np.array([2.0, 2.5, 3.0])
     (axes,) = estimates_plot(true, predicted, "price", 2.25).axes
     np.testing.assert_array_equal(axes.collections[0].get_offsets(), np.c_[true, predicted])
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("true price", "estimated price")
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("true price", "predicted price")
     assert axes.get_xlim() == axes.get_ylim()
     # Whole numbers stay nearest to their own tick.
     (axes,) = estimates_plot(np.full(99, 7.0), np.arange(99.0), "year", 3).axes

@@ -248,11 +248,11 @@ def test_an_unknown_label_in_the_test_is_listed_and_an_unlabelled_test_refused(t
     for row in rows[-2:]:
         row["tags"] = ""
     dataset = load(write_table(tmp_path / "u", rows), "tags", separator=";", validation=0.25)
-    with pytest.raises(UserError, match="no image of its test split has a label of 'tags'"):
+    with pytest.raises(UserError, match="no image of the test split has a label 'tags'"):
         SeveralLabels(head="tags").check_data(dataset)
     with pytest.raises(UserError, match="has several labels 'tags' per image"):
         Classification(head="tags").check_data(dataset)
-    with pytest.raises(UserError, match="has no sets of labels 'label'; it has tags"):
+    with pytest.raises(UserError, match="has no label sets 'label'; it has tags"):
         SeveralLabels().check_data(dataset)
 
 

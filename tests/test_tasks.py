@@ -270,7 +270,7 @@ def test_heads_that_contradict_each_other(task, words):
 
 def test_a_head_that_the_data_lacks_or_with_one_class():
     data, _ = two_heads()
-    words = "no labels 'colour'; it has kind, brand: name one with --task.label"
+    words = "no labels 'colour'; it has kind, brand: choose one with --task.label"
     with pytest.raises(UserError, match=words):
         MultiHead(label=("kind", "colour")).check_data(data)
     one = dataclasses.replace(data, class_names={**data.class_names, "kind": ("x",)}, splits={})
@@ -285,7 +285,7 @@ def test_a_split_in_which_no_label_is_known():
     lacking = dataclasses.replace(
         data, splits={**data.splits, name: dataclasses.replace(split, labels=unknown)}
     )
-    with pytest.raises(UserError, match=f"no image of its {name} split has a known label 'brand'"):
+    with pytest.raises(UserError, match=f"no image of the {name} split has a label 'brand'"):
         MultiHead().check_data(lacking)
     MultiHead(label=("kind",)).check_data(lacking)
 
