@@ -592,8 +592,14 @@ def test_with_both_each_image_gets_one_of_them():
         (dict(magnitude=31.0), "magnitude is 31.0: must be from 0 to 30"),
         (dict(mixup=-1.0), "mixup is -1"),
         (dict(cutmix=float("inf")), "cutmix is inf"),
-        (dict(mirror=True, choose="copies", mixup=0.2), "augmentation.mixup does not go"),
-        (dict(mirror=True, choose="one", cutmix=0.2), "augmentation.cutmix does not go"),
+        (
+            dict(mirror=True, choose="copies", mixup=0.2),
+            "choose=copies cannot be combined with --augmentation.mixup",
+        ),
+        (
+            dict(mirror=True, choose="one", cutmix=0.2),
+            "choose=one cannot be combined with --augmentation.cutmix",
+        ),
         (dict(choose="one"), "needs changes to choose from"),
     ],
 )

@@ -173,7 +173,7 @@ def test_damaged_archive_is_named_and_leaves_nothing(archives, data_dir):
     archives[cifar10.BINARY].unlink()
     (path.parent / "cifar-10-batches-py").mkdir()
     (path.parent / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"")
-    with pytest.raises(UserError, match=r"holds unpacked batches.* pass the archive itself"):
+    with pytest.raises(UserError, match=r"contains unpacked batches.* pass the archive itself"):
         main(["prepare", "cifar10", f"--source={path.parent}"])
     assert not data_dir.exists()
 

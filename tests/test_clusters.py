@@ -123,7 +123,7 @@ def test_windows_side_by_side():
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"window": (37, 37)}, r"window is \(37, 37\), and the images of \w+ are of 30x40"),
+        ({"window": (37, 37)}, r"window is \(37, 37\), but the images of \w+ are 30x40"),
         ({"clusters": 300}, "data.clusters is 300"),
         ({"clusters": 1}, "data.clusters is 1"),
     ],

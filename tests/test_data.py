@@ -510,7 +510,7 @@ def test_folder_errors(tmp_path, files, message):
 
 def test_fractions_that_leave_nothing_to_train_on(tmp_path):
     root = make_folder(tmp_path / "fruit", {"a": 5, "b": 5})
-    with pytest.raises(UsageError, match="together they must be below 1"):
+    with pytest.raises(UsageError, match="their sum must be below 1"):
         ImageFolder(str(root), validation=0.6, test=0.4).load()
     with pytest.raises(UsageError, match="drawing 5 for validation and 5 for test from 10"):
         ImageFolder(str(root), validation=0.49, test=0.49).load()

@@ -92,7 +92,7 @@ def test_every_number_of_every_network_has_a_range_and_its_defaults_fit():
     [
         ("digits_cnn", "--data.validation=-1", "--data.validation is -1: must be 0 or more"),
         ("fashion_mnist_mlp", "--data.validation=60000", "must be from 0 to 59999"),
-        ("image_folder", "--data.validation=0.6 --data.test=0.5", "together they must be below 1"),
+        ("image_folder", "--data.validation=0.6 --data.test=0.5", "their sum must be below 1"),
         ("image_folder", "--data.image-size 0 8", "--data.image-size is 0: must be above 0"),
         ("image_table", "--data.min-examples=0", "--data.min-examples is 0: must be above 0"),
         (
