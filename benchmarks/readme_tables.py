@@ -204,39 +204,33 @@ def own_images(results: Results, words: Mapping[str, str] = OWN_IMAGES) -> str:
 
 
 def peers(results: Results) -> str:
-    """The same task by another package, from the measurements that compare the two."""
+    """The same task by this project and by another, from the measurements that compare them."""
     rows = []
     for name, result in results.items():
         if not name.startswith("own_images_peers_"):
             continue
-        for peer, found in result["figures"].items():
-            if not isinstance(found, Mapping) or "theirs" not in found:
-                continue
-            ours, theirs = found["ours"], found["theirs"]
-            rows.append(
-                (
-                    f"test accuracy on {result['figures']['folder']}, {peer}, same weights",
-                    f"{ours['test']['accuracy']:.4f} after {ours['minutes']:.1f} minutes",
-                    f"{theirs['accuracy']:.4f} after {theirs['minutes']:.1f} minutes",
-                )
-            )
+        for peer, network in (("pytorch", "PyTorch"), ("keras", "Keras")):
+            if peer in result["figures"]:
+                ours, theirs = (result["figures"][peer][who] for who in ("ours", "theirs"))
+                here = f"{ours['test']['accuracy']:.4f}, {ours['minutes']:.1f} minutes"
+                there = f"{theirs['accuracy']:.4f}, {theirs['minutes']:.1f} minutes"
+                task = f"test accuracy on {result['figures']['folder']}, same weights and files"
+                rows.append((task, network, here, there))
     for model, found in results.get("train_speed", {}).get("figures", {}).get("models", {}).items():
         steps, mode = found["milliseconds_a_step"], found["best_of_pytorch"]
-        what = f"time of a training step, `{model}`, PyTorch ({mode})"
-        rows.append((what, *(f"{steps[way]['median']:.1f} ms" for way in ("jax", mode))))
+        times = (f"{steps[way]['median']:.0f} ms" for way in ("jax", mode))
+        rows.append((f"training step of `{model}`", "PyTorch", *times))
     for name, found in results.get("pretrained_cifar", {}).get("figures", {}).items():
-        error = 100 * found["wrong"] / found["count"]
+        error = f"{100 * found['wrong'] / found['count']:.2f} %"
         published = f"{found['published error']:.2f} %"
-        rows.append(
-            (f"CIFAR-10 test error, `{name}`, published weights", f"{error:.2f} %", published)
-        )
-    mean = results.get("palettes", {}).get("figures", {}).get("pixels", {}).get("mean", {})
-    rows += [
-        (f"colour error of a palette (CIEDE2000), {name}", f"{mean['network']:.2f}", f"{error:.2f}")
-        for name, error in mean.items()
-        if name in ("k-means in Lab", "median cut", "ColorThief")
-    ]
-    return markdown_table(("what, and the peer", "ours", "peer"), rows)
+        task = f"CIFAR-10 test error of `{name}`, published weights"
+        rows.append((task, "their authors (PyTorch)", error, published))
+    errors = results.get("palettes", {}).get("figures", {}).get("pixels", {}).get("mean", {})
+    for peer in ("k-means in Lab", "median cut", "ColorThief"):
+        if errors:
+            both = (f"{errors[who]:.2f}" for who in ("network", peer))
+            rows.append(("colour error of a palette, CIEDE2000", peer, *both))
+    return markdown_table(("task", "peer", "ours", "peer's"), rows)
 
 
 def colours(results: Results) -> str:

@@ -100,6 +100,17 @@ def test_the_report_shows_its_pictures_and_figures(tiny, page):
     assert json.loads(config.inner_text())["batch_size"] == 16
 
 
+def test_a_click_enlarges_a_picture_and_a_second_one_restores_it(tiny, page):
+    page.goto((tiny / "report" / "report.html").as_uri())
+    picture = page.get_by_alt_text("Curves of loss, accuracy by epoch")
+    before = picture.bounding_box()
+    picture.click()
+    assert picture.bounding_box()["width"] > before["width"]
+    assert picture.evaluate("i => i.parentElement.clientHeight") == page.viewport_size["height"]
+    picture.click()
+    assert picture.bounding_box()["width"] == before["width"]
+
+
 def test_the_report_on_a_phone_in_the_dark_and_on_paper(tiny, page):
     page.goto((tiny / "report" / "report.html").as_uri())
     colour = "getComputedStyle(document.body).backgroundColor"

@@ -83,7 +83,8 @@ def _code(token: Token) -> str:
 def _picture(token: Token, folder: Path) -> str:
     """A picture with its pixels; its words alone where there is no such file.
 
-    A thumbnail, which is in WebP, is a link to the file that its title names.
+    A click fills the window with it. A thumbnail, which is in WebP, links to the file that its
+    title names.
     """
     from PIL import Image
 
@@ -102,7 +103,7 @@ def _picture(token: Token, folder: Path) -> str:
     source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
     image = f'<img alt="{words}" {size} src="{source}">'
     if file.suffix != ".webp":
-        return f'<span class="box" tabindex="0">{image}</span>'
+        return f'<label class="box"><input type="checkbox" aria-label="Enlarge">{image}</label>'
     address = str(token.attrGet("title") or "")
     return f'<a href="{escape(address)}">{image}</a>' if address.startswith("file:") else image
 
