@@ -58,7 +58,8 @@ def commands(page: Path) -> Iterator[list[str]]:
         words = shlex.split(line, comments=True)
         for last, part in itertools.groupby(words, lambda word: word == "&&"):
             if not last:
-                yield [word.removeprefix(".venv/bin/") for word in part]
+                bare = (word.removeprefix(".venv/bin/") for word in part)
+                yield [*itertools.dropwhile(re.compile(r"[A-Z_]+=").match, bare)]
 
 
 def ids(file: Path) -> str:
@@ -151,6 +152,8 @@ def check_module(module: str, words: list[str]) -> None:
 def check_launch(words: list[str], modes: set[str]) -> None:
     """Names, modes and fields exist, and values are of their types; no data is looked at."""
     flags, fields = {}, []
+    if words and words[0] in registry():
+        words = [f"--experiment={words[0]}", *words[1:]]
     for word in words:
         name, _, value = word.partition("=")
         if name.removeprefix("--") in LAUNCHER_FLAGS:
