@@ -275,7 +275,7 @@ def test_report_says_what_was_run_and_what_came_out(tmp_path):
     assert text in page
     for words in (
         "`launch.py --experiment=coats`",
-        "- Commit: 0123abc; 4567def, with the changes in source-89.diff\n",
+        "- Commit: 0123abc; 4567def, with uncommitted changes (source-89.diff)\n",
         "- Machine: cores: 2; cpu: a processor, cores: 2\n",
         "3 min 20 s",
         "Seed: 3",
@@ -346,7 +346,7 @@ def test_a_head_without_labels_in_a_split_is_left_out_and_said_so(tmp_path):
     own = {head: made_up_predictions() for head in heads}
     path = write(tmp_path, own, metrics={"test": figures}, predictions={"test": heads})
     page = path.with_suffix(".md").read_text()
-    assert "### brand, test split\n\nNo image of this split has a known label" in page
+    assert "### brand, test split\n\nNo image of this split has a label of this head" in page
     assert not list(path.parent.glob("*brand*"))
 
 
@@ -443,12 +443,12 @@ def test_runs_are_grouped_by_config_without_its_seed(tmp_path, capsys):
     other = make_run(tmp_path / "other", accuracy=0.75, optimizer={"learning_rate": 0.01})
     assert main([*map(str, runs), str(other), str(runs[0])]) == 0
     header, _, *rows = table(capsys.readouterr().out)
-    assert header == ["experiment", "runs", "loss", "accuracy", "macro F1", "time of a run"]
+    assert header == ["experiment", "runs", "loss", "accuracy", "macro F1", "time per run"]
     assert rows == [
         ["coats", "3", "0.5000 ± 0.0000", "0.9000 ± 0.0200", "0.8000 ± 0.0200", "11.0 s"],
-        ["- as the document gives it", "", "", "0.8978", "0.8993", ""],
+        ["- reported by the document", "", "", "0.8978", "0.8993", ""],
         ["coats (optimizer.learning_rate=0.01)", "1", "0.5000", "0.7500", "0.6500", "10.0 s"],
-        ["- as the document gives it", "", "", "0.8978", "0.8993", ""],
+        ["- reported by the document", "", "", "0.8978", "0.8993", ""],
     ]
 
 
@@ -485,12 +485,12 @@ def test_folders_without_a_run_among_others_are_left_out_of_the_table(tmp_path, 
     (make_run(tmp_path / "damaged", accuracy=0.5) / "config.json").write_text("{")
     assert main([*map(str, tmp_path.iterdir())]) == 0
     told = capsys.readouterr()
-    assert [row[0] for row in table(told.out)[2:]] == ["coats", "- as the document gives it"]
+    assert [row[0] for row in table(told.out)[2:]] == ["coats", "- reported by the document"]
     said = sorted(told.err.splitlines())
     assert [line.split()[2] for line in said] == [
         str(tmp_path / name) for name in ("damaged", "failed", "notes.txt")
     ]
-    assert all(line.startswith("left out: ") for line in said)
+    assert all(line.startswith("skipped: ") for line in said)
     assert main([str(tmp_path / "damaged"), str(tmp_path / "failed")]) == 2
     assert main([str(done), str(tmp_path / "absent")]) == 2
 
@@ -517,7 +517,7 @@ def test_path_that_is_no_run_is_one_line_and_exit_2(tmp_path, capsys, name):
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.count("\n") == 1
-    assert f"{tmp_path / name} is not a run's folder" in printed.err
+    assert f"{tmp_path / name} is not a run folder" in printed.err
 
 
 def test_output_holds_what_repeats_the_figures(tmp_path):
@@ -585,7 +585,7 @@ def test_log_has_a_row_per_config_in_the_order_given(tmp_path, capsys):
     header, _, *rows = table(path.read_text())
     assert header == [
         *("experiment", "change", "validation accuracy", "test accuracy", "document: accuracy"),
-        *("gain", "epochs", "parameters", "runs", "time of a run", "data"),
+        *("gain", "epochs", "parameters", "runs", "time per run", "data"),
     ]
     assert [row[1] or None for row in rows] == CHANGES
     assert rows[0][2:] == [

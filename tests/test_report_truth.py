@@ -307,7 +307,7 @@ def test_data_section_says_what_was_left_out_and_why(tmp_path):
     assert ["train", "1,600", "the rest"] in rows and ["test", "200", "given"] in rows
     assert ["validation", "200", "drawn with seed 3, stratified by kind"] in rows
     for words in (
-        "- left out, files that could not be used: 25",
+        "- skipped, unusable files: 25",
         "- rows without any label: 7",
         "- images without a label, kind, test: 5",
         "- the same image in train and test: 4, the first a.jpg = b.jpg",
@@ -316,13 +316,11 @@ def test_data_section_says_what_was_left_out_and_why(tmp_path):
     ):
         assert words in page
     assert "outside class folders" not in page and "20.jpg" not in page
-    assert shared_with("test", data).startswith("Results on new images may be worse: of 4 pairs")
+    assert shared_with("test", data).startswith("Results on new images may be worse: in 4 pairs")
     alike = {"across_splits": {"test and train": 3, "train and validation": 9}}
-    assert "of 3 pairs" in shared_with("test", data | {"near_duplicates": alike})
+    assert "in 3 pairs" in shared_with("test", data | {"near_duplicates": alike})
     assert not shared_with("target", data)
     assert not shared_with("test", data | {"examples": {"test": 801}})  # under 0.5%
     assert len((tmp_path / "skipped.txt").read_text().splitlines()) == 25
-    assert "Nothing was left out." in "".join(
-        data_section(tmp_path, {"examples": {"train": 1}}, {})
-    )
+    assert "Nothing was skipped." in "".join(data_section(tmp_path, {"examples": {"train": 1}}, {}))
     assert not list(data_section(tmp_path, {"name": "made in Python"}, {}))

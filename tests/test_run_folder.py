@@ -98,7 +98,7 @@ def test_a_finished_run_keeps_the_commit_that_trained_it(tmp_path, source, monke
     assert again["from_step"] == record["steps"] > 0
     assert run_folder.effective_attempts(record) == [first]
     page = (tmp_path / "report" / "report.md").read_text()
-    assert f"- Commit: old, with the changes in {first['source_diff']}\n" in page
+    assert f"- Commit: old, with uncommitted changes ({first['source_diff']})\n" in page
 
 
 def test_a_finished_pipeline_keeps_the_commit_of_its_stages(tmp_path, source):

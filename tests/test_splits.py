@@ -132,7 +132,7 @@ def test_near_duplicates_are_kept_on_one_side_or_listed_by_name(tmp_path):
     rows = list(csv.DictReader(io.StringIO(shared.as_csv(alone.provenance))))
     listed = {tuple(sorted((row["image"], row["other image"]))) for row in rows}
     assert listed == {tuple(sorted(pair)) for pair in straddling}
-    assert "in two splits: " in "".join(shared.lines(alone.provenance))
+    assert "across splits: " in "".join(shared.lines(alone.provenance))
 
 
 def test_given_splits_are_listed_and_never_changed_and_so_are_two_labels(tmp_path):

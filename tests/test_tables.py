@@ -237,7 +237,7 @@ def test_what_was_understood_and_left_out_is_in_the_report(tmp_path):
     data = ImageFolder(str(tmp_path / "pets"), (3, 4), validation=0.0, test=0.0).load().provenance
     text = "\n".join(data_section(tmp_path, data, {}))
     assert "pets: splits test (no labels), train (train), with one folder per class" in text
-    assert "left out, images in no class folder: 2, the first test/0.png" in text
+    assert "skipped, images in no class folder: 2, the first test/0.png" in text
 
 
 def test_a_class_of_images_that_cannot_be_read_is_refused_before_it_is_decoded(tmp_path):
