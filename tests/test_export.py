@@ -183,7 +183,7 @@ def test_what_the_folder_says(digits):
 
 
 def test_what_cannot_be_opened(digits, tmp_path):
-    with pytest.raises(UserError, match="holds no export"):
+    with pytest.raises(UserError, match="contains no export"):
         open_export(digits / "run")
     copy = Path(shutil.copytree(digits / "run" / "export", tmp_path / "copy"))
     model = copy / "model.jaxexport"
@@ -198,7 +198,7 @@ def test_what_cannot_be_opened(digits, tmp_path):
     (copy / "SHA256SUMS").write_text(f"{'0' * 64}  ../run.json\n")
     with pytest.raises(UserError, match="SHA256SUMS is damaged"):
         open_export(copy)
-    with pytest.raises(ValueError, match="takes uint8 images"):
+    with pytest.raises(ValueError, match="needs uint8 images"):
         open_export(digits / "run" / "export")(np.zeros((1, 9, 8, 1), np.uint8))
     with pytest.raises(UserError, match="is not a run folder"):
         run(DIGITS, tmp_path / "nothing", "export")
@@ -211,12 +211,18 @@ def test_what_cannot_be_opened(digits, tmp_path):
         (lambda facts: b"\xff", "UnicodeDecodeError"),
         (lambda facts: [facts], "TypeError"),
         (lambda facts: {"format": 2}, "KeyError: 'input'"),
-        (lambda facts: facts | {"format": 1}, "it has format 1, and this version reads 2"),
+        (lambda facts: facts | {"format": 1}, "it has format 1, but this version reads 2"),
         (lambda facts: facts | {"input": {}}, "KeyError: 'shape'"),
-        (lambda facts: facts | {"input": {"shape": ["batch", 8, "8", 1]}}, "gives other shapes"),
-        (lambda facts: facts | {"input": {"shape": ["batch", 9, 8, 1]}}, "gives other shapes"),
-        (lambda facts: with_input(facts, fit="zoom"), "it has the fit 'zoom'"),
-        (lambda facts: facts | {"outputs": 11}, "gives other shapes"),
+        (
+            lambda facts: facts | {"input": {"shape": ["batch", 8, "8", 1]}},
+            "shapes of images or outputs differ",
+        ),
+        (
+            lambda facts: facts | {"input": {"shape": ["batch", 9, 8, 1]}},
+            "shapes of images or outputs differ",
+        ),
+        (lambda facts: with_input(facts, fit="zoom"), "unknown fit 'zoom'"),
+        (lambda facts: facts | {"outputs": 11}, "shapes of images or outputs differ"),
         (lambda facts: facts | {"heads": []}, "lacks heads"),
         (lambda facts: facts | {"heads": ["label"]}, "TypeError"),
         (lambda facts: facts | {"heads": [{}]}, "KeyError: 'name'"),
@@ -327,7 +333,7 @@ class FixedBatch(nn.Module):
 def test_a_network_that_needs_the_number_of_images():
     state = TrainState(0, {}, {}, {}, {})
     found = TrainedModel(Path(), Training(data=None, model=FixedBatch()), state, (2, 2, 1), {})
-    with pytest.raises(UserError, match="FixedBatch cannot be exported for any number of images"):
+    with pytest.raises(UserError, match="FixedBatch cannot be exported for any batch size"):
         program(found)
 
 

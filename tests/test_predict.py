@@ -117,7 +117,7 @@ def test_which_files_are_taken(tmp_path, capsys):
     assert names("bare") == ["bare"]
     with pytest.raises(UserError, match="no such file or folder"):
         names("z*")
-    with pytest.raises(UserError, match="no home folder of ~nobody-at-all"):
+    with pytest.raises(UserError, match="the home folder of ~nobody-at-all"):
         predict.image_files("~nobody-at-all/x")
 
 
@@ -178,7 +178,7 @@ def test_what_predict_refuses(digits, tmp_path):
         run(DIGITS, digits / "run", "evaluate", "image.png")
     with pytest.raises(UsageError, match="--neighbours goes with --mode=predict; got --mode=eval"):
         run(DIGITS, digits / "run", "evaluate", neighbours=3)
-    with pytest.raises(UserError, match="no image there"):
+    with pytest.raises(UserError, match="has the extension of an image"):
         run(DIGITS, digits / "run", "predict", str(tmp_path))
     with pytest.raises(UserError, match="is not a run folder"):
         run(DIGITS, tmp_path / "nothing", "predict", str(digits / "images"))

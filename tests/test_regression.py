@@ -316,7 +316,7 @@ def test_curves_show_the_absolute_error_and_its_lowest_value():
     ]
     _, axes = training_curves(epochs, Regression().directions).axes
     assert axes.get_title(loc="left") == "MAE"
-    assert "lowest in validation: 1.5000, epoch 2" in [text.get_text() for text in axes.texts]
+    assert "lowest validation value: 1.5000, epoch 2" in [text.get_text() for text in axes.texts]
 
 
 def test_readme_table_shows_regressions_only():

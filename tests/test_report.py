@@ -78,8 +78,10 @@ def test_curves_show_each_epoch_once_with_rows_weighted_by_their_examples():
     loss, accuracy = plots.training_curves(by_epoch(HISTORY), DIRECTIONS).axes
     assert lines(loss) == {"training": [(1, 2.5), (2, 0.5)], "validation": [(1, 0.75), (2, 0.875)]}
     assert lines(accuracy)["training"] == [(1, pytest.approx(0.1)), (2, 0.8)]
-    assert "lowest in validation: 0.7500, epoch 1" in [text.get_text() for text in loss.texts]
-    assert "highest in validation: 0.6000, epoch 2" in [text.get_text() for text in accuracy.texts]
+    assert "lowest validation value: 0.7500, epoch 1" in [text.get_text() for text in loss.texts]
+    assert "highest validation value: 0.6000, epoch 2" in [
+        text.get_text() for text in accuracy.texts
+    ]
 
 
 def test_curves_of_a_run_without_validation_or_accuracy_or_with_nan():
@@ -678,8 +680,8 @@ def test_a_finished_pipeline_gallery_or_training_without_test_data_is_not_unfini
     told = capsys.readouterr()
     assert [row[0] for row in table(told.out)[2::2]] == ["palette/pretraining", "palette/training"]
     assert told.err.splitlines() == [
-        f"no figures: {gallery} (its page is {gallery / 'report' / 'report.html'})",
-        f"no figures: {alone} (it was trained, but not evaluated)",
+        f"no metrics: {gallery} (its page is {gallery / 'report' / 'report.html'})",
+        f"no metrics: {alone} (it was trained, but not evaluated)",
     ]
     # A stopped one says how far it has come.
     (pipeline / "run.json").write_text(json.dumps({**record, "finished": None}))

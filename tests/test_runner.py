@@ -239,7 +239,7 @@ def test_a_run_goes_on_and_is_evaluated_where_its_images_are_now(tmp_path):
     moved = dataclasses.replace(pets, data=data)
     assert run(moved, tmp_path / "run", "evaluate").metrics == before.metrics
     cat = str(tmp_path / "moved" / "cat" / "0.png")
-    words = "pets.* leave --neighbours out to predict"
+    words = "pets.* omit --neighbours to predict"
     with pytest.raises(UserError, match=words):
         run(pets, tmp_path / "run", "predict", cat, neighbours=1)
     run(moved, tmp_path / "run", "predict", cat, neighbours=1)

@@ -676,5 +676,5 @@ def test_patterns_in_folders_with_brackets(tmp_path, monkeypatch):
     for pattern, names in found.items():
         for start in ("", f"{tmp_path}/"):
             assert sorted(f.name for f in image_files(start + pattern)) == sorted(names), pattern
-    with pytest.raises(UserError, match="there is no such file or folder"):
+    with pytest.raises(UserError, match="no such file or folder"):
         image_files("nowhere [new]/*.png")
