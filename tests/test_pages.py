@@ -156,16 +156,16 @@ def test_tensorboard_reads_what_was_written(tiny, tensorboard, page):
 
     rows = [json.loads(line) for line in (tiny / "metrics.jsonl").read_text().splitlines()]
     expected = [(row["step"], row["accuracy"]) for row in rows if row["split"] == "validation"]
-    params = {"run": "events/validation", "tag": "accuracy"}
+    params = {"run": "events", "tag": "accuracy/validation"}
     points = asked("plugin/scalars/scalars", params=params)
     assert [(step, pytest.approx(value)) for _, step, value in points] == expected
 
     images = asked("plugin/images/tags")
-    assert set(images["events/train"]) == {"training_images"}
+    assert set(images["events"]) == {"training_images"}
     assert {"report/confusion_matrix", "report/curves"} <= set(images["events/report"])
     curves = asked("plugin/pr_curves/tags")["events/report"]
     assert set(curves) == {f"test/class {number}" for number in range(3)}
-    histograms = set(asked("plugin/histograms/tags")["events/parameters"])
+    histograms = set(asked("plugin/histograms/tags")["events"])
     assert {"parameters/Conv_0/kernel", "changes/Dense_1/bias"} <= histograms
 
     query = {"allowedStatuses": ["STATUS_SUCCESS"], "colParams": [], "sliceSize": 9}
@@ -190,7 +190,7 @@ def test_tensorboard_shows_it(tensorboard, page):
     page.set_viewport_size({"width": 1400, "height": 1200})
     page.goto(f"{tensorboard}/#timeseries")
     expect(page.locator("card-view").filter(has_text="accuracy").first).to_be_visible()
-    expect(page.get_by_text("events/validation").first).to_be_visible()
+    expect(page.get_by_text("events/report").first).to_be_visible()
 
     page.get_by_role("tab", name="Images").click()
     expect(page.get_by_text("report/confusion_matrix").first).to_be_visible()

@@ -175,11 +175,11 @@ def config_hash(config: Any, default: Any = None) -> str:
     part of it, is of another class than the default's, it is compared with its own class's
     defaults.
     """
-    text = json.dumps(_differences(config, default), sort_keys=True)
+    text = json.dumps(differences(config, default), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _differences(config: Any, default: Any) -> Any:
+def differences(config: Any, default: Any) -> Any:
     """The fields that differ, by name, as JSON values; other values as they are."""
     if not dataclasses.is_dataclass(config):
         return to_dict(config)
@@ -194,7 +194,7 @@ def _differences(config: Any, default: Any) -> Any:
         else:
             before = field.default
         if value != before:
-            found[field.name] = _differences(value, before)
+            found[field.name] = differences(value, before)
     return found
 
 
@@ -208,6 +208,10 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
             leaves |= flatten(value, f"{path}.")
         else:
             leaves[path] = value
+            if isinstance(value, tuple):  # whose parts, such as callbacks, have fields, too
+                for place, part in enumerate(value):
+                    if dataclasses.is_dataclass(part):
+                        leaves |= flatten(part, f"{path}.{place}.")
     return leaves
 
 

@@ -74,7 +74,7 @@ def by_epoch(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         {
             "epoch": epoch,
             "train": _weighted_means(train.get(epoch, [])),
-            "validation": _metrics(validation.get(epoch, {})),
+            "validation": numbers_of(validation.get(epoch, {})),
         }
         for epoch in sorted({*train, *validation})
     ]
@@ -92,12 +92,13 @@ def _weighted_means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     weights = [row["count"] for row in rows]
     return {
         name: float(np.average([row[name] for row in rows], weights=weights))
-        for name in _metrics(rows[-1] if rows else {})
+        for name in numbers_of(rows[-1] if rows else {})
         if all(name in row for row in rows)
     }
 
 
-def _metrics(row: Mapping[str, Any]) -> dict[str, float]:
+def numbers_of(row: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a row that charts show."""
     return {
         name: value
         for name, value in row.items()

@@ -11,9 +11,9 @@ from flax import traverse_util
 
 from cnn_research.data.dataset import Dataset, Split
 from cnn_research.report.html import MARKDOWN
+from cnn_research.report.loggers import Events
 from cnn_research.report.page import Predictions
 from cnn_research.report.pictures import thumbnails
-from cnn_research.report.writers import REPORT, MetricsWriter
 
 MOST_HISTOGRAMS = 64
 """Above this, only some kernels, spread over the depth, have histograms."""
@@ -32,28 +32,29 @@ DIMENSIONS = 50
 class Histograms:
     """Histograms of parameters at each evaluation, and of their changes since the one before."""
 
-    def __init__(self, writer: MetricsWriter, params: Any | None):
+    def __init__(self, events: Events | None, params: Any | None):
         """Take the parameters at the last evaluation, or initially; None where a run resumes
         between two."""
-        self._writer = writer
+        self._events = events
         self._before = {} if params is None else sampled(params)
 
     def write(self, step: int, params: Any) -> None:
         """Write those of an evaluation."""
-        if not self._writer.enabled:
+        if self._events is None:
             return
         now = sampled(params)
         for path, values in now.items():
-            self._add(f"parameters/{path}", values, step)
+            _add(self._events, f"parameters/{path}", values, step)
             if path in self._before:
-                self._add(f"changes/{path}", values - self._before[path], step)
+                _add(self._events, f"changes/{path}", values - self._before[path], step)
         self._before = now
 
-    def _add(self, tag: str, values: np.ndarray, step: int) -> None:
-        finite = values[np.isfinite(values)]
-        if finite.size:
-            # TensorBoard draws 30 bins whatever it is given.
-            self._writer.sub_run("parameters").add_histogram(tag, finite, step, bins=30)  # type: ignore
+
+def _add(events: Events, tag: str, values: np.ndarray, step: int) -> None:
+    finite = values[np.isfinite(values)]
+    if finite.size:
+        # TensorBoard draws 30 bins whatever it is given.
+        events.curves.add_histogram(tag, finite, step, bins=30)  # type: ignore
 
 
 def sampled(params: Any) -> dict[str, np.ndarray]:
@@ -72,13 +73,12 @@ def sampled(params: Any) -> dict[str, np.ndarray]:
     return samples
 
 
-def show_training_images(writer: MetricsWriter, images: np.ndarray) -> None:
+def show_training_images(events: Events, images: np.ndarray) -> None:
     """Show what the first step trains on, augmented: uint8 `[batch, height, width, channels]`."""
-    if writer.enabled:
-        small = thumbnails(images[:SHOWN_IMAGES], SHOWN_SIDE)
-        border = ((0, 0), (0, 2), (0, 2), (0, 0))
-        framed = np.pad(small, border, constant_values=255)
-        writer.sub_run("train").add_images("training_images", framed, 0, dataformats="NHWC")
+    small = thumbnails(images[:SHOWN_IMAGES], SHOWN_SIDE)
+    border = ((0, 0), (0, 2), (0, 2), (0, 0))
+    framed = np.pad(small, border, constant_values=255)
+    events.curves.add_images("training_images", framed, 0, dataformats="NHWC")
 
 
 def chosen(split: Split) -> np.ndarray:
@@ -88,34 +88,33 @@ def chosen(split: Split) -> np.ndarray:
 
 
 def show_report(
-    writer: MetricsWriter,
+    events: Events,
     page: Path,
     predictions: Mapping[str, Mapping[str, Predictions]],
     step: int,
 ) -> None:
     """Mirror a report: its page, its pictures, and curves of precision and recall."""
     pictures = {f"report/{file.stem}": file for file in sorted(page.parent.glob("*.png"))}
-    show_page(writer, page, pictures, step)
+    show_page(events, page, pictures, step)
     for split, heads in predictions.items():
         for head, predicted in heads.items():
             where = f"{split} {head}" if len(heads) > 1 else split
             for name, members, probabilities in predicted.common_classes(MOST_CURVES):
-                writer.sub_run(REPORT).add_pr_curve(f"{where}/{name}", members, probabilities, step)
+                events.pages.add_pr_curve(f"{where}/{name}", members, probabilities, step)
 
 
-def show_page(writer: MetricsWriter, page: Path, pictures: Mapping[str, Path], step: int) -> None:
+def show_page(events: Events, page: Path, pictures: Mapping[str, Path], step: int) -> None:
     """Mirror a page's text, and its pictures under their tags."""
     from PIL import Image
 
-    events = writer.sub_run(REPORT)
     for tag, file in pictures.items():
         pixels = np.asarray(Image.open(file).convert("RGB"))
-        events.add_image(tag, pixels, step, dataformats="HWC")
-    events.add_text("report", page.with_name(MARKDOWN).read_text(encoding="utf-8"), step)
+        events.pages.add_image(tag, pixels, step, dataformats="HWC")
+    events.pages.add_text("report", page.with_name(MARKDOWN).read_text(encoding="utf-8"), step)
 
 
 def show_points(
-    writer: MetricsWriter,
+    events: Events,
     features: np.ndarray,
     rows: Sequence[Mapping[str, str]],
     images: np.ndarray,
@@ -130,7 +129,7 @@ def show_points(
     cells = [[" ".join(row.get(name, "").split()) for name in columns] for row in rows]
     # tensorboardX computes with what it finds in memory below the last row of pictures.
     with np.errstate(over="ignore", invalid="ignore"):
-        writer.sub_run(REPORT).add_embedding(
+        events.pages.add_embedding(
             np.round(principal(features).astype(np.float64), 4),
             metadata=cells,
             metadata_header=columns,

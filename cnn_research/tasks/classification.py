@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from cnn_research.core.config import register_config
-from cnn_research.core.errors import UserError
+from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.ranges import NonNegativeFloat, ProperFraction
 from cnn_research.data.dataset import MISSING, UNKNOWN_CLASS, Dataset
 from cnn_research.report.page import Predictions
@@ -93,6 +93,11 @@ class Classification(ClassTask, SingleHeadTask, FittedTask):
         """Return a task with the frequencies of the classes, if it needs them."""
         if not self._counts_matter:
             return self
+        if type(self) is not Classification:
+            raise UsageError(
+                "--task.class-weights and --task.logit-adjustment are Classification's own: "
+                f"override {type(self).__name__}.fitted, or leave them out"
+            )
         labels = dataset.splits["train"].labels[self.head]
         counts = np.bincount(labels[labels >= 0], minlength=self.num_outputs(dataset))
         return CountedClassification(**vars(self), counts=tuple(counts.tolist()))

@@ -21,9 +21,11 @@ from cnn_research.core.ranges import (
 )
 from cnn_research.data.augmentation.config import Augmentation
 from cnn_research.models.pretrained import Pretrained
+from cnn_research.report.loggers import TYPED, Logger, TensorBoard
 from cnn_research.tasks.classification import Classification
 from cnn_research.tasks.task import FittedTask, Task
-from cnn_research.train.optimizers import Optimizer, Penalty
+from cnn_research.train.callbacks import Callback
+from cnn_research.train.optimizers import Optimizer, OptimizerConfig, Penalty
 from cnn_research.train.transfer import Transfer
 
 
@@ -65,6 +67,8 @@ class Training(Experiment):
         "log_every_steps",
         "keep_checkpoints",
         "shard_parameters",
+        "callbacks",
+        "loggers",
     )
 
     data: Any
@@ -83,7 +87,7 @@ class Training(Experiment):
     """Layers that learn, from when on, and how fast."""
     task: Task = Classification()
     """Meaning of the network's outputs, and the loss."""
-    optimizer: Optimizer = Optimizer()
+    optimizer: OptimizerConfig = Optimizer()
     """Update of the parameters from their gradients."""
     penalty: Penalty = Penalty()
     """Regularisation of large weights, added to the objective."""
@@ -113,6 +117,10 @@ class Training(Experiment):
     keep_checkpoints: Annotated[int, Range(minimum=2)] = 2
     """Number of the newest checkpoints to keep, beside the best: at least 2, since the newest may
     be cut short when the machine stops."""
+    callbacks: tuple[Callback, ...] = ()
+    """Code of one's own that training calls, given in Python."""
+    loggers: tuple[Annotated[Logger, TYPED], ...] = (TensorBoard(),)
+    """What shows the numbers of metrics.jsonl: any of tensorboard, wandb and mlflow."""
 
     @property
     def fitted_task(self) -> FittedTask:
@@ -132,7 +140,8 @@ class Training(Experiment):
                 f"--selection.metric is {self.selection.metric}, which this task does not have: "
                 f"take {' or '.join(self.task.metrics)}"
             )
-        for part in (self.data, self.model, self.task, self.optimizer, self.augmentation):
+        parts = (self.data, self.model, self.task, self.optimizer, self.augmentation)
+        for part in (*parts, *self.callbacks):
             if hasattr(part, "check"):
                 part.check()
         self.pretrained.check(self.model)

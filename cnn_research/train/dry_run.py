@@ -60,7 +60,7 @@ def say_estimate(job: Job) -> None:
     features that are to be computed.
     """
     session, plan = job.session, job.plan
-    trains = job.step < plan.last_step and not job.out_of_patience
+    trains = job.step < plan.last_step and not job.stopped_early
     if not trains and job.features is None:
         return
     step_seconds, step_bytes = _step(job) if trains else (0.0, 0)

@@ -12,7 +12,7 @@ import numpy as np
 from absl import logging
 
 from cnn_research.core import run_folder as folders
-from cnn_research.core.config import flatten, to_dict
+from cnn_research.core.config import to_dict
 from cnn_research.core.distributed import data_mesh
 from cnn_research.core.experiment import Result
 from cnn_research.core.metrics import direction_of
@@ -40,18 +40,22 @@ def evaluate(experiment: Training, workdir: Path) -> Result:
     with folders.locked(workdir):
         # Other data, or the same split otherwise, may be what the model was trained on; where it
         # lies does not matter, for `load_data` looks at what it is.
-        free = ("data.path", "evaluation", "selection.report")
+        free = ("data.path", "evaluation", "selection.report", "callbacks", "loggers")
         folders.check_same(experiment, workdir, free)
+        for logger in experiment.loggers:
+            logger.check_installed()
         model = TrainedModel.load(workdir, experiment)
         dataset = model.load_data()
-        experiment = model.experiment
+        shown, experiment = experiment, model.experiment
         if experiment.evaluates_images:
             experiment = dataclasses.replace(experiment, transfer=Transfer())
         network, splits = model_and_splits(experiment, model.state, dataset)
         evaluator = Evaluator(experiment, network, data_mesh())
         last = max((row["step"] for row in read_metrics(workdir)), default=0)
         writes = jax.process_index() == 0
-        with MetricsWriter(workdir, restored_step=last, enabled=writes) as writer:
+        with MetricsWriter(
+            workdir, restored_step=last, loggers=shown.loggers, config=shown, enabled=writes
+        ) as writer:
             return report(experiment, workdir, dataset, splits, model.state, evaluator, writer)
 
 
@@ -71,12 +75,15 @@ def report(
     if not evaluated:
         logging.warning("nothing to evaluate on, so there is no report: all images are trained on")
         return Result(workdir, step, {})
-    predictions, outputs = {}, {}
+    predictions, outputs, means = {}, {}, {}
     for name in evaluated:
         sums, outputs[name] = evaluator(state.variables(), splits[name]) or ({}, np.empty(0))
-        predictions[name] = task.predictions(dataset, name, outputs[name], task.means(sums))
+        means[name] = task.means(sums)
+        predictions[name] = task.predictions(dataset, name, outputs[name], means[name])
     calibration = calibrate(predictions)
     metrics = {name: task.combine_metrics(predictions[name]) for name in evaluated}
+    for name, values in metrics.items():  # a task of one's own may have others
+        values |= {m: means[name][m] for m in task.metrics if m not in values}
     # Figures on data that the run chose by are shown where there are no others.
     shown = [name for name in evaluated if name != "validation"] or evaluated
     # The projector's points: features of some images, and what is predicted for them.
@@ -101,10 +108,12 @@ def report(
         params=state.params,
         unlabelled=_unlabelled(dataset, task.heads),
     )
-    show_report(writer, page, {name: predictions[name] for name in shown}, step)
-    show_points(writer, features, rows_of(dataset, points, texts), points.images, step)
+    if writer.events:
+        show_report(writer.events, page, {name: predictions[name] for name in shown}, step)
+        rows = rows_of(dataset, points, texts)
+        show_points(writer.events, features, rows, points.images, step)
     results = {f"{s}/{name}": metrics[s][name] for s in evaluated for name in task.metrics}
-    writer.hparams(flatten(folders.saved_config(workdir) or experiment), results)
+    writer.report(page, results)
     for name in shown:
         print(f"Result on the {name} split, step {step:,}:")
         show(task.text(predictions[name]))

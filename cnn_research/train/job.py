@@ -78,10 +78,13 @@ class Job:
         return tuple(run.state for run in self.runs)
 
     @property
-    def out_of_patience(self) -> bool:
-        """Return whether the last evaluations are reason enough to stop."""
-        patience = self.session.experiment.selection.patience
-        return bool(patience) and self.host.evals_since_best >= patience
+    def stopped_early(self) -> str:
+        """Why training ends before its last step; empty if nothing ends it yet."""
+        experiment, host = self.session.experiment, self.host
+        patience = experiment.selection.patience
+        if patience and host.evals_since_best >= patience:
+            return f"{host.evals_since_best} evaluations without a better one"
+        return host.stop_reason if experiment.callbacks else ""
 
     def context(self, phase: float) -> StepContext:
         """Constants of the steps of a phase."""
@@ -295,7 +298,10 @@ def _describe(session: Session, run: SeedRun, parameters: int, loaded: Loaded | 
     folders.write_json(
         run.workdir / folders.RESOLVED_CONFIG,
         {
-            "experiment": to_dict(dataclasses.replace(experiment, seed=run.experiment.seed)),
+            # Predictions need no code of a callback's.
+            "experiment": to_dict(
+                dataclasses.replace(experiment, seed=run.experiment.seed, callbacks=(), loggers=())
+            ),
             "image_shape": dataset.image_shape,
             "class_names": dataset.class_names,
         },

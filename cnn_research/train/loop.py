@@ -11,13 +11,13 @@ from pathlib import Path
 
 from cnn_research.core import run_folder as folders
 from cnn_research.core.distributed import broadcast_from_process_zero
-from cnn_research.core.errors import Interrupted
+from cnn_research.core.errors import Interrupted, UserError
 from cnn_research.core.experiment import Result
 from cnn_research.core.memory import freed_memory_kept
 from cnn_research.core.metrics import is_better
 from cnn_research.report.tensorboard import Histograms, show_training_images
 from cnn_research.report.writers import MetricsWriter
-from cnn_research.train import checkpoint
+from cnn_research.train import checkpoint, hooks
 from cnn_research.train.batch import first_images
 from cnn_research.train.config import Training
 from cnn_research.train.dry_run import say_estimate
@@ -65,16 +65,15 @@ def run_loop(job: Job, outputs: Outputs) -> None:
 
     In this order, an evaluation that was stopped is repeated, and decides, on the next start.
     """
+    hooks.at_start(job)
     fitted = bool(job.session.experiment.transfer.fit_after)
     if fitted and job.step == 0 and job.host.best_metric is None:
         evaluate_and_save(job, outputs)  # what training has to improve on
     while True:
         if job.plan.evaluation_due(job.step, job.host.last_eval_step):
             evaluate_and_save(job, outputs)
-        if job.out_of_patience:
-            job.session.progress.say(
-                f"Stopped early: {job.host.evals_since_best} evaluations without a better one."
-            )
+        if job.stopped_early:
+            job.session.progress.say(f"Stopped early: {job.stopped_early}.")
             return
         if job.step >= job.plan.last_step:
             return
@@ -103,11 +102,19 @@ def evaluate_and_save(job: Job, outputs: Outputs) -> None:
     for run, metrics in zip(job.runs, measured, strict=True):
         if metrics is not None:
             run.writer.write(job.step, "validation", metrics, epoch=job.plan.epoch_at(job.step))
-            decide(run.experiment, run.host, metrics)
         run.histograms.write(job.step, job.on_every_device(run.state.params))
+    try:
+        hooks.after_evaluation(job, measured)
+    except UserError:
+        save_unevaluated(job, outputs)
+        raise
+    for run, metrics in zip(job.runs, measured, strict=True):
+        if metrics is not None:
+            decide(run.experiment, run.host, metrics)
         run.host.last_eval_step = job.step
     save(job, outputs, measured)
     outputs.metrics.log_epoch(job.step, measured)  # after it, as the time left counts saves, too
+    hooks.after_checkpoint(job, measured)
 
 
 # What it calls -----------------------------------------------------------------------------------
@@ -149,10 +156,15 @@ def save(job: Job, outputs: Outputs, measured: Sequence[dict[str, float] | None]
 
 def save_and_stop(job: Job, outputs: Outputs) -> Interrupted:
     """Save every run's state, and return the error to end with."""
+    save_unevaluated(job, outputs)
+    return job.session.interruption.error(f"step {job.step:,} is saved in {job.session.workdir}")
+
+
+def save_unevaluated(job: Job, outputs: Outputs) -> None:
+    """Save every run's state, with what was decided before; wait until it is on the disk."""
     save(job, outputs, [None] * len(job.runs))
     for run in job.runs:
         run.checkpoints.wait()
-    return job.session.interruption.error(f"step {job.step:,} is saved in {job.session.workdir}")
 
 
 def finish(job: Job, run: SeedRun, outputs: Outputs) -> Result:
@@ -168,7 +180,7 @@ def finish(job: Job, run: SeedRun, outputs: Outputs) -> Result:
     if session.writes:
         seconds = round(outputs.seconds(), 1)
         folders.add_facts(run.workdir, steps=job.step, wall_seconds=seconds)
-    return report(
+    result = report(
         session.experiment,
         run.workdir,
         session.dataset,
@@ -177,6 +189,8 @@ def finish(job: Job, run: SeedRun, outputs: Outputs) -> Result:
         job.evaluator,
         run.writer,
     )
+    hooks.at_end(job, run, state, result)
+    return result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,6 +219,8 @@ def open_outputs(job: Job, profile: bool) -> Iterator[Outputs]:
                     run.workdir,
                     restored_step=session.restored,
                     evaluated_step=run.host.last_eval_step,
+                    loggers=experiment.loggers,
+                    config=run.experiment,
                     enabled=session.writes,
                 )
             )
@@ -213,11 +229,12 @@ def open_outputs(job: Job, profile: bool) -> Iterator[Outputs]:
             )
             known = job.step == job.host.last_eval_step
             params = job.on_every_device(run.state.params) if known else None
-            run.histograms = Histograms(run.writer, params)
+            run.histograms = Histograms(run.writer.events, params)
         if job.step == 0 and not experiment.transfer.cache_after:
             seen = first_images(job.context(0.0), job.data, job.seeds)
             for run, images in zip(runs, seen, strict=True):
-                show_training_images(run.writer, images)
+                if run.writer.events:
+                    show_training_images(run.writer.events, images)
         writers = [run.writer for run in runs]
         enabled = profile and session.writes
         yield Outputs(

@@ -44,6 +44,8 @@ class HostState:
     evals_since_best: int = 0
     last_eval_step: int = 0
     wall_seconds: float = 0.0
+    stop_reason: str = ""
+    """Why a callback ended the training; empty if none did."""
 
 
 @dataclasses.dataclass
@@ -109,6 +111,8 @@ def open_session(
     """
     experiment, first = runs[0].experiment, jax.process_index() == 0
     check_views(experiment)
+    for logger in experiment.loggers:
+        logger.check_installed()
     with contextlib.ExitStack() as stack:
         # Locks come first: what is read from the folders must not change any more.
         for run in runs:

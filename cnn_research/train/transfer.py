@@ -22,7 +22,7 @@ from cnn_research.core.config import did_you_mean, register_config
 from cnn_research.core.errors import UsageError
 from cnn_research.core.ranges import NonNegativeFloat, PositiveFloat
 from cnn_research.models.pretrained import matches
-from cnn_research.train.optimizers import Optimizer
+from cnn_research.train.optimizers import OptimizerConfig
 
 
 @register_config
@@ -92,7 +92,7 @@ class Transfer:
         return lambda path: self.begins(path) > phase
 
     def optimizer(
-        self, base: Optimizer, steps: int, step_of: Callable[[float], int], phase: float = 0.0
+        self, base: OptimizerConfig, steps: int, step_of: Callable[[float], int], phase: float = 0.0
     ) -> optax.GradientTransformation:
         """The optimizer in force from epoch `phase` on; its state has one shape in all phases.
 

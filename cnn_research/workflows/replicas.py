@@ -1,8 +1,9 @@
 """`--replicas=N`: one experiment with N seeds, trained at once in one program.
 
 Every replica leaves the folder of a run of its own. They share what a start costs, and on
-accelerators their steps are one batched program. Trainings that may end apart, by patience, and
-those on features, which are computed once and read from the disk, follow one after the other.
+accelerators their steps are one batched program. Trainings that may end apart, by patience or a
+callback, and those on features, which are computed once and read from the disk, follow one after
+the other.
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ def means(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def in_turn(experiment: Training) -> bool:
     """Return whether the seeds are trained one after the other, not in lockstep."""
     transfer = experiment.transfer
-    return bool(experiment.selection.patience or transfer.cache_after or transfer.fit_after)
+    ends_apart = experiment.selection.patience or experiment.callbacks
+    return bool(ends_apart or transfer.cache_after or transfer.fit_after)
 
 
 def _runs(experiment: Training, workdir: Path, count: int) -> list[SeedRun]:

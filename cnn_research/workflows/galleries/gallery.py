@@ -21,8 +21,8 @@ from cnn_research.core.ranges import Range
 from cnn_research.data.images import MAX_PIXELS, decode
 from cnn_research.ops.filters import output_size
 from cnn_research.report.html import MARKDOWN
+from cnn_research.report.loggers import TensorBoard
 from cnn_research.report.tensorboard import show_page
-from cnn_research.report.writers import MetricsWriter
 from cnn_research.workflows.page import Page, new_page
 
 SAMPLES = ("china.jpg", "flower.jpg")
@@ -44,10 +44,11 @@ def gallery_page(experiment: Experiment, workdir: Path, title: str, **facts: Any
             yield page
         folders.write_metadata(experiment, workdir, finished=folders.now(), **facts)
         if is_first_process():
-            with MetricsWriter(workdir, restored_step=None) as writer:
-                folder = workdir / folders.REPORT_FOLDER
-                pictures = {name: folder / f"{name}.png" for name in page.pictures}
-                show_page(writer, folder / MARKDOWN, pictures, 0)
+            events = TensorBoard().open(workdir, experiment, -1)
+            folder = workdir / folders.REPORT_FOLDER
+            pictures = {name: folder / f"{name}.png" for name in page.pictures}
+            show_page(events, folder / MARKDOWN, pictures, 0)
+            events.close(failed=False)
         print(f"TensorBoard: tensorboard --logdir {workdir.parent}")
 
 

@@ -1,0 +1,330 @@
+"""Loggers: the places beside metrics.jsonl that show a run's numbers, as parts of its config."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import functools
+import importlib.util
+import math
+import os
+import re
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import tyro
+
+from cnn_research.core.config import (
+    config_fields,
+    did_you_mean,
+    differences,
+    flatten,
+    register_config,
+    to_dict,
+)
+from cnn_research.core.errors import UsageError
+from cnn_research.core.run_folder import RUN, SWEEP, add_facts, read_json
+from cnn_research.data.images import printable
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from tensorboardX import SummaryWriter
+
+EVENTS_FOLDER = "events"
+
+
+class Mirror(abc.ABC):
+    """A run as one logger shows it, between the start and the end of a process."""
+
+    last_kept: float = -1
+    """The step up to which it has the rows of earlier processes; -1 for a run that is new to it."""
+
+    @abc.abstractmethod
+    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """Show the numbers of a row of metrics.jsonl; some may not be finite."""
+
+    def report(self, page: Path, results: Mapping[str, float]) -> None:  # noqa: B027 (optional)
+        """Show the report and the results of the last evaluation, named `test/accuracy`."""
+
+    def close(self, *, failed: bool) -> None:  # noqa: B027 (optional)
+        """Write out what is pending; `failed` says that the run ended with an error."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Logger(abc.ABC):
+    """The config of a logger; `--loggers` names it by its class, in lower case.
+
+    It opens a `Mirror`. A registered subclass can be any other service or file.
+    """
+
+    package: ClassVar[str] = ""
+    """The package that it needs, and the extra that installs it."""
+
+    def check_installed(self) -> None:
+        """Raise `UsageError` if its package is missing."""
+        if self.package and importlib.util.find_spec(self.package) is None:
+            raise UsageError(
+                f"--loggers={_name_of(self)} needs {self.package}, which is not installed: "
+                f"pip install 'cnn-research[{self.package}]'"
+            )
+
+    @abc.abstractmethod
+    def open(self, workdir: Path, config: Any, last_kept: int) -> Mirror:
+        """Open the mirror of the run in a folder, the same one as an earlier process did.
+
+        `config` is the run's experiment. Rows of metrics.jsonl after step `last_kept` are dropped,
+        or written once more.
+        """
+
+
+def _name_of(logger: Logger) -> str:
+    return type(logger).__name__.lower()
+
+
+def _named(words: list[str]) -> Logger:
+    """The logger that is typed, with the defaults of its fields."""
+    kinds = {kind.__name__.lower(): kind for kind in Logger.__subclasses__()}
+    if words[0] not in kinds:
+        near = did_you_mean(words[0], list(kinds))
+        raise UsageError(f"--loggers: there is no '{words[0]}'{near}; give {', '.join(kinds)}")
+    return kinds[words[0]]()
+
+
+TYPED = tyro.constructors.PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="NAME",
+    instance_from_str=_named,
+    is_instance=lambda value: isinstance(value, Logger),
+    str_from_instance=lambda logger: [_name_of(logger)],
+)
+"""Loggers on the command line, by their names."""
+
+
+# TensorBoard --------------------------------------------------------------------------------------
+
+
+@register_config
+@dataclasses.dataclass(frozen=True)
+class TensorBoard(Logger):
+    """TensorBoard: event files in the run's folder."""
+
+    def open(self, workdir: Path, config: Any, last_kept: int) -> Events:
+        return Events(workdir, config, last_kept)
+
+
+class Events(Mirror):
+    """Event files, as two of TensorBoard's runs, for it selects few by itself: `events` has the
+    curves, tagged `loss/train`, `loss/validation`, and what is shown beside them; `events/report`
+    what is replaced as a whole when a report is written again."""
+
+    def __init__(self, workdir: Path, config: Any, last_kept: int):
+        self._workdir, self._config, self._purged = workdir, config, last_kept + 1
+        self._folder = workdir / EVENTS_FOLDER
+        if any(self._folder.glob("events.*")):
+            self.last_kept = last_kept
+            # Now rather than at the first write: if this process is killed before that, the steps
+            # that were taken back stay hidden all the same.
+            self.curves  # noqa: B018
+
+    @functools.cached_property
+    def curves(self) -> SummaryWriter:
+        """The writer of what belongs to a step of training."""
+        return self._writer(self._folder, self._purged)
+
+    @functools.cached_property
+    def pages(self) -> SummaryWriter:
+        """The writer of the report, which clears an earlier one."""
+        shutil.rmtree(self._folder / "report", ignore_errors=True)
+        # A TensorBoard that has read it forgets it, too.
+        return self._writer(self._folder / "report", 0)
+
+    def _writer(self, folder: Path, purged: int) -> SummaryWriter:
+        from tensorboardX import SummaryWriter
+
+        return SummaryWriter(
+            logdir=str(folder),
+            purge_step=purged,
+            flush_secs=10,
+            # A full disk ends the thread that empties the queue: a full one would wait for it.
+            max_queue=1000,
+            # File names count whole seconds: a run restarted within one would overwrite.
+            filename_suffix=f".{time.time_ns()}",
+        )
+
+    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self.curves.add_scalar(f"{name}/{split}", value, step)
+
+    def report(self, page: Path, results: Mapping[str, float]) -> None:
+        """Add the run to the table of hyperparameters."""
+        from tensorboardX.summary import hparams
+
+        plain = {
+            path: value if isinstance(value, bool | int | float) else printable(str(value))
+            for path, value in hyperparameters(self._config, self._workdir).items()
+        }
+        # The first part says which columns there are; without it TensorBoard finds them itself, and
+        # shows those first in which runs differ.
+        _, *summaries = hparams(plain, dict(results))
+        for summary in summaries:
+            self.pages.file_writer.add_summary(summary)
+        for name, value in results.items():
+            self.pages.add_scalar(name, value)
+
+    def close(self, *, failed: bool) -> None:
+        for name in ("curves", "pages"):
+            if name in vars(self):
+                vars(self).pop(name).close()
+
+
+def hyperparameters(experiment: Any, workdir: Path) -> dict[str, Any]:
+    """The columns of a run in TensorBoard's table: those that may differ from another run's.
+
+    In a sweep they are the fields that it varies. Elsewhere they are the experiment's own fields,
+    and those of its data, network and optimizer. Of the other parts little is changed as a rule:
+    each has one column, with what differs from its defaults.
+    """
+    words = [set(run["words"]) for run in read_json(workdir.parent / SWEEP).get("runs", ())]
+    varied = set().union(*words) - set.intersection(*words) if words else set()
+    names = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in varied}
+    names |= {name.replace("no_", "", 1) for name in names}
+    fields = flatten(experiment).items()
+    columns = {path: v for path, v in fields for n in names if f"{path}.".startswith(f"{n}.")}
+    if columns:
+        return columns
+    for field in config_fields(experiment):
+        if field.name in {*experiment.resumable_fields} - {"epochs"}:
+            continue  # as it changes no number
+        value = getattr(experiment, field.name)
+        columns[field.name] = type(value).__name__ if dataclasses.is_dataclass(value) else value
+        if field.name in ("data", "model", "optimizer"):
+            columns |= flatten(value, f"{field.name}.")
+        elif dataclasses.is_dataclass(value):
+            changed = differences(value, None).items()
+            columns[field.name] = " ".join(f"{k}={v}" for k, v in changed if k != "class") or "-"
+    return columns
+
+
+# Services -----------------------------------------------------------------------------------------
+
+
+@register_config
+@dataclasses.dataclass(frozen=True)
+class WandB(Logger):
+    """Weights & Biases. Its environment variables hold for what is not given here;
+    `WANDB_MODE=offline` writes to the run's folder alone, for `wandb sync`."""
+
+    package: ClassVar = "wandb"
+
+    project: str = ""
+    """Project; empty for `WANDB_PROJECT`."""
+    entity: str = ""
+    """User or team; empty for `WANDB_ENTITY`, or the user's own."""
+
+    def open(self, workdir: Path, config: Any, last_kept: int) -> Mirror:
+        import wandb
+
+        known = _id_of_run(workdir, self)
+        run = wandb.init(
+            project=self.project or None,
+            entity=self.entity or None,
+            id=known,
+            resume="allow",
+            name=workdir.name,
+            dir=str(workdir),
+            config=to_dict(config),
+            reinit="create_new",  # several seeds are trained at once
+            settings=wandb.Settings(console="off"),
+        )
+        # Its own steps cannot go back, and a row may belong to the step of the row before.
+        run.define_metric("step")
+        run.define_metric("*", step_metric="step")
+        _keep_id_of_run(workdir, self, run.id)
+        return _WandBRun(run, math.inf if known else -1)
+
+
+class _WandBRun(Mirror):
+    def __init__(self, run: Any, last_kept: float):
+        self._run, self.last_kept = run, last_kept
+
+    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        self._run.log({"step": step, **{f"{split}/{k}": v for k, v in values.items()}})
+
+    def report(self, page: Path, results: Mapping[str, float]) -> None:
+        import wandb
+
+        self._run.summary.update({f"result/{name}": value for name, value in results.items()})
+        self._run.log({"report": wandb.Html(page.read_text(encoding="utf-8"), inject=False)})
+
+    def close(self, *, failed: bool) -> None:
+        self._run.finish(exit_code=int(failed))
+
+
+@register_config
+@dataclasses.dataclass(frozen=True)
+class MLflow(Logger):
+    """MLflow. Its environment variables hold for what is not given here."""
+
+    package: ClassVar = "mlflow"
+
+    experiment: str = ""
+    """Experiment; empty for `MLFLOW_EXPERIMENT_NAME`, or `Default`."""
+    tracking_uri: str = ""
+    """Server, folder or database (`sqlite:///mlflow.db`); empty for `MLFLOW_TRACKING_URI`."""
+
+    def open(self, workdir: Path, config: Any, last_kept: int) -> Mirror:
+        from mlflow import MlflowClient
+        from mlflow.entities import Param
+
+        client = MlflowClient(self.tracking_uri or None)
+        known = _id_of_run(workdir, self)
+        if known:
+            client.update_run(known, status="RUNNING")
+            return _MLflowRun(client, known, math.inf)
+        name = self.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "Default"
+        found = client.get_experiment_by_name(name)
+        experiment = found.experiment_id if found else client.create_experiment(name)
+        run_id = client.create_run(experiment, run_name=workdir.name).info.run_id
+        fields = [
+            Param(path, printable(str(value))[:6000]) for path, value in flatten(config).items()
+        ]
+        for first in range(0, len(fields), 100):  # at most so many in a request
+            client.log_batch(run_id, params=fields[first : first + 100])
+        _keep_id_of_run(workdir, self, run_id)
+        return _MLflowRun(client, run_id, -1)
+
+
+class _MLflowRun(Mirror):
+    def __init__(self, client: MlflowClient, run_id: str, last_kept: float):
+        self._client, self._run_id, self.last_kept = client, run_id, last_kept
+
+    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        self._log({f"{split}/{name}": value for name, value in values.items()}, step)
+
+    def report(self, page: Path, results: Mapping[str, float]) -> None:
+        self._log({f"result/{name}": value for name, value in results.items()}, 0)
+        self._client.log_artifact(self._run_id, str(page))
+
+    def close(self, *, failed: bool) -> None:
+        self._client.set_terminated(self._run_id, "FAILED" if failed else "FINISHED")
+
+    def _log(self, values: Mapping[str, float], step: int) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        names = {name: re.sub(r"[^\w/. :-]", "_", name) for name in values}  # what it accepts
+        metrics = [Metric(names[name], value, now, step) for name, value in values.items()]
+        self._client.log_batch(self._run_id, metrics=metrics)
+
+
+def _id_of_run(workdir: Path, logger: Logger) -> str | None:
+    """The id that a service gave the run in a folder; None for a run that is new to it."""
+    return read_json(workdir / RUN).get("loggers", {}).get(_name_of(logger))
+
+
+def _keep_id_of_run(workdir: Path, logger: Logger, run_id: str) -> None:
+    known = read_json(workdir / RUN).get("loggers", {})
+    add_facts(workdir, loggers={**known, _name_of(logger): run_id})

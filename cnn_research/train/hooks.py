@@ -1,0 +1,115 @@
+"""Calls an experiment's callbacks where the loop says so."""
+
+from __future__ import annotations
+
+import functools
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cnn_research.core.distributed import broadcast_from_process_zero
+from cnn_research.core.errors import UserError, one_line
+from cnn_research.core.experiment import Result
+from cnn_research.data.dataset import Split
+from cnn_research.train.callbacks import Callback, View
+from cnn_research.train.job import Job
+from cnn_research.train.session import SeedRun
+from cnn_research.train.state import TrainState
+
+Measured = Sequence[Mapping[str, float] | None]
+"""Validation metrics of each run."""
+
+
+def at_start(job: Job) -> None:
+    """Call `on_start`, unless the run resumes."""
+    if job.session.restored is None:
+        for run in job.runs:
+            for callback, view in _views(job, run):
+                _call(callback, "on_start", view, saved="nothing was trained yet")
+
+
+def after_evaluation(job: Job, measured: Measured) -> None:
+    """Call `on_evaluation`; note who asks for the end of a run.
+
+    Raises `UserError` for what a callback raises: the caller saves the step.
+    """
+    for run, metrics in zip(job.runs, measured, strict=True):
+        reasons: list[str] = []
+        for callback, view in _views(job, run, metrics, reasons):
+            saved = "the step is saved, and its evaluation is repeated when the run resumes"
+            _call(callback, "on_evaluation", view, saved=saved)
+        # Processes end together, or wait for each other.
+        if job.session.experiment.callbacks and broadcast_from_process_zero(len(reasons)):
+            run.host.stop_reason = "; ".join(reasons) or "a callback's decision"
+
+
+def after_checkpoint(job: Job, measured: Measured) -> None:
+    """Call `on_checkpoint` where a callback has it, once the evaluation's checkpoint is whole."""
+    for run, metrics in zip(job.runs, measured, strict=True):
+        for callback, view in _views(job, run, metrics):
+            if type(callback).on_checkpoint is not Callback.on_checkpoint:
+                run.checkpoints.wait()
+                path = run.saved / str(job.step)
+                _call(callback, "on_checkpoint", view, path, saved="the step is saved")
+
+
+def at_end(job: Job, run: SeedRun, state: TrainState, result: Result) -> None:
+    """Call `on_end` with the state that was evaluated."""
+    for callback, view in _views(job, run, state=state):
+        _call(callback, "on_end", view, result, saved="the run is complete, with its report")
+
+
+def _views(
+    job: Job,
+    run: SeedRun,
+    metrics: Mapping[str, float] | None = None,
+    reasons: list[str] | None = None,
+    *,
+    state: TrainState | None = None,
+) -> list[tuple[Callback, View]]:
+    """Each callback with its view of a run; `reasons` to stop are added to a list, if given."""
+    session = job.session
+    state = run.state if state is None else state
+    step = job.step if state is run.state else int(state.step)
+    epoch = job.plan.epoch_at(step)
+
+    def evaluate(split: Split) -> dict[str, float]:
+        sums, _ = job.evaluator(state.variables(), split) or ({}, None)
+        return session.experiment.fitted_task.means(sums)
+
+    def refuse(_: Any) -> None:
+        raise UserError("log is for on_start and on_evaluation, and stop for on_evaluation")
+
+    views = []
+    for callback in session.experiment.callbacks:
+        log = functools.partial(run.writer.write, step, type(callback).__name__, epoch=epoch)
+        view = View(
+            step=step,
+            epoch=epoch,
+            metrics=metrics or {},
+            state=state,
+            workdir=run.workdir,
+            experiment=session.experiment,
+            dataset=session.dataset,
+            splits=job.splits,
+            evaluate=evaluate,
+            log=log,
+            stop=refuse if reasons is None else reasons.append,
+        )
+        views.append((callback, view))
+    return views
+
+
+def _call(callback: Callback, hook: str, view: View, *more: Any, saved: str) -> None:
+    """Call a callback's method; what it raises becomes a `UserError`, with what is `saved`."""
+    try:
+        getattr(callback, hook)(view, *more)
+    except Exception as error:
+        at = traceback.extract_tb(error.__traceback__, 2)[-1]  # a line of that method
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        raise UserError(
+            f"the callback {type(callback).__name__} failed in {hook} at step {view.step:,}, "
+            f"{kind}{one_line(error)} ({Path(at.filename).name}, line {at.lineno}): {saved}; "
+            "correct it, and give the same command again"
+        ) from error
