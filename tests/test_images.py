@@ -67,7 +67,7 @@ def test_depths_without_a_range_are_refused():
     Image.fromarray(GREYS.astype(np.uint8)).save(file, "TIFF", tiffinfo={LARGEST: 4095})
     assert (decode(file, None) == GREYS).all(), "of 8 bits nothing is scaled"
     content = file.getvalue().replace(struct.pack("<HHH", 8, 8, 8), struct.pack("<HHH", 16, 16, 16))
-    with pytest.raises(BadImage, match="colours of 12 bits in 16: save it with 8"):
+    with pytest.raises(BadImage, match="12-bit colours in 16 bits: save it with 8"):
         decode(io.BytesIO(content), None)
 
 

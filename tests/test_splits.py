@@ -366,7 +366,7 @@ def test_folds_are_runs_with_mean_and_deviation(tmp_path, capsys):
     summary = folders.read_json(workdir / "results.json")["figures"]["accuracy"]
     assert summary["std"] == pytest.approx(deviation) and summary["values"] == figures
     # Near duplicates were not asked to be kept together: they are listed.
-    assert f"the others: {runs[0] / shared.FILE}" in progress
+    assert f"all: {runs[0] / shared.FILE}" in progress
     assert (runs[0] / shared.FILE).read_text().startswith("image,split,label,other image")
     assert "listed" not in records[0]["near_duplicates"]
     with pytest.raises(UsageError, match=r"data\.folds was 2 and is now 3"):

@@ -138,7 +138,10 @@ def test_classes_named_like_splits_stay_classes(tmp_path):
         (["train", "test"], "has no folders of images .images are directly in test, train."),
         (["test/cat", "test/dog"], "has the splits test but no 'train': rename one, or name a"),
         (["val/cat", "val/dog", "test/cat", "test/dog"], "the splits test, val but no 'train'"),
-        (["labeled/cat", "labeled/dog", "unlabeled"], "without labels .unlabeled. beside folder"),
+        (
+            ["labeled/cat", "labeled/dog", "unlabeled"],
+            "unlabelled images .unlabeled. beside folder",
+        ),
         (["train", "test/cat", "test/dog"], "'train' has no class folders with images"),
         (["a/x", "a/y", "b/x", "b/y", "pool"], "same folders, .* in each of a, b, which look like"),
         (
@@ -152,7 +155,7 @@ def test_classes_named_like_splits_stay_classes(tmp_path):
         (["train_cat", "train_dog", "val_cat", "val_dog"], "has splits with a single class each"),
         (["cats_train/x", "cats_test/x", "dogs_train/x"], "has splits with a single class each"),
         (["train/cat", "train/dog", "train/cow", "holdout/cat"], "other folders .holdout."),
-        (["train_data/cat", "train_data/dog", "test_data"], "without labels .test_data. beside"),
+        (["train_data/cat", "train_data/dog", "test_data"], "unlabelled images .test_data. beside"),
         (["train/cat", "train/dog", "test/cat", "extra/cat"], "other folders .extra."),
         (["train_images/a", "train_images/b", "train_masks/a", "train_masks/b"], "which look like"),
     ],
@@ -175,7 +178,9 @@ def test_a_class_without_files_named_as_images_is_named(tmp_path):
     make_images(tmp_path, *numbered("cat"))
     (tmp_path / "dog").mkdir()
     (tmp_path / "dog" / "0.npy").touch()
-    with pytest.raises(UserError, match=r"only one class, 'cat' .no file in dog is named .*: it"):
+    with pytest.raises(
+        UserError, match=r"only one class, 'cat' .no file in dog has an image extension.: it"
+    ):
         plan_folder(tmp_path, "pets")
 
 
@@ -358,7 +363,7 @@ def test_long_cells_and_many_columns(tmp_path):
     cells = ",0" * 100
     table = write(tmp_path, f"\ufeff\ufeffimage,label\u200b{many}\n0.png,{'x' * 200_000}{cells}\n")
     assert len(pairs(table)[0][1]) == 200_000
-    with pytest.raises(UsageError, match=r"'kind'; .* image, label, .* 17, ... .102 in all.: name"):
+    with pytest.raises(UsageError, match=r"'kind'; .* image, label, .* 17, ... .102 in all."):
         plan_of(table, label=("kind",))
 
 
@@ -381,7 +386,9 @@ def test_spreadsheets_are_read(tmp_path):
         read_table(write(tmp_path, b"\xd0\xcf\x11\xe0 encrypted", "other.xlsx"), "other.xlsx")
     with pytest.raises(UserError, match=r"cannot be read as a spreadsheet .*: save it as"):
         read_table(write(tmp_path, b"PK no spreadsheet", "other.xlsx"), "other.xlsx")
-    with pytest.raises(UserError, match=r"pets has 2 tables .*: other.xlsx, pets.xlsx: it needs"):
+    with pytest.raises(
+        UserError, match=r"pets has 2 tables .*: other.xlsx, pets.xlsx: provide one"
+    ):
         find_table(tmp_path, "pets")
     assert find_table(write(tmp_path, TEXT).parent, "pets").name == "pets.csv"
 
