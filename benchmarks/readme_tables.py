@@ -457,7 +457,7 @@ def studies(results: Results) -> str:
                 for shift in shown
             ]
             rows.append((name, kind, str(len(seeds)), *map(mean_and_deviation, cells)))
-    moved = [f"moved by {shift}" for shift in shown if shift]
+    moved = [f"shifted by {shift}" for shift in shown if shift]
     return markdown_table(("experiment", "pooling", "runs", "test accuracy", *moved), rows)
 
 

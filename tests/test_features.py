@@ -278,9 +278,9 @@ def test_a_regression_has_features_too(tmp_path, monkeypatch):
     monkeypatch.setattr(TrainedModel, "load_data", lambda self: dataset)
     run(Features(run="photographs", units=9), tmp_path / "features")
     text = (tmp_path / "features" / "report" / "report.md").read_text()
-    assert "Regions that contribute to a larger estimate" in text
+    assert "Regions that contribute to a larger number" in text
     assert "Conv_0: 4 of 4 units" in text
-    with pytest.raises(UsageError, match="the run estimates a number"):
+    with pytest.raises(UsageError, match="the run predicts a number"):
         run(Features(run="photographs", target_class="1900"), tmp_path / "features")
 
 

@@ -233,7 +233,7 @@ def test_augmentations_of_an_image(photograph, tmp_path):
     run(gallery, tmp_path / "run")
     found, report = pictures(tmp_path / "run")
     assert found == ["mixed_image", "pixels_image", "places_image"]
-    assert "outside the image are the border's pixels" in report
+    assert "padded with the edge pixels" in report
 
 
 def test_figure_12_shows_each_change_as_it_was_made():
@@ -317,7 +317,7 @@ def test_kernels_are_read_as_written():
         (Augmentations(size=(0, 5)), "--size"),
         (Augmentations(draws=0), "--draws is 0"),
         (Augmentations(augmentation=Augmentation()), "nothing to show"),
-        (Augmentations(augmentation=Augmentation(mirror=True, size=(9, 9))), "--size is theirs"),
+        (Augmentations(augmentation=Augmentation(mirror=True, size=(9, 9))), "use --size"),
         (PoolingPyramid(rounds=0), "--rounds is 0"),
         (PoolingPyramid(size=(8, 100), rounds=4), "can be halved 3 times"),
     ],
@@ -330,7 +330,7 @@ def test_fields_out_of_range(gallery, part, tmp_path):
 
 def test_a_kernel_larger_than_the_image(photograph, tmp_path):
     gallery = Filters(image=str(photograph), kernel=" ".join(["1"] * 43**2))
-    with pytest.raises(UsageError, match="kernel of 43x43 is larger than the image of 42x62"):
+    with pytest.raises(UsageError, match="43x43 kernel is larger than the padded image, 42x62"):
         run(gallery, tmp_path / "run")
 
 

@@ -903,7 +903,7 @@ def test_studies_are_averaged_over_both_directions():
     still = {"shifts": [0], "accuracy": {"min": [[0.8]]}}
     results = {"translation": {"figures": {"study": study}}, "types": {"figures": {"study": still}}}
     header, _, *rows = table(readme_tables.studies(results))
-    assert header[3:] == ["test accuracy", "moved by 2", "moved by 4", "moved by 8"]
+    assert header[3:] == ["test accuracy", "shifted by 2", "shifted by 4", "shifted by 8"]
     assert rows == [
         ["translation", "max", "2", "0.9000 ± 0.0000", "0.3000 ± 0.0000", "", ""],
         ["types", "min", "1", "0.8000", "", "", ""],

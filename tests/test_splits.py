@@ -375,7 +375,7 @@ def test_folds_are_runs_with_mean_and_deviation(tmp_path, capsys):
 
 def test_folds_are_of_folders_and_tables(tmp_path):
     digits = lookup("digits_mlp").experiment()
-    with pytest.raises(UsageError, match="has splits of its own: leave --folds out"):
+    with pytest.raises(UsageError, match="has its own splits: omit --folds"):
         run(digits, tmp_path, folds=5)
     with pytest.raises(UsageError, match="must be 2 or more"):
         run(digits, tmp_path, folds=1)
