@@ -460,16 +460,26 @@ def test_a_command_ends_with_one_line_and_its_exit_code(words, code, part):
     is_one_error(ended.stderr, part)
 
 
-@pytest.mark.parametrize("error", [AssertionError(), RuntimeError("Unable to open it")])
-def test_a_platform_that_is_not_there_is_one_line(error, command, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("platform", "error", "advice"),
+    [
+        ("cuda", AssertionError(), "pip install -e '.[cuda]'"),
+        ("tpu", RuntimeError("Unable to open it"), "pip install -e '.[tpu]'"),
+        ("cudda", RuntimeError("Unknown backend"), "name cpu, cuda or tpu"),
+    ],
+)
+def test_a_platform_that_is_not_there_is_one_line(
+    platform, error, advice, command, monkeypatch, tmp_path
+):
     def devices():
         raise error
 
-    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setenv("JAX_PLATFORMS", platform)
     monkeypatch.setattr(jax, "devices", devices)
     said = command(*TINY, f"--workdir={tmp_path / 'run'}")
     assert said.code == 1
-    is_one_error(said.err, "JAX_PLATFORMS is 'cuda', but JAX finds no such device", str(error))
+    asked = f"JAX_PLATFORMS is '{platform}', but JAX finds no such device"
+    is_one_error(said.err, asked, str(error), advice)
 
 
 def test_a_device_without_memory_is_one_line(command, monkeypatch, tmp_path):

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Mapping
 
 from cnn_research.core.errors import only_help, run_command
+from cnn_research.core.terminal import show
 from cnn_research.models.flops import Cost, cost, least_size
 from cnn_research.models.named_weights import NAMED
 from cnn_research.models.registry import Architecture, architectures
@@ -35,13 +36,13 @@ def main(words: list[str]) -> None:
 def print_models(models: Mapping[str, Architecture]) -> dict[str, Cost]:
     """Print one line per model; return the costs by name."""
     line = f"{{:<{max(map(len, models))}}}  {{:<9}}  {{:>5}}  {{:>11}}  {{:>10}}  {{}}"
-    print(line.format("model", "image", "least", "parameters", "10^6 FLOPs", "source"))
+    show(line.format("model", "image", "least", "parameters", "10^6 FLOPs", "source"))
     costs = {}
     for name, each in models.items():
         costs[name] = cost(each.model, each.image_shape)
         shape, least = each.image_shape, least_size(each.model, each.image_shape[2])
         image = "x".join(map(str, shape))
-        print(line.format(name, image, least, *_shown(costs[name]), each.source), flush=True)
+        show(line.format(name, image, least, *_shown(costs[name]), each.source))
     return costs
 
 
@@ -50,7 +51,7 @@ def print_weights(costs: Mapping[str, Cost]) -> None:
     width = max(map(len, NAMED))
     line = f"{{:<{width}}}  {{:>5}}  {{:>11}}  {{:>10}}  {{:>5}}  {{:>5}}  {{:<10}}  {{:<6}}  {{}}"
     heads = ("top-1", "MB", "licence", "loaded", "where")
-    print(line.format("weights", "image", "parameters", "10^6 FLOPs", *heads))
+    show(line.format("weights", "image", "parameters", "10^6 FLOPs", *heads))
     for name, each in NAMED.items():
         facts = (
             f"{each.top1:.1f}",
@@ -59,7 +60,7 @@ def print_weights(costs: Mapping[str, Cost]) -> None:
             "yes" if each.loaded else "never",
         )
         where = f"{each.source.place}: {each.source}"
-        print(line.format(name, each.image_size, *_shown(costs[each.network]), *facts, where))
+        show(line.format(name, each.image_size, *_shown(costs[each.network]), *facts, where))
 
 
 def _shown(total: Cost) -> tuple[str, str]:
