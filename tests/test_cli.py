@@ -87,7 +87,7 @@ def is_one_error(err, *parts):
 
 DIGITS = "--experiment=digits_cnn"
 WRONG = {
-    "no experiment": ([], "name the experiment: python launch.py NAME"),
+    "no experiment": ([], "name the experiment: `python launch.py NAME`"),
     "unknown bare name": (["digits_cn"], "(did you mean 'digits_cnn'?)"),
     "unknown experiment": (["--experiment=digits_cn"], "(did you mean 'digits_cnn'?)"),
     "unknown command": (

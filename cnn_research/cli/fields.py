@@ -9,7 +9,7 @@ import shlex
 from typing import Any
 
 from cnn_research.core.config import did_you_mean, field_of, flatten, parse_fields, with_fields
-from cnn_research.core.errors import UsageError
+from cnn_research.core.errors import PROGRAM, UsageError
 from cnn_research.core.experiment import BUDGET, Experiment, registry
 
 LAUNCHER_FLAGS = (
@@ -44,7 +44,7 @@ def with_overrides(default: Experiment, words: list[str]) -> Experiment:
 def _parsed(default: Experiment, words: list[str]) -> Experiment:
     entry = registry().get(default.name)
     description = (entry.make.__doc__ if entry else None) or ""
-    command = f"python launch.py {default.name}"
+    command = f"{PROGRAM} {default.name}"
     flags = (*LAUNCHER_FLAGS, *NAMING_FLAGS)
     return parse_fields(default, words, command, description, flags)
 

@@ -13,7 +13,14 @@ from cnn_research.cli.fields import LAUNCHER_FLAGS, with_overrides, with_suggest
 from cnn_research.cli.program import COMMANDS
 from cnn_research.cli.run import bind_mode
 from cnn_research.core.config import asks_for_help, config_hash, did_you_mean
-from cnn_research.core.errors import UsageError, UserError, one_line, print_error, run_command
+from cnn_research.core.errors import (
+    PROGRAM,
+    UsageError,
+    UserError,
+    one_line,
+    print_error,
+    run_command,
+)
 from cnn_research.core.experiment import Entry, Experiment, lookup, registry
 from cnn_research.core.memory import use_one_arena
 from cnn_research.core.terminal import columns, show, styled, wrapped
@@ -31,8 +38,8 @@ flags.DEFINE_bool("list", False, "List every experiment.")
 
 FLAGS = flags.FLAGS
 
-USAGE = """\
-usage: python launch.py NAME [--workdir=FOLDER] [--mode=MODE] [--FIELD=VALUE]
+USAGE = f"""\
+usage: {PROGRAM} NAME [--workdir=FOLDER] [--mode=MODE] [--FIELD=VALUE]
 
   --list                 list all experiments by subject
   NAME --help            show an experiment's fields: type, meaning and default;
@@ -89,7 +96,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         ]
         rest = FLAGS(words, known_only=True)
     except flags.Error as error:
-        print_error(UsageError(f"{one_line(error)}; `python launch.py --help` shows all flags"))
+        print_error(UsageError(f"{one_line(error)}; `{PROGRAM} --help` shows all flags"))
         sys.exit(UsageError.exit_code)
     return rest + [word for word in argv if asks_for_help(word)][:1]
 
@@ -118,8 +125,8 @@ def launch(words: list[str]) -> None:
         if name not in registry():
             near = did_you_mean(name, [*registry(), *COMMANDS])
             raise UsageError(
-                f"no experiment or command is named '{name}'{near}; `python launch.py --list` "
-                "shows all experiments"
+                f"no experiment or command is named '{name}'{near}; `{PROGRAM} --list` shows all "
+                "experiments"
             )
         FLAGS.experiment = name
     saved = saved_experiment(workdir)
@@ -188,9 +195,7 @@ def nothing_to_run(words: list[str], workdir: Path | None) -> UserError:
         if near:
             return UsageError(f"there is no flag --{name}{near}")
     if FLAGS.mode in TRAINING_MODES:
-        return UsageError(
-            "name the experiment: python launch.py NAME (`python launch.py --list` shows all)"
-        )
+        return UsageError(f"name the experiment: `{PROGRAM} NAME`; `{PROGRAM} --list` shows all")
     if workdir is None:
         return UsageError(f"--mode={FLAGS.mode} needs --workdir=FOLDER, the folder of a run")
     return UserError(f"{workdir} is not a run folder (it has no config.json): check --workdir")
@@ -206,4 +211,4 @@ def print_list() -> None:
         print(styled(wrapped(subject, columns(sys.stdout)), "bold"))
         width = max(len(each.name) for each in entries)
         show("\n".join(f"  {each.name:{width}}  {each.summary}" for each in entries) + "\n")
-    show("`python launch.py NAME` runs an experiment, `python launch.py NAME --help` shows it.")
+    show(f"`{PROGRAM} NAME` runs an experiment, `{PROGRAM} NAME --help` describes it.")

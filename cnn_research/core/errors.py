@@ -4,7 +4,10 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+PROGRAM = "cnn-research" if Path(sys.argv[0]).stem == "cnn-research" else "python launch.py"
+"""What was typed to start the program, for messages that say what to type next."""
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 NOBODY_READS = 141
 """The exit code of a command whose output nobody reads any more, as the shell has it of others."""

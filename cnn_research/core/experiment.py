@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar
 import tyro
 
 from cnn_research.core.config import did_you_mean, import_modules
-from cnn_research.core.errors import UsageError
+from cnn_research.core.errors import PROGRAM, UsageError
 from cnn_research.core.ranges import check_ranges
 
 
@@ -147,5 +147,5 @@ def lookup(name: str) -> Entry:
         return entries[name]
     raise UsageError(
         f"no experiment is named '{name}'{did_you_mean(name, list(entries))}; "
-        "`python launch.py --list` shows all"
+        f"`{PROGRAM} --list` shows all"
     )
