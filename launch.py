@@ -1,4 +1,4 @@
-"""Runs a registered experiment: `python launch.py --experiment=NAME [--FIELD=VALUE ...]`."""
+"""Run a registered experiment: `python launch.py --experiment=NAME [--FIELD=VALUE ...]`."""
 
 from cnn_research.cli.program import program
 

@@ -1,7 +1,7 @@
-"""The registered experiments, one module per subject: those of the folder `experiments/`.
+"""The registered experiments of the folder `experiments/`, one module per subject.
 
-That folder lies beside this package in a checkout. Where the package is installed, it has this
-module's name and place, and is imported instead of it.
+In a checkout that folder is beside this package. In an installed package it has this module's name
+and place, and is imported instead.
 """
 
 from cnn_research.core.files import EXPERIMENTS

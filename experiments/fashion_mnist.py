@@ -1,8 +1,8 @@
 """The Fashion-MNIST paper (Chediack Ciminari 2022): classification with and without convolution.
 
-The data is prepared once, with `python -m cnn_research.data prepare fashion_mnist`. Where the
-paper is silent: 50,000 training and 10,000 validation images, batches of 100, Adam at 0.001,
-as in its author's course. The paper reports the metrics after the last of 10 epochs.
+Prepare the data once with `python -m cnn_research.data prepare fashion_mnist`. For what the paper
+does not specify we use 50,000 training and 10,000 validation images, batches of 100, and Adam at
+0.001, as in its author's course. The paper reports the metrics after the last of 10 epochs.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ CNN = ConvNet(
 
 
 def as_in_the_paper(model: nn.Module) -> Training:
-    """A training as in the paper; the module's docstring fills its gaps."""
+    """A training as in the paper; the module's docstring has the unspecified values."""
     return Training(
         data=FashionMnist(),
         model=model,
@@ -53,13 +53,13 @@ def as_in_the_paper(model: nn.Module) -> Training:
 
 @register(document=FASHION_MNIST, data="Fashion-MNIST", document_results=CNN_RESULTS)
 def fashion_mnist_cnn() -> Training:
-    """The paper's network to the letter: no activation between the linear layers.
+    """The paper's network exactly as described: no activation between the linear layers.
 
     python launch.py --experiment=fashion_mnist_cnn
 
-    The text gives both convolutions padding 1, but the 864 inputs of its first linear layer
-    (6x6x24) need none in the second: 864 decides. A minute on two cores; about 0.898 test
-    accuracy.
+    According to the text both convolutions have padding 1, but the 864 inputs of the first linear
+    layer (6x6x24) imply none in the second; we follow the latter. One minute on two cores; about
+    0.898 test accuracy.
     """
     return as_in_the_paper(CNN)
 
@@ -70,7 +70,7 @@ def fashion_mnist_cnn_relu() -> Training:
 
     python launch.py --experiment=fashion_mnist_cnn_relu
 
-    A minute on two cores.
+    One minute on two cores.
     """
     return as_in_the_paper(CNN.clone(dense_activation="relu"))
 
@@ -102,7 +102,7 @@ def fashion_mnist_mlp_early() -> Training:
 
     python launch.py --experiment=fashion_mnist_mlp_early
 
-    Stops after two evaluations without a lower validation loss, and reports the best.
+    Stops after two evaluations without a lower validation loss, and reports the best epoch.
     """
     return dataclasses.replace(
         as_in_the_paper(MLP(dense=(512,))),
@@ -112,7 +112,7 @@ def fashion_mnist_mlp_early() -> Training:
 
 @register(document=FASHION_MNIST, data="Fashion-MNIST", document_results=CNN_RESULTS)
 def fashion_mnist_best() -> Training:
-    """The best that twenty minutes on two CPU cores can train: a ResNet-9 of 390,000 parameters.
+    """The best network that two CPU cores train in twenty minutes: a ResNet-9, 390,000 parameters.
 
     python launch.py --experiment=fashion_mnist_best
 

@@ -1,6 +1,6 @@
 """The classifier lecture's claims about pooling, tested on Fashion-MNIST.
 
-The data is prepared once, with `python -m cnn_research.data prepare fashion_mnist`.
+Prepare the data once with `python -m cnn_research.data prepare fashion_mnist`.
 """
 
 from cnn_research.core.experiment import register
@@ -24,7 +24,7 @@ CLASSIFIER = Training(
 
 @register(document=CLASSIFIERS, data="Fashion-MNIST")
 def pooling_types() -> PoolingStudy:
-    """The same classifier with max, average and min pooling: is any better?
+    """The same classifier with max, average and min pooling: which is better?
 
     python launch.py --experiment=pooling_types
 
@@ -35,7 +35,7 @@ def pooling_types() -> PoolingStudy:
 
 @register(document=CLASSIFIERS, data="Fashion-MNIST")
 def translation() -> PoolingStudy:
-    """Accuracy against the shift of images, with pooling and with strides in its place.
+    """Accuracy on shifted images, with pooling and with strides instead.
 
     python launch.py --experiment=translation
 

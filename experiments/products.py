@@ -1,15 +1,15 @@
 """The classifier lecture's training log T0 to T7: material, type and brand from a photograph.
 
-One network, three heads; accuracies on a source and on a target, another domain. The photographs
-are from a catalogue: the source goes up to 2012, the target starts in 2015 (`--data.rows` and
-`--data.target` select others). They are prepared once:
+One network with three heads is evaluated on a source domain and on a target domain. The photographs
+are from a catalogue: the source ends in 2012, the target starts in 2015 (`--data.rows` and
+`--data.target` select others). Prepare them once:
 
 python -m cnn_research.data prepare products --source=FOLDER_OR_ARCHIVE
 
-The slides leave open the network, the optimizer, the dense layer's width before T6, and what D0,
-D1, T0 and T1 are. Here: four convolutions with batch normalisation and pooling, as in their 'basic
-classifier', Adam, 128 units; D0 has every label with two examples and D1 those with ten; T0 and T1
-are two ways to draw the test split.
+The slides do not specify the network, the optimizer, the dense layer's width before T6, or D0, D1,
+T0 and T1. We use four convolutions with batch normalisation and pooling, as in their 'basic
+classifier', Adam, and 128 units; D0 has labels with at least two examples, D1 with at least ten; T0
+and T1 are two ways to draw the test split.
 """
 
 from cnn_research.core.experiment import register
@@ -36,16 +36,16 @@ def row(
     dense: tuple[int, ...] = (128,),
     dropout: float = 0.0,
 ) -> Training:
-    """The training of a row of the log.
+    """The training of one row of the log.
 
     Args:
-        batch_size: images in a step.
+        batch_size: images per step.
         epochs: passes over the images.
         learning_rate: Adam's.
-        min_examples: of a label, or it counts as not known: 2 for D0, 10 for D1.
+        min_examples: minimum for a label; rarer ones count as missing. 2 for D0, 10 for D1.
         split: 0 for T0, 1 for T1.
         dense: widths of the intermediate dense layers.
-        dropout: after them.
+        dropout: rate after these layers.
     """
     return Training(
         data=Products(image_size=(224, 224), min_examples=min_examples, split_seed=split),
@@ -67,7 +67,7 @@ def row(
 def figures(
     source: tuple[float, float, float, float], target: tuple[float, ...] = ()
 ) -> dict[str, float]:
-    """A row's accuracies by the names of ours: material, type, brand and their mean."""
+    """A row's accuracies (material, type, brand and their mean) by the names of ours."""
     heads = ("material accuracy", "type accuracy", "brand accuracy", "accuracy")
     return {
         **{f"test {name}": value for name, value in zip(heads, source, strict=True)},
@@ -79,7 +79,7 @@ def figures(
     document=CLASSIFIERS, data="products", document_results=figures((0.698, 0.677, 0.010, 0.462))
 )
 def products_t0() -> Training:
-    """T0 of the training log: batch 50, 5 epochs, learning rate 0.0003, also rare labels.
+    """T0 of the training log: batch 50, 5 epochs, learning rate 0.0003, including rare labels.
 
     python launch.py --experiment=products_t0
     """
@@ -90,7 +90,7 @@ def products_t0() -> Training:
     document=CLASSIFIERS, data="products", document_results=figures((0.683, 0.779, 0.101, 0.521))
 )
 def products_t1() -> Training:
-    """T1: batch 100, 10 epochs, learning rate 0.0003, labels with ten examples or more.
+    """T1: batch 100, 10 epochs, learning rate 0.0003, labels with at least ten examples.
 
     python launch.py --experiment=products_t1
     """
@@ -101,7 +101,7 @@ def products_t1() -> Training:
     document=CLASSIFIERS, data="products", document_results=figures((0.596, 0.630, 0.082, 0.436))
 )
 def products_t2() -> Training:
-    """T2: as T1 with batch 200.
+    """T2: like T1 with batch 200.
 
     python launch.py --experiment=products_t2
     """
@@ -127,7 +127,7 @@ def products_t3() -> Training:
     document_results=figures((0.837, 0.841, 0.197, 0.625), (0.610, 0.527, 0.027, 0.388)),
 )
 def products_t4() -> Training:
-    """T4: as T3 with batch 200 and 15 epochs.
+    """T4: like T3 with batch 200 and 15 epochs.
 
     python launch.py --experiment=products_t4
     """
@@ -140,7 +140,7 @@ def products_t4() -> Training:
     document_results=figures((0.793, 0.817, 0.173, 0.595), (0.507, 0.486, 0.034, 0.342)),
 )
 def products_t5() -> Training:
-    """T5: as T3 without the intermediate dense layer.
+    """T5: like T3 without the intermediate dense layer.
 
     python launch.py --experiment=products_t5
     """
@@ -162,7 +162,7 @@ def products_t6() -> Training:
     document=CLASSIFIERS, data="products", document_results=figures((0.841, 0.817, 0.313, 0.657))
 )
 def products_t7() -> Training:
-    """T7: as T6, with dropout after the intermediate dense layer.
+    """T7: like T6, with dropout after the intermediate dense layer.
 
     python launch.py --experiment=products_t7
     """
@@ -171,19 +171,19 @@ def products_t7() -> Training:
 
 @register(document=CLASSIFIERS, data="products")
 def products_best() -> Training:
-    """A linear layer on the means and maxima of every map of a frozen MobileNetV1.
+    """A linear layer on the means and maxima of all feature maps of a frozen MobileNetV1.
 
     python launch.py --experiment=products_best --pretrained.source=FILE
 
-    Chosen on the validation split, and on the photographs of 2013 and 2014, which belong to neither
-    source nor target: maxima are worth 0.018 over means alone, the adjusted logits 0.003, on later
-    photographs 0.007; labels with three examples cost nothing there. Fine-tuning the whole network
-    for eight epochs, at 112x84, comes to 0.722 in validation. Takes 8 GB of memory.
+    Chosen on the validation split and on the photographs of 2013 and 2014, which are in neither
+    domain: maxima add 0.018 to the accuracy with means only, logit adjustment adds 0.003 (0.007 on
+    later photographs), and labels with three examples cost nothing. Fine-tuning the whole network
+    for eight epochs at 112x84 reaches 0.722 on the validation split. Needs 8 GB of memory.
     """
     return Training(
-        # Enlarged: the network was trained on larger things.
+        # Enlarged, as the network was trained on larger objects.
         data=Products(image_size=(160, 120), min_examples=3, split_seed=1),
-        # The weights at hand end before the last 1x1 convolution.
+        # The available weights end before the last 1x1 convolution.
         model=MobileNetV1(
             last="conv_dw_13", pool="all", maxima=True, standardise=True, dropout=0.0
         ),
@@ -191,7 +191,7 @@ def products_best() -> Training:
             source="mobilenet_v1.npz", fresh=("predictions", "pool_bn", "dense_1", "conv_pw_13*")
         ),
         transfer=Transfer(cache_after="pool"),
-        # The target has other shares of the classes.
+        # The class frequencies of the target differ.
         task=MultiHead(
             label=("material", "type", "brand"), label_smoothing=0.2, logit_adjustment=0.2
         ),
