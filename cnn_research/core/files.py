@@ -28,7 +28,7 @@ def sha256_of(file: Path) -> str:
 def write_text(file: Path, text: str) -> None:
     """Write the file whole or not at all, even if the machine stops."""
     temporary = file.with_name(f"{file.name}.tmp")
-    with temporary.open("w") as stream:
+    with temporary.open("w", encoding="utf-8", newline="\n") as stream:
         stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())

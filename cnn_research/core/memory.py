@@ -16,7 +16,7 @@ LARGE_STEP = 64e6
 def available_memory() -> float:
     """Bytes of the machine's memory that are free, or could be; infinite where unknown."""
     try:
-        with open("/proc/meminfo") as file:
+        with open("/proc/meminfo", encoding="utf-8") as file:
             lines = dict(line.split(":") for line in file)
         return float(lines["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError):

@@ -117,7 +117,7 @@ def saved_config(workdir: Path) -> Experiment | None:
     """The experiment that a folder holds, or None; a `UserError` for a damaged config.json."""
     file = workdir / CONFIG
     try:
-        return from_dict(json.loads(file.read_text())) if file.exists() else None
+        return from_dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{file} is damaged ({error}): restore it, or name another workdir"
@@ -263,7 +263,7 @@ def machine() -> dict[str, Any]:
     """The processor's name and how many cores this process may use."""
     cpu = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         names = (line.partition(":")[2] for line in lines if line.startswith("model name"))
         cpu = next(names, cpu).strip()
     return {"cpu": cpu, "cores": cores(), "system": platform.system()}
@@ -288,7 +288,7 @@ def versions() -> dict[str, str]:
 def read_json(file: Path) -> dict[str, Any]:
     """The file's values; empty if it is absent or damaged."""
     try:
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return {}
 

@@ -70,13 +70,15 @@ def export_run(experiment: Training, workdir: Path, folder: Path | None = None) 
         variables = traverse_util.flatten_dict(dict(model.state.variables()), sep="/")
         arrays = {name: np.ascontiguousarray(value) for name, value in variables.items()}
         (partial / "model.safetensors").write_bytes(save(arrays))
-        (partial / folders.CONFIG).write_text(canonical_json(experiment))
+        (partial / folders.CONFIG).write_text(canonical_json(experiment), encoding="utf-8")
         facts = described(model)
         folders.write_json(partial / exported.FACTS, facts)
         _write_labels(partial, facts["heads"])
         why_not = try_onnx(model, partial)
         run = folders.read_json(workdir / folders.RUN)
-        (partial / "README.md").write_text(card(facts, run, (partial / ONNX).exists()))
+        (partial / "README.md").write_text(
+            card(facts, run, (partial / ONNX).exists()), encoding="utf-8"
+        )
         exported.write_sums(partial)
     size = sum(file.stat().st_size for file in folder.iterdir())
     print(f"{folder}: {size / 1e6:,.1f} MB, step {facts['step']:,}, for {', '.join(PLATFORMS)}")

@@ -114,7 +114,7 @@ class Search(Feed):
         A last line cut short is left out; a `UserError` for other damage.
         """
         file = self._folder / STUDY
-        text = file.read_text() if file.exists() else ""
+        text = file.read_text(encoding="utf-8") if file.exists() else ""
         if (whole := text[: text.rfind("\n") + 1]) != text:
             print(f"{file}: its last line is incomplete, and was ignored", file=sys.stderr)
             write_text(file, whole)

@@ -230,7 +230,7 @@ def write_checksums(checkpoint: Path) -> None:
 def damage(checkpoint: Path) -> str | None:
     """Describe the damage of a checkpoint; None if it is good."""
     try:
-        sums = json.loads((checkpoint / CHECKSUMS).read_text())
+        sums = json.loads((checkpoint / CHECKSUMS).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return "it is incomplete (the run was stopped while saving it)"
     except ValueError:
@@ -247,7 +247,9 @@ def damage(checkpoint: Path) -> str | None:
 def _validation(checkpoint: Path) -> dict[str, float]:
     """Validation metrics saved with a checkpoint; empty if it has none."""
     try:
-        return json.loads((checkpoint / "host" / "metadata").read_text())["validation"]
+        return json.loads((checkpoint / "host" / "metadata").read_text(encoding="utf-8"))[
+            "validation"
+        ]
     except (OSError, ValueError, KeyError):
         return {}
 

@@ -198,7 +198,7 @@ class FeatureCache:
             say(f"Computing {self._what}, once.")
             self._compute(temporary / FEATURES)
             index = json.dumps({"of": f"{self._what}: {self._of}"})
-            (temporary / cache.INDEX).write_text(index)
+            (temporary / cache.INDEX).write_text(index, encoding="utf-8")
 
         cache.write_once(self._folder, write)
         cache.mark_used(self._folder)

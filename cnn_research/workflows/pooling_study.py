@@ -83,8 +83,12 @@ def compare(study: PoolingStudy, workdir: Path) -> Result:
             measured = functools.partial(
                 measure_accuracies, training, file.parent, study.shifts, stages.check
             )
-            stages.once(file, measured, lambda to, values: to.write_text(json.dumps(values)))
-            accuracy[kind].append(json.loads(file.read_text()))
+            stages.once(
+                file,
+                measured,
+                lambda to, values: to.write_text(json.dumps(values), encoding="utf-8"),
+            )
+            accuracy[kind].append(json.loads(file.read_text(encoding="utf-8")))
         return write(study, workdir, accuracy)
 
 

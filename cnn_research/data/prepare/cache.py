@@ -94,7 +94,7 @@ def lock(folder: Path) -> Iterator[None]:
 def read(folder: Path, fingerprint: str) -> Dataset | None:
     """Open the data set in `folder` as memory maps; None if absent, damaged or of other data."""
     try:
-        index = json.loads((folder / INDEX).read_text())
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         if (index["format"], index["fingerprint"]) != (FORMAT, fingerprint):
             logging.info("%s is out of date: its source has changed; rebuilding it", folder)
             return None
@@ -173,7 +173,7 @@ def write(
             "provenance": dict(provenance),
             "files": {path.name: path.stat().st_size for path in sorted(temporary.iterdir())},
         }
-        (temporary / INDEX).write_text(json.dumps(index, indent=1))
+        (temporary / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
         publish(temporary, folder)
 
 

@@ -74,7 +74,7 @@ def _entry(path: Path) -> Entry:
 def _described(index: Path) -> str:
     """Describe an entry by its index."""
     try:
-        content: dict[str, Any] = json.loads(index.read_text())
+        content: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))
         if "of" in content:
             return str(content["of"])
         sizes = content["provenance"]["examples"].items()

@@ -103,7 +103,11 @@ class Crops:
 def listed(file: Path) -> list[str]:
     """Read the column `id` of a CSV file; lines that start with # are comments."""
     try:
-        lines = [line for line in file.read_text().splitlines() if not line.startswith("#")]
+        lines = [
+            line
+            for line in file.read_text(encoding="utf-8").splitlines()
+            if not line.startswith("#")
+        ]
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from error
     return [row["id"] for row in csv.DictReader(lines)]

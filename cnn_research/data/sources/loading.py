@@ -167,7 +167,7 @@ def prepare_once(home: Path, write: Callable[[Path], None]) -> None:
     if not cache.write_once(home / cache.PREPARED, write):
         print(
             f"already prepared in {home}; to prepare it again, first run `python -m "
-            f"cnn_research.data remove {home.relative_to(cache.data_dir())}`"
+            f"cnn_research.data remove {home.relative_to(cache.data_dir()).as_posix()}`"
         )
 
 

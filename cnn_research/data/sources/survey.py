@@ -107,10 +107,10 @@ def _of_archive(source: ImageFiles, path: Path) -> Survey:
     def write(temporary: Path) -> None:
         with opened(path) as root:
             result = _survey(source, root, shown)
-        (temporary / RESULT).write_text(json.dumps(dataclasses.asdict(result)))
+        (temporary / RESULT).write_text(json.dumps(dataclasses.asdict(result)), encoding="utf-8")
 
     cache.write_once(folder, write)
-    return Survey(**json.loads((folder / RESULT).read_text()))
+    return Survey(**json.loads((folder / RESULT).read_text(encoding="utf-8")))
 
 
 def _survey(source: ImageFiles, root: Path, shown: str) -> Survey:

@@ -204,7 +204,7 @@ def _files_of(repository: str, source: str) -> list[str]:
                 f"cannot download {source}: check the name and the network, or {_ANOTHER} "
                 f"({_reason(error)})"
             ) from error
-        return [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+        return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
 
 
 def _weight_file(files: Sequence[str], source: str) -> str:
