@@ -102,10 +102,11 @@ def print_error(error: UserError) -> int:
     """Print the error as one line, after all that was printed before; return its exit code."""
     sys.stdout.flush()
     prefix = "" if isinstance(error, Interrupted) else "error: "
-    if prefix and sys.stderr.isatty():
-        from cnn_research.core.terminal import styled
+    if sys.stderr.isatty():
+        from cnn_research.core.terminal import CLEAR, styled
 
-        prefix = styled(prefix, "bold red", sys.stderr)
+        # In the place of the ^C that a terminal shows, or of the state of what has failed.
+        prefix = CLEAR + styled(prefix, "bold red", sys.stderr)
     print(f"{prefix}{one_line(error)}", file=sys.stderr, flush=True)
     return error.exit_code
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Self
 
-from cnn_research.core.terminal import columns, console, wrapped
+from cnn_research.core.terminal import CLEAR, columns, console, wrapped
 
 LIVE_SECONDS, LINE_SECONDS = 0.2, 10.0
 """The least time between two states that are shown, on a terminal and elsewhere."""
@@ -25,7 +25,7 @@ class Line:
 
     def __init__(self, *, enabled: bool = True):
         self._enabled, self._live = enabled, sys.stderr.isatty()
-        self._clear = "\r\x1b[K" if self._live else ""
+        self._clear = CLEAR if self._live else ""
         self._seconds = LIVE_SECONDS if self._live else LINE_SECONDS
         self._shown = time.monotonic()
 
@@ -154,7 +154,7 @@ class Progress:
         whole = f"{self._epochs:g}"
         # The last batch may go on into an epoch that is not asked for.
         name = f"epoch {min(round(epoch, 1), self._epochs):g}/{whole}"
-        first = len(f"epoch {whole}/{whole}")
+        first = len(f"epoch {whole}/{whole}") + 2  # with a decimal, in some rows
         values = {"train": training, "validation": validation or {}}
         if not self._titles:
             self._titles = self._columns(values, first)
@@ -186,7 +186,7 @@ class Progress:
 
     def _left(self, step: int) -> str:
         """The time that is left; "" where nothing is measured yet, or nothing left."""
-        if not self._done or self._began is None or step == self._began[1]:
+        if not self._done or self._began is None or not self._began[1] < step < self._steps:
             return ""
         began, first = self._began
         return duration((self._steps - step) * (time.monotonic() - began) / (step - first))

@@ -20,6 +20,8 @@ NUMBER = re.compile(r"([+-]?[\d,]+(\.\d+)?%?( ± [\d.]+)?|nan)?")
 """A cell that is aligned to the right."""
 NARROWEST = 16
 """Columns down to which a cell of text is folded; a table that needs less becomes a list."""
+CLEAR = "\r\x1b[K"
+"""Empties a terminal's line, and goes back to its beginning."""
 COLOURS = {
     **dict.fromkeys(("complete", "ok"), "green"),
     **dict.fromkeys(("failed", "FAULT", "error:"), "bold red"),
