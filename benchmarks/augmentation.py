@@ -139,7 +139,7 @@ def main(options):
     share = added[SIX] / plain
     rows = [
         row(
-            "what the painters paper's six augmentations add to the train step of its network "
+            "cost of the painters paper's six augmentations in the train step of its network "
             f"Red 1, {options.side}x{options.side}x3, {BATCH} images",
             "at most 5 %",
             f"{100 * share:.1f} % ({added[SIX]:.0f} of {plain:.0f} ms)",

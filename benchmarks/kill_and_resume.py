@@ -176,13 +176,13 @@ def main(options):
     kills = sum(fell_in.values())
     rows = [
         row(
-            "runs killed with SIGKILL that end with the parameters of a run left alone",
+            "runs killed with SIGKILL that end with the parameters of an uninterrupted run",
             f"{options.runs} of {options.runs}, bit for bit",
             f"{same} of {options.runs}; {kills} kills, {fell_in['save']} of them in a save",
             same == options.runs and kills >= options.runs / 2 and fell_in["save"] >= 3,
         ),
         row(
-            "the same runs' validation rows, optimizer state and test figures",
+            "the same runs' validation rows, optimizer state and test metrics",
             f"{options.runs} of {options.runs} the same",
             f"{identical} of {options.runs}",
             rows_same == identical == options.runs,

@@ -116,7 +116,7 @@ def rows_of(name: str, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[
     pairs = ", ".join(f"{one['expected']:.1f} -> {one['actual']:.1f}" for one in every)
     rows.append(
         row(
-            f"{name}: minutes that were expected, and that it then took",
+            f"{name}: estimated and actual minutes",
             "as measured",
             f"{pairs}; {min(ratios):.2f} to {max(ratios):.2f} times as many",
             True,
@@ -136,7 +136,7 @@ def _result(name: str, way: str, found: Sequence[Mapping[str, Any]]) -> Row:
     over = f", mean of {len(found)} splits ({min(accuracies):.4f} to {max(accuracies):.4f})"
     words = " ".join(["one command", *WAYS[way]])
     return row(
-        f"images of {name}, {words}: test accuracy and most minutes",
+        f"images of {name}, {words}: test accuracy and longest time",
         f"{target.accuracy} within {target.minutes:g} minutes" if target else "-",
         f"{mean:.4f}{over * (len(found) > 1)} after {minutes:.1f} minutes ({networks})",
         not target or (mean >= target.accuracy and minutes <= target.minutes),

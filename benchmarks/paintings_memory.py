@@ -58,7 +58,7 @@ def main(options):
             peak < MOST_GIGABYTES,
         ),
         row(
-            "opening the prepared paintings again, in a fresh process, its start included",
+            "opening the prepared paintings in a new process, including its start",
             f"under {MOST_SECONDS:g} s",
             f"{seconds:.1f} s",
             seconds < MOST_SECONDS,

@@ -116,8 +116,8 @@ def main(options):
         figures[name] = found | {"new of old": ratio}
         rows.append(
             row(
-                f"train step of {name}, {options.rounds} pairs of turns, of the time at the commit "
-                "before the packages",
+                f"time of a train step of {name}, relative to an earlier commit, {options.rounds} "
+                "pairs of turns",
                 f"at most {1 + SLOWER:.2f}",
                 f"{ratio['median']:.3f} ({ratio['min']:.2f} to {ratio['max']:.2f})",
                 ratio["median"] <= 1 + SLOWER,

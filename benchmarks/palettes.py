@@ -94,7 +94,7 @@ def main(options):
             first["gap closed"] >= 0.9,
         ),
         row(
-            "palettes of 481x321 photographs a second, whole command, after its start",
+            "palettes per second for photographs of 481x321, after the start of the command",
             ">= 20",
             f"{speed:.0f}",
             speed >= 20,

@@ -78,7 +78,7 @@ def main(options):
             difference <= 2 * error or difference == 0,
         ),
         row(
-            "time of 8 replicas in one program, of that of 8 runs",
+            "time of 8 replicas in one program, relative to 8 runs",
             "below 1",
             f"{at_once / one_by_one:.2f} ({at_once:.0f} s and {one_by_one:.0f} s)",
             at_once < one_by_one,

@@ -200,7 +200,7 @@ def compiled(name: str) -> dict[str, dict[str, Any]]:
                 for leaf in leaves
                 if leaf.size >= MIN_SHARD_SIZE and any(n % devices == 0 for n in leaf.shape)
             ]
-            figures[f"{devices} devices{', in shares' * sharded}"] = {
+            figures[f"{devices} devices{', sharded' * sharded}"] = {
                 "compiled": collective_bytes(steps.compiled().text()),  # type: ignore[attr-defined]
                 "gradients": NUMBER_BYTES * sum(leaf.size for leaf in leaves),
                 "gathered": NUMBER_BYTES * sum(divided) if sharded else 0,
@@ -243,8 +243,7 @@ def main(options):
     figures = on_virtual_devices("resnet50")
     rows = [
         row(
-            f"bytes of gradients and parameters that ResNet-50's step sends, {way}, against the "
-            "cost model",
+            f"bytes sent by a step of ResNet-50, {way}, against the cost model",
             f"within {TOLERANCE:.0%}",
             f"{compared(found):.1%} apart",
             compared(found) <= TOLERANCE,

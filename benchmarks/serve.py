@@ -192,9 +192,9 @@ def main(options):
         attacked = siege(Path(folder))
     rows = [
         row(
-            f"{name} served to {CLIENTS} clients, images a second with batches and one by one; "
+            f"{name} served to {CLIENTS} clients, images per second with and without batching; "
             f"{found['requests']:,} requests each",
-            "no wrong answer; more with batches",
+            "all responses correct; faster with batches",
             " and ".join(
                 f"{statistics.median(rates):.1f}" for rates in found["images_a_second"].values()
             )
@@ -203,7 +203,7 @@ def main(options):
                 f"{statistics.median(costs):.1f}"
                 for costs in found["cpu_milliseconds_an_image"].values()
             )
-            + f" ms of processor an image; {len(found['wrong'])} wrong",
+            + f" ms of CPU time per image; {len(found['wrong'])} wrong",
             not found["wrong"] and found["times_as_many"] > 1,
         )
         for name, found in speeds.items()
@@ -211,9 +211,9 @@ def main(options):
     good = attacked["statuses"]["good"]
     rows.append(
         row(
-            f"{HOSTILE} hostile requests among 1,000 good ones",
-            "each refused in a line, every good one answered, memory at most 20 % more",
-            f"{len(attacked['unclear'])} not so; {good.get(200, 0):,} good ones answered; memory "
+            f"{HOSTILE} hostile requests among 1,000 valid ones",
+            "each refused with one line, all valid ones served, memory at most 20 % higher",
+            f"{len(attacked['unclear'])} exceptions; {good.get(200, 0):,} valid ones served; memory "
             f"{attacked['growth']:+.1%}",
             not attacked["unclear"] and good == {200: 1000} and attacked["growth"] <= 0.2,
         )

@@ -66,7 +66,7 @@ def swept(folder: Path, *words: str) -> str:
 
 
 def array(cluster: Slurm, folder: Path) -> dict[str, Any]:
-    """A sweep of which one run fails: what came of it, and of the same command again."""
+    """A sweep of which one run fails: what came of it, and of the command repeated."""
     rates = ",".join([*(f"{number}e-3" for number in range(1, RUNS)), BAD])
     words = ("--experiment=digits_mlp", f"--grid=optimizer.learning-rate={rates}", "--epochs=1")
     began = time.monotonic()
@@ -235,20 +235,20 @@ def main(options):
     twice = [name for name, attempt in attempts.items() if attempt == 2]
     rows = [
         row(
-            f"array of {RUNS} runs, one failing on purpose",
+            f"job array of {RUNS} runs, one of which fails on purpose",
             f"{RUNS - 1} results, 1 named failure",
             f"{sweep['results']} results; failed: {', '.join(sweep['failed']) or 'none'}",
             sweep["results"] == RUNS - 1 and len(sweep["failed"]) == 1,
         ),
         row(
-            "the same command again",
+            "the command repeated",
             "runs 1",
             f"runs {len(twice)}",
             twice == list(sweep["failed"]) and set(attempts.values()) == {1, 2},
         ),
         row(
             "parameters of a run preempted by a signal, a job of a higher priority and its time "
-            "limit, against one left alone",
+            "limit, against an uninterrupted one",
             "the same, bit for bit",
             f"{'the same' if same else 'others'}, after "
             + ", ".join(f"{len(steps)} x {way}" for way, steps in stops.items()),
@@ -265,14 +265,14 @@ def main(options):
             for rule, (quantity, tolerance, _) in RULES.items()
         ),
         row(
-            "a process of one node killed with SIGKILL: until all are gone",
+            "a process of one node killed with SIGKILL: time until all have ended",
             f"within {ALL_GONE} s",
             f"{ended['seconds until all are gone']:.0f} s",
             ended["seconds until all are gone"] <= ALL_GONE,
         ),
         row(
-            "and started again",
-            "goes on to its end",
+            "restarting it",
+            "finishes",
             f"exit code {ended['exit code of the next']}, step {ended['step']}",
             ended["went on"] and ended["exit code of the next"] == 0,
         ),

@@ -52,7 +52,7 @@ def main(options):
     base = medians.pop("imports")
     rows = [
         row(
-            f"time to answer {name}",
+            f"response time of {name}",
             f"at most {ALLOWED} s more than the imports alone",
             f"{median:.2f} s; the imports alone {base:.2f} s",
             median - base <= ALLOWED,

@@ -151,7 +151,7 @@ def main(options):
     same = counts[1] == counts[8]
     rows.append(
         row(
-            "correct examples of what 2 processes of 2 devices saved, on 1 and on 8 devices",
+            "correct examples of a state saved by 2 processes of 2 devices, on 1 and 8 devices",
             "the same numbers",
             "the same" if same else f"{counts[1]} and {counts[8]}",
             same,

@@ -189,8 +189,8 @@ def test_citation_has_what_the_format_asks_for():
 
 def test_pictures_are_small():
     pictures = [*(ROOT / "docs" / "pictures").iterdir()]
-    assert {picture.suffix for picture in pictures} == {".png"}
-    assert all(picture.stat().st_size < 100_000 for picture in pictures)
+    assert all(picture.stat().st_size < 100_000 for picture in pictures if picture.suffix == ".png")
+    assert sum(picture.stat().st_size for picture in pictures) < 900_000
 
 
 # The page about one's own images -----------------------------------------------------------------
