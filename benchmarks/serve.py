@@ -213,8 +213,8 @@ def main(options):
         row(
             f"{HOSTILE} hostile requests among 1,000 valid ones",
             "each refused with one line, all valid ones served, memory at most 20 % higher",
-            f"{len(attacked['unclear'])} exceptions; {good.get(200, 0):,} valid ones served; memory "
-            f"{attacked['growth']:+.1%}",
+            f"{len(attacked['unclear'])} exceptions; {good.get(200, 0):,} valid ones served; "
+            f"memory {attacked['growth']:+.1%}",
             not attacked["unclear"] and good == {200: 1000} and attacked["growth"] <= 0.2,
         )
     )

@@ -82,7 +82,7 @@ def main(options):
     }
     rows = [
         row(
-            f"overhead of a local sweep for each of {options.runs} trivial runs, including its start",
+            f"overhead of a local sweep for each of {options.runs} trivial runs, start included",
             f"below {TARGET} s",
             f"{overhead:.2f} s beside {mean:.2f} s of the run itself",
             overhead < TARGET,
