@@ -1,4 +1,6 @@
-"""The painters paper (García Criado and Hidalgo Aguilar): who painted this? Prepare the data once:
+"""The painters paper (García Criado and Hidalgo Aguilar): who painted this?
+
+Prepare the data once:
 
 python -m cnn_research.data prepare artworks --source=FOLDER_OR_ARCHIVE
 
