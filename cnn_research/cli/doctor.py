@@ -29,7 +29,7 @@ MIN_MEMORY, MIN_DISK = 2e9, 5e9
 INSTALL = "pip install -c constraints.txt -e ."
 NAMED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
 IMPORTED = ("numpy", "absl", "jax", "flax", "optax", "orbax.checkpoint", "cnn_research.train.loop")
-"""Modules by which experiments run, each after those that it imports."""
+"""Modules that experiments import, each after its own imports."""
 EXTRAS = {
     "pretrained": "weights pretrained on photographs",
     "serve": "predictions over HTTP",
@@ -46,7 +46,7 @@ Finding = tuple[str, str, str]
 
 
 def main(words: Sequence[str] = ()) -> int:
-    """Print every finding, a line each; return 1 if experiments cannot run."""
+    """Print one line per finding; return 1 if experiments cannot run."""
     if words:
         return only_help(words, __doc__)
     broken = 0
@@ -79,7 +79,7 @@ def findings() -> Iterator[Finding]:
 
 
 def packages() -> Iterator[Finding]:
-    """Required packages that are absent or of another version, and the versions of some others."""
+    """Yield required packages that are missing or too old, and the versions of the main ones."""
     if installed("cnn-research") is None:
         yield WARNING, "packages", f"cnn-research itself is not installed: {INSTALL}"
     try:
@@ -93,7 +93,7 @@ def packages() -> Iterator[Finding]:
 
 
 def requirements() -> list[str]:
-    """Requirements of the project and its extras; read from setup.cfg in a plain checkout."""
+    """Requirements of the project and its extras, from setup.cfg if it is not installed."""
     with contextlib.suppress(metadata.PackageNotFoundError):
         return metadata.requires("cnn-research") or []
     setup = configparser.ConfigParser(interpolation=None)
@@ -126,7 +126,7 @@ def installed(name: str) -> str | None:
 
 
 def imports() -> Iterator[Finding]:
-    """Modules that fail to import, though the packages may be there; one line for each reason."""
+    """Yield modules that fail to import although the packages may be there, once per reason."""
     reasons: dict[str, str] = {}
     for module in IMPORTED:
         try:
@@ -191,7 +191,7 @@ def memory() -> Finding:
 
 
 def disk(subject: str, folder: Path, option: str) -> Finding:
-    """Free space where runs or data are written; `option` names another folder."""
+    """Free space where runs or data are written; `option` chooses another folder."""
     there, free = nearest_existing(folder), free_bytes(folder)
     text = f"{folder}: {free / 1e9:.1f} GB free"
     if not os.access(there, os.W_OK):

@@ -1,4 +1,4 @@
-"""An experiment's fields as they are typed: `--optimizer.learning-rate=3e-4 --model=resnet9`."""
+"""Fields of an experiment as flags: `--optimizer.learning-rate=3e-4 --model=resnet9`."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ LAUNCHER_FLAGS = (
 )
 """Flags of `launch.py` itself; no field has the name of one."""
 NAMING_FLAGS = ("model", "pretrained", "budget")
-"""Flags beside the fields, from which several fields follow."""
+"""Flags that set several fields each."""
 
 
 def with_overrides(default: Experiment, words: list[str]) -> Experiment:
-    """The experiment with fields replaced, as typed; a `UsageError` for a wrong field or value.
+    """Replace fields of the experiment as typed; a `UsageError` for a wrong field or value.
 
-    A budget changes nothing here: it is for suggestions.
+    A budget has no effect here: it is for suggestions.
     """
     _, words = _budget_of(default, words)
     name, others = _name_of("pretrained", words)
@@ -50,10 +50,10 @@ def _parsed(default: Experiment, words: list[str]) -> Experiment:
 
 
 def _with_pretrained(default: Experiment, name: str, words: list[str]) -> Experiment:
-    """The experiment with the weights of `--pretrained=NAME`, and fields replaced as typed.
+    """Give the experiment the weights of `--pretrained=NAME`, and replace fields as typed.
 
-    What is typed feeds those fields of the weights that depend on it. A `UsageError` for another
-    network than theirs, as for a wrong field or value.
+    Fields that the weights set may depend on typed ones. A `UsageError` for a network other than
+    that of the weights, and for a wrong field or value.
     """
     from cnn_research.models.named_weights import NONE, named_weights
     from cnn_research.train.by_name import fields_of_weights, with_pretrained
@@ -72,7 +72,7 @@ def _with_pretrained(default: Experiment, name: str, words: list[str]) -> Experi
 
 
 def _named_fields(words: list[str], experiment: Experiment) -> set[str]:
-    """The paths of the fields that words name."""
+    """The paths of the fields that the words set."""
     fields = flatten(experiment)
     return {path for word in words if word.startswith("--") and (path := field_of(word, fields))}
 
@@ -80,7 +80,7 @@ def _named_fields(words: list[str], experiment: Experiment) -> set[str]:
 def _budget_of(default: Experiment, words: list[str]) -> tuple[float, list[str]]:
     """The minutes of `--budget=MINUTES`, and the other words.
 
-    Raises `UsageError` for what are no minutes, and for an experiment that chooses nothing by them.
+    Raises `UsageError` for an invalid number, and for an experiment that has no time budget.
     """
     text, others = _name_of("budget", words)
     if text is None:
@@ -106,11 +106,11 @@ def _name_of(flag: str, words: list[str]) -> tuple[str | None, list[str]]:
 
 
 def with_suggestions(default: Experiment, words: list[str]) -> tuple[Experiment, str]:
-    """The experiment as typed, with its data's suggestions for fields that are not named.
+    """The experiment as typed, with suggestions from its data for the fields that are not set.
 
-    What is named feeds the suggestions that depend on it. The text has each choice and its reason,
-    a line each; empty where the config is complete. Errors are those of `with_overrides` and of the
-    data.
+    Suggestions may depend on the fields that are set. The text has one line per choice, with its
+    reason; it is empty if the experiment suggests nothing. Raises the errors of `with_overrides`
+    and of the data.
     """
     experiment = with_overrides(default, words)
     suggest = registry()[default.name].suggest_fields
@@ -139,7 +139,7 @@ def with_suggestions(default: Experiment, words: list[str]) -> tuple[Experiment,
 
 
 def _as_typed(path: str, value: Any) -> str:
-    """A field and its value as they would be typed; of a part that has fields itself, its kind."""
+    """A field and its value as they would be typed; for a part with fields, its class."""
     flag = "--" + path.replace("_", "-")
     if dataclasses.is_dataclass(value):
         return f"{flag[2:]}: {type(value).__name__}"
@@ -152,7 +152,10 @@ def _as_typed(path: str, value: Any) -> str:
 
 
 def with_model(default: Experiment, words: list[str]) -> tuple[Experiment, list[str]]:
-    """The experiment with the network of `--model`, and the other words; a `UsageError` if none."""
+    """Give the experiment the network of `--model`; return it and the other words.
+
+    Raises `UsageError` if there is no such network.
+    """
     name, rest = _name_of("model", words)
     if name is None:
         return default, words

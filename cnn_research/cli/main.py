@@ -79,16 +79,16 @@ commands, each with a --help of its own:
 """
 
 LARGE_BATCH = 150_000
-"""Pixels of a batch from which on one heap for all threads makes steps faster, not slower."""
+"""Pixels per batch above which one heap for all threads makes steps faster."""
 TRAINING_MODES = (None, "train", "run")
-"""Modes in which the fields may be typed; all others take them from the run in the workdir."""
+"""Modes whose fields come from the command line; the others read them from the workdir."""
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
-    """absl takes its own flags; the rest are the experiment's fields. For `app.run`."""
+    """Parse absl's own flags; return the other words, the experiment's fields. For `app.run`."""
     try:
-        # absl's own --help knows nothing of the experiment's fields: `main` answers instead. And it
-        # takes no flag with a dash in its name.
+        # absl's own --help does not know the experiment's fields, so `main` prints the help. And
+        # absl allows no dash in a flag's name.
         words = [
             word.replace("-run", "_run", 1) if word.partition("=")[0] == "--dry-run" else word
             for word in argv
@@ -114,7 +114,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def launch(words: list[str]) -> None:
-    """Run what `main` does, with what absl left: an experiment's name unless a flag has it,
+    """Run `main` on the words that absl left: the experiment's name unless `--experiment` has it,
     overrides of fields, and perhaps `--help`."""
     workdir = Path(FLAGS.workdir) if FLAGS.workdir else None
     if FLAGS.list:
@@ -168,7 +168,7 @@ def launch(words: list[str]) -> None:
 
 
 def has_large_batches(experiment: Experiment) -> bool:
-    """Return whether a training's steps, by the pixels of a batch, need blocks above 64 MB."""
+    """Return whether the train steps, judged by the pixels of a batch, need blocks above 64 MB."""
     augmentation, data = (getattr(experiment, part, None) for part in ("augmentation", "data"))
     sizes = getattr(augmentation, "size", ()), getattr(data, "image_size", ())
     height, width, *_ = next(filter(None, (*sizes, getattr(data, "image_shape", ()))), (32, 32))
@@ -176,7 +176,7 @@ def has_large_batches(experiment: Experiment) -> bool:
 
 
 def saved_experiment(workdir: Path | None) -> Experiment | None:
-    """The run's own experiment in `workdir`, where a mode is named, but `train`."""
+    """The experiment saved in `workdir`, for modes other than training; None if there is none."""
     if FLAGS.mode in (None, "train") or workdir is None:
         return None
     from cnn_research.core.run_folder import saved_config
@@ -188,7 +188,7 @@ def saved_experiment(workdir: Path | None) -> Experiment | None:
 
 
 def nothing_to_run(words: list[str], workdir: Path | None) -> UserError:
-    """The error of a command that names no experiment, and no folder that holds one."""
+    """The error of a command that names neither an experiment nor the folder of a run."""
     for word in words:
         name = word.partition("=")[0].removeprefix("--")
         near = did_you_mean(name, list(LAUNCHER_FLAGS))

@@ -1,4 +1,4 @@
-"""Runs an experiment in one of its modes; the one table of what each kind of experiment can do."""
+"""Run an experiment in one of its modes: a table of the modes of each kind of experiment."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def run(
             below `workdir`; None for one run.
 
     Raises:
-        UsageError: the experiment has no such mode, the mode does not take what was given, or
+        UsageError: the experiment has no such mode, the mode does not accept an option, or
             fields contradict each other.
         UserError: the run failed for a reason that its user can correct.
     """

@@ -22,18 +22,18 @@ HELP = ("--help", "-h", "-help", "-?")
 """Words that ask for help; `--help=PART` asks for a part of the fields."""
 
 DEFINITIONS = ("cnn_research.experiments", "cnn_research.models", "cnn_research.data.sources")
-"""Packages that define what saved configs name. The first one imports most of it; the others have
+"""Packages that define the classes of saved configs. The first imports most of them; the others add
 the models and sources that no experiment uses."""
 
 
 def import_modules(package: str) -> None:
-    """Import every module of a package, by its name; they register what they define."""
+    """Import every module of a package; each registers what it defines."""
     for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
         importlib.import_module(module.name)
 
 
 def with_fields(config: Any, values: Mapping[str, Any]) -> Any:
-    """The config with fields replaced, named by their paths (`optimizer.learning_rate`)."""
+    """Replace fields of the config, given by their paths (`optimizer.learning_rate`)."""
     for path, value in values.items():
         field, _, rest = path.partition(".")
         value = with_fields(getattr(config, field), {rest: value}) if rest else value
@@ -48,10 +48,10 @@ def asks_for_help(word: str) -> bool:
 def parse_fields(
     default: C, words: list[str], command: str, description: str = "", flags: Sequence[str] = ()
 ) -> C:
-    """The config with the fields that `words` give; `--help` describes them and exits.
+    """Set the fields that `words` give; `--help` describes all fields and exits.
 
-    Raises `UsageError` for a wrong value or field; a field may be a typing error for one of the
-    command's own `flags`, too.
+    Raises `UsageError` for a wrong value or field, with the nearest field or one of the command's
+    own `flags`.
     """
     import tyro
 
@@ -83,14 +83,14 @@ def parse_fields(
 
 
 def field_of(word: str, fields: Collection[str]) -> str | None:
-    """The path of the field that a word such as `--data.image-size=64` names, of these; or None."""
+    """The path of the field, one of `fields`, that a word such as `--data.image-size=64` sets."""
     name = word.partition("=")[0].removeprefix("--").replace("-", "_")
     # A boolean field is negated at its last part: --evaluation.no-mirror.
     return next((path for path in (name, name.replace("no_", "", 1)) if path in fields), None)
 
 
 def config_fields(config: Any) -> list[dataclasses.Field]:
-    """The fields that configure a dataclass: all but those flax adds to every module."""
+    """The fields of a config, without those that flax adds to every module."""
     kind = config if isinstance(config, type) else type(config)
     is_module = any(base.__module__.startswith("flax.linen") for base in kind.__mro__)
     return [
@@ -147,7 +147,7 @@ def to_dict(config: Any) -> Any:
 
 
 def from_dict(values: Any) -> Any:
-    """The config that `to_dict` wrote; a `UserError` for a class or field that is no more."""
+    """The config that `to_dict` wrote; a `UserError` for a class or field that no longer exists."""
     if isinstance(values, list):
         return tuple(from_dict(value) for value in values)
     if not isinstance(values, dict):
@@ -164,16 +164,15 @@ def from_dict(values: Any) -> Any:
 
 
 def canonical_json(config: Any) -> str:
-    """One text per config: sorted keys, so that texts are equal where configs are."""
+    """The config as JSON with sorted keys: equal configs have equal texts."""
     return json.dumps(to_dict(config), indent=2, sort_keys=True) + "\n"
 
 
 def config_hash(config: Any, default: Any = None) -> str:
     """Eight hexadecimal digits of the fields that differ from `default`.
 
-    A field that the code gains later, with a default, so changes no hash. Where the config, or a
-    part of it, is of another class than the default's, it is compared with its own class's
-    defaults.
+    A field that is added later, with a default, therefore changes no hash. A config or part whose
+    class differs from the default's is compared with the defaults of its own class.
     """
     text = json.dumps(differences(config, default), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]

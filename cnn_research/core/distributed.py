@@ -26,30 +26,30 @@ from cnn_research.core.errors import (
 )
 
 MIN_SHARD_SIZE = 2**14
-"""Numbers in an array, below which dividing it among devices gains nothing."""
+"""Size of an array below which sharding it gains nothing."""
 
 # Of a SLURM step, which `srun` sets: the script that a job runs has only the job's.
 DETECTED = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
-"""The number of processes, where JAX finds the others by itself."""
+"""Variables with the number of processes, for launchers that JAX supports."""
 TPU_HOSTS = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
-"""The hosts of a slice of Cloud TPUs, with commas between them."""
+"""Variables with the hosts of a slice of Cloud TPUs, separated by commas."""
 UNDETECTED = ("PMI_SIZE", "WORLD_SIZE")
-"""The number of processes of MPICH and torchrun, of which JAX knows nothing."""
+"""Variables with the number of processes of MPICH and torchrun, which JAX does not support."""
 
 EXTRAS = {"cuda": "cuda", "gpu": "cuda", "tpu": "tpu"}
 """What to install for a platform of JAX, as an extra of this project."""
 
 HEARTBEAT_TIMEOUT_SECONDS = 30
-"""A process that has not been heard of for so long is gone, and the others end, too."""
+"""If a process is silent for this long, the others end, too."""
 
 
 @contextlib.contextmanager
 def initialize_distributed() -> Iterator[None]:
-    """Make one program of the processes that a launcher started, and start JAX's devices.
+    """Connect the processes that a launcher started, and start JAX's devices.
 
-    Before anything else asks JAX for devices. Where one of several processes fails, it ends here
-    and at once with its exit code: the others would wait for it, and it for them. A `UsageError`
-    if they have no way to find each other; a `UserError` if there are no devices.
+    To be entered before anything else uses JAX's devices. If one of several processes fails, it
+    exits here at once: otherwise they would wait for each other. Raises `UsageError` if they cannot
+    find each other, `UserError` if there are no devices.
     """
     options = launch_options()
     if options is None:
@@ -80,7 +80,7 @@ def initialize_distributed() -> Iterator[None]:
 
 
 def start_devices() -> None:
-    """Start JAX's devices; a `UserError` if it has none of the platform that is asked for."""
+    """Start JAX's devices; a `UserError` if there is none of the requested platform."""
     try:
         jax.devices()
     except Exception as error:  # whatever a driver may do; without a plugin, a bare assertion
@@ -119,8 +119,8 @@ def is_out_of_memory(error: Exception) -> bool:
 def launch_options() -> dict[str, Any] | None:
     """The arguments of `jax.distributed.initialize`, from the environment; None for one process.
 
-    Variables of JAX's own count first. Of SLURM, Open MPI and Cloud TPUs JAX knows by itself how
-    their processes find each other; a `UsageError` for others that it cannot connect.
+    JAX's own variables take precedence. JAX finds the processes of SLURM, Open MPI and Cloud TPUs
+    itself. A `UsageError` for launchers that it does not support.
     """
     names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     explicit = {name: os.environ[name] for name in names if name in os.environ}
@@ -152,7 +152,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharded(mesh: Mesh) -> NamedSharding:
-    """Every device holds its part of the first axis."""
+    """Each device holds its part of the first axis."""
     return NamedSharding(mesh, P("data"))
 
 
@@ -201,18 +201,18 @@ def _maximum(mesh: Mesh):
 
 
 def is_first_process() -> bool:
-    """Return whether this process writes for all of one run; starts no device."""
+    """Return whether this process writes the files of the run; starts no device."""
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def wait_for_all(name: str) -> None:
-    """Wait for every process of the run: then all can read files that the first wrote."""
+    """Wait for every process of the run, so that all can read files that the first one wrote."""
     if jax.distributed.is_initialized():
         multihost_utils.sync_global_devices(name)
 
 
 def broadcast_from_process_zero(value: int | None) -> int | None:
-    """The first process's value, in every process: what it read from the disk, all go by."""
+    """The first process's value, such as one read from the disk, in every process."""
     if jax.process_count() == 1:
         return value
     sent = np.int64(-1 if value is None else value)

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 PROGRAM = "cnn-research" if Path(sys.argv[0]).stem == "cnn-research" else "python launch.py"
-"""What was typed to start the program, for messages that say what to type next."""
+"""The command that started the program, for messages that suggest another."""
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 NOBODY_READS = 141
-"""The exit code of a command whose output nobody reads any more, as the shell has it of others."""
+"""The exit code of a command whose output pipe was closed, as shells report it."""
 
 
 class UserError(Exception):
@@ -29,9 +29,9 @@ class UsageError(UserError):
 
 
 class Interrupted(UserError):
-    """The run was asked to stop, and saved: 75 after SIGTERM or SIGUSR1, 130 after SIGINT.
+    """The run was asked to stop, and saved; it is not printed as an error.
 
-    What was asked for is no error, and is not printed as one.
+    Its exit code is 75 after SIGTERM or SIGUSR1, 130 after SIGINT.
     """
 
     def __init__(self, message: str, exit_code: int):
@@ -42,10 +42,10 @@ class Interrupted(UserError):
 def run_command(
     command: Callable[[list[str]], int | None], words: Sequence[str] | None = None
 ) -> int:
-    """Run a command, and return its exit code; an error is one line on standard error.
+    """Run a command and return its exit code; an error is one line on standard error.
 
-    Every program of the project ends here, as `sys.exit(run_command(main))`. Exceptions of other
-    kinds are bugs, and keep their traceback.
+    Every command uses it, as in `sys.exit(run_command(main))`. Other exceptions are bugs, and keep
+    their traceback.
     """
     try:
         try:
@@ -54,7 +54,7 @@ def run_command(
             code = int(end.code or 0)
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever reads, as `| head`, has seen enough, and Python must not flush again at its end.
+        # The reader, such as `| head`, has closed the pipe: Python must not flush it again on exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return NOBODY_READS
     except UserError as error:
@@ -91,15 +91,15 @@ def out_of_memory(reason: str, *advice: str) -> UserError:
 
 
 def only_help(words: Sequence[str], text: str | None) -> int:
-    """Print the help of a command that takes no words; a `UsageError` for others than `--help`."""
+    """Print the help of a command without options; a `UsageError` for any other than `--help`."""
     if words[0] not in ("--help", "-h"):
-        raise UsageError(f"this command takes no '{words[0]}': --help describes it")
+        raise UsageError(f"this command has no option '{words[0]}'; --help describes it")
     print(text, end="")
     return 0
 
 
 def print_error(error: UserError) -> int:
-    """Print the error as one line, after all that was printed before; return its exit code."""
+    """Print the error as one line, after flushing earlier output; return its exit code."""
     sys.stdout.flush()
     prefix = "" if isinstance(error, Interrupted) else "error: "
     if sys.stderr.isatty():
@@ -112,5 +112,5 @@ def print_error(error: UserError) -> int:
 
 
 def one_line(error: Exception) -> str:
-    """The error's text as one line, as every user error is printed."""
+    """The text of an error as one line, as it is printed."""
     return " ".join(str(error).split())

@@ -29,7 +29,7 @@ class Experiment:
     """The base of every kind of experiment: a config, which `cli.run` runs in one of its modes."""
 
     resumable_fields: ClassVar[tuple[str, ...]] = ()
-    """The fields that may differ between a run and its continuation."""
+    """The fields that may change when a run is resumed."""
 
     name: Annotated[str, tyro.conf.Suppress] = ""
     """The name it is registered under; empty for one made in Python."""
@@ -73,7 +73,7 @@ class Choices:
 
 
 BUDGET = 10.0
-"""Minutes on two cores that a training may take, unless `--budget` gives others."""
+"""Default of `--budget`: minutes of training on two cores."""
 
 SuggestFields = Callable[[Any, Collection[str], float], Mapping[str, Suggestion]]
 """From an experiment as typed, the paths of the fields that were named, and the minutes that it may
@@ -141,7 +141,7 @@ def registry() -> Mapping[str, Entry]:
 
 
 def lookup(name: str) -> Entry:
-    """The experiment of that name; a `UsageError` that says which are near if there is none."""
+    """The experiment of that name; a `UsageError` with the nearest name if there is none."""
     entries = registry()
     if name in entries:
         return entries[name]

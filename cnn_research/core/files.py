@@ -1,4 +1,4 @@
-"""Files: their checksums, writing them whole, and the room that they take."""
+"""Files: checksums, atomic writes, and disk space."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def sha256_of(file: Path) -> str:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write the file whole or not at all, even if the machine stops."""
+    """Write the file atomically: whole or not at all, even if the machine stops."""
     temporary = file.with_name(f"{file.name}.tmp")
     with temporary.open("w", encoding="utf-8", newline="\n") as stream:
         stream.write(text)
@@ -48,7 +48,7 @@ def nearest_existing(path: Path) -> Path:
 
 
 def free_bytes(folder: Path) -> int:
-    """Bytes that are free on the disk on which a folder lies, or will lie."""
+    """Free bytes on the disk of a folder, which need not exist yet."""
     return shutil.disk_usage(nearest_existing(folder)).free
 
 

@@ -1,4 +1,4 @@
-"""The memory of this machine and process: how much is free, and whether freed memory is kept."""
+"""Memory: how much is free, and whether the process keeps what it frees."""
 
 import contextlib
 import ctypes
@@ -8,13 +8,13 @@ from collections.abc import Iterator
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
 _LARGE = 2**25
-"""Bytes; glibc takes no higher threshold."""
+"""Bytes; the highest threshold that glibc accepts."""
 LARGE_STEP = 64e6
-"""Bytes that a train step computes in, from which on keeping them makes it faster, not slower."""
+"""Bytes of working memory of a train step above which keeping it makes steps faster."""
 
 
 def available_memory() -> float:
-    """Bytes of the machine's memory that are free, or could be; infinite where unknown."""
+    """Available bytes of the machine's memory; infinite where unknown."""
     try:
         with open("/proc/meminfo", encoding="utf-8") as file:
             lines = dict(line.split(":") for line in file)

@@ -1,4 +1,4 @@
-"""metrics.jsonl: how its rows are written, read, and summarised by epoch."""
+"""metrics.jsonl: write its rows, read them, and summarise them by epoch."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def metrics_line(row: Mapping[str, Any]) -> str:
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """Read the rows of a run's metrics.jsonl, oldest first; empty if there is none yet.
 
-    A last line cut short (the run was killed, or is writing it now) is left out; a `UserError`
-    names another invalid one.
+    An incomplete last line (the run was killed, or is writing it now) is ignored; any other invalid
+    line is a `UserError`.
     """
     path = workdir / METRICS_FILE
     if not path.exists():
@@ -51,12 +51,12 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
 
 
 def by_epoch(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Training and validation figures of each epoch, from the rows of metrics.jsonl.
+    """Training and validation metrics of each epoch, from the rows of metrics.jsonl.
 
-    A training figure is the mean over the epoch's examples: rows weighted by their `count`, each
-    in the epoch in which its last step began: where batches do not divide the examples, the step
-    that completes an epoch ends a little after it. A validation figure is that of the epoch's
-    last evaluation.
+    A training metric is the mean over the epoch's examples: rows are weighted by their `count`, and
+    belong to the epoch in which their last step began (if the batch size does not divide the number
+    of examples, the last step of an epoch ends in the next). Validation metrics are those of the
+    epoch's last evaluation.
 
     Returns:
         By rising epoch, `{"epoch": int, "train": {name: float}, "validation": {name: float}}`;

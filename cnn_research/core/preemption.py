@@ -70,7 +70,7 @@ class Interruption:
         self.check()
 
     def error(self, saved: str) -> Interrupted:
-        """The error to end the run with; its message says what was saved."""
+        """The error that ends the run; its message tells what was saved."""
         number = signal.Signals(self._agreed)
         return Interrupted(
             f"stopped by {number.name}: {saved}; the same command resumes from there",

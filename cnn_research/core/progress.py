@@ -1,6 +1,6 @@
-"""Progress on standard error: of a training run, and of anything that is counted.
+"""Progress of a training, or of anything that is counted, on standard error.
 
-On a terminal one line is written over; elsewhere, as in a pipe or a log, a new one comes every ten
+A terminal shows it in one line, which is rewritten; a pipe or a log gets a new line every ten
 seconds.
 """
 
@@ -14,14 +14,14 @@ from typing import Self
 from cnn_research.core.terminal import CLEAR, columns, console, wrapped
 
 LIVE_SECONDS, LINE_SECONDS = 0.2, 10.0
-"""The least time between two states that are shown, on a terminal and elsewhere."""
+"""The shortest time between two updates, in a terminal and elsewhere."""
 BAR = 20
 """Columns of a bar."""
 SHORT = {"train": "train", "validation": "val"}
 
 
 class Line:
-    """The state of what is going on, and lines that stay."""
+    """A line of progress that is rewritten, and lines that stay."""
 
     def __init__(self, *, enabled: bool = True):
         self._enabled, self._live = enabled, sys.stderr.isatty()
@@ -34,7 +34,7 @@ class Line:
         return columns(sys.stderr)
 
     def show(self, text: Callable[[], str], done: float | None = None) -> None:
-        """Show a state, unless one was shown just now; `done` is the share for the bar."""
+        """Update the line, unless it was updated just now; `done` from 0 to 1 is for the bar."""
         now = time.monotonic()
         if not self._enabled or now - self._shown < self._seconds:
             return
@@ -51,7 +51,7 @@ class Line:
             print(f"{self._clear}{fitting}", file=sys.stderr, flush=True)
 
     def clear(self) -> None:
-        """Remove the state from a terminal."""
+        """Clear the line in a terminal."""
         if self._enabled and self._live:
             print(self._clear, end="", file=sys.stderr, flush=True)
 
@@ -69,9 +69,9 @@ class Line:
 
 
 class Tally:
-    """How many of `total` are done (None: of how many is not known), how fast, and the time left.
+    """Show how many of `total` are done (None if unknown), how fast, and the time left.
 
-    A context manager: at its end the terminal's line is free again.
+    A context manager, which clears the line at its end.
     """
 
     def __init__(self, what: str, total: float | None, unit: str = ""):
@@ -100,7 +100,7 @@ class Tally:
 
 
 class Progress:
-    """Progress of a training run: the state of its steps, and a lasting line per evaluation."""
+    """Progress of a training: a line that is rewritten for steps, one that stays per evaluation."""
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class Progress:
         *,
         enabled: bool = True,
     ):
-        """Take the names of the `metrics` that are shown after the loss."""
+        """`metrics` are the names of those shown after the loss."""
         self._names = dict.fromkeys(("loss", *metrics))
         self._steps, self._batch, self._epochs = steps, batch_size, epochs
         self._line = Line(enabled=enabled)
@@ -121,11 +121,11 @@ class Progress:
         self._titles: list[tuple[str, str, str]] = []
 
     def begin(self, step: int) -> None:
-        """Start the clock by which the time that is left is reckoned, evaluations included."""
+        """Start the clock for the time left, which includes evaluations and saves."""
         self._began = time.monotonic(), step
 
     def trained(self, steps: int, seconds: float) -> None:
-        """Count steps and the time that they took, from which their speed follows."""
+        """Count steps and their time, to compute the speed."""
         self._seconds += seconds
         self._done += steps
 
@@ -150,7 +150,7 @@ class Progress:
         training: Mapping[str, float],
         validation: Mapping[str, float] | None,
     ) -> None:
-        """Print the results of an epoch: a row of a table, whose header comes before the first."""
+        """Print the results of an epoch as a row of a table, with a header above the first."""
         whole = f"{self._epochs:g}"
         # The last batch may go on into an epoch that is not asked for.
         name = f"epoch {min(round(epoch, 1), self._epochs):g}/{whole}"
@@ -171,7 +171,7 @@ class Progress:
     def _columns(
         self, values: Mapping[str, Mapping[str, float]], first: int
     ) -> list[tuple[str, str, str]]:
-        """The split, metric and title of each column: as many metrics as the line has room for."""
+        """The split, metric and title of each column, for as many metrics as fit on a line."""
         known = [name for name in self._names if any(name in each for each in values.values())]
         splits = [split for split in values if split == "train" or values[split]]
         for count in range(len(known), 0, -1):
@@ -185,7 +185,7 @@ class Progress:
         return found
 
     def _left(self, step: int) -> str:
-        """The time that is left; "" where nothing is measured yet, or nothing left."""
+        """The time left; "" before anything is measured, and at the end."""
         if not self._done or self._began is None or not self._began[1] < step < self._steps:
             return ""
         began, first = self._began

@@ -16,7 +16,7 @@ from cnn_research.core.errors import UsageError
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """The numbers that a field takes; of a tuple, each number in it."""
+    """The numbers allowed in a field; for a tuple, in each of its entries."""
 
     minimum: float = -math.inf
     maximum: float = math.inf

@@ -35,7 +35,7 @@ RESOLVED_CONFIG = "resolved_config.json"
 """The experiment bound to its data, so that the network can be used without them."""
 EVALUATION = "evaluation.json"
 EVALUATED = ("validation", "test", "target")
-"""The splits that are evaluated; of each, evaluation.json has the figures under its name."""
+"""The splits that are evaluated; evaluation.json has the metrics of each under its name."""
 CHECKPOINTS = "checkpoints"
 REPORT_FOLDER = "report"
 SWEEP = "sweep.json"
@@ -308,7 +308,7 @@ def _finite(values: Any) -> Any:
 
 @contextlib.contextmanager
 def atomic_directory(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder that takes the place of `folder` when all is written.
+    """Yield an empty folder that replaces `folder` once it is complete.
 
     Only the first of several processes replaces it; the others' folders are deleted.
     """

@@ -1,4 +1,4 @@
-"""Output that fits the terminal: coloured tables and wrapped text; in a pipe, the plain text."""
+"""Output that fits the terminal: coloured tables and wrapped text; in a pipe, plain text."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:  # which an error in a pipe does not wait for
     from rich.console import Console
 
 UNLIMITED = 10_000
-"""Columns of what is no terminal: a line of a table stays one line there."""
+"""Width of a pipe or file: each row of a table stays on one line."""
 NUMBER = re.compile(r"([+-]?[\d,]+(\.\d+)?%?( ± [\d.]+)?|nan)?")
 """A cell that is aligned to the right."""
 NARROWEST = 16
-"""Columns down to which a cell of text is folded; a table that needs less becomes a list."""
+"""The narrowest column of folded text; a table that does not fit with it becomes a list."""
 CLEAR = "\r\x1b[K"
-"""Empties a terminal's line, and goes back to its beginning."""
+"""Clears the terminal's current line."""
 COLOURS = {
     **dict.fromkeys(("complete", "ok"), "green"),
     **dict.fromkeys(("failed", "FAULT", "error:"), "bold red"),
     **dict.fromkeys(("running", "queued"), "cyan"),
     **dict.fromkeys(("stopped", "pruned", "note"), "yellow"),
 }
-"""Colours of words that are a whole cell."""
+"""Colours of cells with exactly these words."""
 
 
 def columns(stream: TextIO) -> int:
@@ -42,7 +42,7 @@ def columns(stream: TextIO) -> int:
 
 
 def console(stream: TextIO | None = None) -> Console:
-    """rich's view of a stream, by default of standard output."""
+    """A console of rich on a stream, by default standard output."""
     from rich.console import Console
 
     stream = stream or sys.stdout
@@ -51,7 +51,7 @@ def console(stream: TextIO | None = None) -> Console:
 
 
 def styled(text: str, style: str, stream: TextIO | None = None) -> str:
-    """The text in a style, such as `bold red`; as it is where a stream is no terminal."""
+    """The text in a style such as `bold red`; unchanged if the stream is no terminal."""
     terminal = console(stream)
     with terminal.capture() as captured:
         terminal.print(text, style=style, end="", soft_wrap=True)
@@ -59,7 +59,7 @@ def styled(text: str, style: str, stream: TextIO | None = None) -> str:
 
 
 def show(text: str) -> None:
-    """Print results on standard output; in a terminal, Markdown tables and long lines fit it."""
+    """Print results; in a terminal, Markdown tables and long lines are fitted to its width."""
     if not sys.stdout.isatty():
         print(text, flush=True)
         return
@@ -74,7 +74,7 @@ def show(text: str) -> None:
 
 
 def wrapped(line: str, width: int) -> str:
-    """A line broken between words; what follows is indented as the line's last column is."""
+    """Break a line between words; its other lines are indented to its last column."""
     if len(line) <= width:
         return line
     gaps = [gap.end() for gap in re.finditer(r"^ +|  +", line) if gap.end() < width / 2]
@@ -87,7 +87,7 @@ def wrapped(line: str, width: int) -> str:
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print rows with aligned columns, at most as wide as the terminal.
 
-    Text is folded within its column; where even that does not fit, each row is a list of its cells.
+    Text is folded within its column. If the table still does not fit, each row becomes a list.
     """
     from rich.table import Table
     from rich.text import Text

@@ -118,7 +118,7 @@ def _sweep(arguments: Sequence[str]) -> int:
 
 
 def _definition(options: argparse.Namespace, words: Sequence[str]) -> definition.Sweep:
-    """The sweep that is typed, or the one of a file."""
+    """The sweep of the command line, or of a file."""
     if options.file is None:
         return definition.Sweep(
             experiments=tuple(options.experiment),
@@ -146,7 +146,7 @@ def _assignment(text: str) -> tuple[str, str]:
 
 
 def _run(feed: local.Feed, workers: int, folder: Path, what: str) -> None:
-    """Run all that is left, with a line on the terminal for each run that ends."""
+    """Run what is left, and print a line for each run that ends."""
 
     def say(run: definition.Run, state: states.State) -> None:
         message = f"  {state.message}" if state.state == "failed" else ""
@@ -198,7 +198,7 @@ def _submit(left: Sequence[definition.Run], folder: Path, options: argparse.Name
 
 
 def _left(runs: Sequence[definition.Run], folder: Path) -> list[definition.Run]:
-    """The runs that are neither complete nor queued; an error if the queue does not answer."""
+    """The runs that are neither complete nor queued; a `UserError` if squeue does not answer."""
     left = [run for run in runs if states.read(run.workdir).state not in states.ENDED]
     jobs = read_json(folder / states.JOBS)
     submitted = sum(run.name in jobs for run in left)

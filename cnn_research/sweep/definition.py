@@ -27,18 +27,18 @@ LONGEST_NAME = 100
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """A set of runs: what is varied, with values as they are typed on a command line."""
+    """A set of runs: what is varied, with values as on the command line."""
 
     experiments: tuple[str, ...]
-    """Names of registered experiments; each is run with all that follows."""
+    """Names of registered experiments; each is run with all variations."""
     words: tuple[str, ...] = ()
-    """Overrides of every run, as `launch.py` takes them."""
+    """Overrides of every run, as for `launch.py`."""
     grid: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     """Values by the path of their field; every combination is run."""
     variants: tuple[str, ...] = ()
-    """Overrides that go together, a line each as it would be typed; each is run."""
+    """Overrides that belong together, one line per run."""
     seeds: int = 0
-    """Run all of it with seeds 0, 1, ...; 0 leaves the experiment's own."""
+    """Repeat all runs with seeds 0, 1, ...; 0 keeps the experiment's own seed."""
     search: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Values to choose from, by the path of their field: `1e-4..1e-2 log`, `16..64`, `adam,sgd`."""
     trials: int = 0
@@ -61,7 +61,7 @@ class Sweep:
 
     @property
     def hash(self) -> str:
-        """Eight hexadecimal digits that identify it; a search may go on for more trials."""
+        """Eight hexadecimal digits that identify it; more trials do not change it."""
         given = {name: value for name, value in dataclasses.asdict(self).items() if value}
         text = json.dumps(given | {"trials": 0}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
@@ -154,7 +154,7 @@ def override(default: Experiment, path: str, value: str) -> list[str]:
 
 
 def from_toml(file: Path) -> Sweep:
-    """The sweep of a file, or a `UsageError` that says what is wrong with it.
+    """The sweep of a file, or a `UsageError` that names the fault.
 
     Its keys are the fields of `Sweep`; values of `grid` may be numbers, texts, truths and lists.
     """
@@ -225,7 +225,7 @@ def trial_folders(folder: Path) -> list[Path]:
 
 
 def check_same(sweep: Sweep, folder: Path) -> None:
-    """Raise an error if the folder holds another sweep; a search may go on for more trials."""
+    """Raise an error if the folder holds another sweep; only the number of trials may change."""
     if not (folder / SWEEP).exists():
         if (folder / CONFIG).exists():
             raise UsageError(f"{folder} holds a run, not a sweep: name another --workdir")

@@ -35,7 +35,7 @@ class Feed:
     """A queue of runs that records how each of them ended; here, of runs known beforehand."""
 
     def __init__(self, left: Sequence[Run], total: int):
-        """Take the runs that are `left` of a sweep of `total` runs."""
+        """`left` are the unfinished runs of a sweep of `total` runs."""
         self._left, self.total, self._num_finished = iter(left), total, total - len(left)
 
     @property
@@ -104,7 +104,7 @@ def _next(heard: Heard) -> tuple[_Worker, str] | None:
 
 
 class _Worker:
-    """A process that serves runs; another takes its place when it is gone."""
+    """A process that serves runs; it is replaced if it ends."""
 
     def __init__(self, source: Path, heard: Heard, *, alone: bool):
         self.run: Run | None = None

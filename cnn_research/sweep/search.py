@@ -1,4 +1,4 @@
-"""A search for good values: Optuna proposes, and one process, that of the sweep, asks and tells it.
+"""A hyperparameter search: Optuna proposes values, and the process of the sweep asks and tells it.
 
 The study is kept in the sweep's folder as Optuna's own journal.
 """
@@ -78,7 +78,7 @@ def _ends(values: Any) -> tuple[Any, ...]:
 
 
 class Search(Feed):
-    """The runs that Optuna proposes: TPE, and a run is pruned where half did better by then.
+    """The runs that Optuna proposes (TPE); it prunes a run if half of the others did better by then.
 
     With one worker the runs are a function of the sweep, also where it was stopped and resumed.
     A trial of Optuna's is one attempt at a run; both of an attempt that was stopped or failed and
@@ -206,7 +206,7 @@ class Search(Feed):
         )
 
     def _report(self, run: Run) -> list[float]:
-        """Report a run's new measurements to Optuna; all its validation figures."""
+        """Report a run's new metrics to Optuna; return all its validation metrics."""
         file = run.workdir / METRICS_FILE
         changed = file.stat().st_mtime_ns if file.exists() else 0
         before, reported = self._seen.get(run.workdir, (0, []))

@@ -50,14 +50,14 @@ class Job:
 
 
 def _number() -> str:
-    """The number of the job that this process is in, as `squeue` writes it."""
+    """The number of this process's job, as `squeue` prints it."""
     if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
         return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     return os.environ.get("SLURM_JOB_ID", "")
 
 
 def check() -> None:
-    """Raise `UserError` where there is no SLURM, or no submitit."""
+    """Raise `UserError` if SLURM or submitit is missing."""
     if shutil.which("sbatch") is None:
         raise UserError(
             "this machine has no SLURM (sbatch is missing): run this where it is installed, or "
@@ -77,7 +77,7 @@ def submit(runs: Sequence[Run], folder: Path, source: Path, **resources: Any) ->
     """Submit one run or more as a job array, which imports `source`; returns its number at once.
 
     `resources` are submitit's of each run; None for the cluster's default. A `UserError` in
-    SLURM's own words where it refuses.
+    SLURM's own words if it refuses.
     """
     import submitit
     from submitit.core.utils import FailedJobError

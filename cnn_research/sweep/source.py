@@ -1,4 +1,4 @@
-"""The source that a sweep's runs are of: a copy, so that editing a file changes no queued run."""
+"""A copy of the source for the runs of a sweep, so that editing a file changes no queued run."""
 
 from __future__ import annotations
 

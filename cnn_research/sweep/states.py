@@ -1,4 +1,4 @@
-"""States of a sweep's runs: from files that each have one writer, and from SLURM's queue."""
+"""States of a sweep's runs, from files with one writer each, and from SLURM's queue."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cnn_research.core.run_folder import CONFIG, is_locked, read_json, write_jso
 from cnn_research.report.markdown import markdown_table, number
 
 STATE = "sweep_run.json"
-"""File in a run's folder, which only the process of the run writes until that is gone."""
+"""File in a run's folder, which only the process of the run writes while it exists."""
 LOG = "log.txt"
 JOBS = "jobs.json"
 """File in the sweep's folder: the last SLURM job of each run."""
@@ -75,8 +75,8 @@ def record_end(
 def all_states(folder: Path, workdirs: Sequence[Path]) -> dict[Path, State]:
     """The states of a sweep's runs, by their folders.
 
-    What a file says is `running` is so only while the process that wrote it is there: on this
-    machine it holds the sweep's folder, on SLURM its job is in the queue.
+    A run that its file calls `running` counts as such only while its process exists: on this
+    machine it holds the lock of the sweep's folder, on SLURM its job is in the queue.
     """
     jobs = read_json(folder / JOBS)
     queue = jobs_in_queue() if jobs else {}
@@ -104,7 +104,7 @@ def _now(state: State, job: str | None, queue: Mapping[str, str] | None, here: b
 
 
 def jobs_in_queue() -> dict[str, str] | None:
-    """The state of each of one's jobs that is not over, by its number; None if nobody can say."""
+    """The state of each of the user's unfinished jobs by its number; None if squeue fails."""
     if shutil.which("squeue") is None:
         return None
     command = ["squeue", "--me", "--noheader", "--array", "--format=%i %T"]

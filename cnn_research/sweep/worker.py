@@ -58,7 +58,7 @@ def execute(planned: Run) -> State:
 
 @contextlib.contextmanager
 def output_to(file: Path) -> Iterator[None]:
-    """Append to a file whatever this process writes, libraries and all."""
+    """Append everything that this process and its libraries write to a file."""
     originals = {number: os.dup(number) for number in (1, 2)}
     with file.open("ab") as log:
         for number in originals:
