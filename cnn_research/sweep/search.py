@@ -78,7 +78,7 @@ def _ends(values: Any) -> tuple[Any, ...]:
 
 
 class Search(Feed):
-    """The runs that Optuna proposes (TPE); it prunes a run if half of the others did better by then.
+    """The runs that TPE proposes; Optuna prunes a run if half of the others did better by then.
 
     With one worker the runs are a function of the sweep, also where it was stopped and resumed.
     A trial of Optuna's is one attempt at a run; both of an attempt that was stopped or failed and
