@@ -2,10 +2,10 @@
 
     python -m benchmarks.augmentation --output results/augmentation.json
 
-Each round takes one turn of every augmentation and of none, so that a disturbance of the machine
-falls on all of them alike: what is added is the median over rounds of the difference to that
-round's plain step. The augmentation compiled alone, without a train step, is timed too. The numbers
-are worth something on an idle machine only; takes some minutes on two cores.
+Each round has one turn of every augmentation and of none, so that disturbances affect all alike;
+the cost is the median over rounds of the difference to that round's plain step. The augmentation on
+its own, without a train step, is timed, too. Run it on an idle machine; it takes some minutes on
+two cores.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def main(options):
     states = steps[PLAIN].states
     for turn in range(options.rounds + 1):
         for name in steps:
-            # All train one state in turns: what it holds takes no time.
+            # All train the same state in turns, as its values do not affect the time.
             started = time.perf_counter()
             for _ in range(options.steps):
                 states, _ = steps[name](states)

@@ -47,7 +47,7 @@ print(*sorted({name.split(".")[0] for name in sys.modules}))
 
 
 def trained(folder: Path) -> dict[str, Path]:
-    """The runs, by name: each trained and exported below `folder`."""
+    """Train and export the runs below `folder`, by name."""
     from cnn_research.cli.run import run
     from cnn_research.core.experiment import lookup
     from cnn_research.data.sources.synthetic import Synthetic
@@ -73,7 +73,7 @@ def trained(folder: Path) -> dict[str, Path]:
 
 
 def fresh_environment(folder: Path) -> Path:
-    """The Python of a new environment with JAX alone, at the versions of constraints.txt."""
+    """Create an environment with only JAX, pinned by constraints.txt; return its Python."""
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     exact = [line for line in lines if re.split("==", line)[0] in NEEDED]
@@ -83,7 +83,7 @@ def fresh_environment(folder: Path) -> Path:
 
 
 def ask(python: Path, run: Path, rounds: int, folder: Path) -> dict[str, Any]:
-    """Whether the export's logits are the run's, by batch size; and the seconds to its answer."""
+    """Compare the export's logits with the run's, by batch size; measure the time to the first."""
     import jax
 
     from cnn_research.train.trained import TrainedModel
@@ -122,7 +122,7 @@ def ask(python: Path, run: Path, rounds: int, folder: Path) -> dict[str, Any]:
 
 
 def children_seconds() -> float:
-    """What a processor has done for the processes that were started here and have ended."""
+    """Processor time of the finished child processes."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 

@@ -1,8 +1,8 @@
-"""The tables of README.md and docs/, from results/*.json: `python -m benchmarks.readme_tables`.
+"""Update the tables of pages from results/*.json: `python -m benchmarks.readme_tables`.
 
-A page says where a table goes with `<!-- table: accuracy -->` and `<!-- end -->`; what is between
-them is replaced. A number on a page is thus one that a results file holds, with the command, commit
-and machine that it came from. `--check` writes nothing, and ends with 1 if a page is out of date.
+A page marks a table with `<!-- table: accuracy -->` and `<!-- end -->`; the text between them is
+replaced. Numbers on pages thus come from results files, which also have the command, commit and
+machine. `--check` writes nothing, and exits with 1 if a page is out of date.
 """
 
 from __future__ import annotations
@@ -234,12 +234,12 @@ def peers(results: Results) -> str:
 
 
 def colours(results: Results) -> str:
-    """What was measured of palettes and colour names."""
+    """Measurements of palettes and colour names."""
     return robustness({name: results[name] for name in COLOURS if name in results})
 
 
 def promises(results: Results) -> str:
-    """What was asked for and measured of everything but colours."""
+    """Targets and measurements, except those of colours."""
     return robustness({name: r for name, r in results.items() if name not in COLOURS})
 
 
@@ -277,7 +277,7 @@ def accuracy(results: Results) -> str:
 
 
 def regression(results: Results) -> str:
-    """Test errors over seeds beside those of always saying the training mean."""
+    """Test errors over seeds beside those of always predicting the training mean."""
     shown = ("MAE", "MAE of the training mean", "RMSE", "RMSE of the training mean", "R2")
     rows = [
         (
@@ -311,7 +311,7 @@ def speed(results: Results) -> str:
 
 
 def robustness(results: Results) -> str:
-    """Every row of any results file that says what was asked for and what was measured."""
+    """All rows of results files with a target and a measured value."""
     rows = [
         (
             row["what"],
@@ -326,13 +326,13 @@ def robustness(results: Results) -> str:
 
 
 def cifar10_changes(results: Results) -> str:
-    """The log of the CIFAR-10 exercise, a change a row; all of it on the JPEG copies."""
+    """The log of the CIFAR-10 exercise on the JPEG copies, one change per row."""
     groups = groups_of(results, f"{JPEG}exercise")
     return log_as_markdown(change_log(groups)) if groups else ""
 
 
 def _with_fields_of(other: Any, config: Any) -> Any:
-    """A config with the fields of another one, whose version of the code may be another."""
+    """Restrict a config to the fields of another one, of another version of the code."""
     if not isinstance(config, Mapping):
         return config
     kind = config.get("class", "")
@@ -342,7 +342,7 @@ def _with_fields_of(other: Any, config: Any) -> Any:
 
 
 def groups_of(results: Results, prefix: str) -> list[Group]:
-    """The runs of every results file whose name begins so."""
+    """The runs of all results files whose names start with a prefix."""
     chosen = {name: result for name, result in sorted(results.items()) if name.startswith(prefix)}
     groups = []
     for name, result in chosen.items():
@@ -422,7 +422,7 @@ def architectures(results: Results) -> str:
 
 
 def augmentation(results: Results) -> str:
-    """What each change of the images adds to a train step, from augmentation.json."""
+    """Cost of each augmentation in a train step, from augmentation.json."""
     figures = results.get("augmentation", {}).get("figures")
     if not figures:
         return ""
@@ -439,7 +439,7 @@ def augmentation(results: Results) -> str:
 
 
 def studies(results: Results) -> str:
-    """Test accuracy of each kind of pooling, on images moved sideways by some pixels."""
+    """Test accuracy of each kind of pooling, on images shifted horizontally."""
     shown = (0, 2, 4, 8)
     rows = []
     for name, result in results.items():
@@ -485,16 +485,16 @@ TABLES: Mapping[str, Callable[[Results], str]] = {
 
 
 def with_tables(page: str, text: str, results: Results) -> str:
-    """The text of a page with its tables made anew.
+    """Update the tables of a page's text.
 
     Raises:
-        UsageError: it names a table that there is not, or does not end one.
+        UsageError: a table is unknown, or is not ended.
     """
 
     def table(match: re.Match[str]) -> str:
         start, name, end = match.groups()
         if name not in TABLES:
-            raise UsageError(f"{page}: no table is named '{name}'; there is {', '.join(TABLES)}")
+            raise UsageError(f"{page}: no table is named '{name}'; use {', '.join(TABLES)}")
         made = TABLES[name](results)
         return f"{start}{made if len(made.splitlines()) > 2 else NOTHING}\n{end}"
 
@@ -509,7 +509,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
 
 
 def update(arguments: list[str], root: Path) -> int:
-    """What `main` does, with errors as exceptions."""
+    """Update or check all pages; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.readme_tables")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if out of date")
     check = parser.parse_args(arguments).check
