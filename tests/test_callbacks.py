@@ -176,9 +176,16 @@ def test_a_callback_ends_the_training_for_good_unless_it_is_left_out(alone, tmp_
         np.testing.assert_array_equal(mine, expected)
 
 
-def test_what_a_hook_does_not_offer_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(Recorder, "on_start", lambda self, view: view.stop("at once"))
-    with pytest.raises(UserError, match="stop for on_evaluation"):
+@pytest.mark.parametrize(
+    ("hook", "act"),
+    [
+        ("on_start", lambda self, view: view.stop("at once")),
+        ("on_checkpoint", lambda self, view, folder: view.log({"norm": 0.0})),
+    ],
+)
+def test_what_a_hook_does_not_offer_is_refused(hook, act, tmp_path, monkeypatch):
+    monkeypatch.setattr(Recorder, hook, act)
+    with pytest.raises(UserError, match="log is for on_start and on_evaluation, and stop for on_e"):
         run(TINY, tmp_path)
 
 

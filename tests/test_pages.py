@@ -5,6 +5,8 @@ Skipped where Playwright or Chromium is not installed.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import re
 import shutil
@@ -18,6 +20,7 @@ from cnn_research.cli.run import run
 from cnn_research.data.augmentation.config import Augmentation
 from cnn_research.data.sources.synthetic import Synthetic
 from cnn_research.models.convnet import ConvNet
+from cnn_research.report.writers import MetricsWriter
 from cnn_research.train.config import Training
 
 pytestmark = [pytest.mark.slow, pytest.mark.pictures]
@@ -131,10 +134,10 @@ def test_the_report_on_a_phone_in_the_dark_and_on_paper(tiny, page):
 # TensorBoard -------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def tensorboard(tiny):
-    """The address of a TensorBoard of the run."""
-    words = ["-m", "tensorboard.main", f"--logdir={tiny}", "--port=0", "--load_fast=false"]
+@contextlib.contextmanager
+def served(folder):
+    """The address of a TensorBoard of the runs in a folder."""
+    words = ["-m", "tensorboard.main", f"--logdir={folder}", "--port=0", "--load_fast=false"]
     server = subprocess.Popen([sys.executable, *words], stderr=subprocess.PIPE, text=True)
     try:
         for line in server.stderr:
@@ -146,6 +149,12 @@ def tensorboard(tiny):
     finally:
         server.kill()
         server.communicate()
+
+
+@pytest.fixture(scope="module")
+def tensorboard(tiny):
+    with served(tiny) as address:
+        yield address
 
 
 def test_tensorboard_reads_what_was_written(tiny, tensorboard, page):
@@ -207,3 +216,34 @@ def test_tensorboard_shows_it(tensorboard, page):
     inside = page.frame_locator("iframe").frame_locator("iframe")
     expect(inside.get_by_text("Points: 20")).to_be_visible()
     expect(inside.get_by_text("1 tensor found")).to_be_visible()
+
+
+def test_the_curves_of_fifty_runs_are_there_at_once(page, tmp_path):
+    from playwright.sync_api import expect
+
+    for number in range(50):
+        training = dataclasses.replace(TINY, seed=number % 5, batch_size=8 + number)
+        workdir = tmp_path / f"run-{number:02}"
+        with MetricsWriter(workdir, restored_step=None, config=training) as writer:
+            for step in range(1, 4):
+                values = {"loss": 1 / (step + number)}
+                writer.write(step, "train", values, epoch=step, count=8)
+                writer.write(step, "validation", values, epoch=step)
+            writer.report(workdir / "report.html", {"test/accuracy": number / 50})
+    with served(tmp_path) as address:
+        for _ in range(300):
+            if len(page.request.get(f"{address}/data/runs").json()) == 100:
+                break
+            page.wait_for_timeout(200)
+        page.set_default_timeout(60_000)
+        page.goto(address)
+        card = page.locator("scalar-card").filter(has_text="loss/validation")
+        card.locator("line-chart").wait_for()
+        expect(card).to_contain_text("run-49/events", timeout=60_000)
+        ticked = page.locator("runs-data-table input[type=checkbox]:checked")
+        assert ticked.count() >= 100
+        page.get_by_role("tab", name="HParams").click()
+        columns = page.locator("tf-hparams-table-view vaadin-grid-cell-content")
+        columns.filter(has_text="test/accuracy").first.wait_for()
+        names = [text.strip() for text in columns.all_inner_texts()[:9]]
+        assert names.index("batch_size") < names.index("seed") < names.index("accumulate")

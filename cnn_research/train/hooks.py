@@ -25,7 +25,7 @@ def at_start(job: Job) -> None:
     """Call `on_start`, unless the run resumes."""
     if job.session.restored is None:
         for run in job.runs:
-            for callback, view in _views(job, run):
+            for callback, view in _views(job, run, logs=True):
                 _call(callback, "on_start", view, saved="nothing was trained yet")
 
 
@@ -36,7 +36,7 @@ def after_evaluation(job: Job, measured: Measured) -> None:
     """
     for run, metrics in zip(job.runs, measured, strict=True):
         reasons: list[str] = []
-        for callback, view in _views(job, run, metrics, reasons):
+        for callback, view in _views(job, run, metrics, logs=True, reasons=reasons):
             saved = "the step is saved, and its evaluation is repeated when the run resumes"
             _call(callback, "on_evaluation", view, saved=saved)
         # Processes end together, or wait for each other.
@@ -64,14 +64,14 @@ def _views(
     job: Job,
     run: SeedRun,
     metrics: Mapping[str, float] | None = None,
-    reasons: list[str] | None = None,
     *,
     state: TrainState | None = None,
+    logs: bool = False,
+    reasons: list[str] | None = None,
 ) -> list[tuple[Callback, View]]:
-    """Each callback with its view of a run; `reasons` to stop are added to a list, if given."""
-    session = job.session
-    state = run.state if state is None else state
-    step = job.step if state is run.state else int(state.step)
+    """Each callback with its view of a run: `logs` lets it log, `reasons` to stop are added to."""
+    session, state = job.session, state or run.state
+    step = int(state.step)
     epoch = job.plan.epoch_at(step)
 
     def evaluate(split: Split) -> dict[str, float]:
@@ -83,7 +83,7 @@ def _views(
 
     views = []
     for callback in session.experiment.callbacks:
-        log = functools.partial(run.writer.write, step, type(callback).__name__, epoch=epoch)
+        write = functools.partial(run.writer.write, step, type(callback).__name__, epoch=epoch)
         view = View(
             step=step,
             epoch=epoch,
@@ -94,7 +94,7 @@ def _views(
             dataset=session.dataset,
             splits=job.splits,
             evaluate=evaluate,
-            log=log,
+            log=write if logs else refuse,
             stop=refuse if reasons is None else reasons.append,
         )
         views.append((callback, view))
