@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from cnn_research.core.experiment import registry
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
@@ -79,3 +81,14 @@ def test_code_calls_documents_by_their_subjects(folder):
         if re.search(r"\bdocuments? 00\d", line, re.IGNORECASE)
     ]
     assert not found
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.es.md", "docs/documents.md"])
+def test_pages_cite_every_document(page):
+    text = re.sub(r"\s+", " ", (ROOT / page).read_text(encoding="utf-8"))
+    documents = {entry.document for entry in registry().values() if entry.document}
+    assert len(documents) == 5
+    for document in documents:
+        *author, title = document.citation.split(": ", 1)
+        names = [re.split(r" \(|, ", title)[0], *(name.split(" and ")[0] for name in author)]
+        assert all(name in text for name in names), document.citation
