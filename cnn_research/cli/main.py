@@ -121,7 +121,7 @@ def launch(words: list[str]) -> None:
         print_list()
         return
     if FLAGS.experiment is None and words and not words[0].startswith("-"):
-        name, *words = words
+        name, words = words[0], words[1:]
         if name not in registry():
             near = did_you_mean(name, [*registry(), *COMMANDS])
             raise UsageError(
