@@ -154,7 +154,7 @@ def test_a_callback_is_told_what_happens(alone):
 def test_a_callback_that_fails_ends_the_run_which_resumes_as_if_it_had_not(hook, alone, tmp_path):
     FAILING[hook] = KeyError("top5\nof 10")
     step = {"on_start": "0", "on_end": "6"}.get(hook, "2")
-    line = rf"callback Recorder failed in {hook} at step {step}, KeyError: .*\(test_callbacks.py"
+    line = rf"callback Recorder failed in {hook} at step {step}, KeyError: .*test_callbacks.py"
     with pytest.raises(UserError, match=line) as caught:
         run(TINY, tmp_path)
     assert "\n" not in str(caught.value)

@@ -13,6 +13,7 @@ from cnn_research.core.errors import PROGRAM, UsageError
 from cnn_research.core.experiment import BUDGET, Experiment, registry
 
 LAUNCHER_FLAGS = (
+    "import",
     "experiment",
     "workdir",
     "mode",

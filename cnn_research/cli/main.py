@@ -13,6 +13,7 @@ from cnn_research.cli.fields import LAUNCHER_FLAGS, with_overrides, with_suggest
 from cnn_research.cli.program import COMMANDS
 from cnn_research.cli.run import bind_mode
 from cnn_research.core.config import asks_for_help, config_hash, did_you_mean
+from cnn_research.core.definitions import import_outside
 from cnn_research.core.errors import (
     PROGRAM,
     UsageError,
@@ -25,6 +26,7 @@ from cnn_research.core.experiment import Entry, Experiment, lookup, registry
 from cnn_research.core.memory import use_one_arena
 from cnn_research.core.terminal import columns, show, styled, wrapped
 
+flags.DEFINE_multi_string("import", [], "A module or FILE.py of your own to import first.")
 flags.DEFINE_string("experiment", None, "Name of a registered experiment.")
 flags.DEFINE_string("workdir", None, "Folder of the run; by default, runs/NAME-HASH.")
 flags.DEFINE_string("mode", None, "Mode of the run; by default, the first of the experiment.")
@@ -42,6 +44,8 @@ USAGE = f"""\
 usage: {PROGRAM} NAME [--workdir=FOLDER] [--mode=MODE] [--FIELD=VALUE]
 
   --list                 list all experiments by subject
+  --import=FILE.py       first import a file or module of your own, with the
+                         experiments and classes that it defines
   NAME --help            show an experiment's fields: type, meaning and default;
                          --help=PART those of a part, --help=all every field
   NAME                   run an experiment (also --experiment=NAME); the same
@@ -116,6 +120,8 @@ def main(argv: Sequence[str]) -> None:
 def launch(words: list[str]) -> None:
     """Run `main` on the words that absl left: the experiment's name unless `--experiment` has it,
     overrides of fields, and perhaps `--help`."""
+    for name in FLAGS["import"].value:
+        import_outside(name)
     workdir = Path(FLAGS.workdir) if FLAGS.workdir else None
     if FLAGS.list:
         print_list()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cnn_research.core.config import did_you_mean
+from cnn_research.core.config import did_you_mean, to_dict
 from cnn_research.core.errors import UsageError
 from cnn_research.core.experiment import Experiment, Result
 
@@ -133,6 +133,7 @@ def bind_mode(
     if len(counts) > 1:
         raise UsageError("--replicas and --folds exclude each other: give one of the two")
     experiment.check()
+    to_dict(experiment)  # which raises for what the run's folder could not hold
     arguments = (*(() if source is None else (source,)), *counts.values())
 
     def call(workdir: Path) -> Result:

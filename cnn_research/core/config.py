@@ -6,14 +6,14 @@ import contextlib
 import dataclasses
 import difflib
 import hashlib
-import importlib
 import io
 import itertools
 import json
-import pkgutil
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
+from cnn_research.core.definitions import import_definitions, import_plugins, is_own
 from cnn_research.core.errors import UsageError, UserError
 
 C = TypeVar("C")
@@ -21,23 +21,26 @@ C = TypeVar("C")
 HELP = ("--help", "-h", "-help", "-?")
 """Words that ask for help; `--help=PART` asks for a part of the fields."""
 
-DEFINITIONS = ("cnn_research.experiments", "cnn_research.models", "cnn_research.data.sources")
-"""Packages that define the classes of saved configs. The first imports most of them; the others add
-the models and sources that no experiment uses."""
-
-
-def import_modules(package: str) -> None:
-    """Import every module of a package; each registers what it defines."""
-    for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
-        importlib.import_module(module.name)
-
 
 def with_fields(config: Any, values: Mapping[str, Any]) -> Any:
-    """Replace fields of the config, given by their paths (`optimizer.learning_rate`)."""
+    """Replace fields of the config, given by their paths, as `flatten` has them:
+    `optimizer.learning_rate`, or `callbacks.0.change` of a part in a tuple.
+
+    Raises `UsageError` for a field that it does not have.
+    """
     for path, value in values.items():
-        field, _, rest = path.partition(".")
-        value = with_fields(getattr(config, field), {rest: value}) if rest else value
-        config = dataclasses.replace(config, **{field: value})
+        name, _, rest = path.partition(".")
+        parts = {field.name: getattr(config, field.name) for field in config_fields(config)}
+        if isinstance(config, tuple):
+            parts = {str(place): part for place, part in enumerate(config)}
+        if name not in parts:
+            near = did_you_mean(name, list(parts))
+            raise UsageError(f"{type(config).__name__} has no field '{name}'{near}")
+        changed = with_fields(parts[name], {rest: value}) if rest else value
+        if isinstance(config, tuple):
+            config = tuple((parts | {name: changed}).values())
+        else:
+            config = dataclasses.replace(config, **{name: changed})
     return config
 
 
@@ -69,7 +72,8 @@ def parse_fields(
             raise UsageError(f"there is no field --{name}{near}; `{command} --help` shows all")
     box = io.StringIO()
     try:
-        with contextlib.redirect_stderr(box):
+        # A default of another type than its field's is an error later, and no warning now.
+        with contextlib.redirect_stderr(box), warnings.catch_warnings(action="ignore"):
             return tyro.cli(type(default), default=default, args=words)
     except SystemExit as end:
         if not end.code:
@@ -92,12 +96,14 @@ def field_of(word: str, fields: Collection[str]) -> str | None:
 def config_fields(config: Any) -> list[dataclasses.Field]:
     """The fields of a config, without those that flax adds to every module."""
     kind = config if isinstance(config, type) else type(config)
-    is_module = any(base.__module__.startswith("flax.linen") for base in kind.__mro__)
-    return [
-        field
-        for field in dataclasses.fields(config)
-        if field.init and not (is_module and field.name in ("parent", "name"))
-    ]
+    if not dataclasses.is_dataclass(kind):
+        return []
+    added = ("parent", "name") if _is_module(kind) else ()
+    return [f for f in dataclasses.fields(kind) if f.init and f.name not in added]
+
+
+def _is_module(kind: type) -> bool:
+    return any(base.__module__.startswith("flax.linen") for base in kind.__mro__)
 
 
 _CONFIG_CLASSES: dict[str, type] = {}
@@ -106,44 +112,83 @@ _CONFIG_CLASSES: dict[str, type] = {}
 def register_config(kind: type[C]) -> type[C]:
     """Register a config class, which saved configs name by its `__name__`, wherever it is defined.
 
-    Only registered classes can be named, so that a config from elsewhere cannot run code. A
-    `ValueError` if another class has that name.
+    Only registered classes can be named, so that a config from elsewhere cannot run code. Defined
+    again, as in a cell of a notebook, it replaces the class of before. A `UsageError` for what is
+    no frozen dataclass, or if another class has that name.
     """
-    known = _CONFIG_CLASSES.setdefault(kind.__name__, kind)
-    if (known.__module__, known.__qualname__) != (kind.__module__, kind.__qualname__):
-        raise ValueError(f"two config classes are named {kind.__name__}: {known} and {kind}")
-    _CONFIG_CLASSES[kind.__name__] = kind
+    if not is_own(kind.__module__):
+        import_definitions()
+    name, parameters = kind.__name__, vars(kind).get("__dataclass_params__")
+    if not (parameters and (parameters.frozen or _is_module(kind))):
+        raise UsageError(
+            f"{name} is not a frozen dataclass: below @register_config, decorate it with "
+            "@dataclasses.dataclass(frozen=True)"
+        )
+    known = _CONFIG_CLASSES.setdefault(name, kind)
+    if not same_definition(known, kind):
+        raise UsageError(
+            f"a config class is already named {name}, in {known.__module__}: rename the one in "
+            f"{kind.__module__}"
+        )
+    _CONFIG_CLASSES[name] = kind
     return kind
 
 
+def same_definition(one: Any, other: Any) -> bool:
+    """Return whether two classes or functions have the same place in the code."""
+    return (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
+
+
+class UnknownClass(UserError):
+    """A config names a class that is not registered."""
+
+
 def config_class(name: str) -> type:
-    """The registered config class of that name; a `UserError` if there is none."""
-    for package in DEFINITIONS:
+    """The registered config class of that name; an `UnknownClass` error if there is none."""
+    for import_more in (import_definitions, import_plugins):
         if name not in _CONFIG_CLASSES:
-            import_modules(package)
+            import_more()
     if name not in _CONFIG_CLASSES:
-        raise UserError(
+        raise UnknownClass(
             f"the config names the class '{name}', which is not registered"
             f"{did_you_mean(name, list(_CONFIG_CLASSES))}: nothing was run"
         )
     return _CONFIG_CLASSES[name]
 
 
-def to_dict(config: Any) -> Any:
-    """A config as JSON values, dataclasses by registered names; a `TypeError` for other values."""
+def outside_modules(config: Any) -> set[str]:
+    """The modules outside this project that define a config's classes."""
+    values = config if isinstance(config, tuple) else ()
+    parts = [*values, *(getattr(config, field.name) for field in config_fields(config))]
+    found: set[str] = set().union(*map(outside_modules, parts))
+    outside = dataclasses.is_dataclass(config) and not is_own(type(config).__module__)
+    return found | {type(config).__module__} if outside else found
+
+
+def to_dict(config: Any, path: str = "") -> Any:
+    """A config as JSON values, dataclasses by registered names.
+
+    A `UsageError` for anything else, which names the field by its path.
+    """
+    where = f"--{path.replace('_', '-')}" if path else "the config"
     if dataclasses.is_dataclass(config):
-        kind = type(config)
-        if _CONFIG_CLASSES.get(kind.__name__) is not kind:
-            raise TypeError(
-                f"{kind} is not a registered config class: decorate it with @register_config"
+        name = type(config).__name__
+        if _CONFIG_CLASSES.get(name) is not type(config):
+            raise UsageError(
+                f"{where} is of the class {name}, which cannot be written to a run's folder: "
+                "decorate it with @register_config"
             )
-        values = {f.name: to_dict(getattr(config, f.name)) for f in config_fields(config)}
-        return {"class": kind.__name__, **values}
-    if isinstance(config, tuple | list):
-        return [to_dict(value) for value in config]
+        fields = [field.name for field in config_fields(config)]
+        values = {f: to_dict(getattr(config, f), f"{path}.{f}".lstrip(".")) for f in fields}
+        return {"class": name, **values}
+    if isinstance(config, tuple):
+        return [to_dict(value, path) for value in config]
     if isinstance(config, str | int | float | bool) or config is None:
         return config
-    raise TypeError(f"a config holds numbers, strings, tuples and dataclasses, not {config!r}")
+    raise UsageError(
+        f"{where} is {config!r}, which cannot be written to a run's folder: a config holds "
+        "numbers, strings, tuples and dataclasses"
+    )
 
 
 def from_dict(values: Any) -> Any:

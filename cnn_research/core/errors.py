@@ -21,6 +21,10 @@ class UserError(Exception):
 
     exit_code = 1
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython and notebooks show in place of a traceback."""
+        return [f"{type(self).__name__}: {one_line(self)}"]
+
 
 class UsageError(UserError):
     """The command itself is wrong: nothing was started."""

@@ -10,7 +10,15 @@ from typing import Annotated, Any, ClassVar
 
 import tyro
 
-from cnn_research.core.config import did_you_mean, import_modules
+from cnn_research.core.config import did_you_mean, same_definition
+from cnn_research.core.definitions import (
+    DEFINITIONS,
+    error_with_place,
+    import_definitions,
+    import_modules,
+    import_plugins,
+    is_own,
+)
 from cnn_research.core.errors import PROGRAM, UsageError
 from cnn_research.core.ranges import check_ranges
 
@@ -106,7 +114,11 @@ class Entry:
     """None for a complete config."""
 
     def experiment(self) -> Experiment:
-        return dataclasses.replace(self.make(), name=self.name)
+        """Make the experiment; a `UsageError` with the error of a function that fails."""
+        try:
+            return dataclasses.replace(self.make(), name=self.name)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise UsageError(f"experiment {self.name} fails: {error_with_place(error)}") from error
 
     @property
     def summary(self) -> str:
@@ -123,12 +135,18 @@ def register(
     document_results: Mapping[str, float] | None = None,
     suggest_fields: SuggestFields | None = None,
 ) -> Callable[[Callable[[], Experiment]], Callable[[], Experiment]]:
-    """Decorate a function that returns an `Experiment`; its name becomes the experiment's."""
+    """Decorate a function that returns an `Experiment`; its name becomes the experiment's.
+
+    Defined again, as in a cell of a notebook, it replaces the one of before; a `UsageError` if
+    another experiment has that name.
+    """
 
     def decorate(make: Callable[[], Experiment]) -> Callable[[], Experiment]:
+        if not is_own(make.__module__):
+            import_definitions()
         name = make.__name__
-        if name in _REGISTRY:
-            raise ValueError(f"two experiments are named {name}")
+        if name in _REGISTRY and not same_definition(_REGISTRY[name].make, make):
+            raise UsageError(f"an experiment is already named {name}: rename the function")
         _REGISTRY[name] = Entry(name, document, data, document_results or {}, make, suggest_fields)
         return make
 
@@ -136,7 +154,9 @@ def register(
 
 
 def registry() -> Mapping[str, Entry]:
-    import_modules("cnn_research.experiments")
+    """Every experiment by its name: this project's, those of plugins, and what was imported."""
+    import_modules(DEFINITIONS[0])
+    import_plugins()
     return dict(sorted(_REGISTRY.items()))
 
 
@@ -147,5 +167,10 @@ def lookup(name: str) -> Entry:
         return entries[name]
     raise UsageError(
         f"no experiment is named '{name}'{did_you_mean(name, list(entries))}; "
-        f"`{PROGRAM} --list` shows all"
+        f"`{PROGRAM} --list` shows all, and --import=FILE.py adds your own"
     )
+
+
+def experiment(name: str) -> Experiment:
+    """The registered experiment of that name, with its default fields; errors as of `lookup`."""
+    return lookup(name).experiment()

@@ -1,4 +1,4 @@
-"""Ranges of config fields, declared where the field is declared, and checked before anything runs.
+"""Types and ranges of config fields, declared with the field, and checked before anything runs.
 
 `dropout: Annotated[float, Range(minimum=0, below=1)] = 0.0`, or one of the names below:
 `batch_size: PositiveInt = 128`. Every other number of a config only has to be finite.
@@ -9,8 +9,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
+import typeguard
+
+from cnn_research.core.config import config_fields
 from cnn_research.core.errors import UsageError
 
 
@@ -48,19 +51,36 @@ ProperFraction = Annotated[float, Range(minimum=0, below=1)]
 Seed = Annotated[int, Range(minimum=0, maximum=2**32 - 1)]
 
 
+_ALL = typeguard.CollectionCheckStrategy.ALL_ITEMS
+
+
 def check_ranges(config: Any, path: str = "") -> None:
-    """Raise `UsageError` for a number out of its field's range, in a part (`optimizer.`) too."""
+    """Raise `UsageError` for a value that is not of its field's type, or a number out of its range,
+    in a part (`optimizer.`) too."""
     hints = typing.get_type_hints(type(config), include_extras=True)
-    for field in dataclasses.fields(config):
-        if field.init:
-            declared = next(_ranges_in(hints[field.name]), Range())
-            _check(getattr(config, field.name), path + field.name.replace("_", "-"), declared)
+    for field in config_fields(config):
+        value, hint = getattr(config, field.name), hints[field.name]
+        name = path + field.name.replace("_", "-")
+        try:
+            typeguard.check_type(value, hint, collection_check_strategy=_ALL)
+        except typeguard.TypeCheckError:
+            raise UsageError(f"--{name} is {value!r}: must be {_in_words(hint)}") from None
+        _check(value, name, next(_ranges_in(hint), Range()))
+
+
+def _in_words(hint: Any) -> str:
+    """A field's type as one would write it: `sgd or adam`, `int`, `tuple[int, ...]`."""
+    if typing.get_origin(hint) is Annotated:
+        return _in_words(hint.__origin__)
+    if typing.get_origin(hint) is Literal:
+        return " or ".join(map(str, typing.get_args(hint)))
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
 
 
 def _check(value: Any, path: str, declared: Range) -> None:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         check_ranges(value, f"{path}.")
-    elif isinstance(value, tuple | list):
+    elif isinstance(value, tuple):
         for each in value:
             _check(each, path, declared)
     elif isinstance(value, int | float) and not isinstance(value, bool) and value not in declared:

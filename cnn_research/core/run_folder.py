@@ -22,7 +22,15 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from cnn_research.core.config import canonical_json, flatten, from_dict, with_fields
+from cnn_research.core.config import (
+    UnknownClass,
+    canonical_json,
+    flatten,
+    from_dict,
+    outside_modules,
+    with_fields,
+)
+from cnn_research.core.definitions import file_of, how_to_import, import_of
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.files import ROOT, write_text
 
@@ -116,12 +124,33 @@ def is_locked(workdir: Path) -> bool:
 def saved_config(workdir: Path) -> Experiment | None:
     """The experiment that a folder holds, or None; a `UserError` for a damaged config.json."""
     file = workdir / CONFIG
+    if not file.exists():
+        return None
     try:
-        return from_dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None
+        return config_of(workdir, json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{file} is damaged ({error}): restore it, or name another workdir"
         ) from None
+
+
+def config_of(workdir: Path, values: Any) -> Any:
+    """A config of the run in a folder, from JSON values.
+
+    A `UserError` where a class of it is not registered: what was imported when the run was trained
+    is named, and never imported here.
+    """
+    try:
+        return from_dict(values)
+    except UnknownClass as error:
+        imports = [name for each in attempts_of(workdir) for name in each.get("imports", ())]
+        advice = f"; {how_to_import(list(dict.fromkeys(imports)))}" if imports else ""
+        raise UserError(f"{workdir}: {error}{advice}") from None
+
+
+def attempts_of(workdir: Path) -> list[dict[str, Any]]:
+    """The attempts at the run in a folder, in order; empty where none is recorded."""
+    return list(read_json(workdir / RUN).get("attempts", ()))
 
 
 def evaluated_config(workdir: Path) -> dict[str, Any]:
@@ -199,7 +228,8 @@ def write_metadata(
     """Write config.json, and add an attempt to run.json: from both the run can be repeated.
 
     Of several processes of one run, the first writes. `devices` are those of this attempt, `facts`
-    JSON values of the run (parameters, data). `step` is the number of train steps (of finished
+    JSON values of the run (parameters, data). Of classes from outside, what to import for them and
+    the text of their modules is kept. `step` is the number of train steps (of finished
     stages, in a pipeline) left by earlier attempts; None for results made anew each time.
     """
     if not writes_files():
@@ -207,10 +237,15 @@ def write_metadata(
     write_text(workdir / CONFIG, canonical_json(experiment))
     before = read_json(workdir / RUN)
     commit, difference = source_facts()
-    # Named after its contents: attempts with the same changes share a file.
-    name = f"source-{hashlib.sha256(difference.encode()).hexdigest()[:8]}.diff"
-    if difference:
-        write_text(workdir / name, difference)
+    modules = sorted(outside_modules(experiment))
+    texts = {
+        file.name: file.read_text(encoding="utf-8", errors="backslashreplace")
+        for file in filter(None, map(file_of, modules))
+    }
+    outside = {
+        "imports": list(dict.fromkeys(map(import_of, modules))),
+        "sources": [_kept(workdir, text, f"-{name}") for name, text in texts.items()],
+    }
     attempt = {
         "started": now(),
         "from_step": step,
@@ -218,15 +253,23 @@ def write_metadata(
         **({"choices": _CHOICES.get()} if _CHOICES.get() else {}),
         "commit": commit,
         "commit_is_clean": not difference,
-        "source_diff": name if difference else None,
+        "source_diff": _kept(workdir, difference, ".diff") if difference else None,
+        **(outside if modules else {}),
         "machine": machine(),
         "versions": versions(),
         "devices": list(devices),
     }
     seed = getattr(experiment, "seed", None)
-    attempts = [*before.get("attempts", ()), attempt]
+    attempts = [*attempts_of(workdir), attempt]
     known = {"experiment": experiment.name, "seed": seed}
     write_json(workdir / RUN, before | known | facts | {"attempts": attempts})
+
+
+def _kept(workdir: Path, text: str, ending: str) -> str:
+    """Write source text to the folder, unless an attempt has; return the name of its file."""
+    name = f"source-{hashlib.sha256(text.encode()).hexdigest()[:8]}{ending}"
+    write_text(workdir / name, text)
+    return name
 
 
 def now() -> str:

@@ -20,7 +20,8 @@ from safetensors.numpy import save
 
 from cnn_research.core import run_folder as folders
 from cnn_research.core.config import canonical_json, flatten, from_dict
-from cnn_research.core.errors import UsageError, UserError, one_line
+from cnn_research.core.definitions import error_with_place
+from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.experiment import Result
 from cnn_research.core.metrics import flat
 from cnn_research.data.images import FILL, LUMA
@@ -115,8 +116,8 @@ def program(model: TrainedModel) -> jax.export.Exported:
         jax.errors.InconclusiveDimensionOperation,
     ) as error:
         raise UserError(
-            f"{type(model.experiment.model).__name__} cannot be exported for any batch size: "
-            f"{one_line(error)[:200]}"
+            f"{type(model.experiment.model).__name__} cannot be exported for any batch size, which "
+            f"x.shape[0] may stand for, but not len(x): {error_with_place(error)[:300]}"
         ) from error
 
 

@@ -1,6 +1,6 @@
 """Run networks exported by `--mode=export` with JAX and NumPy alone.
 
-    network = open_export(Path("runs/a/export"))
+    network = open_export("runs/a/export")
     network.answers(network(images))
 
 Only the folder is needed; neither flax nor the run's classes are imported.
@@ -82,7 +82,7 @@ class Exported:
         return self.facts["heads"]
 
 
-def open_export(folder: Path) -> Exported:
+def open_export(folder: str | Path) -> Exported:
     """Open the exported network in a folder, and verify its files.
 
     Even an untrusted program can only compute: one with external calls, such as a function of this
@@ -90,6 +90,7 @@ def open_export(folder: Path) -> Exported:
     that is damaged, of another format, or calls more than `CALLS`, or if `FACTS` do not describe
     the network.
     """
+    folder = Path(folder)
     check(folder)
     program = _read_program(folder / MODEL)
     try:

@@ -1,6 +1,8 @@
 """List the networks, and the pretrained weights for `--pretrained=NAME`.
 
-usage: python -m cnn_research models
+usage: python -m cnn_research models [--import=FILE.py ...]
+
+--import names a file or module of your own that registers more networks.
 
 Of a network: its image size, the smallest height and width that it takes
 (least), its parameters (auxiliary heads included), the FLOPs of one image's
@@ -16,6 +18,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 
+from cnn_research.core.definitions import import_outside
 from cnn_research.core.errors import only_help, run_command
 from cnn_research.core.terminal import show
 from cnn_research.models.flops import Cost, cost, least_size
@@ -24,10 +27,13 @@ from cnn_research.models.registry import Architecture, architectures
 
 
 def main(words: list[str]) -> None:
-    """Print the tables, line by line as it is counted; take no words but a call for help."""
-    if words:
-        only_help(words, __doc__)
+    """Print the tables, line by line as it is counted."""
+    imports = [word.removeprefix("--import=") for word in words if word.startswith("--import=")]
+    if len(imports) < len(words):
+        only_help([word for word in words if not word.startswith("--import=")], __doc__)
         return
+    for name in imports:
+        import_outside(name)
     costs = print_models(architectures())
     print()
     print_weights(costs)

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 
 from flax import linen as nn
 
-from cnn_research.core.config import import_modules
+from cnn_research.core.config import same_definition
+from cnn_research.core.definitions import import_modules, import_plugins, is_own
+from cnn_research.core.errors import UsageError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +35,15 @@ def register_model(
     image_shape: tuple[int, int, int] = (224, 224, 3),
     source: str,
 ) -> None:
-    """Register a model for `--model=NAME`, and its form for images of 32x32 as `NAME_small`."""
-    if name in _ARCHITECTURES:
-        raise ValueError(f"two models are named {name}")
+    """Register a model for `--model=NAME`, and its form for images of 32x32 as `NAME_small`.
+
+    Named again, as in a cell of a notebook, a model of the same class replaces the one before; a
+    `UsageError` if another has that name.
+    """
+    known = _ARCHITECTURES[name].model if name in _ARCHITECTURES else model
+    again = same_definition(type(known), type(model)) and not is_own(type(model).__module__)
+    if known != model and not again:
+        raise UsageError(f"a network is already named {name}: give another name")
     _ARCHITECTURES[name] = Architecture(model, image_shape, source)
     if small is not None:
         register_model(f"{name}_small", small, image_shape=(32, 32, 3), source=source)
@@ -43,4 +51,5 @@ def register_model(
 
 def architectures() -> Mapping[str, Architecture]:
     import_modules("cnn_research.models")
+    import_plugins()
     return dict(sorted(_ARCHITECTURES.items()))

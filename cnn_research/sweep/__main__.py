@@ -54,6 +54,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--search", **repeated, metavar="FIELD=LOW..HIGH", help=text)
     add("--seeds", type=int, default=0, metavar="N", help="repeat all runs with seeds 0 to N-1")
     add("--trials", type=int, default=0, metavar="N", help="number of runs of a search")
+    text = "a module or a file of your own that defines experiments; may be repeated"
+    add("--import", **repeated, dest="imports", metavar="FILE.py", help=text)
     text = "a file with all of these, as in experiments/sweeps/"
     add("--file", type=Path, metavar="FILE.toml", help=text)
     add = parser.add_argument_group("the machines").add_argument
@@ -130,12 +132,14 @@ def _definition(options: argparse.Namespace, words: Sequence[str]) -> definition
             seeds=options.seeds,
             search=dict(map(_assignment, options.search)),
             trials=options.trials,
+            imports=tuple(options.imports),
         )
     typed = ("experiment", "grid", "variant", "seeds", "search", "trials")
     if also := [name for name in typed if getattr(options, name)]:
         raise UsageError(f"--{also[0]} and --file exclude each other: give one of the two")
     sweep = definition.from_toml(options.file)
-    return dataclasses.replace(sweep, words=(*sweep.words, *words))
+    imports = (*sweep.imports, *options.imports)
+    return dataclasses.replace(sweep, words=(*sweep.words, *words), imports=imports)
 
 
 def _assignment(text: str) -> tuple[str, str]:

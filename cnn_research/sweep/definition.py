@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cnn_research.core.config import canonical_json, config_hash, did_you_mean, flatten
+from cnn_research.core.definitions import import_outside
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.experiment import Experiment, lookup
 from cnn_research.core.run_folder import CONFIG, SWEEP, read_json, write_json
@@ -43,6 +44,8 @@ class Sweep:
     """Values to choose from, by the path of their field: `1e-4..1e-2 log`, `16..64`, `adam,sgd`."""
     trials: int = 0
     """The number of runs of a search."""
+    imports: tuple[str, ...] = ()
+    """Modules, or files that end in `.py`, that define experiments and what they are made of."""
 
     def check(self) -> None:
         """Raise `UsageError` for fields that contradict each other."""
@@ -72,11 +75,12 @@ class Sweep:
         A `UsageError` for a config that its experiment refuses, or two runs of the same; a
         `UserError` where the data that an experiment is fitted to are not there.
         """
+        self.import_all()
         runs: dict[str, Run] = {}
         for name in self.experiments:
             default = lookup(name).experiment()
             for words in self._overrides(default):
-                run = plan_run(default, [*self.words, *words], folder, words)
+                run = plan_run(self, default, words, folder, words)
                 if run.config in runs:
                     raise UsageError(
                         "two runs of the sweep are the same: "
@@ -85,6 +89,11 @@ class Sweep:
                     )
                 runs[run.config] = run
         return list(runs.values())
+
+    def import_all(self) -> None:
+        """Import what the sweep names; a `UsageError` if that fails."""
+        for name in self.imports:
+            import_outside(name)
 
     def _overrides(self, default: Experiment) -> Iterator[list[str]]:
         """Yield the overrides of each run of an experiment, beside those of all runs."""
@@ -108,6 +117,8 @@ class Run:
     """Absolute."""
     config: str
     """The experiment with all its fields, as canonical JSON."""
+    imports: tuple[str, ...] = ()
+    """What its process imports first: modules, and whole paths of files."""
 
     @property
     def name(self) -> str:
@@ -116,19 +127,28 @@ class Run:
     @property
     def command(self) -> list[str]:
         experiment = f"--experiment={self.experiment}"
-        return ["launch.py", experiment, *self.words, f"--workdir={self.workdir}"]
+        imports = [f"--import={name}" for name in self.imports]
+        return ["launch.py", *imports, experiment, *self.words, f"--workdir={self.workdir}"]
 
 
 def plan_run(
-    default: Experiment, words: Sequence[str], folder: Path, naming: Sequence[str], name: str = ""
+    sweep: Sweep,
+    default: Experiment,
+    words: Sequence[str],
+    folder: Path,
+    naming: Sequence[str],
+    name: str = "",
 ) -> Run:
-    """The run of an experiment with overrides; its config is checked, its data are not looked at.
+    """A sweep's run of an experiment with overrides, beside those of every run.
+
+    Its config is checked, its data are not looked at.
 
     Before its hash it is called `name`, or after its experiment and the words of `naming`. A
     `UsageError` for words that are not the experiment's, or contradict each other.
     """
     from cnn_research.cli.fields import with_suggestions
 
+    words = (*sweep.words, *words)
     experiment, _ = with_suggestions(default, list(words))
     experiment.check()
     if not name:
@@ -136,7 +156,9 @@ def plan_run(
         parts = [re.sub(r"^--(?:[^=]*\.)?", "", word) for word in naming]
         name = re.sub(r"[^\w.=+-]+", "_", "-".join([default.name, *parts]))[:LONGEST_NAME]
     workdir = folder.absolute() / RUNS / f"{name}-{config_hash(experiment, default)}"
-    return Run(default.name, tuple(words), workdir, canonical_json(experiment))
+    # A job on a cluster may start in another folder.
+    imports = [str(Path(n).resolve()) if n.endswith(".py") else n for n in sweep.imports]
+    return Run(default.name, words, workdir, canonical_json(experiment), tuple(imports))
 
 
 def override(default: Experiment, path: str, value: str) -> list[str]:
@@ -185,6 +207,7 @@ def from_toml(file: Path) -> Sweep:
             seeds=_of(int, values.get("seeds", 0), "seeds"),
             search={path: _of(str, each, path) for path, each in search},
             trials=_of(int, values.get("trials", 0), "trials"),
+            imports=texts("imports"),
         )
     except TypeError as error:
         raise UsageError(f"{file}: {error}") from None
@@ -237,7 +260,9 @@ def check_same(sweep: Sweep, folder: Path) -> None:
             f"{folder / SWEEP} is damaged: restore it, or name another --workdir"
         ) from None
     new = json.loads(json.dumps(dataclasses.asdict(sweep)))
-    different = [name for name in new if old.get(name) != new[name] and name != "trials"]
+    # A field that is empty here may be newer than the file.
+    changed = [name for name in new if (old.get(name) or new[name]) and old.get(name) != new[name]]
+    different = [name for name in changed if name != "trials"]
     if different:
         shown = ", ".join(f"{n} was {old.get(n)!r} and is now {new[n]!r}" for n in different)
         raise UsageError(

@@ -89,6 +89,7 @@ class Search(Feed):
         """Raise `UsageError` for what is not a training, or ends of ranges that it refuses."""
         self._sweep, self._folder, self.total = sweep, folder, sweep.trials
         self._num_failed = 0
+        sweep.import_all()
         self._default = lookup(sweep.experiments[0]).experiment()
         self._space = space(sweep.search)
         first = {path: _ends(values)[0] for path, values in self._space.items()}
@@ -201,9 +202,8 @@ class Search(Feed):
 
     def _run(self, number: int, params: Mapping[str, Any]) -> Run:
         words = [word for path, value in params.items() for word in self._words(path, value)]
-        return plan_run(
-            self._default, [*self._sweep.words, *words], self._folder, (), f"trial-{number:04}"
-        )
+        name = f"trial-{number:04}"
+        return plan_run(self._sweep, self._default, words, self._folder, (), name)
 
     def _report(self, run: Run) -> list[float]:
         """Report a run's new metrics to Optuna; return all its validation metrics."""

@@ -24,6 +24,7 @@ from absl import logging
 
 from cnn_research.cli.run import run
 from cnn_research.core.config import from_dict
+from cnn_research.core.definitions import import_outside
 from cnn_research.core.errors import Interrupted, UserError, one_line, print_error
 from cnn_research.core.run_folder import is_locked
 from cnn_research.sweep import states
@@ -45,6 +46,8 @@ def execute(planned: Run) -> State:
     state, message, code = "complete", "", 0
     with output_to(planned.workdir / states.LOG):
         try:
+            for name in planned.imports:
+                import_outside(name)
             run(from_dict(json.loads(planned.config)), planned.workdir)
         except UserError as error:
             state = "stopped" if isinstance(error, Interrupted) else "failed"
@@ -98,8 +101,8 @@ def main() -> None:
     threading.Thread(target=read, daemon=True).start()
     with contextlib.suppress(Interrupted):
         while (values := runs.get()) is not None:
-            words, workdir = tuple(values["words"]), Path(values["workdir"])
-            state = execute(Run(values["experiment"], words, workdir, values["config"]))
+            lists = {name: tuple(values[name]) for name in ("words", "imports")}
+            state = execute(Run(**{**values, **lists, "workdir": Path(values["workdir"])}))
             busy.clear()
             print(json.dumps(dataclasses.asdict(state)), flush=True)
 

@@ -12,7 +12,8 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from cnn_research.core.errors import UserError
+from cnn_research.core.config import config_fields
+from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.metrics import Direction
 from cnn_research.data.dataset import MISSING, Dataset
 from cnn_research.report.page import Predictions
@@ -66,6 +67,11 @@ class Task(abc.ABC):
 
     def bind(self, model: nn.Module, dataset: Dataset) -> nn.Module:
         """Return the model with the number of outputs that the task needs for this data."""
+        if "num_classes" not in {field.name for field in config_fields(model)}:
+            raise UsageError(
+                f"{type(model).__name__} has no field num_classes: declare `num_classes: int = 10`;"
+                " the data set it to the number of outputs"
+            )
         return model.clone(num_classes=self.num_outputs(dataset))
 
     @abc.abstractmethod

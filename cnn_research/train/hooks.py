@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import traceback
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from cnn_research.core.definitions import error_with_place
 from cnn_research.core.distributed import broadcast_from_process_zero
-from cnn_research.core.errors import UserError, one_line
+from cnn_research.core.errors import UserError
 from cnn_research.core.experiment import Result
 from cnn_research.data.dataset import Split
 from cnn_research.train.callbacks import Callback, View
@@ -106,10 +105,7 @@ def _call(callback: Callback, hook: str, view: View, *more: Any, saved: str) -> 
     try:
         getattr(callback, hook)(view, *more)
     except Exception as error:
-        at = traceback.extract_tb(error.__traceback__, 2)[-1]  # a line of that method
-        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
         raise UserError(
             f"the callback {type(callback).__name__} failed in {hook} at step {view.step:,}, "
-            f"{kind}{one_line(error)} ({Path(at.filename).name}, line {at.lineno}): {saved}; "
-            "correct it, and give the same command again"
+            f"{error_with_place(error)}: {saved}; correct it, and give the same command again"
         ) from error

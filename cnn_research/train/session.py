@@ -27,7 +27,7 @@ from cnn_research.models.pretrained import check_fits
 from cnn_research.report.tensorboard import Histograms
 from cnn_research.report.writers import MetricsWriter
 from cnn_research.tasks.task import Task
-from cnn_research.train import checkpoint
+from cnn_research.train import checkpoint, outside
 from cnn_research.train.config import Training
 from cnn_research.train.plan import Plan
 from cnn_research.train.state import TrainState, abstract_state
@@ -130,13 +130,14 @@ def open_session(
                 check_weights(experiment, runs[0].workdir)
             data = folders.located(experiment.data, runs[0].workdir)
             check_disk(experiment, data)
-            dataset = data.load()
+            dataset = outside.load(data)
         check_data(experiment, dataset)
         warn_of_patience(experiment)
         mesh = data_mesh()
         check_divides(mesh, experiment.batch_size, experiment.accumulate)
         stack.enter_context(jax.set_mesh(mesh))
         plan, ready = Plan.of(experiment, dataset), bind_to_dataset(experiment, dataset)
+        outside.check_outside(ready, dataset)
         batch_size = experiment.batch_size * len(runs)
         session = Session(
             runs=runs,

@@ -17,7 +17,6 @@ from flax import traverse_util
 
 from cnn_research import ops
 from cnn_research.core import run_folder as folders
-from cnn_research.core.config import from_dict
 from cnn_research.core.distributed import data_mesh, replicated
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.data.dataset import Dataset, Split
@@ -25,7 +24,8 @@ from cnn_research.data.images import Fit
 from cnn_research.models.layer_outputs import last_features
 from cnn_research.models.pretrained import Pretrained, read_pretrained
 from cnn_research.models.weights import Weights
-from cnn_research.tasks.decode import calibrated
+from cnn_research.ops.batching import apply_in_batches
+from cnn_research.tasks.decode import Answer, answers_of, calibrated
 from cnn_research.train import checkpoint
 from cnn_research.train.config import Training
 from cnn_research.train.evaluator import Scaling, predict, scaled, views_of
@@ -57,7 +57,7 @@ class TrainedModel:
         Raises `UserError` if the folder is not that of a training, or has no good checkpoint.
         """
         facts = _facts(workdir)
-        bound = from_dict(facts["experiment"])
+        bound = folders.config_of(workdir, facts["experiment"])
         if experiment is not None:
             replaced = ("data", "evaluation", "selection")
             bound = dataclasses.replace(bound, **{f: getattr(experiment, f) for f in replaced})
@@ -128,6 +128,27 @@ class TrainedModel:
 
         return forward
 
+    def predict(self, images: np.ndarray) -> list[dict[str, Answer]]:
+        """The prediction for each image, by head, as `--mode=predict` gives it for a file.
+
+        Images are uint8 `[batch, height, width, channels]`; a `UsageError` for images of another
+        dtype or size than those of training.
+        """
+        images = np.asarray(images)
+        if images.dtype != np.uint8 or images.shape[1:] != self.image_shape:
+            raise UsageError(
+                f"images are {images.dtype} {list(images.shape)}: the network takes uint8 "
+                f"{['batch', *self.image_shape]}, so scale and resize them first"
+            )
+        if not len(images):
+            return []
+        size = min(self.experiment.evaluation.batch_size, len(images))
+        return answers_of(self.heads, apply_in_batches(self._forward, images, size))
+
+    @functools.cached_property
+    def _forward(self) -> Callable[[np.ndarray], jax.Array]:
+        return jax.jit(self.forward())
+
     def features(self) -> Callable[[np.ndarray], jax.Array]:
         """The jitted `uint8 images -> features`, as of `last_features`; without augmentation."""
         experiment = self.experiment
@@ -139,9 +160,14 @@ class TrainedModel:
         return functools.partial(compiled, self.state.variables())
 
 
+def load(workdir: str | Path) -> TrainedModel:
+    """Load the trained model of a run's folder; errors are those of `TrainedModel.load`."""
+    return TrainedModel.load(Path(workdir))
+
+
 def bound_experiment(workdir: Path) -> Training:
     """The experiment of a training's folder, bound to its data; no checkpoint is read."""
-    return from_dict(_facts(workdir)["experiment"])
+    return folders.config_of(workdir, _facts(workdir)["experiment"])
 
 
 def _facts(workdir: Path) -> Mapping[str, Any]:
