@@ -38,7 +38,7 @@ def rows_of(name: str, found: dict[str, Any]) -> list[Row]:
         raise RuntimeError(f"{name}: no temperature was fitted, as there are no validation images")
     for head, fitted in after["calibration"].items():
         figures, old = (each.get("test", {}) for each in (after, found["before"]))
-        # Of several heads, each has its own figures.
+        # With several heads, each has its own metrics.
         figures, old = figures.get(head, figures), old.get(head, old)
         error, plain = figures["ECE"], figures["ECE before calibration"]
         same = old.get("accuracy", figures.get("accuracy")) == figures.get("accuracy")

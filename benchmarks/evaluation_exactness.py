@@ -55,7 +55,7 @@ def on_devices(workdir: Path, devices: int) -> dict[str, Any]:
 
 
 def compare(name: str, workdir: Path) -> tuple[Row, dict[str, Any]]:
-    """Make the row of a trained model, and its figures."""
+    """Make the row of a trained model, and its metrics."""
     found = {f"{devices} devices": on_devices(workdir, devices) for devices in DEVICES}
     outcomes: dict[str, set[tuple[float, float]]] = {}
     losses: dict[str, list[float]] = {}

@@ -1,12 +1,12 @@
-"""Exports in a fresh environment with JAX, flatbuffers and NumPy alone: logits and time to answer.
+"""Exports in a fresh environment with only JAX, flatbuffers and NumPy: logits and start time.
 
     python -m benchmarks.export --output results/export.json
 
-Trains digits_cnn as it is and two networks for a few steps, exports them, and asks the exports in
-an environment that has neither flax nor this project, in batches of 1, 7 and 64. What they answer
-is compared, bit by bit, with what `--mode=predict` computes here. The time is from the start of a
-process until it has the first answer: the median of some. On a busy machine it is longer; what the
-processor did for it, all threads together, stands beside.
+Trains digits_cnn with its defaults and two networks for a few steps, exports them, and runs the
+exports in an environment without flax and this project, in batches of 1, 7 and 64. Their logits
+are compared bit for bit with those of `--mode=predict`. The time is the median time from the start
+of a process to its first prediction; on a busy machine it is longer, so the processor time of all
+threads is also given.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from benchmarks.results import ROOT, flag, measurement, row
 
 BATCHES = (1, 7, 64)
 ALLOWED = 3.0
-"""Seconds from the start of a process to its first answer."""
+"""Maximum time in seconds from the start of a process to its first prediction."""
 NEEDED = ("jax", "jaxlib", "flatbuffers", "numpy", "ml_dtypes", "opt_einsum", "scipy")
-"""All that is installed: JAX with what it needs, and flatbuffers."""
+"""Installed packages: JAX, its dependencies and flatbuffers."""
 
 ASK = """\
 import sys

@@ -40,7 +40,7 @@ STEPS = 3
 compiled, states = jax.jit, {}
 
 class Done(BaseException):
-    "The state after the last step is known: the run need not go on."
+    "The state after the last step is known: the run can stop."
 
 def note(tree):
     kind = lambda node: type(node).__name__ == "TrainState"

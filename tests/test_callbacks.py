@@ -185,7 +185,9 @@ def test_a_callback_ends_the_training_for_good_unless_it_is_left_out(alone, tmp_
 )
 def test_what_a_hook_does_not_offer_is_refused(hook, act, tmp_path, monkeypatch):
     monkeypatch.setattr(Recorder, hook, act)
-    with pytest.raises(UserError, match="log is for on_start and on_evaluation, and stop for on_e"):
+    with pytest.raises(
+        UserError, match="log works only in on_start and on_evaluation, stop only in"
+    ):
         run(TINY, tmp_path)
 
 

@@ -192,7 +192,7 @@ def test_features_of_windows_cannot_be_cached(tmp_path):
         transfer=Transfer(cache_after="features"),
         batch_size=16,
     )
-    with pytest.raises(UsageError, match="another window is cut each time"):
+    with pytest.raises(UsageError, match="cropped at random each time"):
         run(training, tmp_path / "run")
 
 

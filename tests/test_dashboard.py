@@ -158,7 +158,7 @@ def test_points_have_label_answer_and_place():
     split = dataclasses.replace(split, labels={"label": labels}, names=None)
     answers = [{"label": f"said {i}"} for i in range(3)]
     rows = dashboard.rows_of(dataset, split, answers)
-    assert rows[1] == {"label: answer": "said 1", "image": "1"}
+    assert rows[1] == {"label: prediction": "said 1", "image": "1"}
     assert rows[2]["label"] == dataset.class_names["label"][labels[2]]
 
 

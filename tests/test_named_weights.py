@@ -117,8 +117,8 @@ def test_none_is_from_scratch():
         ),
         ("image_folder", "--pretrained", "no weights are named ''"),
         ("image_folder", "--pretrained.name=lenet5", "no weights are named 'lenet5'"),
-        ("digits_cnn", "--pretrained=resnet18", "images of digits_cnn have one size"),
-        ("filters", "--pretrained=none", "filters takes no weights"),
+        ("digits_cnn", "--pretrained=resnet18", "images of digits_cnn have a fixed size"),
+        ("filters", "--pretrained=none", "filters uses no weights"),
         (
             "image_folder",
             "--pretrained=resnet18 --model=resnet34",

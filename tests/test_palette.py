@@ -247,7 +247,7 @@ def test_what_cannot_be_trained_says_so(tmp_path):
     with pytest.raises(UsageError, match="SSCNN does not predict colours"):
         Palette().bind(SSCNN(), Synthetic().load())
     cached = dataclasses.replace(trained(), transfer=Transfer(cache_after="fc"))
-    with pytest.raises(UsageError, match="leaves no images"):
+    with pytest.raises(UsageError, match="replaces images"):
         run(cached, tmp_path / "run")
 
 

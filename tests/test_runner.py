@@ -344,7 +344,7 @@ def test_without_a_good_checkpoint_nothing_is_evaluated(alone, tmp_path):
     workdir = copy_of(alone, tmp_path)
     for sums in workdir.glob("checkpoints/*/checksums.json"):
         sums.unlink()
-    with pytest.raises(UserError, match="no good checkpoint"):
+    with pytest.raises(UserError, match="no valid checkpoint"):
         run(TINY, workdir, "evaluate")
 
 
@@ -398,7 +398,7 @@ def test_a_profiled_run_is_the_same_run_and_leaves_a_trace(alone, tmp_path, caps
     assert any(event.get("args", {}).get("hlo_module") == "jit_steps" for event in events)
 
     run(TINY, tmp_path, profile=True)
-    assert "no step was left" in capsys.readouterr().out
+    assert "Nothing was profiled" in capsys.readouterr().out
     with pytest.raises(UsageError, match="--profile goes with --mode=train"):
         run(TINY, tmp_path, "evaluate", profile=True)
 

@@ -365,7 +365,7 @@ def test_suggestions_take_several_labels_where_they_are_clear(tmp_path):
     experiment, said = fitted("--data.label=tags")
     assert experiment.data.separator == ";" and experiment.task == SeveralLabels(head="tags")
     assert experiment.selection.metric == "loss"
-    assert "--data.separator=;" in said and "2 labels, 1.0 per image, 15 images have none" in said
+    assert "--data.separator=;" in said and "2 labels, 1.0 per image, 15 images without" in said
     experiment, _ = fitted("--data.label=tags", "--data.separator=")
     assert experiment.task == Classification(head="tags", label_smoothing=0.1)
     experiment, _ = fitted("--data.label", "x", "y")

@@ -388,7 +388,7 @@ def test_near_duplicates_are_kept_together_by_default_for_ones_own_images(tmp_pa
     words = [f"--data.path={root}", "--pretrained=none"]
     experiment, said = with_suggestions(lookup("image_folder").experiment(), words)
     assert experiment.data.near_duplicates == "together"
-    assert "copies and near duplicates in the test" in said
+    assert "copies and near duplicates of training images" in said
     assert lookup("products_best").experiment().data.near_duplicates == "list"
 
 

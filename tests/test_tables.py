@@ -510,7 +510,7 @@ def test_columns_of_labels_named_as_our_own(tmp_path):
     )
     dataset = Dataset("pets", {"train": split}, plan.class_names, {})
     (row,) = rows_of(dataset, split, [{"image": "dog 90%"}])
-    assert row == {"image": "cat", "image: answer": "dog 90%", "image (file)": "0.png"}
+    assert row == {"image": "cat", "image: prediction": "dog 90%", "image (file)": "0.png"}
     keys = [key_of(head) for head in ("kind", "file", "nearest")]
     assert keys == ["kind", "file (answer)", "nearest (answer)"]
 

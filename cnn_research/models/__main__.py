@@ -27,7 +27,7 @@ from cnn_research.models.registry import Architecture, architectures
 
 
 def main(words: list[str]) -> None:
-    """Print the tables, line by line as it is counted."""
+    """Print the tables line by line."""
     imports = [word.removeprefix("--import=") for word in words if word.startswith("--import=")]
     if len(imports) < len(words):
         only_help([word for word in words if not word.startswith("--import=")], __doc__)

@@ -92,7 +92,7 @@ class MobileNetV3(PooledClassifier):
         last = f"blocks.{len(stages)}.0"
         x = nn.hard_swish(conv_norm(x, channels, 1, (f"{last}.conv", f"{last}.bn1"), **options))
         x = nn.hard_swish(nn.Dense(units, dtype=self.dtype, name="conv_head")(x.mean(axis=(1, 2))))
-        # As a map of one pixel, which takes the place of other networks' last map.
+        # A map of one pixel, used like the last map of other networks.
         x, pooled = self.passed(x[:, None, None], pooled, "conv_head")
         return self.pooled_logits(x, pooled, train, pool="global_pool", last="classifier")
 

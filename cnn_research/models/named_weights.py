@@ -79,7 +79,7 @@ class NamedWeights:
         return architectures()[self.network].model.clone(**self.family.fields)
 
     def fresh(self, model: nn.Module) -> tuple[str, ...]:
-        """Layers of such a network that are not loaded from the file, for other classes."""
+        """Return the layers that are not loaded from the file, if the classes differ."""
         if getattr(model, "standardise", False):
             return self.family.head, f"{self.family.layer}_bn"
         return (self.family.head,)

@@ -1,4 +1,4 @@
-"""Loggers: the places beside metrics.jsonl that show a run's numbers, as parts of its config."""
+"""Loggers, configs of the services and files that show a run's metrics besides metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -37,31 +37,31 @@ EVENTS_FOLDER = "events"
 
 
 class Mirror(abc.ABC):
-    """A run as one logger shows it, between the start and the end of a process."""
+    """One run in one logger, from the start to the end of a process."""
 
     last_kept: float = -1
-    """The step up to which it has the rows of earlier processes; -1 for a run that is new to it."""
+    """The last step whose rows it has from earlier processes; -1 for a new run."""
 
     @abc.abstractmethod
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """Show the numbers of a row of metrics.jsonl; some may not be finite."""
+        """Show the values of a row of metrics.jsonl; some may not be finite."""
 
     def report(self, page: Path, results: Mapping[str, float]) -> None:  # noqa: B027 (optional)
-        """Show the report and the results of the last evaluation, named `test/accuracy`."""
+        """Show the report and the final metrics, named like `test/accuracy`."""
 
     def close(self, *, failed: bool) -> None:  # noqa: B027 (optional)
-        """Write out what is pending; `failed` says that the run ended with an error."""
+        """Flush and close; `failed` if the run ended with an error."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Logger(abc.ABC):
-    """The config of a logger; `--loggers` names it by its class, in lower case.
+    """Config of a logger, which opens a `Mirror`; `--loggers` takes its class name in lower case.
 
-    It opens a `Mirror`. A registered subclass can be any other service or file.
+    Register a subclass to add another service or file.
     """
 
     package: ClassVar[str] = ""
-    """The package that it needs, and the extra that installs it."""
+    """Package that it requires, also the name of the extra that installs it."""
 
     def check_installed(self) -> None:
         """Raise `UsageError` if its package is missing."""
@@ -73,10 +73,10 @@ class Logger(abc.ABC):
 
     @abc.abstractmethod
     def open(self, workdir: Path, config: Any, last_kept: int) -> Mirror:
-        """Open the mirror of the run in a folder, the same one as an earlier process did.
+        """Open the mirror of the run in a folder, the same one as in an earlier process.
 
-        `config` is the run's experiment. Rows of metrics.jsonl after step `last_kept` are dropped,
-        or written once more.
+        `config` is the run's experiment. Rows of metrics.jsonl after step `last_kept` are dropped
+        or rewritten.
         """
 
 
@@ -85,11 +85,11 @@ def _name_of(logger: Logger) -> str:
 
 
 def _named(words: list[str]) -> Logger:
-    """The logger that is typed, with the defaults of its fields."""
+    """Create the logger with the given name, with default fields."""
     kinds = {kind.__name__.lower(): kind for kind in Logger.__subclasses__()}
     if words[0] not in kinds:
         near = did_you_mean(words[0], list(kinds))
-        raise UsageError(f"--loggers: there is no '{words[0]}'{near}; give {', '.join(kinds)}")
+        raise UsageError(f"--loggers: unknown logger '{words[0]}'{near}; choose {', '.join(kinds)}")
     return kinds[words[0]]()
 
 
@@ -100,7 +100,7 @@ TYPED = tyro.constructors.PrimitiveConstructorSpec(
     is_instance=lambda value: isinstance(value, Logger),
     str_from_instance=lambda logger: [_name_of(logger)],
 )
-"""Loggers on the command line, by their names."""
+"""Parses loggers on the command line by name."""
 
 
 # TensorBoard --------------------------------------------------------------------------------------
@@ -116,29 +116,31 @@ class TensorBoard(Logger):
 
 
 class Events(Mirror):
-    """Event files, as two of TensorBoard's runs, for it selects few by itself: `events` has the
-    curves, tagged `loss/train`, `loss/validation`, and what is shown beside them; `events/report`
-    what is replaced as a whole when a report is written again."""
+    """Event files in two TensorBoard runs, as it selects only a few runs by default.
+
+    `events` has the curves, tagged `loss/train`, `loss/validation`, histograms and training images;
+    `events/report` has everything that a new report replaces.
+    """
 
     def __init__(self, workdir: Path, config: Any, last_kept: int):
         self._workdir, self._config, self._purged = workdir, config, last_kept + 1
         self._folder = workdir / EVENTS_FOLDER
         if any(self._folder.glob("events.*")):
             self.last_kept = last_kept
-            # Now rather than at the first write: if this process is killed before that, the steps
-            # that were taken back stay hidden all the same.
+            # Open now, not at the first write, so that the purged steps stay hidden even if this
+            # process is killed before it.
             self.curves  # noqa: B018
 
     @functools.cached_property
     def curves(self) -> SummaryWriter:
-        """The writer of what belongs to a step of training."""
+        """Writer of the data of training steps."""
         return self._writer(self._folder, self._purged)
 
     @functools.cached_property
     def pages(self) -> SummaryWriter:
-        """The writer of the report, which clears an earlier one."""
+        """Writer of the report; deletes an earlier one."""
         shutil.rmtree(self._folder / "report", ignore_errors=True)
-        # A TensorBoard that has read it forgets it, too.
+        # A running TensorBoard that has read it discards it, too.
         return self._writer(self._folder / "report", 0)
 
     def _writer(self, folder: Path, purged: int) -> SummaryWriter:
@@ -148,9 +150,9 @@ class Events(Mirror):
             logdir=str(folder),
             purge_step=purged,
             flush_secs=10,
-            # A full disk ends the thread that empties the queue: a full one would wait for it.
+            # A full disk ends the thread that empties the queue; writing to a full queue blocks.
             max_queue=1000,
-            # File names count whole seconds: a run restarted within one would overwrite.
+            # File names have whole seconds: a run restarted within one would overwrite its file.
             filename_suffix=f".{time.time_ns()}",
         )
 
@@ -166,8 +168,8 @@ class Events(Mirror):
             path: value if isinstance(value, bool | int | float) else printable(str(value))
             for path, value in hyperparameters(self._config, self._workdir).items()
         }
-        # The first part says which columns there are; without it TensorBoard finds them itself, and
-        # shows those first in which runs differ.
+        # The first summary lists the columns; without it, TensorBoard finds them itself and shows
+        # those that differ between runs first.
         _, *summaries = hparams(plain, dict(results))
         for summary in summaries:
             self.pages.file_writer.add_summary(summary)
@@ -181,11 +183,10 @@ class Events(Mirror):
 
 
 def hyperparameters(experiment: Any, workdir: Path) -> dict[str, Any]:
-    """The columns of a run in TensorBoard's table: those that may differ from another run's.
+    """Return a run's columns in TensorBoard's table, those in which runs may differ.
 
-    In a sweep they are the fields that it varies. Elsewhere they are the experiment's own fields,
-    and those of its data, network and optimizer. Of the other parts little is changed as a rule:
-    each has one column, with what differs from its defaults.
+    In a sweep: the fields that it varies. Otherwise: the fields of the experiment, its data,
+    network and optimizer, and one column per other part, with its values that are not defaults.
     """
     words = [set(run["words"]) for run in read_json(workdir.parent / SWEEP).get("runs", ())]
     varied = set().union(*words) - set.intersection(*words) if words else set()
@@ -197,7 +198,7 @@ def hyperparameters(experiment: Any, workdir: Path) -> dict[str, Any]:
         return columns
     for field in config_fields(experiment):
         if field.name in {*experiment.resumable_fields} - {"epochs"}:
-            continue  # as it changes no number
+            continue  # it changes no result
         value = getattr(experiment, field.name)
         columns[field.name] = type(value).__name__ if dataclasses.is_dataclass(value) else value
         if field.name in ("data", "model", "optimizer"):
@@ -214,8 +215,8 @@ def hyperparameters(experiment: Any, workdir: Path) -> dict[str, Any]:
 @register_config
 @dataclasses.dataclass(frozen=True)
 class WandB(Logger):
-    """Weights & Biases. Its environment variables hold for what is not given here;
-    `WANDB_MODE=offline` writes to the run's folder alone, for `wandb sync`."""
+    """Weights & Biases. Its environment variables set what is not given here;
+    `WANDB_MODE=offline` writes only to the run's folder, for `wandb sync`."""
 
     package: ClassVar = "wandb"
 
@@ -239,7 +240,7 @@ class WandB(Logger):
             reinit="create_new",  # several seeds are trained at once
             settings=wandb.Settings(console="off"),
         )
-        # Its own steps cannot go back, and a row may belong to the step of the row before.
+        # Its own step counter only increases, but two rows may have the same step.
         run.define_metric("step")
         run.define_metric("*", step_metric="step")
         _keep_id_of_run(workdir, self, run.id)
@@ -266,7 +267,7 @@ class _WandBRun(Mirror):
 @register_config
 @dataclasses.dataclass(frozen=True)
 class MLflow(Logger):
-    """MLflow. Its environment variables hold for what is not given here."""
+    """MLflow. Its environment variables set what is not given here."""
 
     package: ClassVar = "mlflow"
 
@@ -291,7 +292,7 @@ class MLflow(Logger):
         fields = [
             Param(path, printable(str(value))[:6000]) for path, value in flatten(config).items()
         ]
-        for first in range(0, len(fields), 100):  # at most so many in a request
+        for first in range(0, len(fields), 100):  # the maximum per request
             client.log_batch(run_id, params=fields[first : first + 100])
         _keep_id_of_run(workdir, self, run_id)
         return _MLflowRun(client, run_id, -1)
@@ -315,13 +316,14 @@ class _MLflowRun(Mirror):
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        names = {name: re.sub(r"[^\w/. :-]", "_", name) for name in values}  # what it accepts
+        # The characters that MLflow accepts.
+        names = {name: re.sub(r"[^\w/. :-]", "_", name) for name in values}
         metrics = [Metric(names[name], value, now, step) for name, value in values.items()]
         self._client.log_batch(self._run_id, metrics=metrics)
 
 
 def _id_of_run(workdir: Path, logger: Logger) -> str | None:
-    """The id that a service gave the run in a folder; None for a run that is new to it."""
+    """Return a service's id of the run in a folder; None for a new run."""
     return read_json(workdir / RUN).get("loggers", {}).get(_name_of(logger))
 
 

@@ -1,4 +1,4 @@
-"""Writes metrics.jsonl while a run is under way, and what its loggers show of it."""
+"""Writes a run's metrics to metrics.jsonl and its loggers."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from cnn_research.report.loggers import Events, Logger, Mirror, TensorBoard
 class MetricsWriter:
     """Writes a run's metrics; a context manager.
 
-    `metrics.jsonl` is the truth: one JSON object a line, `{"step", <extra>, "split", <values>}`,
-    on its way to the disk as soon as it is written. A value that is not finite is written as the
-    string "NaN", "Infinity" or "-Infinity"; `read_metrics` gives the number back.
+    The reference is `metrics.jsonl`: one JSON object per line, `{"step", <extra>, "split",
+    <values>}`, flushed after each line. Values that are not finite are written as the strings
+    "NaN", "Infinity" and "-Infinity"; `read_metrics` converts them back.
 
-    Loggers mirror it. One that fails later is left out with a warning; training goes on.
+    Loggers mirror it. One that fails later is closed with a warning; training continues.
     """
 
     def __init__(
@@ -34,18 +34,18 @@ class MetricsWriter:
         config: Any = None,
         enabled: bool = True,
     ):
-        """Open the files, and drop what was written after the step that was restored.
+        """Open the files, and drop rows after the restored step.
 
         Args:
-            restored_step: the step of the checkpoint that the run resumes from; None starts anew.
-            evaluated_step: the checkpoint's last evaluation; rows of a later one are dropped, as
-                it is repeated. None: all rows up to `restored_step` stay.
+            restored_step: the step of the checkpoint that the run resumes from; None for a new run.
+            evaluated_step: the checkpoint's last evaluation; rows of a later evaluation are
+                dropped, as it is repeated. With None, all rows up to `restored_step` stay.
             config: the experiment, for the loggers.
             enabled: False in all processes but the first, which do not write.
 
         Raises:
-            UserError: a line of metrics.jsonl other than its last is damaged, or a logger cannot be
-                opened.
+            UserError: if a line of metrics.jsonl other than the last is damaged, or a logger
+                cannot be opened.
         """
         self._mirrors: list[Mirror] = []
         self._rows: TextIO | None = None
@@ -56,7 +56,7 @@ class MetricsWriter:
         evaluated = last if evaluated_step is None else evaluated_step
         path = workdir / METRICS_FILE
         written = read_metrics(workdir)
-        # All but the training rows are of evaluations.
+        # All rows but training rows belong to evaluations.
         kept = [r for r in written if r["step"] <= (last if r["split"] == "train" else evaluated)]
         if path.exists():
             replacement = path.with_suffix(".tmp")
@@ -73,13 +73,13 @@ class MetricsWriter:
 
     @property
     def events(self) -> Events | None:
-        """What TensorBoard shows; None without it, or in a process that does not write."""
+        """TensorBoard's event files; None without TensorBoard or if this process does not write."""
         return next((mirror for mirror in self._mirrors if isinstance(mirror, Events)), None)
 
     def write(self, step: int, split: str, values: Mapping[str, float], **extra: Any) -> None:
-        """Append one row of `values`, Python, NumPy or JAX scalars, which loggers show too.
+        """Append a row of `values`, which are Python, NumPy or JAX scalars, and log them.
 
-        `extra` has JSON values that belong in the row but make no chart (`epoch`, `count`).
+        `extra` has JSON values of the row that loggers do not show (`epoch`, `count`).
         """
         if self._rows is None:
             return
@@ -90,13 +90,13 @@ class MetricsWriter:
         self._show(row)
 
     def report(self, page: Path, results: Mapping[str, float]) -> None:
-        """Have the report and its results shown, under names that `write` does not use
-        (`test/accuracy`): once, at the end of a run."""
+        """Log the report and its metrics once, at the end of a run, under names that `write` does
+        not use (`test/accuracy`)."""
         numbers = {name: float(value) for name, value in results.items()}
         self._tell(lambda mirror: mirror.report(page, numbers))
 
     def close(self, *, failed: bool = False) -> None:
-        """Close the files; a second call does nothing."""
+        """Close the files; may be called twice."""
         self._tell(lambda mirror: mirror.close(failed=failed))
         self._mirrors.clear()
         if self._rows is not None:
@@ -110,7 +110,7 @@ class MetricsWriter:
         self.close(failed=kind is not None)
 
     def _show(self, row: Mapping[str, Any]) -> None:
-        """Have a row shown, where it is not yet: a service keeps what it was sent."""
+        """Log a row to the mirrors that do not have it; services keep rows that they received."""
         step, split, numbers, key = row["step"], row["split"], numbers_of(row), _key(row)
         self._tell(lambda mirror: key in self._has[mirror] or mirror.write(step, split, numbers))
 
@@ -121,7 +121,7 @@ class MetricsWriter:
             except Exception as error:  # of a service or its network
                 self._mirrors.remove(mirror)
                 logging.warning(
-                    "%s failed, and shows no more of this run; metrics.jsonl has all of it: %s",
+                    "%s failed and stops logging this run (metrics.jsonl is complete): %s",
                     type(mirror).__name__,
                     one_line(error),
                 )
@@ -133,10 +133,10 @@ def _opened(logger: Logger, workdir: Path, config: Any, last_kept: int) -> Mirro
     except Exception as error:
         name = type(logger).__name__
         raise UserError(
-            f"--loggers: {name} cannot be opened: {one_line(error)}; correct it, or leave it out"
+            f"--loggers: {name} cannot be opened: {one_line(error)}; correct or remove it"
         ) from error
 
 
 def _key(row: Mapping[str, Any]) -> tuple:
-    """Identify a row: its step, its split and the names in it."""
+    """Identify a row by its step, split and names."""
     return row["step"], row["split"], *row

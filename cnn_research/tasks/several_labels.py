@@ -33,8 +33,8 @@ class SeveralLabels(SingleHeadTask, FittedTask):
     }
 
     def check_data(self, dataset: Dataset) -> None:
-        """Raise `UserError` for a data set without such labels, or with a split in which no image
-        has any, as it is probably unlabelled."""
+        """Raise `UserError` if the data set has no such labels or a split has no label at all, as
+        it is then probably unlabelled."""
         found = {h for h in dataset.class_names if dataset.splits["train"].labels[h].ndim == 2}
         if self.head not in found:
             raise UserError(

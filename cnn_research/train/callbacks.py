@@ -1,4 +1,4 @@
-"""Callbacks: code of an experiment's own that a training calls, for what its config cannot say."""
+"""Callbacks: an experiment's own code that is called during training."""
 
 from __future__ import annotations
 
@@ -11,65 +11,66 @@ from cnn_research.core.experiment import Result
 from cnn_research.core.metrics_log import read_metrics
 from cnn_research.data.dataset import Dataset, Split
 
-if TYPE_CHECKING:  # which itself has callbacks
+if TYPE_CHECKING:  # avoids a circular import
     from cnn_research.train.config import Training
     from cnn_research.train.state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """A training as a callback sees it: to read, but for `log` and `stop`."""
+    """A callback's view of the training; read-only except for `log` and `stop`."""
 
     step: int
-    """Steps done."""
+    """Number of completed steps."""
     epoch: float
-    """Epochs done."""
+    """Number of completed epochs."""
     metrics: Mapping[str, float]
-    """Of the validation split at this step; empty where it was not evaluated."""
+    """Validation metrics at this step; empty if it was not evaluated."""
     state: TrainState
-    """Parameters, statistics and moments, on the devices. The next step writes over them: copy
-    what is to be kept (`np.asarray`)."""
+    """Parameters, statistics and moments, on the devices. The next step overwrites them: copy
+    arrays that you keep (`np.asarray`)."""
     workdir: Path
-    """The run's folder, in which a callback may write files of its own."""
+    """The run's folder; callbacks may write their own files to it."""
     experiment: Training
     """The experiment, bound to its data."""
     dataset: Dataset
-    """The data, with the names of classes."""
+    """The data set, with the class names."""
     splits: Mapping[str, Split]
-    """The splits as they are evaluated; with `transfer.cache_after`, of features."""
+    """The evaluated splits; with `transfer.cache_after`, they contain features."""
     evaluate: Callable[[Split], dict[str, float]]
-    """Metrics of the state on a split, as those of validation are computed."""
+    """Compute metrics of the state on a split like those of validation."""
     log: Callable[[Mapping[str, float]], None]
-    """Add numbers to metrics.jsonl and to what loggers show, beside those of this step and under
-    the callback's name; from `on_start` and `on_evaluation`."""
+    """Log values at this step to metrics.jsonl and the loggers, under the callback's name; in
+    `on_start` and `on_evaluation` only."""
     stop: Callable[[str], None]
-    """End the training after this evaluation, for the reason given; from `on_evaluation`."""
+    """Stop training after this evaluation, for the given reason; in `on_evaluation` only."""
 
     def history(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl, up to this step: `step`, `epoch`, `split`, and the numbers."""
+        """Read the rows of metrics.jsonl up to this step: `step`, `epoch`, `split`, values."""
         return read_metrics(self.workdir)
 
 
 @dataclasses.dataclass(frozen=True)
 class Callback:
-    """The base of callbacks: registered dataclasses whose methods a training calls.
+    """Base class of callbacks: registered dataclasses with methods that are called during training.
 
-    A callback keeps nothing between two calls, so that a run that resumes ends as if it had not
-    been stopped: what it has to remember it logs, and finds in `view.history()`. Of several
-    processes of a run all call it, and the first one's `log` and `stop` count. An exception ends
-    the run, which can resume.
+    A callback must not keep state between calls, so that a resumed run gives the same result as an
+    uninterrupted one: log values and read them with `view.history()`. If a run has several
+    processes, all call it, but only `log` and `stop` of the first have an effect. An exception ends
+    the run, which can be resumed.
     """
 
     def on_start(self, view: View) -> None:
-        """Before the first step of a new run; not where one resumes."""
+        """Called before the first step of a new run, but not when a run resumes."""
 
     def on_evaluation(self, view: View) -> None:
-        """After each evaluation, before it is saved; once more where the run is stopped between."""
+        """Called after each evaluation, before its checkpoint; repeated if the run is stopped in
+        between."""
 
     def on_checkpoint(self, view: View, checkpoint: Path) -> None:
-        """After an evaluation's checkpoint, a folder, is complete on the disk. Training waits for
-        that only where a callback has this method."""
+        """Called when an evaluation's checkpoint, a folder, is complete. Training waits for it only
+        if a callback defines this method."""
 
     def on_end(self, view: View, result: Result) -> None:
-        """After the report is written, with the state that it is about; again where a run that is
-        complete is started again."""
+        """Called after the report is written, with the reported state; repeated if a complete run
+        is started again."""

@@ -26,9 +26,9 @@ from cnn_research.train.undecoded import say_needs
 
 TRIED = 3
 SAVE_SECONDS, SAVED_BYTES = 0.2, 3e8
-"""What a checkpoint takes, on two cores and an SSD: seconds, and bytes that are written in one."""
+"""Seconds per checkpoint and bytes written per second, on two cores and an SSD."""
 MOST_SECONDS = 10
-"""Longest decoding of images that a dry run waits for."""
+"""Maximum time of decoding images, in seconds, that a dry run waits for."""
 
 
 def dry_run(experiment: Training, workdir: Path) -> Result:
@@ -37,9 +37,9 @@ def dry_run(experiment: Training, workdir: Path) -> Result:
 
 
 def dry_run_seeds(runs: list[SeedRun], workdir: Path) -> Result:
-    """As `dry_run`, for several seeds at once.
+    """Like `dry_run`, for several seeds at once.
 
-    Where it would take long to decode the images, the estimate is of their number alone.
+    If decoding the images would take long, the estimate uses only their number.
     """
     experiment = runs[0].experiment
     data = folders.located(experiment.data, runs[0].workdir)
@@ -54,10 +54,10 @@ def dry_run_seeds(runs: list[SeedRun], workdir: Path) -> Result:
 
 
 def say_estimate(job: Job) -> None:
-    """Print the expected time and memory of the remaining training, if nothing stops it early.
+    """Print the expected time and memory of the remaining training without early stopping.
 
-    Compiles and times a few steps, on a copy of the state, a batch of an evaluation, and one of the
-    features that are to be computed.
+    Compiles and times a few steps on a copy of the state, one batch of evaluation, and one batch of
+    features if they must be computed.
     """
     session, plan = job.session, job.plan
     trains = job.step < plan.last_step and not job.stopped_early
@@ -84,7 +84,7 @@ def say_estimate(job: Job) -> None:
 
 
 def _step(job: Job) -> tuple[float, int]:
-    """Seconds of a step, and the bytes of state, data and what is computed in one."""
+    """Measure the seconds of a step, and the bytes of its state, data and intermediate results."""
     needed = job.memory_of_steps(job.plan.last_step)
     step_bytes, free = 0, available_memory()
     if needed:
@@ -92,7 +92,7 @@ def _step(job: Job) -> tuple[float, int]:
         step_bytes += needed.temp_size_in_bytes - needed.alias_size_in_bytes
     if jax.default_backend() == "cpu" and needed and needed.temp_size_in_bytes > free:
         logging.warning(
-            "a step needs %.1f GB of memory, and %.1f GB are free: take a smaller --batch-size",
+            "a step needs %.1f GB of memory, and %.1f GB are free: use a smaller --batch-size",
             needed.temp_size_in_bytes / 1e9,
             free / 1e9,
         )
@@ -110,7 +110,7 @@ def _step(job: Job) -> tuple[float, int]:
 
 
 def _fitting_seconds(job: Job) -> float:
-    """Most seconds that fitting the heads takes, reckoned from its operations."""
+    """Estimate the maximum seconds of fitting the heads from the number of operations."""
     if job.probe is None or job.features is None:
         return 0.0
     from cnn_research.train.head_fit import most_operations
@@ -122,7 +122,7 @@ def _fitting_seconds(job: Job) -> float:
 
 
 def _evaluation_seconds(job: Job) -> float:
-    """Seconds of all evaluations that are left, by the time of a batch."""
+    """Estimate the seconds of the remaining evaluations from the time of a batch."""
     evaluated = {name: len(split) for name, split in job.splits.items() if name != "train"}
     if not evaluated:
         return 0.0
@@ -136,14 +136,14 @@ def _evaluation_seconds(job: Job) -> float:
 
 
 def _saving_seconds(job: Job) -> float:
-    """Seconds of all checkpoints that are left, by the bytes of a state."""
+    """Estimate the seconds of the remaining checkpoints from the bytes of a state."""
     state = sum(leaf.nbytes for leaf in jax.tree.leaves(job.runs[0].state))
     each = SAVE_SECONDS + state / SAVED_BYTES
     return len(job.runs) * job.plan.evaluations_left(job.step) * each
 
 
 def seconds_of(work: Callable[[], object], times: int, check: Callable[[], None]) -> float:
-    """The fastest of `times` calls after a first one, which may wait for what is set up once."""
+    """Measure the fastest of `times` calls after a first one, which may include set-up."""
     taken = []
     for _ in range(times + 1):
         started = time.monotonic()

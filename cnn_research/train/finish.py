@@ -1,4 +1,4 @@
-"""The end of a run: its evaluation on every split, and its report."""
+"""The end of a run: its evaluation on all splits, and its report."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from cnn_research.train.transfer import Transfer
 
 
 def evaluate(experiment: Training, workdir: Path) -> Result:
-    """Evaluate the run in a folder, from that folder alone, and write its report anew.
+    """Evaluate the run in a folder, and rewrite its report.
 
-    Raises `UserError` if the folder is not a run folder, or has no good checkpoint.
+    Raises `UserError` if the folder is not a run folder, or has no valid checkpoint.
     """
     check_run(workdir)
     with folders.locked(workdir):
-        # Other data, or the same split otherwise, may be what the model was trained on; where it
-        # lies does not matter, for `load_data` looks at what it is.
+        # Other data could contain training images, as could another split of the same data. The
+        # path may differ, as `load_data` compares the content.
         free = ("data.path", "evaluation", "selection.report", "callbacks", "loggers")
         folders.check_same(experiment, workdir, free)
         for logger in experiment.loggers:
@@ -68,12 +68,11 @@ def report(
     evaluator: Evaluator,
     writer: MetricsWriter,
 ) -> Result:
-    """Evaluate a state on all `splits` but the training one; write evaluation.json and the
-    report."""
+    """Evaluate a state on all `splits` except training; write evaluation.json and the report."""
     step, task = int(state.step), experiment.fitted_task
     evaluated = [name for name in folders.EVALUATED if name in splits]
     if not evaluated:
-        logging.warning("nothing to evaluate on, so there is no report: all images are trained on")
+        logging.warning("no report: all images are training images, so no split can be evaluated")
         return Result(workdir, step, {})
     predictions, outputs, means = {}, {}, {}
     for name in evaluated:
@@ -82,18 +81,18 @@ def report(
         predictions[name] = task.predictions(dataset, name, outputs[name], means[name])
     calibration = calibrate(predictions)
     metrics = {name: task.combine_metrics(predictions[name]) for name in evaluated}
-    for name, values in metrics.items():  # a task of one's own may have others
+    for name, values in metrics.items():  # custom tasks may have additional metrics
         values |= {m: means[name][m] for m in task.metrics if m not in values}
-    # Figures on data that the run chose by are shown where there are no others.
+    # Show validation, by which checkpoints are selected, only if there is no other split.
     shown = [name for name in evaluated if name != "validation"] or evaluated
-    # The projector's points: features of some images, and what is predicted for them.
+    # The projector's points: features and predictions of some images.
     places = chosen(splits[shown[0]])
     features = evaluator.features(state.variables(), splits[shown[0]].take(places))
     heads = calibrated(task.output_spec(dataset.class_names), calibration)
     answers = answers_of(heads, outputs[shown[0]][places])
     texts = [{head: answer.text for head, answer in image.items()} for image in answers]
     points = dataset.splits[shown[0]].take(places)
-    # All processes have computed; what follows is written once.
+    # All processes take part in the evaluation; only the first writes.
     if jax.process_index() != 0:
         return Result(workdir, step, metrics)
     write_evaluation(experiment, workdir, step, {"calibration": calibration, **metrics})
@@ -122,8 +121,8 @@ def report(
 
 
 def calibrate(predictions: dict[str, dict[str, Predictions]]) -> dict[str, dict[str, Any]]:
-    """Fit what makes probabilities true to the validation split, for each head, and put it into
-    the predictions of every split; empty where there is no such split, or nothing to fit."""
+    """Fit the calibration of each head to the validation split, and add it to the predictions of
+    all splits; return it, empty without validation split or anything to fit."""
     found = {head: each.calibration() for head, each in predictions.get("validation", {}).items()}
     for heads in predictions.values():
         heads |= {h: dataclasses.replace(each, **found.get(h, {})) for h, each in heads.items()}
@@ -131,15 +130,15 @@ def calibrate(predictions: dict[str, dict[str, Predictions]]) -> dict[str, dict[
 
 
 def _shown(dataset: Dataset, name: str) -> Shown:
-    """The images of a split with their names, and their groups where they have some."""
+    """Return the images of a split with their names and groups, if any."""
     split, folder = dataset.splits[name], dataset.provenance.get("folder")
-    # It is "" where the names are whole paths.
+    # The folder is "" if the names are full paths.
     home = None if folder is None else Path(folder).absolute()
     return Shown(split.images, split.names, home, split.groups)
 
 
 def _unlabelled(dataset: Dataset, heads: Sequence[str]) -> dict[str, int]:
-    """The number of images without a label, by head and split, where there are any."""
+    """Count the images without a label by head and split; omit zeros."""
     counts = {}
     for head in heads:
         for name, split in dataset.splits.items():
@@ -153,11 +152,11 @@ def _unlabelled(dataset: Dataset, heads: Sequence[str]) -> dict[str, int]:
 def write_evaluation(
     experiment: Training, workdir: Path, step: int, metrics: Mapping[str, Any]
 ) -> None:
-    """Write evaluation.json: the metrics and their origin.
+    """Write evaluation.json: metrics and their origin.
 
-    `metrics` are those of each split, and the `calibration` fitted to validation. Its `config` has
-    the evaluated values of the fields that `--mode=evaluate` may replace; `training` has
-    the metrics of the training examples in the epoch that ends at `step`.
+    `metrics` has the metrics of each split, and the `calibration` fitted to validation. In the
+    file, `config` has the fields that `--mode=evaluate` may replace, and `training` the metrics of
+    the training examples in the epoch that ends at `step`.
     """
     task = experiment.fitted_task
     epochs = by_epoch([row for row in read_metrics(workdir) if row["step"] <= step])

@@ -1,4 +1,4 @@
-"""Calls an experiment's callbacks where the loop says so."""
+"""Calls an experiment's callbacks for the training loop."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ def at_start(job: Job) -> None:
 
 
 def after_evaluation(job: Job, measured: Measured) -> None:
-    """Call `on_evaluation`; note who asks for the end of a run.
+    """Call `on_evaluation`; record in the host state if a callback stops the run.
 
-    Raises `UserError` for what a callback raises: the caller saves the step.
+    Raises `UserError` if a callback raises any exception; the caller saves the step.
     """
     for run, metrics in zip(job.runs, measured, strict=True):
         reasons: list[str] = []
         for callback, view in _views(job, run, metrics, logs=True, reasons=reasons):
             saved = "the step is saved, and its evaluation is repeated when the run resumes"
             _call(callback, "on_evaluation", view, saved=saved)
-        # Processes end together, or wait for each other.
+        # All processes must stop together, or they would wait for each other.
         if job.session.experiment.callbacks and broadcast_from_process_zero(len(reasons)):
             run.host.stop_reason = "; ".join(reasons) or "a callback's decision"
 
 
 def after_checkpoint(job: Job, measured: Measured) -> None:
-    """Call `on_checkpoint` where a callback has it, once the evaluation's checkpoint is whole."""
+    """Call the `on_checkpoint` methods that exist, when the evaluation's checkpoint is complete."""
     for run, metrics in zip(job.runs, measured, strict=True):
         for callback, view in _views(job, run, metrics):
             if type(callback).on_checkpoint is not Callback.on_checkpoint:
@@ -54,7 +54,7 @@ def after_checkpoint(job: Job, measured: Measured) -> None:
 
 
 def at_end(job: Job, run: SeedRun, state: TrainState, result: Result) -> None:
-    """Call `on_end` with the state that was evaluated."""
+    """Call `on_end` with the reported state."""
     for callback, view in _views(job, run, state=state):
         _call(callback, "on_end", view, result, saved="the run is complete, with its report")
 
@@ -68,7 +68,7 @@ def _views(
     logs: bool = False,
     reasons: list[str] | None = None,
 ) -> list[tuple[Callback, View]]:
-    """Each callback with its view of a run: `logs` lets it log, `reasons` to stop are added to."""
+    """Return callbacks with their views of a run, which log if `logs` and stop to `reasons`."""
     session, state = job.session, state or run.state
     step = int(state.step)
     epoch = job.plan.epoch_at(step)
@@ -78,7 +78,7 @@ def _views(
         return session.experiment.fitted_task.means(sums)
 
     def refuse(_: Any) -> None:
-        raise UserError("log is for on_start and on_evaluation, and stop for on_evaluation")
+        raise UserError("log works only in on_start and on_evaluation, stop only in on_evaluation")
 
     views = []
     for callback in session.experiment.callbacks:
@@ -101,11 +101,11 @@ def _views(
 
 
 def _call(callback: Callback, hook: str, view: View, *more: Any, saved: str) -> None:
-    """Call a callback's method; what it raises becomes a `UserError`, with what is `saved`."""
+    """Call a callback's method; convert exceptions to `UserError`, which states what is `saved`."""
     try:
         getattr(callback, hook)(view, *more)
     except Exception as error:
         raise UserError(
             f"the callback {type(callback).__name__} failed in {hook} at step {view.step:,}, "
-            f"{error_with_place(error)}: {saved}; correct it, and give the same command again"
+            f"{error_with_place(error)}: {saved}; correct it and repeat the command"
         ) from error

@@ -47,7 +47,7 @@ def main(words: Sequence[str]) -> None:
     options = parser.parse_args(words)
     for number in (signal.SIGINT, signal.SIGTERM):
         # Until uvicorn handles signals. Python ignores exceptions in some places, such as JAX's
-        # callback at garbage collection, and the server would go on.
+        # callback at garbage collection, and the server would continue.
         signal.signal(number, lambda *_: os._exit(0))
     serve(options)
 
