@@ -489,7 +489,7 @@ def test_folders_without_a_run_among_others_are_left_out_of_the_table(tmp_path, 
     told = capsys.readouterr()
     assert [row[0] for row in table(told.out)[2:]] == ["coats", "- reported by the document"]
     said = sorted(told.err.splitlines())
-    assert [line.split()[2] for line in said] == [
+    assert [line.split()[1] for line in said] == [
         str(tmp_path / name) for name in ("damaged", "failed", "notes.txt")
     ]
     assert all(line.startswith("skipped: ") for line in said)
