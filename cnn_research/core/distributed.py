@@ -20,6 +20,7 @@ from cnn_research.core.errors import (
     Interrupted,
     UsageError,
     UserError,
+    install_command,
     one_line,
     out_of_memory,
     print_error,
@@ -90,7 +91,7 @@ def start_devices() -> None:
         if not asked:
             raise UserError(f"JAX finds no device{reason}: check the installation") from error
         extra = EXTRAS.get(asked)
-        advice = f"pip install -e '.[{extra}]'" if extra else "name cpu, cuda or tpu"
+        advice = install_command(extra) if extra else "name cpu, cuda or tpu"
         raise UserError(
             f"JAX_PLATFORMS is '{asked}', but JAX finds no such device{reason}: {advice}, or unset "
             "it to use what there is"

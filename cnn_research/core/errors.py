@@ -6,8 +6,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from cnn_research.core.files import ROOT
+
 PROGRAM = "cnn-research" if Path(sys.argv[0]).stem == "cnn-research" else "python launch.py"
 """The command that started the program, for messages that suggest another."""
+IN_CHECKOUT = (ROOT / "setup.cfg").is_file()
+"""Whether this is a checkout, and not an installed package."""
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 NOBODY_READS = 141
 """The exit code of a command whose output pipe was closed, as shells report it."""
@@ -100,6 +104,13 @@ def only_help(words: Sequence[str], text: str | None) -> int:
         raise UsageError(f"this command has no option '{words[0]}'; --help describes it")
     print(text, end="")
     return 0
+
+
+def install_command(*extras: str) -> str:
+    """The command that installs what extras need."""
+    # Of a package that is installed pip fetches only what it lacks.
+    wanted = f"[{','.join(extras)}]"
+    return f"pip install -e '.{wanted}'" if IN_CHECKOUT else f"pip install 'cnn-research{wanted}'"
 
 
 def print_error(error: UserError) -> int:

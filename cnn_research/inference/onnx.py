@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnn_research import ops
-from cnn_research.core.errors import one_line
+from cnn_research.core.errors import install_command, one_line
 from cnn_research.train.trained import TrainedModel
 
 ONNX = "model.onnx"
@@ -28,7 +28,7 @@ FOR_ONNX = ops.Formulation(gather_pool_gradient=True)
 def try_onnx(model: TrainedModel, folder: Path) -> str:
     """Write model.onnx; return "", or the reason if it cannot be written."""
     if not all(importlib.util.find_spec(name) for name in ("jax2onnx", "onnxruntime")):
-        return "jax2onnx and onnxruntime are not installed (pip install 'cnn-research[onnx]')"
+        return f"jax2onnx and onnxruntime are not installed ({install_command('onnx')})"
     file = folder / ONNX
     try:
         write_onnx(model, file)

@@ -25,7 +25,7 @@ from cnn_research.core.config import (
     register_config,
     to_dict,
 )
-from cnn_research.core.errors import UsageError
+from cnn_research.core.errors import UsageError, install_command
 from cnn_research.core.run_folder import RUN, SWEEP, add_facts, read_json
 from cnn_research.data.images import printable
 
@@ -68,7 +68,7 @@ class Logger(abc.ABC):
         if self.package and importlib.util.find_spec(self.package) is None:
             raise UsageError(
                 f"--loggers={_name_of(self)} needs {self.package}, which is not installed: "
-                f"pip install 'cnn-research[{self.package}]'"
+                f"{install_command(self.package)}"
             )
 
     @abc.abstractmethod

