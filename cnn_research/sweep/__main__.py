@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -197,7 +198,7 @@ def _submit(left: Sequence[definition.Run], folder: Path, options: argparse.Name
             array_parallelism=parallel,
         )
         print(f"Submitted as job {number}: {len(left)} runs, at most {parallel} at a time.")
-    print(f"Progress: python -m cnn_research.sweep status {folder}")
+    print(f"Progress: python -m cnn_research.sweep status {shlex.quote(str(folder))}")
     return 0
 
 
@@ -229,7 +230,10 @@ def _conclude(workdirs: Sequence[Path], folder: Path) -> int:
     )
     if groups:
         show(f"\n{as_markdown(groups)}\n")
-    print(f"{states.counts(found.values())}; tensorboard --logdir {folder}", flush=True)
+    print(
+        f"{states.counts(found.values())}; tensorboard --logdir {shlex.quote(str(folder))}",
+        flush=True,
+    )
     failed = {w.name: s.message or s.state for w, s in found.items() if s.state not in states.ENDED}
     for name, message in failed.items():
         print(f"failed: {name}: {message}", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ def report(
     for name in shown:
         print(f"Result on the {name} split, step {step:,}:")
         show(task.text(predictions[name]))
-    print(f"Report: {page}\nTensorBoard: tensorboard --logdir {workdir.parent}")
+    print(f"Report: {page}\nTensorBoard: tensorboard --logdir {shlex.quote(str(workdir.parent))}")
     return Result(workdir, step, metrics)
 
 

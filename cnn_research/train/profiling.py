@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -59,5 +60,5 @@ def profiled(workdir: Path, step: int, *, enabled: bool) -> Iterator[Callable[[S
     print(f"Profile: {newest}")
     print(
         "Open it in https://ui.perfetto.dev, which processes it locally, or use TensorBoard's "
-        f"profile plugin: tensorboard --logdir {folder}"
+        f"profile plugin: tensorboard --logdir {shlex.quote(str(folder))}"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -49,7 +50,7 @@ def gallery_page(experiment: Experiment, workdir: Path, title: str, **facts: Any
             pictures = {name: folder / f"{name}.png" for name in page.pictures}
             show_page(events, folder / MARKDOWN, pictures, 0)
             events.close(failed=False)
-        print(f"TensorBoard: tensorboard --logdir {workdir.parent}")
+        print(f"TensorBoard: tensorboard --logdir {shlex.quote(str(workdir.parent))}")
 
 
 def photographs(image: str, size: tuple[int, int] | None = None) -> dict[str, np.ndarray]:
