@@ -40,9 +40,11 @@ class _Group:
 
 
 def help_text(config: Any, command: str, description: str, asked: str = "") -> str:
-    """Describe a config's fields: its own, then those of the parts that it sets; others in a line.
+    """Describe a config's fields: its own, then those of the parts that it sets.
 
-    `asked` is the name of a part, to show that one alone, or `all`. A `UsageError` for another.
+    Parts that it leaves as they are, and parts of parts, are listed with how to see their fields.
+    `asked` is the name of a part, to show that one and its own parts, or `all`. A `UsageError` for
+    any other name.
     """
     own, *parts = (group for group in _groups(config) if group.rows or not group.path)
     names = [part.path for part in parts]
@@ -53,20 +55,18 @@ def help_text(config: Any, command: str, description: str, asked: str = "") -> s
     screen = Console(width=width, markup=False, highlight=False, emoji=False)
     with screen.capture() as captured:
         if asked in names:
-            parts = [part for part in parts if part.path == asked]
+            parts = [part for part in parts if f"{part.path}.".startswith(f"{asked}.")]
         else:
             screen.print(f"usage: {command} [--FIELD=VALUE ...]\n", soft_wrap=True)
             screen.print(f"{_paragraphs(description)}\n")
             _print_group(screen, own)
-        in_full = [part for part in parts if part.changed or asked]
+        in_full = [part for part in parts if asked or (part.changed and "." not in part.path)]
         for part in in_full:
             _print_group(screen, part)
         if brief := [part for part in parts if part not in in_full]:
-            rows = [
-                (f"--help={part.path}", f"{part.text} ({len(part.rows)} fields)") for part in brief
-            ]
+            rows = [(f"--help={part.path}", part.text) for part in brief]
             rows.append((f"--help={ALL}", "Every field."))
-            screen.print(Text("Other fields, all at their defaults", style="bold"), _grid(rows))
+            screen.print(Text("More fields", style="bold"), _grid(rows))
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
@@ -80,7 +80,8 @@ def _print_group(screen: Console, group: _Group) -> None:
 
 def _grid(rows: Sequence[tuple[str, str]]) -> Padding:
     grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(style="cyan", max_width=32, overflow="fold")
+    longest = max(len(word) for name, _ in rows for word in name.split())
+    grid.add_column(style="cyan", max_width=max(32, min(longest, 46)), overflow="fold")
     grid.add_column(overflow="fold")
     for name, text in rows:
         grid.add_row(name, text)
@@ -150,5 +151,5 @@ def _docstrings(kind: type) -> dict[str, str]:
 
 
 def _paragraphs(text: str) -> str:
-    """A docstring with each paragraph on one line; indented lines, such as commands, stay."""
-    return re.sub(r"(?<=\S)\n(?=\S)", " ", inspect.cleandoc(text))
+    """A docstring with each paragraph on one line; commands and indented lines stay."""
+    return re.sub(r"\n(?=\S)(?!python )(?<!\n\n)", " ", inspect.cleandoc(text))
