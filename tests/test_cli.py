@@ -189,18 +189,18 @@ def test_a_launcher_flag_with_a_dash_takes_a_value(word, dry):
         (UserError("no\nluck"), 1, "error: no luck"),
         (UsageError("no such field"), 2, "error: no such field"),
         (Interrupted("saved", 75), 75, "saved"),
-        (KeyboardInterrupt(), 130, "interrupted; what was saved before is kept"),
+        (KeyboardInterrupt(), 130, "interrupted; saved results are kept"),
         (
             OSError(28, "No space left on device", "runs/a"),
             1,
-            "error: the disk is full (runs/a): free some space, and repeat the command; what was "
-            "saved before is kept",
+            "error: the disk is full (runs/a): free some space and repeat the command; saved "
+            "results are kept",
         ),
         (
             MemoryError("Unable to allocate 3 GiB"),
             1,
             "error: out of memory (Unable to allocate 3 GiB): lower --batch-size or "
-            "--evaluation.batch-size, split batches with --accumulate=2, or compute in "
+            "--evaluation.batch-size, split batches with --accumulate=2, or use "
             "--model.dtype=bfloat16",
         ),
     ],
@@ -355,7 +355,7 @@ def test_a_workdir_below_a_file_is_an_error(command, tmp_path):
     [
         ([*TINY, "--seed=1"], ["seed was 0 and is now 1"]),
         ([*TINY, "--optimizer.learning-rate=1"], ["optimizer.learning_rate was 0.002"]),
-        (["--experiment=digits_cnn"], ["holds a run of"]),
+        (["--experiment=digits_cnn"], ["has a run of"]),
     ],
 )
 def test_the_workdir_of_another_run_is_refused(words, parts, command, trained):
@@ -464,7 +464,7 @@ def test_a_command_ends_with_one_line_and_its_exit_code(words, code, part):
     [
         ("cuda", AssertionError(), "pip install -e '.[cuda]'"),
         ("tpu", RuntimeError("Unable to open it"), "pip install -e '.[tpu]'"),
-        ("cudda", RuntimeError("Unknown backend"), "name cpu, cuda or tpu"),
+        ("cudda", RuntimeError("Unknown backend"), "use cpu, cuda or tpu"),
     ],
 )
 def test_a_platform_that_is_not_there_is_one_line(

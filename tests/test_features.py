@@ -307,7 +307,7 @@ def test_fields_out_of_range(fields, part, trained, tmp_path):
 def test_a_folder_that_is_no_training(trained, tmp_path):
     with pytest.raises(UserError, match="is not a run folder"):
         run(Features(run=str(tmp_path)), tmp_path / "features")
-    with pytest.raises(UsageError, match="holds a run of digits_cnn, not of features"):
+    with pytest.raises(UsageError, match="has a run of digits_cnn, not of features"):
         run(Features(name="features", run=str(trained)), trained)
 
 

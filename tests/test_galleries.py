@@ -172,7 +172,7 @@ def test_a_page_is_drawn_anew_and_another_experiments_folder_refused(photograph,
     assert pictures(tmp_path / "run")[0] == ["pyramid_image"]
     run(PoolingPyramid(name="pooling_pyramid", image=str(photograph), rounds=1), tmp_path / "run")
     assert "+ 446 − 2)/2" in pictures(tmp_path / "run")[1]
-    with pytest.raises(UsageError, match="holds a run of pooling_pyramid"):
+    with pytest.raises(UsageError, match="has a run of pooling_pyramid"):
         run(lookup("filters").experiment(), tmp_path / "run")
 
 

@@ -142,7 +142,7 @@ def test_nothing_is_imported_unasked_and_one_line_names_it(mode, trained, lab, c
     assert start(f"--mode={mode}", f"--workdir={trained}", *words) == 1
     one_line(capsys.readouterr().err, "is not registered", f"--import={lab / 'my_birds.py'}")
     assert "my_birds" not in sys.modules
-    with pytest.raises(cr.UserError, match="in Python, import that first"):
+    with pytest.raises(cr.UserError, match="in Python, import it first"):
         cr.load(trained)
 
 
@@ -345,7 +345,7 @@ def test_what_cannot_work_is_one_line_before_the_first_step(what, tmp_path, caps
 def test_a_file_that_is_not_there_or_is_named_like_a_module(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert start("--import=none.py", "--list") == 2
-    one_line(capsys.readouterr().err, "--import=none.py: there is no such file")
+    one_line(capsys.readouterr().err, "--import=none.py: the file does not exist")
     (tmp_path / "json.py").write_text("")
     assert start("--import=json.py", "--list") == 2
     one_line(capsys.readouterr().err, "another module is called 'json'", "rename the file")

@@ -19,20 +19,20 @@ from cnn_research.core.errors import UsageError, UserError
 C = TypeVar("C")
 
 HELP = ("--help", "-h", "-help", "-?")
-"""Words that ask for help; `--help=PART` asks for a part of the fields."""
+"""Flags that show help; `--help=PART` shows a part of the fields."""
 
 
 def with_fields(config: Any, values: Mapping[str, Any]) -> Any:
-    """Replace fields of the config, given by their paths, as `flatten` has them:
-    `optimizer.learning_rate`, or `callbacks.0.change` of a part in a tuple.
+    """Replace fields of a config by their paths, as in `flatten`: `optimizer.learning_rate`, or
+    `callbacks.0.change` for a part in a tuple.
 
-    Raises `UsageError` for a field that it does not have.
+    Raises `UsageError` if there is no such field.
     """
     for path, value in values.items():
         name, _, rest = path.partition(".")
         parts = {field.name: getattr(config, field.name) for field in config_fields(config)}
         if isinstance(config, tuple):
-            parts = {str(place): part for place, part in enumerate(config)}
+            parts = {str(index): part for index, part in enumerate(config)}
         if name not in parts:
             near = did_you_mean(name, list(parts))
             raise UsageError(f"{type(config).__name__} has no field '{name}'{near}")
@@ -51,10 +51,10 @@ def asks_for_help(word: str) -> bool:
 def parse_fields(
     default: C, words: list[str], command: str, description: str = "", flags: Sequence[str] = ()
 ) -> C:
-    """Set the fields that `words` give; `--help` describes all fields and exits.
+    """Set fields from the command line; `--help` describes the fields and exits.
 
-    Raises `UsageError` for a wrong value or field, with the nearest field or one of the command's
-    own `flags`.
+    Raises `UsageError` for an invalid value or an unknown field, with the nearest field or one of
+    the command's own `flags`.
     """
     import tyro
 
@@ -72,13 +72,13 @@ def parse_fields(
             raise UsageError(f"there is no field --{name}{near}; `{command} --help` shows all")
     box = io.StringIO()
     try:
-        # A default of another type than its field's is an error later, and no warning now.
+        # A default that does not have its field's type is an error later, so tyro need not warn.
         with contextlib.redirect_stderr(box), warnings.catch_warnings(action="ignore"):
             return tyro.cli(type(default), default=default, args=words)
     except SystemExit as end:
         if not end.code:
             raise
-    # A frame, of signs where a terminal has no lines, and a rule below the sentence.
+    # Remove tyro's frame, also in ASCII, and the rule below the message.
     lines = [line.strip("│╭╮╰╯|+ ") for line in box.getvalue().splitlines()[1:]]
     begun = itertools.dropwhile(lambda line: not line.strip("─-"), lines)
     sentence = itertools.takewhile(lambda line: line.strip("─-"), begun)
@@ -87,14 +87,15 @@ def parse_fields(
 
 
 def field_of(word: str, fields: Collection[str]) -> str | None:
-    """The path of the field, one of `fields`, that a word such as `--data.image-size=64` sets."""
+    """Return the path of the field that a word such as `--data.image-size=64` sets; None if it is
+    not one of `fields`."""
     name = word.partition("=")[0].removeprefix("--").replace("-", "_")
-    # A boolean field is negated at its last part: --evaluation.no-mirror.
+    # Boolean fields are negated in their last part: --evaluation.no-mirror.
     return next((path for path in (name, name.replace("no_", "", 1)) if path in fields), None)
 
 
 def config_fields(config: Any) -> list[dataclasses.Field]:
-    """The fields of a config, without those that flax adds to every module."""
+    """Return the fields of a config, without those that Flax adds to modules."""
     kind = config if isinstance(config, type) else type(config)
     if not dataclasses.is_dataclass(kind):
         return []
@@ -110,11 +111,11 @@ _CONFIG_CLASSES: dict[str, type] = {}
 
 
 def register_config(kind: type[C]) -> type[C]:
-    """Register a config class, which saved configs name by its `__name__`, wherever it is defined.
+    """Register a config class under its `__name__`, by which saved configs refer to it.
 
-    Only registered classes can be named, so that a config from elsewhere cannot run code. Defined
-    again, as in a cell of a notebook, it replaces the class of before. A `UsageError` for what is
-    no frozen dataclass, or if another class has that name.
+    Configs can only refer to registered classes, so that an untrusted config cannot run code. If
+    the same class is defined again, as in a notebook cell, it replaces the earlier one. Raises
+    `UsageError` if it is not a frozen dataclass, or another class has its name.
     """
     if not is_own(kind.__module__):
         import_definitions()
@@ -135,7 +136,7 @@ def register_config(kind: type[C]) -> type[C]:
 
 
 def same_definition(one: Any, other: Any) -> bool:
-    """Return whether two classes or functions have the same place in the code."""
+    """Return whether two classes or functions have the same module and qualified name."""
     return (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
 
 
@@ -144,7 +145,7 @@ class UnknownClass(UserError):
 
 
 def config_class(name: str) -> type:
-    """The registered config class of that name; an `UnknownClass` error if there is none."""
+    """Return the registered config class of a name; raise `UnknownClass` if there is none."""
     for import_more in (import_definitions, import_plugins):
         if name not in _CONFIG_CLASSES:
             import_more()
@@ -157,7 +158,7 @@ def config_class(name: str) -> type:
 
 
 def outside_modules(config: Any) -> set[str]:
-    """The modules outside this project that define a config's classes."""
+    """Return the modules outside this project that define a config's classes."""
     values = config if isinstance(config, tuple) else ()
     parts = [*values, *(getattr(config, field.name) for field in config_fields(config))]
     found: set[str] = set().union(*map(outside_modules, parts))
@@ -166,9 +167,9 @@ def outside_modules(config: Any) -> set[str]:
 
 
 def to_dict(config: Any, path: str = "") -> Any:
-    """A config as JSON values, dataclasses by registered names.
+    """Convert a config to JSON values, with the registered names of dataclasses.
 
-    A `UsageError` for anything else, which names the field by its path.
+    Raises `UsageError` with the path of the field for values of other types.
     """
     where = f"--{path.replace('_', '-')}" if path else "the config"
     if dataclasses.is_dataclass(config):
@@ -186,20 +187,20 @@ def to_dict(config: Any, path: str = "") -> Any:
     if isinstance(config, str | int | float | bool) or config is None:
         return config
     raise UsageError(
-        f"{where} is {config!r}, which cannot be written to a run's folder: a config holds "
-        "numbers, strings, tuples and dataclasses"
+        f"{where} is {config!r}, which cannot be written to a run's folder: a config may contain "
+        "only numbers, strings, tuples and dataclasses"
     )
 
 
 def from_dict(values: Any) -> Any:
-    """The config that `to_dict` wrote; a `UserError` for a class or field that no longer exists."""
+    """Restore a config from `to_dict`; raise `UserError` if a class or field no longer exists."""
     if isinstance(values, list):
         return tuple(from_dict(value) for value in values)
     if not isinstance(values, dict):
         return values
     name = values.get("class")
     if not isinstance(name, str):
-        raise UserError(f"a part of the config names no class: {sorted(values)}")
+        raise UserError(f"a part of the config has no class: {sorted(values)}")
     kind = config_class(name)
     fields = {key: from_dict(value) for key, value in values.items() if key != "class"}
     try:
@@ -209,22 +210,22 @@ def from_dict(values: Any) -> Any:
 
 
 def canonical_json(config: Any) -> str:
-    """The config as JSON with sorted keys: equal configs have equal texts."""
+    """Convert a config to JSON with sorted keys; equal configs give equal texts."""
     return json.dumps(to_dict(config), indent=2, sort_keys=True) + "\n"
 
 
 def config_hash(config: Any, default: Any = None) -> str:
-    """Eight hexadecimal digits of the fields that differ from `default`.
+    """Hash the fields that differ from `default` to eight hexadecimal digits.
 
-    A field that is added later, with a default, therefore changes no hash. A config or part whose
-    class differs from the default's is compared with the defaults of its own class.
+    Fields that are added later with a default therefore do not change the hash. A config or part of
+    another class than the default is compared with the defaults of its own class.
     """
     text = json.dumps(differences(config, default), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def differences(config: Any, default: Any) -> Any:
-    """The fields that differ, by name, as JSON values; other values as they are."""
+    """Return the fields that differ from `default`, by name, as JSON values."""
     if not dataclasses.is_dataclass(config):
         return to_dict(config)
     same = type(config) is type(default)
@@ -243,7 +244,7 @@ def differences(config: Any, default: Any) -> Any:
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Every leaf field by its path: `{"optimizer.learning_rate": 0.001, ...}`."""
+    """Return all leaf fields by path: `{"optimizer.learning_rate": 0.001, ...}`."""
     leaves: dict[str, Any] = {}
     for field in config_fields(config):
         value = getattr(config, field.name)
@@ -252,22 +253,22 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
             leaves |= flatten(value, f"{path}.")
         else:
             leaves[path] = value
-            if isinstance(value, tuple):  # whose parts, such as callbacks, have fields, too
-                for place, part in enumerate(value):
+            if isinstance(value, tuple):  # of parts with fields, such as callbacks
+                for index, part in enumerate(value):
                     if dataclasses.is_dataclass(part):
-                        leaves |= flatten(part, f"{path}.{place}.")
+                        leaves |= flatten(part, f"{path}.{index}.")
     return leaves
 
 
 def did_you_mean(word: str, words: Sequence[str]) -> str:
-    """` (did you mean 'x'?)` with the nearest of `words`, or nothing."""
+    """Return ` (did you mean 'x'?)` with the nearest of `words`, or "" if none is near."""
     near = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
     return f" (did you mean '{near[0]}'?)" if near else ""
 
 
 def nearest_field(name: str, fields: Sequence[str]) -> str:
-    """As `did_you_mean`, for fields by their paths: their last parts also without the others, cut
-    short (`--epoch`), or as initials (`--lr`, `--optimizer.lr`)."""
+    """Like `did_you_mean`, for paths of fields; also finds the last part of a path alone, the start
+    of it (`--epoch`), or its initials (`--lr`, `--optimizer.lr`)."""
     last = name.rpartition(".")[2]
 
     def means(field: str) -> bool:
@@ -275,7 +276,7 @@ def nearest_field(name: str, fields: Sequence[str]) -> str:
         initials = "".join(word[:1] for word in part.split("-"))
         return part.startswith(last) if len(last) > 2 else initials == last
 
-    # Of several, the shortest path that begins in the same way.
+    # If several match, prefer paths with the same beginning, then short paths.
     start = name.removesuffix(last)
     meant = sorted(filter(means, fields), key=lambda f: (not f.startswith(start), len(f), f))
     return f" (did you mean '{meant[0]}'?)" if meant else did_you_mean(name, fields)

@@ -1,5 +1,5 @@
-"""Where registered classes, networks and experiments come from: this project's own packages,
-installed packages with an entry point, and modules or files that `--import` names.
+"""Imports of modules that register classes, networks and experiments: this project's packages,
+installed packages with an entry point, and modules or files given by `--import`.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ from absl import logging
 from cnn_research.core.errors import UsageError, UserError, one_line
 
 DEFINITIONS = ("cnn_research.experiments", "cnn_research.models", "cnn_research.data.sources")
-"""Packages that define the classes of saved configs. The first imports most of them; the others add
-the models and sources that no experiment uses."""
+"""Packages that define the classes of saved configs. The first one imports most of them; the others
+add models and sources that no experiment uses."""
 
 PLUGINS = "cnn_research.plugins"
-"""Entry-point group: an installed package names in it the modules that register what it defines."""
+"""Entry-point group in which installed packages list the modules to import."""
 
 _IMPORTED: dict[str, str] = {}
-"""The modules that were imported by `import_outside`, with the argument that imported them."""
+"""Modules imported by `import_outside`, with the argument that imported them."""
 
 
 def import_modules(package: str) -> None:
-    """Import every module of a package; each registers what it defines."""
+    """Import all modules of a package, which register their definitions."""
     for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
         importlib.import_module(module.name)
 
 
 @functools.cache
 def import_definitions() -> None:
-    """Import all that this project defines, so that no name from outside is taken before it."""
+    """Import all definitions of this project, so that code from outside cannot take their names."""
     for package in DEFINITIONS:
         import_modules(package)
 
 
 @functools.cache
 def import_plugins() -> None:
-    """Import the modules that installed packages name; a warning for each that fails."""
+    """Import the modules that installed packages list; warn if one fails."""
     for point in metadata.entry_points(group=PLUGINS):
         package = point.dist.name if point.dist else "an installed package"
         try:
@@ -59,19 +59,19 @@ def is_own(module: str) -> bool:
 
 
 def import_outside(name: str) -> None:
-    """Import a module, or a file whose name ends in `.py`; it registers what it defines.
+    """Import a module, or a file whose name ends in `.py`, which registers its definitions.
 
-    A module is looked for in the current folder too. A file is the module of its name, and imports
-    its neighbours by theirs. A `UsageError` with the error of an import that fails.
+    Modules are also searched for in the current folder. A file is imported as the module of its
+    name, and can import other files in its folder. Raises `UsageError` if the import fails.
     """
     import_definitions()
     is_file = name.endswith(".py")
     place = Path(name).expanduser().resolve()
     if is_file and not place.is_file():
-        raise UsageError(f"--import={name}: there is no such file")
+        raise UsageError(f"--import={name}: the file does not exist")
     folder = str(place.parent if is_file else Path.cwd())
     if folder not in sys.path:
-        sys.path.append(folder)  # last: a file must not hide a module that others import
+        sys.path.append(folder)  # at the end, so that its files hide no other modules
     before = set(sys.modules)
     importlib.invalidate_caches()
     try:
@@ -89,10 +89,10 @@ def import_outside(name: str) -> None:
 
 
 def import_of(module: str) -> str:
-    """The argument of `--import` that imports again what this process imported as `module`.
+    """Return the argument of `--import` for an imported module.
 
-    The whole path of a file, wherever that was found; the name of an installed module, or of one in
-    a package; `__main__` for a notebook.
+    This is the full path of a file; the name of an installed module or of one in a package; or
+    `__main__` for a notebook.
     """
     if module in _IMPORTED:
         return _IMPORTED[module]
@@ -103,21 +103,21 @@ def import_of(module: str) -> str:
 
 
 def file_of(module: str) -> Path | None:
-    """The source file of an imported module; None for that of a notebook."""
+    """Return the source file of an imported module; None for a notebook."""
     file = getattr(sys.modules.get(module), "__file__", None)
     return Path(file).resolve() if file and file.endswith(".py") else None
 
 
 def how_to_import(imports: list[str]) -> str:
-    """What to do about names that these imports define, by the records of a run."""
+    """Advise how to define missing names, given the imports that a run recorded."""
     if "__main__" in imports:
-        return "a notebook or program defines it: move it to a file, and add --import=FILE.py"
+        return "it is defined in a notebook or program: move it to a file, and add --import=FILE.py"
     flags = " ".join(f"--import={shlex.quote(name)}" for name in imports)
-    return f"add {flags or '--import=MODULE or FILE.py'}; in Python, import that first"
+    return f"add {flags or '--import=MODULE or FILE.py'}; in Python, import it first"
 
 
 def error_with_place(error: BaseException) -> str:
-    """An error of code from outside in one line, with the last of its own lines that was run."""
+    """Describe an error of code from outside in one line, with the last line of that code."""
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
     ours = str(Path(__file__).parents[1])
     frames = [
@@ -130,6 +130,6 @@ def error_with_place(error: BaseException) -> str:
 
 
 def _is_installed(file: str) -> bool:
-    """Return whether a file is of the standard library or of an installed package."""
+    """Return whether a file belongs to the standard library or an installed package."""
     places = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
     return file.startswith(places)

@@ -24,27 +24,26 @@ from cnn_research.core.errors import UsageError
 ALL = "all"
 """`--help=all` shows every group of fields."""
 WIDEST = 100
-"""Columns that text is set in, where the terminal has more."""
+"""Maximum width of the text in columns."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Group:
-    """The fields of a part of a config, such as `optimizer`; of its own, with the path ""."""
+    """The fields of a part of a config, such as `optimizer`; the path of the top level is ""."""
 
     path: str
     text: str
     rows: Sequence[tuple[str, str]]
-    """Each field as it is typed, and its text with the default."""
+    """Each field as typed, and its description with the default."""
     changed: bool
-    """True unless the part is as its class makes it."""
+    """Whether any field differs from its class's default."""
 
 
 def help_text(config: Any, command: str, description: str, asked: str = "") -> str:
-    """Describe a config's fields: its own, then those of the parts that it sets.
+    """Describe a config's fields: the top level, then parts that differ from their defaults.
 
-    Parts that it leaves as they are, and parts of parts, are listed with how to see their fields.
-    `asked` is the name of a part, to show that one and its own parts, or `all`. A `UsageError` for
-    any other name.
+    Other parts, and parts of parts, are listed with the command that shows their fields. `asked` is
+    the name of a part to show with its own parts, or `all`. Raises `UsageError` for other names.
     """
     own, *parts = (group for group in _groups(config) if group.rows or not group.path)
     names = [part.path for part in parts]
@@ -65,7 +64,7 @@ def help_text(config: Any, command: str, description: str, asked: str = "") -> s
             _print_group(screen, part)
         if brief := [part for part in parts if part not in in_full]:
             rows = [(f"--help={part.path}", part.text) for part in brief]
-            rows.append((f"--help={ALL}", "Every field."))
+            rows.append((f"--help={ALL}", "All fields."))
             screen.print(Text("More fields", style="bold"), _grid(rows))
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
@@ -89,7 +88,7 @@ def _grid(rows: Sequence[tuple[str, str]]) -> Padding:
 
 
 def _groups(config: Any, path: str = "", text: str = "", default: Any = None) -> list[_Group]:
-    """The group of a config's own fields, and those of its parts, in the order of the fields."""
+    """Return the group of a config's top-level fields and those of its parts, in order."""
     kind, rows, parts = type(config), [], []
     hints = typing.get_type_hints(kind, include_extras=True)
     texts = _docstrings(kind)
@@ -107,7 +106,7 @@ def _groups(config: Any, path: str = "", text: str = "", default: Any = None) ->
 
 
 def _typed(name: str, hint: Any, value: Any) -> str:
-    """A field as it is typed: `--epochs FLOAT`, `--model.[no-]batch-norm`."""
+    """Format a field as it is typed: `--epochs FLOAT`, `--model.[no-]batch-norm`."""
     if isinstance(value, bool):
         before, dot, last = name.rpartition(".")
         return f"--{before}{dot}[no-]{last}"
@@ -115,7 +114,7 @@ def _typed(name: str, hint: Any, value: Any) -> str:
 
 
 def _values(hint: Any) -> str:
-    """The values of a type: INT, {sgd,adam}, `INT ...` for any number of them."""
+    """Format the values of a type: INT, {sgd,adam}, `INT ...` for any number."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         return _values(arguments[0])
@@ -130,7 +129,7 @@ def _values(hint: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A default as it would be typed; `none` where it is empty."""
+    """Format a default as it is typed; `none` if it is empty."""
     if isinstance(value, tuple | list):
         return " ".join(map(_shown, value)) or "none"
     if isinstance(value, float):
@@ -139,7 +138,7 @@ def _shown(value: Any) -> str:
 
 
 def _docstrings(kind: type) -> dict[str, str]:
-    """The docstring of each field of a class, on one line; none where its source is not known."""
+    """Return the docstrings of a class's fields, one line each; empty if it has no source file."""
     import docstring_parser
 
     found: dict[str, str] = {}
@@ -151,5 +150,5 @@ def _docstrings(kind: type) -> dict[str, str]:
 
 
 def _paragraphs(text: str) -> str:
-    """A docstring with each paragraph on one line; commands and indented lines stay."""
+    """Join the lines of each paragraph of a docstring; keep commands and indented lines."""
     return re.sub(r"\n(?=\S)(?!python )(?<!\n\n)", " ", inspect.cleandoc(text))

@@ -1,7 +1,6 @@
-"""Progress of a training, or of anything that is counted, on standard error.
+"""Progress of a training or any count, on standard error.
 
-A terminal shows it in one line, which is rewritten; a pipe or a log gets a new line every ten
-seconds.
+In a terminal, one line is rewritten; a pipe or log gets a new line every ten seconds.
 """
 
 from __future__ import annotations
@@ -14,14 +13,14 @@ from typing import Self
 from cnn_research.core.terminal import CLEAR, columns, console, wrapped
 
 LIVE_SECONDS, LINE_SECONDS = 0.2, 10.0
-"""The shortest time between two updates, in a terminal and elsewhere."""
+"""Minimum seconds between two updates, in a terminal and elsewhere."""
 BAR = 20
-"""Columns of a bar."""
+"""Width of the bar in columns."""
 SHORT = {"train": "train", "validation": "val"}
 
 
 class Line:
-    """A line of progress that is rewritten, and lines that stay."""
+    """A line of progress that is rewritten, and permanent lines."""
 
     def __init__(self, *, enabled: bool = True):
         self._enabled, self._live = enabled, sys.stderr.isatty()
@@ -34,7 +33,7 @@ class Line:
         return columns(sys.stderr)
 
     def show(self, text: Callable[[], str], done: float | None = None) -> None:
-        """Update the line, unless it was updated just now; `done` from 0 to 1 is for the bar."""
+        """Update the line unless it was just updated; `done`, from 0 to 1, is shown as a bar."""
         now = time.monotonic()
         if not self._enabled or now - self._shown < self._seconds:
             return
@@ -45,7 +44,7 @@ class Line:
             self.say(text())
 
     def say(self, text: str) -> None:
-        """Print a line that stays."""
+        """Print a permanent line."""
         if self._enabled:
             fitting = "\n".join(wrapped(line, self.columns) for line in text.split("\n"))
             print(f"{self._clear}{fitting}", file=sys.stderr, flush=True)
@@ -64,14 +63,14 @@ class Line:
             bar = ProgressBar(1, done, width=BAR, complete_style="cyan", finished_style="cyan")
             terminal.print(bar, end="")
             text = f"  {text}"
-        # The last column stays free: some terminals go on to the next line after it.
+        # Leave the last column free: some terminals wrap after it.
         print(text[: terminal.width - 1], end="", file=sys.stderr, flush=True)
 
 
 class Tally:
-    """Show how many of `total` are done (None if unknown), how fast, and the time left.
+    """Shows the count of `total` (None if unknown), the speed and the time left.
 
-    A context manager, which clears the line at its end.
+    A context manager that clears the line on exit.
     """
 
     def __init__(self, what: str, total: float | None, unit: str = ""):
@@ -100,7 +99,7 @@ class Tally:
 
 
 class Progress:
-    """Progress of a training: a line that is rewritten for steps, one that stays per evaluation."""
+    """Progress of a training: a rewritten line for steps, a permanent one per evaluation."""
 
     def __init__(
         self,
@@ -111,7 +110,7 @@ class Progress:
         *,
         enabled: bool = True,
     ):
-        """`metrics` are the names of those shown after the loss."""
+        """`metrics` are the names of the metrics shown after the loss."""
         self._names = dict.fromkeys(("loss", *metrics))
         self._steps, self._batch, self._epochs = steps, batch_size, epochs
         self._line = Line(enabled=enabled)
@@ -131,7 +130,7 @@ class Progress:
 
     @property
     def images_per_second(self) -> float:
-        """Since the run started or resumed."""
+        """Images per second since the run started or resumed."""
         return self._done * self._batch / self._seconds if self._seconds else 0.0
 
     def step(self, step: int, loss: float) -> None:
@@ -150,11 +149,11 @@ class Progress:
         training: Mapping[str, float],
         validation: Mapping[str, float] | None,
     ) -> None:
-        """Print the results of an epoch as a row of a table, with a header above the first."""
+        """Print the metrics of an epoch as a row of a table, with a header before the first."""
         whole = f"{self._epochs:g}"
-        # The last batch may go on into an epoch that is not asked for.
+        # The last batch may extend into another epoch.
         name = f"epoch {min(round(epoch, 1), self._epochs):g}/{whole}"
-        first = len(f"epoch {whole}/{whole}") + 2  # with a decimal, in some rows
+        first = len(f"epoch {whole}/{whole}") + 2  # some rows have a decimal
         values = {"train": training, "validation": validation or {}}
         if not self._titles:
             self._titles = self._columns(values, first)
@@ -171,7 +170,7 @@ class Progress:
     def _columns(
         self, values: Mapping[str, Mapping[str, float]], first: int
     ) -> list[tuple[str, str, str]]:
-        """The split, metric and title of each column, for as many metrics as fit on a line."""
+        """Return split, metric and title of each column, for the metrics that fit on a line."""
         known = [name for name in self._names if any(name in each for each in values.values())]
         splits = [split for split in values if split == "train" or values[split]]
         for count in range(len(known), 0, -1):
@@ -185,7 +184,7 @@ class Progress:
         return found
 
     def _left(self, step: int) -> str:
-        """The time left; "" before anything is measured, and at the end."""
+        """Estimate the time left; "" if nothing is measured yet, and at the end."""
         if not self._done or self._began is None or not self._began[1] < step < self._steps:
             return ""
         began, first = self._began
@@ -193,7 +192,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """`8.4 s`, `3 min 20 s` or `2 h 5 min`."""
+    """Format a duration as `8.4 s`, `3 min 20 s` or `2 h 5 min`."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

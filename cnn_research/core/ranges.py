@@ -1,7 +1,7 @@
-"""Types and ranges of config fields, declared with the field, and checked before anything runs.
+"""Types and ranges of config fields, declared with the field, and checked before a run.
 
 `dropout: Annotated[float, Range(minimum=0, below=1)] = 0.0`, or one of the names below:
-`batch_size: PositiveInt = 128`. Every other number of a config only has to be finite.
+`batch_size: PositiveInt = 128`. Numbers without a range must be finite.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cnn_research.core.errors import UsageError
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """The numbers allowed in a field; for a tuple, in each of its entries."""
+    """Range of numbers allowed in a field, or in each entry of a tuple."""
 
     minimum: float = -math.inf
     maximum: float = math.inf
@@ -55,8 +55,8 @@ _ALL = typeguard.CollectionCheckStrategy.ALL_ITEMS
 
 
 def check_ranges(config: Any, path: str = "") -> None:
-    """Raise `UsageError` for a value that is not of its field's type, or a number out of its range,
-    in a part (`optimizer.`) too."""
+    """Raise `UsageError` if a value does not have its field's type, or a number is out of range,
+    including in parts (`optimizer.`)."""
     hints = typing.get_type_hints(type(config), include_extras=True)
     for field in config_fields(config):
         value, hint = getattr(config, field.name), hints[field.name]
@@ -69,7 +69,7 @@ def check_ranges(config: Any, path: str = "") -> None:
 
 
 def _in_words(hint: Any) -> str:
-    """A field's type as one would write it: `sgd or adam`, `int`, `tuple[int, ...]`."""
+    """Describe a field's type: `sgd or adam`, `int`, `tuple[int, ...]`."""
     if typing.get_origin(hint) is Annotated:
         return _in_words(hint.__origin__)
     if typing.get_origin(hint) is Literal:
@@ -89,7 +89,7 @@ def _check(value: Any, path: str, declared: Range) -> None:
 
 
 def _ranges_in(hint: Any) -> typing.Iterator[Range]:
-    """The ranges of a field, wherever in its type they are written."""
+    """Yield all ranges in a field's type."""
     yield from (each for each in getattr(hint, "__metadata__", ()) if isinstance(each, Range))
     for part in typing.get_args(hint):
         yield from _ranges_in(part)

@@ -1,4 +1,4 @@
-"""A run's folder: who writes to it, what was run, by which attempts, and whether it may resume."""
+"""A run's folder: its lock, config and attempts, and checks before resuming."""
 
 from __future__ import annotations
 
@@ -34,27 +34,27 @@ from cnn_research.core.definitions import file_of, how_to_import, import_of
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.files import ROOT, write_text
 
-if TYPE_CHECKING:  # which loads tyro, and an export is opened without
+if TYPE_CHECKING:  # imports tyro, which is not needed to open an export
     from cnn_research.core.experiment import Experiment
 
 CONFIG = "config.json"
 RUN = "run.json"
 RESOLVED_CONFIG = "resolved_config.json"
-"""The experiment bound to its data, so that the network can be used without them."""
+"""The experiment bound to its data, so that the network can be used without the data."""
 EVALUATION = "evaluation.json"
 EVALUATED = ("validation", "test", "target")
-"""The splits that are evaluated; evaluation.json has the metrics of each under its name."""
+"""Evaluated splits; evaluation.json has the metrics of each by name."""
 CHECKPOINTS = "checkpoints"
 REPORT_FOLDER = "report"
 SWEEP = "sweep.json"
 """File in a folder of several runs: the fields that vary, and the runs in order."""
 LOCK, HOLDER = ".lock", ".locked_by"
-"""The file whose lock a run holds, and the one that names its process: where files are locked by
-force, nobody else can read the first."""
+"""The file that a run locks, and the file with its process, separate as some systems do not let
+other processes read a locked file."""
 LOCK_SECONDS = 0.5
-"""A lock is waited for so long: who only asks `is_locked` holds it for an instant."""
+"""Seconds to wait for a lock, since `is_locked` acquires it briefly."""
 SOURCE_RECORD = "source.json"
-"""File beside a copy of the packages: their commit, and the differences from it."""
+"""File next to a copy of the packages: their commit, and the differences from it."""
 
 SOURCE_FILES = ("*.py", "*.cfg", "*.toml")
 PACKAGES = (
@@ -70,19 +70,18 @@ PACKAGES = (
 
 
 def writes_files() -> bool:
-    """Return whether this process is the one of several that writes files."""
-    from cnn_research.core.distributed import is_first_process  # JAX, which tables do not need
+    """Return whether this process writes files; only the first of several does."""
+    from cnn_research.core.distributed import is_first_process  # imports JAX, unneeded for tables
 
     return is_first_process()
 
 
 @contextlib.contextmanager
 def locked(workdir: Path, *, enabled: bool = True) -> Iterator[None]:
-    """Create the folder, and lock it against other runs.
+    """Create a folder, and lock it against other runs.
 
-    Of several processes of one run, the first locks it for all; without `enabled`, where nothing is
-    to be written, none does. A `UserError` if it cannot be written to, or another process runs in
-    it.
+    If a run has several processes, the first locks it for all. If not `enabled`, as nothing will be
+    written, it is not locked. Raises `UserError` if it is not writable or already locked.
     """
     if not (enabled and writes_files()):
         yield
@@ -94,12 +93,12 @@ def locked(workdir: Path, *, enabled: bool = True) -> Iterator[None]:
     except Timeout:
         name = holder.read_text(encoding="utf-8") if holder.exists() else "unknown"
         raise UserError(
-            f"another process ({name}) is running in {workdir}: wait for it, or name another "
+            f"another process ({name}) is running in {workdir}: wait for it, or use another "
             "--workdir"
         ) from None
     except OSError as error:
         raise UserError(
-            f"cannot write to the workdir {workdir} ({error.strerror}): name another --workdir"
+            f"cannot write to the workdir {workdir} ({error.strerror}): use another --workdir"
         ) from None
     try:
         holder.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
@@ -109,7 +108,7 @@ def locked(workdir: Path, *, enabled: bool = True) -> Iterator[None]:
 
 
 def is_locked(workdir: Path) -> bool:
-    """Return whether a process of this machine holds the lock of the folder."""
+    """Return whether a process on this machine has locked the folder."""
     if not (workdir / LOCK).exists():
         return False
     try:
@@ -122,7 +121,8 @@ def is_locked(workdir: Path) -> bool:
 
 
 def saved_config(workdir: Path) -> Experiment | None:
-    """The experiment that a folder holds, or None; a `UserError` for a damaged config.json."""
+    """Read a folder's experiment; None if there is none. Raises `UserError` if config.json is
+    damaged."""
     file = workdir / CONFIG
     if not file.exists():
         return None
@@ -130,15 +130,15 @@ def saved_config(workdir: Path) -> Experiment | None:
         return config_of(workdir, json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{file} is damaged ({error}): restore it, or name another workdir"
+            f"{file} is damaged ({error}): restore it, or use another workdir"
         ) from None
 
 
 def config_of(workdir: Path, values: Any) -> Any:
-    """A config of the run in a folder, from JSON values.
+    """Restore a config of the run in a folder from JSON values.
 
-    A `UserError` where a class of it is not registered: what was imported when the run was trained
-    is named, and never imported here.
+    Raises `UserError` if one of its classes is not registered; the message has the imports that the
+    run recorded, which are not imported here.
     """
     try:
         return from_dict(values)
@@ -149,28 +149,27 @@ def config_of(workdir: Path, values: Any) -> Any:
 
 
 def attempts_of(workdir: Path) -> list[dict[str, Any]]:
-    """The attempts at the run in a folder, in order; empty where none is recorded."""
+    """Read the attempts of the run in a folder, in order; empty if none is recorded."""
     return list(read_json(workdir / RUN).get("attempts", ()))
 
 
 def evaluated_config(workdir: Path) -> dict[str, Any]:
-    """Read config.json, with the fields of the last evaluation; empty where it cannot be read."""
+    """Read config.json with the fields of the last evaluation; empty if it is not readable."""
     config = read_json(workdir / CONFIG)
     return config and config | read_json(workdir / EVALUATION).get("config", {})
 
 
 def check_same(experiment: Experiment, workdir: Path, may_differ: tuple[str, ...]) -> None:
-    """Raise `UsageError` if the folder holds a run of a config other than this one.
+    """Raise `UsageError` if the folder has a run with a different config.
 
-    Fields, or dataclasses of fields, whose paths are in `may_differ` do not matter.
+    Fields, or dataclasses of fields, with paths in `may_differ` are not compared.
     """
     saved = saved_config(workdir)
     if saved is None:
         return
     if saved.name != experiment.name:
         raise UsageError(
-            f"{workdir} holds a run of {saved.name}, not of {experiment.name}: name another "
-            "--workdir"
+            f"{workdir} has a run of {saved.name}, not of {experiment.name}: use another --workdir"
         )
     old, new = flatten(saved), flatten(experiment)
     names = sorted(
@@ -184,18 +183,18 @@ def check_same(experiment: Experiment, workdir: Path, may_differ: tuple[str, ...
         more = f", and {len(names) - 3} more" if len(names) > 3 else ""
         free = f" (only {', '.join(may_differ)} may change)" if may_differ else ""
         raise UsageError(
-            f"{workdir} holds a run of another config: {shown}{more}; name another --workdir, or "
-            f"repeat the fields of that run{free}"
+            f"{workdir} has a run with another config: {shown}{more}; use another --workdir, or "
+            f"the fields of that run{free}"
         )
 
 
 STAGE = "stage:"
-"""`stage:NAME` is the folder of that stage of the pipeline that a run belongs to, and
-`stage:NAME/FILE` a file in it: beside the run's own folder, wherever both are moved."""
+"""`stage:NAME` is the folder of another stage of a run's pipeline, and `stage:NAME/FILE` a file in
+it, next to the run's own folder, so that both can be moved."""
 
 
 def located(config: Any, workdir: Path) -> Any:
-    """The config of the run in `workdir` with absolute paths in place of `stage:NAME`."""
+    """Replace `stage:NAME` in a config by absolute paths, for the run in `workdir`."""
     paths = {
         field: str(workdir.absolute().parent / value.removeprefix(STAGE))
         for field, value in flatten(config).items()
@@ -209,7 +208,7 @@ _CHOICES = contextvars.ContextVar("choices", default="")
 
 @contextlib.contextmanager
 def choices_recorded(text: str) -> Iterator[None]:
-    """Record with the attempts that begin inside, beside their command, what was chosen for it."""
+    """Record a text on suggested fields with attempts that begin in the block."""
     token = _CHOICES.set(text)
     try:
         yield
@@ -225,12 +224,12 @@ def write_metadata(
     devices: Iterable[str] = (),
     **facts: Any,
 ) -> None:
-    """Write config.json, and add an attempt to run.json: from both the run can be repeated.
+    """Write config.json, and add an attempt to run.json; together they allow repeating the run.
 
-    Of several processes of one run, the first writes. `devices` are those of this attempt, `facts`
-    JSON values of the run (parameters, data). Of classes from outside, what to import for them and
-    the text of their modules is kept. `step` is the number of train steps (of finished
-    stages, in a pipeline) left by earlier attempts; None for results made anew each time.
+    If a run has several processes, only the first writes. `devices` are those of this attempt,
+    `facts` are JSON values of the run (parameters, data). For classes from outside, the imports and
+    the source of their modules are recorded. `step` is the number of train steps (or finished
+    stages of a pipeline) of earlier attempts; None if each attempt starts from scratch.
     """
     if not writes_files():
         return
@@ -266,29 +265,29 @@ def write_metadata(
 
 
 def _kept(workdir: Path, text: str, ending: str) -> str:
-    """Write source text to the folder, unless an attempt has; return the name of its file."""
+    """Write source text to a file in the folder, named by its hash; return the file's name."""
     name = f"source-{hashlib.sha256(text.encode()).hexdigest()[:8]}{ending}"
     write_text(workdir / name, text)
     return name
 
 
 def now() -> str:
-    """The time, UTC, as records have it."""
+    """Return the UTC time in ISO format."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def add_facts(workdir: Path, **facts: Any) -> None:
-    """Add JSON values to run.json, or replace them; of several processes the first does."""
+    """Add or replace JSON values in run.json, in the first process only."""
     if writes_files():
         write_json(workdir / RUN, {**read_json(workdir / RUN), **facts})
 
 
 def effective_attempts(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Attempts of a run.json that contributed to its result, in order.
+    """Return the attempts in a run.json that contributed to its result, in order.
 
-    An attempt counts if a later one began with a step of it, or the run ended with one: neither a
-    restart after completion, nor one that was stopped before its first checkpoint. Of results made
-    anew each time only the last counts.
+    An attempt contributed if a later one resumed from one of its steps, or the run ended with one.
+    This excludes restarts after completion and attempts stopped before their first checkpoint. If
+    each attempt starts from scratch, only the last one contributed.
     """
     attempts = list(run.get("attempts", ()))
     if attempts and attempts[-1]["from_step"] is None:
@@ -303,7 +302,7 @@ def effective_attempts(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def machine() -> dict[str, Any]:
-    """The processor's name and how many cores this process may use."""
+    """Describe the processor, the number of cores available to this process, and the system."""
     cpu = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -313,14 +312,14 @@ def machine() -> dict[str, Any]:
 
 
 def cores() -> int:
-    """The number of processor cores this process may use."""
+    """Return the number of processor cores available to this process."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1  # on a Mac
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a result depends on."""
+    """Return the versions of Python and the packages that affect results."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -329,7 +328,7 @@ def versions() -> dict[str, str]:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The file's values; empty if it is absent or damaged."""
+    """Read a JSON file; empty if it is missing or damaged."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -337,7 +336,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def write_json(file: Path, values: Mapping[str, Any]) -> None:
-    """Write the file whole or not at all; NaN and infinities, which JSON lacks, become null."""
+    """Write a JSON file atomically; NaN and infinities, which JSON does not have, become null."""
     write_text(file, json.dumps(_finite(values), indent=2, allow_nan=False) + "\n")
 
 
@@ -351,9 +350,9 @@ def _finite(values: Any) -> Any:
 
 @contextlib.contextmanager
 def atomic_directory(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder that replaces `folder` once it is complete.
+    """Yield an empty folder that replaces `folder` at the end of the block.
 
-    Only the first of several processes replaces it; the others' folders are deleted.
+    Only the first of several processes replaces it; the folders of the others are deleted.
     """
     if not writes_files():
         with tempfile.TemporaryDirectory() as scratch:
@@ -365,14 +364,14 @@ def atomic_directory(folder: Path) -> Iterator[Path]:
     yield partial
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
-        os.replace(folder, old)  # a folder that is not empty cannot be replaced in one go
+        os.replace(folder, old)  # a folder that is not empty cannot be replaced directly
     os.replace(partial, folder)
     shutil.rmtree(old, ignore_errors=True)
 
 
 @functools.cache
 def source_facts(root: Path = ROOT) -> tuple[str, str]:
-    """The commit that runs, and what differs from it; empty where no git keeps this source."""
+    """Return the running commit and the differences from it; empty if not in a git checkout."""
     if record := read_json(root / SOURCE_RECORD):
         return record["commit"], record["difference"]
 
@@ -382,7 +381,7 @@ def source_facts(root: Path = ROOT) -> tuple[str, str]:
         return ended.stdout.decode("utf-8", "replace")
 
     try:
-        # Installed below somebody's checkout, the package is not one of that repository's files.
+        # A package installed inside another checkout is not tracked by that repository.
         git("ls-files", "--error-unmatch", str(Path(__file__).resolve().relative_to(ROOT)))
         return git("rev-parse", "HEAD").strip(), git("diff", "HEAD", "--", *SOURCE_FILES)
     except (OSError, subprocess.SubprocessError):

@@ -11,15 +11,15 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal, TextIO
 
-if TYPE_CHECKING:  # which an error in a pipe does not wait for
+if TYPE_CHECKING:  # imported on demand, as errors in a pipe do not need it
     from rich.console import Console
 
 UNLIMITED = 10_000
-"""Width of a pipe or file: each row of a table stays on one line."""
+"""Width of a pipe or file, in which each row of a table is one line."""
 NUMBER = re.compile(r"([+-]?[\d,]+(\.\d+)?%?( ± [\d.]+)?|nan)?")
-"""A cell that is aligned to the right."""
+"""Cells that are aligned to the right."""
 NARROWEST = 16
-"""The narrowest column of folded text; a table that does not fit with it becomes a list."""
+"""Minimum width of a column of folded text; tables that need less become lists."""
 CLEAR = "\r\x1b[K"
 """Clears the terminal's current line."""
 COLOURS = {
@@ -32,7 +32,7 @@ COLOURS = {
 
 
 def columns(stream: TextIO) -> int:
-    """The width of the terminal behind a stream; unlimited elsewhere."""
+    """Return the width of a stream's terminal; `UNLIMITED` if it is not a terminal."""
     if not stream.isatty():
         return UNLIMITED
     with contextlib.suppress(OSError, ValueError):
@@ -42,7 +42,7 @@ def columns(stream: TextIO) -> int:
 
 
 def console(stream: TextIO | None = None) -> Console:
-    """A console of rich on a stream, by default standard output."""
+    """Create a rich console on a stream, by default standard output."""
     from rich.console import Console
 
     stream = stream or sys.stdout
@@ -51,7 +51,7 @@ def console(stream: TextIO | None = None) -> Console:
 
 
 def styled(text: str, style: str, stream: TextIO | None = None) -> str:
-    """The text in a style such as `bold red`; unchanged if the stream is no terminal."""
+    """Format text in a style such as `bold red`; unchanged if the stream is not a terminal."""
     terminal = console(stream)
     with terminal.capture() as captured:
         terminal.print(text, style=style, end="", soft_wrap=True)
@@ -67,14 +67,14 @@ def show(text: str) -> None:
         if is_table:
             cells = (re.split(r"(?<!\\)\|", line.strip()[1:-1]) for line in lines)
             table = [[cell.strip().replace("\\|", "|") for cell in row] for row in cells]
-            print_table(table[0], table[2:])  # the row between has the rules
+            print_table(table[0], table[2:])  # skip the row of rules
         else:
             print(*(wrapped(line, columns(sys.stdout)) for line in lines), sep="\n")
     sys.stdout.flush()
 
 
 def wrapped(line: str, width: int) -> str:
-    """Break a line between words; its other lines are indented to its last column."""
+    """Break a line between words, and indent further lines to its last column."""
     if len(line) <= width:
         return line
     gaps = [gap.end() for gap in re.finditer(r"^ +|  +", line) if gap.end() < width / 2]
