@@ -17,6 +17,7 @@ from cnn_research.core.config import canonical_json, config_hash, did_you_mean, 
 from cnn_research.core.definitions import import_outside
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.experiment import Experiment, lookup
+from cnn_research.core.files import EXPERIMENTS
 from cnn_research.core.run_folder import CONFIG, SWEEP, read_json, write_json
 
 RUNS = "runs"
@@ -180,8 +181,10 @@ def from_toml(file: Path) -> Sweep:
 
     Its keys are the fields of `Sweep`; values of `grid` may be numbers, texts, truths and lists.
     """
+    shipped = EXPERIMENTS.parent / file  # beside the experiments, wherever these are
     try:
-        values = tomllib.loads(file.read_text(encoding="utf-8"))
+        text = (file if file.exists() else shipped).read_text(encoding="utf-8")
+        values = tomllib.loads(text)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file} cannot be read ({error}): name another --file") from None
     except tomllib.TOMLDecodeError as error:

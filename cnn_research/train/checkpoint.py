@@ -89,7 +89,13 @@ class Checkpoints:
             return self.folder
         self.folder.mkdir(parents=True, exist_ok=True)
         link = Path(self._link.name) / self.folder.name
-        link.symlink_to(self.folder)
+        try:
+            link.symlink_to(self.folder)
+        except OSError as error:  # Windows allows it to few
+            raise UserError(
+                f"{self.folder} has brackets in its name, and cannot be linked to by another "
+                f"({error.strerror}): name a --workdir without brackets"
+            ) from None
         return link
 
     def save(
