@@ -1,6 +1,6 @@
 """Convolutional networks in JAX and Flax: one runner, every experiment a registered config.
 
-`import cnn_research as cr` has all that a notebook needs, each name imported when it is first used:
+`import cnn_research as cr` provides all that a notebook needs; names are imported on first use:
 
     experiment = cr.with_fields(cr.experiment("digits_cnn"), {"optimizer.learning_rate": 3e-3})
     result = cr.train(experiment, "runs/digits")
@@ -43,14 +43,14 @@ _PLACES = {
     "train.trained": ("TrainedModel", "load"),
     "train.transfer": ("Transfer",),
 }
-"""The modules of the public names."""
+"""Public names by module."""
 _MODULE_OF = {name: f"{__name__}.{place}" for place, names in _PLACES.items() for name in names}
 
 __all__ = [*sorted(_MODULE_OF), "train"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used, so that `--help` stays quick."""
+    """Import a public name on first use, so that `--help` is fast."""
     if name not in _MODULE_OF:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
     globals()[name] = value = getattr(importlib.import_module(_MODULE_OF[name]), name)
@@ -62,10 +62,10 @@ def __dir__() -> list[str]:
 
 
 class _Train(types.ModuleType):
-    """The package of trainings, which is the function that trains as well."""
+    """The package `train`, which can also be called to train."""
 
     def __call__(self, experiment: Any, workdir: Any, **options: Any) -> Any:
-        """Train an experiment in a folder, or resume it there; `run` says what it takes."""
+        """Train an experiment in a folder, or resume it; see `run` for the options."""
         return __getattr__("run")(experiment, workdir, "train", **options)
 
 

@@ -1,7 +1,6 @@
-"""The registered experiments of the folder `experiments/`, one module per subject.
+"""The registered experiments in the folder `experiments/`, one module per subject.
 
-In a checkout that folder is beside this package. In an installed package it has this module's name
-and place, and is imported instead.
+In a checkout, the folder is next to this package. In an installed package, it replaces this module.
 """
 
 from cnn_research.core.files import EXPERIMENTS

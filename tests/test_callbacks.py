@@ -195,7 +195,9 @@ def test_callbacks_are_part_of_the_config():
     assert from_dict(json.loads(canonical_json(TINY))) == TINY
     typed = parse_fields(TINY, ["--callbacks.0.every=7", "--loggers", "lines"], "launch.py")
     assert (typed.callbacks, typed.loggers) == ((Recorder(every=7),), (OWN["Lines"](),))
-    with pytest.raises(UsageError, match=r"no 'line' \(did you mean 'lines'\?\); give tensor"):
+    with pytest.raises(
+        UsageError, match=r"unknown logger 'line' \(did you mean 'lines'\?\); choose"
+    ):
         parse_fields(TINY, ["--loggers", "line"], "launch.py")
 
 

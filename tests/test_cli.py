@@ -130,7 +130,7 @@ WRONG = {
     "no replicas": ([DIGITS, "--replicas=0"], "--replicas is 0: must be 1 or more"),
     "replicas of what trains nothing": (
         ["--experiment=filters", "--replicas=2"],
-        "--replicas goes with another kind of experiment; got --mode=draw",
+        "--replicas goes with other kinds of experiments; got --mode=draw",
     ),
     "replicas of a mode that trains nothing": (
         [DIGITS, "--replicas=2", "--mode=evaluate"],

@@ -145,7 +145,7 @@ def test_what_launch_refuses_a_sweep_refuses_in_the_same_words(words, tmp_path, 
     ("words", "says"),
     [
         (["--experiment=digits_mpl"], "did you mean 'digits_mlp'"),
-        ([], "name what to run"),
+        ([], "nothing to run"),
         (["--experiment=digits_mlp", "--grid=epochs=1,1.0"], "two runs of the sweep are the same"),
         (["--experiment=digits_mlp", "--grid=epochs"], "is not FIELD=VALUES"),
         (["--experiment=digits_mlp", "--search=seed=1..2"], "--search and --trials"),
@@ -371,7 +371,7 @@ def test_the_table_shows_the_metric_that_a_run_selects_by(tmp_path):
 
 def test_status_of_what_is_no_sweep(tmp_path, capsys):
     assert run_command(main, ["status", str(tmp_path)]) == 2
-    assert "holds no sweep" in capsys.readouterr().err
+    assert "has no sweep" in capsys.readouterr().err
 
 
 # Searches ----------------------------------------------------------------------------------------
@@ -468,7 +468,7 @@ def test_a_queue_that_does_not_answer_resubmits_nothing(tmp_path, capsys, monkey
     for where in ([], ["--cluster=slurm"]):
         assert sweep(tmp_path, *words, *where) == 1
         err = capsys.readouterr().err
-        assert err.startswith("error: squeue does not answer, and 1 submitted runs may still")
+        assert err.startswith("error: squeue failed, and 1 submitted runs may still")
         assert err.count("\n") == 1
     assert states.read(two) == RUNNING
     monkeypatch.setattr(states, "jobs_in_queue", lambda: {"7_1": "RUNNING"})

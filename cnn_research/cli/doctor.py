@@ -1,4 +1,4 @@
-"""Check this machine, with advice on every fault.
+"""Check this machine, with advice on all faults.
 
 usage: python -m cnn_research doctor
 
@@ -31,11 +31,11 @@ from cnn_research.core.files import free_bytes, nearest_existing
 from cnn_research.core.terminal import show
 
 MIN_MEMORY, MIN_DISK = 2e9, 5e9
-"""Bytes that most experiments need."""
+"""Bytes required by most experiments."""
 INSTALL = "pip install -c constraints.txt -e ." if IN_CHECKOUT else "pip install cnn-research"
 NAMED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
 IMPORTED = ("numpy", "absl", "jax", "flax", "optax", "orbax.checkpoint", "cnn_research.train.loop")
-"""Modules that experiments import, each after its own imports."""
+"""Modules imported by experiments, in order of their dependencies."""
 EXTRAS = {
     "pretrained": "weights pretrained on photographs",
     "serve": "predictions over HTTP",
@@ -46,9 +46,9 @@ EXTRAS = {
 FINE, WARNING, BROKEN = "ok", "note", "FAULT"
 
 Finding = tuple[str, str, str]
-"""The status, the subject, and a line of text."""
+"""Status, subject and a line of text."""
 
-# Modules are imported where they are checked: the command has to work where nothing is installed.
+# Imports are inside functions, as the command must work without any installed package.
 
 
 def main(words: Sequence[str] = ()) -> int:
@@ -69,7 +69,7 @@ def findings() -> Iterator[Finding]:
     needed = list(packages())
     yield from needed
     if faults := list(imports()):
-        # A missing package is reported already; all that follows needs the imports.
+        # Missing packages are already reported; the other checks need the imports.
         if all(status != BROKEN for status, *_ in needed):
             yield from faults
         return
@@ -90,7 +90,7 @@ def packages() -> Iterator[Finding]:
         yield WARNING, "packages", f"cnn-research itself is not installed: {INSTALL}"
     try:
         faults = unmet(requirements())
-    except ImportError:  # of packaging, which comes with the others
+    except ImportError:  # packaging, which is installed with the others
         faults = ["required packages are not installed"]
     for fault in faults:
         yield BROKEN, "packages", f"{fault}: {INSTALL}"
@@ -99,7 +99,7 @@ def packages() -> Iterator[Finding]:
 
 
 def requirements() -> list[str]:
-    """Requirements of the project and its extras, from setup.cfg if it is not installed."""
+    """Read the requirements of the project and its extras, from setup.cfg if not installed."""
     with contextlib.suppress(metadata.PackageNotFoundError):
         return metadata.requires("cnn-research") or []
     setup = configparser.ConfigParser(interpolation=None)
@@ -112,7 +112,7 @@ def requirements() -> list[str]:
 
 
 def unmet(texts: list[str], extra: str = "") -> list[str]:
-    """Describe each requirement of an extra (or of none) that the environment does not meet."""
+    """Describe each unmet requirement of an extra, or of the project itself."""
     from packaging.requirements import Requirement
 
     faults = []
@@ -132,12 +132,12 @@ def installed(name: str) -> str | None:
 
 
 def imports() -> Iterator[Finding]:
-    """Yield modules that fail to import although the packages may be there, once per reason."""
+    """Yield modules that fail to import although they may be installed, once per reason."""
     reasons: dict[str, str] = {}
     for module in IMPORTED:
         try:
             importlib.import_module(module)
-        except Exception as error:  # whatever a package may do
+        except Exception as error:  # packages may raise anything
             reasons.setdefault(short(error), module.split(".")[0])
     for reason, name in reasons.items():
         yield BROKEN, "packages", f"{name} does not import ({reason}): {INSTALL} --force-reinstall"
@@ -145,7 +145,7 @@ def imports() -> Iterator[Finding]:
 
 def extras() -> Iterator[Finding]:
     absent = []
-    with contextlib.suppress(ImportError):  # of packaging, which `packages` has reported
+    with contextlib.suppress(ImportError):  # packaging, as reported by `packages`
         absent = [extra for extra in EXTRAS if unmet(requirements(), extra)]
     if absent:
         listed = ", ".join(f"{extra} ({EXTRAS[extra]})" for extra in absent)
@@ -168,7 +168,7 @@ def devices() -> Iterator[Finding]:
     except UserError as error:
         yield BROKEN, "devices", str(error)
         return
-    except Exception as error:  # whatever a driver may do
+    except Exception as error:  # drivers may raise anything
         yield BROKEN, "devices", f"JAX cannot compute ({short(error)})"
         return
     kinds = ", ".join(sorted({device.device_kind for device in found}))
@@ -182,7 +182,7 @@ def devices() -> Iterator[Finding]:
 
 
 def short(error: Exception) -> str:
-    """The first line of an error's message, or its type."""
+    """Return the first line of an error's message, or its type."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
@@ -191,7 +191,7 @@ def memory() -> Finding:
 
     free = available_memory()
     if math.isinf(free):
-        return FINE, "memory", "this system does not report how much is free"
+        return FINE, "memory", "this system does not report available memory"
     text = f"{free / 1e9:.1f} GB free"
     if free < MIN_MEMORY:
         return WARNING, "memory", f"{text}: use small batches, or close other programs"
@@ -199,7 +199,7 @@ def memory() -> Finding:
 
 
 def disk(subject: str, folder: Path, option: str) -> Finding:
-    """Free space where runs or data are written; `option` chooses another folder."""
+    """Check the free space for runs or data; `option` chooses another folder."""
     there, free = nearest_existing(folder), free_bytes(folder)
     text = f"{folder}: {free / 1e9:.1f} GB free"
     if not os.access(there, os.W_OK):
@@ -210,7 +210,7 @@ def disk(subject: str, folder: Path, option: str) -> Finding:
 
 
 def data(home: Path) -> Finding:
-    """Data sets that `python -m cnn_research.data prepare` has prepared."""
+    """List data sets prepared by `python -m cnn_research.data prepare`."""
     found = [*home.glob("*/*/arrays"), *home.glob("*/*/*/arrays")]
     if names := sorted({path.relative_to(home).parts[0] for path in found}):
         return FINE, "prepared", ", ".join(names)

@@ -25,15 +25,16 @@ LAUNCHER_FLAGS = (
     "folds",
     "list",
 )
-"""Flags of `launch.py` itself; no field has the name of one."""
+"""Flags of `launch.py` itself, which are not names of fields."""
 NAMING_FLAGS = ("model", "pretrained", "budget")
 """Flags that set several fields each."""
 
 
 def with_overrides(default: Experiment, words: list[str]) -> Experiment:
-    """Replace fields of the experiment as typed; a `UsageError` for a wrong field or value.
+    """Replace fields of the experiment as typed.
 
-    A budget has no effect here: it is for suggestions.
+    `--budget` has no effect here, as it is for suggestions. Raises `UsageError` for an unknown
+    field or an invalid value.
     """
     _, words = _budget_of(default, words)
     name, others = _name_of("pretrained", words)
@@ -51,10 +52,10 @@ def _parsed(default: Experiment, words: list[str]) -> Experiment:
 
 
 def _with_pretrained(default: Experiment, name: str, words: list[str]) -> Experiment:
-    """Give the experiment the weights of `--pretrained=NAME`, and replace fields as typed.
+    """Apply `--pretrained=NAME`, and replace fields as typed.
 
-    Fields that the weights set may depend on typed ones. A `UsageError` for a network other than
-    that of the weights, and for a wrong field or value.
+    Fields set by the weights may depend on typed ones. Raises `UsageError` for a network other than
+    that of the weights, an unknown field or an invalid value.
     """
     from cnn_research.models.named_weights import NONE, named_weights
     from cnn_research.train.by_name import fields_of_weights, with_pretrained
@@ -73,15 +74,15 @@ def _with_pretrained(default: Experiment, name: str, words: list[str]) -> Experi
 
 
 def _named_fields(words: list[str], experiment: Experiment) -> set[str]:
-    """The paths of the fields that the words set."""
+    """Return the paths of the fields that the words set."""
     fields = flatten(experiment)
     return {path for word in words if word.startswith("--") and (path := field_of(word, fields))}
 
 
 def _budget_of(default: Experiment, words: list[str]) -> tuple[float, list[str]]:
-    """The minutes of `--budget=MINUTES`, and the other words.
+    """Return the minutes of `--budget=MINUTES` and the other words.
 
-    Raises `UsageError` for an invalid number, and for an experiment that has no time budget.
+    Raises `UsageError` for an invalid number, or if the experiment has no time budget.
     """
     text, others = _name_of("budget", words)
     if text is None:
@@ -99,7 +100,7 @@ def _budget_of(default: Experiment, words: list[str]) -> tuple[float, list[str]]
 
 
 def _name_of(flag: str, words: list[str]) -> tuple[str | None, list[str]]:
-    """The value of `--FLAG=NAME`, None without the flag, and the other words."""
+    """Return the value of `--FLAG=NAME`, None without the flag, and the other words."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument(f"--{flag}", nargs="?", const="", dest="name")
     options, rest = parser.parse_known_args(words)
@@ -107,9 +108,9 @@ def _name_of(flag: str, words: list[str]) -> tuple[str | None, list[str]]:
 
 
 def with_suggestions(default: Experiment, words: list[str]) -> tuple[Experiment, str]:
-    """The experiment as typed, with suggestions from its data for the fields that are not set.
+    """Replace fields as typed, and others by suggestions from the data.
 
-    Suggestions may depend on the fields that are set. The text has one line per choice, with its
+    Suggestions may depend on typed fields. The returned text has one line per choice with its
     reason; it is empty if the experiment suggests nothing. Raises the errors of `with_overrides`
     and of the data.
     """
@@ -124,12 +125,12 @@ def with_suggestions(default: Experiment, words: list[str]) -> tuple[Experiment,
     if name is not None:
         from cnn_research.train.by_name import fields_of_weights
 
-        # What learns, and how long, is chosen for named weights, too.
+        # Transfer fields and epochs are suggested for given weights, too.
         of_weights = fields_of_weights(default, name)
         named |= {path for path in of_weights if not path.startswith("transfer.")}
     from cnn_research import ops
 
-    with ops.use_formulation(ops.PLAIN):  # which asks for no device: networks are traced alone
+    with ops.use_formulation(ops.PLAIN):  # needs no device, as networks are only traced
         suggestions = suggest(experiment, named, minutes)
     values = {path: suggestion.value for path, suggestion in suggestions.items()}
     experiment = _parsed(with_fields(experiment, values), words)
@@ -140,7 +141,7 @@ def with_suggestions(default: Experiment, words: list[str]) -> tuple[Experiment,
 
 
 def _as_typed(path: str, value: Any) -> str:
-    """A field and its value as they would be typed; for a part with fields, its class."""
+    """Format a field and its value as typed; for a part with fields, the name of its class."""
     flag = "--" + path.replace("_", "-")
     if dataclasses.is_dataclass(value):
         return f"{flag[2:]}: {type(value).__name__}"
@@ -153,7 +154,7 @@ def _as_typed(path: str, value: Any) -> str:
 
 
 def with_model(default: Experiment, words: list[str]) -> tuple[Experiment, list[str]]:
-    """Give the experiment the network of `--model`; return it and the other words.
+    """Apply `--model=NAME`; return the experiment and the other words.
 
     Raises `UsageError` if there is no such network.
     """

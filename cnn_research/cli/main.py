@@ -35,8 +35,8 @@ flags.DEFINE_integer("neighbours", 0, "For --mode=predict: nearest training imag
 flags.DEFINE_bool("dry_run", False, "Print the estimated time and memory, and exit.")
 flags.DEFINE_bool("profile", False, "Trace a few train steps into WORKDIR/profile/.")
 flags.DEFINE_integer("replicas", None, "Number of seeds to train at once, in a folder each.")
-flags.DEFINE_integer("folds", None, "Number of trainings, each with another part as its test.")
-flags.DEFINE_bool("list", False, "List every experiment.")
+flags.DEFINE_integer("folds", None, "Number of folds, each the test split of one training.")
+flags.DEFINE_bool("list", False, "List all experiments.")
 
 FLAGS = flags.FLAGS
 
@@ -44,10 +44,10 @@ USAGE = f"""\
 usage: {PROGRAM} NAME [--workdir=FOLDER] [--mode=MODE] [--FIELD=VALUE]
 
   --list                 list all experiments by subject
-  --import=FILE.py       first import a file or module of your own, with the
-                         experiments and classes that it defines
+  --import=FILE.py       first import a file or module of your own that defines
+                         experiments or classes
   NAME --help            show an experiment's fields: type, meaning and default;
-                         --help=PART those of a part, --help=all every field
+                         --help=PART those of a part, --help=all all fields
   NAME                   run an experiment (also --experiment=NAME); the same
                          command resumes an interrupted run
   --workdir=FOLDER       folder of the run (default: runs/NAME-HASH, a hash of
@@ -55,24 +55,24 @@ usage: {PROGRAM} NAME [--workdir=FOLDER] [--mode=MODE] [--FIELD=VALUE]
   --dry-run              estimate time, memory and steps, and exit
   --mode=train|evaluate  train, or evaluate the run in the workdir and rewrite
                          its report
-  --mode=export          export the trained network as files that need JAX alone
+  --mode=export          export the trained network to files that need only JAX
   --mode=predict --input=IMAGES
                          predict for a file, a folder or 'a/pattern/*.jpg'
   --neighbours=K         with predict: show the K nearest training images
   --profile              trace a few train steps into WORKDIR/profile/
   --replicas=N           train N seeds at once, in WORKDIR/seed-0, ...
-  --folds=N              cross-validation: train N times, each with another
-                         N-th of the images as the test, in WORKDIR/fold-0, ...
+  --folds=N              cross-validation: train N times, each with a different
+                         N-th of the images as test, in WORKDIR/fold-0, ...
   --FIELD=VALUE          override a field: --optimizer.learning-rate=3e-4
   --model=NAME           train another network; `python -m cnn_research models`
                          lists them
   --pretrained=NAME      start from weights of that list, and set the fields
                          that they need; --pretrained=none trains from scratch
-  --budget=MINUTES       image_folder and image_table: train for about this long
-                         on two cores (default: 10)
+  --budget=MINUTES       image_folder and image_table: training time on two
+                         cores (default: 10)
 
-Where the package is installed, `cnn-research` is the same program. Its other
-commands, each with a --help of its own:
+The installed package provides the same program as `cnn-research`. Its other
+commands, each with its own --help:
 
   data      prepare a data set, or list the prepared ones
   models    list the networks and pretrained weights
@@ -85,14 +85,14 @@ commands, each with a --help of its own:
 LARGE_BATCH = 150_000
 """Pixels per batch above which one heap for all threads makes steps faster."""
 TRAINING_MODES = (None, "train", "run")
-"""Modes whose fields come from the command line; the others read them from the workdir."""
+"""Modes whose fields come from the command line; other modes read them from the workdir."""
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parse absl's own flags; return the other words, the experiment's fields. For `app.run`."""
+    """Parse absl's flags for `app.run`; return the other words, the experiment's fields."""
     try:
-        # absl's own --help does not know the experiment's fields, so `main` prints the help. And
-        # absl allows no dash in a flag's name.
+        # absl's own --help does not know the experiment's fields, so `main` prints the help. absl
+        # does not allow dashes in names of flags.
         words = [
             word.replace("-run", "_run", 1) if word.partition("=")[0] == "--dry-run" else word
             for word in argv
@@ -111,15 +111,15 @@ def main(argv: Sequence[str]) -> None:
         # Orbax logs every step of every save; --verbosity=0 shows it.
         logging.set_verbosity(logging.WARNING)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A folder's name need not be text, and printing it must not end a run.
+        # A folder's name may be invalid text, which must not end a run when it is printed.
         sys.stdout.reconfigure(errors="backslashreplace")
     if code := run_command(launch, argv[1:]):
         sys.exit(code)
 
 
 def launch(words: list[str]) -> None:
-    """Run `main` on the words that absl left: the experiment's name unless `--experiment` has it,
-    overrides of fields, and perhaps `--help`."""
+    """Run the command with the words that absl did not parse: the experiment's name, unless given
+    by `--experiment`, overrides of fields, and optionally `--help`."""
     for name in FLAGS["import"].value:
         import_outside(name)
     workdir = Path(FLAGS.workdir) if FLAGS.workdir else None
@@ -174,7 +174,7 @@ def launch(words: list[str]) -> None:
 
 
 def has_large_batches(experiment: Experiment) -> bool:
-    """Return whether the train steps, judged by the pixels of a batch, need blocks above 64 MB."""
+    """Estimate from the pixels of a batch whether train steps need blocks above 64 MB."""
     augmentation, data = (getattr(experiment, part, None) for part in ("augmentation", "data"))
     sizes = getattr(augmentation, "size", ()), getattr(data, "image_size", ())
     height, width, *_ = next(filter(None, (*sizes, getattr(data, "image_shape", ()))), (32, 32))
@@ -182,19 +182,19 @@ def has_large_batches(experiment: Experiment) -> bool:
 
 
 def saved_experiment(workdir: Path | None) -> Experiment | None:
-    """The experiment saved in `workdir`, for modes other than training; None if there is none."""
+    """Read the experiment saved in `workdir` for modes other than training; None without one."""
     if FLAGS.mode in (None, "train") or workdir is None:
         return None
     from cnn_research.core.run_folder import saved_config
 
     saved = saved_config(workdir)
     if saved is not None and FLAGS.experiment not in (None, saved.name):
-        raise UsageError(f"{workdir} holds a run of {saved.name}, not {FLAGS.experiment}")
+        raise UsageError(f"{workdir} has a run of {saved.name}, not of {FLAGS.experiment}")
     return saved
 
 
 def nothing_to_run(words: list[str], workdir: Path | None) -> UserError:
-    """The error of a command that names neither an experiment nor the folder of a run."""
+    """Create the error for a command without an experiment or the folder of a run."""
     for word in words:
         name = word.partition("=")[0].removeprefix("--")
         near = did_you_mean(name, list(LAUNCHER_FLAGS))
@@ -208,7 +208,7 @@ def nothing_to_run(words: list[str], workdir: Path | None) -> UserError:
 
 
 def print_list() -> None:
-    """Print every experiment by subject: of each module, what it is about, then its experiments."""
+    """Print all experiments by subject: the first line of each module, then its experiments."""
     modules: dict[str, list[Entry]] = {}
     for entry in registry().values():
         modules.setdefault(entry.make.__module__, []).append(entry)

@@ -1,6 +1,6 @@
-"""The program: `cnn-research`, which is `python -m cnn_research` and a checkout's `launch.py`, too.
+"""The program `cnn-research`, also `python -m cnn_research` and `launch.py` in a checkout.
 
-It imports little, because `doctor` has to work where nothing is installed.
+It imports little, as `doctor` must work without any installed package.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ COMMANDS = {
     "serve": "cnn_research.inference.serve.__main__",
     "doctor": "cnn_research.cli.doctor",
 }
-"""The modules of the commands that run no experiment; `main(words)` of each is called."""
+"""Modules of commands that do not run an experiment, by name; their `main(words)` is called."""
 
 
 def program() -> None:
-    """Run the command that the first word names, or else an experiment; end the program."""
+    """Run the command named by the first word, or else an experiment; exit."""
     words = sys.argv[1:]
     if words and words[0] in COMMANDS:
         command = importlib.import_module(COMMANDS[words[0]]).main

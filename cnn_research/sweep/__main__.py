@@ -19,8 +19,8 @@ from cnn_research.sweep import definition, local, slurm, states
 from cnn_research.sweep.source import copy_source
 
 EPILOG = """\
-All other arguments override fields of every run, as for launch.py: --epochs=3.
-Repeat the command to run what is missing or has failed.
+All other arguments override fields of every run, as in launch.py: --epochs=3.
+Repeat the command to run missing and failed runs.
 
   python -m cnn_research.sweep status FOLDER    show the progress of a sweep
 """
@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     repeated: Any = {"action": "append", "default": []}
     add = parser.add_argument_group("the runs").add_argument
     add("--experiment", **repeated, metavar="NAME", help="an experiment; may be repeated")
-    text = "values of a field; with several grids, every combination is run"
+    text = "values of a field; with several grids, all combinations are run"
     add("--grid", **repeated, metavar="FIELD=A,B", help=text)
     text = "overrides of one run, separated by spaces; may be repeated"
     add("--variant", **repeated, metavar="WORDS", help=text)
@@ -55,9 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--search", **repeated, metavar="FIELD=LOW..HIGH", help=text)
     add("--seeds", type=int, default=0, metavar="N", help="repeat all runs with seeds 0 to N-1")
     add("--trials", type=int, default=0, metavar="N", help="number of runs of a search")
-    text = "a module or a file of your own that defines experiments; may be repeated"
+    text = "a file or module of your own that defines experiments; may be repeated"
     add("--import", **repeated, dest="imports", metavar="FILE.py", help=text)
-    text = "a file with all of these, as in experiments/sweeps/"
+    text = "a file with all of these options, as in experiments/sweeps/"
     add("--file", type=Path, metavar="FILE.toml", help=text)
     add = parser.add_argument_group("the machines").add_argument
     text = "folder of the sweep (default: runs/NAME-HASH)"
@@ -68,17 +68,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--partition", metavar="NAME", help="slurm: partition of the cluster")
     text = f"slurm: time limit, at which a run saves and is queued again (default: {MINUTES})"
     add("--time", type=int, metavar="MINUTES", help=text)
-    add("--cpus", type=int, metavar="N", help="slurm: processor cores of each run")
-    add("--gpus", type=int, metavar="N", help="slurm: GPUs of each run")
-    add("--memory", type=float, metavar="GB", help="slurm: memory of each run")
-    text = f"slurm: largest number of simultaneous runs (default: {PARALLEL})"
+    add("--cpus", type=int, metavar="N", help="slurm: processor cores per run")
+    add("--gpus", type=int, metavar="N", help="slurm: GPUs per run")
+    add("--memory", type=float, metavar="GB", help="slurm: memory per run")
+    text = f"slurm: maximum number of simultaneous runs (default: {PARALLEL})"
     add("--parallel", type=int, metavar="N", help=text)
     return parser
 
 
 def _sweep(arguments: Sequence[str]) -> int:
     options, words = _parser().parse_known_args(arguments)
-    # Flags that do not go together are refused before anything is read.
+    # Check for contradictory flags before reading anything.
     on_slurm = options.cluster == "slurm"
     given = [name for name in SLURM_ONLY if getattr(options, name) is not None]
     if given and not on_slurm:
@@ -95,7 +95,7 @@ def _sweep(arguments: Sequence[str]) -> int:
         if sweep.search:
             raise UsageError(
                 "a search is one process until its last run ends: omit --cluster=slurm, and start "
-                "it on any machine, or as a job of its own"
+                "it on any machine, or as a separate job"
             )
         slurm.check()
     name = options.file.stem if options.file else sweep.experiments[0]
@@ -103,7 +103,7 @@ def _sweep(arguments: Sequence[str]) -> int:
     definition.check_same(sweep, folder)
     if sweep.search:
         return _search(sweep, folder, options.workers or 1)
-    # All runs are known before the first: those that are missing or failed are begun.
+    # All runs are known in advance; start those that are missing or failed.
     runs = sweep.runs(folder)
     with locked(folder):
         definition.write(sweep, runs, folder)
@@ -121,7 +121,7 @@ def _sweep(arguments: Sequence[str]) -> int:
 
 
 def _definition(options: argparse.Namespace, words: Sequence[str]) -> definition.Sweep:
-    """The sweep of the command line, or of a file."""
+    """Create the sweep from the command line or a file."""
     if options.file is None:
         return definition.Sweep(
             experiments=tuple(options.experiment),
@@ -151,7 +151,7 @@ def _assignment(text: str) -> tuple[str, str]:
 
 
 def _run(feed: local.Feed, workers: int, folder: Path, what: str) -> None:
-    """Run what is left, and print a line for each run that ends."""
+    """Run the remaining runs, and print a line for each that ends."""
 
     def say(run: definition.Run, state: states.State) -> None:
         message = f"  {state.message}" if state.state == "failed" else ""
@@ -203,16 +203,15 @@ def _submit(left: Sequence[definition.Run], folder: Path, options: argparse.Name
 
 
 def _left(runs: Sequence[definition.Run], folder: Path) -> list[definition.Run]:
-    """The runs that are neither complete nor queued; a `UserError` if squeue does not answer."""
+    """Return the runs that are not complete or queued; raise `UserError` if squeue fails."""
     left = [run for run in runs if states.read(run.workdir).state not in states.ENDED]
     jobs = read_json(folder / states.JOBS)
     submitted = sum(run.name in jobs for run in left)
     queue = states.jobs_in_queue() if submitted else {}
     if queue is None:
         raise UserError(
-            f"squeue does not answer, and {submitted} submitted runs may still be queued, so "
-            "nothing was started: try again later, or remove "
-            f"{folder / states.JOBS} if none of them is queued"
+            f"squeue failed, and {submitted} submitted runs may still be queued, so nothing was "
+            f"started: try again later, or delete {folder / states.JOBS} if none of them is queued"
         )
     return [run for run in left if jobs.get(run.name) not in queue]
 

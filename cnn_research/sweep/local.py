@@ -1,4 +1,4 @@
-"""Runs on this machine: a few warm processes, each of which serves many runs."""
+"""Runs on this machine, in a few worker processes that each execute many runs."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from cnn_research.sweep.definition import Run
 from cnn_research.sweep.source import search_path
 from cnn_research.sweep.states import State
 
-# -P: the folder that one is in may hold the source that is being edited.
+# -P: do not import from the current folder, which may contain source that is being edited.
 WORKER = (sys.executable, "-P", "-m", "cnn_research.sweep.worker")
 POLL_SECONDS = 0.5
-"""Between looks at signals and at what running runs have measured."""
+"""Seconds between checks for signals and new metrics."""
 
 
 Heard: TypeAlias = "queue.Queue[tuple[_Worker, subprocess.Popen[str], str]]"
-"""Workers, their processes, and the lines that these have written; "" of one that is gone."""
+"""Workers, their processes, and the lines that they wrote; "" for a process that has ended."""
 
 
 class Feed:
-    """A queue of runs that records how each of them ended; here, of runs known beforehand."""
+    """A queue of runs that records their final states; here, for runs known in advance."""
 
     def __init__(self, left: Sequence[Run], total: int):
         """`left` are the unfinished runs of a sweep of `total` runs."""
@@ -43,15 +43,15 @@ class Feed:
         return self._num_finished
 
     def next(self) -> Run | None:
-        """The next run; None where there is none to begin now."""
+        """Return the next run; None if none can start now."""
         return next(self._left, None)
 
     def should_prune(self, run: Run) -> bool:
         return False
 
     def finished(self, run: Run, state: State, *, pruned: bool) -> State:
-        """Record the final state of a run, and whether it was pruned; return the state that
-        counts."""
+        """Record the state in which a run ended, and whether it was pruned; return its final
+        state."""
         self._num_finished += state.state != "stopped"
         return state
 
@@ -59,10 +59,10 @@ class Feed:
 def run_locally(
     feed: Feed, workers: int, source: Path, say: Callable[[Run, State], None]
 ) -> Interruption:
-    """Run all that a feed has, however single runs end, in `workers` parallel processes.
+    """Execute all runs of a feed, even if some fail, in `workers` parallel processes.
 
     They import `source`; `say` is called with each finished run and its state. The returned
-    interruption is true if it was stopped; then runs have saved, and resume the next time.
+    interruption is true if a signal stopped the runs, which were saved and can be resumed.
     """
     heard: Heard = queue.Queue()
     pool = [_Worker(source, heard, alone=workers == 1) for _ in range(workers)]
@@ -95,7 +95,7 @@ def run_locally(
 
 
 def _next(heard: Heard) -> tuple[_Worker, str] | None:
-    """A worker whose run has ended, and its line; None where there is none for a while."""
+    """Return a worker whose run has ended, and its line; None after a time without any."""
     try:
         worker, process, line = heard.get(timeout=POLL_SECONDS)
     except queue.Empty:
@@ -104,7 +104,7 @@ def _next(heard: Heard) -> tuple[_Worker, str] | None:
 
 
 class _Worker:
-    """A process that serves runs; it is replaced if it ends."""
+    """A process that executes runs; it is replaced if it ends."""
 
     def __init__(self, source: Path, heard: Heard, *, alone: bool):
         self.run: Run | None = None
@@ -113,7 +113,7 @@ class _Worker:
         self._heard = heard
         self._environment = os.environ | {"PYTHONPATH": search_path(source)}
         if not alone:
-            # Each would take most of a GPU's memory when it starts.
+            # By default, each process would reserve most of a GPU's memory.
             self._environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
     def give(self, run: Run) -> None:
@@ -124,18 +124,18 @@ class _Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
-                # A Ctrl-C is for the sweep, which tells its workers.
+                # Ctrl-C must reach only the sweep, which stops its workers.
                 start_new_session=True,
                 creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # on Windows
             )
-            # Windows waits for no several pipes at once.
+            # Windows cannot wait for several pipes at once.
             threading.Thread(target=self._listen, args=[self.process], daemon=True).start()
         self.run, self.pruned = run, False
         self._write(dataclasses.asdict(run) | {"workdir": str(run.workdir)})
 
     def stop(self) -> None:
         """Ask the run to save and end."""
-        with contextlib.suppress(BrokenPipeError):  # it is gone
+        with contextlib.suppress(BrokenPipeError):  # the process has ended
             self._write(None)
 
     def _write(self, values: Any) -> None:
@@ -151,7 +151,7 @@ class _Worker:
         self._heard.put((self, process, ""))
 
     def result(self, line: str, *, stopping: bool) -> tuple[Run, State]:
-        """The finished run and its final state; an end requested by `stopping` is no failure."""
+        """Return the finished run and its final state; with `stopping`, it has not failed."""
         assert self.run is not None and self.process is not None
         run, self.run = self.run, None
         if line:
@@ -168,7 +168,7 @@ class _Worker:
         return run, states.record_end(run.workdir, before, "failed", message, code)
 
     def close(self) -> None:
-        """End the process, once its run has saved."""
+        """End the process after its run has saved."""
         if self.process is not None:
             assert self.process.stdin is not None
             self.process.stdin.close()

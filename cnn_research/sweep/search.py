@@ -1,6 +1,6 @@
-"""A hyperparameter search: Optuna proposes values, and the process of the sweep asks and tells it.
+"""Hyperparameter search with Optuna, in the process of the sweep.
 
-The study is kept in the sweep's folder as Optuna's own journal.
+The study is saved in the sweep's folder as Optuna's journal.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _RANGE = re.compile(r"(?P<low>[^.\s][^\s]*?)\.\.(?P<high>\S+)(?P<log>\s+log)?")
 
 
 def space(search: Mapping[str, str]) -> dict[str, BaseDistribution]:
-    """The search space by paths of fields; a `UsageError` for what is neither range nor list."""
+    """Parse a search space by paths of fields; raise `UsageError` for an invalid range or list."""
     parsed: dict[str, BaseDistribution] = {}
     for path, text in search.items():
         if ".." not in text:
@@ -66,27 +66,26 @@ def space(search: Mapping[str, str]) -> dict[str, BaseDistribution]:
         except (AssertionError, ValueError):
             raise UsageError(
                 f"--search {path} is '{text}': give the lower end first, as in 1e-4..1e-2; a "
-                "logarithmic range, such as '1e-4..1e-2 log', must begin above 0"
+                "logarithmic range, such as '1e-4..1e-2 log', must start above 0"
             ) from None
     return parsed
 
 
 def _ends(values: Any) -> tuple[Any, ...]:
-    """Values checked before a search begins: both ends of a range, or every choice."""
+    """Return the values that are checked before a search: the ends of a range, or all choices."""
     listed = isinstance(values, CategoricalDistribution)
     return values.choices if listed else (values.low, values.high)
 
 
 class Search(Feed):
-    """The runs that TPE proposes; Optuna prunes a run if half of the others did better by then.
+    """Runs proposed by TPE; Optuna prunes a run if half of the others were better at that point.
 
-    With one worker the runs are a function of the sweep, also where it was stopped and resumed.
-    A trial of Optuna's is one attempt at a run; both of an attempt that was stopped or failed and
-    of the next one the attribute `number` is the run's.
+    With one worker, the runs depend only on the sweep, even if it is stopped and resumed. An Optuna
+    trial is one attempt of a run; all attempts of a run have its number as the attribute `number`.
     """
 
     def __init__(self, sweep: Sweep, folder: Path):
-        """Raise `UsageError` for what is not a training, or ends of ranges that it refuses."""
+        """Raise `UsageError` if the experiment is not a training or does not accept the range."""
         self._sweep, self._folder, self.total = sweep, folder, sweep.trials
         self._num_failed = 0
         sweep.import_all()
@@ -99,7 +98,7 @@ class Search(Feed):
         training = from_dict(json.loads(run.config))
         if not isinstance(training, Training):
             raise UsageError(
-                f"{sweep.experiments[0]} is not a training, and a search needs the metrics of one"
+                f"{sweep.experiments[0]} is not a training, so a search has no metrics to use"
             )
         self._selection = training.selection
         self._direction = training.task.directions[training.selection.metric]
@@ -110,9 +109,9 @@ class Search(Feed):
         self._seen: dict[Path, tuple[int, list[float]]] = {}
 
     def resume(self) -> None:
-        """Open the study in the folder, which this process holds; unfinished runs come first.
+        """Open the study in the folder, which must be locked; queue unfinished runs first.
 
-        A last line cut short is left out; a `UserError` for other damage.
+        An incomplete last line is ignored. Raises `UserError` for other damage.
         """
         file = self._folder / STUDY
         text = file.read_text(encoding="utf-8") if file.exists() else ""
@@ -130,7 +129,7 @@ class Search(Feed):
             )
         except (ValueError, KeyError) as error:
             raise UserError(
-                f"{file} is damaged ({error}): restore it, or name another --workdir"
+                f"{file} is damaged ({error}): restore it, or use another --workdir"
             ) from None
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             self._study.tell(trial.number, state=TrialState.FAIL)
@@ -140,17 +139,17 @@ class Search(Feed):
                 self._study.enqueue_trial(trial.params, user_attrs={"number": number})
 
     def _numbers(self, *states: Any) -> dict[int, Any]:
-        """The last trial of each run's that is in one of the states, by the run's number."""
+        """Return the last trial of each run in one of the states, by number of the run."""
         trials = self._study.get_trials(deepcopy=False, states=states or None)
         return {t.user_attrs["number"]: t for t in trials if "number" in t.user_attrs}
 
-    # What a feed of runs does.
+    # Methods of a feed.
 
     def next(self) -> Run | None:
         number = len(self._numbers())
         if number >= self._sweep.trials and not self._numbers(TrialState.WAITING):
             return None
-        # Anew for each, so that what is proposed does not depend on where a search was stopped.
+        # A new sampler per run, so that proposals do not depend on where a search was stopped.
         self._study.sampler = optuna.samplers.TPESampler(seed=number, constant_liar=True)
         trial = self._study.ask(self._space)
         number = trial.user_attrs.get("number", number)
@@ -174,7 +173,7 @@ class Search(Feed):
                 run.workdir, state, "pruned", "half of the trials were better at this point"
             )
         if state.state == "complete":
-            # The state that a run's report shows: its last, or its best.
+            # The metric of the reported checkpoint, the last or the best.
             last = self._selection.report == "last"
             self._study.tell(trial, values[-1] if last else best(values, self._direction))
         elif state.state != "stopped":
@@ -184,7 +183,7 @@ class Search(Feed):
         return state
 
     def best(self) -> str:
-        """The best run so far, in a line; "" where none is complete."""
+        """Describe the best run so far in one line; "" if none is complete."""
         if not self._numbers(TrialState.COMPLETE):
             return ""
         best = self._study.best_trial
@@ -195,7 +194,7 @@ class Search(Feed):
     def num_finished(self) -> int:
         return len(self._numbers(TrialState.COMPLETE, TrialState.PRUNED)) + self._num_failed
 
-    # Between Optuna and runs.
+    # Conversions between Optuna and runs.
 
     def _words(self, path: str, value: Any) -> list[str]:
         return override(self._default, path, str(value))

@@ -1,4 +1,4 @@
-"""A copy of the source for the runs of a sweep, so that editing a file changes no queued run."""
+"""A copy of the source for the runs of a sweep, so that edits do not affect queued runs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from cnn_research.core.run_folder import SOURCE_RECORD, atomic_directory, source
 
 
 def copy_source(folder: Path) -> Path:
-    """Copy the packages' files to a folder named after their hash, unless it is there; return
-    it."""
+    """Copy the packages' files to a folder named by their hash, unless it exists; return it."""
     files = sorted(
         {
             file
@@ -33,13 +32,13 @@ def copy_source(folder: Path) -> Path:
                 there = partial / file.relative_to(ROOT)
                 there.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, there)
-            # The copy is in no git checkout; runs say of which commit they are all the same.
+            # The copy is not a git checkout, but its runs must record the commit.
             commit, difference = source_facts()
             write_json(partial / SOURCE_RECORD, {"commit": commit, "difference": difference})
     return copy
 
 
 def search_path(copy: Path) -> str:
-    """The `PYTHONPATH` with which a process imports the copy before anything else."""
+    """Return the `PYTHONPATH` with which a process imports the copy."""
     rest = os.environ.get("PYTHONPATH")
     return f"{copy}{os.pathsep}{rest}" if rest else str(copy)

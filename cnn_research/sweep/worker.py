@@ -1,8 +1,8 @@
-"""The process that serves many runs: `python -m cnn_research.sweep.worker`, for `local` alone.
+"""A process that executes many runs: `python -m cnn_research.sweep.worker`, used by `local`.
 
-A line of standard input is a run, or `null` to stop the one that runs; a line of standard output is
-the state that a run ended in. When standard input ends, so does the process, after its run has
-saved.
+Each line of standard input is a run, or `null` to stop the current run; each line of standard
+output is the final state of a run. At the end of standard input, the current run saves and the
+process exits.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from cnn_research.sweep.states import State
 
 
 def execute(planned: Run) -> State:
-    """Run it in this process, its output to its log, and record how it ended."""
+    """Execute a run in this process, with its output in its log, and record its final state."""
     if is_locked(planned.workdir):
-        # What the folder says of itself is the other process's to write.
+        # Only the other process may write the state.
         message = f"another process is running in {planned.workdir}: wait for it"
         return State("failed", message=message, exit_code=1)
     before = states.record_start(planned.workdir)
-    # What run.json will say: the command that repeats the run.
+    # run.json records this as the command that repeats the run.
     sys.argv = planned.command
-    # Orbax tells every step of every save.
+    # Orbax logs every step of every save.
     logging.set_verbosity(logging.WARNING)
     state, message, code = "complete", "", 0
     with output_to(planned.workdir / states.LOG):
@@ -61,7 +61,7 @@ def execute(planned: Run) -> State:
 
 @contextlib.contextmanager
 def output_to(file: Path) -> Iterator[None]:
-    """Append everything that this process and its libraries write to a file."""
+    """Append all output of this process and its libraries to a file."""
     originals = {number: os.dup(number) for number in (1, 2)}
     with file.open("ab") as log:
         for number in originals:
@@ -77,23 +77,23 @@ def output_to(file: Path) -> Iterator[None]:
 
 
 def main() -> None:
-    """Serve runs until there are no more, or one is stopped before it began."""
+    """Execute runs until there are no more, or one is stopped before it starts."""
     runs: queue.Queue[dict | None] = queue.Queue()
     busy = threading.Event()
 
     def stop(number: int, frame: object) -> None:
-        # While it trains the run has its own handler, which saves.
+        # During training, the run has its own handler, which saves.
         if busy.is_set():
             raise Interrupted("stopped; there was nothing to save", 75)
 
     def read() -> None:
         for values in map(json.loads, sys.stdin):
             if values is None:
-                _thread.interrupt_main(signal.SIGTERM)  # as a signal, which Windows does not send
+                _thread.interrupt_main(signal.SIGTERM)  # Windows cannot send the signal
             else:
                 busy.set()
                 runs.put(values)
-        # Whoever gave the runs is gone.
+        # The sweep has ended.
         runs.put(None)
         _thread.interrupt_main(signal.SIGTERM)
 
