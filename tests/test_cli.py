@@ -402,7 +402,7 @@ def test_evaluation_needs_the_workdir_only(command, trained):
 def test_evaluation_of_another_experiment_is_refused(command, trained):
     answer = command(DIGITS, "--mode=evaluate", f"--workdir={trained}")
     assert answer.code == 2
-    is_one_error(answer.err, "digits_mlp, not digits_cnn")
+    is_one_error(answer.err, "digits_mlp, not of digits_cnn")
 
 
 def test_a_finished_run_run_again_changes_nothing(command, trained):

@@ -107,8 +107,8 @@ def only_help(words: Sequence[str], text: str | None) -> int:
 
 
 def install_command(*extras: str) -> str:
-    """The command that installs what extras need."""
-    # Of a package that is installed pip fetches only what it lacks.
+    """Return the command that installs extras."""
+    # For an installed package, pip installs only missing dependencies.
     wanted = f"[{','.join(extras)}]"
     return f"pip install -e '.{wanted}'" if IN_CHECKOUT else f"pip install 'cnn-research{wanted}'"
 

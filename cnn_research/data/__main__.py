@@ -145,7 +145,7 @@ def _report(name: str, source: Preparable, dataset: Dataset, seconds: float) -> 
 
 
 def _short(source: Preparable) -> str:
-    """The source as code, with the fields that differ from their defaults."""
+    """Format a source as code, with the fields that differ from their defaults."""
     fields = [
         f"{field.name}={getattr(source, field.name)!r}"
         for field in dataclasses.fields(source)

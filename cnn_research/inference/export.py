@@ -116,8 +116,8 @@ def program(model: TrainedModel) -> jax.export.Exported:
         jax.errors.InconclusiveDimensionOperation,
     ) as error:
         raise UserError(
-            f"{type(model.experiment.model).__name__} cannot be exported for any batch size, which "
-            f"x.shape[0] may stand for, but not len(x): {error_with_place(error)[:300]}"
+            f"{type(model.experiment.model).__name__} cannot be exported for any batch size; its "
+            f"code may use x.shape[0], but not len(x): {error_with_place(error)[:300]}"
         ) from error
 
 

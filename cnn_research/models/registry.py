@@ -35,10 +35,10 @@ def register_model(
     image_shape: tuple[int, int, int] = (224, 224, 3),
     source: str,
 ) -> None:
-    """Register a model for `--model=NAME`, and its form for images of 32x32 as `NAME_small`.
+    """Register a model for `--model=NAME`, and its variant for images of 32x32 as `NAME_small`.
 
-    Named again, as in a cell of a notebook, a model of the same class replaces the one before; a
-    `UsageError` if another has that name.
+    If a model of the same class is registered again, as in a notebook cell, it replaces the earlier
+    one. Raises `UsageError` if another model has that name.
     """
     known = _ARCHITECTURES[name].model if name in _ARCHITECTURES else model
     again = same_definition(type(known), type(model)) and not is_own(type(model).__module__)

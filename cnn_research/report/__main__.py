@@ -35,7 +35,7 @@ OUTPUTS = (".md", ".csv", ".xlsx", ".html", ".json")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m cnn_research.report",
         description="Compare runs: mean and standard deviation over seeds, one row per config.",

@@ -91,10 +91,10 @@ class Checkpoints:
         link = Path(self._link.name) / self.folder.name
         try:
             link.symlink_to(self.folder)
-        except OSError as error:  # Windows allows it to few
+        except OSError as error:  # Windows requires a privilege
             raise UserError(
-                f"{self.folder} has brackets in its name, and cannot be linked to by another "
-                f"({error.strerror}): name a --workdir without brackets"
+                f"{self.folder} has brackets in its name, and a link with another name cannot be "
+                f"created ({error.strerror}): use a --workdir without brackets"
             ) from None
         return link
 

@@ -17,7 +17,7 @@ from cnn_research.train.config import Training
 
 
 def load(source: Any) -> Dataset:
-    """Load a data set; a `UsageError` for what is not a source of one, or one that fails."""
+    """Load a data set; raise `UsageError` if its source is invalid or fails."""
     name = type(source).__name__
     if is_own(type(source).__module__):
         return source.load()
@@ -32,22 +32,23 @@ def load(source: Any) -> Dataset:
 
 
 def check_outside(experiment: Training, dataset: Dataset) -> None:
-    """Raise `UsageError` for a network or a task from outside that cannot be trained.
+    """Raise `UsageError` if a network or a task from outside cannot be trained.
 
-    The experiment is bound to the data. Both are traced with two examples; nothing is computed.
+    The experiment is bound to the data. Both are traced with two examples, without computing
+    anything.
     """
     model, task = experiment.model, experiment.fitted_task
     if is_own(type(model).__module__) and is_own(type(task).__module__):
         return
     outputs = _outputs(model, dataset, train=False)
     _outputs(model, dataset, train=True)
-    # Labels per pixel of windows are not of the images' size.
+    # With random crops, the stored labels per pixel are larger than the outputs.
     if not (is_own(type(task).__module__) or dataset.window):
         _check_task(task, outputs, dataset)
 
 
 def _outputs(model: Any, dataset: Dataset, *, train: bool) -> jax.ShapeDtypeStruct:
-    """The shape of a network's outputs for two images."""
+    """Trace a network with two images; return the shape of its outputs."""
     images = jax.ShapeDtypeStruct((2, *dataset.image_shape), jnp.float32)
     rngs = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
 
@@ -61,8 +62,8 @@ def _outputs(model: Any, dataset: Dataset, *, train: bool) -> jax.ShapeDtypeStru
     if shape != expected or outputs.dtype != jnp.float32:
         raise UsageError(
             f"{type(model).__name__} returns {shape} {getattr(outputs, 'dtype', '')} for images "
-            f"{images.shape}: it must return float32 {expected}, a row for each image and a column "
-            "for each of its num_classes"
+            f"{images.shape}: it must return float32 {expected}, one row per image and num_classes "
+            "columns"
         )
     return outputs
 
@@ -79,7 +80,7 @@ def _check_task(task: FittedTask, outputs: jax.ShapeDtypeStruct, dataset: Datase
         if wrong := [key for key, pair in shapes.items() if pair != [(), ()]]:
             raise UsageError(
                 f"{name}.{method} returns '{wrong[0]}' of shapes {shapes[wrong[0]]}: it must "
-                "return a sum and a count, each a single number"
+                "return a sum and a count, both scalars"
             )
         if method == "sums":
             with _refused(f"{name}.means fails"):
@@ -87,16 +88,16 @@ def _check_task(task: FittedTask, outputs: jax.ShapeDtypeStruct, dataset: Datase
             if missing := {"loss", *task.metrics} - means.keys():
                 raise UsageError(
                     f"{name} has no {' and no '.join(sorted(missing))}: sums() must return the "
-                    "loss, and each of its metrics"
+                    "loss and all metrics of the task"
                 )
 
 
 @contextlib.contextmanager
 def _refused(what: str) -> Iterator[None]:
-    """Raise an error inside as a `UsageError` in one line, with its place in the code."""
+    """Convert errors in the block to `UsageError`, in one line with the place in the code."""
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # whatever code from outside raises
+    except Exception as error:  # code from outside may raise anything
         raise UsageError(f"{what}: {error_with_place(error)}") from error

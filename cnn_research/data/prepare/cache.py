@@ -65,7 +65,7 @@ def require_space(needed: float, what: str, *smaller: str) -> None:
 
 
 def lock_of(folder: Path) -> FileLock:
-    """The lock of a folder: of a file beside it, because Windows locks no folders."""
+    """Return the lock of a folder, a file next to it, as Windows cannot lock folders."""
     return FileLock(folder.with_name(f"{folder.name}.lock"))
 
 
