@@ -126,6 +126,6 @@ def print_error(error: UserError) -> int:
     return error.exit_code
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """Return the text of an error in one line."""
     return " ".join(str(error).split())
