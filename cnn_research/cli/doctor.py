@@ -163,7 +163,7 @@ def devices() -> Iterator[Finding]:
         from cnn_research.core.distributed import start_devices
 
         start_devices()
-        found = jax.devices()
+        available = jax.devices()
         right = float(jax.jit(lambda x: (x @ x).sum())(jnp.ones((64, 64)))) == 64.0**3
     except UserError as error:
         yield BROKEN, "devices", str(error)
@@ -171,8 +171,8 @@ def devices() -> Iterator[Finding]:
     except Exception as error:  # drivers may raise anything
         yield BROKEN, "devices", f"JAX cannot compute ({short(error)})"
         return
-    kinds = ", ".join(sorted({device.device_kind for device in found}))
-    text = f"{len(found)} {jax.default_backend()} ({kinds}); {cores()} processor cores"
+    kinds = ", ".join(sorted({device.device_kind for device in available}))
+    text = f"{len(available)} {jax.default_backend()} ({kinds}); {cores()} processor cores"
     yield (FINE, "devices", text) if right else (BROKEN, "devices", f"{text}: wrong results")
     if jax.default_backend() == "cpu" and shutil.which("nvidia-smi"):
         advice = (
@@ -200,9 +200,9 @@ def memory() -> Finding:
 
 def disk(subject: str, folder: Path, option: str) -> Finding:
     """Check the free space for runs or data; `option` chooses another folder."""
-    there, free = nearest_existing(folder), free_bytes(folder)
+    existing, free = nearest_existing(folder), free_bytes(folder)
     text = f"{folder}: {free / 1e9:.1f} GB free"
-    if not os.access(there, os.W_OK):
+    if not os.access(existing, os.W_OK):
         return BROKEN, subject, f"{folder} is not writable: choose another folder with {option}"
     if free < MIN_DISK:
         return WARNING, subject, f"{text}: choose another folder with {option}"
@@ -211,8 +211,8 @@ def disk(subject: str, folder: Path, option: str) -> Finding:
 
 def data(home: Path) -> Finding:
     """List data sets prepared by `python -m cnn_research.data prepare`."""
-    found = [*home.glob("*/*/arrays"), *home.glob("*/*/*/arrays")]
-    if names := sorted({path.relative_to(home).parts[0] for path in found}):
+    prepared = [*home.glob("*/*/arrays"), *home.glob("*/*/*/arrays")]
+    if names := sorted({path.relative_to(home).parts[0] for path in prepared}):
         return FINE, "prepared", ", ".join(names)
     advice = "digits_cnn runs without; `python -m cnn_research.data prepare --help`"
     return WARNING, "prepared", f"no data yet: {advice}"

@@ -61,8 +61,8 @@ def parse_fields(
     for word in filter(asks_for_help, words):
         from cnn_research.core.help import help_text
 
-        asked = word.partition("=")[2]
-        print(help_text(default, command, description or type(default).__doc__ or "", asked))
+        part = word.partition("=")[2]
+        print(help_text(default, command, description or type(default).__doc__ or "", part))
         raise SystemExit(0)
     fields = flatten(default).keys() - {"name"}
     for word in words:
@@ -161,9 +161,9 @@ def outside_modules(config: Any) -> set[str]:
     """Return the modules outside this project that define a config's classes."""
     values = config if isinstance(config, tuple) else ()
     parts = [*values, *(getattr(config, field.name) for field in config_fields(config))]
-    found: set[str] = set().union(*map(outside_modules, parts))
+    modules: set[str] = set().union(*map(outside_modules, parts))
     outside = dataclasses.is_dataclass(config) and not is_own(type(config).__module__)
-    return found | {type(config).__module__} if outside else found
+    return modules | {type(config).__module__} if outside else modules
 
 
 def to_dict(config: Any, path: str = "") -> Any:
@@ -229,7 +229,7 @@ def differences(config: Any, default: Any) -> Any:
     if not dataclasses.is_dataclass(config):
         return to_dict(config)
     same = type(config) is type(default)
-    found: dict[str, Any] = {} if same else {"class": type(config).__name__}
+    changed: dict[str, Any] = {} if same else {"class": type(config).__name__}
     for field in config_fields(config):
         value = getattr(config, field.name)
         if same:
@@ -239,8 +239,8 @@ def differences(config: Any, default: Any) -> Any:
         else:
             before = field.default
         if value != before:
-            found[field.name] = differences(value, before)
-    return found
+            changed[field.name] = differences(value, before)
+    return changed
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -87,14 +87,14 @@ def start_devices() -> None:
     except Exception as error:  # drivers may raise anything; without a plugin, AssertionError
         reason = one_line(error).partition(" (set JAX_PLATFORMS")[0]
         reason = f" ({reason[:200]})" if reason else ""
-        asked = os.environ.get("JAX_PLATFORMS")
-        if not asked:
+        platform = os.environ.get("JAX_PLATFORMS")
+        if not platform:
             raise UserError(f"JAX finds no device{reason}: check the installation") from error
-        extra = EXTRAS.get(asked)
+        extra = EXTRAS.get(platform)
         advice = install_command(extra) if extra else "use cpu, cuda or tpu"
         raise UserError(
-            f"JAX_PLATFORMS is '{asked}', but JAX finds no such device{reason}: {advice}, or unset "
-            "it to use the available devices"
+            f"JAX_PLATFORMS is '{platform}', but JAX finds no such device{reason}: {advice}, or "
+            "unset it to use the available devices"
         ) from error
 
 

@@ -141,12 +141,12 @@ def _docstrings(kind: type) -> dict[str, str]:
     """Return the docstrings of a class's fields, one line each; empty if it has no source file."""
     import docstring_parser
 
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for each in reversed(kind.__mro__[:-1]):
         with contextlib.suppress(TypeError, OSError):
             params = docstring_parser.parse_from_object(each).params
-            found |= {one.arg_name: " ".join((one.description or "").split()) for one in params}
-    return found
+            texts |= {one.arg_name: " ".join((one.description or "").split()) for one in params}
+    return texts
 
 
 def _paragraphs(text: str) -> str:

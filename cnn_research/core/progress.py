@@ -174,14 +174,14 @@ class Progress:
         known = [name for name in self._names if any(name in each for each in values.values())]
         splits = [split for split in values if split == "train" or values[split]]
         for count in range(len(known), 0, -1):
-            found = [
+            titles = [
                 (split, name, f"{SHORT[split]} {name}" if name == known[0] else f"{name:>6}")
                 for split in splits
                 for name in known[:count]
             ]
-            if first + 13 + sum(2 + len(title) for *_, title in found) <= self._line.columns:
+            if first + 13 + sum(2 + len(title) for *_, title in titles) <= self._line.columns:
                 break
-        return found
+        return titles
 
     def _left(self, step: int) -> str:
         """Estimate the time left; "" if nothing is measured yet, and at the end."""

@@ -320,11 +320,11 @@ def cores() -> int:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and the packages that affect results."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
+            installed[package] = metadata.version(package)
+    return installed
 
 
 def read_json(file: Path) -> dict[str, Any]:

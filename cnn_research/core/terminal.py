@@ -36,8 +36,8 @@ def columns(stream: TextIO) -> int:
     if not stream.isatty():
         return UNLIMITED
     with contextlib.suppress(OSError, ValueError):
-        asked = os.environ.get("COLUMNS")
-        return int(asked or os.get_terminal_size(stream.fileno()).columns) or 80
+        width = os.environ.get("COLUMNS")
+        return int(width or os.get_terminal_size(stream.fileno()).columns) or 80
     return 80
 
 

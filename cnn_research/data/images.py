@@ -260,9 +260,9 @@ def _srgb_from(profile: bytes, mode: str) -> Any:
     from PIL import ImageCms
 
     try:
-        found, srgb = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
+        icc, srgb = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
         target = "RGBA" if mode == "RGBA" else "RGB"
-        return ImageCms.buildTransform(found, srgb, mode, target).apply
+        return ImageCms.buildTransform(icc, srgb, mode, target).apply
     except (OSError, TypeError, ValueError, ImageCms.PyCMSError):
         return None
 

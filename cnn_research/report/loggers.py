@@ -286,8 +286,8 @@ class MLflow(Logger):
             client.update_run(known, status="RUNNING")
             return _MLflowRun(client, known, math.inf)
         name = self.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "Default"
-        found = client.get_experiment_by_name(name)
-        experiment = found.experiment_id if found else client.create_experiment(name)
+        existing = client.get_experiment_by_name(name)
+        experiment = existing.experiment_id if existing else client.create_experiment(name)
         run_id = client.create_run(experiment, run_name=workdir.name).info.run_id
         fields = [
             Param(path, printable(str(value))[:6000]) for path, value in flatten(config).items()

@@ -220,8 +220,8 @@ def _conclude(workdirs: Sequence[Path], folder: Path) -> int:
     """Print the results of the runs."""
     from cnn_research.report.runs import as_markdown, group_runs, read_run
 
-    found = states.all_states(folder, workdirs)
-    complete = [workdir for workdir, state in found.items() if state.state == "complete"]
+    runs = states.all_states(folder, workdirs)
+    complete = [workdir for workdir, state in runs.items() if state.state == "complete"]
     groups = group_runs(
         run
         for workdir in complete
@@ -230,15 +230,15 @@ def _conclude(workdirs: Sequence[Path], folder: Path) -> int:
     if groups:
         show(f"\n{as_markdown(groups)}\n")
     print(
-        f"{states.counts(found.values())}; tensorboard --logdir {shlex.quote(str(folder))}",
+        f"{states.counts(runs.values())}; tensorboard --logdir {shlex.quote(str(folder))}",
         flush=True,
     )
-    failed = {w.name: s.message or s.state for w, s in found.items() if s.state not in states.ENDED}
+    failed = {w.name: s.message or s.state for w, s in runs.items() if s.state not in states.ENDED}
     for name, message in failed.items():
         print(f"failed: {name}: {message}", file=sys.stderr)
     if failed:
         raise UserError(
-            f"{len(failed)} of {len(found)} runs failed; the same command repeats only those"
+            f"{len(failed)} of {len(runs)} runs failed; the same command repeats only those"
         )
     return 0
 
@@ -259,12 +259,12 @@ def _status(arguments: Sequence[str]) -> int:
         known, names = definition.read(folder)
         listed = [folder.absolute() / definition.RUNS / name for name in names]
         workdirs = definition.trial_folders(folder) if known["search"] else listed
-        found = states.all_states(folder, workdirs)
-        going = any(state.state in ("running", "queued") for state in found.values())
+        runs = states.all_states(folder, workdirs)
+        active = any(state.state in ("running", "queued") for state in runs.values())
         if live:
             console().clear()
-        show(states.table(found))
-        if not (live and going):
+        show(states.table(runs))
+        if not (live and active):
             return 0
         time.sleep(REFRESH_SECONDS)
 

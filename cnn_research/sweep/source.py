@@ -29,9 +29,9 @@ def copy_source(folder: Path) -> Path:
     if not copy.exists():
         with atomic_directory(copy) as partial:
             for file in files:
-                there = partial / file.relative_to(ROOT)
-                there.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, there)
+                target = partial / file.relative_to(ROOT)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, target)
             # The copy is not a git checkout, but its runs must record the commit.
             commit, difference = source_facts()
             write_json(partial / SOURCE_RECORD, {"commit": commit, "difference": difference})

@@ -95,9 +95,9 @@ class ClassPredictions(CalibratedPredictions):
         labels, predicted = self.known()
         hits = labels == predicted
         groups = None if groups is None else groups[self.labels != MISSING]
-        found = interval(hits, groups)
+        limits = interval(hits, groups)
         text = f"Of {hits.size:,} {self.split} images, {hits.mean():.1%} are classified correctly"
-        text += interval_text(found, ".1%", hits, groups)
+        text += interval_text(limits, ".1%", hits, groups)
         if self.training_counts is None:
             return f"{text}."
         commonest = int(self.training_counts.argmax())
@@ -105,7 +105,7 @@ class ClassPredictions(CalibratedPredictions):
         name = short_names(self.class_names, LONGEST_NAME)[commonest]
         text += f"; always predicting '{name}', the most common class in training, would give "
         text += f"{guessed:.1%}"
-        if found is not None and found[0] <= guessed:
+        if limits is not None and limits[0] <= guessed:
             text += ", and these images do not show that the network is better"
         return f"{text}."
 
@@ -220,8 +220,8 @@ class ClassPredictions(CalibratedPredictions):
             logs = log_softmax(logits / at, axis=-1)
             return -float(np.take_along_axis(logs, labels, axis=1).mean())
 
-        found = temperature(mean_loss, len(labels))
-        return {} if found is None else {"temperature": found}
+        fitted = temperature(mean_loss, len(labels))
+        return {} if fitted is None else {"temperature": fitted}
 
     def reliability(self) -> Reliability:
         """Reliability of the predicted classes."""

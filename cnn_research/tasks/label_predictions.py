@@ -56,19 +56,19 @@ class LabelPredictions(CalibratedPredictions):
         The mean average precision (mAP) is over the labels that occur in the split; that of a
         random order is added. Macro F1 also includes labels that are only predicted.
         """
-        found, rows = np.flatnonzero(self.labels.any(axis=0)), self.by_label
+        present, rows = np.flatnonzero(self.labels.any(axis=0)), self.by_label
         metrics: dict[str, float | int] = {
             "loss": self.loss,
-            "mAP": float(np.mean([rows[at]["average precision"] for at in found])),
-            "mAP by chance": float(self.labels[:, found].mean()),
+            "mAP": float(np.mean([rows[at]["average precision"] for at in present])),
+            "mAP by chance": float(self.labels[:, present].mean()),
             "macro F1": float(np.mean([row["F1"] for row in rows if row["shown"]])),
             "micro F1": float(_f1(self.labels, self.predicted)),
             "F1 at 0.5": float(_f1(self.labels, self.logits > 0)),
             "exact match": float((self.labels == self.predicted).all(axis=1).mean()),
             **self.calibration_metrics(),
         }
-        if len(found) < len(self.class_names):
-            metrics["absent labels count"] = len(self.class_names) - len(found)
+        if len(present) < len(self.class_names):
+            metrics["absent labels count"] = len(self.class_names) - len(present)
         return {**metrics, "count": len(self)}
 
     @functools.cached_property
@@ -176,13 +176,13 @@ class LabelPredictions(CalibratedPredictions):
             losses = np.logaddexp(0, logits / at) - self.labels * logits / at
             return float(losses.sum(axis=1).mean())
 
-        found = temperature(mean_loss, len(self))
-        warm = dataclasses.replace(self, temperature=found)
+        fitted = temperature(mean_loss, len(self))
+        warm = dataclasses.replace(self, temperature=fitted)
         thresholds = [
             best_threshold(probabilities, true) if true.sum() >= FEWEST_IMAGES else 0.5
             for probabilities, true in zip(warm.probabilities.T, self.labels.T, strict=True)
         ]
-        return {**({} if found is None else {"temperature": found}), "thresholds": thresholds}
+        return {**({} if fitted is None else {"temperature": fitted}), "thresholds": thresholds}
 
     def reliability(self) -> Reliability:
         """Reliability of the probabilities of all labels of all examples."""

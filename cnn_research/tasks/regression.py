@@ -171,12 +171,12 @@ class NumberPredictions(Predictions):
         true, predicted = self.known()
         errors = np.abs(predicted - true)
         groups = None if groups is None else groups[~np.isnan(self.numbers)]
-        found = interval(errors, groups)
+        limits = interval(errors, groups)
         text = f"On {errors.size:,} {self.split} images, {self.name} is off by {errors.mean():.4g}"
-        text += interval_text(found, ".4g", errors, groups)
+        text += interval_text(limits, ".4g", errors, groups)
         of_mean = np.abs(self.training_mean - true).mean()
         text += f" on average; always predicting the training mean would be off by {of_mean:.4g}"
-        if found is not None and found[1] >= of_mean:
+        if limits is not None and limits[1] >= of_mean:
             text += ", and these images do not show that the network is better"
         return f"{text}."
 

@@ -35,11 +35,11 @@ class SeveralLabels(SingleHeadTask, FittedTask):
     def check_data(self, dataset: Dataset) -> None:
         """Raise `UserError` if the data set has no such labels or a split has no label at all, as
         it is then probably unlabelled."""
-        found = {h for h in dataset.class_names if dataset.splits["train"].labels[h].ndim == 2}
-        if self.head not in found:
+        heads = {h for h in dataset.class_names if dataset.splits["train"].labels[h].ndim == 2}
+        if self.head not in heads:
             raise UserError(
                 f"data set {dataset.name} has no label sets '{self.head}'; it has "
-                f"{', '.join(sorted(found)) or 'none'}: see --data.separator and --data.columns"
+                f"{', '.join(sorted(heads)) or 'none'}: see --data.separator and --data.columns"
             )
         for name, split in dataset.splits.items():
             if not split.labels[self.head].any():

@@ -90,8 +90,8 @@ def suggest_fields(
         if isinstance(data, ImageTable):
             path = existing(data.path)
             _choose_columns(choices, data, stack.enter_context(opened(path)), printable(path))
-            found = {name.removeprefix("data."): s.value for name, s in choices.suggestions.items()}
-            data = with_fields(data, found)
+            known = {name.removeprefix("data."): s.value for name, s in choices.suggestions.items()}
+            data = with_fields(data, known)
         seen = survey(data)
     case = Case.of(choices, seen, data, minutes)
     _choose_task(choices, data, seen)

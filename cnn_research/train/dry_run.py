@@ -43,9 +43,9 @@ def dry_run_seeds(runs: list[SeedRun], workdir: Path) -> Result:
     """
     experiment = runs[0].experiment
     data = folders.located(experiment.data, runs[0].workdir)
-    found = footprint(data)
-    if found and found.seconds > MOST_SECONDS:
-        say_needs(experiment, data, found, Line().say)
+    decoded = footprint(data)
+    if decoded and decoded.seconds > MOST_SECONDS:
+        say_needs(experiment, data, decoded, Line().say)
         return Result(workdir, 0, {})
     with open_session(runs, workdir, read_only=True) as session:
         job = prepare(session)

@@ -124,10 +124,10 @@ def report(
 def calibrate(predictions: dict[str, dict[str, Predictions]]) -> dict[str, dict[str, Any]]:
     """Fit the calibration of each head to the validation split, and add it to the predictions of
     all splits; return it, empty without validation split or anything to fit."""
-    found = {head: each.calibration() for head, each in predictions.get("validation", {}).items()}
+    fitted = {head: each.calibration() for head, each in predictions.get("validation", {}).items()}
     for heads in predictions.values():
-        heads |= {h: dataclasses.replace(each, **found.get(h, {})) for h, each in heads.items()}
-    return {head: values for head, values in found.items() if values}
+        heads |= {h: dataclasses.replace(each, **fitted.get(h, {})) for h, each in heads.items()}
+    return {head: values for head, values in fitted.items() if values}
 
 
 def _shown(dataset: Dataset, name: str) -> Shown:

@@ -140,31 +140,31 @@ def _fitted(
         value, gradient = objective(jnp.asarray(flat, jnp.float32), features, labels)
         return float(value), np.asarray(gradient, np.float64)
 
-    found = optimize.minimize(
+    solution = optimize.minimize(
         in_float64, start, jac=True, method="L-BFGS-B", options={"maxiter": ITERATIONS}
     )
-    return jax.device_get(with_head(unravel(jnp.asarray(found.x, jnp.float32))))
+    return jax.device_get(with_head(unravel(jnp.asarray(solution.x, jnp.float32))))
 
 
 def _with_statistics(
     model: nn.Module, variables: Mapping[str, Any], features: jax.Array, frozen: tuple[str, ...]
 ) -> dict[str, Any]:
     """Set the head's batch-norm statistics to the mean and variance of all features."""
-    found: dict[str, jax.Array] = {}
+    moments: dict[str, jax.Array] = {}
 
     def intercept(call, args, kwargs, context):
         path = "/".join(context.module.path)
         if isinstance(context.module, nn.BatchNorm) and not matches(path, frozen):
             axes = tuple(range(args[0].ndim - 1))
-            found[f"{path}/mean"] = args[0].mean(axes)
-            found[f"{path}/var"] = args[0].var(axes)
+            moments[f"{path}/mean"] = args[0].mean(axes)
+            moments[f"{path}/var"] = args[0].var(axes)
         return call(*args, **kwargs)
 
     @jax.jit
     def statistics(variables, features):
         with nn.intercept_methods(intercept):
             model.apply(variables, features, train=False)
-        return found
+        return moments
 
     if "batch_stats" not in variables:
         return dict(variables)

@@ -231,15 +231,15 @@ def check_balanced(heads: Sequence[str], dataset: Dataset) -> None:
     """Raise `UsageError` if examples do not have one class each to sample by."""
     labels = dataset.splits["train"].labels
     if not heads or heads[0] not in dataset.class_names:
-        found = (
+        problem = (
             f"'{heads[0]}' of data set {dataset.name} has numbers" if heads else "there are none"
         )
     elif labels[heads[0]].ndim == 2:
-        found = f"'{heads[0]}' of data set {dataset.name} has several labels per image"
+        problem = f"'{heads[0]}' of data set {dataset.name} has several labels per image"
     elif labels[heads[0]].ndim > 1:
-        found = f"'{heads[0]}' of data set {dataset.name} has a class per pixel"
+        problem = f"'{heads[0]}' of data set {dataset.name} has a class per pixel"
     else:
         return
     raise UsageError(
-        f"--sampling=balanced draws classes equally often, but {found}: use --sampling=uniform"
+        f"--sampling=balanced draws classes equally often, but {problem}: use --sampling=uniform"
     )

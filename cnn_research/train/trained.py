@@ -57,19 +57,19 @@ class TrainedModel:
         Raises `UserError` if the folder is not that of a training, or has no valid checkpoint.
         """
         facts = _facts(workdir)
-        bound = folders.config_of(workdir, facts["experiment"])
+        trained = folders.config_of(workdir, facts["experiment"])
         if experiment is not None:
             replaced = ("data", "evaluation", "selection")
-            bound = dataclasses.replace(bound, **{f: getattr(experiment, f) for f in replaced})
+            trained = dataclasses.replace(trained, **{f: getattr(experiment, f) for f in replaced})
         height, width, channels = facts["image_shape"]
         shape = (height, width, channels)
-        like = abstract_state(bound, shape, data_mesh())
-        step = reported_step(bound, workdir)
+        like = abstract_state(trained, shape, data_mesh())
+        step = reported_step(trained, workdir)
         state, _ = checkpoint.restore(workdir / folders.CHECKPOINTS, step, like)
         names = {head: tuple(names) for head, names in facts["class_names"].items()}
         evaluation = folders.read_json(workdir / folders.EVALUATION)
         fitted = evaluation.get("calibration", {}) if evaluation.get("step") == step else {}
-        return cls(workdir, bound, state, shape, names, fitted)
+        return cls(workdir, trained, state, shape, names, fitted)
 
     @property
     def heads(self) -> list[dict[str, Any]]:
@@ -121,9 +121,9 @@ class TrainedModel:
                 return under(formulation)(variables, images)
             # Without the barrier, XLA would fold constants and round differently from evaluation,
             # in which the parameters are arguments.
-            held = jax.lax.optimization_barrier(variables)
+            params = jax.lax.optimization_barrier(variables)
             return jax.lax.platform_dependent(
-                held, images, cpu=under(ops.default_formulation("cpu")), default=under(ops.PLAIN)
+                params, images, cpu=under(ops.default_formulation("cpu")), default=under(ops.PLAIN)
             )
 
         return forward

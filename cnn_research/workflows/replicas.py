@@ -62,12 +62,12 @@ def train(experiment: Training, workdir: Path, count: int, *, profile: bool = Fa
         if is_first_process():
             folders.write_json(workdir / REPLICAS, {"seeds": seeds})
         together = [[run] for run in runs] if in_turn(experiment) else [runs]
-        found = [
+        results = [
             result for seeds in together for result in train_seeds(seeds, workdir, profile=profile)
         ]
         if is_first_process():
             summarise(runs, workdir, "seeds")
-    return Result(workdir, found[0].step, means([result.metrics for result in found]))
+    return Result(workdir, results[0].step, means([result.metrics for result in results]))
 
 
 def means(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

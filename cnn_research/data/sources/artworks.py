@@ -119,17 +119,17 @@ def plan(root: Path, shown: str) -> Plan:
     flat = [path for path, parts in files.items() if _is("resized", parts[-2:-1])]
     flat = [path for path in flat if NUMBER.search(path.stem)]
     if flat and not folders:
-        found = _plan_flat(flat, shown)
+        planned = _plan_flat(flat, shown)
     else:
-        found = plan_folder(folders[0] if folders else root, shown, repaired)
+        planned = plan_folder(folders[0] if folders else root, shown, repaired)
     named: dict[str, Record] = {}
-    for record in found.records:
+    for record in planned.records:
         name = "/".join(map(repaired, record.name.split("/")))
         named.setdefault(name, dataclasses.replace(record, name=name))
     return dataclasses.replace(
-        found,
+        planned,
         records=[named[name] for name in sorted(named, key=lambda name: name.split("/"))],
-        notes={**found.notes, "files_of_the_same_name": len(found.records) - len(named)},
+        notes={**planned.notes, "files_of_the_same_name": len(planned.records) - len(named)},
     )
 
 

@@ -123,11 +123,11 @@ class Clustered:
         sample = colours[rng.choice(len(colours), SAMPLE, p=weights)]
         key = jax.random.key(self.seed)
         start = kmeans.minibatch_kmeans(jnp.asarray(sample), self.clusters, key)
-        found = kmeans.kmeans(
+        result = kmeans.kmeans(
             jnp.asarray(colours), self.clusters, key, start=start,
             weights=jnp.asarray(weights, jnp.float32), max_iterations=MAX_ITERATIONS,
         )  # fmt: skip
-        centroids = np.asarray(found.centroids)
+        centroids = np.asarray(result.centroids)
         centroids = centroids[np.argsort(centroids @ [0.2126, 0.7152, 0.0722], kind="stable")]
         for name, split in dataset.splits.items():
             codes, places = np.unique(_codes(split.images), return_inverse=True)
@@ -135,7 +135,7 @@ class Clustered:
             labels = np.asarray(indices).astype(np.uint8)[places].reshape(split.images.shape[:3])
             np.save(folder / f"{name}.npy", labels)
         np.save(folder / "centroids.npy", centroids)
-        np.save(folder / "facts.npy", [int(found.iterations), float(found.inertia)])
+        np.save(folder / "facts.npy", [int(result.iterations), float(result.inertia)])
 
 
 def side_by_side(values: np.ndarray, window: tuple[int, int]) -> np.ndarray:

@@ -121,14 +121,14 @@ class HubFile:
         """
         import huggingface_hub as hub
 
-        found, revision = None, self.revision or None
+        cached, revision = None, self.revision or None
         try:
-            found = self.found()
+            cached = self.found()
             info = hub.HfApi().model_info(self.repository, revision=revision, files_metadata=True)
         except Exception as error:  # a dozen kinds, of the network and the hub
-            if found is None:
+            if cached is None:
                 raise self._not_fetched(error) from error
-            return self._checked(found, self.sha256)
+            return self._checked(cached, self.sha256)
         stored = {sibling.rfilename: sibling.lfs for sibling in info.siblings or ()}
         of_hub = stored.get(self.file)
         try:
@@ -225,5 +225,5 @@ def _reason(error: Exception) -> str:
 
 def _wrong_checksum(path: Path, sha256: str) -> str:
     """Return the start of an error message if the file has another checksum; '' if not."""
-    found = sha256_of(path) if sha256 else ""
-    return f"{path} has the SHA-256 {found}, not {sha256}" if found != sha256 else ""
+    actual = sha256_of(path) if sha256 else ""
+    return f"{path} has the SHA-256 {actual}, not {sha256}" if actual != sha256 else ""

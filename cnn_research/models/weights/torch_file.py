@@ -218,19 +218,19 @@ def _state_dict(
 
 def _tensors(tree: Any, path: Path) -> Mapping[str, _Tensor]:
     """Return the weights of a checkpoint: those under a usual name, or the only ones."""
-    found = _weights(tree, (), set())
-    least = min(map(len, found), default=0)
+    by_place = _weights(tree, (), set())
+    shallowest = min(map(len, by_place), default=0)
     for name in _USUAL_PLACES:
-        for place, tensors in found.items():
-            if len(place) == least and place[-1:] == (name,):
+        for place, tensors in by_place.items():
+            if len(place) == shallowest and place[-1:] == (name,):
                 return tensors
-    if len(found) != 1:
-        several = ", ".join(sorted(".".join(place) for place in found))
+    if len(by_place) != 1:
+        several = ", ".join(sorted(".".join(place) for place in by_place))
         raise UserError(
             f"{path} contains no state dict: it needs tensors by name, or 'state_dict' with them"
-            + (f"; it has several ({several}): save only one of them" if found else "")
+            + (f"; it has several ({several}): save only one of them" if by_place else "")
         )
-    return next(iter(found.values()))
+    return next(iter(by_place.values()))
 
 
 def _weights(
