@@ -55,6 +55,14 @@ def test_a_run_in_a_sweep_has_the_columns_that_the_sweep_varies(tmp_path):
     assert hyperparameters(DIGITS, tmp_path / "0") == {"optimizer.learning_rate": 0.002}
 
 
+def test_a_sweep_of_networks_has_their_kinds_and_fields(tmp_path):
+    runs = [{"name": model, "words": [f"--model={model}"]} for model in ("convnet", "resnet9")]
+    folders.write_json(tmp_path / folders.SWEEP, {"runs": runs})
+    columns = hyperparameters(DIGITS, tmp_path / "convnet")
+    assert columns["model"] == "ConvNet" and columns["model.dropout"] == 0.2
+    assert all(path.startswith("model") for path in columns)
+
+
 def test_a_run_by_itself_has_a_column_for_each_part_and_for_what_is_often_changed(tmp_path):
     changed = with_fields(DIGITS, {"augmentation.mirror": True, "augmentation.shift": 2})
     columns = hyperparameters(changed, tmp_path / "run")

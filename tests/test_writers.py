@@ -97,6 +97,25 @@ def test_restored_run_that_writes_nothing_still_takes_back_what_came_later(tmp_p
     assert [event.step for event in events(tmp_path).Scalars("loss/validation")] == [5]
 
 
+def test_an_evaluation_is_taken_back_without_the_training_rows_before_it(tmp_path):
+    train(tmp_path, range(1, 9), restored_step=None)
+    with MetricsWriter(tmp_path, restored_step=8) as writer:
+        writer.write(8, "validation", {"loss": 1.0}, epoch=0.8)
+    # Step 8 was saved before its evaluation ended, and the last complete one was at step 5.
+    MetricsWriter(tmp_path, restored_step=8, evaluated_step=5).close()
+    found = events(tmp_path)
+    assert [event.step for event in found.Scalars("loss/train")] == [*range(1, 9)]
+    assert found.Scalars("loss/validation") == []
+    assert {row["split"] for row in read_metrics(tmp_path)} == {"train"}
+
+
+def test_tensorboard_that_is_turned_on_later_has_all_rows(tmp_path):
+    with MetricsWriter(tmp_path, restored_step=None, loggers=()) as writer:
+        writer.write(1, "train", {"loss": 0.5}, epoch=0.1, count=8)
+    MetricsWriter(tmp_path, restored_step=1).close()
+    assert [event.value for event in events(tmp_path).Scalars("loss/train")] == [0.5]
+
+
 def test_values_that_are_not_finite_are_valid_json_and_come_back(tmp_path):
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is not JSON")

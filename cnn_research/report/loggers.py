@@ -68,7 +68,7 @@ class Logger(abc.ABC):
         if self.package and importlib.util.find_spec(self.package) is None:
             raise UsageError(
                 f"--loggers={_name_of(self)} needs {self.package}, which is not installed: "
-                f"{install_command(self.package)}"
+                f"{install_command(self.package)}, or leave it out"
             )
 
     @abc.abstractmethod
@@ -188,25 +188,24 @@ def hyperparameters(experiment: Any, workdir: Path) -> dict[str, Any]:
     In a sweep: the fields that it varies. Otherwise: the fields of the experiment, its data,
     network and optimizer, and one column per other part, with its values that are not defaults.
     """
-    words = [set(run["words"]) for run in read_json(workdir.parent / SWEEP).get("runs", ())]
-    varied = set().union(*words) - set.intersection(*words) if words else set()
-    names = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in varied}
-    names |= {name.replace("no_", "", 1) for name in names}
-    fields = flatten(experiment).items()
-    columns = {path: v for path, v in fields for n in names if f"{path}.".startswith(f"{n}.")}
-    if columns:
-        return columns
+    columns: dict[str, Any] = {}
     for field in config_fields(experiment):
+        value = getattr(experiment, field.name)
         if field.name in {*experiment.resumable_fields} - {"epochs"}:
             continue  # it changes no result
-        value = getattr(experiment, field.name)
-        columns[field.name] = type(value).__name__ if dataclasses.is_dataclass(value) else value
-        if field.name in ("data", "model", "optimizer"):
-            columns |= flatten(value, f"{field.name}.")
-        elif dataclasses.is_dataclass(value):
+        if not dataclasses.is_dataclass(value):
+            columns[field.name] = value
+        elif field.name in ("data", "model", "optimizer"):
+            columns |= {field.name: type(value).__name__, **flatten(value, f"{field.name}.")}
+        else:
             changed = differences(value, None).items()
             columns[field.name] = " ".join(f"{k}={v}" for k, v in changed if k != "class") or "-"
-    return columns
+    words = [set(run["words"]) for run in read_json(workdir.parent / SWEEP).get("runs", ())]
+    typed = set().union(*words) - set.intersection(*words) if words else set()
+    names = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in typed}
+    names |= {name.replace("no_", "", 1) for name in names}
+    every = flatten(experiment) | columns
+    return {p: v for p, v in every.items() for n in names if f"{p}.".startswith(f"{n}.")} or columns
 
 
 # Services -----------------------------------------------------------------------------------------

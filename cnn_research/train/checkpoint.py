@@ -7,6 +7,7 @@ checkpoints that match their list are restored.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import glob
 import json
@@ -147,8 +148,13 @@ class Checkpoints:
     def __exit__(self, kind, error, traceback) -> None:
         try:
             self.wait()
+        except UserError:
+            kind = UserError
+            raise
         finally:
-            self._manager.close()
+            # A save that failed does so here once more, and would hide the error that says why.
+            with contextlib.suppress(Exception) if kind else contextlib.nullcontext():
+                self._manager.close()
             self._thread.shutdown()
             self._link.cleanup()
 
