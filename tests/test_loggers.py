@@ -146,7 +146,7 @@ def test_a_missing_package_is_named_before_data_are_read(logger, tmp_path, monke
     monkeypatch.setattr(loggers.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(type(DIGITS.data), "load", lambda self: pytest.fail("data were read"))
     package = logger.package
-    with pytest.raises(UsageError, match=rf"{package}, which .* pip install '.*\[{package}\]'"):
+    with pytest.raises(UsageError, match=rf"{package}, which .* pip install .*\[{package}\]'"):
         run(dataclasses.replace(DIGITS, loggers=(TensorBoard(), logger)), tmp_path)
 
 
