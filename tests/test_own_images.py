@@ -283,4 +283,4 @@ def test_a_dry_run_of_what_takes_long_to_decode_answers_without(tmp_path, capsys
     with flagsaver.flagsaver(), pytest.raises(SystemExit):
         cli.main(cli.parse_flags(["launch.py", *words, "--dry-run"]))
     said = capsys.readouterr().err
-    assert "Not decoded yet" in said and "error: decoding 40 images at 30x40x3 takes" in said
+    assert "Not decoded yet" in said and "error: decoding 40 images at 30x40x3 needs" in said

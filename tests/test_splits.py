@@ -399,7 +399,7 @@ def test_folds_that_cannot_be(tmp_path):
     ):
         splits.assign(few, {"validation": 0.0, "test": 0.2}, 0, fold=(0, 5))
     given = dataclasses.replace(few, given=np.array(["train"] * 15 + ["test"] * 5))
-    with pytest.raises(UsageError, match="draws the test split, but the data have their own"):
+    with pytest.raises(UsageError, match="draws the test split, but the data has its own"):
         splits.assign(given, {"validation": 0.0, "test": 0.2}, 0, fold=(0, 2))
     for folds, fold in ((1, 0), (5, 5), (0, 2)):
         with pytest.raises(UsageError, match=r"--data\.folds is"):

@@ -95,7 +95,7 @@ def _indices(
     """
     if fold and given["test"].size:
         raise UsageError(
-            "--data.folds draws the test split, but the data have their own: omit --data.folds, or "
+            "--data.folds draws the test split, but the data has its own: omit --data.folds, or "
             "provide only train"
         )
     indices = {"train": given["train"]}

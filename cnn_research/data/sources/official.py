@@ -78,7 +78,7 @@ class FashionMnist(Source):
 class Cifar10(Source):
     """50,000 + 10,000 photographs, 32x32x3, 10 classes: the official data, or image files.
 
-    The official data are prepared once by `python -m cnn_research.data prepare cifar10`. Image
+    The official data is prepared once by `python -m cnn_research.data prepare cifar10`. Image
     files re-encoded as JPEG are different images: compare metrics only between runs on the same
     files, which the data set's name identifies.
     """
