@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 import pkgutil
 import shlex
 import sys
@@ -119,7 +120,7 @@ def how_to_import(imports: list[str]) -> str:
 def error_with_place(error: BaseException) -> str:
     """Describe an error of code from outside in one line, with the last line of that code."""
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-    ours = str(Path(__file__).parents[1])
+    ours = f"{Path(__file__).parents[1]}{os.sep}"
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
@@ -131,5 +132,5 @@ def error_with_place(error: BaseException) -> str:
 
 def _is_installed(file: str) -> bool:
     """Return whether a file belongs to the standard library or an installed package."""
-    places = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
-    return file.startswith(places)
+    places = (sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
+    return file.startswith(tuple(f"{place}{os.sep}" for place in places))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from cnn_research.core.definitions import error_with_place, is_own
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.data.dataset import Dataset
-from cnn_research.tasks.task import PIXELS, FittedTask
+from cnn_research.tasks.task import PIXELS, FittedTask, Task
 from cnn_research.train.config import Training
 
 
@@ -40,14 +40,17 @@ def check_outside(experiment: Training, dataset: Dataset) -> None:
     model, task = experiment.model, experiment.fitted_task
     if is_own(type(model).__module__) and is_own(type(task).__module__):
         return
-    outputs = _outputs(model, dataset, train=False)
-    _outputs(model, dataset, train=True)
+    for train in (True, False):
+        outputs = _outputs(model, dataset, train=train)
+        # A task that binds networks in its own way knows what they return.
+        if type(task).bind is Task.bind:
+            _check_outputs(model, outputs)
     # With random crops, the stored labels per pixel are larger than the outputs.
     if not (is_own(type(task).__module__) or dataset.window):
         _check_task(task, outputs, dataset)
 
 
-def _outputs(model: Any, dataset: Dataset, *, train: bool) -> jax.ShapeDtypeStruct:
+def _outputs(model: Any, dataset: Dataset, *, train: bool) -> Any:
     """Trace a network with two images; return the shape of its outputs."""
     images = jax.ShapeDtypeStruct((2, *dataset.image_shape), jnp.float32)
     rngs = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
@@ -57,18 +60,20 @@ def _outputs(model: Any, dataset: Dataset, *, train: bool) -> jax.ShapeDtypeStru
 
     with _refused(f"{type(model).__name__} cannot be applied to images {list(images.shape)}"):
         outputs = jax.eval_shape(apply, images)
-    expected = (2, model.num_classes)
-    shape = getattr(outputs, "shape", type(outputs).__name__)
-    if shape != expected or outputs.dtype != jnp.float32:
-        raise UsageError(
-            f"{type(model).__name__} returns {shape} {getattr(outputs, 'dtype', '')} for images "
-            f"{images.shape}: it must return float32 {expected}, one row per image and num_classes "
-            "columns"
-        )
     return outputs
 
 
-def _check_task(task: FittedTask, outputs: jax.ShapeDtypeStruct, dataset: Dataset) -> None:
+def _check_outputs(model: Any, outputs: Any) -> None:
+    expected, kind = (2, model.num_classes), getattr(outputs, "dtype", "")
+    shape = getattr(outputs, "shape", type(outputs).__name__)
+    if (shape, kind) != (expected, jnp.float32):
+        raise UsageError(
+            f"{type(model).__name__} returns {shape} {kind} for two images: it must return float32 "
+            f"{expected}, one row per image and num_classes columns"
+        )
+
+
+def _check_task(task: FittedTask, outputs: Any, dataset: Dataset) -> None:
     train, name = dataset.splits["train"], type(task).__name__
     labels = {head: jnp.asarray(train.labels[head][:2]) for head in task.heads}
     if task.needs_pixels:
