@@ -413,7 +413,7 @@ def test_the_head_alone_from_estimate_to_result(has, good_file, tmp_path, capsys
     words = ("--experiment=image_folder", f"--data.path={root}", f"--workdir={workdir}")
     run(*words, "--dry-run")
     said = capsys.readouterr().err
-    assert " of features, " in said and " at most of fitting and " in said
+    assert " for features, " in said and " for fitting, " in said
     assert "Computing" not in said and not workdir.exists()
     assert not (tmp_path / "data" / "features").exists()
     run(*words)
@@ -436,7 +436,7 @@ def test_the_last_blocks_from_the_fitted_head_on(has, good_file, photographs, tm
     words = ("--experiment=image_folder", f"--data.path={photographs}", f"--workdir={workdir}")
     run(*words, "--epochs=2")
     said = capsys.readouterr().err
-    assert " of features, " in said and " ms a step and " in said
+    assert " for features, " in said and " ms per step, " in said
     history = (workdir / "metrics.jsonl").read_text()
     assert '"step": 0' in history or '"step":0' in history
     run("--mode=predict", f"--workdir={workdir}", f"--input={photographs / 'test' / 'cat'}")

@@ -421,7 +421,7 @@ def test_a_study_that_is_cut_off_goes_on_as_if_it_were_not(tmp_path, capsys, pre
     capsys.readouterr()
     # More trials are no other search.
     assert sweep(cut, *SEARCH, "--trials=14") == 0
-    assert "its last line was cut short" in capsys.readouterr().err
+    assert "its last line is incomplete" in capsys.readouterr().err
     assert complete(cut)[:13] == complete(whole)
     assert len(complete(cut)) == 14
     (cut / "study.jsonl").write_text("".join([*lines[:3], "nonsense\n", *lines[3:]]))
