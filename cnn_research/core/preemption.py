@@ -106,7 +106,6 @@ class Interruption:
 
 
 def raise_if_interrupted() -> None:
-    """Raise `Interrupted` after a signal to stop; for preparation of data, with or without a
-    run."""
+    """Raise `Interrupted` after a signal to stop; for preparation of data, also without a run."""
     if _current is not None and _current._received:
         raise Interrupted("stopped", EXIT_CODES[signal.Signals(_current._received)])

@@ -121,8 +121,7 @@ def is_locked(workdir: Path) -> bool:
 
 
 def saved_config(workdir: Path) -> Experiment | None:
-    """Read a folder's experiment; None if there is none. Raises `UserError` if config.json is
-    damaged."""
+    """Read a folder's experiment, None without one; raise `UserError` if config.json is damaged."""
     file = workdir / CONFIG
     if not file.exists():
         return None

@@ -16,8 +16,7 @@ import numpy as np
 from cnn_research.core.errors import UsageError, UserError
 
 MISSING = -1
-"""Class of an unlabelled example: it has no loss and does not count in metrics. A missing number is
-NaN."""
+"""Class of an unlabelled example, which is not in losses and metrics. Missing numbers are NaN."""
 
 UNKNOWN_CLASS = -2
 """Class of an example whose class occurs only in the split `target`. It cannot be predicted, so its

@@ -162,8 +162,7 @@ def _calls(program: jax.export.Exported) -> set[str]:
 
 
 def check(folder: Path) -> None:
-    """Verify the checksums of all files; raise `UserError` if one, or the list, is missing or
-    damaged."""
+    """Verify the checksums of all files; raise `UserError` if any is damaged or missing."""
     try:
         sums = dict(_listed((folder / SUMS).read_text(encoding="utf-8")))
     except (FileNotFoundError, NotADirectoryError):

@@ -40,8 +40,7 @@ class ConvNet(Classifier):
     pool: tuple[bool, ...] = ()
     """Per block, True to halve height and width; empty for True in all blocks."""
     pooling: Literal["max", "average", "min", "stride"] = "max"
-    """How they are halved: by a 2x2 pool at the end of the block, or by a convolution of stride 2.
-    """
+    """How they are halved: by a 2x2 pool at the end of the block, or a convolution of stride 2."""
     kernel_size: PositiveInt = 3
     """Height and width of every kernel."""
     batch_norm: bool = True

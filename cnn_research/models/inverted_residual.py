@@ -91,8 +91,7 @@ class Block(NamedTuple):
     size: int
     """Height and width of the depthwise kernel."""
     expanded: int
-    """Channels of the depthwise convolution; if equal to the input's, no 1x1 convolution precedes.
-    """
+    """Channels of the depthwise convolution; if equal to the input's, there is no expansion."""
     features: int
     """Output channels."""
     strides: int

@@ -63,8 +63,7 @@ class NamedWeights:
     top1: float
     """Published top-1 accuracy on ImageNet's validation images, in percent."""
     crop: float
-    """For `top1`, the shorter side was resized to `image_size / crop` pixels before a centre crop.
-    """
+    """For `top1`, shorter sides were resized to `image_size / crop` pixels before a centre crop."""
     image_size: int = 224
     """Height and width of the images in training and evaluation."""
     pixels: Pixels = Pixels((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -162,8 +162,7 @@ def plan_run(
 
 
 def override(default: Experiment, path: str, value: str) -> list[str]:
-    """Format a field and its value as words of the command line: one for flags, several for
-    tuples."""
+    """Format a field and its value as words of the command line; tuples have several."""
     path = path.removeprefix("--")
     is_flag = isinstance(flatten(default).get(path.replace("-", "_")), bool)
     if is_flag and value.lower() in ("true", "false"):

@@ -50,8 +50,7 @@ class Feed:
         return False
 
     def finished(self, run: Run, state: State, *, pruned: bool) -> State:
-        """Record the state in which a run ended, and whether it was pruned; return its final
-        state."""
+        """Record the state of a finished run, and whether it was pruned; return its final state."""
         self._num_finished += state.state != "stopped"
         return state
 

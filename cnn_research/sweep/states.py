@@ -119,8 +119,7 @@ def jobs_in_queue() -> dict[str, str] | None:
 
 
 def table(states: Mapping[Path, State]) -> str:
-    """Format counts of the states, a row per run, and reasons for failing or stopping, as
-    Markdown."""
+    """Format counts of the states, a row per run, and reasons for failing, as Markdown."""
     rows = [_row(workdir, state) for workdir, state in states.items()]
     header = ("run", "state", "epoch", "step", "validation", "time")
     reasons = [

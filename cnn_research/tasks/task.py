@@ -20,8 +20,7 @@ from cnn_research.report.page import Predictions
 from cnn_research.tasks.decode import Answer
 
 Sums = Mapping[str, tuple[jax.Array, jax.Array]]
-"""Per metric (sum, count), float32 `[]` each, which are added over batches and divided at the end.
-"""
+"""Per metric (sum, count), float32 `[]` each, added over batches and divided at the end."""
 
 
 PIXELS = "/pixels"

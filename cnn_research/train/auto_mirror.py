@@ -37,8 +37,7 @@ def may_mirror(seen: Survey) -> tuple[bool, str]:
 
 
 def choose_mirror(choices: Choices, mirror: bool, reason: str) -> bool:
-    """Choose whether to mirror images in training and evaluation; return the choice for
-    training."""
+    """Choose whether to mirror in training and evaluation; return the choice for training."""
     mirror = choices.choose("augmentation.mirror", mirror, reason)
     reason = "predictions are averaged over both" if mirror else "training images are not mirrored"
     choices.choose("evaluation.mirror", mirror, reason)

@@ -62,8 +62,7 @@ class _Best(policies.PreservationPolicy):
 
 
 class Checkpoints:
-    """The latest and the best checkpoints of a run; a context manager that waits for saves on
-    exit."""
+    """The latest and best checkpoints of a run; a context manager that waits for saves on exit."""
 
     def __init__(self, folder: Path, *, keep: int, best: tuple[str, Direction] | None):
         """Open an absolute folder; keep the latest `keep` checkpoints, and the best by a metric and

@@ -23,8 +23,7 @@ CORES = 2
 """Number of cores for which a budget is planned on every machine, as a command must choose the same
 when it resumes a run on another machine."""
 PLANNED = 0.8
-"""Fraction of a budget that is planned; the rest is for decoding images, compilation and the
-report."""
+"""Fraction of a budget that is planned; the rest is for decoding, compilation and the report."""
 
 
 def planned_operations(minutes: float, speed: float) -> float:

@@ -260,8 +260,7 @@ def model_and_splits(
     dataset: Dataset,
     say: Callable[[str], None] = lambda text: None,
 ) -> tuple[nn.Module, Mapping[str, Split]]:
-    """Return the trained network and its inputs, images or features; `say` announces their
-    computation."""
+    """Return the trained network and its inputs, images or features, which `say` announces."""
     layer = experiment.transfer.cache_after
     if not layer:
         return experiment.model, dataset.splits

@@ -72,8 +72,7 @@ class Augmentation:
     saturation: Fraction = 0.0
     """Multiply the difference from the grey image by a factor between 1 - this and 1 + this."""
     cutout: NonNegativeInt = 0
-    """Erase a square with this side in pixels, centred anywhere in the image (DeVries and Taylor
-    2017)."""
+    """Erase a square with this side in pixels, centred at random (DeVries and Taylor 2017)."""
     erasing: Fraction = 0.0
     """Random erasing: probability of erasing a box inside the image (Zhong et al. 2020)."""
     erasing_area: Shares = (0.02, 0.33)

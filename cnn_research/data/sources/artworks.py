@@ -30,8 +30,7 @@ PREPARED_SIZE = 256
 copies that are distributed."""
 
 WRONG_ENCODINGS = ("cp437", "cp1252", "latin-1")
-"""Encodings in which programs wrongly decode UTF-8; the first one in zip archives without the flag.
-"""
+"""Encodings in which programs wrongly decode UTF-8; the first, in zip archives without the flag."""
 
 NUMBER = re.compile(r"_\d+$")
 """End of a file's name, after the artist."""

@@ -200,8 +200,7 @@ class ImageFiles(Source):
     """How images with another aspect ratio are resized: `stretch` changes the ratio, `crop` cuts
     off both ends of the longer side, `pad` adds grey at both ends of the shorter side."""
     validation: Share = 0.1
-    """Fraction of train held out for validation if the data has no validation split; 0 for none.
-    """
+    """Fraction of train held out for validation if the data has no such split; 0 for none."""
     test: Share = 0.1
     """Fraction of train held out for testing if the data has no test split; 0 for none."""
     split_seed: Seed = 0

@@ -60,8 +60,7 @@ class Purification(Experiment):
     """Training of the second phase, on `Crops`. It starts from the first phase's network and trains
     only a new last layer."""
     rounds: NonNegativeInt = 3
-    """Rounds of purification, each followed by a training; with 0 there is one training on all
-    crops."""
+    """Rounds of purification, each followed by a training; 0 for one training on all crops."""
     seed_fraction: Annotated[float, Range(above=0, maximum=1)] = 0.1
     """Fraction of a class's correctly named crops that are its seeds, the most confident ones."""
     discard: Annotated[float, Range(above=0, below=1)] = 0.1
