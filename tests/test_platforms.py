@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from cnn_research.core import errors
+
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = [*ROOT.glob("cnn_research/**/*.py"), *ROOT.glob("experiments/*.py"), ROOT / "launch.py"]
 
@@ -103,6 +105,15 @@ def test_text_files_are_utf_8_on_every_system():
         for call in opened_as_text(ast.parse(file.read_text(encoding="utf-8"))):
             given = {word.arg: ast.unparse(word.value) for word in call.keywords}
             assert given.get("encoding") == "'utf-8'", f"{file}:{call.lineno}"
+
+
+# Advice ------------------------------------------------------------------------------------------
+
+
+def test_advice_on_what_to_install_needs_no_checkout(monkeypatch):
+    assert errors.install_command("serve", "onnx") == "pip install -e '.[serve,onnx]'"
+    monkeypatch.setattr(errors, "IN_CHECKOUT", False)
+    assert errors.install_command("serve") == "pip install 'cnn-research[serve]'"
 
 
 # A wheel -----------------------------------------------------------------------------------------

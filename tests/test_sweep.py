@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -177,8 +178,9 @@ def test_what_is_typed_wrong_is_answered_in_a_line(words, says, tmp_path, capsys
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_the_files_of_sweeps_are_sweeps(file, tmp_path):
-    found = definition.from_toml(file)
+def test_the_files_of_sweeps_are_sweeps_in_any_folder(file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = definition.from_toml(file.relative_to(ROOT))
     found.check()
     runs = dataclasses.replace(found, seeds=1).runs(tmp_path)
     assert [run.experiment for run in runs] == list(found.experiments)
@@ -294,6 +296,20 @@ def test_a_real_worker_runs_names_what_fails_and_keeps_its_words(tmp_path, capsy
     said = capsys.readouterr().out
     assert said.startswith("2 runs: 1 complete, 1 failed\n")
     assert "| failed " in said and "the loss is nan" in said
+
+
+@pytest.mark.slow
+def test_a_real_worker_that_is_stopped_saves(tmp_path):
+    def stop():
+        while not any(tmp_path.glob("runs/*/metrics.jsonl")):
+            time.sleep(0.1)
+        signal.raise_signal(signal.SIGTERM)
+
+    threading.Thread(target=stop, daemon=True).start()
+    assert sweep(tmp_path, "--epochs=3000", "--model.dense=8") == 75
+    (state,) = found(tmp_path)
+    assert (state.state, state.exit_code) == ("stopped", 75)
+    assert any(tmp_path.glob("runs/*/checkpoints/*/checksums.json"))
 
 
 def test_the_source_is_copied_once(tmp_path):
