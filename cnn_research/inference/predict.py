@@ -101,7 +101,7 @@ class Prediction:
 def _write_each(
     files: Sequence[Path], model: TrainedModel, nearest: Nearest | None, folder: Path
 ) -> list[Prediction]:
-    """Predict each image, and write its line of predictions.jsonl and the files of its own."""
+    """Predict each image, and write its line of predictions.jsonl and its own files."""
     task, heads = model.experiment.fitted_task, model.heads
     predictions: list[Prediction] = []
     outputs_of_files = outputs_of(files, model, features=nearest is not None)

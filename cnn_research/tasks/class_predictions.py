@@ -198,7 +198,7 @@ class ClassPredictions(CalibratedPredictions):
         return ranked.set_index(places[ranked.index])
 
     def common_classes(self, most: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-        """Yield name, membership (bool `[labelled]`) and probability (float64) of main classes."""
+        """Yield name, members (bool `[labelled]`) and probability (float64) of common classes."""
         known = self.labels != MISSING
         labels, shares = self.labels[known], self.probabilities()[known]
         counts = np.bincount(labels[labels >= 0], minlength=len(self.class_names))

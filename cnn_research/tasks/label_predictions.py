@@ -159,7 +159,7 @@ class LabelPredictions(CalibratedPredictions):
         yield pictures_table(shown, places, folder, f"mistakes{suffix}", columns, rows)
 
     def common_classes(self, most: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-        """Yield name, membership (bool `[examples]`) and probability (float64) of main labels."""
+        """Yield name, members (bool `[examples]`) and probability (float64) of common labels."""
         counts = self.labels.sum(axis=0)
         for index in np.sort(np.argsort(-counts, kind="stable")[:most]):
             if counts[index]:

@@ -191,7 +191,7 @@ class FeatureCache:
         }
 
     def read(self, say: Callable[[str], None]) -> dict[str, Split]:
-        """Return the splits with features for images; `say` prints whether they are computed."""
+        """Return the splits with features for images; `say` announces their computation."""
 
         def write(temporary: Path) -> None:
             say(f"Computing {self._what}, once.")

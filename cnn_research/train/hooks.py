@@ -68,7 +68,7 @@ def _views(
     logs: bool = False,
     reasons: list[str] | None = None,
 ) -> list[tuple[Callback, View]]:
-    """Return callbacks with their views of a run, which log if `logs` and stop to `reasons`."""
+    """Return callbacks with views of a run; `logs` enables `log`, and `reasons` collects stops."""
     session, state = job.session, state or run.state
     step = int(state.step)
     epoch = job.plan.epoch_at(step)

@@ -1,4 +1,4 @@
-"""The training loop of all experiments: restore -> steps -> evaluate -> save -> report."""
+"""The training loop: restore -> steps -> evaluate -> save -> report."""
 
 from __future__ import annotations
 
