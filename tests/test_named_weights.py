@@ -129,7 +129,7 @@ def test_none_is_from_scratch():
             "--pretrained=efficientnet_lite0 --model.variant=torch",
             "--model.variant is torch, but the weights efficientnet_lite0 were trained with tensor",
         ),
-        ("image_folder", "--pretrained=resnet18 --model.pool=all", "no field --model.pool"),
+        ("image_folder", "--pretrained=resnet18 --model.pool=all", "unknown field --model.pool"),
     ],
 )
 def test_names_that_do_not_fit_are_refused(experiment, words, message):

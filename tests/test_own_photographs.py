@@ -374,7 +374,7 @@ def test_a_few_images_tell_whether_left_and_right_matter(kind, tmp_path, monkeyp
         ("image_folder", "--budget=0", "--budget is '0': must be a number"),
         ("image_folder", "--budget=nan", "--budget is 'nan': must be a number"),
         ("image_folder", "--budget", "--budget is '': must be a number"),
-        ("image_folder", "--budgt=9", "no field --budgt (did you mean 'budget'?)"),
+        ("image_folder", "--budgt=9", "unknown field --budgt (did you mean 'budget'?)"),
         ("digits_cnn", "--budget=9", "digits_cnn has no time budget: set --epochs"),
     ],
 )

@@ -174,9 +174,11 @@ def test_a_count_sketch_keeps_inner_products():
 def test_what_predict_refuses(digits, tmp_path):
     with pytest.raises(UsageError, match="--mode=predict needs --input=IMAGES"):
         run(DIGITS, digits / "run", "predict")
-    with pytest.raises(UsageError, match="--input goes with --mode=predict"):
+    with pytest.raises(UsageError, match="--input works only with --mode=predict"):
         run(DIGITS, digits / "run", "evaluate", "image.png")
-    with pytest.raises(UsageError, match="--neighbours goes with --mode=predict; got --mode=eval"):
+    with pytest.raises(
+        UsageError, match="--neighbours works only with --mode=predict; got --mode=eval"
+    ):
         run(DIGITS, digits / "run", "evaluate", neighbours=3)
     with pytest.raises(UserError, match="has the extension of an image"):
         run(DIGITS, digits / "run", "predict", str(tmp_path))

@@ -245,7 +245,7 @@ def test_fields_of_the_task_on_the_command_line():
     assert changed.data.number == ("price", "weight")
     digits = with_overrides(lookup("digits_mlp").experiment(), ["--task.label-smoothing=0.2"])
     assert digits.task == Classification(label_smoothing=0.2)
-    with pytest.raises(UsageError, match=r"no field --task\.label-smoothing"):
+    with pytest.raises(UsageError, match=r"unknown field --task\.label-smoothing"):
         with_overrides(year, ["--task.label-smoothing=0.2"])
 
 

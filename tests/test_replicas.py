@@ -141,7 +141,7 @@ def test_what_cannot_be_replicated_is_refused(one_by_one, tmp_path):
     for count in (2, 10**11):
         with pytest.raises(UsageError, match=r"--seed is \d+: must be from 0 to 4294967295"):
             run(last, tmp_path, replicas=count)
-    with pytest.raises(UsageError, match="--replicas goes with --mode=train"):
+    with pytest.raises(UsageError, match="--replicas works only with --mode=train"):
         run(SEVERAL, tmp_path, "evaluate", replicas=2)
     with pytest.raises(UsageError, match="must be 1 or more"):
         run(SEVERAL, tmp_path, replicas=0)

@@ -399,7 +399,7 @@ def test_a_profiled_run_is_the_same_run_and_leaves_a_trace(alone, tmp_path, caps
 
     run(TINY, tmp_path, profile=True)
     assert "Nothing was profiled" in capsys.readouterr().out
-    with pytest.raises(UsageError, match="--profile goes with --mode=train"):
+    with pytest.raises(UsageError, match="--profile works only with --mode=train"):
         run(TINY, tmp_path, "evaluate", profile=True)
 
 

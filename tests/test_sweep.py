@@ -155,7 +155,7 @@ def test_what_launch_refuses_a_sweep_refuses_in_the_same_words(words, tmp_path, 
             "lower end first",
         ),
         (["--experiment=digits_mlp", "--search=epochs=0..1 log", "--trials=2"], "above 0"),
-        (["--experiment=digits_mlp", "--search=sed=1..2", "--trials=2"], "no field --sed"),
+        (["--experiment=digits_mlp", "--search=sed=1..2", "--trials=2"], "unknown field --sed"),
         (
             ["--experiment=pooling_types", "--search=num-seeds=1..2", "--trials=2"],
             "is not a training",

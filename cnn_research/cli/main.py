@@ -199,7 +199,7 @@ def nothing_to_run(words: list[str], workdir: Path | None) -> UserError:
         name = word.partition("=")[0].removeprefix("--")
         near = did_you_mean(name, list(LAUNCHER_FLAGS))
         if near:
-            return UsageError(f"there is no flag --{name}{near}")
+            return UsageError(f"unknown flag --{name}{near}")
     if FLAGS.mode in TRAINING_MODES:
         return UsageError(f"name the experiment: `{PROGRAM} NAME`; `{PROGRAM} --list` shows all")
     if workdir is None:

@@ -126,7 +126,7 @@ def bind_mode(
         if not chosen.takes(option):
             takers = "|".join(key for key, each in modes.items() if each.takes(option))
             where = f"--mode={takers}" if takers else "other kinds of experiments"
-            raise UsageError(f"--{option} goes with {where}; got --mode={name}")
+            raise UsageError(f"--{option} works only with {where}; got --mode={name}")
         fewest = {"neighbours": 1, "replicas": 1, "folds": 2}.get(option)
         if fewest and given[option] < fewest:
             raise UsageError(f"--{option} is {given[option]}: must be {fewest} or more")

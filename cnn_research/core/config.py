@@ -69,7 +69,7 @@ def parse_fields(
         if word.startswith("--") and field_of(word, fields) is None:
             name = word.partition("=")[0].removeprefix("--").replace("_", "-")
             near = nearest_field(name, [*(f.replace("_", "-") for f in fields), *flags])
-            raise UsageError(f"there is no field --{name}{near}; `{command} --help` shows all")
+            raise UsageError(f"unknown field --{name}{near}; `{command} --help` shows all")
     box = io.StringIO()
     try:
         # A default that does not have its field's type is an error later, so tyro need not warn.
