@@ -112,7 +112,7 @@ def test_which_files_are_taken(tmp_path, capsys):
         return [file.name for file in predict.image_files(str(tmp_path / source))]
 
     assert names("") == ["a.png", "b.JFIF", "c.avif"]
-    assert "2 other files" in capsys.readouterr().out
+    assert "Skipped 2 files" in capsys.readouterr().out
     assert names("b*") == ["b.JFIF", "bare"]
     assert names("bare") == ["bare"]
     with pytest.raises(UserError, match="no such file or folder"):

@@ -374,12 +374,24 @@ def test_a_full_disk_ends_in_one_line_and_keeps_the_checkpoint_before(tmp_path, 
         with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:
             cli.main(cli.parse_flags(["launch.py", *words, "--epochs=2"]))
         assert end.value.code == 1
-        last = capsys.readouterr().err.splitlines()[-1]
+        said = capsys.readouterr().err
+        assert "Traceback" not in said
+        last = said.splitlines()[-1]
         assert last.startswith("error: ") and "the disk is full" in last and "free some" in last
         assert digest(state_of(disk / "run")) == before
     finally:
         # Lazily: threads of the save that failed may still hold a file.
         subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_device_without_memory_is_no_full_disk(tmp_path):
+    def said(text):
+        return str(checkpoint._save_error(ValueError(text), tmp_path, 3))
+
+    assert "the disk is full" in said(
+        "RESOURCE_EXHAUSTED: Failed to write: No space left on device"
+    )
+    assert said("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes").startswith("out of memory")
 
 
 # Profiles ----------------------------------------------------------------------------------------

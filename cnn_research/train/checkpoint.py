@@ -28,11 +28,13 @@ from orbax.checkpoint import checkpoint_managers as policies
 from cnn_research.core import metrics
 from cnn_research.core.distributed import is_out_of_memory
 from cnn_research.core.errors import UserError, out_of_memory
-from cnn_research.core.files import sha256_of, write_text
+from cnn_research.core.files import free_bytes, sha256_of, write_text
 from cnn_research.core.metrics import Direction
 from cnn_research.train.state import TrainState
 
 CHECKSUMS = "checksums.json"
+METADATA_BYTES = 2**18
+"""Size of a checkpoint without its arrays, at most."""
 
 
 @dataclasses.dataclass
@@ -113,6 +115,10 @@ class Checkpoints:
                 return
             # Saved when a signal stopped its evaluation; replaced by the same state with metrics.
             self._manager.delete(step)
+        needed = METADATA_BYTES + sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        if free_bytes(self.folder) < needed:
+            # Found before Orbax's threads fail, each with a traceback.
+            raise _save_error(OSError("No space left on device"), self.folder, step)
         # Training continues during the save and overwrites its donated buffers.
         snapshot = jax.tree.map(jnp.copy, state)
         try:
