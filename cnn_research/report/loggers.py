@@ -273,7 +273,7 @@ class MLflow(Logger):
     experiment: str = ""
     """Experiment; empty for `MLFLOW_EXPERIMENT_NAME`, or `Default`."""
     tracking_uri: str = ""
-    """Server, folder or database (`sqlite:///mlflow.db`); empty for `MLFLOW_TRACKING_URI`."""
+    """Address of a server, a folder or an SQLite database; empty for `MLFLOW_TRACKING_URI`."""
 
     def open(self, workdir: Path, config: Any, last_kept: int) -> Mirror:
         from mlflow import MlflowClient

@@ -21,7 +21,7 @@ class OptimizerConfig(abc.ABC):
 
     Register a subclass to use any optax optimizer in a config. It declares its fields and returns
     the transformation from `update`. Frozen layers, learning rates per layer and exact resuming
-    work as with `Optimizer`:
+    work as with `Optimizer`::
 
         @register_config
         @dataclasses.dataclass(frozen=True)
