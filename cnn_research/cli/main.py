@@ -120,7 +120,7 @@ def main(argv: Sequence[str]) -> None:
 def launch(words: list[str]) -> None:
     """Run the command with the words that absl did not parse: the experiment's name, unless given
     by `--experiment`, overrides of fields, and optionally `--help`."""
-    for name in FLAGS["import"].value:
+    for name in FLAGS["import"].value or ():
         import_outside(name)
     workdir = Path(FLAGS.workdir) if FLAGS.workdir else None
     if FLAGS.list:
@@ -134,7 +134,7 @@ def launch(words: list[str]) -> None:
                 f"no experiment or command is named '{name}'{near}; `{PROGRAM} --list` shows all "
                 "experiments"
             )
-        FLAGS.experiment = name
+        FLAGS.experiment = name  # type: ignore[assignment]
     saved = saved_experiment(workdir)
     if saved is None and FLAGS.experiment is None:
         if not any(map(asks_for_help, words)):

@@ -34,7 +34,7 @@ from cnn_research.train.state import TrainState
 
 CHECKSUMS = "checksums.json"
 METADATA_BYTES = 2**18
-"""Size of a checkpoint without its arrays, at most."""
+"""Maximum size of a checkpoint without its arrays."""
 
 
 @dataclasses.dataclass
@@ -117,7 +117,7 @@ class Checkpoints:
             self._manager.delete(step)
         needed = METADATA_BYTES + sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         if free_bytes(self.folder) < needed:
-            # Found before Orbax's threads fail, each with a traceback.
+            # Checked in advance, as Orbax's threads would print tracebacks.
             raise _save_error(OSError("No space left on device"), self.folder, step)
         # Training continues during the save and overwrites its donated buffers.
         snapshot = jax.tree.map(jnp.copy, state)
