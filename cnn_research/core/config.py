@@ -34,7 +34,8 @@ def with_fields(config: Any, values: Mapping[str, Any]) -> Any:
         if isinstance(config, tuple):
             parts = {str(index): part for index, part in enumerate(config)}
         if name not in parts:
-            near = did_you_mean(name, list(parts))
+            flags = [part.replace("_", "-") for part in parts]
+            near = nearest_field(name.replace("_", "-"), flags).replace("-", "_")
             raise UsageError(f"{type(config).__name__} has no field '{name}'{near}")
         changed = with_fields(parts[name], {rest: value}) if rest else value
         if isinstance(config, tuple):

@@ -69,12 +69,14 @@ def check_ranges(config: Any, path: str = "") -> None:
 
 
 def _in_words(hint: Any) -> str:
-    """Describe a field's type: `sgd or adam`, `int`, `tuple[int, ...]`."""
+    """Describe a field's type for an error: `sgd or adam`, `a number`, `tuple[int, ...]`."""
     if typing.get_origin(hint) is Annotated:
         return _in_words(hint.__origin__)
     if typing.get_origin(hint) is Literal:
         return " or ".join(map(str, typing.get_args(hint)))
-    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+    words = {int: "a whole number", float: "a number", str: "a text", bool: "True or False"}
+    is_class = isinstance(hint, type) and not typing.get_args(hint)
+    return words.get(hint) or (hint.__name__ if is_class else str(hint))
 
 
 def _check(value: Any, path: str, declared: Range) -> None:
