@@ -17,6 +17,10 @@ import pytest
 from PIL import Image
 
 from cnn_research.core import errors
+from cnn_research.core.experiment import lookup
+from cnn_research.inference.predict import stems
+from cnn_research.report.page import file_suffixes
+from cnn_research.sweep.definition import Sweep, plan_run
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = [*ROOT.glob("cnn_research/**/*.py"), *ROOT.glob("experiments/*.py"), ROOT / "launch.py"]
@@ -105,6 +109,21 @@ def test_text_files_are_utf_8_on_every_system():
         for call in opened_as_text(ast.parse(file.read_text(encoding="utf-8"))):
             given = {word.arg: ast.unparse(word.value) for word in call.keywords}
             assert given.get("encoding") == "'utf-8'", f"{file}:{call.lineno}"
+
+
+# Names of files ----------------------------------------------------------------------------------
+
+
+def test_names_of_files_are_good_on_every_system(tmp_path):
+    awful = ["kind", "Kind", 'a<b>:"/\\|?*', "größer "]
+    suffixes = file_suffixes(awful).values()
+    sweep = Sweep(experiments=("digits_mlp",))
+    run = plan_run(sweep, lookup("digits_mlp").experiment(), [], tmp_path, awful)
+    for name in (*suffixes, run.workdir.name):
+        assert not set(name) & set('<>:"/\\|?*') and name.strip(" .") == name
+    names = [*stems([Path("a/1.png"), Path("b/1.PNG"), Path("c/1.png")])]
+    for unique in (suffixes, names):
+        assert len({name.lower() for name in unique}) == len(unique)
 
 
 # Advice ------------------------------------------------------------------------------------------

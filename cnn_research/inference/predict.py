@@ -203,8 +203,8 @@ def stems(files: Sequence[Path]) -> Iterator[str]:
     for file in files:
         # Names have at most 255 bytes, including an extension.
         name = printable(file.name).encode()[:200].decode("utf-8", "ignore")
-        uses[name] += 1
-        yield name if uses[name] == 1 else f"{name}-{uses[name]}"
+        number = uses[name.lower()] = uses[name.lower()] + 1  # a Mac's disk knows no case
+        yield name if number == 1 else f"{name}-{number}"
 
 
 def outputs_of(

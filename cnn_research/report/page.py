@@ -92,7 +92,8 @@ class Predictions(abc.ABC):
 def file_suffixes(heads: Sequence[str]) -> dict[str, str]:
     """Make each head's suffix of file names: `_` and its name, or "" if there is only one head.
 
-    Characters that are unsafe in file names become `_`; duplicates are numbered.
+    Characters that are unsafe in file names become `_`; names that differ at most in case are
+    numbered.
     """
     if len(heads) == 1:
         return {heads[0]: ""}
@@ -100,7 +101,7 @@ def file_suffixes(heads: Sequence[str]) -> dict[str, str]:
     for head in heads:
         plain = suffix = "_" + re.sub(r"[^\w.=+-]+", "_", head)[:LONGEST_SUFFIX]
         number = 1
-        while suffix in suffixes.values():
+        while suffix.lower() in map(str.lower, suffixes.values()):
             number += 1
             suffix = f"{plain}-{number}"
         suffixes[head] = suffix
