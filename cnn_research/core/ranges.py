@@ -74,7 +74,7 @@ def _in_words(hint: Any) -> str:
         return _in_words(hint.__origin__)
     if typing.get_origin(hint) is Literal:
         return " or ".join(map(str, typing.get_args(hint)))
-    words = {int: "a whole number", float: "a number", str: "a text", bool: "True or False"}
+    words = {int: "a whole number", float: "a number", str: "text", bool: "True or False"}
     is_class = isinstance(hint, type) and not typing.get_args(hint)
     return words.get(hint) or (hint.__name__ if is_class else str(hint))
 

@@ -203,7 +203,7 @@ def stems(files: Sequence[Path]) -> Iterator[str]:
     for file in files:
         # Names have at most 255 bytes, including an extension.
         name = printable(file.name).encode()[:200].decode("utf-8", "ignore")
-        number = uses[name.lower()] = uses[name.lower()] + 1  # a Mac's disk knows no case
+        number = uses[name.lower()] = uses[name.lower()] + 1  # ignoring case, like macOS
         yield name if number == 1 else f"{name}-{number}"
 
 

@@ -217,7 +217,7 @@ def from_toml(file: Path) -> Sweep:
 
 def _of(kind: type, value: Any, name: str) -> Any:
     if not isinstance(value, kind) or isinstance(value, bool):
-        words = {list: "a list", dict: "a table", str: "a string", int: "a whole number"}
+        words = {list: "a list", dict: "a table", str: "text", int: "a whole number"}
         raise TypeError(f"'{name}' is {value!r}: must be {words[kind]}")
     return value
 
