@@ -234,7 +234,9 @@ def test_a_selection_goes_by_what_the_task_measures(task):
         if metric in task.metrics:
             training.check()
         else:
-            with pytest.raises(UsageError, match=f"selection.metric is {metric}.* take .* or loss"):
+            with pytest.raises(
+                UsageError, match=f"selection.metric is {metric}.* choose .* or loss"
+            ):
                 training.check()
 
 
