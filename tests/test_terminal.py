@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from absl.testing import flagsaver
+from docstring_parser import parse_from_object
 from PIL import Image
 
 from cnn_research.cli import doctor
@@ -25,6 +26,7 @@ from cnn_research.core.progress import Progress, Tally
 from cnn_research.core.terminal import print_table, show
 from cnn_research.report import __main__ as report
 from cnn_research.sweep import states
+from cnn_research.train.config import Training
 
 pty = pytest.importorskip("pty", reason="there are no pseudo-terminals on Windows")
 pytestmark = pytest.mark.usefixtures("no_report")
@@ -112,8 +114,10 @@ def test_help_fits():
     assert fields[:3] == ["--epochs", "--batch-size", "--seed"]
     assert "--optimizer.learning-rate" in fields and "--help=augmentation" in fields
     assert "--augmentation.mixup" not in fields
+    # The lines of a docstring are one paragraph.
+    texts = {p.arg_name: p.description for p in parse_from_object(Training).params}
     whole = " ".join(" ".join(lines).split())
-    assert "memory of one part. Batch norm sees" in whole
+    assert "\n" in texts["accumulate"] and " ".join(texts["accumulate"].split()) in whole
     part = plain(answer_to("digits_cnn", "--help=augmentation"))
     assert any(line.startswith("  --augmentation.mixup FLOAT") for line in part)
 
