@@ -39,7 +39,7 @@ def main() -> None:
     write_photographs(runs)
     launch(runs / "digits", "--experiment=digits_cnn")
     launch(runs / "fashion_mnist", "--experiment=fashion_mnist_cnn")
-    few = ("--pretraining.epochs=60", "--training.epochs=150")
+    few = ("--pretraining.epochs=60", "--training.epochs=40")
     launch(runs / "palette", "--experiment=palette", *few)
     launch(runs / "palette", "--mode=predict", f"--input={runs / 'photographs'}")
     head = ("--pretrained=efficientnet_lite0", "--epochs=0", "--data.near-duplicates=list")
