@@ -293,7 +293,7 @@ def test_a_regression_has_features_too(tmp_path, monkeypatch):
         ({"run": ""}, "--run is missing"),
         ({"units": 0}, "--units is 0"),
         ({"example": 300}, "--example is 300: the split has images 0 to 299"),
-        ({"target_class": "77"}, r"no class '77' \(did you mean '7'\?\); there are 0, 1"),
+        ({"target_class": "77"}, r"no class '77' \(did you mean '7'\?\); the classes are 0, 1"),
         ({"cam_layer": "Conv_9"}, r"no layer 'Conv_9' has a map \(did you mean"),
     ],
 )

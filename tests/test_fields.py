@@ -30,10 +30,14 @@ def refusal(model: str, words: list[str]) -> str:
 @pytest.mark.parametrize(
     ("model", "words", "message"),
     [
-        ("wide_resnet28_10", "--model.depth=27", "--model.depth is 27: must be 6 n + 4, as 16, 22"),
+        (
+            "wide_resnet28_10",
+            "--model.depth=27",
+            "--model.depth is 27: must be 6 n + 4, such as 16",
+        ),
         ("wide_resnet28_10", "--model.depth=4", "--model.depth is 4: must be 6 n + 4"),
         ("wide_resnet28_10", "--model.width=0", "--model.width is 0: must be above 0"),
-        ("resnet20_cifar", "--model.depth=21", "--model.depth is 21: must be 6 n + 2, as 20, 32"),
+        ("resnet20_cifar", "--model.depth=21", "--model.depth is 21: must be 6 n + 2, such as 20"),
         ("resnet20_cifar", "--model.features 16 32", "--model.features is 16 32: must be three"),
         ("resnet20_cifar", "--model.features 64 32 16", "--model.features is 64 32 16: must be"),
         ("resnet9", "--model.features 32 64", "must have one entry per stage"),

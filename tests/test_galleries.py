@@ -316,7 +316,7 @@ def test_kernels_are_read_as_written():
         (PoolingPyramid(size=(0, 5)), "--size"),
         (Augmentations(size=(0, 5)), "--size"),
         (Augmentations(draws=0), "--draws is 0"),
-        (Augmentations(augmentation=Augmentation()), "nothing to show"),
+        (Augmentations(augmentation=Augmentation()), "has all changes off"),
         (Augmentations(augmentation=Augmentation(mirror=True, size=(9, 9))), "use --size"),
         (PoolingPyramid(rounds=0), "--rounds is 0"),
         (PoolingPyramid(size=(8, 100), rounds=4), "can be halved 3 times"),

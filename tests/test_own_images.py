@@ -215,7 +215,7 @@ def test_a_table_names_its_images_and_heads(tmp_path):
         assert fitted("image_table", path, word)[0].data.image == f"pictures/{{{name}}}.jpg"
         table.write_text(table.read_text().replace(f"{name},", "id,"))
     table.write_text("id price\n1 2\n")
-    with pytest.raises(UsageError, match="no column 'image', and none of id price names files"):
+    with pytest.raises(UsageError, match="no column 'image', and none of id price contains names"):
         fitted("image_table", path)
 
 

@@ -219,7 +219,7 @@ def without_heads(export, tmp_path):
         ("taken", "cannot listen on port", 1),
         ("no export", "contains no export", 1),
         ("damaged", "is damaged", 1),
-        ("no heads", "lacks heads", 1),
+        ("no heads", "are missing", 1),
         ("no host", "is not an address", 2),
         ("no batch", "--max-batch must be above 0", 2),
     ],
