@@ -221,7 +221,7 @@ def test_features_of_a_run(trained, tmp_path):
     text = (report / "report.md").read_text()
     assert "1 of 2 convolutions are shown" in text
     assert "Conv_0: 2 of 16 units" in text
-    assert "Searched: 40 of the split's 300 images" in text
+    assert "40 of the split's 300 images were searched" in text
     assert "at the output of BatchNorm_1, 4x4x32" in text
     events = EventAccumulator(str(tmp_path / "features" / "events" / "report"))
     events.Reload()
