@@ -308,7 +308,7 @@ BAD = {
         changed("480, np.int32", "-1, np.int32"),
         "Sky.load fails: ValueError: negat",
     ),
-    "no training split": (changed('"train":', '"training":'), "has no split 'train'"),
+    "no training split": (changed('"train":', '"training":'), "Sky.load returned no split 'train'"),
     "a network without outputs": (
         changed("num_classes: int = 4", "n: int = 4"),
         "num_classes: int",

@@ -138,8 +138,6 @@ class Dataset:
     window: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        if "train" not in self.splits:
-            raise UserError(f"data set {self.name} has no split 'train': {list(self.splits)}")
         for split_name, split in self.splits.items():
             where = f"data set {self.name}, split {split_name}"
             if split.images.dtype != np.uint8 or split.images.ndim != 4:

@@ -28,6 +28,8 @@ def load(source: Any) -> Dataset:
     if not isinstance(dataset, Dataset):
         kind = type(dataset).__name__
         raise UsageError(f"{name}.load returned a {kind}: it must return a cnn_research.Dataset")
+    if "train" not in dataset.splits:
+        raise UsageError(f"{name}.load returned no split 'train', but {', '.join(dataset.splits)}")
     return dataset
 
 
