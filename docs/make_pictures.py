@@ -152,6 +152,7 @@ def draw_filters(figure: object, grid: GridSpec) -> None:
 
 def grad_cam_of_both(runs: Path) -> tuple[np.ndarray, list[np.ndarray]]:
     """Both photographs side by side, uint8 `[height, width, 3]`, and under a map of each class."""
+    import jax
     import jax.numpy as jnp
 
     from cnn_research.models.layer_outputs import grad_cam, layers
@@ -166,7 +167,9 @@ def grad_cam_of_both(runs: Path) -> tuple[np.ndarray, list[np.ndarray]]:
     network, variables = model.experiment.model, model.host_variables
     layer = cam_layer(layers(network, variables, montage.shape), "")
     pixels = scaled(jnp.asarray(np.stack([montage] * 2)), model.experiment)
-    maps, _ = grad_cam(network, variables, pixels, jnp.arange(2), layer.path)
+    maps, _ = jax.jit(lambda v, x: grad_cam(network, v, x, jnp.arange(2), layer.path))(
+        variables, pixels
+    )
     return montage, [overlaid(montage, each) for each in np.asarray(maps)]
 
 
