@@ -1,4 +1,4 @@
-.PHONY: env train test slow lint tables docs
+.PHONY: env train test slow newest lint tables docs
 
 env: .venv/bin/python
 .venv/bin/python: setup.cfg constraints.txt
@@ -13,6 +13,11 @@ test: env
 
 slow: env
 	.venv/bin/python -m pytest -m slow
+
+newest:
+	python3.13 -m venv .venv-newest
+	.venv-newest/bin/pip install -q -c constraints-newest.txt -e ".[dev]"
+	.venv-newest/bin/python -m pytest
 
 lint: env
 	.venv/bin/ruff check .

@@ -1,9 +1,9 @@
-"""Trains an experiment with several seeds and writes down its test figures, mean and deviation.
+"""Train an experiment with several seeds, and record the mean and deviation of its test metrics.
 
     python -m benchmarks.accuracy fashion_mnist_cnn --seeds 5
 
-Runs stand in `runs/NAME/seed-N`; one that is finished already is not trained again. Other flags
-override fields of every experiment named, as in `--data.path=FOLDER`.
+Runs are in `runs/NAME/seed-N`; finished ones are not trained again. Other options override fields
+of all named experiments, such as `--data.path=FOLDER`.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
-"""One training step of every full-size architecture: compilation, steps a second, peak memory.
+"""One train step of every full-size architecture: compilation, steps per second, peak memory.
 
 python -m benchmarks.architectures --output results/architectures.json
 
 The runner's own step on a batch of 8 images of the published size, with SGD and momentum, in
-float32. Each architecture is a process of its own, whose peak memory is that of the whole program,
-compilation included. Worth something on an idle machine only; takes a quarter of an hour on two
-cores.
+float32. Each architecture has its own process, whose peak memory is that of the whole program,
+including compilation. Run it on an idle machine; it takes a quarter of an hour on two cores.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ def main(options):
 
 
 def step_of(name: str) -> dict[str, Any]:
-    """Trains a registered architecture for a few steps on noise, keeping freed memory."""
+    """Train a registered architecture for a few steps on noise, keeping freed memory."""
     import jax
 
     from benchmarks.steps import mean_loss, noise, steps_of

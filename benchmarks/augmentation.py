@@ -1,11 +1,11 @@
-"""What augmentation adds to the train step of document 002's network Red 1, change by change.
+"""What augmentation adds to the train step of the painters paper's network Red 1, change by change.
 
     python -m benchmarks.augmentation --output results/augmentation.json
 
-Each round takes one turn of every augmentation and of none, so that a disturbance of the machine
-falls on all of them alike: what is added is the median over rounds of the difference to that
-round's plain step. The augmentation compiled alone, without a train step, is timed too. The numbers
-are worth something on an idle machine only; takes some minutes on two cores.
+Each round has one turn of every augmentation and of none, so that disturbances affect all alike;
+the cost is the median over rounds of the difference to that round's plain step. The augmentation on
+its own, without a train step, is timed, too. Run it on an idle machine; it takes some minutes on
+two cores.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from benchmarks.results import flag, measurement, row
 
 TARGET = 0.05
 BATCH = 32
-PLAIN, SIX = "none", "document 002's six, one of them each"
+PLAIN, SIX = "none", "the painters paper's six, one of them each"
 
 
 def augmentations():
@@ -104,7 +104,7 @@ def main(options):
     states = steps[PLAIN].states
     for turn in range(options.rounds + 1):
         for name in steps:
-            # All train one state in turns: what it holds takes no time.
+            # All train the same state in turns, as its values do not affect the time.
             started = time.perf_counter()
             for _ in range(options.steps):
                 states, _ = steps[name](states)
@@ -139,8 +139,8 @@ def main(options):
     share = added[SIX] / plain
     rows = [
         row(
-            "what document 002's six augmentations add to the train step of its network Red 1, "
-            f"{options.side}x{options.side}x3, {BATCH} images",
+            "cost of the painters paper's six augmentations in the train step of its network "
+            f"Red 1, {options.side}x{options.side}x3, {BATCH} images",
             "at most 5 %",
             f"{100 * share:.1f} % ({added[SIX]:.0f} of {plain:.0f} ms)",
             share <= TARGET,

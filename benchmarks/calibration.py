@@ -1,10 +1,10 @@
-"""Calibration of runs: its expected error before and after, and the curves as pictures.
+"""Calibration of runs: expected calibration error before and after, and reliability curves.
 
     python -m benchmarks.calibration --runs runs/cifar10_best runs/artworks_best \\
         --pictures docs/pictures --output results/calibration.json
 
-Each run is evaluated anew, which fits the temperature to its validation split; the figures are the
-test's. The curves stand in the pictures' folder, as `reliability_RUN.png`.
+Each run is evaluated again, which fits the temperature to its validation split; the metrics are
+those of the test split. Curves are written to the pictures' folder as `reliability_RUN.png`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cnn_research.core.config import from_dict
 
 
 def calibrated(workdir: Path, pictures: Path) -> dict[str, Any]:
-    """Evaluates a run as it was last evaluated; its evaluation before and after."""
+    """Evaluate a run as before; return its evaluation before and after."""
     before = folders.read_json(workdir / folders.EVALUATION)
     run(from_dict(folders.evaluated_config(workdir)), workdir, "evaluate")
     pictures.mkdir(parents=True, exist_ok=True)
@@ -32,13 +32,13 @@ def calibrated(workdir: Path, pictures: Path) -> dict[str, Any]:
 
 
 def rows_of(name: str, found: dict[str, Any]) -> list[Row]:
-    """A row for each head of a run."""
+    """Make one row per head of a run."""
     rows, after = [], found["after"]
     if not after["calibration"]:
-        raise RuntimeError(f"{name}: no temperature was fitted, for want of validation images")
+        raise RuntimeError(f"{name}: no temperature was fitted, as there are no validation images")
     for head, fitted in after["calibration"].items():
         figures, old = (each.get("test", {}) for each in (after, found["before"]))
-        # Of several heads, each has its own figures.
+        # With several heads, each has its own metrics.
         figures, old = figures.get(head, figures), old.get(head, old)
         error, plain = figures["ECE"], figures["ECE before calibration"]
         same = old.get("accuracy", figures.get("accuracy")) == figures.get("accuracy")

@@ -1,14 +1,14 @@
-"""The colour of a product's photograph: rounds of purification, flipped labels, and voting.
+"""Colour names of product photographs: rounds of purification, flipped labels, and voting.
 
     python -m benchmarks.colour_names --photos=PHOTOS --names=FOLDER \\
         --output results/colour_names.json
 
-Trains `colour_names` with three seeds, and again with labels that are wrong on purpose, in
-`runs/colour_names/flipped-SHARE/seed-SEED`; what is complete there is not trained again, and each
-seed's first phase is trained once for all shares. PHOTOS is the folder or archive of the first
-phase's photographs; FOLDER has `w2c11.mat` and `xkcd_rgb.txt`, by which the pixels of a test image
-vote: each for its most probable name, or for that of the nearest XKCD colour whose name ends in
-one of the eleven.
+Trains `colour_names` with three seeds, and again with deliberately wrong labels, in
+`runs/colour_names/flipped-SHARE/seed-SEED`; complete runs are not trained again, and each seed's
+first phase is trained once for all shares. PHOTOS is the folder or archive of the first phase's
+photographs. FOLDER has `w2c11.mat` and `xkcd_rgb.txt`, by which the pixels of a test image vote for
+their most probable name, or for that of the nearest XKCD colour whose name ends in one of the
+eleven.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def main(options):
             row(
                 f"points gained by {len(seeds[0]) - 1} rounds of purification"
                 + (f", {float(share):.0%} of the training labels flipped" if flipped else ""),
-                ">= 3" if flipped else "whatever it is",
+                ">= 3" if flipped else "as measured",
                 f"{statistics.fmean(gains):+.1f} ({', '.join(f'{gain:+.1f}' for gain in gains)}), "
                 f"from {statistics.fmean(rounds[0] for rounds in seeds):.3f}",
                 statistics.fmean(gains) >= 3 or not flipped,
@@ -83,7 +83,7 @@ def main(options):
 
 
 def trained(share: float, seed: int, photos: Path, again: bool) -> list[float]:
-    """The balanced test accuracy of each round; `again`: the first phase is that of share 0."""
+    """Balanced test accuracy of each round; with `again` the first phase is that of share 0."""
     runs = ROOT / "runs" / "colour_names"
     workdir = runs / f"flipped-{share:g}" / f"seed-{seed}"
     if again and not (workdir / "ss_cnn").exists():
@@ -101,8 +101,8 @@ def trained(share: float, seed: int, photos: Path, again: bool) -> list[float]:
 
 
 def voting(names: Path) -> dict[str, float]:
-    """The balanced accuracy of each vote, on the middle of an image and on all of it."""
-    from experiments.palette import colour_names
+    """Balanced accuracy of each vote, by the centre of an image and by the whole image."""
+    from cnn_research.experiments.palette import colour_names
 
     crops = colour_names().naming.data
     ways: Mapping[str, Votes] = {
@@ -133,7 +133,7 @@ def lab_of(image: np.ndarray) -> np.ndarray:
 
 
 def by_probability(file: Path) -> Votes:
-    """The most probable name at the nearest point of the grid."""
+    """Vote for the most probable name at the nearest point of the grid."""
     import scipy.io
 
     table = scipy.io.loadmat(file)["w2cBLall"].reshape(*reversed(GRID), len(TERMS)).argmax(axis=-1)
@@ -147,7 +147,7 @@ def by_probability(file: Path) -> Votes:
 
 
 def by_nearest(file: Path) -> Votes:
-    """The term at the end of the name of the nearest colour, in CIELAB."""
+    """Vote for the term at the end of the nearest colour's name, in CIELAB."""
     terms, codes = named(file.read_text().splitlines())
     colours = lab_of(np.array([list(bytes.fromhex(code)) for code in codes], np.uint8)[None])
 
@@ -159,7 +159,7 @@ def by_nearest(file: Path) -> Votes:
 
 
 def named(lines: Sequence[str]) -> tuple[list[int], list[str]]:
-    """The colours whose name ends in a term: that term's index, and six hexadecimal digits."""
+    """Find the colours whose name ends in a term: indices of the terms, and hexadecimal digits."""
     pairs: list[tuple[Any, str]] = []
     for line in lines:
         name, mark, code = line.rpartition(" #")

@@ -1,15 +1,15 @@
-"""What a split lets through: made sets whose truth is known, and pairs of real sets to look at.
+"""Leaks between splits: synthetic sets with known groups, and near duplicates of real sets.
 
     python -m benchmarks.plain_folders ../shared/data FOLDER
     python -m benchmarks.duplicates FOLDER --sets fashion_mnist products ../data/cifar10 \\
         --sheets SHEETS --output results/duplicates.json
 
-FOLDER/pets has photographs, from which three sets are made: 20 patients whose label says nothing of
-their pictures, tracks of 30 frames, and photographs beside copies that were saved again, made
-smaller or mirrored. Each is trained on (LeNet-5, a minute) with a split that knows nothing of
-groups and copies, and with one that does: the difference is what the first pretends. Of each of
-`--sets`, in FOLDER or with a path, near duplicates are searched, and a contact sheet of 100 random
-pairs is written, to be looked at: at least 95 must show one picture.
+Three sets are made from the photographs in FOLDER/pets: 20 patients whose labels are unrelated to
+their pictures, tracks of 30 frames, and photographs with re-encoded, reduced or mirrored copies. A
+LeNet-5 is trained on each (one minute) with a split that ignores groups and copies, and with one
+that respects them; the difference is the overestimate of the former. In each of `--sets`, in FOLDER
+or with a path, near duplicates are searched, and a contact sheet of 100 random pairs is written for
+inspection: at least 95 must show the same picture.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ from cnn_research.data.prepare import shared
 from cnn_research.data.prepare.files import names_below
 
 SIDE, FRAMES, TRACKS, PATIENTS, COPIED = 48, 30, 20, 20, 300
-"""Side of the made images in pixels; frames of a track, and images of a patient; how many there are
-of each; and photographs of which there are copies."""
+"""Side of the images in pixels; frames per track, and images per patient; number of each; and
+number of photographs with copies."""
 WORDS = (
     *("--pretrained=none", "--model=lenet5", "--data.image-size", "32", "32", "--epochs=40"),
     *("--augmentation.no-mirror", "--augmentation.crop", "1.0", "1.0", "--batch-size=16"),
 )
 SHOWN, TRUE = 100, 95
-"""Pairs of a contact sheet, and how many of them must show one picture."""
+"""Number of pairs on a contact sheet, and of those that must show the same picture."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """A set that was made: how it is named to the launcher, what keeps its groups together, and the
-    group of an image by its name."""
+    """A synthetic set: options that select it, options that keep its groups together, and the group
+    of an image by its name."""
 
     experiment: str
     path: Path
@@ -61,7 +61,7 @@ class Made:
 
 
 def photographs(folder: Path) -> Iterator[Image.Image]:
-    """The photographs in a folder, in order, with sides of 120 pixels or more."""
+    """Yield the photographs in a folder, in order, with sides of at least 120 pixels."""
     for name in names_below(folder):
         image = Image.fromarray(decode(folder / name, None))
         scale = 120 / min(image.size)
@@ -69,8 +69,8 @@ def photographs(folder: Path) -> Iterator[Image.Image]:
 
 
 def patients(source: Path, folder: Path) -> Made:
-    """Parts of one photograph for each patient, who is ill or not by chance: half of the answers
-    are right, of patients who were not seen."""
+    """Make crops of one photograph per patient with a random label: on unseen patients, accuracy is
+    one half."""
     random = np.random.default_rng(0)
     ill = random.permutation(np.arange(PATIENTS) % 2)
     folder.mkdir()
@@ -89,7 +89,7 @@ def patients(source: Path, folder: Path) -> Made:
 
 
 def tracks(source: Path, folder: Path) -> Made:
-    """Frames of a window that moves over a photograph, by a pixel at a time; classes by chance."""
+    """Make frames of a window that moves over a photograph pixel by pixel; classes are random."""
     random = np.random.default_rng(1)
     label = random.permutation(np.arange(TRACKS) % 2)
     for track, image in zip(range(TRACKS), photographs(source), strict=False):
@@ -104,8 +104,8 @@ def tracks(source: Path, folder: Path) -> Made:
 
 
 def copies(source: Path, folder: Path) -> Made:
-    """Photographs in two classes, by chance, beside copies of some: saved again as JPEG of quality
-    40 to 90, at half of the size, or mirrored and saved again."""
+    """Make photographs with random classes and copies of some: re-encoded as JPEG of quality 40 to
+    90, at half the size, or mirrored and re-encoded."""
     random = np.random.default_rng(2)
     images = list(itertools.islice(photographs(source), 4 * COPIED // 3))
     label = random.permutation(np.arange(len(images)) % 2)
@@ -126,7 +126,7 @@ def copies(source: Path, folder: Path) -> Made:
 
 
 def trained(made: Made, workdir: Path, words: Sequence[str]) -> dict[str, Any]:
-    """The accuracy of a run, the groups on two sides, and what it says of near duplicates."""
+    """Train; return the accuracy, the groups in two splits, and the report on near duplicates."""
     launch(made.experiment, workdir, f"--data.path={made.path}", *WORDS, *words)
     experiment = folders.saved_config(workdir)
     sides: dict[str, set[str]] = {}
@@ -143,7 +143,7 @@ def trained(made: Made, workdir: Path, words: Sequence[str]) -> dict[str, Any]:
 
 
 def leak(name: str, made: Made, scratch: Path) -> tuple[list[Row], dict[str, Any]]:
-    """What a naive split of a set lets through, and that the default one lets nothing through."""
+    """Measure the leaks of a naive split of a set, and check that the default has none."""
     naive = trained(made, scratch / f"{name}_naive", ["--data.near-duplicates=list"])
     apart = trained(made, scratch / f"{name}_apart", made.words)
     across = sum(apart["near_duplicates"]["across_splits"].values())
@@ -171,8 +171,8 @@ def leak(name: str, made: Made, scratch: Path) -> tuple[list[Row], dict[str, Any
 
 
 def searched(path: str, sheet: str) -> dict[str, Any]:
-    """Seconds and memory of searching a folder's images for near duplicates; writes a contact sheet
-    of random pairs."""
+    """Search a folder's images for near duplicates; measure time and memory, and write a contact
+    sheet of random pairs."""
     from cnn_research.data.prepare.drawing import units_of
     from cnn_research.data.sources.folder import ImageFolder
 
@@ -203,7 +203,7 @@ def searched(path: str, sheet: str) -> dict[str, Any]:
 
 
 def draw(images: np.ndarray, pairs: np.ndarray, mirrored: np.ndarray, sheet: Path) -> None:
-    """Write a picture of pairs, ten in a row; an m stands above mirror images."""
+    """Draw pairs, ten per row, with an m above mirror images."""
     width, height, columns = 60, 80, 10
     size = (columns * (2 * width + 12), max(1, -(-len(pairs) // columns)) * (height + 14))
     page = Image.new("RGB", size, "white")

@@ -1,10 +1,10 @@
-"""Evaluates one trained model in batches of several sizes, on one device and on eight.
+"""Evaluate a trained model with several batch sizes, on one device and on eight.
 
     python -m benchmarks.evaluation_exactness --output results/evaluation_exactness.json
 
-Every example must count once, whatever the batch: the numbers of correct and of counted examples
-must be the same. XLA shows one processor as several devices. The losses are sums of floats in
-another order and agree to rounding; they are written down beside the counts.
+Every example must count once with any batch size: the numbers of correct and counted examples must
+be the same. XLA presents one processor as several devices. Losses are sums of floats in a different
+order and agree up to rounding; they are recorded with the counts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DEVICES = (1, 8)
 
 
 def counts(workdir: str | Path) -> dict[str, Any]:
-    """Per split and batch size: correct, counted and summed loss, on this process's devices."""
+    """Count correct and all examples, and sum the loss, per split and batch size."""
     from cnn_research.core.distributed import data_mesh
     from cnn_research.train.evaluator import Evaluator
 
@@ -48,14 +48,14 @@ def counts(workdir: str | Path) -> dict[str, Any]:
 
 
 def on_devices(workdir: Path, devices: int) -> dict[str, Any]:
-    """`counts` in a process of its own that sees so many devices."""
+    """Run `counts` in its own process with `devices` devices."""
     flags = f"--xla_force_host_platform_device_count={devices}"
     environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     return in_process(counts, str(workdir), environment=environment)
 
 
 def compare(name: str, workdir: Path) -> tuple[Row, dict[str, Any]]:
-    """The row of one trained model, and its figures."""
+    """Make the row of a trained model, and its metrics."""
     found = {f"{devices} devices": on_devices(workdir, devices) for devices in DEVICES}
     outcomes: dict[str, set[tuple[float, float]]] = {}
     losses: dict[str, list[float]] = {}

@@ -1,12 +1,12 @@
-"""Exports in a fresh environment with JAX, flatbuffers and NumPy alone: logits and time to answer.
+"""Exports in a fresh environment with only JAX, flatbuffers and NumPy: logits and start time.
 
     python -m benchmarks.export --output results/export.json
 
-Trains digits_cnn as it is and two networks for a few steps, exports them, and asks the exports in
-an environment that has neither flax nor this project, in batches of 1, 7 and 64. What they answer
-is compared, bit by bit, with what `--mode=predict` computes here. The time is from the start of a
-process until it has the first answer: the median of some. On a busy machine it is longer; what the
-processor did for it, all threads together, stands beside.
+Trains digits_cnn with its defaults and two networks for a few steps, exports them, and runs the
+exports in an environment without flax and this project, in batches of 1, 7 and 64. Their logits
+are compared bit for bit with those of `--mode=predict`. The time is the median time from the start
+of a process to its first prediction; on a busy machine it is longer, so the processor time of all
+threads is also given.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from benchmarks.results import ROOT, flag, measurement, row
 
 BATCHES = (1, 7, 64)
 ALLOWED = 3.0
-"""Seconds from the start of a process to its first answer."""
+"""Maximum time in seconds from the start of a process to its first prediction."""
 NEEDED = ("jax", "jaxlib", "flatbuffers", "numpy", "ml_dtypes", "opt_einsum", "scipy")
-"""All that is installed: JAX with what it needs, and flatbuffers."""
+"""Installed packages: JAX, its dependencies and flatbuffers."""
 
 ASK = """\
 import sys
@@ -47,7 +47,7 @@ print(*sorted({name.split(".")[0] for name in sys.modules}))
 
 
 def trained(folder: Path) -> dict[str, Path]:
-    """The runs, by name: each trained and exported below `folder`."""
+    """Train and export the runs below `folder`, by name."""
     from cnn_research.cli.run import run
     from cnn_research.core.experiment import lookup
     from cnn_research.data.sources.synthetic import Synthetic
@@ -73,7 +73,7 @@ def trained(folder: Path) -> dict[str, Path]:
 
 
 def fresh_environment(folder: Path) -> Path:
-    """The Python of a new environment with JAX alone, at the versions of constraints.txt."""
+    """Create an environment with only JAX, pinned by constraints.txt; return its Python."""
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     exact = [line for line in lines if re.split("==", line)[0] in NEEDED]
@@ -83,7 +83,7 @@ def fresh_environment(folder: Path) -> Path:
 
 
 def ask(python: Path, run: Path, rounds: int, folder: Path) -> dict[str, Any]:
-    """Whether the export's logits are the run's, by batch size; and the seconds to its answer."""
+    """Compare the export's logits with the run's, by batch size; measure the time to the first."""
     import jax
 
     from cnn_research.train.trained import TrainedModel
@@ -122,7 +122,7 @@ def ask(python: Path, run: Path, rounds: int, folder: Path) -> dict[str, Any]:
 
 
 def children_seconds() -> float:
-    """What a processor has done for the processes that were started here and have ended."""
+    """Processor time of the finished child processes."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
@@ -154,10 +154,10 @@ def main(options):
         )
         rows.append(
             row(
-                f"start of a process to the first answer of {run}",
+                f"time from process start to the first prediction of {run}",
                 f"under {ALLOWED:.0f} s",
                 f"{found['median_seconds']:.1f} s, "
-                f"{found['median_processor_seconds']:.1f} s of a processor",
+                f"{found['median_processor_seconds']:.1f} s of CPU time",
                 found["median_seconds"] < ALLOWED,
             )
         )

@@ -1,13 +1,13 @@
-"""Features of photographs a second on processor cores, this project against PyTorch.
+"""Features of photographs per second on a CPU, compared with PyTorch.
 
     python -m benchmarks.features --torch timm_env/bin/python --output results/features.json
 
-Both have MobileNetV1 and EfficientNet-Lite0, float32, at 224 pixels. Ours is what a training does
-that computes features once: batches of uint8 images through the jitted network, and what is pooled
-of every map, beside the last one. PyTorch gives the means of the last map, of float32 images that
-are ready; its best mode and batch is what counts. The environment is that of
-`benchmarks.own_images_peers`, with timm. They take turns: ratios are taken within rounds. Takes
-about twenty minutes, most of it for compiling; the numbers are worth something on an idle machine.
+Both run MobileNetV1 and EfficientNet-Lite0 in float32 at 224 pixels. Ours does what a training with
+cached features does: batches of uint8 images go through the jitted network, and all maps are
+pooled. PyTorch computes only the means of the last map, of prepared float32 images; its best mode
+and batch size count. The environment is that of `benchmarks.own_images_peers`, with timm. They take
+turns, and ratios are taken within rounds. Run it on an idle machine; it takes about twenty minutes,
+mostly for compilation.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NETWORKS = ("mobilenet_v1", "efficientnet_lite0")
 
 
 def contend_with_ours(name: str) -> None:
-    """The life of a contender: a feature cache that is asked how long a batch takes it."""
+    """Run a contender of `turns`: a feature cache whose batches are timed."""
     import jax
     import numpy as np
 
@@ -54,7 +54,7 @@ def contend_with_ours(name: str) -> None:
 
 
 def measure(name: str, options: Any) -> dict[str, Any]:
-    """Milliseconds an image of every contender in every round, and what follows from them."""
+    """Measure the milliseconds per image of all contenders in all rounds, and summarise them."""
     environment = {"OMP_NUM_THREADS": str(THREADS)}
     with contextlib.ExitStack() as stack:
 

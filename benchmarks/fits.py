@@ -1,10 +1,10 @@
-"""How images of many shapes come to one size: stretched, cropped and padded, and what that costs.
+"""Accuracy with images of many shapes that are stretched, cropped or padded to one size.
 
     python -m benchmarks.plain_folders ../shared/data FOLDER
     python -m benchmarks.fits FOLDER/pets --output results/fits.json
 
 A head is fitted to the features of the pretrained network that `image_folder` chooses; a quarter of
-the images is for the test. About two minutes a run on two free cores.
+the images is the test split. About two minutes per run on two idle cores.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from benchmarks.results import flag, measurement, row
 FITS = ("stretch", "crop", "pad")
 DEFAULT = "crop"
 WITHIN = 0.005
-"""Accuracy by which the default may be below the best."""
+"""Maximum difference in accuracy between the best and the default."""
 
 
 @measurement(

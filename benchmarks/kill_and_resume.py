@@ -1,11 +1,11 @@
-"""Kills training runs at random moments and compares what they end with, bit for bit.
+"""Kill training runs at random moments, resume them, and compare their results bit for bit.
 
     python -m benchmarks.kill_and_resume --output results/kill_and_resume.json
 
-One run of digits_cnn is left alone. The others are killed with SIGKILL, once or twice each, and
-started again by the same command until they end. A random moment seldom hits a save, so every
-second kill, on average, waits for one: it strikes once the newest checkpoint is on the disk in
-part. The moments are drawn from a seed; what they hit depends on the machine.
+One run of digits_cnn is not interrupted. The others are killed with SIGKILL, once or twice each,
+and restarted with the same command until they end. As random moments seldom hit a save, every
+second kill, on average, waits until the latest checkpoint is partly written. The moments are drawn
+from a seed; what they hit depends on the machine.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks.results import ROOT, digest, flag, last_checkpoint, measurement, row, rows_of
 from cnn_research.train.checkpoint import CHECKSUMS
 
-# Saves every fourth of an epoch, and an evaluation of many batches: both take their share.
+# Saves every quarter of an epoch, and evaluations of many batches, so that both are hit.
 OPTIONS = (
     "--experiment=digits_cnn",
     "--epochs=4",
@@ -36,7 +36,7 @@ PHASES = ("training or evaluation", "save", "report")
 
 
 class Launch:
-    """One process of the launcher; what it says goes to a file."""
+    """One process of the launcher, whose output goes to a file."""
 
     def __init__(self, workdir: Path, said: Path):
         self.checkpoints = workdir / "checkpoints"
@@ -52,7 +52,7 @@ class Launch:
             )
 
     def has_said(self, word: bytes) -> bool:
-        """Whether this process, not one before it, has printed the word."""
+        """Return whether this process, not an earlier one, has printed the word."""
         with self._said.open("rb") as file:
             file.seek(self._from)
             return word in file.read()
@@ -61,7 +61,7 @@ class Launch:
         return self.process.poll() is None
 
     def wait_for_start(self) -> None:
-        """Returns when the model is built, and training or going on begins."""
+        """Wait until the model is built, and training starts or resumes."""
         while self.runs() and not self.has_said(b" parameters, "):
             time.sleep(0.02)
 
@@ -71,9 +71,9 @@ class Launch:
 
 
 def unfinished(checkpoints: Path) -> bool:
-    """Whether the newest checkpoint is on the disk in part."""
+    """Return whether the latest checkpoint is partly written."""
     try:
-        # What is being written is named STEP.orbax-checkpoint-tmp, or lacks its checksums yet.
+        # An incomplete one is called STEP.orbax-checkpoint-tmp, or has no checksums yet.
         steps = {int(path.name.split(".")[0]): path for path in checkpoints.iterdir()}
         return bool(steps) and not (steps[max(steps)] / CHECKSUMS).exists()
     except (FileNotFoundError, ValueError):
@@ -81,7 +81,7 @@ def unfinished(checkpoints: Path) -> bool:
 
 
 def kill_at_moment(launch: Launch, moment: float) -> None:
-    """Kills so many seconds after the start."""
+    """Kill the process `moment` seconds after the start."""
     end = time.monotonic() + moment
     while launch.runs() and time.monotonic() < end:
         time.sleep(0.001)
@@ -89,7 +89,7 @@ def kill_at_moment(launch: Launch, moment: float) -> None:
 
 
 def kill_in_save(launch: Launch, saves: int, moment: float) -> None:
-    """Kills so many seconds into the save that follows `saves` others."""
+    """Kill the process `moment` seconds into the save after `saves` others."""
     seen, inside = 0, False
     while launch.runs():
         now = unfinished(launch.checkpoints)
@@ -104,7 +104,7 @@ def kill_in_save(launch: Launch, saves: int, moment: float) -> None:
 
 
 def killed_run(workdir: Path, said: Path, rng: random.Random, length: float) -> list[str]:
-    """Runs to the end with a kill or two on the way; the phases that they fell in."""
+    """Run to the end with one or two kills; return the phases in which they happened."""
     fell_in = []
     for _ in range(rng.choice((1, 1, 2))):
         aimed, moment = rng.random() < 0.5, rng.random()
@@ -128,7 +128,7 @@ def killed_run(workdir: Path, said: Path, rng: random.Random, length: float) -> 
 
 
 def finish(workdir: Path, said: Path) -> float:
-    """Runs undisturbed to the end; how many seconds it took from the start of training."""
+    """Run to the end without kills; return the seconds from the start of training."""
     launch = Launch(workdir, said)
     launch.wait_for_start()
     begun = time.monotonic()
@@ -138,7 +138,7 @@ def finish(workdir: Path, said: Path) -> float:
 
 
 def outcome(workdir: Path) -> dict[str, Any]:
-    """What must be equal: the last state, the validation rows, the figures of the report."""
+    """Collect what must be equal: the last state, validation rows and metrics of the report."""
     _, state, step = last_checkpoint(workdir)
     return {
         "step": step,
@@ -176,13 +176,13 @@ def main(options):
     kills = sum(fell_in.values())
     rows = [
         row(
-            "runs killed with SIGKILL that end with the parameters of a run left alone",
+            "runs killed with SIGKILL that end with the parameters of an uninterrupted run",
             f"{options.runs} of {options.runs}, bit for bit",
             f"{same} of {options.runs}; {kills} kills, {fell_in['save']} of them in a save",
             same == options.runs and kills >= options.runs / 2 and fell_in["save"] >= 3,
         ),
         row(
-            "the same runs' validation rows, optimizer state and test figures",
+            "the same runs' validation rows, optimizer state and test metrics",
             f"{options.runs} of {options.runs} the same",
             f"{identical} of {options.runs}",
             rows_same == identical == options.runs,

@@ -1,4 +1,4 @@
-"""The answer of a dry run for half a million image files, and the time of its parts.
+"""A dry run for half a million image files, and the time of its parts.
 
     python -m benchmarks.many_files --output results/many_files.json
 
@@ -25,7 +25,7 @@ MOST_SECONDS = 10.0
 
 
 def make(root: Path) -> None:
-    """Write `root/<class>/<file>`: file systems allow a file some 60,000 links."""
+    """Write `root/<class>/<file>`; file systems allow about 60,000 links per file."""
     random = np.random.default_rng(0)
     originals = root.with_name("originals")
     originals.mkdir()
@@ -41,7 +41,7 @@ def make(root: Path) -> None:
 
 
 def parts(path: str) -> dict[str, float]:
-    """Seconds of processor time of what a dry run and a training look at, and their memory."""
+    """Measure the processor time and memory of the parts of a dry run and a training."""
     from cnn_research.data.prepare.files import names_below
     from cnn_research.data.sources.folder import ImageFolder
     from cnn_research.data.sources.survey import survey

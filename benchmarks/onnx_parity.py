@@ -1,10 +1,10 @@
-"""The networks as ONNX: which of them jax2onnx converts, and how far ONNX Runtime's logits are.
+"""Networks as ONNX: which of them jax2onnx converts, and the differences of their logits.
 
     python -m benchmarks.onnx_parity --output results/onnx_parity.json
 
-Every parameter is random, statistics and biases too; the images are the smallest that a network
-takes, 32 pixels at least, and it has 10 classes. Needs the extra `onnx`. Each network is converted
-by a process of its own.
+All parameters are random, including statistics and biases; images have the smallest size that a
+network accepts, at least 32 pixels, and there are 10 classes. Needs the extra `onnx`. Each network
+is converted in its own process.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BATCHES = (1, 3)
 
 
 def compare(name: str) -> dict[str, Any]:
-    """How far apart the logits are, by batch size, or why the network does not convert."""
+    """Measure the differences of logits by batch size, or return why conversion failed."""
     import jax
 
     from cnn_research.inference.onnx import onnx_difference, write_onnx
@@ -52,7 +52,7 @@ def compare(name: str) -> dict[str, Any]:
         try:
             write_onnx(trained, file)
             apart = {batch: onnx_difference(trained, file, batch) for batch in BATCHES}
-        except Exception as error:  # of the converter and the runtime: whatever they do not know
+        except Exception as error:  # the converter and the runtime raise many kinds
             return {"image": size, "why_not": f"{type(error).__name__}: {error}"[:300]}
     return {"image": size, "relative": apart}
 
@@ -76,7 +76,7 @@ def main(options):
 
     figures: dict[str, Any] = {}
     for name in options.only or architectures():
-        try:  # in a process of its own: what a network does to the converter stays there
+        try:  # in its own process, so that the converter's state is not shared
             figures[name] = in_process(compare, name)
         except RuntimeError as error:
             figures[name] = {"why_not": str(error)[-200:]}

@@ -1,13 +1,14 @@
-"""Trains on a folder of images by the one command of the documentation; says what that took.
+"""Train on a folder of images with the documented command; measure accuracy, time and memory.
 
     python -m benchmarks.plain_folders ../shared/data FOLDER
     python -m benchmarks.own_images FOLDER/pets --splits=5 --output results/own_images_pets.json
     python -m benchmarks.own_images FOLDER/artworks --output results/own_images_artworks.json
     python -m benchmarks.own_images ../data/cifar10 --output results/own_images_cifar10.json
 
-As it is, the command finds what the extra `pretrained` installs, which has to be there; another way
-is from scratch, with `--pretrained=none`. Each run starts with nothing decoded or computed before,
-and prints a line when it is done. Ten minutes a run, or a little more, on two free cores.
+By default the command uses the weights of the extra `pretrained`, which must be installed; the
+other way is from scratch, with `--pretrained=none`. Each run starts without decoded images or
+cached features, and prints one line at the end. Ten minutes per run, or slightly more, on two idle
+cores.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from cnn_research.core import run_folder as folders
 RUN = "run"
 AS_IT_IS, FROM_SCRATCH = "as_it_is", "none"
 WAYS: Mapping[str, Sequence[str]] = {AS_IT_IS: (), FROM_SCRATCH: ("--pretrained=none",)}
-"""Words that are added to the command."""
+"""Options added to the command."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What the command as it is must come to, and how soon."""
+    """Minimum accuracy and maximum time of the default command."""
 
     accuracy: float
     minutes: float
@@ -45,9 +46,9 @@ TARGETS = {
 }
 """By the folder's name."""
 GIGABYTES = 3.0
-"""Memory that no run may exceed."""
+"""Maximum memory of a run."""
 WORSE = 0.01
-"""Accuracy by which the command as it is may be below the better way."""
+"""Maximum difference in accuracy between the better way and the default command."""
 
 _SECONDS = {"h": 3600, "min": 60, "s": 1}
 
@@ -55,7 +56,7 @@ _SECONDS = {"h": 3600, "min": 60, "s": 1}
 def trained(
     folder: Path, scratch: Path, *words: str, experiment: str = "image_folder"
 ) -> dict[str, Any]:
-    """From a folder to an evaluated model: its figures, what it took and what was chosen for it.
+    """Train on a folder; return metrics, time, memory and the choices made.
 
     `scratch` is an empty folder; the run is its `RUN`.
     """
@@ -74,23 +75,23 @@ def trained(
 
 
 def data_in(scratch: Path) -> dict[str, str]:
-    """The environment in which decoded images are below a folder."""
+    """Environment in which decoded images are cached below a folder."""
     return {"TFDS_DATA_DIR": str(scratch / "data")}
 
 
 def _expected(lines: Sequence[tuple[float, str]], seconds: float) -> dict[str, float]:
-    """Minutes that the run said it would take, and those that it took after it had said so."""
+    """Minutes that the run predicted, and those that it took after that."""
     for said, line in lines:
         if line.startswith("Expected: "):
             estimate = line.removeprefix("Expected: ").partition(", ")[0]
             parts = re.findall(r"([\d.]+) (h|min|s)", estimate)
             expected = sum(float(number) * _SECONDS[unit] for number, unit in parts)
             return {"expected": expected / 60, "actual": (seconds - said) / 60}
-    raise RuntimeError("the run said nothing of the time that it expected to take")
+    raise RuntimeError("the run printed no estimate of its time")
 
 
 def network(found: Mapping[str, Any]) -> str:
-    """The weights that a run chose; or that it was trained from scratch."""
+    """Name the weights that a run chose, or training from scratch."""
     prefix = "--pretrained.name="
     names = [line.removeprefix(prefix) for line in found["chosen"] if line.startswith(prefix)]
     name = names[0].partition(" ")[0] if names else ""
@@ -98,7 +99,7 @@ def network(found: Mapping[str, Any]) -> str:
 
 
 def rows_of(name: str, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Row]:
-    """The rows of a folder's runs, by way."""
+    """Make the rows of a folder's runs, by way."""
     rows = [_result(name, way, found) for way, found in runs.items()]
     firsts = {way: accuracy(found[:1]) for way, found in runs.items()}
     if AS_IT_IS in firsts and len(firsts) > 1:
@@ -116,7 +117,7 @@ def rows_of(name: str, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[
     pairs = ", ".join(f"{one['expected']:.1f} -> {one['actual']:.1f}" for one in every)
     rows.append(
         row(
-            f"{name}: minutes that were expected, and that it then took",
+            f"{name}: estimated and actual minutes",
             "as measured",
             f"{pairs}; {min(ratios):.2f} to {max(ratios):.2f} times as many",
             True,
@@ -136,7 +137,7 @@ def _result(name: str, way: str, found: Sequence[Mapping[str, Any]]) -> Row:
     over = f", mean of {len(found)} splits ({min(accuracies):.4f} to {max(accuracies):.4f})"
     words = " ".join(["one command", *WAYS[way]])
     return row(
-        f"images of {name}, {words}: test accuracy and most minutes",
+        f"images of {name}, {words}: test accuracy and longest time",
         f"{target.accuracy} within {target.minutes:g} minutes" if target else "-",
         f"{mean:.4f}{over * (len(found) > 1)} after {minutes:.1f} minutes ({networks})",
         not target or (mean >= target.accuracy and minutes <= target.minutes),

@@ -7,11 +7,11 @@
     python -m benchmarks.own_images_peers FOLDER/pets --torch timm_env/bin/python \\
         --output results/own_images_peers_pets.json
 
-PyTorch has EfficientNet-Lite0, in an environment of its own; Keras has MobileNetV1 without its last
-1x1 convolution, as far as the file of weights goes. This project runs with either, and its splits
-are written out for the peers (`benchmarks.peers`). Times are of whole processes, one after the
-other, and nothing is decoded before. Ours goes on to write checkpoints and a report. It needs the
-extra `pretrained`, and Keras 3.
+PyTorch uses EfficientNet-Lite0, in its own environment; Keras uses MobileNetV1 without its last 1x1
+convolution, which the weights lack. This project runs with both, and its splits are written to
+files for the peers (`benchmarks.peers`). Times are of whole processes, one after the other, without
+decoded images. Ours also writes checkpoints and a report. Needs the extra `pretrained`, and Keras
+3.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from benchmarks.results import ROOT, Row, flag, in_process, measurement, row
 LITE = "efficientnet_lite0"
 WEIGHTS = ROOT.parent / "shared/data/weights/mobilenet_v1_1.0_224_imagenet_f32_upto_dw13.npz"
 NETWORKS = {"pytorch": LITE, "keras": "mobilenet_v1"}
-"""By peer: the network that it and this project have."""
+"""Peer -> the network that it and this project use."""
 WORSE = 0.005
-"""Accuracy by which this project may be below a peer."""
+"""Maximum difference in accuracy between a peer and this project."""
 
 
 def ours(peer: str, folder: Path, scratch: Path, options: Any) -> dict[str, Any]:
-    """This project's training with the weights that a peer has."""
+    """Train this project with a peer's weights."""
     if peer == "pytorch":
         words = (f"--pretrained={LITE}", f"--budget={options.minutes:g}")
         return trained(folder, scratch, *words)
@@ -49,7 +49,7 @@ def ours(peer: str, folder: Path, scratch: Path, options: Any) -> dict[str, Any]
 
 
 def theirs(peer: str, file: Path, options: Any) -> dict[str, Any]:
-    """What a peer comes to on listed files, and its minutes."""
+    """Train a peer on listed files; return its accuracy and minutes."""
     started = time.monotonic()
     if peer == "pytorch":
         words = (str(file), LITE, options.torch_mode, options.minutes)
@@ -61,7 +61,7 @@ def theirs(peer: str, file: Path, options: Any) -> dict[str, Any]:
 
 
 def files_of(folder: str, workdir: str) -> dict[str, list[tuple[str, int]]]:
-    """By split of a run: each image's path, and the number of its class."""
+    """Path and class number of each image, by split of a run."""
     from cnn_research.core import run_folder as folders
 
     dataset = folders.saved_config(Path(workdir)).data.load()
@@ -75,7 +75,7 @@ def files_of(folder: str, workdir: str) -> dict[str, list[tuple[str, int]]]:
 
 
 def rows_of(name: str, peer: str, found: dict[str, Any]) -> list[Row]:
-    """Accuracy and minutes, ours against a peer's."""
+    """Compare our accuracy and minutes with a peer's."""
     own, other = found["ours"], found["theirs"]
     what = f"{name} by {NETWORKS[peer]}, this project against {peer}"
     here, there = own["test"]["accuracy"], other["accuracy"]
@@ -116,7 +116,7 @@ def main(options):
             workdir, environment = str(scratch / RUN), data_in(scratch)
             listed = in_process(files_of, str(folder), workdir, environment=environment)
             if files not in (None, listed):
-                raise RuntimeError("the two runs of this project have other splits")
+                raise RuntimeError("the splits of this project's two runs differ")
             files = listed
             file = scratch / "files.json"
             file.write_text(json.dumps(files))

@@ -2,9 +2,9 @@
 
     python -m benchmarks.paintings_memory --output results/paintings_memory.json
 
-A process of its own trains document 002's Red 1 on the paintings at 244x244 for an epoch, and
-evaluates it several times; its largest resident memory is what the operating system reports, the
-memory-mapped images included. Then a fresh process opens the same arrays. The paintings have to be
+A separate process trains the painters paper's Red 1 on the paintings at 244x244 for one epoch and
+evaluates it several times; its peak resident memory is that reported by the operating system,
+including memory-mapped images. Then a new process opens the same arrays. The paintings must be
 prepared.
 """
 
@@ -23,7 +23,7 @@ from benchmarks.results import flag, in_process, launch, measurement, row
 MOST_GIGABYTES = 6.0
 MOST_SECONDS = 5.0
 EVALUATIONS = 3
-"""What each leaves behind in memory could add up."""
+"""Several, as each might leave memory behind."""
 
 
 def opened() -> dict[str, int]:
@@ -58,7 +58,7 @@ def main(options):
             peak < MOST_GIGABYTES,
         ),
         row(
-            "opening the prepared paintings again, in a fresh process, its start included",
+            "opening the prepared paintings in a new process, including its start",
             f"under {MOST_SECONDS:g} s",
             f"{seconds:.1f} s",
             seconds < MOST_SECONDS,

@@ -1,11 +1,11 @@
-"""Time of a train step at two commits, in turns in one run: no slower than it was.
+"""Time of a train step at two commits, measured in turns.
 
     python -m benchmarks.paired_steps --old 5186677 --new HEAD --output results/paired_steps.json
 
-Each commit is checked out and trains as a user would, by its `launch.py`, on noise of the size of
-its experiment's images; the two take turns of a few seconds while the other sleeps, and the ratio
-is taken within rounds. The loop around the step is part of it, evaluations and saves are not. The
-numbers are worth something on an idle machine only; takes about four minutes.
+Each commit is checked out and trains with its own `launch.py` on noise of the size of its
+experiment's images. The two take turns of a few seconds while the other sleeps, and the ratio is
+taken within rounds. The loop around the step is included; evaluations and saves are not. Run it on
+an idle machine; it takes about four minutes.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ NOISE = {
     "fashion_mnist_cnn": {"train": 12_800, "image_shape": (28, 28, 1), "classes": (10,)},
     "artworks_red1": {"train": 256, "image_shape": (244, 244, 3), "classes": (50,)},
 }
-"""By experiment: the data in place of its own."""
+"""Experiment -> data that replace its own."""
 SLOWER = 0.03
-"""By how much a step may be."""
+"""Maximum relative slowdown of a step."""
 
 PROGRAM = """
 import dataclasses, json, os, runpy, tempfile, time
@@ -116,8 +116,8 @@ def main(options):
         figures[name] = found | {"new of old": ratio}
         rows.append(
             row(
-                f"train step of {name}, {options.rounds} pairs of turns, of the time at the commit "
-                "before the packages",
+                f"time of a train step of {name}, relative to an earlier commit, {options.rounds} "
+                "pairs of turns",
                 f"at most {1 + SLOWER:.2f}",
                 f"{ratio['median']:.3f} ({ratio['min']:.2f} to {ratio['max']:.2f})",
                 ratio["median"] <= 1 + SLOWER,

@@ -1,10 +1,10 @@
-"""What to train a palette on: short trainings of the head, each with another loss.
+"""Losses for palettes: short trainings of the head with each of them.
 
     python -m benchmarks.palette_losses --run=runs/palette --output results/palette_losses.json
 
-RUN is a complete run of `palette`: every head starts anew on its self-supervised network, sees its
-training images for a few epochs, and is judged on its validation images, by the mean CIEDE2000 from
-a pixel to the nearest colour. The trainings stand in `runs/palette_losses`.
+RUN is a complete run of `palette`. Each head is trained from scratch on its self-supervised network
+and training images for a few epochs, and evaluated on its validation images by the mean CIEDE2000
+difference of a pixel to the nearest colour. The trainings are in `runs/palette_losses`.
 """
 
 from __future__ import annotations

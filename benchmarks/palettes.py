@@ -1,4 +1,4 @@
-"""Palettes of held-out images: the networks' beside those of other methods.
+"""Palettes of held-out images by the networks and by other methods.
 
     python launch.py --experiment=palette --workdir=runs/palette \\
         --pretraining.data.source.path=PHOTOS --training.data.path=IMAGES
@@ -6,10 +6,10 @@
         --data.path=IMAGES
     python -m benchmarks.palettes --palettes=PALETTES --output results/palettes.json
 
-The test photographs of the run's first training, which neither of its trainings has seen, are what
-colours are compared with, pixel by pixel, at 240 pixels. PALETTES is the folder or archive of
-images with palettes that people made: each is asked of the run that did not see it,
-`runs/palette_people/fold-0` and so on, which are trained first where they are missing. Needs
+Colours are compared pixel by pixel, at 240 pixels, with the test photographs of the run's first
+training, which neither of its trainings has used. PALETTES is the folder or archive of images with
+palettes made by people: each is predicted by the run that was not trained on it,
+`runs/palette_people/fold-0` and so on, which are trained first if they are missing. Needs
 `colorthief`.
 """
 
@@ -37,13 +37,13 @@ from cnn_research.workflows.two_stage import FIRST, SECOND
 
 COLOURS = 10
 LONGEST = 240
-"""Of the sides that photographs are compared at, in pixels."""
+"""Longer side, in pixels, at which photographs are compared."""
 STARTS = 10
 DRAWS = 10
-"""Palettes of random pixels for each image; their mean counts."""
+"""Palettes of random pixels per image, whose errors are averaged."""
 RESAMPLES = 10_000
 TIMES = 3
-"""That the speed is measured."""
+"""Number of speed measurements."""
 OURS, BEST, RANDOM = "network", "k-means in Lab", "random pixels"
 
 Method = Callable[[np.ndarray], Sequence[np.ndarray]]
@@ -94,7 +94,7 @@ def main(options):
             first["gap closed"] >= 0.9,
         ),
         row(
-            "palettes of 481x321 photographs a second, whole command, after its start",
+            "palettes per second for photographs of 481x321, after the start of the command",
             ">= 20",
             f"{speed:.0f}",
             speed >= 20,
@@ -117,7 +117,7 @@ def _listed(means: Mapping[str, float]) -> str:
 
 
 def network(run: Path) -> Method:
-    """The palettes of a trained network, of the image at the size that it takes."""
+    """Palettes predicted by a trained network, from the image at its input size."""
     import jax
 
     from cnn_research.data.images import resized
@@ -136,7 +136,7 @@ def network(run: Path) -> Method:
 
 
 def others() -> dict[str, Method]:
-    """What designers use today, and what no palette may be worse than."""
+    """Methods that designers use today, and baselines."""
     import io
 
     import colorthief
@@ -158,7 +158,7 @@ def others() -> dict[str, Method]:
     def thief(image: np.ndarray) -> list[np.ndarray]:
         file = io.BytesIO()
         Image.fromarray(image).save(file, "png")
-        # It mostly gives one colour less than it is asked for.
+        # It usually returns one colour fewer than requested.
         found = colorthief.ColorThief(file).get_palette(color_count=COLOURS + 1, quality=1)
         return [np.array(found[:COLOURS], np.uint8)]
 
@@ -184,10 +184,10 @@ def _bytes(rgb: Any) -> np.ndarray:
 
 
 def of_pixels(run: Path) -> dict[str, Any]:
-    """Every method's error on the photographs that no network has seen.
+    """Errors of all methods on photographs that no network was trained on.
 
     Raises:
-        UserError: one of them was trained on.
+        UserError: a network was trained on one of them.
     """
     first, second = (folders.saved_config(run / stage) for stage in (FIRST, SECOND))
     held_out = first.data.source.load().splits["test"]
@@ -220,11 +220,11 @@ def of_pixels(run: Path) -> dict[str, Any]:
 
 
 def of_people(palettes: Path, run: Path) -> dict[str, Any]:
-    """Every method's difference to people's palettes, the network's from five folds."""
+    """Differences of all methods to people's palettes; the network's are from five folds."""
     from cnn_research.data.images import ENDINGS, decode, printable
     from cnn_research.data.prepare.files import files_below, opened
+    from cnn_research.experiments.palette import palette_people
     from cnn_research.train.trained import weights_of_run
-    from experiments.palette import palette_people
 
     data, start = palette_people().data, weights_of_run(run)
     with opened(palettes) as unpacked:
@@ -234,12 +234,12 @@ def of_people(palettes: Path, run: Path) -> dict[str, Any]:
     made: dict[str, list[Sequence[np.ndarray]]] = {OURS: [], **{name: [] for name in others()}}
     for fold in range(data.folds):
         workdir = ROOT / "runs" / "palette_people" / f"fold-{fold}"
-        # One that is complete is not trained again, one of another config is an error.
+        # A complete run is not trained again; one with another config is an error.
         words = (f"--data.path={palettes}", f"--data.fold={fold}", f"--pretrained.source={run}")
         launch("palette_people", workdir, *words)
         began = folders.read_json(workdir / folders.RUN)["pretrained"]["sha256"]
         if began != start.sha256:
-            raise UserError(f"{workdir} began from other weights than {run} has: delete it")
+            raise UserError(f"{workdir} started from other weights than those of {run}: delete it")
         test = dataclasses.replace(data, path=str(palettes), fold=fold).load().splits["test"]
         methods = {OURS: network(workdir), **others()}
         for name, person in zip(test.names, test.labels["palette"], strict=True):
@@ -274,14 +274,14 @@ def of_people(palettes: Path, run: Path) -> dict[str, Any]:
 
 
 def pixel_error(image: np.ndarray, palette: np.ndarray) -> float:
-    """The mean CIEDE2000 from each pixel to the nearest colour, by CIEDE2000."""
+    """Mean CIEDE2000 difference of each pixel to the nearest colour by CIEDE2000."""
     import jax.numpy as jnp
 
     return float(_pixel_error()(jnp.asarray(image), jnp.asarray(_padded(palette))))
 
 
 def palette_error(palette: np.ndarray, person: np.ndarray) -> float:
-    """The minimum colour difference of two palettes, uint8 `[colours, 3]` each."""
+    """Minimum colour difference of two palettes, uint8 `[colours, 3]` each."""
     import jax.numpy as jnp
 
     from cnn_research.ops import colours, palettes
@@ -309,12 +309,12 @@ def _pixel_error() -> Callable[[Any, Any], Any]:
 
 
 def _padded(palette: np.ndarray) -> np.ndarray:
-    """With its first colour again where it has fewer than ten: one shape, one compilation."""
+    """Repeat the first colour up to ten, so that there is one shape and one compilation."""
     return np.concatenate([palette, np.repeat(palette[:1], max(0, COLOURS - len(palette)), axis=0)])
 
 
 def palettes_per_second(run: Path) -> list[float]:
-    """Of the whole command, pictures and files written, beyond what it takes for one image."""
+    """Speed of the whole command, including written files, without its start."""
     from cnn_research.data.prepare.files import files_below, opened
 
     photos = Path(folders.saved_config(run / FIRST).data.source.path)

@@ -1,11 +1,11 @@
-"""Logits against Keras' and transformers' networks with the same random weights, at full size.
+"""Logits compared with Keras' and transformers' networks with the same random weights, full size.
 
 python -m benchmarks.parity --output results/parity.json
 
-Weights travel as users' do: the other library writes its file, and this project reads it.
-Every weight is random, statistics, scales and biases too. Needs Keras (in the extra `dev`), which
-runs on JAX where `KERAS_BACKEND` does not say otherwise; transformers and PyTorch are compared with
-where they are installed. Takes about ten minutes.
+Weights are transferred as by users: the other library writes its file, and this project reads it.
+All weights are random, including statistics, scales and biases. Needs Keras (in the extra `dev`),
+which runs on JAX unless `KERAS_BACKEND` is set; transformers and PyTorch are included if they are
+installed. Takes about ten minutes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ APPLICATIONS = {
     "inception_v3_keras": ("InceptionV3", ".weights.h5"),
     "mobilenet_v1": ("MobileNet", ".weights.h5"),
 }
-"""By architecture, Keras' application that is the same, and the kind of file that it writes."""
+"""Architecture -> the equal Keras application, and the kind of file that it writes."""
 CONFIGS: dict[str, dict[str, Any]] = {
     "resnet18": {
         "layer_type": "basic",
@@ -49,7 +49,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "resnet50": {"layer_type": "bottleneck", "depths": [3, 4, 6, 3]},
 }
-"""By architecture, what makes transformers' `ResNetForImageClassification` the same."""
+"""Architecture -> config of transformers' equal `ResNetForImageClassification`."""
 
 
 @measurement(
@@ -94,14 +94,14 @@ def main(options):
 def compared(
     model: Any, images: np.ndarray, expected: np.ndarray, suffix: str, save: Callable[[Path], Any]
 ) -> tuple[dict[str, Any], dict[str, float]]:
-    """A flax model's variables from a file that another library writes, and how far its logits are.
+    """Load a flax model's variables from another library's file, and compare the logits.
 
     Args:
         model: the flax module.
         images: float32 `[batch, height, width, channels]`.
         expected: the other library's logits.
-        suffix: of the file.
-        save: writes it.
+        suffix: suffix of the file.
+        save: writes the file.
 
     Returns:
         The variables; and the largest difference of logits, the largest logit, and the first over
@@ -130,10 +130,10 @@ def compared(
 
 
 def keras_application(name: str, image_size: int, classes: int = 1000) -> Any:
-    """A Keras application that gives logits, every weight of it random.
+    """Make a Keras application that outputs logits, with random weights.
 
     Args:
-        name: in `keras.applications`.
+        name: name in `keras.applications`.
         image_size: height and width of its images.
         classes: units of its last layer.
     """
@@ -152,7 +152,7 @@ def keras_application(name: str, image_size: int, classes: int = 1000) -> Any:
 
 
 def _randomised(weight: Any, random: np.random.Generator) -> np.ndarray:
-    """A value by which the signal neither dies out nor explodes; variances are positive."""
+    """Draw values that neither attenuate nor amplify the signal; variances are positive."""
     shape = tuple(weight.shape)
     if weight.path.endswith("_3_bn/gamma"):  # a residual block's last: shortcuts only ever add
         return random.uniform(0.1, 0.3, shape)
@@ -165,16 +165,16 @@ def _randomised(weight: Any, random: np.random.Generator) -> np.ndarray:
 
 
 def keras_difference(reference: Any, model: Any, suffix: str, batch: int = 2) -> dict[str, Any]:
-    """How far a flax model's logits are from a Keras model's, whose weights it loads from a file.
+    """Compare a flax model's logits with those of a Keras model, whose weights it loads.
 
     Args:
         reference: a Keras model of images `[batch, height, width, 3]`.
         model: the flax module.
-        suffix: of the file: '.weights.h5', '.keras' or '.h5'.
-        batch: how many images.
+        suffix: suffix of the file, '.weights.h5', '.keras' or '.h5'.
+        batch: number of images.
 
     Returns:
-        As `compared`, and the number of parameters on both sides, statistics included as Keras
+        The results of `compared`, and both numbers of parameters, including statistics, as Keras
         counts them.
     """
     import jax
@@ -192,7 +192,7 @@ def keras_difference(reference: Any, model: Any, suffix: str, batch: int = 2) ->
 
 
 def transformers_resnet(name: str) -> Any:
-    """The network of `CONFIGS` for 1,000 classes, every weight of it random."""
+    """Make the network of `CONFIGS` for 1,000 classes, with random weights."""
     import torch
     from transformers import ResNetConfig, ResNetForImageClassification
 
@@ -203,16 +203,16 @@ def transformers_resnet(name: str) -> Any:
 
 
 def torch_difference(module: Any, model: Any, image_size: int, batch: int = 2) -> dict[str, Any]:
-    """How far a flax model's logits are from a PyTorch module's, whose weights it loads.
+    """Compare a flax model's logits with those of a PyTorch module, whose weights it loads.
 
     Args:
         module: a `torch.nn.Module`, called with images `[batch, channels, height, width]`.
         model: the flax module.
         image_size: height and width of the images.
-        batch: how many images.
+        batch: number of images.
 
     Returns:
-        As `compared`, and the number of parameters on both sides.
+        The results of `compared`, and both numbers of parameters.
     """
     import jax
     import torch

@@ -1,7 +1,7 @@
-"""What PyTorch and Keras 3 do with a user's photographs: features, a linear head, the last blocks.
+"""Training on a user's photographs in PyTorch and Keras 3: features, a linear head, last blocks.
 
-Written as their users write it. Imports nothing of this project but `torch_networks`, so that the
-part of PyTorch also runs in an environment of PyTorch alone.
+Written as their users would. Imports nothing of this project but `torch_networks`, so that the
+PyTorch part also runs in an environment with only PyTorch.
 """
 
 from __future__ import annotations
@@ -22,42 +22,42 @@ from benchmarks.torch_networks import import_torchvision, lite_network
 THREADS = min(2, os.cpu_count() or 1)
 MODES = ("eager", "channels_last", "jit", "compile")
 SIZE, RESIZED = 224, 256
-"""Of the images that a network is given; of the shorter side before the middle is cut out."""
+"""Size of a network's input, and of the shorter side before the centre crop."""
 BATCH = 32
 PENALTIES = (1.0, 0.1, 0.01, 1e-3, 1e-4)
 FOR_FEATURES = 0.5
-"""Share of the minutes that the mirror images' features may bring the features to."""
+"""Share of the time for features up to which mirror images are used, too."""
 KEPT = 0.1
-"""Share of the minutes that is not planned for training."""
+"""Share of the time in reserve."""
 MOST_EPOCHS, FEWEST_EPOCHS = 10, 3
 LEARNING_RATE = 1e-4
 EPOCH = 1.5
-"""Time of an image in a training of the last blocks, by that of its features: a guess."""
+"""Estimated time per image of training the last blocks, relative to that of its features."""
 
 Files = Mapping[str, Sequence[tuple[str, int]]]
-"""By split: each image's path, and the number of its class."""
+"""Path and class number of each image, by split."""
 
 
 def read_files(file: str) -> tuple[Files, int]:
-    """A list of files as `own_images_peers` writes it, and the number of classes."""
+    """Read a list of files written by `own_images_peers`, and the number of classes."""
     files = json.loads(Path(file).read_text())
     return files, 1 + max(label for _, label in files["train"])
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
-    """Of packages that are installed here."""
+    """Versions of the installed packages."""
     from importlib import metadata
 
     return {package: metadata.version(package) for package in packages}
 
 
 def both_views(seconds: float, images: int, minutes: float) -> bool:
-    """Whether there is time for the mirror images too, by an image's seconds."""
+    """Return whether there is time for mirror images, from the seconds per image."""
     return 2 * seconds * images < FOR_FEATURES * 60 * minutes
 
 
 def seconds_an_image(run: Callable[[], object]) -> float:
-    """Of a batch that is run for the second time."""
+    """Measure the seconds per image of a batch that is run for the second time."""
     run()
     started = time.perf_counter()
     run()
@@ -68,7 +68,7 @@ def seconds_an_image(run: Callable[[], object]) -> float:
 
 
 def torch_network(name: str) -> Any:
-    """A network of PyTorch that gives features `[batch, numbers]`, ready for inference."""
+    """Make a PyTorch network that outputs features `[batch, numbers]`, in inference mode."""
     import torch
 
     if name == "mobilenet_v1":
@@ -89,7 +89,7 @@ def torch_network(name: str) -> Any:
 
 
 def in_mode(module: Any, mode: str, batch: int = BATCH, size: int = SIZE) -> Callable[[Any], Any]:
-    """The features of images `[batch, 3, size, size]`, in one of `MODES`."""
+    """Return a function that computes features of `[batch, 3, size, size]` in one of `MODES`."""
     import torch
 
     layout = torch.contiguous_format if mode == "eager" else torch.channels_last
@@ -109,7 +109,7 @@ def in_mode(module: Any, mode: str, batch: int = BATCH, size: int = SIZE) -> Cal
 
 
 def contend(name: str, mode: str, batch: int) -> None:
-    """The life of a contender of `turns` in PyTorch; a step is an image."""
+    """Run a contender of `turns` in PyTorch, whose steps are images."""
     import torch
 
     torch.set_num_threads(THREADS)
@@ -119,7 +119,7 @@ def contend(name: str, mode: str, batch: int) -> None:
 
 
 def answer(run: Callable[[], object], batch: int) -> None:
-    """Warms up, and answers each number of images, rounded up to batches, with seconds an image."""
+    """Warm up; for each number of images read, in whole batches, print the seconds per image."""
     for _ in range(3):
         run()
     print(json.dumps({"batch": batch}), flush=True)
@@ -156,7 +156,7 @@ def _loader(files: Sequence[tuple[str, int]], changes: Sequence[Any], shuffle: b
 
 
 def torch_trained(file: str, name: str, mode: str, minutes: float) -> dict[str, Any]:
-    """Accuracy on the test split of a head on features, and of the last blocks trained after it."""
+    """Test accuracy of a head on features, and of the last blocks trained after it."""
     import torch
 
     import_torchvision()
@@ -183,7 +183,7 @@ def torch_trained(file: str, name: str, mode: str, minutes: float) -> dict[str, 
             views.append(torch.stack([forward(view).clone() for view in seen], 1))
             numbers.append(number)
         features[split], labels[split] = torch.cat(views), torch.cat(numbers)
-    # An image's time in one view, its decoding included.
+    # Time per image in one view, including decoding.
     each = (time.monotonic() - computing) / (images * (1 + mirror))
     head, penalty = _torch_head(features, labels, classes)
     found = {
@@ -207,7 +207,7 @@ def torch_trained(file: str, name: str, mode: str, minutes: float) -> dict[str, 
 
 
 def _torch_head(features: Any, labels: Any, classes: int) -> tuple[Any, float]:
-    """A linear layer on features `[images, views, numbers]`, which it is to take as they are."""
+    """Fit a linear layer to features `[images, views, numbers]`, without normalising them."""
     import torch
     from torch.nn import functional as F
 
@@ -218,7 +218,7 @@ def _torch_head(features: Any, labels: Any, classes: int) -> tuple[Any, float]:
     layer = torch.nn.Linear(train.shape[1], classes)
     torch.nn.init.zeros_(layer.weight)
     best, least, chosen = torch.nn.Linear(train.shape[1], classes), math.inf, PENALTIES[0]
-    for penalty in PENALTIES:  # each from the optimum of the one before
+    for penalty in PENALTIES:  # each starts from the previous optimum
         optimizer = torch.optim.LBFGS(
             layer.parameters(), max_iter=100, line_search_fn="strong_wolfe"
         )
@@ -254,7 +254,7 @@ def _torch_scores(head: Any, features: Any, labels: Any) -> tuple[float, float]:
 def _torch_tuned(
     network: Any, head: Any, train: Any, loaders: Mapping[str, Any], epochs: int, views: int
 ) -> dict[str, Any]:
-    """Trains the last block and convolution with the head; what is best in validation counts."""
+    """Train the last block and convolution with the head; report the best validation epoch."""
     import copy
 
     import torch
@@ -280,7 +280,7 @@ def _torch_tuned(
 
     least, best = scores("validation")[1], copy.deepcopy(parts.state_dict())
     for _ in range(epochs):
-        for images, labels in train:  # in eval mode: statistics of the weights stay
+        for images, labels in train:  # in eval mode, which keeps the weights' statistics
             optimizer.zero_grad()
             features = network(images.to(memory_format=torch.channels_last))
             torch.nn.functional.cross_entropy(head(features), labels).backward()
@@ -297,7 +297,7 @@ def _torch_tuned(
 
 
 def keras_mobilenet(weights: str) -> Any:
-    """Keras' MobileNet up to the last layer that the .npz file has, and the means of its maps."""
+    """Make Keras' MobileNet up to the last layer of the .npz file, with means of its maps."""
     import keras
 
     model = keras.applications.MobileNet(
@@ -318,7 +318,7 @@ def _key(layer: Any, weight: Any) -> str:
 
 
 def keras_trained(file: str, weights: str, minutes: float) -> dict[str, Any]:
-    """Accuracy on the test split of a linear layer on the features of Keras' MobileNet."""
+    """Test accuracy of a linear layer on the features of Keras' MobileNet."""
     import keras
 
     keras.utils.set_random_seed(0)

@@ -1,4 +1,4 @@
-"""Writes data sets as a user has images: a folder for each class, and no split.
+"""Write data sets the way users have images: one folder per class, without splits.
 
     python -m benchmarks.plain_folders ../shared/data FOLDER
     python -m benchmarks.plain_folders ../shared/data FOLDER --only pets artworks
@@ -25,11 +25,11 @@ from cnn_research.data.prepare import fashion_mnist as official
 from cnn_research.data.prepare.files import opened
 
 FEWEST = 45
-"""Items of a type of products."""
+"""Minimum number of products of a type."""
 
 
 def pets(source: Path, folder: Path) -> None:
-    """Cats and dogs; files that are named as tests are images like others."""
+    """Cats and dogs; files named as tests are used like the others."""
     with opened(source / "pets.tar") as root:
         shutil.copytree(root / "pets", folder)
 
@@ -63,7 +63,7 @@ def fashion_mnist(source: Path, folder: Path) -> None:
 
 
 def of_class(folder: Path, name: str) -> Path:
-    """The folder of a class, made if it is absent."""
+    """Return the folder of a class; create it if necessary."""
     found = folder / name.replace("/", "_")
     found.mkdir(parents=True, exist_ok=True)
     return found
@@ -75,20 +75,20 @@ SETS: dict[str, Callable[[Path, Path], None]] = {
 
 
 def write(words: Sequence[str]) -> None:
-    """What `main` does, with errors as exceptions.
+    """Write the folders.
 
     Raises:
-        UserError: a folder that is to be written is there.
+        UserError: a folder exists.
     """
     parser = argparse.ArgumentParser(prog="python -m benchmarks.plain_folders")
-    parser.add_argument("source", type=Path, help="the folder of archives")
-    parser.add_argument("folder", type=Path, help="where the folders are written")
+    parser.add_argument("source", type=Path, help="folder of the archives")
+    parser.add_argument("folder", type=Path, help="folder to write to")
     parser.add_argument("--only", nargs="+", choices=SETS, default=list(SETS))
     chosen = parser.parse_args(words)
     for name in chosen.only:
         target = chosen.folder / name
         if target.exists():
-            raise UserError(f"{target} is there already: remove it to write it again")
+            raise UserError(f"{target} exists: remove it to write it again")
         SETS[name](chosen.source, target)
         print(f"{target}: {sum(1 for _ in target.glob('*/*')):,} images", flush=True)
 

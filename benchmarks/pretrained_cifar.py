@@ -1,4 +1,4 @@
-"""CIFAR-10 networks with the weights of PyTorch's files, on the 10,000 test images.
+"""CIFAR-10 networks with weights from PyTorch files, on the 10,000 test images.
 
     python -m benchmarks.pretrained_cifar --images ../data/cifar10 \
         --output results/pretrained_cifar.json
@@ -28,13 +28,13 @@ PUBLISHED = {
     "resnet20_cifar": ("resnet20-12fca82f.th", 8.27),
     "resnet56_cifar": ("resnet56-4bfd9763.th", 6.61),
 }
-"""By architecture: the file of weights, and the test error in percent that its source gives."""
+"""Architecture -> file of weights, and published test error in percent."""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of the pixels, 0 to 1, that the weights were trained on."""
+"""Normalisation of pixels, 0 to 1, with which the weights were trained."""
 
 
 def test_files(source: Path) -> Iterator[tuple[str, bytes]]:
-    """(class, contents) of every file `test/<class>/*` of a folder or an archive."""
+    """Yield (class, contents) of all files `test/<class>/*` of a folder or an archive."""
     if source.is_dir():
         for file in sorted(source.glob("test/*/*")):
             yield file.parent.name, file.read_bytes()
@@ -54,7 +54,7 @@ def test_images(source: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def wrong(name: str, weights: Path, images: np.ndarray, labels: np.ndarray) -> int:
-    """How many test images one network takes for another class."""
+    """Count the misclassified test images of a network."""
     model = architectures()[name].model
     blank = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
     variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), blank)

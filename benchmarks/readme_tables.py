@@ -1,8 +1,8 @@
-"""The tables of README.md and docs/, from results/*.json: `python -m benchmarks.readme_tables`.
+"""Update the tables of pages from results/*.json: `python -m benchmarks.readme_tables`.
 
-A page says where a table goes with `<!-- table: accuracy -->` and `<!-- end -->`; what is between
-them is replaced. A number on a page is thus one that a results file holds, with the command, commit
-and machine that it came from. `--check` writes nothing, and ends with 1 if a page is out of date.
+A page marks a table with `<!-- table: accuracy -->` and `<!-- end -->`; the text between them is
+replaced. Numbers on pages thus come from results files, which also have the command, commit and
+machine. `--check` writes nothing, and exits with 1 if a page is out of date.
 """
 
 from __future__ import annotations
@@ -19,25 +19,24 @@ from typing import Any
 
 from benchmarks.own_images import network
 from cnn_research.core.errors import UsageError, run_command
+from cnn_research.core.experiment import Document, registry
 from cnn_research.core.progress import duration
 from cnn_research.report.change_log import change_log, log_as_markdown
 from cnn_research.report.markdown import markdown_table, number
 from cnn_research.report.runs import Group, Run, mean_and_deviation
 from cnn_research.tasks.classification import Classification
+from experiments.documents import CLASSIFIERS, CONVOLUTION, FASHION_MNIST, PAINTERS, PALETTE
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (
     *("README.md", "README.es.md"),
-    *("docs/augmentation.md", "docs/documents.md", "docs/own_images.md", "docs/results.md"),
+    *("docs/augmentation.md", "docs/comparison.md", "docs/documents.md", "docs/results.md"),
 )
 """Those with tables."""
 COLOURS = ("palettes", "palette_losses", "colour_names")
-"""Results files of document 000."""
-OWN_IMAGES = "own_images_"
-"""Prefix of the results files of folders of images that one command trains on."""
-PEERS = "own_images_peers_"
+"""Results files of the palette paper."""
 JPEG = "cifar10_jpeg_"
-"""Runs on CIFAR-10's images as they were saved again, which lost; not comparable with others."""
+"""Runs on re-encoded CIFAR-10 images, which are harder; not comparable with others."""
 NOTHING = "*Not measured yet.*"
 TABLE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -49,72 +48,87 @@ ACCURACIES = {
     "validation accuracy": "validation accuracy",
     "training accuracy": "training accuracy",
 }
-"""Figures of the first table: as results files name them, and as documents' results do."""
-HEADLINES: Mapping[str, Sequence[tuple[str, str]]] = {
-    "004": (
+"""Metrics of the first table: their names in results files, and in the documents' results."""
+HEADLINES: Mapping[Document, Sequence[tuple[str, str]]] = {
+    FASHION_MNIST: (
         ("fashion_mnist_cnn", "accuracy"),
         ("fashion_mnist_mlp", "accuracy"),
         ("fashion_mnist_best", "accuracy"),
     ),
-    "003": (
-        ("products_t3", "accuracy"),
+    CLASSIFIERS: (
+        ("products_t6", "accuracy"),
         ("products_best", "accuracy"),
         ("cifar10_exercise", "accuracy"),
         ("cifar10_best", "accuracy"),
     ),
-    "002": (
-        *(
-            (f"artworks_{red}", f"{split} accuracy")
-            for red in ("red1", "red2", "red3")
-            for split in ("validation", "training")
-        ),
+    PAINTERS: (
+        *((f"artworks_red{number}", "validation accuracy") for number in (1, 2, 3)),
         ("artworks_best", "validation accuracy"),
-        ("artworks_best", "accuracy"),
+        ("artworks_linear", "validation accuracy"),
         ("artworks_linear", "accuracy"),
     ),
-    "001": (("filters", ""), ("pooling_pyramid", ""), ("features", "")),
-    "000": (("palette", ""), ("colour_names", "")),
+    CONVOLUTION: (("filters", ""), ("pooling_pyramid", ""), ("features", "")),
+    PALETTE: (("palette", ""), ("colour_names", "")),
 }
-"""Per document the experiments of the first table, and the figure that stands for each; those
-without one are pictures, or have a measurement of their own."""
+"""For each document, the experiments of the first table and the metric that represents each; those
+without one draw pictures, or have a measurement of their own."""
 ENGLISH = {
-    "header": "document|experiment|figure|document's|here",
-    "004": "Fashion-MNIST, with and without convolution",
-    "003": "layers, a training log, CIFAR-10",
-    "002": "who painted it? 50 artists",
-    "001": "convolution, from signals to pretrained networks",
-    "000": "a palette of ten colours from an image",
+    "header": "document|experiment|metric|reported|ours",
+    FASHION_MNIST.subject: "Fashion-MNIST, with and without convolution",
+    CLASSIFIERS.subject: "Classifiers: a training log of products, CIFAR-10",
+    PAINTERS.subject: "Who painted it? 50 artists",
+    CONVOLUTION.subject: "Convolution, from signals to pretrained networks",
+    PALETTE.subject: "A palette of ten colours from an image",
 }
 SPANISH = {
-    "header": "documento|experimento|cifra|del documento|aquí",
-    "004": "Fashion-MNIST, con y sin convolución",
-    "003": "capas, un registro de entrenamientos, CIFAR-10",
-    "002": "¿quién lo pintó? 50 artistas",
-    "001": "la convolución, de las señales a las redes preentrenadas",
-    "000": "una paleta de diez colores a partir de una imagen",
+    "header": "documento|experimento|métrica|publicado|nuestro",
+    FASHION_MNIST.subject: "Fashion-MNIST, con y sin convolución",
+    CLASSIFIERS.subject: "Clasificadores: un registro con productos, CIFAR-10",
+    PAINTERS.subject: "¿Quién lo pintó? 50 artistas",
+    CONVOLUTION.subject: "La convolución, de las señales a las redes preentrenadas",
+    PALETTE.subject: "Una paleta de diez colores a partir de una imagen",
     "test accuracy": "exactitud en test",
     "validation accuracy": "exactitud en validación",
     "training accuracy": "exactitud en entrenamiento",
     "pictures": "imágenes",
     "colour error, times k-means'": "error de color, respecto a k-medias",
-    "balanced accuracy of 11 names": "exactitud equilibrada, 11 nombres",
+    "balanced accuracy of 11 names": "exactitud balanceada, 11 nombres",
+}
+
+OWN_IMAGES = {
+    "header": "images|network|test images|test accuracy|without weights|minutes|memory, GB",
+    "from scratch": "from scratch",
+    "pets": "cats and dogs, 1,200 photographs",
+    "artworks": "paintings by 50 artists",
+    "cifar10": "CIFAR-10",
+    "fashion_mnist": "Fashion-MNIST",
+    "products": "products of 43 types",
+}
+IMAGENES = {
+    "header": "imágenes|red|imágenes de test|exactitud en test|sin pesos|minutos|memoria, GB",
+    "from scratch": "desde cero",
+    "pets": "gatos y perros, 1200 fotografías",
+    "artworks": "cuadros de 50 artistas",
+    "cifar10": "CIFAR-10",
+    "fashion_mnist": "Fashion-MNIST",
+    "products": "productos de 43 tipos",
 }
 
 
 def documents(results: Results, words: Mapping[str, str] = ENGLISH) -> str:
-    """Per document what stands for its experiments, beside the document's own figure.
+    """Selected experiments of each document, beside the metrics that it reports.
 
     Args:
-        results: an experiment without any has no row, unless it makes pictures.
-        words: the header, the documents' subjects, and other names for those of figures.
+        results: an experiment without results has no row, unless it draws pictures.
+        words: the header, the documents' titles, and other names for the metrics.
     """
     rows = []
     for document, experiments in HEADLINES.items():
-        title = f"{document}: {words[document]}"
-        for name, figure in experiments:
-            if figure:
-                found = _headline(results.get(name, {}), figure)
-            elif document == "001":
+        title = words[document.subject]
+        for name, metric in experiments:
+            if metric:
+                found = _headline(results.get(name, {}), metric)
+            elif document == CONVOLUTION:
                 found = ("pictures", "", "")
             else:
                 found = _of_colours(name, results)
@@ -125,22 +139,22 @@ def documents(results: Results, words: Mapping[str, str] = ENGLISH) -> str:
     return markdown_table(words["header"].split("|"), rows)
 
 
-def _headline(result: Mapping[str, Any], figure: str) -> tuple[str, str, str] | None:
-    """The figure's name, the document's and ours; None where there are no results."""
-    values = result.get("figures", {}).get(figure, {}).get("values")
+def _headline(result: Mapping[str, Any], metric: str) -> tuple[str, str, str] | None:
+    """The metric's name, the document's value and ours; None without results."""
+    values = result.get("figures", {}).get(metric, {}).get("values")
     if not values:
         return None
-    return ACCURACIES[figure], _said(result, ACCURACIES[figure]), mean_and_deviation(values)
+    return ACCURACIES[metric], _reported(result, ACCURACIES[metric]), mean_and_deviation(values)
 
 
-def _said(result: Mapping[str, Any], figure: str) -> str:
-    """The document's figure with the digits that it has there."""
-    theirs = result["document_results"].get(figure)
+def _reported(result: Mapping[str, Any], metric: str) -> str:
+    """The document's value of a metric, with the digits that it has there."""
+    theirs = result["document_results"].get(metric)
     return "" if theirs is None else f"{theirs:g}"
 
 
 def _of_colours(name: str, results: Results) -> tuple[str, str, str] | None:
-    """Of document 000, which has no figures of its own."""
+    """Of the palette paper, which reports no metrics."""
     if name == "palette" and "palettes" in results:
         ratio = results["palettes"]["figures"]["pixels"]["ratio to k-means in Lab"]
         return "colour error, times k-means'", "", f"{ratio:.3f}"
@@ -151,53 +165,84 @@ def _of_colours(name: str, results: Results) -> tuple[str, str, str] | None:
     return None
 
 
-def of_document(document: str, results: Results) -> str:
+def of_document(document: Document, results: Results) -> str:
     """The accuracies of each experiment that implements a document, beside the document's."""
     rows = []
-    for name, result in results.items():
-        # The log's rows have a table of their own.
-        if result.get("document") != document or name.startswith(JPEG):
+    for name, entry in registry().items():
+        result = results.get(name, {})
+        if entry.document != document or "document_results" not in result:
             continue
-        for figure, called in ACCURACIES.items():
-            values = result["figures"].get(figure, {}).get("values", [])
-            theirs = _said(result, called)
-            if values and (theirs or figure == "accuracy"):
+        for metric, called in ACCURACIES.items():
+            values = result["figures"].get(metric, {}).get("values", [])
+            theirs = _reported(result, called)
+            if values and (theirs or metric == "accuracy"):
                 ours = mean_and_deviation(values)
                 rows.append((f"`{name}`", called, str(len(values)), theirs, ours))
-    return markdown_table(("experiment", "figure", "runs", "document", "here"), rows)
+    return markdown_table(("experiment", "metric", "runs", "reported", "ours"), rows)
+
+
+def own_images(results: Results, words: Mapping[str, str] = OWN_IMAGES) -> str:
+    """What `image_folder` reaches by itself, from own_images_*.json."""
+    rows = []
+    for name, result in results.items():
+        ways = result["figures"].get("runs", {}) if name.startswith("own_images_") else {}
+        if "as_it_is" not in ways:
+            continue
+        runs, folder = ways["as_it_is"], result["figures"]["folder"]
+        plain = [run["test"]["accuracy"] for run in ways.get("none", ())]
+        name = network(runs[0])
+        rows.append(
+            (
+                words.get(folder, folder),
+                words.get(name, f"`{name}`"),
+                f"{runs[0]['test']['count']:,}",
+                mean_and_deviation([run["test"]["accuracy"] for run in runs]),
+                mean_and_deviation(plain),
+                f"{max(run['minutes'] for run in runs):.0f}",
+                f"{max(run['gigabytes'] for run in runs):.1f}",
+            )
+        )
+    return markdown_table(words["header"].split("|"), rows)
+
+
+def peers(results: Results) -> str:
+    """The same task by this project and by another, from the measurements that compare them."""
+    rows = []
+    for name, result in results.items():
+        if not name.startswith("own_images_peers_"):
+            continue
+        for peer, peer_name in (("pytorch", "PyTorch"), ("keras", "Keras")):
+            if peer in result["figures"]:
+                ours, theirs = (result["figures"][peer][who] for who in ("ours", "theirs"))
+                here = f"{ours['test']['accuracy']:.4f}, {ours['minutes']:.1f} minutes"
+                there = f"{theirs['accuracy']:.4f}, {theirs['minutes']:.1f} minutes"
+                task = f"test accuracy on {result['figures']['folder']}, same weights and files"
+                rows.append((task, peer_name, here, there))
+    for model, found in results.get("train_speed", {}).get("figures", {}).get("models", {}).items():
+        steps, mode = found["milliseconds_a_step"], found["best_of_pytorch"]
+        times = (f"{steps[way]['median']:.0f} ms" for way in ("jax", mode))
+        rows.append((f"training step of `{model}`", "PyTorch", *times))
+    for name, found in results.get("pretrained_cifar", {}).get("figures", {}).items():
+        error = f"{100 * found['wrong'] / found['count']:.2f} %"
+        published = f"{found['published error']:.2f} %"
+        task = f"CIFAR-10 test error of `{name}`, published weights"
+        rows.append((task, "their authors (PyTorch)", error, published))
+    errors = results.get("palettes", {}).get("figures", {}).get("pixels", {}).get("mean", {})
+    for peer in ("k-means in Lab", "median cut", "ColorThief"):
+        if errors:
+            both = (f"{errors[who]:.2f}" for who in ("peer_name", peer))
+            rows.append(("colour error of a palette, CIEDE2000", peer, *both))
+    return markdown_table(("task", "peer", "ours", "peer's"), rows)
 
 
 def colours(results: Results) -> str:
-    """What was measured of document 000's palettes and names of colours."""
+    """Measurements of palettes and colour names."""
     return robustness({name: results[name] for name in COLOURS if name in results})
 
 
 def promises(results: Results) -> str:
-    """What was asked for and measured of everything that has no table of its own."""
-    others = {name: r for name, r in results.items() if name not in COLOURS}
-    return robustness({name: r for name, r in others.items() if not _is_own(name)})
-
-
-def _is_own(name: str) -> bool:
-    return name.startswith(OWN_IMAGES) and not name.startswith(PEERS)
-
-
-def own_images(results: Results) -> str:
-    """Folders of images by one command, a row for each way, from own_images_*.json."""
-    rows = [
-        (
-            result["figures"]["folder"],
-            " or ".join(sorted({network(run) for run in runs})),
-            mean_and_deviation([run["test"]["accuracy"] for run in runs]),
-            f"{max(run['minutes'] for run in runs):.1f}",
-            f"{max(run['gigabytes'] for run in runs):.1f} GB",
-        )
-        for name, result in results.items()
-        if _is_own(name)
-        for runs in result["figures"]["runs"].values()
-    ]
-    header = ("images", "network", "test accuracy", "minutes", "peak memory")
-    return markdown_table(header, sorted(rows))
+    """Targets and measurements, except those of colours."""
+    return robustness({name: r for name, r in results.items() if name not in COLOURS})
 
 
 def accuracy(results: Results) -> str:
@@ -205,7 +250,7 @@ def accuracy(results: Results) -> str:
     header = (
         "experiment",
         "runs",
-        "document",
+        "reported",
         "accuracy",
         "precision",
         "recall",
@@ -215,7 +260,7 @@ def accuracy(results: Results) -> str:
     rows = []
     for name, result in results.items():
         figures = result.get("figures", {})
-        # The log's rows, of document 003, have tables of their own.
+        # The rows of the products log have tables of their own.
         logged = name.startswith((JPEG, "products_"))
         if "accuracy" not in figures or "document_results" not in result or logged:
             continue
@@ -234,7 +279,7 @@ def accuracy(results: Results) -> str:
 
 
 def regression(results: Results) -> str:
-    """Test errors over seeds beside those of always saying the training mean."""
+    """Test errors over seeds beside those of always predicting the training mean."""
     shown = ("MAE", "MAE of the training mean", "RMSE", "RMSE of the training mean", "R2")
     rows = [
         (
@@ -268,7 +313,7 @@ def speed(results: Results) -> str:
 
 
 def robustness(results: Results) -> str:
-    """Every row of any results file that says what was asked for and what was measured."""
+    """All rows of results files with a target and a measured value."""
     rows = [
         (
             row["what"],
@@ -283,13 +328,13 @@ def robustness(results: Results) -> str:
 
 
 def cifar10_changes(results: Results) -> str:
-    """The log of document 003's exercise, a change a row; all of it on the JPEG copies."""
+    """The log of the CIFAR-10 exercise on the JPEG copies, one change per row."""
     groups = groups_of(results, f"{JPEG}exercise")
     return log_as_markdown(change_log(groups)) if groups else ""
 
 
 def _with_fields_of(other: Any, config: Any) -> Any:
-    """A config with the fields of another one, whose version of the code may be another."""
+    """Restrict a config to the fields of another one, of another version of the code."""
     if not isinstance(config, Mapping):
         return config
     kind = config.get("class", "")
@@ -299,7 +344,7 @@ def _with_fields_of(other: Any, config: Any) -> Any:
 
 
 def groups_of(results: Results, prefix: str) -> list[Group]:
-    """The runs of every results file whose name begins so."""
+    """The runs of all results files whose names start with a prefix."""
     chosen = {name: result for name, result in sorted(results.items()) if name.startswith(prefix)}
     groups = []
     for name, result in chosen.items():
@@ -320,8 +365,8 @@ def groups_of(results: Results, prefix: str) -> list[Group]:
 
 
 def painters(results: Results) -> str:
-    """Document 002's networks: accuracy in training and validation, beside the document's."""
-    header = ("experiment", "runs", "training", "document", "validation", "document", "macro F1")
+    """The painters paper's networks: accuracy in training and validation, beside the paper's."""
+    header = ("experiment", "runs", "training", "reported", "validation", "reported", "macro F1")
     rows = []
     for group in groups_of(results, "artworks_red"):
         values, theirs = group.values(), group.document
@@ -333,7 +378,7 @@ def painters(results: Results) -> str:
 
 
 def products_log(results: Results) -> str:
-    """Document 003's training log: accuracies of each head on source and target, and its own."""
+    """The products log: accuracies of each head on source and target, and the lecture's."""
     heads = ("material", "type", "brand", "")
     names = [f"{head} accuracy".strip() for head in heads]
     header = ["run", "pixels", *(f"{head or 'mean'}" for head in heads)]
@@ -348,8 +393,8 @@ def products_log(results: Results) -> str:
         means = [_mean(values.get(name)) for name in (*shown, "target accuracy of seen labels")]
         rows.append([group.name, pixels, *means])
         if theirs:
-            said = (number(theirs.get(name)) for name in shown)
-            rows.append(["- the document", "", *said, ""])
+            reported = (number(theirs.get(name)) for name in shown)
+            rows.append(["- reported", "", *reported, ""])
     return markdown_table(header, rows)
 
 
@@ -379,7 +424,7 @@ def architectures(results: Results) -> str:
 
 
 def augmentation(results: Results) -> str:
-    """What each change of the images adds to a train step, from augmentation.json."""
+    """Cost of each augmentation in a train step, from augmentation.json."""
     figures = results.get("augmentation", {}).get("figures")
     if not figures:
         return ""
@@ -396,7 +441,7 @@ def augmentation(results: Results) -> str:
 
 
 def studies(results: Results) -> str:
-    """Test accuracy of each kind of pooling, on images moved sideways by some pixels."""
+    """Test accuracy of each kind of pooling, on images shifted horizontally."""
     shown = (0, 2, 4, 8)
     rows = []
     for name, result in results.items():
@@ -414,7 +459,7 @@ def studies(results: Results) -> str:
                 for shift in shown
             ]
             rows.append((name, kind, str(len(seeds)), *map(mean_and_deviation, cells)))
-    moved = [f"moved by {shift}" for shift in shown if shift]
+    moved = [f"shifted by {shift}" for shift in shown if shift]
     return markdown_table(("experiment", "pooling", "runs", "test accuracy", *moved), rows)
 
 
@@ -433,21 +478,25 @@ TABLES: Mapping[str, Callable[[Results], str]] = {
     "documentos": functools.partial(documents, words=SPANISH),
     "colours": colours,
     "own_images": own_images,
-    **{f"document_{name}": functools.partial(of_document, name) for name in ("002", "003", "004")},
+    "imagenes": functools.partial(own_images, words=IMAGENES),
+    "peers": peers,
+    "painters_paper": functools.partial(of_document, PAINTERS),
+    "classifier_lecture": functools.partial(of_document, CLASSIFIERS),
+    "fashion_mnist_paper": functools.partial(of_document, FASHION_MNIST),
 }
 
 
 def with_tables(page: str, text: str, results: Results) -> str:
-    """The text of a page with its tables made anew.
+    """Update the tables of a page's text.
 
     Raises:
-        UsageError: it names a table that there is not, or does not end one.
+        UsageError: a table is unknown, or is not ended.
     """
 
     def table(match: re.Match[str]) -> str:
         start, name, end = match.groups()
         if name not in TABLES:
-            raise UsageError(f"{page}: no table is named '{name}'; there is {', '.join(TABLES)}")
+            raise UsageError(f"{page}: no table is named '{name}'; use {', '.join(TABLES)}")
         made = TABLES[name](results)
         return f"{start}{made if len(made.splitlines()) > 2 else NOTHING}\n{end}"
 
@@ -462,7 +511,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
 
 
 def update(arguments: list[str], root: Path) -> int:
-    """What `main` does, with errors as exceptions."""
+    """Update or check all pages; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.readme_tables")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if out of date")
     check = parser.parse_args(arguments).check

@@ -1,10 +1,10 @@
-"""Trains eight seeds of fashion_mnist_mlp in one program, and one after the other.
+"""Train eight seeds of fashion_mnist_mlp in one program, and one after the other.
 
     python -m benchmarks.replicas --output results/replicas.json
 
-First 20 steps of SGD, whose parameters are compared; then whole runs, in programs of their own as
-from a terminal: mean accuracies and times. The data are prepared before
-(`python -m cnn_research.data prepare fashion_mnist`). About twelve minutes on two free cores.
+First the parameters after 20 steps of SGD are compared; then mean accuracies and times of whole
+runs, started as from a terminal. The data must be prepared
+(`python -m cnn_research.data prepare fashion_mnist`). About twelve minutes on two idle cores.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WAYS = "at once", "one by one"
 
 
 def both_ways(folder: Path, *words: str) -> tuple[float, float]:
-    """Trains at once in `folder/at once` and one by one beside it; the seconds of each."""
+    """Train at once in `folder/at once`, and one by one beside it; return the seconds of each."""
     together, alone = (folder / way for way in WAYS)
     return launch(NAME, together, f"--replicas={len(SEEDS)}", *words), sum(
         launch(NAME, alone / f"seed-{seed}", f"--seed={seed}", *words) for seed in SEEDS
@@ -37,12 +37,12 @@ def both_ways(folder: Path, *words: str) -> tuple[float, float]:
 
 
 def parameters(workdir: Path):
-    """Those that a run ended with."""
+    """Final parameters of a run."""
     return last_checkpoint(workdir)[1].params
 
 
 def accuracies(folder: Path) -> list[float]:
-    """Of each seed, on test images."""
+    """Test accuracy of each seed."""
     files = [folder / f"seed-{seed}" / folders.EVALUATION for seed in SEEDS]
     return [folders.read_json(file)["test"]["accuracy"] for file in files]
 
@@ -78,7 +78,7 @@ def main(options):
             difference <= 2 * error or difference == 0,
         ),
         row(
-            "time of 8 replicas in one program, of that of 8 runs",
+            "time of 8 replicas in one program, relative to 8 runs",
             "below 1",
             f"{at_once / one_by_one:.2f} ({at_once:.0f} s and {one_by_one:.0f} s)",
             at_once < one_by_one,

@@ -1,4 +1,4 @@
-"""The frame of every measurement: its options, rows against targets, results file and processes."""
+"""Framework of the measurements: options, rows with targets, results files and processes."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ ROOT = Path(__file__).resolve().parent.parent
 
 Row = dict[str, Any]
 Measured = tuple[Sequence[Row], Mapping[str, Any]]
-"""Rows, and what was measured in full, JSON values."""
+"""Rows, and all measured values (JSON)."""
 
 
 def row(what: str, target: str, measured: str, met: bool) -> Row:
-    """One line of the README's table, and whether the target was met."""
+    """Make one line of the README's table; `met` is whether the target was met."""
     return {"what": what, "target": target, "measured": measured, "met": bool(met)}
 
 
 def flag(*names: str, **options: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """An option of a measurement, as `ArgumentParser.add_argument` takes it."""
+    """Make an option of a measurement from the arguments of `ArgumentParser.add_argument`."""
     return names, options
 
 
@@ -42,10 +42,10 @@ def measurement(
     target: str,
     seeds: Sequence[int] = (),
 ) -> Callable[[Callable[[argparse.Namespace], Measured]], Callable[[], int]]:
-    """Decorates a function of the options that measures; it becomes the program's `main`.
+    """Decorate a function that measures, given the options; it becomes the program's `main`.
 
-    The program prints the rows, writes the results file where `--output` names one, and ends with
-    0 if every target was met, else 1.
+    The program prints the rows, writes the results file `--output`, if given, and exits with 0 if
+    all targets were met, else 1.
     """
 
     def decorate(measure: Callable[[argparse.Namespace], Measured]) -> Callable[[], int]:
@@ -76,7 +76,7 @@ def measurement(
 
 
 def began(function: Callable[..., Any], seeds: Sequence[int] = ()) -> dict[str, Any]:
-    """Command, commit, machine, versions and date, as results files have them."""
+    """Command, commit, machine, versions and date for a results file."""
     describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"]
     return {
         "command": ["python", "-m", _module(function), *sys.argv[1:]],
@@ -100,17 +100,17 @@ def python(
     environment: Mapping[str, str] | None = None,
     interpreter: str = sys.executable,
 ) -> tuple[float, str]:
-    """Runs Python in the repository: the seconds of the process, and what it printed.
+    """Run Python in the repository; return the seconds of the process, and its output.
 
     Raises:
-        RuntimeError: it failed; with the end of what it said.
+        RuntimeError: it failed; the message has the end of its output.
     """
     started = time.monotonic()
     ended = subprocess.run(
         [interpreter, *map(str, words)],
         cwd=ROOT,
         env={**os.environ, **(environment or {})},
-        stdin=subprocess.DEVNULL,  # so that a question would fail
+        stdin=subprocess.DEVNULL,  # so that a prompt would fail
         capture_output=True,
         text=True,
     )
@@ -122,17 +122,17 @@ def python(
 
 @dataclasses.dataclass(frozen=True)
 class Watched:
-    """What a process said, and what it took."""
+    """Output and resources of a process."""
 
     lines: Sequence[tuple[float, str]]
-    """Each line of both outputs, and after how many seconds it came."""
+    """Each line of both outputs, with the seconds since the start."""
     seconds: float
     gigabytes: float
-    """The most memory that was resident."""
+    """Peak resident memory."""
 
 
 def watched(*words: object, environment: Mapping[str, str] | None = None) -> Watched:
-    """Runs Python in the repository, as `python`, and watches it."""
+    """Run Python in the repository, like `python`, and record its output and resources."""
     started = time.monotonic()
     with subprocess.Popen(
         [sys.executable, *map(str, words)],
@@ -154,12 +154,12 @@ def watched(*words: object, environment: Mapping[str, str] | None = None) -> Wat
 
 
 def peak_gigabytes(usage: resource.struct_rusage) -> float:
-    """The most memory that was resident, 10^9 bytes."""
+    """Peak resident memory, in 10^9 bytes."""
     return usage.ru_maxrss / (1e9 if sys.platform == "darwin" else 1e9 / 1024)
 
 
 def launch(experiment: str, workdir: Path, *words: object) -> float:
-    """Trains in a folder, as from a terminal; the seconds that it took."""
+    """Train in a folder, as from a terminal; return the seconds."""
     return python("launch.py", f"--experiment={experiment}", f"--workdir={workdir}", *words)[0]
 
 
@@ -169,7 +169,7 @@ def in_process(
     environment: Mapping[str, str] | None = None,
     interpreter: str = sys.executable,
 ) -> Any:
-    """What a benchmark's function returns in a process of its own; all of it JSON values.
+    """Run a benchmark's function in its own process; arguments and result are JSON values.
 
     Raises:
         RuntimeError: it failed.
@@ -187,9 +187,9 @@ def in_process(
 
 
 def last_checkpoint(workdir: Path) -> tuple[Any, Any, int]:
-    """A run's experiment, the state of its newest good checkpoint, and that checkpoint's step.
+    """Load a run's experiment, the state of its latest valid checkpoint, and its step.
 
-    Restored as a run that goes on restores it, from the folder alone.
+    It is restored like a run that resumes, from the folder alone.
     """
     from cnn_research.core.distributed import data_mesh
     from cnn_research.train import checkpoint
@@ -218,7 +218,7 @@ def digest(tree: Any) -> str:
 
 
 def apart(tree: Any, other: Any) -> float:
-    """The largest difference between numbers of two trees of arrays."""
+    """Largest difference between the numbers of two trees of arrays."""
     import jax
     import numpy as np
 
@@ -229,6 +229,6 @@ def apart(tree: Any, other: Any) -> float:
 
 
 def rows_of(workdir: Path, split: str) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl of one split, as written."""
+    """Rows of one split in metrics.jsonl, as written."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     return [found for found in map(json.loads, lines) if found["split"] == split]

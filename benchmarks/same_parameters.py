@@ -1,12 +1,12 @@
-"""Two commits train alike: parameters after 3 steps of every registered training, bit for bit.
+"""Compare two commits: parameters after 3 steps of every registered training, bit for bit.
 
     python -m benchmarks.same_parameters --old 5186677 --new HEAD \
         --output results/same_parameters.json
 
-Each commit is checked out and trains in one process at test size, the trainings of pipelines and
-studies as well. States are taken from the arguments and results of the compiled functions, so that
-nothing depends on where a commit keeps its loop. `--digests FOLDER` keeps what a commit came to: an
-interrupted comparison goes on there, and a commit that was run is not run again.
+Each commit is checked out and trains in one process at test size, including the trainings of
+pipelines and studies. States are taken from the arguments and results of the compiled functions,
+independently of where a commit has its loop. `--digests FOLDER` keeps a commit's results: an
+interrupted comparison resumes, and a commit is not run again.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from benchmarks.results import flag, measurement, row
 from benchmarks.worktrees import FIND, work_trees
 
 CHANGED: dict[str, str] = {}
-"""Trainings whose parameters a mended fault changes at test size, and which it is."""
+"""Trainings whose parameters are changed by a fixed bug at test size -> the bug."""
 
 FAST = "--xla_backend_optimization_level=0"
-"""As the tests compile. Both commits do; `--full` leaves it out."""
+"""As in the tests, for both commits; `--full` omits it."""
 
 PROGRAM = """
 import dataclasses, hashlib, importlib, json, sys, tempfile, traceback
@@ -40,7 +40,7 @@ STEPS = 3
 compiled, states = jax.jit, {}
 
 class Done(BaseException):
-    "The state after the last step is known: the run need not go on."
+    "The state after the last step is known: the run can stop."
 
 def note(tree):
     kind = lambda node: type(node).__name__ == "TrainState"
@@ -174,7 +174,7 @@ def main(options):
 def digests(
     commit: str, tree: Path, flags: str, only: Sequence[str], folder: Path
 ) -> dict[str, Any]:
-    """Per training of a commit the digests of its states, run where they are not known yet."""
+    """Digests of the states of a commit's trainings, which are run if they are not cached."""
     folder.mkdir(parents=True, exist_ok=True)
     known = folder / f"{commit[:12]}-{'fast' if flags else 'full'}.json"
     environment = {
@@ -205,7 +205,7 @@ SAME = "same"
 
 
 def compared(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> str:
-    """`same`, or what differs first: the config's existence, an error, a leaf."""
+    """Return `same`, or the first difference: a missing config, an error, or a leaf."""
     if old is None or new is None:
         return f"only the {'new' if old is None else 'old'} commit has it"
     for which, found in (("old", old), ("new", new)):

@@ -1,13 +1,12 @@
-"""What devices send each other in a train step: a cost model, and what is compiled.
+"""Communication between devices in a train step: a cost model, and compiled programs.
 
     python -m benchmarks.scaling --output results/scaling.json
     python -m benchmarks.scaling --table
 
-The steps of ResNet-50 for 1,000 classes, SGD with momentum, two images of 224x224 for each of 2, 4
-and 8 virtual CPU devices, are compiled, with all parameters on every device and with shares of
-them, and their collectives read; nothing is trained. Takes about five minutes on two free cores.
-`--table` prints what the model says of up to 1,024 accelerators. Seconds follow from their figures,
-which are assumptions.
+Compiles the steps of ResNet-50 for 1,000 classes, SGD with momentum, two images of 224x224 per
+device, on 2, 4 and 8 virtual CPU devices, with replicated and with sharded parameters, and reads
+their collectives; nothing is trained. Takes about five minutes on two idle cores. `--table` prints
+the model's predictions for up to 1,024 accelerators, whose speeds are assumptions.
 """
 
 from __future__ import annotations
@@ -25,49 +24,50 @@ TOLERANCE = 0.05
 NUMBER_BYTES = 4
 """Parameters, gradients and moments are float32."""
 PASSES = 3
-"""Forward passes that a train step is worth: the backward pass is twice as much."""
+"""Cost of a train step in forward passes: the backward pass costs two."""
 
 
 # The model ---------------------------------------------------------------------------------------
 
 
 def all_gather_bytes(size: float, devices: int) -> float:
-    """What each device of a ring sends so that all have the `size` bytes that they have shares of.
+    """Bytes that each device of a ring sends in an all-gather of an array of `size` bytes.
 
-    As much as for each to have its share of the sum of such arrays, a reduce-scatter.
+    A reduce-scatter sends as many.
     """
     return (devices - 1) / devices * size
 
 
 def all_reduce_bytes(size: float, devices: int) -> float:
-    """What each sends so that all have the sum of arrays of `size` bytes: one and the other."""
+    """Bytes that each device sends in an all-reduce: a reduce-scatter and an all-gather."""
     return 2 * all_gather_bytes(size, devices)
 
 
 @dataclasses.dataclass(frozen=True)
 class Accelerator:
-    """One among many; every figure is a round one, of no product in particular."""
+    """One of many devices, with round numbers of no particular product."""
 
     flops: float = 100e12
-    """Operations a second that convolutions reach, not the peak."""
+    """Operations per second that convolutions reach, not the peak."""
     link: float = 50e9
-    """Bytes a second that it sends to its neighbour in the ring."""
+    """Bytes per second that it sends to its neighbour in the ring."""
     latency: float = 5e-6
-    """Seconds of one message to the neighbour."""
+    """Seconds per message to the neighbour."""
     input: float = 2e9
-    """Bytes of images a second that reach it, decoded."""
+    """Bytes of decoded images per second that it receives."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A train step of one device among several, in seconds.
+    """A train step of one of several devices, in seconds.
 
-    Batch norm's sums and the metrics are left out: they are thousands of numbers, not millions.
+    The sums of batch normalisation and metrics are ignored, as they are thousands of numbers, not
+    millions.
 
     Attributes:
-        compute: of the forward and the backward pass.
-        sending: of gradients and, where devices have shares, parameters: both ways as much.
-        input: of images.
+        compute: time of the forward and backward passes.
+        sending: time to send gradients and, if sharded, parameters, which takes as long.
+        input: time to receive images.
     """
 
     compute: float
@@ -76,7 +76,7 @@ class Step:
 
     @classmethod
     def of(cls, parameters: int, flops: int, image_bytes: int, devices: int, batch: int) -> Step:
-        """Of a network whose forward pass takes `flops` an image, `batch` images a device."""
+        """Model a network with `flops` per image's forward pass and `batch` images per device."""
         machine = Accelerator()
         sent = all_reduce_bytes(NUMBER_BYTES * parameters, devices)
         return cls(
@@ -87,12 +87,12 @@ class Step:
 
     @property
     def least(self) -> float:
-        """If everything goes on at once."""
+        """Time if everything overlaps."""
         return max(self.compute, self.sending, self.input)
 
     @property
     def most(self) -> float:
-        """If nothing is sent before all is computed; input comes in meanwhile."""
+        """Time if sending starts after computing; input overlaps."""
         return max(self.compute + self.sending, self.input)
 
 
@@ -139,11 +139,11 @@ _ARRAY = re.compile(r"\b(pred|[a-z]+\d+)\[([\d,]*)\]")
 
 
 def collective_bytes(program: str) -> dict[str, int]:
-    """The bytes of the results of each kind of collective in a compiled program.
+    """Count the bytes of the results of each kind of collective in a compiled program.
 
     Args:
-        program: its text, `jax.jit(f).lower(...).compile().as_text()`; each is counted once, also
-            in a loop.
+        program: its text, `jax.jit(f).lower(...).compile().as_text()`; those in a loop are counted
+            once.
 
     Returns:
         By kind, as HLO names it: `{"all-reduce": 1234, ...}`.
@@ -160,16 +160,16 @@ def collective_bytes(program: str) -> dict[str, int]:
 
 
 def _bytes_of(kind: str) -> int:
-    """Of one number of an HLO type: `f32`, `bf16`, `u8`, `pred`."""
+    """Bytes per number of an HLO type: `f32`, `bf16`, `u8`, `pred`."""
     bits = re.search(r"\d+", kind)
     return max(1, int(bits.group()) // 8) if bits else 1
 
 
 def compiled(name: str) -> dict[str, dict[str, Any]]:
-    """What the train step of a network sends, by way and number of devices, and what is expected.
+    """Measure what a network's train step sends, by way and number of devices, and predict it.
 
     Args:
-        name: of a registered network.
+        name: name of a registered network.
     """
     import jax
     import numpy as np
@@ -200,7 +200,7 @@ def compiled(name: str) -> dict[str, dict[str, Any]]:
                 for leaf in leaves
                 if leaf.size >= MIN_SHARD_SIZE and any(n % devices == 0 for n in leaf.shape)
             ]
-            figures[f"{devices} devices{', in shares' * sharded}"] = {
+            figures[f"{devices} devices{', sharded' * sharded}"] = {
                 "compiled": collective_bytes(steps.compiled().text()),  # type: ignore[attr-defined]
                 "gradients": NUMBER_BYTES * sum(leaf.size for leaf in leaves),
                 "gathered": NUMBER_BYTES * sum(divided) if sharded else 0,
@@ -209,7 +209,7 @@ def compiled(name: str) -> dict[str, dict[str, Any]]:
 
 
 def on_virtual_devices(name: str) -> dict[str, dict[str, Any]]:
-    """The same in a process of its own, with as many devices as are needed."""
+    """Run `compiled` in its own process, with enough devices."""
     environment = {
         "JAX_NUM_CPU_DEVICES": str(max(DEVICES)),
         "JAX_PLATFORMS": "cpu",
@@ -219,9 +219,9 @@ def on_virtual_devices(name: str) -> dict[str, dict[str, Any]]:
 
 
 def compared(figures: dict[str, Any]) -> float:
-    """How much of what the model expects the compiled step sends otherwise, as a share of it.
+    """Relative difference between the bytes sent by the compiled step and the model's.
 
-    XLA:CPU knows no reduce-scatter: gradients are summed everywhere, also those of shares.
+    XLA:CPU has no reduce-scatter: even sharded gradients are summed on all devices.
     """
     sent = figures["compiled"]
     expected = {"all-reduce": figures["gradients"], "all-gather": figures["gathered"]}
@@ -243,8 +243,7 @@ def main(options):
     figures = on_virtual_devices("resnet50")
     rows = [
         row(
-            f"bytes of gradients and parameters that ResNet-50's step sends, {way}, against the "
-            "cost model",
+            f"bytes sent by a step of ResNet-50, {way}, against the cost model",
             f"within {TOLERANCE:.0%}",
             f"{compared(found):.1%} apart",
             compared(found) <= TOLERANCE,

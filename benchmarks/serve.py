@@ -1,10 +1,9 @@
-"""How many images a second the server answers, with batches and without, and what it withstands.
+"""Images per second of the server, with and without batches, and its robustness.
 
     python -m benchmarks.serve --output results/serve.json
 
-Two servers of each network run side by side, one of which answers each image alone; the rounds
-alternate, so that what the machine does meanwhile falls on both. The networks have the parameters
-that training would start from.
+Two servers of each network run side by side, one of which processes images one by one; rounds
+alternate, so that disturbances affect both alike. The networks have initial parameters.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from benchmarks.results import measurement, row
 from tests.serving import Answer, Server, encoded, exchange, hostile, noise, request, write_export
 
 NETWORKS = {"resnet20_cifar": 1000, "resnet18_small": 400, "resnet18": 100}
-"""How many requests each server gets."""
+"""Number of requests to each server."""
 CLIENTS = 8
 ROUNDS = 10
 HOSTILE = 200
@@ -33,7 +32,7 @@ SEED = 0
 
 
 def export_of_initial(name: str, folder: Path) -> tuple[Path, tuple[int, int, int]]:
-    """The export of a registered architecture that is not trained, and its images' shape."""
+    """Export an architecture with initial parameters; return the folder and image shape."""
     import jax
     import jax.numpy as jnp
 
@@ -59,7 +58,7 @@ def export_of_initial(name: str, folder: Path) -> tuple[Path, tuple[int, int, in
 
 
 def from_clients(jobs: Iterator[Callable[[], None]]) -> float:
-    """Does the jobs in as many threads as there are clients; the seconds that it took."""
+    """Run the jobs in one thread per client; return the seconds."""
     lock = threading.Lock()
     failed: list[BaseException] = []
 
@@ -86,7 +85,7 @@ def from_clients(jobs: Iterator[Callable[[], None]]) -> float:
 
 
 def first_label(answer: Answer) -> str:
-    """What the network takes the image for; the status, where there is no answer."""
+    """Predicted class, or the status if there is no prediction."""
     status, values = answer
     if status != 200:
         return f"{status} {values}"
@@ -94,7 +93,7 @@ def first_label(answer: Answer) -> str:
 
 
 def throughput(name: str, requests: int, scratch: Path) -> dict[str, Any]:
-    """Images a second with batches and one by one, and how many answers were wrong."""
+    """Images per second with batches and one by one, and the number of wrong responses."""
     export, shape = export_of_initial(name, scratch)
     asked = [request(encoded(noise(shape, seed))) for seed in range(CLIENTS)]
     wrong: list[str] = []
@@ -135,7 +134,7 @@ def throughput(name: str, requests: int, scratch: Path) -> dict[str, Any]:
 
 
 def siege(scratch: Path) -> dict[str, Any]:
-    """Good requests with hostile ones among them: what each was answered, and the memory."""
+    """Send valid and hostile requests; check the responses and the memory."""
     export, shape = export_of_initial("resnet20_cifar", scratch / "siege")
     good = request(encoded(noise(shape, 0)))
     kinds = hostile()
@@ -192,9 +191,9 @@ def main(options):
         attacked = siege(Path(folder))
     rows = [
         row(
-            f"{name} served to {CLIENTS} clients, images a second with batches and one by one; "
+            f"{name} served to {CLIENTS} clients, images per second with and without batching; "
             f"{found['requests']:,} requests each",
-            "no wrong answer; more with batches",
+            "all responses correct; faster with batches",
             " and ".join(
                 f"{statistics.median(rates):.1f}" for rates in found["images_a_second"].values()
             )
@@ -203,7 +202,7 @@ def main(options):
                 f"{statistics.median(costs):.1f}"
                 for costs in found["cpu_milliseconds_an_image"].values()
             )
-            + f" ms of processor an image; {len(found['wrong'])} wrong",
+            + f" ms of CPU time per image; {len(found['wrong'])} wrong",
             not found["wrong"] and found["times_as_many"] > 1,
         )
         for name, found in speeds.items()
@@ -211,10 +210,10 @@ def main(options):
     good = attacked["statuses"]["good"]
     rows.append(
         row(
-            f"{HOSTILE} hostile requests among 1,000 good ones",
-            "each refused in a line, every good one answered, memory at most 20 % more",
-            f"{len(attacked['unclear'])} not so; {good.get(200, 0):,} good ones answered; memory "
-            f"{attacked['growth']:+.1%}",
+            f"{HOSTILE} hostile requests among 1,000 valid ones",
+            "each refused with one line, all valid ones served, memory at most 20 % higher",
+            f"{len(attacked['unclear'])} exceptions; {good.get(200, 0):,} valid ones served; "
+            f"memory {attacked['growth']:+.1%}",
             not attacked["unclear"] and good == {200: 1000} and attacked["growth"] <= 0.2,
         )
     )

@@ -1,11 +1,11 @@
-"""Several labels an image: products by type, colour and season, which stand in one cell.
+"""Several labels per image: products by type, colour and season in one cell.
 
     python -m benchmarks.several_labels FOLDER --output results/several_labels.json
 
-FOLDER has `products.csv` and its `images/`, as the archive of the products has them. The table that
-is written of it names images and `tags`, such as `Tshirts;Blue;Winter`, and one command trains on
-it as it is: that a cell has several labels is recognised. Then the run is exported and served, and
-every label of an image has to be answered, with its threshold.
+FOLDER has `products.csv` and `images/`, as in the products' archive. A table of images and `tags`,
+such as `Tshirts;Blue;Winter`, is written, and the default command must recognise that a cell has
+several labels. Then the run is exported and served, and the response must have all labels with
+their thresholds.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from tests.serving import Server, exchange, request
 COLUMNS = ("type", "colour", "season")
 TAGS, SEPARATOR = "tags", ";"
 FEWEST = 10
-"""Labels that fewer images have are left out."""
+"""Labels of fewer images are omitted."""
 
 
 def tagged(folder: Path, scratch: Path, images: int) -> tuple[Path, list[Path]]:
-    """The table with a column `tags`, of the first so many images (0: of all), and their files."""
+    """Write the table with `tags` of the first `images` (0 for all); return their files."""
     import pandas
 
     products = pandas.read_csv(folder / "products.csv", dtype=str, keep_default_na=False)
@@ -39,11 +39,11 @@ def tagged(folder: Path, scratch: Path, images: int) -> tuple[Path, list[Path]]:
 
 
 def served(export: Path, file: Path) -> list[dict[str, Any]]:
-    """What the server answers to an image."""
+    """The server's response for an image."""
     with Server(export) as server:
         status, values = exchange(server.port, request(file.read_bytes()))
     if status != 200:
-        raise RuntimeError(f"the server answers {status}: {values}")
+        raise RuntimeError(f"the server responds {status}: {values}")
     return values["predictions"][0]["answers"][TAGS]
 
 

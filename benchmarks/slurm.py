@@ -1,11 +1,11 @@
-"""Runs sweeps, preempted runs and runs of several nodes on a real SLURM, started for it here.
+"""Sweeps, preempted runs and multi-node runs on a real SLURM that is started for the measurement.
 
     python -m benchmarks.slurm --output results/slurm.json
 
-Two nodes on this machine, as `tests/slurm.py` starts them, by root, where `slurm-wlm` and `munge`
-are installed. An array of 12 runs, one of which fails on purpose; a run that is preempted by a
-signal, by a job of a higher priority and by its time limit; a run of two nodes with two devices
-each, of which one process is killed. About ten minutes on two free cores.
+`tests/slurm.py` starts two nodes on this machine; this needs root, `slurm-wlm` and `munge`. There
+are an array of 12 runs, one of which fails on purpose; a run that is preempted by a signal, by a
+job of higher priority and by its time limit; and a run on two nodes with two devices each, one
+process of which is killed. About ten minutes on two idle cores.
 """
 
 from __future__ import annotations
@@ -30,20 +30,19 @@ from tests.slurm import PROGRAMS, Slurm, running_slurm
 
 RUNS, BAD = 12, "1e30"
 LIMIT = 900
-"""Seconds after which something that does not happen is given up."""
+"""Timeout in seconds of each wait."""
 ALL_GONE = 60
-"""Seconds within which the others end when one process is killed."""
+"""Seconds within which the other processes must end after one is killed."""
 PREEMPTED = (
     *("--experiment=digits_cnn", "--batch-size=16", "--log-every-steps=10"),
     *("--model.features", "128", "256"),
 )
 TIME = 3
-"""Minutes that SLURM gives it; the signal comes a minute and a half before, or up to a minute
-earlier."""
+"""Time limit in minutes; the signal is sent 90 to 150 seconds before."""
 
 
 def until(happened: Callable[[], Any], what: str) -> Any:
-    """What a call answers, as soon as that is true.
+    """Wait until a call returns a true value, and return it.
 
     Raises:
         RuntimeError: it takes too long.
@@ -57,7 +56,7 @@ def until(happened: Callable[[], Any], what: str) -> Any:
 
 
 def swept(folder: Path, *words: str) -> str:
-    """Submits a sweep; what the command says."""
+    """Submit a sweep; return the command's output."""
     shared = (f"--workdir={folder}", "--cluster=slurm", "--cpus=1")
     return python("-m", "cnn_research.sweep", *words, *shared)[1]
 
@@ -66,7 +65,7 @@ def swept(folder: Path, *words: str) -> str:
 
 
 def array(cluster: Slurm, folder: Path) -> dict[str, Any]:
-    """A sweep of which one run fails: what came of it, and of the same command again."""
+    """Run a sweep with one failing run, and the same command again."""
     rates = ",".join([*(f"{number}e-3" for number in range(1, RUNS)), BAD])
     words = ("--experiment=digits_mlp", f"--grid=optimizer.learning-rate={rates}", "--epochs=1")
     began = time.monotonic()
@@ -96,10 +95,10 @@ def _last(text: str, begin: str) -> str:
 
 
 def preempted(cluster: Slurm, folder: Path, epochs: int) -> tuple[Path, dict[str, list[int]]]:
-    """A run that is preempted in three ways.
+    """Preempt a run in three ways.
 
     Returns:
-        Its workdir, and the steps at which it saved, by what stopped it.
+        Its workdir, and the steps at which it saved, by the cause.
 
     Raises:
         RuntimeError: the run ended before; more epochs give it time.
@@ -163,7 +162,7 @@ def on_two_nodes(cluster: Slurm, words: Sequence[str], said: Path) -> subprocess
 
 
 def together(cluster: Slurm, folder: Path, rule: str) -> dict[str, float]:
-    """50 steps on two nodes and in one process: how far they are apart."""
+    """Compare 50 steps on two nodes with 50 in one process."""
     words = ["--experiment=digits_cnn", *words_of(rule)]
     one, two = folder / f"{rule}-one", folder / f"{rule}-two"
     python("launch.py", *words, f"--workdir={one}")
@@ -187,7 +186,7 @@ def ranks(workdir: Path) -> dict[str, int]:
 
 
 def killed(cluster: Slurm, folder: Path) -> dict[str, Any]:
-    """One of two processes is killed: when all are gone, and how it goes on."""
+    """Kill one of two processes; measure when the other ends, and resume the run."""
     workdir, said = folder / "killed", folder / "killed.txt"
     words = ["--experiment=digits_cnn", "--epochs=8", "--batch-size=64", f"--workdir={workdir}"]
     srun = on_two_nodes(cluster, words, said)
@@ -235,20 +234,20 @@ def main(options):
     twice = [name for name, attempt in attempts.items() if attempt == 2]
     rows = [
         row(
-            f"array of {RUNS} runs, one failing on purpose",
+            f"job array of {RUNS} runs, one of which fails on purpose",
             f"{RUNS - 1} results, 1 named failure",
             f"{sweep['results']} results; failed: {', '.join(sweep['failed']) or 'none'}",
             sweep["results"] == RUNS - 1 and len(sweep["failed"]) == 1,
         ),
         row(
-            "the same command again",
+            "the command repeated",
             "runs 1",
             f"runs {len(twice)}",
             twice == list(sweep["failed"]) and set(attempts.values()) == {1, 2},
         ),
         row(
             "parameters of a run preempted by a signal, a job of a higher priority and its time "
-            "limit, against one left alone",
+            "limit, against an uninterrupted one",
             "the same, bit for bit",
             f"{'the same' if same else 'others'}, after "
             + ", ".join(f"{len(steps)} x {way}" for way, steps in stops.items()),
@@ -265,14 +264,14 @@ def main(options):
             for rule, (quantity, tolerance, _) in RULES.items()
         ),
         row(
-            "a process of one node killed with SIGKILL: until all are gone",
+            "a process of one node killed with SIGKILL: time until all have ended",
             f"within {ALL_GONE} s",
             f"{ended['seconds until all are gone']:.0f} s",
             ended["seconds until all are gone"] <= ALL_GONE,
         ),
         row(
-            "and started again",
-            "goes on to its end",
+            "restarting it",
+            "finishes",
             f"exit code {ended['exit code of the next']}, step {ended['step']}",
             ended["went on"] and ended["exit code of the next"] == 0,
         ),

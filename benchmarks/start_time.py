@@ -1,9 +1,9 @@
-"""How long it takes until the command line answers.
+"""Start times of the command line.
 
     python -m benchmarks.start_time --output results/start_time.json
 
-Every round runs each command once, and with them one process that only imports flax and optax:
-the least that configs of flax modules cost. What the machine does meanwhile thus falls on all.
+Each round runs every command once, and a process that only imports flax and optax, which is the
+minimum for configs of flax modules. Disturbances thus affect all alike.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ COMMANDS = {
     "--experiment=digits_cnn --help": (["launch.py", "--experiment=digits_cnn", "--help"], 0),
 }
 ALLOWED = 0.5
-"""Seconds that a command may take more than the imports alone."""
+"""Seconds that a command may take in addition to the imports."""
 
 
 def seconds(words: list[str], expected: int) -> float:
-    """The wall time of one process of Python, which must end with the expected exit code."""
+    """Wall time of a Python process, which must end with the expected exit code."""
     started = time.perf_counter()
     ended = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True)
     if ended.returncode != expected:
@@ -42,7 +42,7 @@ def seconds(words: list[str], expected: int) -> float:
 )
 def main(options):
     commands = {**COMMANDS, "imports": FLOOR}
-    # The first round fills the disk's cache, and the folder of compiled modules; it is not counted.
+    # The first round, which fills caches, is not counted.
     rounds = [
         {name: seconds(*command) for name, command in commands.items()}
         for _ in range(options.rounds + 1)
@@ -52,7 +52,7 @@ def main(options):
     base = medians.pop("imports")
     rows = [
         row(
-            f"time to answer {name}",
+            f"response time of {name}",
             f"at most {ALLOWED} s more than the imports alone",
             f"{median:.2f} s; the imports alone {base:.2f} s",
             median - base <= ALLOWED,

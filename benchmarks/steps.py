@@ -1,4 +1,4 @@
-"""The train step by itself, for what is timed or compiled without a run around it."""
+"""The train step on its own, to be timed or compiled without a run."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ from cnn_research.train.step import make_steps
 from cnn_research.train.trained import bind_to_dataset
 
 SCHEDULE = 1_000_000
-"""Steps: more than anything here takes."""
+"""Steps of the schedule, more than any measurement runs."""
 
 
 def noise(shape: tuple[int, int, int], *classes: int, train: int, **fields: Any) -> Synthetic:
-    """Data of so many training images, with a head for each number of classes."""
+    """Random data with `train` training images, and one head per number of classes."""
     sizes = {"validation": 2, "test": 2} | fields
     return Synthetic(train=train, image_shape=shape, classes=classes, **sizes)
 
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
-    """A train step, and what it is called with.
+    """A train step and its arguments.
 
     Attributes:
-        states: before the first step, one; donated with each.
+        states: one state, before the first step; donated by each.
         jitted: called as `(states, *rest)`.
-        rest: its other arguments.
-        mesh: that it is called under.
+        rest: the other arguments.
+        mesh: the mesh under which it is called.
     """
 
     states: Any
@@ -50,12 +50,12 @@ class Steps:
     mesh: Mesh
 
     def __call__(self, states: Any) -> tuple[Any, Any]:
-        """The states after a step, and its metrics, which are not waited for."""
+        """Dispatch a step; return the new states and metrics without waiting."""
         with jax.set_mesh(self.mesh):
             return self.jitted(states, *self.rest, 1)
 
     def compiled(self) -> Callable[..., tuple[Any, Any]]:
-        """Compile ahead of the first step; the result is called as this is."""
+        """Compile ahead of time; the result is called like this object."""
         with jax.set_mesh(self.mesh):
             program = self.jitted.lower(self.states, *self.rest, 1).compile()
 
@@ -67,12 +67,12 @@ class Steps:
 
 
 def steps_of(experiment: Training, *, mesh: Mesh | None = None, dataset: Any = None) -> Steps:
-    """The step of a training.
+    """Make the step of a training.
 
     Args:
-        experiment: what is trained.
-        mesh: where to compile for; states and data are then shapes. None: all devices, with arrays.
-        dataset: what the experiment's data load as, where that is known.
+        experiment: the training.
+        mesh: mesh to compile for, with shapes as states and data; None for all devices and arrays.
+        dataset: the experiment's loaded data, if available.
     """
     dataset = dataset or experiment.data.load()
     experiment = bind_to_dataset(experiment, dataset)
@@ -98,6 +98,6 @@ def steps_of(experiment: Training, *, mesh: Mesh | None = None, dataset: Any = N
 
 
 def mean_loss(metrics: Any) -> float:
-    """The loss of a step, a mean over its examples, all heads together."""
+    """Mean loss of a step over its examples, over all heads."""
     pairs = [pair[-1, 0] for name, pair in metrics.items() if name.split()[-1] == "loss"]
     return sum(float(total) / float(count) for total, count in pairs)

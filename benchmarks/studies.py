@@ -1,9 +1,9 @@
-"""Runs the studies of the lectures' claims, and writes down what they found.
+"""Run the studies of the lectures' claims, and record their results.
 
     python -m benchmarks.studies pooling_types translation
 
-Runs stand in `runs/NAME`; a training that is finished already is not run again. Other flags
-override fields of every study named.
+Runs are in `runs/NAME`; finished trainings are not run again. Other options override fields of all
+named studies.
 """
 
 from __future__ import annotations

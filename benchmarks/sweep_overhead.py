@@ -1,7 +1,6 @@
-"""What a local sweep adds to each of 200 trivial runs: processes, files, the command itself.
+"""Overhead of a local sweep per run, with 200 trivial runs: processes, files, the command itself.
 
-The whole command is timed, from its start to its end, and compared with the same runs one after
-the other in one warm process.
+The whole command is timed and compared with the same runs one after the other in one warm process.
 
 python -m benchmarks.sweep_overhead --output results/sweep_overhead.json
 """
@@ -20,13 +19,13 @@ from pathlib import Path
 from benchmarks.results import flag, measurement, python, row
 
 TARGET = 0.3
-"""Seconds a run."""
+"""Seconds per run."""
 EXPERIMENT = "digits_mlp"
 EPOCHS, UNITS = 0.05, 8
 
 
 def plain(seeds: range, folder: Path) -> list[float]:
-    """Seconds of each run by itself, in this process."""
+    """Seconds of each run on its own, in this process."""
     from cnn_research.cli.run import run
     from cnn_research.core.experiment import lookup
 
@@ -44,7 +43,7 @@ def plain(seeds: range, folder: Path) -> list[float]:
 
 
 def swept(runs: int, folder: Path) -> tuple[float, list[float]]:
-    """Seconds of the command, and of each of its runs as their folders have it."""
+    """Seconds of the command, and of each run as recorded in its folder."""
     from cnn_research.sweep import definition, states
 
     words = (f"--epochs={EPOCHS}", "--model.dense", UNITS, f"--seeds={runs}", "--workers=1")
@@ -82,7 +81,7 @@ def main(options):
     }
     rows = [
         row(
-            f"what a local sweep adds to each of {options.runs} trivial runs, its start included",
+            f"overhead of a local sweep for each of {options.runs} trivial runs, start included",
             f"below {TARGET} s",
             f"{overhead:.2f} s beside {mean:.2f} s of the run itself",
             overhead < TARGET,

@@ -1,9 +1,9 @@
-"""How long the README's test command takes, and how much memory each of its workers.
+"""Time and memory per worker of the README's test command.
 
     python -m benchmarks.test_suite --output results/test_suite.json
     python -m benchmarks.test_suite --slow
 
-The environment is the one this runs in; the other cores should be idle.
+It runs in the current environment; the other cores should be idle.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import time
 from benchmarks.results import ROOT, flag, measurement, row
 
 MINUTES = 6
-"""Of the README's test command, on two cores."""
+"""Maximum time of the README's test command on two cores."""
 GIGABYTES = 1.5
-"""Resident, of a worker."""
+"""Maximum resident memory of a worker."""
 WORKER = re.compile(
     r"^(\w+): (\d+) s of processor time, at most ([\d.]+) GB resident; "
     r"what it started, ([\d.]+) GB",

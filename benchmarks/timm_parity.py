@@ -1,4 +1,4 @@
-"""Logits against timm's networks with the same random weights, and EfficientNet-Lite's real ones.
+"""Logits compared with timm's networks (random weights) and EfficientNet-Lite (published weights).
 
     python -m venv timm_env
     timm_env/bin/pip install torch==2.13.0 torchvision==0.28.0 timm==1.0.31 safetensors \
@@ -6,10 +6,9 @@
     TIMM_PYTHON=timm_env/bin/python python -m benchmarks.timm_parity \
         --output results/timm_parity.json
 
-PyTorch runs in that environment, in processes of its own. timm's state dicts travel as
-.safetensors under timm's own keys, statistics and scales of layers random too; the weights of the
-Lite models are the files of their packages, which this project's own reader opens. Takes about ten
-minutes.
+PyTorch runs in that environment, in its own processes. timm's state dicts are transferred as
+.safetensors with timm's keys, with random statistics and scales; the weights of the Lite models are
+the files of their packages, read by this project. Takes about ten minutes.
 """
 
 from __future__ import annotations
@@ -42,9 +41,9 @@ TIMM: dict[str, tuple[str, dict[str, Any]]] = {
     "mobilenetv3_large_100": ("mobilenet_v3_large", {}),
     "tf_mobilenetv3_large_100": ("mobilenet_v3_large", TENSORFLOW),
 }
-"""By timm's name: our architecture, and its fields."""
+"""timm's name -> our architecture, and its fields."""
 LITE = {f"efficientnet-lite{n}": (f"efficientnet_lite{n}", TENSORFLOW) for n in (0, 1, 2)}
-"""By efficientnet-lite-pytorch's name: our architecture, and its fields."""
+"""efficientnet-lite-pytorch's name -> our architecture, and its fields."""
 
 
 @measurement(
@@ -78,17 +77,17 @@ def main(options):
 
 
 def difference(name: str, model: Any, size: int) -> dict[str, Any]:
-    """How far a flax model's logits are from those of PyTorch's network called `name`.
+    """Compare a flax model's logits with those of PyTorch's network `name`.
 
     Args:
-        name: in `TIMM` or `LITE`.
+        name: name in `TIMM` or `LITE`.
         model: the flax module.
         size: height and width of the images.
 
     Returns:
-        As `parity.compared`; the largest difference between the images' reference logits, without
-        which agreement would mean nothing; parameters on both sides; and versions of the other
-        libraries.
+        The results of `parity.compared`; the largest difference between the images' reference
+        logits, without which agreement is meaningless; both numbers of parameters; and versions of
+        the other libraries.
     """
     import jax
 

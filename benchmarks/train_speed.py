@@ -1,22 +1,20 @@
-"""Train steps a second, this library against PyTorch, on the same machine and the same layers.
+"""Train steps per second compared with PyTorch, on the same machine with the same layers.
 
     python -m benchmarks.train_speed --output results/train_speed.json
 
-A step is forward, backward and the optimizer's update, in float32. Our side is what users run: the
-registered experiment's model, task and optimizer in the runner's own step, which also draws its
-batch from the training split and scales it (and cuts palette_ss_cnn's crops and counts their
-histograms); resnet18 is the registered architecture. PyTorch gets one ready batch.
+A step is forward, backward and the optimizer's update, in float32. Ours is what users run: the
+registered experiment's model, task and optimizer in the runner's own step, which also draws and
+scales its batch (and crops palette_ss_cnn's images and computes histograms); resnet18 is the
+registered architecture. PyTorch gets one prepared batch.
 
-In a round each takes one turn of a few seconds while the others sleep: ratios are taken within
-rounds. PyTorch runs eagerly, with channels last, and compiled; its best is what counts.
+In each round everyone has one turn of a few seconds while the others sleep; ratios are taken within
+rounds. PyTorch runs eagerly, with channels last, and compiled; its best mode counts.
 
-Where steps are large, our side keeps memory that one step freed for the next, as training does
-there (`core.memory`). PyTorch runs as it comes. It would gain from the same setting: its
-best mode with it is timed as well, against ours again, and stored beside the comparison as
-`pytorch_with_kept_memory`.
+For large steps ours keeps freed memory for the next step, as training does (`core.memory`). PyTorch
+has its default settings. As it would gain from this setting, too, its best mode with it is also
+timed, against ours, and stored as `pytorch_with_kept_memory`.
 
-The numbers are worth something on an idle machine only. Takes about ten minutes for all models;
-needs PyTorch, which nothing else here does.
+Run it on an idle machine. Takes about ten minutes for all models; needs PyTorch.
 """
 
 from __future__ import annotations
@@ -43,21 +41,21 @@ WARM_UP_STEPS = 3
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What both sides train, besides the layers themselves."""
+    """What both sides train, apart from the layers."""
 
     experiment: str
-    """Whose model, task and optimizer it is; or a registered architecture."""
+    """Experiment with the model, task and optimizer; or a registered architecture."""
     batch: int
     image: tuple[int, int, int]
     classes: tuple[int, ...]
-    """Of each head."""
+    """Number of classes of each head."""
     optimizer: Literal["adam", "momentum"]
     learning_rate: float
     keep_memory: bool = True
     augmented: bool = True
-    """Whether with the experiment's augmentation."""
+    """Whether to use the experiment's augmentation."""
     shares: bool = False
-    """Whether the targets are shares of the classes instead of one of them."""
+    """Whether targets are shares of the classes instead of a single class."""
 
 
 CASES = {
@@ -110,7 +108,7 @@ def jax_runner(name: str) -> tuple[Callable[[int], float], int]:
 
 
 def clusters_of_noise(case: Case) -> Any:
-    """Photographs of noise, as large as real ones, with a random cluster for each pixel."""
+    """Noise images, as large as photographs, with a random cluster per pixel."""
     import numpy as np
 
     from cnn_research.data.dataset import Dataset, Split
@@ -130,7 +128,7 @@ def clusters_of_noise(case: Case) -> Any:
 
 
 def torch_model(name: str) -> Any:
-    """The same layers as a PyTorch module, ready to be trained."""
+    """Make a PyTorch module with the same layers, in training mode."""
     from torch import nn
     from torch.nn import functional as F
 
@@ -192,7 +190,7 @@ def torch_model(name: str) -> Any:
 
 
 def torch_runner(name: str, mode: str) -> tuple[Callable[[int], float], int]:
-    """As `jax_runner`, for PyTorch: `mode` is one of `THEIRS`."""
+    """Do the same as `jax_runner` for PyTorch; `mode` is one of `THEIRS`."""
     import torch
     from torch.nn import functional as F
 
@@ -227,7 +225,7 @@ def torch_runner(name: str, mode: str) -> tuple[Callable[[int], float], int]:
 
 
 def contend(name: str, contender: str, keep_memory: bool) -> None:
-    """The life of a contender: get ready, then answer each number of steps with a time."""
+    """Run a contender of `turns`: get ready, then time each number of steps read."""
     if keep_memory:
         from cnn_research.core import memory
 
@@ -244,7 +242,7 @@ def contend(name: str, contender: str, keep_memory: bool) -> None:
 
 
 def contender(stack: contextlib.ExitStack, model: str, name: str, keep_memory: bool) -> Contender:
-    """`contend` in a process of its own."""
+    """Run `contend` in its own process."""
     code = (
         f"from benchmarks.train_speed import contend; contend({model!r}, {name!r}, {keep_memory})"
     )
@@ -254,7 +252,7 @@ def contender(stack: contextlib.ExitStack, model: str, name: str, keep_memory: b
 
 
 def measure(model: str, rounds: int) -> dict[str, Any]:
-    """Milliseconds a step of every contender in every round, and what follows from them."""
+    """Measure the milliseconds per step of all contenders in all rounds, and summarise them."""
     case = CASES[model]
     with contextlib.ExitStack() as stack:
         contenders = {name: contender(stack, model, name, name == OURS) for name in (OURS, *THEIRS)}
@@ -272,7 +270,7 @@ def measure(model: str, rounds: int) -> dict[str, Any]:
 
 
 def compared(times: dict[str, list[float]], best: str) -> dict[str, Any]:
-    """What the times of all rounds come to, and the ratio of PyTorch's best mode to ours."""
+    """Summarise the times of all rounds, and the ratio of PyTorch's best mode to ours."""
     return {
         "milliseconds_a_step": {name: spread(found) for name, found in times.items()},
         "best_of_pytorch": best,

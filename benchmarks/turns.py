@@ -1,4 +1,4 @@
-"""Programs that are timed in turns, so that a disturbance of the machine falls on all alike."""
+"""Time programs in turns, so that disturbances of the machine affect all alike."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ TURN_SECONDS = 2.0
 
 
 class Contender:
-    """A process of its own that works when it is told to, and sleeps in between.
+    """A process that works on request and sleeps in between.
 
     Thread pools and allocators thus do not disturb each other. The program prints a JSON object
-    when it is ready, and then another, with `seconds` a step, for every line of input, which is a
+    when it is ready, and then another, with `seconds` per step, for each line of input, which is a
     number of steps.
     """
 
@@ -44,43 +44,43 @@ class Contender:
         self._steps = max(1, round(TURN_SECONDS / self.turn()))
 
     def _answer(self) -> dict[str, Any]:
-        # Others may write to standard output too; an answer is a JSON object.
+        # Libraries may also write to standard output; a response is a JSON object.
         for line in self.process.stdout or ():
             if line.startswith("{"):
                 return json.loads(line)
         raise RuntimeError(f"{self.process.args} ended with exit code {self.process.wait()}")
 
     def turn(self) -> float:
-        """Seconds a step, over one turn."""
+        """Run one turn; return the seconds per step."""
         assert self.process.stdin is not None
         self.process.stdin.write(f"{self._steps}\n")
         self.process.stdin.flush()
         return self._answer()["seconds"]
 
     def close(self) -> None:
-        """Ends it."""
+        """End the process."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
 
 
 def rounds_of(contenders: Mapping[str, Contender], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds a step of each, over rounds in which each takes a turn."""
+    """Milliseconds per step of each contender, over rounds in which each has one turn."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
     order = list(contenders)
     for _ in range(rounds):
         for name in order:
             times[name].append(1e3 * contenders[name].turn())
-        order.reverse()  # nobody always runs after the same neighbour
+        order.reverse()  # so that the predecessor varies
     return times
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Of every round, and what they come to."""
+    """Values of all rounds, and their summary."""
     found = {"median": statistics.median(values), "min": min(values), "max": max(values)}
     return {**found, "rounds": list(values)}
 
 
 def ratios(some: Sequence[float], others: Sequence[float]) -> dict[str, Any]:
-    """Of two times within each round: median, least and largest."""
+    """Ratios of two times within each round: median, minimum and maximum."""
     return spread([one / other for one, other in zip(some, others, strict=True)])

@@ -1,12 +1,12 @@
-"""Trains on several processes and devices, and on one, and compares the parameters.
+"""Train on several processes and devices, and on one, and compare the parameters.
 
     python -m benchmarks.two_processes --output results/two_processes.json
 
 The network for digits, in float32, 50 steps by the runner: in one process with one device, in two
 processes with two devices each, and in one process with eight. Sums over devices round differently,
-so parameters agree to rounding. Adam divides by the root of a second moment, which is rounding
-itself where a gradient is nearly 0; so its losses are compared instead. What two processes have
-saved is evaluated on one device and on eight, too. About four minutes on two free cores.
+so parameters agree up to rounding. Adam divides by the root of a second moment, which is itself
+rounding if a gradient is nearly 0, so its losses are compared instead. The checkpoint of two
+processes is also evaluated on one device and on eight. About four minutes on two idle cores.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ RULES = {
     "sgd": ("parameters", 1e-5, ("--optimizer.learning-rate=0.05", "--optimizer.momentum=0.9")),
     "adam": ("loss", 1e-3, ("--optimizer.learning-rate=1e-3",)),
 }
-"""By optimizer: what is compared, how far apart it may be, and its options."""
+"""Optimizer -> what is compared, the tolerance, and options."""
 WAYS = {"2 processes of 2 devices": (2, 2), "1 process of 8 devices": (1, 8)}
 LIMIT = 150
-"""Seconds after which processes that wait for each other are ended."""
+"""Seconds after which processes that wait for each other are killed."""
 
 WORK = """
 import sys
@@ -44,24 +44,24 @@ from cnn_research.cli.run import run
 from cnn_research.core.experiment import lookup
 run(with_overrides(lookup("digits_cnn").experiment(), sys.argv[5:]), sys.argv[4])
 """
-"""One process of a run, where no SLURM joins them."""
+"""One process of a run without SLURM."""
 
 
 def words_of(optimizer: str) -> list[str]:
-    """Exactly 50 steps of the network for digits, on batches that every number here divides."""
+    """Options for exactly 50 steps, with a batch size that all device counts divide."""
     epochs = f"--epochs={STEPS * BATCH / TRAINING_EXAMPLES}"
     fields = [f"--optimizer.name={optimizer}", *RULES[optimizer][2]]
     return [*fields, epochs, f"--batch-size={BATCH}", "--log-every-steps=1"]
 
 
 def trained(optimizer: str, workdir: Path, processes: int, devices: int) -> str | None:
-    """Runs the processes of a run together; why it failed, or None.
+    """Run the processes of a run together; return why it failed, or None.
 
     Args:
-        optimizer: its name.
-        workdir: shared by all of them.
-        processes: how many.
-        devices: of each process.
+        optimizer: name of the optimizer.
+        workdir: folder of the run.
+        processes: number of processes.
+        devices: number of devices per process.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -89,12 +89,12 @@ def trained(optimizer: str, workdir: Path, processes: int, devices: int) -> str 
     if fault is not None:
         for rank in range(processes):
             said = workdir.with_name(f"{workdir.name}.{rank}.txt").read_text(errors="replace")
-            print(f"--- process {rank} of {workdir.name} said at last:\n{said[-3000:]}")
+            print(f"--- the end of the output of process {rank} of {workdir.name}:\n{said[-3000:]}")
     return fault
 
 
 def compared(one: Path, other: Path) -> dict[str, float]:
-    """The largest differences between two runs."""
+    """Largest differences between two runs."""
     (_, first, step), (_, second, other_step) = last_checkpoint(one), last_checkpoint(other)
     if step != other_step or step != STEPS:
         raise RuntimeError(f"{one.name} ended at step {step}, {other.name} at {other_step}")
@@ -111,7 +111,7 @@ def compared(one: Path, other: Path) -> dict[str, float]:
 
 
 def counted(workdir: Path, devices: int) -> dict[str, list[float]]:
-    """Per split and batch size, correct and counted examples of a run's newest checkpoint."""
+    """Count correct and all examples with a run's latest checkpoint, per split and batch size."""
     found = on_devices(workdir, devices)
     return {
         what: [values["correct"], values["count"]]
@@ -151,7 +151,7 @@ def main(options):
     same = counts[1] == counts[8]
     rows.append(
         row(
-            "correct examples of what 2 processes of 2 devices saved, on 1 and on 8 devices",
+            "correct examples of a state saved by 2 processes of 2 devices, on 1 and 8 devices",
             "the same numbers",
             "the same" if same else f"{counts[1]} and {counts[8]}",
             same,

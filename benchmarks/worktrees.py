@@ -1,4 +1,4 @@
-"""Two commits of the repository side by side: a work tree of each, and programs that run in it."""
+"""Compare two commits: work trees of both, and programs that run in them."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ def sized(experiment):
         return experiment.test_sized()
     return first_of("tests.sizes:scaled_down")(experiment)
 """
-"""What has moved since the commits that are compared, found in whichever of them runs this."""
+"""Finds names that have moved between the commits, in whichever of them runs this."""
 
 
 @contextlib.contextmanager
 def work_trees(*commits: str) -> Iterator[dict[str, Path]]:
-    """A temporary work tree of each commit, by its full hash, in the order given."""
+    """Yield temporary work trees of commits, by full hash, in order."""
     with tempfile.TemporaryDirectory() as folder:
         trees: dict[str, Path] = {}
         try:
@@ -77,6 +77,6 @@ def work_trees(*commits: str) -> Iterator[dict[str, Path]]:
 
 
 def git(*arguments: str) -> str:
-    """What a git command prints; raises where it fails."""
+    """Run a git command, and return its output."""
     command = ["git", "-C", str(ROOT), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

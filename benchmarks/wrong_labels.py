@@ -1,13 +1,13 @@
-"""Labels of CIFAR-10 that are wrong on purpose, and where a report's ranking of labels has them.
+"""Deliberately wrong labels of CIFAR-10, and their positions in a report's ranking of labels.
 
     python -m benchmarks.wrong_labels --images ../data/cifar10 --output results/wrong_labels.json
 
-Of the training and of the test labels 2 % are changed to another class, drawn evenly. One network,
-that of `cifar10_best` with half its filters and half its batches, so that an hour is enough for
-all, is trained on all training images and ranks those of the test. For the training images, one
-network for each fold ranks the fold that it was not trained on, and the rankings are merged. Both
-are of the report: `label_ranking.csv`, by the label's probability; the normalised margin, the other
-usual score, is measured beside it.
+2% of the training and test labels are changed to another random class. The network is that of
+`cifar10_best` with half its filters and half its batch size, so that an hour is enough. Trained on
+all training images, it ranks the test labels. For the training labels, one network per fold ranks
+the fold that it was not trained on, and the rankings are merged. Both are the report's
+`label_ranking.csv`, by the label's probability; the normalised margin, the other usual score, is
+measured, too.
 """
 
 from __future__ import annotations
@@ -31,25 +31,24 @@ from cnn_research.report.label_errors import merged
 
 EXPERIMENT = "cifar10_best"
 FIRST = 0.05
-"""Share of a ranking in which wrong labels are counted: 500 of 10,000."""
+"""Fraction of a ranking in which wrong labels are counted: 500 of 10,000."""
 TARGET = 0.6
-"""Share of all wrong labels that has to be there."""
+"""Fraction of all wrong labels that must be in it."""
 
 
 @register_config
 @dataclasses.dataclass(frozen=True)
 class Mislabelled(Cifar10):
-    """CIFAR-10 with some labels changed, whole or with a fold of its training images as the
-    test."""
+    """CIFAR-10 with some wrong labels; if `folds` is set, a training fold is the test split."""
 
     validation: Share = 0.0
     wrong: Share = 0.02
-    """Share of the labels of each split that are changed."""
+    """Fraction of the labels of each split that are changed."""
     wrong_seed: Seed = 0
     folds: int = 0
-    """Number of parts of the training images; 0 for the official test."""
+    """Number of folds of the training images; 0 for the official test split."""
     fold: int = 0
-    """The part that is the test."""
+    """Fold that is the test split."""
 
     def load(self) -> Dataset:
         found = super().load()
@@ -59,7 +58,7 @@ class Mislabelled(Cifar10):
         }
         if self.folds:
             train = splits["train"]
-            of = np.arange(len(train)) % self.folds  # also of images sorted by class, some of each
+            of = np.arange(len(train)) % self.folds  # all classes, even if images are sorted
             parts = {"train": of != self.fold, "test": of == self.fold}
             splits = {name: train.take(np.flatnonzero(part)) for name, part in parts.items()}
         sizes = {name: len(split) for name, split in splits.items()}
@@ -74,7 +73,7 @@ class Mislabelled(Cifar10):
 
 
 def changed_files(path: str, split: str) -> set[str]:
-    """The names of a split's images whose labels are changed."""
+    """Names of a split's images with changed labels."""
     official, wrong = (kind(path, validation=0.0).load() for kind in (Cifar10, Mislabelled))
     labels = [dataset.splits[split].labels["label"] for dataset in (official, wrong)]
     names = official.splits[split].names
@@ -83,7 +82,7 @@ def changed_files(path: str, split: str) -> set[str]:
 
 
 def ranked(path: str, workdir: Path, epochs: float, **fold: int) -> Path:
-    """Train on changed labels in a folder, which then has a ranking of the test's labels."""
+    """Train on changed labels; the run's report has the ranking of the test labels."""
     from cnn_research.train.loop import train
 
     best: Any = lookup(EXPERIMENT).experiment()
@@ -101,10 +100,10 @@ def ranked(path: str, workdir: Path, epochs: float, **fold: int) -> Path:
 
 
 def found_first(runs: list[Path], wrong: set[str]) -> dict[str, Any]:
-    """The share of the wrong labels among the first of the runs' rankings, by each score."""
+    """Fraction of the wrong labels that are among the first of the runs' rankings, by score."""
     table = merged(runs)
     first = round(FIRST * len(table))
-    margins = table["probability of label"] - table["probability of answer"]  # of mistakes
+    margins = table["probability of label"] - table["probability of prediction"]  # of mistakes
     orders = {
         "probability": table,
         "normalised margin": table.iloc[np.argsort(margins, kind="stable")],

@@ -1,4 +1,4 @@
-"""The 1,797 handwritten digits that ship with scikit-learn: real images, no network, seconds.
+"""scikit-learn's 1,797 handwritten digits: real images, no download, trained in seconds.
 
 python launch.py --experiment=digits_cnn
 """
@@ -17,7 +17,7 @@ def digits_cnn() -> Training:
 
     python launch.py --experiment=digits_cnn
 
-    Twenty seconds on two cores, start and report included; about 0.98 test accuracy.
+    Twenty seconds on two cores, including start and report; about 0.98 test accuracy.
     """
     return Training(
         data=Digits(),
@@ -32,11 +32,11 @@ def digits_cnn() -> Training:
 
 @register(data="digits")
 def digits_mlp() -> Training:
-    """One hidden layer, no convolution, on scikit-learn's digits.
+    """A network with one hidden layer and no convolution on scikit-learn's digits.
 
     python launch.py --experiment=digits_mlp
 
-    Ten seconds on two cores, start and report included; about 0.97 test accuracy.
+    Ten seconds on two cores, including start and report; about 0.97 test accuracy.
     """
     return Training(
         data=Digits(),

@@ -1,4 +1,4 @@
-"""Pictures: filters, pooling, augmentations, and what a trained network has learned to see."""
+"""Galleries of filters, pooling, augmentations, and the features of trained networks."""
 
 from cnn_research.core.experiment import register
 from cnn_research.workflows.galleries.augmentations import Augmentations
@@ -6,23 +6,25 @@ from cnn_research.workflows.galleries.features import Features
 from cnn_research.workflows.galleries.filters import Filters
 from cnn_research.workflows.galleries.pooling import PoolingPyramid
 
+from .documents import CONVOLUTION, PAINTERS
 
-@register(document="001", data="photographs")
+
+@register(document=CONVOLUTION, data="photographs")
 def filters() -> Filters:
-    """Kernels over photographs, their channels, and a signal in one dimension.
+    """Photographs and a one-dimensional signal filtered with kernels, and colour channels.
 
     python launch.py --experiment=filters
     python launch.py --experiment=filters --image=FILE --kernel="0 -1 0; -1 5 -1; 0 -1 0" --stride=2
 
     Ten seconds on two cores. Identity, sharpen, mean blur, Gaussian blur, Laplacian and Sobel as
-    the document has them; the formula of the output's size stands in each picture.
+    in the convolution lecture (Arévalo); each picture shows the formula of the output size.
     """
     return Filters()
 
 
-@register(document="001", data="photographs")
+@register(document=CONVOLUTION, data="photographs")
 def pooling_pyramid() -> PoolingPyramid:
-    """Maximum, average and minimum pooling: (446, 450), (223, 225), (111, 112), (55, 56).
+    """Photographs pooled by maximum, average and minimum, three times.
 
     python launch.py --experiment=pooling_pyramid
     python launch.py --experiment=pooling_pyramid --image=FILE
@@ -32,25 +34,25 @@ def pooling_pyramid() -> PoolingPyramid:
     return PoolingPyramid()
 
 
-@register(document="002", data="photographs")
+@register(document=PAINTERS, data="photographs")
 def augmentations() -> Augmentations:
-    """Each random change to training images alone; document 002's six as in its figure 12.
+    """Each augmentation on its own; the painters paper's six as in its figure 12.
 
     python launch.py --experiment=augmentations
     python launch.py --experiment=augmentations --image=FILE --augmentation.fill=reflect
 
-    Half a minute on two cores. Mixup and CutMix mix a photograph with the other.
+    Half a minute on two cores. Mixup and CutMix mix each photograph with the other.
     """
     return Augmentations()
 
 
-@register(document="001", data="a run's")
+@register(document=CONVOLUTION, data="a run's")
 def features() -> Features:
-    """A trained run's filters, feature maps, top activating images and Grad-CAM.
+    """A trained run's filters, feature maps, top-activating images and Grad-CAM.
 
     python launch.py --experiment=features --run=FOLDER
     python launch.py --experiment=features --run=FOLDER --target-class=Coat --layers=12
 
-    Half a minute on two cores for a network of a few layers, more for a deep one.
+    Half a minute on two cores for a network of a few layers, longer for a deep one.
     """
     return Features()

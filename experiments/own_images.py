@@ -1,4 +1,4 @@
-"""Your own images: a folder with a folder per class, or a CSV file with a column of images.
+"""Your own images: a folder with one subfolder per class, or a CSV file with a column of images.
 
 python launch.py --experiment=image_folder --data.path=FOLDER
 python launch.py --experiment=image_table --data.path=FILE.csv --data.label=COLUMN
@@ -14,7 +14,7 @@ from cnn_research.train.optimizers import Optimizer
 
 
 def from_scratch(data: ImageFolder | ImageTable) -> Training:
-    """A small residual network; the suggestions say how large, how long, or which other instead."""
+    """A small residual network, whose fields are then chosen from the data."""
     return Training(
         data=data,
         model=ResNet9(),
@@ -33,24 +33,23 @@ def image_folder() -> Training:
 
     python launch.py --experiment=image_folder --data.path=FOLDER
 
-    Photographs get the best known pretrained network that this machine has or can download, and
-    that the budget allows: a head is fitted to what it computes, and where time is left, its last
-    blocks are trained on. Small images, and all where there are no weights, train a small residual
-    network from scratch. Sizes, augmentation, class weights and epochs are chosen, too. All choices
-    are printed; fields on the command line override them. It takes about ten minutes on two cores
-    (very large sets take longer); `--budget=MINUTES` gives it others, and `--pretrained=none` no
-    weights.
+    Photographs use the best known pretrained network that is available and within the time budget:
+    a head is fitted to its features and, if time is left, the last blocks are fine-tuned. For small
+    images, or without weights, a small residual network is trained from scratch. Sizes,
+    augmentation, class weights and epochs are chosen, too. All choices are printed; fields on the
+    command line override them. Takes about ten minutes on two cores (longer for very large sets);
+    change that with `--budget=MINUTES`, and train from scratch with `--pretrained=none`.
     """
     return from_scratch(ImageFolder(path=""))
 
 
 @register(data="your CSV", suggest_fields=suggest_fields)
 def image_table() -> Training:
-    """The best network for the images that a CSV file names, and columns of labels.
+    """The best network for images and labels listed in a CSV file, in ten minutes.
 
     python launch.py --experiment=image_table --data.path=FILE.csv --data.label=COLUMN
 
-    Several columns of classes make a head each; `--data.number=COLUMN` is estimated instead.
+    Several columns of classes become one head each; use `--data.number=COLUMN` for regression.
     Other fields are chosen from the data, as for `image_folder`.
     """
     return from_scratch(ImageTable(path=""))

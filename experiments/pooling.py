@@ -1,6 +1,6 @@
-"""Document 003's claims about pooling, tested on Fashion-MNIST.
+"""The classifier lecture's claims about pooling, tested on Fashion-MNIST.
 
-The data is prepared once, with `python -m cnn_research.data prepare fashion_mnist`.
+Prepare the data once with `python -m cnn_research.data prepare fashion_mnist`.
 """
 
 from cnn_research.core.experiment import register
@@ -10,6 +10,8 @@ from cnn_research.train.config import Training
 from cnn_research.train.optimizers import Optimizer
 from cnn_research.workflows.pooling_study import PoolingStudy
 
+from .documents import CLASSIFIERS
+
 CLASSIFIER = Training(
     data=FashionMnist(),
     model=ConvNet(dense=(100,), dense_activation="relu"),
@@ -17,12 +19,12 @@ CLASSIFIER = Training(
     epochs=5,
     batch_size=100,
 )
-"""Document 004's convolutions with a smaller head."""
+"""The Fashion-MNIST paper's convolutions with a smaller head."""
 
 
-@register(document="003", data="Fashion-MNIST")
+@register(document=CLASSIFIERS, data="Fashion-MNIST")
 def pooling_types() -> PoolingStudy:
-    """The same classifier with max, average and min pooling: is any better?
+    """The same classifier with max, average and min pooling: which is better?
 
     python launch.py --experiment=pooling_types
 
@@ -31,9 +33,9 @@ def pooling_types() -> PoolingStudy:
     return PoolingStudy(training=CLASSIFIER)
 
 
-@register(document="003", data="Fashion-MNIST")
+@register(document=CLASSIFIERS, data="Fashion-MNIST")
 def translation() -> PoolingStudy:
-    """Accuracy against the shift of images, with pooling and with strides in its place.
+    """Accuracy on shifted images, with pooling and with strides instead.
 
     python launch.py --experiment=translation
 

@@ -1,15 +1,15 @@
-"""Document 003's training log T0 to T7: material, type and brand from a photograph.
+"""The classifier lecture's training log T0 to T7: material, type and brand from a photograph.
 
-One network, three heads; accuracies on a source and on a target, another domain. The photographs
-are a catalogue's: the source is what it had up to 2012, the target from 2015 on (any other two:
-`--data.rows`, `--data.target`). They are prepared once:
+One network with three heads is evaluated on a source domain and on a target domain. The photographs
+are from a catalogue: the source ends in 2012, the target starts in 2015 (`--data.rows` and
+`--data.target` select others). Prepare them once:
 
 python -m cnn_research.data prepare products --source=FOLDER_OR_ARCHIVE
 
-The document leaves open the network, the optimizer, the dense layer's width before T6, and what D0,
-D1, T0 and T1 are. Here: four convolutions with batch normalisation and pooling, as its 'basic
-classifier', Adam, 128 units; D0 has every label with two examples and D1 those with ten; T0 and T1
-are two ways to draw the test split.
+The slides do not specify the network, the optimizer, the dense layer's width before T6, or D0, D1,
+T0 and T1. We use four convolutions with batch normalisation and pooling, as in their 'basic
+classifier', Adam, and 128 units; D0 has labels with at least two examples, D1 with at least ten; T0
+and T1 are two ways to draw the test split.
 """
 
 from cnn_research.core.experiment import register
@@ -23,6 +23,8 @@ from cnn_research.train.config import Evaluation, Training
 from cnn_research.train.optimizers import Optimizer
 from cnn_research.train.transfer import Transfer
 
+from .documents import CLASSIFIERS
+
 
 def row(
     *,
@@ -34,16 +36,16 @@ def row(
     dense: tuple[int, ...] = (128,),
     dropout: float = 0.0,
 ) -> Training:
-    """The training of a row of the log.
+    """The training of one row of the log.
 
     Args:
-        batch_size: images in a step.
+        batch_size: images per step.
         epochs: passes over the images.
         learning_rate: Adam's.
-        min_examples: of a label, or it counts as not known: 2 for D0, 10 for D1.
+        min_examples: minimum for a label; rarer ones count as missing. 2 for D0, 10 for D1.
         split: 0 for T0, 1 for T1.
         dense: widths of the intermediate dense layers.
-        dropout: after them.
+        dropout: rate after these layers.
     """
     return Training(
         data=Products(image_size=(224, 224), min_examples=min_examples, split_seed=split),
@@ -65,7 +67,7 @@ def row(
 def figures(
     source: tuple[float, float, float, float], target: tuple[float, ...] = ()
 ) -> dict[str, float]:
-    """A row's accuracies by the names of ours: material, type, brand and their mean."""
+    """A row's accuracies (material, type, brand and their mean) by the names of ours."""
     heads = ("material accuracy", "type accuracy", "brand accuracy", "accuracy")
     return {
         **{f"test {name}": value for name, value in zip(heads, source, strict=True)},
@@ -73,27 +75,33 @@ def figures(
     }
 
 
-@register(document="003", data="products", document_results=figures((0.698, 0.677, 0.010, 0.462)))
+@register(
+    document=CLASSIFIERS, data="products", document_results=figures((0.698, 0.677, 0.010, 0.462))
+)
 def products_t0() -> Training:
-    """T0 of the training log: batch 50, 5 epochs, learning rate 0.0003, also rare labels.
+    """T0 of the training log: batch 50, 5 epochs, learning rate 0.0003, including rare labels.
 
     python launch.py --experiment=products_t0
     """
     return row(batch_size=50, epochs=5, learning_rate=3e-4, min_examples=2)
 
 
-@register(document="003", data="products", document_results=figures((0.683, 0.779, 0.101, 0.521)))
+@register(
+    document=CLASSIFIERS, data="products", document_results=figures((0.683, 0.779, 0.101, 0.521))
+)
 def products_t1() -> Training:
-    """T1: batch 100, 10 epochs, learning rate 0.0003, labels with ten examples or more.
+    """T1: batch 100, 10 epochs, learning rate 0.0003, labels with at least ten examples.
 
     python launch.py --experiment=products_t1
     """
     return row(learning_rate=3e-4)
 
 
-@register(document="003", data="products", document_results=figures((0.596, 0.630, 0.082, 0.436)))
+@register(
+    document=CLASSIFIERS, data="products", document_results=figures((0.596, 0.630, 0.082, 0.436))
+)
 def products_t2() -> Training:
-    """T2: as T1 with batch 200.
+    """T2: like T1 with batch 200.
 
     python launch.py --experiment=products_t2
     """
@@ -101,7 +109,7 @@ def products_t2() -> Training:
 
 
 @register(
-    document="003",
+    document=CLASSIFIERS,
     data="products",
     document_results=figures((0.846, 0.822, 0.236, 0.635), (0.644, 0.678, 0.055, 0.459)),
 )
@@ -114,12 +122,12 @@ def products_t3() -> Training:
 
 
 @register(
-    document="003",
+    document=CLASSIFIERS,
     data="products",
     document_results=figures((0.837, 0.841, 0.197, 0.625), (0.610, 0.527, 0.027, 0.388)),
 )
 def products_t4() -> Training:
-    """T4: as T3 with batch 200 and 15 epochs.
+    """T4: like T3 with batch 200 and 15 epochs.
 
     python launch.py --experiment=products_t4
     """
@@ -127,19 +135,21 @@ def products_t4() -> Training:
 
 
 @register(
-    document="003",
+    document=CLASSIFIERS,
     data="products",
     document_results=figures((0.793, 0.817, 0.173, 0.595), (0.507, 0.486, 0.034, 0.342)),
 )
 def products_t5() -> Training:
-    """T5: as T3 without the intermediate dense layer.
+    """T5: like T3 without the intermediate dense layer.
 
     python launch.py --experiment=products_t5
     """
     return row(dense=(), split=1)
 
 
-@register(document="003", data="products", document_results=figures((0.846, 0.817, 0.327, 0.663)))
+@register(
+    document=CLASSIFIERS, data="products", document_results=figures((0.846, 0.817, 0.327, 0.663))
+)
 def products_t6() -> Training:
     """T6: 500 units in the intermediate dense layer, the first test split.
 
@@ -148,30 +158,32 @@ def products_t6() -> Training:
     return row(dense=(500,))
 
 
-@register(document="003", data="products", document_results=figures((0.841, 0.817, 0.313, 0.657)))
+@register(
+    document=CLASSIFIERS, data="products", document_results=figures((0.841, 0.817, 0.313, 0.657))
+)
 def products_t7() -> Training:
-    """T7: as T6, with dropout after the intermediate dense layer.
+    """T7: like T6, with dropout after the intermediate dense layer.
 
     python launch.py --experiment=products_t7
     """
     return row(dense=(500,), dropout=0.5)
 
 
-@register(document="003", data="products")
+@register(document=CLASSIFIERS, data="products")
 def products_best() -> Training:
-    """A linear layer on the means and maxima of every map of a frozen MobileNetV1.
+    """A linear layer on the means and maxima of all feature maps of a frozen MobileNetV1.
 
     python launch.py --experiment=products_best --pretrained.source=FILE
 
-    Chosen on the validation split, and on the photographs of 2013 and 2014, which belong to neither
-    source nor target: maxima are worth 0.018 over means alone, the adjusted logits 0.003, on later
-    photographs 0.007; labels with three examples cost nothing there. Fine-tuning the whole network
-    for eight epochs, at 112x84, comes to 0.722 in validation. Takes 8 GB of memory.
+    Chosen on the validation split and on the photographs of 2013 and 2014, which are in neither
+    domain: maxima add 0.018 to the accuracy with means only, logit adjustment adds 0.003 (0.007 on
+    later photographs), and labels with three examples cost nothing. Fine-tuning the whole network
+    for eight epochs at 112x84 reaches 0.722 on the validation split. Needs 8 GB of memory.
     """
     return Training(
-        # Enlarged: the network was trained on larger things.
+        # Enlarged, as the network was trained on larger objects.
         data=Products(image_size=(160, 120), min_examples=3, split_seed=1),
-        # The weights at hand end before the last 1x1 convolution.
+        # The available weights end before the last 1x1 convolution.
         model=MobileNetV1(
             last="conv_dw_13", pool="all", maxima=True, standardise=True, dropout=0.0
         ),
@@ -179,7 +191,7 @@ def products_best() -> Training:
             source="mobilenet_v1.npz", fresh=("predictions", "pool_bn", "dense_1", "conv_pw_13*")
         ),
         transfer=Transfer(cache_after="pool"),
-        # The target has other shares of the classes.
+        # The class frequencies of the target differ.
         task=MultiHead(
             label=("material", "type", "brand"), label_smoothing=0.2, logit_adjustment=0.2
         ),

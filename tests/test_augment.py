@@ -36,7 +36,7 @@ PHOTOS = np.stack(
 )
 """Smooth, as photographs are: `[4, 30, 32, 3]`."""
 
-# Every change of document 002, and all others that have a random amount.
+# Every augmentation of the painters paper, and all others that have a random amount.
 SIX = Augmentation(mirror=True, flip=True, rotation=20, zoom=(0.8, 1.2), left=0.2, right=0.2)
 EVERY = dataclasses.replace(
     SIX,
@@ -444,7 +444,7 @@ def test_erasing_takes_a_box_of_the_image(erase_fill):
 # One of the changes ------------------------------------------------------------------------------
 
 
-def test_document_002_has_seven_of_each_image():
+def test_the_painters_paper_has_seven_of_each_image():
     how = dataclasses.replace(SIX, choose="copies")
     assert how.changes == ("mirror", "flip", "zoom", "rotation", "left", "right")
     assert how.copies == 7
@@ -455,7 +455,7 @@ def test_copy_zero_is_the_image_itself():
     how = dataclasses.replace(EVERY, choose="copies")
     assert how.copies == 17
     assert np.array_equal(augmented(how, copy=0), IMAGES)
-    with pytest.raises(ValueError, match="number of its copy"):
+    with pytest.raises(ValueError, match="needs the copy number"):
         augmented(how)
 
 
@@ -592,9 +592,15 @@ def test_with_both_each_image_gets_one_of_them():
         (dict(magnitude=31.0), "magnitude is 31.0: must be from 0 to 30"),
         (dict(mixup=-1.0), "mixup is -1"),
         (dict(cutmix=float("inf")), "cutmix is inf"),
-        (dict(mirror=True, choose="copies", mixup=0.2), "augmentation.mixup does not go"),
-        (dict(mirror=True, choose="one", cutmix=0.2), "augmentation.cutmix does not go"),
-        (dict(choose="one"), "nothing to choose from"),
+        (
+            dict(mirror=True, choose="copies", mixup=0.2),
+            "choose=copies cannot be combined with --augmentation.mixup",
+        ),
+        (
+            dict(mirror=True, choose="one", cutmix=0.2),
+            "choose=one cannot be combined with --augmentation.cutmix",
+        ),
+        (dict(choose="one"), "needs changes to choose from"),
     ],
 )
 def test_fields_out_of_range(fields, part):

@@ -146,7 +146,7 @@ def test_what_cannot_be_balanced(tmp_path):
         sampling="balanced",
         augmentation=Augmentation(mirror=True, choose="copies"),
     )
-    with pytest.raises(UsageError, match="does not go with"):
+    with pytest.raises(UsageError, match="cannot be combined with"):
         copies.check()
 
 
@@ -225,7 +225,7 @@ def test_every_place_has_its_turn():
 def test_balanced_draws_need_a_class_of_each_image():
     images, pixels = np.zeros((4, 6, 6, 3), np.uint8), np.zeros((4, 6, 6), np.int32)
     for heads, labels, found in (
-        (("pixel",), {"pixel": pixels}, "'pixel' of data set made has a class of each pixel"),
+        (("pixel",), {"pixel": pixels}, "'pixel' of data set made has a class per pixel"),
         (("number",), {"number": np.ones(4, np.float32)}, "'number' of data set made has numbers"),
         ((), {}, "there are none"),
     ):

@@ -104,4 +104,7 @@ def test_the_temperature_is_kept_with_the_run_and_in_its_export(tmp_path):
     shares = softmax(outputs[0].astype(np.float64) / fitted["temperature"])
     (answer,) = network.answers(outputs[:1])[0].values()
     assert answer[0]["probability"] == pytest.approx(shares.max(), abs=1e-4)
-    assert "divided by their head's `temperature`" in (tmp_path / "export/README.md").read_text()
+    assert (
+        "divide the outputs by their head's `temperature`"
+        in (tmp_path / "export/README.md").read_text()
+    )

@@ -1,4 +1,4 @@
-"""CIFAR-10 from its official archives and from image files, and document 003's exercise."""
+"""CIFAR-10 from its official archives and from image files, and the lecture's exercise."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from cnn_research.core.experiment import lookup, registry
 from cnn_research.data.__main__ import main
 from cnn_research.data.prepare import cifar10, fashion_mnist
 from cnn_research.data.sources.official import Cifar10
-from experiments.cifar10 import EXERCISE
+from cnn_research.experiments.cifar10 import EXERCISE
 
 BATCHES = [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]
 PER_BATCH = 4
@@ -173,7 +173,7 @@ def test_damaged_archive_is_named_and_leaves_nothing(archives, data_dir):
     archives[cifar10.BINARY].unlink()
     (path.parent / "cifar-10-batches-py").mkdir()
     (path.parent / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"")
-    with pytest.raises(UserError, match=r"holds unpacked batches.* pass the archive itself"):
+    with pytest.raises(UserError, match=r"contains unpacked batches.* pass the archive itself"):
         main(["prepare", "cifar10", f"--source={path.parent}"])
     assert not data_dir.exists()
 
@@ -211,7 +211,7 @@ def test_files_of_fashion_mnist_are_downloaded(tmp_path, monkeypatch):
     fashion_mnist.gather(here, None)
     assert {file.name: file.read_bytes() for file in here.iterdir()} == files
     (mirror / name).unlink()
-    with pytest.raises(UserError, match=r"could not be downloaded .*--source=FOLDER"):
+    with pytest.raises(UserError, match=r"cannot download Fashion-MNIST .*--source=FOLDER"):
         fashion_mnist.gather(here, None)
 
 
@@ -244,11 +244,11 @@ def test_a_mirror_with_another_file_or_none_is_an_error(mirror, archives, data_d
     archives[cifar10.BINARY].write_bytes(content[: len(content) // 2])
     for name, message in (
         (cifar10.BINARY, f"{cifar10.BINARY} is not an official file"),
-        ("absent", "could not be downloaded from .*404.*--source=FILE"),
+        ("absent", "cannot download CIFAR-10 from .*404.*--source=FILE"),
     ):
         with pytest.raises(UserError, match=message):
             main(["prepare", "cifar10", f"--source={mirror}/{name}"])
-    with pytest.raises(UserError, match=r"could not be downloaded from http://127.0.0.1:9/x"):
+    with pytest.raises(UserError, match=r"cannot download CIFAR-10 from http://127.0.0.1:9/x"):
         main(["prepare", "cifar10", "--source=http://127.0.0.1:9/x"])
     assert not [path for path in data_dir.rglob("*") if path.is_file() and path.suffix != ".lock"]
 
@@ -303,7 +303,7 @@ def test_the_exercise_has_the_tutorials_layers():
 
 def test_a_network_without_an_entry_per_convolution_is_a_usage_error():
     for wrong in ({"padding": (0, 0)}, {"pool": (True, False)}, {"features": (32,)}):
-        with pytest.raises(UsageError, match="must have an entry for each convolution"):
+        with pytest.raises(UsageError, match="must have one entry per convolution"):
             jax.eval_shape(
                 EXERCISE.clone(**wrong).init, jax.random.key(0), np.zeros((1, 32, 32, 3))
             )

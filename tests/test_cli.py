@@ -13,6 +13,7 @@ import inspect
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -25,10 +26,9 @@ from absl import flags
 from absl.testing import flagsaver
 from PIL import Image
 
-import launch  # noqa: F401 (defines the flags)
-from cnn_research import __main__ as package
 from cnn_research.cli import main as cli
 from cnn_research.cli.fields import LAUNCHER_FLAGS, with_overrides
+from cnn_research.cli.program import COMMANDS, program
 from cnn_research.cli.run import MODES, Mode, modes_of, run
 from cnn_research.core import run_folder as folders
 from cnn_research.core.config import (
@@ -87,8 +87,13 @@ def is_one_error(err, *parts):
 
 DIGITS = "--experiment=digits_cnn"
 WRONG = {
-    "no experiment": ([], "--experiment=NAME"),
+    "no experiment": ([], "name the experiment: `python launch.py NAME`"),
+    "unknown bare name": (["digits_cn"], "(did you mean 'digits_cnn'?)"),
     "unknown experiment": (["--experiment=digits_cn"], "(did you mean 'digits_cnn'?)"),
+    "unknown command": (
+        ["modles"],
+        "no experiment or command is named 'modles' (did you mean 'models'?)",
+    ),
     "nothing like it": (["--experiment=zzz"], "no experiment is named 'zzz'; `python launch.py"),
     "launcher flag alone": (["--experimnt=digits_cnn"], "(did you mean 'experiment'?)"),
     "launcher flag among fields": ([DIGITS, "--workdri=x"], "(did you mean 'workdir'?)"),
@@ -97,10 +102,23 @@ WRONG = {
         [DIGITS, "--optimizer.learnin_rate=1"],
         "(did you mean 'optimizer.learning-rate'?)",
     ),
-    "field without its group": ([DIGITS, "--learning-rate=1"], "no field --learning-rate"),
-    "a group": ([DIGITS, "--optimizer=sgd"], "no field --optimizer"),
-    "another kind of model": ([DIGITS, "--model.depth=3"], "no field --model.depth"),
-    "the name": ([DIGITS, "--name=x"], "no field --name"),
+    "field without its group": (
+        [DIGITS, "--learning-rate=1"],
+        "unknown field --learning-rate (did you mean 'optimizer.learning-rate'?)",
+    ),
+    "initials": (
+        [DIGITS, "--lr=1"],
+        "unknown field --lr (did you mean 'optimizer.learning-rate'?)",
+    ),
+    "initials in a group": (
+        [DIGITS, "--optimizer.lr=1"],
+        "unknown field --optimizer.lr (did you mean 'optimizer.learning-rate'?)",
+    ),
+    "cut short": ([DIGITS, "--epoch=1"], "unknown field --epoch (did you mean 'epochs'?)"),
+    "help of no part": ([DIGITS, "--help=optimiser"], "no part 'optimiser' (did you mean 'optim"),
+    "a group": ([DIGITS, "--optimizer=sgd"], "unknown field --optimizer"),
+    "another kind of model": ([DIGITS, "--model.depth=3"], "unknown field --model.depth"),
+    "the name": ([DIGITS, "--name=x"], "unknown field --name"),
     "choice": ([DIGITS, "--optimizer.name=adamm"], "'adamm' for argument '--optimizer.name'"),
     "word for a number": ([DIGITS, "--epochs=ten"], "ten"),
     "fraction for an integer": ([DIGITS, "--batch-size=1.5"], "1.5"),
@@ -115,19 +133,19 @@ WRONG = {
     "no replicas": ([DIGITS, "--replicas=0"], "--replicas is 0: must be 1 or more"),
     "replicas of what trains nothing": (
         ["--experiment=filters", "--replicas=2"],
-        "--replicas goes with another kind of experiment; got --mode=draw",
+        "--replicas works only with other kinds of experiments; got --mode=draw",
     ),
     "replicas of a mode that trains nothing": (
         [DIGITS, "--replicas=2", "--mode=evaluate"],
-        "--replicas goes with --mode=train|dry-run; got --mode=evaluate",
+        "--replicas works only with --mode=train|dry-run; got --mode=evaluate",
     ),
     "a trace of a dry run": (
         [DIGITS, "--dry-run", "--profile"],
-        "--profile goes with --mode=train; got --mode=dry-run",
+        "--profile works only with --mode=train; got --mode=dry-run",
     ),
     "images for a training": (
         [DIGITS, "--input=x.png"],
-        "--input goes with --mode=predict; got --mode=train",
+        "--input works only with --mode=predict; got --mode=train",
     ),
     "prediction of nothing": ([DIGITS, "--mode=predict"], "--mode=predict needs --input=IMAGES"),
     "no epochs": ([DIGITS, "--epochs=0"], "--epochs is 0"),
@@ -173,11 +191,20 @@ def test_a_launcher_flag_with_a_dash_takes_a_value(word, dry):
     [
         (UserError("no\nluck"), 1, "error: no luck"),
         (UsageError("no such field"), 2, "error: no such field"),
-        (Interrupted("saved", 75), 75, "error: saved"),
-        (KeyboardInterrupt(), 130, "error: interrupted: nothing that was saved before is lost"),
+        (Interrupted("saved", 75), 75, "saved"),
+        (KeyboardInterrupt(), 130, "interrupted; saved results are kept"),
         (
             OSError(28, "No space left on device", "runs/a"),
-            *(1, "error: No space left on device (runs/a): nothing that was saved before is lost"),
+            1,
+            "error: the disk is full (runs/a): free some space and repeat the command; saved "
+            "results are kept",
+        ),
+        (
+            MemoryError("Unable to allocate 3 GiB"),
+            1,
+            "error: out of memory (Unable to allocate 3 GiB): lower --batch-size or "
+            "--evaluation.batch-size, split batches with --accumulate=2, or use "
+            "--model.dtype=bfloat16",
         ),
     ],
 )
@@ -195,16 +222,18 @@ def test_a_bug_keeps_its_traceback():
         run_command(lambda words: 1 // 0, [])
 
 
-def test_the_package_s_commands(capsys):
-    assert run_command(package.main, ["--help"]) == 0
-    said = capsys.readouterr().out
-    assert all(f"\n{name} " in said for name in package.COMMANDS)
-    assert run_command(package.main, ["modles"]) == 2
-    is_one_error(capsys.readouterr().err, "no command is named 'modles' (did you mean 'models'?)")
-    for name, module in package.COMMANDS.items():
+def test_commands_that_run_no_experiment():
+    assert all(f"\n  {name} " in cli.USAGE for name in COMMANDS)
+    for name, module in COMMANDS.items():
         assert callable(importlib.import_module(module).main), name
-    assert run_command(package.main, ["models", "--help"]) == 0
-    assert run_command(package.main, ["models", "--all"]) == 2
+
+
+@pytest.mark.parametrize(("words", "code"), [(["models", "--help"], 0), (["models", "--all"], 2)])
+def test_a_first_word_is_a_command(words, code, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["cnn-research", *words])
+    with pytest.raises(SystemExit) as end:
+        program()
+    assert end.value.code == code
 
 
 # Overrides ---------------------------------------------------------------------------------------
@@ -278,14 +307,15 @@ def test_unknown_model_is_named(command):
 @pytest.mark.parametrize("name", ["digits_cnn", "fashion_mnist_best", "image_table"])
 def test_help_shows_every_field_with_its_docstring(name, command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    answer = command(f"--experiment={name}", "--help")
+    answer = command(name, "--help=all")
     assert answer.code == 0
-    assert lookup(name).summary in answer.out
-    plain = " ".join(answer.out.translate(dict.fromkeys(map(ord, "│╭╮╰╯─"))).split())
+    assert lookup(name).summary in " ".join(answer.out.split())
+    # Two columns: of each row the field on the left, its text on the right.
+    texts = re.findall(r"^  (--\S+.*?)(?=^  -|^\S|\Z)", answer.out, re.DOTALL | re.MULTILINE)
+    plain = {text.split()[0].replace("[no-]", ""): set(text.split()) for text in texts}
     for field, docstring in field_docstrings(lookup(name).experiment()).items():
-        assert f"--{field.replace('_', '-')} " in plain.replace(",", " ")
         assert docstring, f"{field} has no docstring"
-        assert " ".join(docstring.split()) in plain, field
+        assert set(docstring.split()) <= plain[f"--{field.replace('_', '-')}"], field
     assert "--name" not in plain
 
 
@@ -298,11 +328,10 @@ def test_help_without_an_experiment_shows_the_launcher(command):
 def test_list_shows_every_experiment_on_a_line(command):
     answer = command("--list")
     assert answer.code == 0
-    lines = answer.out.splitlines()[1:]
-    assert [line.split()[0] for line in lines] == sorted(registry())
-    for line, entry in zip(lines, registry().values(), strict=True):
-        assert entry.document in line
-        assert line.endswith(entry.summary)
+    lines = [line for line in answer.out.splitlines() if line.startswith("  ")]
+    assert sorted(line.split()[0] for line in lines) == sorted(registry())
+    for line in lines:
+        assert line.endswith(registry()[line.split()[0]].summary)
 
 
 # Folders -----------------------------------------------------------------------------------------
@@ -327,9 +356,9 @@ def test_a_workdir_below_a_file_is_an_error(command, tmp_path):
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        ([*TINY, "--seed=1"], ["seed is 0 there and 1 now"]),
-        ([*TINY, "--optimizer.learning-rate=1"], ["optimizer.learning_rate is 0.002 there"]),
-        (["--experiment=digits_cnn"], ["holds a run of"]),
+        ([*TINY, "--seed=1"], ["seed was 0 and is now 1"]),
+        ([*TINY, "--optimizer.learning-rate=1"], ["optimizer.learning_rate was 0.002"]),
+        (["--experiment=digits_cnn"], ["has a run of"]),
     ],
 )
 def test_the_workdir_of_another_run_is_refused(words, parts, command, trained):
@@ -376,7 +405,7 @@ def test_evaluation_needs_the_workdir_only(command, trained):
 def test_evaluation_of_another_experiment_is_refused(command, trained):
     answer = command(DIGITS, "--mode=evaluate", f"--workdir={trained}")
     assert answer.code == 2
-    is_one_error(answer.err, "digits_mlp, not digits_cnn")
+    is_one_error(answer.err, "digits_mlp, not of digits_cnn")
 
 
 def test_a_finished_run_run_again_changes_nothing(command, trained):
@@ -405,7 +434,7 @@ def test_a_run_without_a_workdir_goes_to_a_folder_of_its_config(command, tmp_pat
         cli, "bind_mode", lambda *_, **how: lambda workdir: asked.append((workdir, how))
     )
     monkeypatch.chdir(tmp_path)
-    command(*TINY)
+    command("digits_mlp", *TINY[1:])
     command(*TINY, "--seed=1")
     command(*TINY, "--profile")
     first, other, again = (str(workdir) for workdir, _ in asked)
@@ -421,7 +450,6 @@ def test_a_run_without_a_workdir_goes_to_a_folder_of_its_config(command, tmp_pat
     ("words", "code", "part"),
     [
         (["--experiment=digits_cn"], 2, "did you mean 'digits_cnn'?"),
-        ([DIGITS, "--sed=1"], 2, "did you mean 'seed'?"),
         ([DIGITS, "--workdir=launch.py/run"], 1, "cannot write to the workdir"),
     ],
 )
@@ -434,16 +462,38 @@ def test_a_command_ends_with_one_line_and_its_exit_code(words, code, part):
     is_one_error(ended.stderr, part)
 
 
-@pytest.mark.parametrize("error", [AssertionError(), RuntimeError("Unable to open it")])
-def test_a_platform_that_is_not_there_is_one_line(error, command, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("platform", "error", "advice"),
+    [
+        ("cuda", AssertionError(), "pip install -e '.[cuda]'"),
+        ("tpu", RuntimeError("Unable to open it"), "pip install -e '.[tpu]'"),
+        ("cudda", RuntimeError("Unknown backend"), "use cpu, cuda or tpu"),
+    ],
+)
+def test_a_platform_that_is_not_there_is_one_line(
+    platform, error, advice, command, monkeypatch, tmp_path
+):
     def devices():
         raise error
 
-    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setenv("JAX_PLATFORMS", platform)
     monkeypatch.setattr(jax, "devices", devices)
     said = command(*TINY, f"--workdir={tmp_path / 'run'}")
     assert said.code == 1
-    is_one_error(said.err, "JAX_PLATFORMS is 'cuda', but JAX finds no such device", str(error))
+    asked = f"JAX_PLATFORMS is '{platform}', but JAX finds no such device"
+    is_one_error(said.err, asked, str(error), advice)
+
+
+def test_a_device_without_memory_is_one_line(command, monkeypatch, tmp_path):
+    def allocate(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\n")
+
+    monkeypatch.setattr("cnn_research.train.loop.prepare", allocate)
+    said = command(*TINY, f"--workdir={tmp_path / 'run'}")
+    assert said.code == 1
+    last = said.err.splitlines()[-1] + "\n"
+    is_one_error(last, "out of memory (RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.)")
+    assert "--accumulate" in last and "Traceback" not in said.err and "disk" not in said.err
 
 
 def test_a_misspelt_platform_is_one_line_after_the_choices(tmp_path):
@@ -464,19 +514,11 @@ def test_a_misspelt_platform_is_one_line_after_the_choices(tmp_path):
     is_one_error(ended.stderr, "JAX_PLATFORMS is 'cudda', but JAX finds no such device (")
 
 
-def test_list_as_a_command():
-    ended = subprocess.run(
-        [sys.executable, "launch.py", "--list"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert "digits_cnn" in ended.stdout
-
-
-def test_list_into_a_pipe_that_nobody_reads_ends_without_a_word():
+def test_a_pipe_that_nobody_reads_ends_without_a_word():
     reader, writer = os.pipe()
     os.close(reader)
     ended = subprocess.run(
-        [sys.executable, "launch.py", "--list"],
+        [sys.executable, "launch.py", "digits_cnn", "--help=all"],
         cwd=ROOT,
         stdout=writer,
         stderr=subprocess.PIPE,

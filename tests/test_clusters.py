@@ -1,4 +1,4 @@
-"""Document 000's first phase: photographs, clusters of pixels, windows, and their histograms."""
+"""The palette paper's first phase: photographs, clusters of pixels, windows, histograms."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_photographs_of_a_folder_lie_and_are_not_squeezed(tmp_path):
 def test_a_folder_without_images(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "a.txt").write_text("")
-    with pytest.raises(UserError, match="has no images in it"):
+    with pytest.raises(UserError, match="contains no images"):
         Photos(path=str(tmp_path / "empty")).load()
 
 
@@ -123,7 +123,7 @@ def test_windows_side_by_side():
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"window": (37, 37)}, r"window is \(37, 37\), and the images of \w+ are of 30x40"),
+        ({"window": (37, 37)}, r"window is \(37, 37\), but the images of \w+ are 30x40"),
         ({"clusters": 300}, "data.clusters is 300"),
         ({"clusters": 1}, "data.clusters is 1"),
     ],
@@ -192,11 +192,11 @@ def test_features_of_windows_cannot_be_cached(tmp_path):
         transfer=Transfer(cache_after="features"),
         batch_size=16,
     )
-    with pytest.raises(UsageError, match="another window is cut each time"):
+    with pytest.raises(UsageError, match="cropped at random each time"):
         run(training, tmp_path / "run")
 
 
 def test_a_task_that_needs_clusters_says_so():
     data = Synthetic().load()
-    with pytest.raises(UserError, match=r"no clusters of pixels 'cluster'.*Clustered"):
+    with pytest.raises(UserError, match=r"no pixel clusters 'cluster'.*Clustered"):
         Histogram().check_data(data)

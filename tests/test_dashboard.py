@@ -21,7 +21,7 @@ from cnn_research.tasks.class_predictions import ClassPredictions
 from cnn_research.train.config import Training
 
 
-def events(workdir: Path, sub_run: str) -> EventAccumulator:
+def events(workdir: Path, sub_run: str = "") -> EventAccumulator:
     folder = str(workdir / "events" / sub_run)
     return EventAccumulator(folder, size_guidance={"histograms": 0}).Reload()
 
@@ -32,12 +32,12 @@ def events(workdir: Path, sub_run: str) -> EventAccumulator:
 def test_histograms_are_of_parameters_and_of_their_changes(tmp_path):
     params = {"Dense_0": {"kernel": np.zeros((2, 3)), "bias": np.zeros(3)}}
     with MetricsWriter(tmp_path, restored_step=None) as writer:
-        histograms = dashboard.Histograms(writer, params)
+        histograms = dashboard.Histograms(writer.events, params)
         params["Dense_0"]["kernel"] += 2  # in place, as where a donated buffer is used again
         histograms.write(5, params)
         params["Dense_0"]["kernel"] += 1
         histograms.write(9, params)
-    found = events(tmp_path, "parameters")
+    found = events(tmp_path)
     values = [e.histogram_value for e in found.Histograms("parameters/Dense_0/kernel")]
     assert [(value.num, value.min, value.max) for value in values] == [(6, 2, 2), (6, 3, 3)]
     changes = found.Histograms("changes/Dense_0/kernel")
@@ -47,15 +47,15 @@ def test_histograms_are_of_parameters_and_of_their_changes(tmp_path):
 def test_histograms_of_an_evaluation_that_is_made_again_are_taken_back(tmp_path):
     params = {"kernel": np.ones(4)}
     with MetricsWriter(tmp_path, restored_step=None) as writer:
-        histograms = dashboard.Histograms(writer, params)
+        histograms = dashboard.Histograms(writer.events, params)
         histograms.write(5, params)
         histograms.write(8, params)
     # Step 8 was saved before its evaluation: what changed since step 5 is not known any more.
     with MetricsWriter(tmp_path, restored_step=8, evaluated_step=5) as writer:
-        histograms = dashboard.Histograms(writer, None)
+        histograms = dashboard.Histograms(writer.events, None)
         histograms.write(8, params)
         histograms.write(9, params)
-    found = events(tmp_path, "parameters")
+    found = events(tmp_path)
     assert [e.step for e in found.Histograms("parameters/kernel")] == [5, 8, 9]
     assert [e.step for e in found.Histograms("changes/kernel")] == [5, 9]
 
@@ -87,7 +87,7 @@ def test_thumbnails_are_squares():
 def test_training_images_are_those_of_the_first_step(tmp_path, monkeypatch):
     shown = []
     show = "cnn_research.train.loop.show_training_images"
-    monkeypatch.setattr(show, lambda writer, images: shown.append(images))
+    monkeypatch.setattr(show, lambda events, images: shown.append(images))
     data = Synthetic(train=12, test=4, image_shape=(6, 6, 1), classes=(3,))
     training = Training(
         data=data, model=MLP(dense=(4,)), epochs=1, batch_size=12, mean=(0.3,), std=(0.2,)
@@ -123,20 +123,20 @@ def test_common_classes_leave_out_unknown_labels_and_rare_classes():
 def test_a_report_that_is_written_again_replaces_the_first(tmp_path):
     Image.new("L", (10, 5)).save(tmp_path / "curves.png")
     (tmp_path / "report.md").write_text("# Title")
+    training = Training(data=Synthetic(), model=MLP())
     for _ in range(2):
-        with MetricsWriter(tmp_path, restored_step=4) as writer:
+        with MetricsWriter(tmp_path, restored_step=4, config=training) as writer:
             pictures = {"curves": tmp_path / "curves.png"}
-            dashboard.show_page(writer, tmp_path / "report.html", pictures, 4)
+            dashboard.show_page(writer.events, tmp_path / "report.html", pictures, 4)
             members, probabilities = np.array([True, True, False]), np.array([0.9, 0.3, 0.6])
-            events_of = writer.sub_run("report")
-            events_of.add_pr_curve("test/bag", members, probabilities, 4)
+            writer.events.pages.add_pr_curve("test/bag", members, probabilities, 4)
             rows = [{"label": "a\tb", "image": "1"}, {"image": "2"}]
             pixels = np.zeros((2, 8, 8, 3), np.uint8)
             features = np.array([[0.5, 1.0], [2.0, 3.0]])
-            dashboard.show_points(writer, features, rows, pixels, 4)
-            writer.hparams({"seed": 0}, {"test/accuracy": 0.5})
+            dashboard.show_points(writer.events, features, rows, pixels, 4)
+            writer.report(tmp_path / "report.html", {"test/accuracy": 0.5})
     folder = tmp_path / "events" / "report"
-    assert len(list(folder.glob("events.*"))) == len(list((folder / "hparams").iterdir())) == 1
+    assert len(list(folder.glob("events.*"))) == 1
     found = events(tmp_path, "report")
     assert [image.step for image in found.Images("curves")] == [4]
     (curve,) = found.Tensors("test/bag")
@@ -158,7 +158,7 @@ def test_points_have_label_answer_and_place():
     split = dataclasses.replace(split, labels={"label": labels}, names=None)
     answers = [{"label": f"said {i}"} for i in range(3)]
     rows = dashboard.rows_of(dataset, split, answers)
-    assert rows[1] == {"label: answer": "said 1", "image": "1"}
+    assert rows[1] == {"label: prediction": "said 1", "image": "1"}
     assert rows[2]["label"] == dataset.class_names["label"][labels[2]]
 
 

@@ -138,7 +138,7 @@ def test_digits_without_validation():
 
 @pytest.mark.parametrize(("validation", "test"), [(1500, 297), (2000, 0)])
 def test_sizes_that_do_not_fit_are_a_usage_error(validation, test):
-    with pytest.raises(UsageError, match="cannot be drawn from 1797 examples"):
+    with pytest.raises(UsageError, match="from 1797 examples leaves none to train on"):
         Digits(validation=validation, test=test).load()
 
 
@@ -227,7 +227,7 @@ def test_images_of_the_target_that_the_source_has_are_left_out_of_it():
 
 def test_target_that_is_a_copy_of_the_source_is_an_error():
     examples = make_examples([0, 1, 1], [1, 2, 2], ["train", "train", "target"])
-    with pytest.raises(UserError, match="each of the 1 images of the split 'target' is in another"):
+    with pytest.raises(UserError, match="all 1 images of the split 'target' are also in another"):
         splits.assign(examples, {}, 0)
 
 
@@ -494,7 +494,7 @@ def test_names_that_are_not_utf8(tmp_path):
         ([], r"has no folders of images \(it is empty\): it needs one per class"),
         (["x.png"], "has no folders of images .it has x.png."),
         (["a/x.png", "a/y.png"], "has only one class, 'a'"),
-        (["train/a/x.png", "test/a/y.png", "extra/z.png"], "others beside them .extra."),
+        (["train/a/x.png", "test/a/y.png", "extra/z.png"], "other folders .extra."),
     ],
 )
 def test_folder_errors(tmp_path, files, message):
@@ -510,9 +510,9 @@ def test_folder_errors(tmp_path, files, message):
 
 def test_fractions_that_leave_nothing_to_train_on(tmp_path):
     root = make_folder(tmp_path / "fruit", {"a": 5, "b": 5})
-    with pytest.raises(UsageError, match="together they must be below 1"):
+    with pytest.raises(UsageError, match="their sum must be below 1"):
         ImageFolder(str(root), validation=0.6, test=0.4).load()
-    with pytest.raises(UsageError, match="5 for validation and 5 for test cannot be drawn from 10"):
+    with pytest.raises(UsageError, match="drawing 5 for validation and 5 for test from 10"):
         ImageFolder(str(root), validation=0.49, test=0.49).load()
 
 
@@ -526,7 +526,7 @@ def test_archive_that_is_damaged(tmp_path, kind):
     content[len(content) // 2] ^= 0xFF
     whole = {"text": b"no archive", "truncated": content[: len(content) // 3], "flipped": content}
     archive.write_bytes(whole[kind])
-    with pytest.raises(UserError, match=r"fruit.tar.xz is neither a folder nor a whole .tar"):
+    with pytest.raises(UserError, match=r"fruit.tar.xz is neither a folder nor a complete .tar"):
         ImageFolder(str(archive)).load()
 
 
@@ -543,7 +543,7 @@ def test_archive_that_seems_to_end_early(tmp_path, ending, at):
     content = bytearray(whole)
     content[headers[12] if at is None else at] ^= 0xFF
     archive.write_bytes(content)
-    with pytest.raises(UserError, match=r"neither a folder nor a whole .tar"):
+    with pytest.raises(UserError, match=r"neither a folder nor a complete .tar"):
         ImageFolder(str(archive)).load()
     archive.write_bytes(whole)
     assert ImageFolder(str(archive)).load().class_names["label"] == ("a", "b")
@@ -558,7 +558,7 @@ def test_zip_that_is_encrypted_or_packed_oddly(tmp_path, at, value):
     for start, shift in ((0, -2), (content.index(b"PK\x01\x02"), 0)):
         content[start + at + shift] = value
     archive.write_bytes(content)
-    with pytest.raises(UserError, match=r"fruit.zip is neither a folder nor a whole .tar"):
+    with pytest.raises(UserError, match=r"fruit.zip is neither a folder nor a complete .tar"):
         ImageFolder(str(archive)).load()
 
 
@@ -679,7 +679,9 @@ def test_rare_labels_can_count_as_not_known(tmp_path):
 
 def test_table_errors(tmp_path):
     table = make_table(tmp_path / "shop", clothes())
-    with pytest.raises(UsageError, match="no column 'type'; its columns are id, kind, col"):
+    with pytest.raises(
+        UsageError, match="no column 'type'; choose one of its columns id, kind, col"
+    ):
         ImageTable(str(table), image="file", label=("type",)).load()
     with pytest.raises(UsageError, match="no column 'image'"):
         ImageTable(str(table), label=("kind",)).load()
@@ -824,12 +826,15 @@ def test_conditions(condition, met):
         ({"rows": ("year",)}, "--data.rows has 'year', which is not a condition"),
         ({"rows": ("year<=",)}, "--data.rows has 'year<=', which is not a condition"),
         ({"target": ("=>2015",)}, "--data.target has '=>2015', which is not a condition"),
-        ({"rows": ("yaer<=2012",)}, "'yaer<=2012': .* has no column 'yaer'; its columns are id, y"),
+        (
+            {"rows": ("yaer<=2012",)},
+            "'yaer<=2012': .* has no column 'yaer'; choose one of its columns id, y",
+        ),
         ({"rows": ("year<=1999",)}, r"'year<=1999': no row of \S+ meets it; the column has '2010'"),
         ({"target": ("year>2020",)}, "--data.target 'year>2020': no row of .* to '2016'"),
         (
             {"rows": ("year=2016", "brand=rare", "type=shoe")},
-            "'type=shoe': no row of .* meets it together with the conditions before it",
+            "'type=shoe': no row of .* meets it together with the previous conditions",
         ),
         ({"target": ("year>2000",)}, "column 'type' has 0 classes with 2 or more rows"),
         ({"rows": ("type=hat",), "target": ()}, "column 'type' has 1 classes with 2 or more rows"),
@@ -879,7 +884,7 @@ def test_products_are_prepared_once_for_any_labels_and_rows(tmp_path, data_dir, 
     prepare_products(table)
     prepare_products(table)
     said = capsys.readouterr().out
-    assert "target examples of classes that the source lacks: type 1, brand 1" in said
+    assert "target examples of classes missing in the source: type 1, brand 1" in said
     assert "already prepared in" in said
     with_path = Products(str(table), image="images/{id}.png", label=("type",)).load()
     assert with_path.image_shape == (80, 60, 3) and len(with_path.splits["target"]) == 7
@@ -908,7 +913,7 @@ def test_products_with_bad_images(tmp_path, data_dir):
     dataset = Products(image="images/{id}.png", **fields).load()
     assert len(dataset.provenance["skipped"]) == 1
     assert sum(map(len, dataset.splits.values())) == 29 + 7
-    with pytest.raises(UsageError, match=r"table.csv is copied with its images: name the folder"):
+    with pytest.raises(UsageError, match=r"table.csv is only a table: name the folder"):
         main(["prepare", "products", f"--source={table}"])
 
 
@@ -1055,7 +1060,9 @@ def test_prepared_artworks_are_what_the_files_are(tmp_path, data_dir, capsys):
         # The large one is shrunk twice.
         assert np.abs(found.splits[split].images.astype(int) - part.images).mean() < 1
     assert found.name == "artworks" and found.provenance["path"] == "own"
-    with pytest.raises(UsageError, match="prepared at up to 256: ask for no more, or name"):
+    with pytest.raises(
+        UsageError, match="prepared with at most 256: choose a smaller size, or name"
+    ):
         Artworks(image_size=(257, 20)).load()
     cropped = dataclasses.replace(source, image_size=(64, 64), fit="crop")
     expected = dataclasses.replace(cropped, path=str(root)).load().splits["test"].images
@@ -1227,7 +1234,7 @@ def test_all_that_is_cached_is_listed_and_removed(tmp_path, data_dir, capsys):
     main(["list"])
     assert "nothing is prepared" in capsys.readouterr().out
     assert len(source.load().splits["train"]) == 8
-    with pytest.raises(UsageError, match=r"nothing in .* is named 'mnist'.*list` shows all"):
+    with pytest.raises(UsageError, match=r"nothing in .* is named 'mnist'.*list` lists all"):
         main(["remove", "mnist"])
 
 
@@ -1256,10 +1263,10 @@ def test_a_disk_that_is_too_small_is_known_before_anything_is_decoded(
     if kind == "zip":
         root = Path(shutil.make_archive(str(tmp_path / "packed"), "zip", root))
     source = ImageFolder(str(root))
-    needed = {"folder": "decoding 10 images at 64x64x3 takes 246 kB", "zip": "unpacking packed.zip"}
+    needed = {"folder": "decoding 10 images at 64x64x3 needs 246 kB", "zip": "unpacking packed.zip"}
     monkeypatch.setattr(ImageFolder, "pixels", lambda *_: pytest.fail("decoded"))
     monkeypatch.setattr(cache, "free_bytes", lambda folder: 1000)
-    with pytest.raises(UserError, match=f"{needed[kind]}.* of disk in .*, where 1.0 kB are free"):
+    with pytest.raises(UserError, match=f"{needed[kind]}.* in .*, but only 1.0 kB are free"):
         source.load()
     assert not [path for path in data_dir.rglob("*") if path.is_file() and path.suffix != ".lock"]
 
@@ -1343,7 +1350,7 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
     [
         (["prepare", "fashion_mist"], 2, "did you mean 'fashion_mnist'?"),
         (["prepare"], 2, "there is fashion_mnist, cifar10, artworks, products, image_fo"),
-        (["prepair"], 2, "the commands are prepare, list and remove NAME"),
+        (["prepair"], 2, "use prepare, list or remove NAME"),
         (["remove", "nowhere"], 2, "is named 'nowhere'"),
         (["prepare", "image_folder"], 2, "needs --source"),
         (["prepare", "image_folder", "--source=nowhere"], 1, "nowhere does not exist"),

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import functools
 import importlib
 import importlib.util
+import io
 import itertools
 import json
 import os
@@ -24,16 +28,16 @@ import yaml
 from absl.testing import flagsaver
 from PIL import Image
 
-import launch  # noqa: F401 (defines the flags)
 from cnn_research.cli import main as cli
 from cnn_research.cli.fields import LAUNCHER_FLAGS, with_overrides
+from cnn_research.cli.program import COMMANDS
 from cnn_research.cli.run import modes_of
 from cnn_research.core.experiment import lookup, registry
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
-    *(ROOT / name for name in ("README.md", "README.es.md", "CONTRIBUTING.md")),
-    *sorted((ROOT / "docs").glob("*.md")),
+    *(ROOT / name for name in ("README.md", "README.es.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 PROGRAMS = {
@@ -54,19 +58,45 @@ def commands(page: Path) -> Iterator[list[str]]:
         words = shlex.split(line, comments=True)
         for last, part in itertools.groupby(words, lambda word: word == "&&"):
             if not last:
-                yield [word.removeprefix(".venv/bin/") for word in part]
+                bare = (word.removeprefix(".venv/bin/") for word in part)
+                yield [*itertools.dropwhile(re.compile(r"[A-Z_]+=").match, bare)]
 
 
 def ids(file: Path) -> str:
     return file.name
 
 
+def without_code(page: Path) -> str:
+    return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.M)
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings of a page as GitHub and the site link them."""
+    headings = re.findall(r"^#+ (.+)$", without_code(page), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=ids)
 def test_links_lead_somewhere(page):
-    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.M)
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        if "://" not in target and not target.startswith("#"):
-            assert (page.parent / target.partition("#")[0]).exists(), target
+    for target in re.findall(r"\]\(([^)\s]+)\)", without_code(page)):
+        if "://" not in target:
+            name, _, anchor = target.partition("#")
+            file = page.parent / name if name else page
+            assert file.exists(), target
+            assert not anchor or file.suffix != ".md" or anchor in anchors(file), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_what_is_named_in_the_text_is_there(page):
+    named = re.findall(r"`([^`\n]+)`", without_code(page))
+    folders = ("docs/", "tests/", "benchmarks/", "experiments/", "cnn_research/", "results/")
+    for words in named:
+        if words.startswith(folders) and not re.search(r"NAME|[*\s]", words):
+            assert (ROOT / words).exists(), words
+        if words.startswith("python -m "):
+            assert importlib.util.find_spec(words.split()[2]), words
+        if re.fullmatch(r"python \S+\.py", words):
+            assert (ROOT / words.split()[1]).exists(), words
 
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)
@@ -74,7 +104,9 @@ def test_commands_are_there(page):
     modes = {mode for entry in registry().values() for mode in modes_of(entry.experiment())}
     for words in commands(page):
         if words[:2] in (["python", "-m"], ["python3", "-m"]):
-            assert importlib.util.find_spec(words[2]), words
+            check_module(words[2], words[3:])
+        elif words[0] == "cnn-research" or words[:2] == ["python", "-c"]:
+            pass  # the same as launch.py, which is checked; Keras' own
         elif "launch.py" in words:
             check_launch(words[words.index("launch.py") + 1 :], modes)
         elif words[0] == "python":
@@ -83,19 +115,68 @@ def test_commands_are_there(page):
             assert words[0] in PROGRAMS, words
 
 
+HELPED = ("data", "report", "serve", "sweep")
+"""Programs of the package that have flags."""
+
+
+@functools.cache
+def help_of(program: str) -> str:
+    """What a program of the package prints for `--help`."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
+        importlib.import_module(COMMANDS[program]).main(["--help"])
+    return printed.getvalue()
+
+
+def check_module(module: str, words: list[str]) -> None:
+    """The module exists, and the help of a program of the package has its flags."""
+    assert importlib.util.find_spec(module), module
+    package, _, program = module.partition(".")
+    if package == "cnn_research" and not program:
+        program, *words = words
+    if package != "cnn_research" or program not in HELPED or "--help" in words:
+        return
+    flags = {word.partition("=")[0] for word in words if word.startswith("--")}
+    unknown = {flag for flag in flags if flag not in help_of(program)}
+    if program == "sweep":
+        if "--import" in flags:
+            return  # as in `check_launch`
+        experiment = [w.partition("=")[2] for w in words if w.startswith("--experiment=")]
+        fields = [word for word in words if word.partition("=")[0] in unknown]
+        check_launch([f"--experiment={name}" for name in experiment[:1]] + fields, set())
+        grids = [w.split("=", 2)[1:] for w in words if w.startswith("--grid=")]
+        for field, values in grids:
+            shown = values.split(",")[0].split()
+            check_launch([f"--experiment={experiment[0]}", f"--{field}", *shown], set())
+    else:
+        assert not unknown, words
+
+
 def check_launch(words: list[str], modes: set[str]) -> None:
     """Names, modes and fields exist, and values are of their types; no data is looked at."""
     flags, fields = {}, []
+    if words and words[0] in registry():
+        words = [f"--experiment={words[0]}", *words[1:]]
     for word in words:
         name, _, value = word.partition("=")
         if name.removeprefix("--") in LAUNCHER_FLAGS:
             flags[name.removeprefix("--")] = value
         elif word != "--help":
             fields.append(word)
-    assert flags.get("mode") in (None, *modes), words
+    assert not modes or flags.get("mode") in (None, *modes), words
+    if "import" in flags:
+        return  # the reader's own experiment, which is not here
     # Of a run's folder nobody knows here what it holds: fields are as most trainings have them.
     experiment = lookup(flags.get("experiment", "image_folder")).experiment()
     with_overrides(experiment, fields).check()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_python_of_pages_imports_what_is_there(page):
+    for code in re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.M):
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("cnn_research"):
+                module = importlib.import_module(node.module)
+                assert all(hasattr(module, alias.name) for alias in node.names), node.module
 
 
 def test_the_spanish_readme_has_the_same_commands():
@@ -112,8 +193,8 @@ def test_citation_has_what_the_format_asks_for():
 
 def test_pictures_are_small():
     pictures = [*(ROOT / "docs" / "pictures").iterdir()]
-    assert {picture.suffix for picture in pictures} == {".png"}
-    assert all(picture.stat().st_size < 100_000 for picture in pictures)
+    assert all(picture.stat().st_size < 100_000 for picture in pictures if picture.suffix == ".png")
+    assert sum(picture.stat().st_size for picture in pictures) < 900_000
 
 
 # The page about one's own images -----------------------------------------------------------------
@@ -222,4 +303,4 @@ def test_notebooks_run(notebook, tmp_path):
         for output in cell.get("outputs", [])
         if "image/png" in output.get("data", {})
     ]
-    assert len(pictures) >= 6
+    assert len(pictures) >= 2

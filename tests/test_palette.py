@@ -1,4 +1,4 @@
-"""Document 000's palettes: differences, the network, people's palettes, and what is written."""
+"""Palettes: differences, the network, people's palettes, and the files that are written."""
 
 from __future__ import annotations
 
@@ -239,7 +239,7 @@ def test_what_cannot_be_trained_says_so(tmp_path):
         check_ranges(Palette(power=0.5))
     with pytest.raises(UsageError, match=r"needs --task\.target=pixels"):
         Palette(power=2.0, target="people").check()
-    with pytest.raises(UserError, match="no palettes that people made"):
+    with pytest.raises(UserError, match="no palettes made by people"):
         Palette(target="people").check_data(Synthetic(heads=(), classes=()).load())
     with pytest.raises(UserError, match="1 channels"):
         grey = Synthetic(image_shape=(40, 40, 1), heads=(), classes=())
@@ -247,7 +247,7 @@ def test_what_cannot_be_trained_says_so(tmp_path):
     with pytest.raises(UsageError, match="SSCNN does not predict colours"):
         Palette().bind(SSCNN(), Synthetic().load())
     cached = dataclasses.replace(trained(), transfer=Transfer(cache_after="fc"))
-    with pytest.raises(UsageError, match="leaves no images"):
+    with pytest.raises(UsageError, match="replaces images"):
         run(cached, tmp_path / "run")
 
 
@@ -377,7 +377,7 @@ def test_any_image_gets_a_palette_or_one_clear_line(tmp_path, capsys):
     run(training, tmp_path / "run", "predict", str(folder))
     said = capsys.readouterr().err
     assert "skipped" in said and "broken.jpg" in said
-    assert "nothing.png is wholly transparent: it has no colours" in said
+    assert "nothing.png is fully transparent, so it has no colours" in said
     written = tmp_path / "run" / "predictions"
     rows = [json.loads(line) for line in (written / "predictions.jsonl").open()]
     assert len(rows) == 11 and (written / "noise.jpg-2.gpl").exists()

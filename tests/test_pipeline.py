@@ -109,7 +109,7 @@ def test_what_was_computed_from_a_stage_is_not_computed_again(tmp_path, monkeypa
     assert (tmp_path / "report" / "accuracy.png").exists()
     monkeypatch.setattr(loop, "train", lambda *_: pytest.fail("trained again"))
     monkeypatch.setattr(
-        "cnn_research.workflows.pooling_study.accuracies", lambda *_: pytest.fail("again")
+        "cnn_research.workflows.pooling_study.measure_accuracies", lambda *_: pytest.fail("again")
     )
     assert run(STUDY, tmp_path).metrics == found.metrics
 

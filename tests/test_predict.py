@@ -112,12 +112,12 @@ def test_which_files_are_taken(tmp_path, capsys):
         return [file.name for file in predict.image_files(str(tmp_path / source))]
 
     assert names("") == ["a.png", "b.JFIF", "c.avif"]
-    assert "2 other files" in capsys.readouterr().out
+    assert "Skipped 2 files" in capsys.readouterr().out
     assert names("b*") == ["b.JFIF", "bare"]
     assert names("bare") == ["bare"]
     with pytest.raises(UserError, match="no such file or folder"):
         names("z*")
-    with pytest.raises(UserError, match="no home folder of ~nobody-at-all"):
+    with pytest.raises(UserError, match="the home folder of ~nobody-at-all"):
         predict.image_files("~nobody-at-all/x")
 
 
@@ -174,11 +174,13 @@ def test_a_count_sketch_keeps_inner_products():
 def test_what_predict_refuses(digits, tmp_path):
     with pytest.raises(UsageError, match="--mode=predict needs --input=IMAGES"):
         run(DIGITS, digits / "run", "predict")
-    with pytest.raises(UsageError, match="--input goes with --mode=predict"):
+    with pytest.raises(UsageError, match="--input works only with --mode=predict"):
         run(DIGITS, digits / "run", "evaluate", "image.png")
-    with pytest.raises(UsageError, match="--neighbours goes with --mode=predict; got --mode=eval"):
+    with pytest.raises(
+        UsageError, match="--neighbours works only with --mode=predict; got --mode=eval"
+    ):
         run(DIGITS, digits / "run", "evaluate", neighbours=3)
-    with pytest.raises(UserError, match="no image there"):
+    with pytest.raises(UserError, match="has the extension of an image"):
         run(DIGITS, digits / "run", "predict", str(tmp_path))
     with pytest.raises(UserError, match="is not a run folder"):
         run(DIGITS, tmp_path / "nothing", "predict", str(digits / "images"))

@@ -86,7 +86,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path):
     last = {Path(f"{said}.{rank}").read_text().splitlines()[-1] for rank in (0, 1)}
     experiment, state, step = last_checkpoint(workdir)
     assert last == {
-        f"error: stopped by SIGTERM: step {step:,} is saved in {workdir}; "
+        f"stopped by SIGTERM: step {step:,} is saved in {workdir}; "
         "the same command resumes from there"
     }
     # On one device here, what four of two processes have saved; every row is there once.

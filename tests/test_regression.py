@@ -115,10 +115,10 @@ def test_without_classes_splits_are_drawn_from_all(tmp_path):
     ("cell", "changes", "message"),
     [
         ("about 2004", {}, r"row 3: year is 'about 2004', which is not a finite number"),
-        ("nan", {}, "leave it empty where it is not known"),
+        ("nan", {}, "leave the cell empty if it is unknown"),
         ("-inf", {}, "not a finite number"),
         ("1e39", {}, "not a finite number"),
-        ("2004", {"number": ("month",)}, "no column 'month'; its columns are id, year"),
+        ("2004", {"number": ("month",)}, "no column 'month'; choose one of its columns id, year"),
         ("2004", {"label": ("year",)}, "column 'year' is named twice in --data.label and --"),
         ("2004", {"number": ()}, "name a column of classes, --data.label, or --data.number"),
     ],
@@ -194,7 +194,7 @@ def test_a_split_without_a_known_number_is_refused_before_training():
     dataset = numbers_of(1, 2)
     unknown = numbers_of(math.nan).splits["train"]
     dataset = dataclasses.replace(dataset, splits={**dataset.splits, "test": unknown})
-    with pytest.raises(UserError, match="no image of its test split has a known label 'x'"):
+    with pytest.raises(UserError, match="no image of the test split has a label 'x'"):
         Regression(head="x").check_data(dataset)
 
 
@@ -234,7 +234,9 @@ def test_a_selection_goes_by_what_the_task_measures(task):
         if metric in task.metrics:
             training.check()
         else:
-            with pytest.raises(UsageError, match=f"selection.metric is {metric}.* take .* or loss"):
+            with pytest.raises(
+                UsageError, match=f"selection.metric is {metric}.* choose .* or loss"
+            ):
                 training.check()
 
 
@@ -245,7 +247,7 @@ def test_fields_of_the_task_on_the_command_line():
     assert changed.data.number == ("price", "weight")
     digits = with_overrides(lookup("digits_mlp").experiment(), ["--task.label-smoothing=0.2"])
     assert digits.task == Classification(label_smoothing=0.2)
-    with pytest.raises(UsageError, match=r"no field --task\.label-smoothing"):
+    with pytest.raises(UsageError, match=r"unknown field --task\.label-smoothing"):
         with_overrides(year, ["--task.label-smoothing=0.2"])
 
 
@@ -291,7 +293,7 @@ def test_estimates_are_drawn_against_the_true_numbers():
     true, predicted = np.array([1.5, 2.5, 4.5]), np.array([2.0, 2.5, 3.0])
     (axes,) = estimates_plot(true, predicted, "price", 2.25).axes
     np.testing.assert_array_equal(axes.collections[0].get_offsets(), np.c_[true, predicted])
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("true price", "estimated price")
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("true price", "predicted price")
     assert axes.get_xlim() == axes.get_ylim()
     # Whole numbers stay nearest to their own tick.
     (axes,) = estimates_plot(np.full(99, 7.0), np.arange(99.0), "year", 3).axes
@@ -316,7 +318,7 @@ def test_curves_show_the_absolute_error_and_its_lowest_value():
     ]
     _, axes = training_curves(epochs, Regression().directions).axes
     assert axes.get_title(loc="left") == "MAE"
-    assert "lowest in validation: 1.5000, epoch 2" in [text.get_text() for text in axes.texts]
+    assert "lowest validation value: 1.5000, epoch 2" in [text.get_text() for text in axes.texts]
 
 
 def test_readme_table_shows_regressions_only():

@@ -113,7 +113,7 @@ def test_replicas_go_on_together_from_the_newest_checkpoint_of_all(one_by_one, t
     assert digest(last_checkpoint(tmp_path / "seed-3")[1]) != digest(
         last_checkpoint(tmp_path / "seed-4")[1]
     )
-    with pytest.raises(UsageError, match=r"holds replicas with the seeds \[3, 4\]"):
+    with pytest.raises(UsageError, match=r"contains replicas with the seeds \[3, 4\]"):
         run(SEVERAL, tmp_path, replicas=3)
 
 
@@ -129,7 +129,7 @@ def test_replicas_go_on_together_from_the_newest_checkpoint_of_all(one_by_one, t
 def test_seeds_that_cannot_be_in_lockstep_are_trained_in_turn(fields, tmp_path, capsys):
     experiment = dataclasses.replace(SEVERAL, epochs=1, **fields)
     run(experiment, tmp_path, "dry-run", replicas=2)
-    assert "The first of 2 trainings, one after the other:" in capsys.readouterr().out
+    assert "The first of 2 trainings, which run one after the other:" in capsys.readouterr().out
     run(experiment, tmp_path, replicas=2)
     assert json.loads((tmp_path / "results.json").read_text())["seeds"] == list(SEEDS)
     digests = {digest(last_checkpoint(tmp_path / f"seed-{seed}")[1]) for seed in SEEDS}
@@ -141,11 +141,11 @@ def test_what_cannot_be_replicated_is_refused(one_by_one, tmp_path):
     for count in (2, 10**11):
         with pytest.raises(UsageError, match=r"--seed is \d+: must be from 0 to 4294967295"):
             run(last, tmp_path, replicas=count)
-    with pytest.raises(UsageError, match="--replicas goes with --mode=train"):
+    with pytest.raises(UsageError, match="--replicas works only with --mode=train"):
         run(SEVERAL, tmp_path, "evaluate", replicas=2)
     with pytest.raises(UsageError, match="must be 1 or more"):
         run(SEVERAL, tmp_path, replicas=0)
-    with pytest.raises(UsageError, match="holds a run of its own"):
+    with pytest.raises(UsageError, match="is the folder of a single run"):
         run(SEVERAL, one_by_one / "seed-3", replicas=2)
 
 

@@ -78,8 +78,10 @@ def test_curves_show_each_epoch_once_with_rows_weighted_by_their_examples():
     loss, accuracy = plots.training_curves(by_epoch(HISTORY), DIRECTIONS).axes
     assert lines(loss) == {"training": [(1, 2.5), (2, 0.5)], "validation": [(1, 0.75), (2, 0.875)]}
     assert lines(accuracy)["training"] == [(1, pytest.approx(0.1)), (2, 0.8)]
-    assert "lowest in validation: 0.7500, epoch 1" in [text.get_text() for text in loss.texts]
-    assert "highest in validation: 0.6000, epoch 2" in [text.get_text() for text in accuracy.texts]
+    assert "lowest validation value: 0.7500, epoch 1" in [text.get_text() for text in loss.texts]
+    assert "highest validation value: 0.6000, epoch 2" in [
+        text.get_text() for text in accuracy.texts
+    ]
 
 
 def test_curves_of_a_run_without_validation_or_accuracy_or_with_nan():
@@ -233,7 +235,7 @@ def attempt(command, commit="0123abc", **facts):
 
 def test_report_says_what_was_run_and_what_came_out(tmp_path):
     record = {
-        "document": "004",
+        "document": "Somebody: Nets, 2022",
         "data": {"name": "digits"},
         "attempts": [
             attempt(["launch.py", "--experiment=coats", "--epochs=1"], "0123abc"),
@@ -275,7 +277,7 @@ def test_report_says_what_was_run_and_what_came_out(tmp_path):
     assert text in page
     for words in (
         "`launch.py --experiment=coats`",
-        "- Commit: 0123abc; 4567def, with the changes in source-89.diff\n",
+        "- Commit: 0123abc; 4567def, with uncommitted changes (source-89.diff)\n",
         "- Machine: cores: 2; cpu: a processor, cores: 2\n",
         "3 min 20 s",
         "Seed: 3",
@@ -346,7 +348,7 @@ def test_a_head_without_labels_in_a_split_is_left_out_and_said_so(tmp_path):
     own = {head: made_up_predictions() for head in heads}
     path = write(tmp_path, own, metrics={"test": figures}, predictions={"test": heads})
     page = path.with_suffix(".md").read_text()
-    assert "### brand, test split\n\nNo image of this split has a known label" in page
+    assert "### brand, test split\n\nNo image of this split has a label of this head" in page
     assert not list(path.parent.glob("*brand*"))
 
 
@@ -410,7 +412,7 @@ def make_run(folder: Path, *, accuracy: float | None, seed: int = 0, **config: A
         json.dumps({"name": "coats", "seed": seed, "epochs": 10, **config})
     )
     record = {
-        "document": "004",
+        "document": "Somebody: Nets, 2022",
         "attempts": [attempt(["launch.py", f"--seed={seed}"])],
         **({} if accuracy is None else {"wall_seconds": 10.0 + seed}),
         "document_results": {"test accuracy": 0.8978, "macro F1": 0.899302},
@@ -443,12 +445,12 @@ def test_runs_are_grouped_by_config_without_its_seed(tmp_path, capsys):
     other = make_run(tmp_path / "other", accuracy=0.75, optimizer={"learning_rate": 0.01})
     assert main([*map(str, runs), str(other), str(runs[0])]) == 0
     header, _, *rows = table(capsys.readouterr().out)
-    assert header == ["experiment", "runs", "loss", "accuracy", "macro F1", "time of a run"]
+    assert header == ["experiment", "runs", "loss", "accuracy", "macro F1", "time per run"]
     assert rows == [
         ["coats", "3", "0.5000 ± 0.0000", "0.9000 ± 0.0200", "0.8000 ± 0.0200", "11.0 s"],
-        ["- as the document gives it", "", "", "0.8978", "0.8993", ""],
+        ["- reported by the document", "", "", "0.8978", "0.8993", ""],
         ["coats (optimizer.learning_rate=0.01)", "1", "0.5000", "0.7500", "0.6500", "10.0 s"],
-        ["- as the document gives it", "", "", "0.8978", "0.8993", ""],
+        ["- reported by the document", "", "", "0.8978", "0.8993", ""],
     ]
 
 
@@ -485,12 +487,12 @@ def test_folders_without_a_run_among_others_are_left_out_of_the_table(tmp_path, 
     (make_run(tmp_path / "damaged", accuracy=0.5) / "config.json").write_text("{")
     assert main([*map(str, tmp_path.iterdir())]) == 0
     told = capsys.readouterr()
-    assert [row[0] for row in table(told.out)[2:]] == ["coats", "- as the document gives it"]
+    assert [row[0] for row in table(told.out)[2:]] == ["coats", "- reported by the document"]
     said = sorted(told.err.splitlines())
-    assert [line.split()[2] for line in said] == [
+    assert [line.split()[1] for line in said] == [
         str(tmp_path / name) for name in ("damaged", "failed", "notes.txt")
     ]
-    assert all(line.startswith("left out: ") for line in said)
+    assert all(line.startswith("skipped: ") for line in said)
     assert main([str(tmp_path / "damaged"), str(tmp_path / "failed")]) == 2
     assert main([str(done), str(tmp_path / "absent")]) == 2
 
@@ -517,7 +519,7 @@ def test_path_that_is_no_run_is_one_line_and_exit_2(tmp_path, capsys, name):
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.count("\n") == 1
-    assert f"{tmp_path / name} is not a run's folder" in printed.err
+    assert f"{tmp_path / name} is not a run folder" in printed.err
 
 
 def test_output_holds_what_repeats_the_figures(tmp_path):
@@ -585,7 +587,7 @@ def test_log_has_a_row_per_config_in_the_order_given(tmp_path, capsys):
     header, _, *rows = table(path.read_text())
     assert header == [
         *("experiment", "change", "validation accuracy", "test accuracy", "document: accuracy"),
-        *("gain", "epochs", "parameters", "runs", "time of a run", "data"),
+        *("gain", "epochs", "parameters", "runs", "time per run", "data"),
     ]
     assert [row[1] or None for row in rows] == CHANGES
     assert rows[0][2:] == [
@@ -678,8 +680,8 @@ def test_a_finished_pipeline_gallery_or_training_without_test_data_is_not_unfini
     told = capsys.readouterr()
     assert [row[0] for row in table(told.out)[2::2]] == ["palette/pretraining", "palette/training"]
     assert told.err.splitlines() == [
-        f"no figures: {gallery} (its page is {gallery / 'report' / 'report.html'})",
-        f"no figures: {alone} (it was trained, but not evaluated)",
+        f"no metrics: {gallery} (its page is {gallery / 'report' / 'report.html'})",
+        f"no metrics: {alone} (it was trained, but not evaluated)",
     ]
     # A stopped one says how far it has come.
     (pipeline / "run.json").write_text(json.dumps({**record, "finished": None}))
@@ -843,7 +845,7 @@ def test_the_table_of_documents_has_what_was_measured_in_two_languages(tmp_path)
     (tmp_path / "results").mkdir()
     measured = {
         "fashion_mnist_cnn": {
-            "document": "004",
+            "document": "Somebody: Nets, 2022",
             "document_results": {"test accuracy": 0.8978},
             "figures": {"accuracy": {"values": [0.88, 0.92]}},
         },
@@ -863,7 +865,7 @@ def test_the_table_of_documents_has_what_was_measured_in_two_languages(tmp_path)
         [row[1:] for row in english]
     )
     assert ["`palette`", "colour error, times k-means'", "", "1.050"] in [r[1:] for r in english]
-    assert ["`colour_names`", "exactitud equilibrada, 11 nombres", "", "0.6500 ± 0.0707"] in (
+    assert ["`colour_names`", "exactitud balanceada, 11 nombres", "", "0.6500 ± 0.0707"] in (
         [row[1:] for row in spanish]
     )
     named = [row[1] for row in english if row[1].startswith("`")]
@@ -901,7 +903,7 @@ def test_studies_are_averaged_over_both_directions():
     still = {"shifts": [0], "accuracy": {"min": [[0.8]]}}
     results = {"translation": {"figures": {"study": study}}, "types": {"figures": {"study": still}}}
     header, _, *rows = table(readme_tables.studies(results))
-    assert header[3:] == ["test accuracy", "moved by 2", "moved by 4", "moved by 8"]
+    assert header[3:] == ["test accuracy", "shifted by 2", "shifted by 4", "shifted by 8"]
     assert rows == [
         ["translation", "max", "2", "0.9000 ± 0.0000", "0.3000 ± 0.0000", "", ""],
         ["types", "min", "1", "0.8000", "", "", ""],

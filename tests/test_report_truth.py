@@ -78,14 +78,12 @@ def answers(right: int, wrong: int, **facts: Any) -> ClassPredictions:
 def test_verdict_says_how_good_on_how_many_and_against_what():
     made = answers(90, 10, training_counts=np.array([3, 9]))
     assert made.verdict(None).startswith("Of 100 test images, 90.0% are classified correctly (95% ")
-    assert "over images), against 0.0% by always answering 'fig', the most common" in made.verdict(
-        None
-    )
+    assert "over images); always predicting 'fig', the most common" in made.verdict(None)
     groups = np.array([f"film {n // 5}" for n in range(101)])  # the last has no label
     assert "over 20 groups" in made.verdict(groups)
     # Recognised no oftener than the commonest class occurs.
     no_better = answers(90, 10, training_counts=np.array([9, 3])).verdict(None)
-    assert no_better.endswith("it is no better than that.")
+    assert no_better.endswith("these images do not show that the network is better.")
 
 
 def test_verdict_on_numbers_is_against_the_training_mean():
@@ -94,7 +92,7 @@ def test_verdict_on_numbers_is_against_the_training_mean():
     made = NumberPredictions("test", "weight", predicted, true, training_mean=4.0, loss=0.1)
     said = made.verdict(None)
     assert said.startswith("On 3 test images, weight is off by 0.3333 (95% interval 0 to 0.5")
-    assert said.endswith("on average, against 2 by always predicting the training mean.")
+    assert said.endswith("on average; always predicting the training mean would be off by 2.")
 
 
 # Names -------------------------------------------------------------------------------------------
@@ -201,7 +199,7 @@ def test_mistakes_come_with_their_files_linked_and_the_surest_first(tmp_path):
         assert f'<a href="{(tmp_path / "data" / file).as_uri()}"><img alt=' in text
     ranking = pandas.read_csv(page.with_name("label_ranking.csv"))
     assert ranking["file"].tolist() == [files[1], files[2], files[0], files[3]]
-    assert ranking["answer"].tolist() == ["dog", "cat", "dog", "dog"]
+    assert ranking["prediction"].tolist() == ["dog", "cat", "dog", "dog"]
 
 
 def test_a_thumbnail_links_to_nothing_but_files(tmp_path):
@@ -239,7 +237,7 @@ def test_changed_labels_are_ranked_first(tmp_path):
 def write_fold(folder: Path, rows: list[tuple[str, float]]) -> None:
     (folder / "report").mkdir(parents=True)
     (folder / "config.json").write_text("{}")
-    columns = "file,label,answer,probability of label,probability of answer\n"
+    columns = "file,label,prediction,probability of label,probability of prediction\n"
     text = "".join(f"{name},NA,007,{own},0.9\n" for name, own in rows)
     (folder / "report" / "label_ranking.csv").write_text(columns + text)
 
@@ -252,7 +250,7 @@ def test_rankings_of_folds_are_one(tmp_path, capsys):
     table = pandas.read_csv(output, dtype=str, keep_default_na=False)
     assert table["file"].tolist() == ["c.png", "a.png", "d.png", "b.png"]
     assert table["run"].tolist() == ["fold-1", "fold-0", "fold-1", "fold-0"]
-    assert set(table["label"]) == {"NA"} and set(table["answer"]) == {"007"}
+    assert set(table["label"]) == {"NA"} and set(table["prediction"]) == {"007"}
     # As --folds does, where the labels are classes.
     _rank_labels([tmp_path / "run" / f"fold-{fold}" for fold in range(2)], tmp_path / "all.csv")
     assert (tmp_path / "all.csv").read_bytes() == output.read_bytes()
@@ -309,7 +307,7 @@ def test_data_section_says_what_was_left_out_and_why(tmp_path):
     assert ["train", "1,600", "the rest"] in rows and ["test", "200", "given"] in rows
     assert ["validation", "200", "drawn with seed 3, stratified by kind"] in rows
     for words in (
-        "- left out, files that could not be used: 25",
+        "- skipped, unusable files: 25",
         "- rows without any label: 7",
         "- images without a label, kind, test: 5",
         "- the same image in train and test: 4, the first a.jpg = b.jpg",
@@ -318,13 +316,11 @@ def test_data_section_says_what_was_left_out_and_why(tmp_path):
     ):
         assert words in page
     assert "outside class folders" not in page and "20.jpg" not in page
-    assert shared_with("test", data).startswith("Results on new images may be worse: of 4 pairs")
+    assert shared_with("test", data).startswith("Results on new images may be worse: in 4 pairs")
     alike = {"across_splits": {"test and train": 3, "train and validation": 9}}
-    assert "of 3 pairs" in shared_with("test", data | {"near_duplicates": alike})
+    assert "in 3 pairs" in shared_with("test", data | {"near_duplicates": alike})
     assert not shared_with("target", data)
     assert not shared_with("test", data | {"examples": {"test": 801}})  # under 0.5%
     assert len((tmp_path / "skipped.txt").read_text().splitlines()) == 25
-    assert "Nothing was left out." in "".join(
-        data_section(tmp_path, {"examples": {"train": 1}}, {})
-    )
+    assert "Nothing was skipped." in "".join(data_section(tmp_path, {"examples": {"train": 1}}, {}))
     assert not list(data_section(tmp_path, {"name": "made in Python"}, {}))

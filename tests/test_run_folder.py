@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import re
 import shutil
@@ -12,6 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -37,11 +37,11 @@ def test_a_glance_at_the_lock_does_not_keep_a_run_from_starting(tmp_path):
         with pytest.raises(UserError, match=r"another process \(process \d+ on"):
             run_folder.locked(tmp_path).__enter__()
     assert not run_folder.is_locked(tmp_path)
-    with (tmp_path / ".lock").open() as glance:
-        fcntl.flock(glance, fcntl.LOCK_SH)
-        threading.Timer(0.05, fcntl.flock, (glance, fcntl.LOCK_UN)).start()
-        with run_folder.locked(tmp_path):
-            pass
+    glance = FileLock(tmp_path / run_folder.LOCK, thread_local=False)
+    glance.acquire()
+    threading.Timer(0.05, glance.release).start()
+    with run_folder.locked(tmp_path):
+        pass
 
 
 # Attempts ----------------------------------------------------------------------------------------
@@ -98,7 +98,7 @@ def test_a_finished_run_keeps_the_commit_that_trained_it(tmp_path, source, monke
     assert again["from_step"] == record["steps"] > 0
     assert run_folder.effective_attempts(record) == [first]
     page = (tmp_path / "report" / "report.md").read_text()
-    assert f"- Commit: old, with the changes in {first['source_diff']}\n" in page
+    assert f"- Commit: old, with uncommitted changes ({first['source_diff']})\n" in page
 
 
 def test_a_finished_pipeline_keeps_the_commit_of_its_stages(tmp_path, source):
@@ -144,7 +144,8 @@ def test_a_config_of_an_unregistered_class_is_one_line_and_runs_nothing(tmp_path
     assert (ended.returncode, ended.stdout) == (1, "")
     assert ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1
     assert "names the class 'Popen', which is not registered" in ended.stderr
-    assert [file.name for file in tmp_path.iterdir() if file.name != ".lock"] == ["config.json"]
+    left = {file.name for file in tmp_path.iterdir()}
+    assert left - {run_folder.LOCK, run_folder.HOLDER} == {"config.json"}
 
 
 def test_every_config_class_can_be_named_in_a_new_process():

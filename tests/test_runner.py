@@ -24,7 +24,6 @@ import pytest
 from absl.testing import flagsaver
 from PIL import Image
 
-import launch  # noqa: F401 (defines the flags)
 from benchmarks import evaluation_exactness
 from benchmarks.results import digest, last_checkpoint, rows_of
 from cnn_research import ops
@@ -240,7 +239,7 @@ def test_a_run_goes_on_and_is_evaluated_where_its_images_are_now(tmp_path):
     moved = dataclasses.replace(pets, data=data)
     assert run(moved, tmp_path / "run", "evaluate").metrics == before.metrics
     cat = str(tmp_path / "moved" / "cat" / "0.png")
-    words = "pets.* leave --neighbours out to predict"
+    words = "pets.* omit --neighbours to predict"
     with pytest.raises(UserError, match=words):
         run(pets, tmp_path / "run", "predict", cat, neighbours=1)
     run(moved, tmp_path / "run", "predict", cat, neighbours=1)
@@ -278,7 +277,7 @@ def test_signals_end_the_program_with_their_exit_codes(tmp_path):
     for number, code in ((signal.SIGTERM, 75), (signal.SIGINT, 130)):
         assert children[number].wait(60) == code
         text = (tmp_path / f"{number.name}.txt").read_text()
-        assert text.splitlines()[-1].startswith(f"error: stopped by {number.name}: step ")
+        assert text.splitlines()[-1].startswith(f"stopped by {number.name}: step ")
         assert "Traceback" not in text
         assert checkpoint.newest(tmp_path / number.name / "checkpoints") is not None
 
@@ -345,14 +344,14 @@ def test_without_a_good_checkpoint_nothing_is_evaluated(alone, tmp_path):
     workdir = copy_of(alone, tmp_path)
     for sums in workdir.glob("checkpoints/*/checksums.json"):
         sums.unlink()
-    with pytest.raises(UserError, match="no good checkpoint"):
+    with pytest.raises(UserError, match="no valid checkpoint"):
         run(TINY, workdir, "evaluate")
 
 
 def test_a_second_process_in_the_workdir_is_refused(alone):
     with (
         folders.locked(alone),
-        pytest.raises(UserError, match=f"another process .*{os.getpid()}.* runs in"),
+        pytest.raises(UserError, match=f"another process .*{os.getpid()}.* is running in"),
     ):
         run(TINY, alone)
 
@@ -375,13 +374,24 @@ def test_a_full_disk_ends_in_one_line_and_keeps_the_checkpoint_before(tmp_path, 
         with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:
             cli.main(cli.parse_flags(["launch.py", *words, "--epochs=2"]))
         assert end.value.code == 1
-        last = capsys.readouterr().err.splitlines()[-1]
-        assert last.startswith("error: ")
-        assert "disk is full" in last or "No space left" in last
+        said = capsys.readouterr().err
+        assert "Traceback" not in said
+        last = said.splitlines()[-1]
+        assert last.startswith("error: ") and "the disk is full" in last and "free some" in last
         assert digest(state_of(disk / "run")) == before
     finally:
         # Lazily: threads of the save that failed may still hold a file.
         subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_device_without_memory_is_no_full_disk(tmp_path):
+    def said(text):
+        return str(checkpoint._save_error(ValueError(text), tmp_path, 3))
+
+    assert "the disk is full" in said(
+        "RESOURCE_EXHAUSTED: Failed to write: No space left on device"
+    )
+    assert said("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes").startswith("out of memory")
 
 
 # Profiles ----------------------------------------------------------------------------------------
@@ -400,8 +410,8 @@ def test_a_profiled_run_is_the_same_run_and_leaves_a_trace(alone, tmp_path, caps
     assert any(event.get("args", {}).get("hlo_module") == "jit_steps" for event in events)
 
     run(TINY, tmp_path, profile=True)
-    assert "no step was left" in capsys.readouterr().out
-    with pytest.raises(UsageError, match="--profile goes with --mode=train"):
+    assert "Nothing was profiled" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="--profile works only with --mode=train"):
         run(TINY, tmp_path, "evaluate", profile=True)
 
 
@@ -566,7 +576,7 @@ def test_adam_has_no_weight_decay():
         Optimizer(name="adam", weight_decay=0.1).check()
 
 
-def test_penalty_is_document_002s_formula():
+def test_penalty_is_the_painters_papers_formula():
     rng = np.random.default_rng(0)
     first, second = rng.normal(size=(3, 3, 1, 4)), rng.normal(size=(10, 5))
     params = {

@@ -217,9 +217,9 @@ def without_heads(export, tmp_path):
     ("kind", "said", "code"),
     [
         ("taken", "cannot listen on port", 1),
-        ("no export", "holds no export", 1),
+        ("no export", "contains no export", 1),
         ("damaged", "is damaged", 1),
-        ("no heads", "lacks heads", 1),
+        ("no heads", "are missing", 1),
         ("no host", "is not an address", 2),
         ("no batch", "--max-batch must be above 0", 2),
     ],
@@ -245,7 +245,7 @@ def test_what_cannot_be_served_is_said_in_a_line(
 def test_everyone_is_answered_only_with_a_warning(export):
     with Server(export, "--host=0.0.0.0") as running:
         assert running.end(signal.SIGTERM) == 0
-        assert running.errors().startswith("warning: any machine that reaches 0.0.0.0")
+        assert running.errors().startswith("warning: any machine that can reach 0.0.0.0")
 
 
 def test_a_signal_ends_it_where_python_ignores_exceptions():

@@ -67,7 +67,7 @@ def drop(page, name: str, content: bytes) -> None:
 def test_a_dropped_image_is_answered(server, page):
     picture = encoded(noise((30, 20, 3), 5))
     page.goto(f"http://127.0.0.1:{server.port}/")
-    page.wait_for_function("document.title === 'linear: ask it'")
+    page.wait_for_function("document.title === 'linear: predictions'")
     drop(page, "one.png", picture)
     card = page.locator("#answers > li:not([aria-busy])")
     card.wait_for()
@@ -95,7 +95,7 @@ def test_every_label_that_an_image_has_is_shown(page, tmp_path):
     heads = [{**head, "thresholds": [0.0] * 6 + [1.0] * 2}]
     with Server(write_export(tmp_path / "labelled", forward, SHAPE, heads)) as running:
         page.goto(f"http://127.0.0.1:{running.port}/")
-        page.wait_for_function("document.title === 'labelled: ask it'")
+        page.wait_for_function("document.title === 'labelled: predictions'")
         drop(page, "one.png", encoded(noise((30, 20, 3), 5)))
         card = page.locator("#answers > li:not([aria-busy])")
         card.wait_for()
@@ -114,7 +114,7 @@ def test_files_are_chosen_by_keyboard(server, page, tmp_path):
     # Only who listens is told of choosers, and it takes a while until the browser knows.
     page.on("filechooser", lambda chooser: None)
     page.goto(f"http://127.0.0.1:{server.port}/")
-    page.wait_for_function("document.title === 'linear: ask it'")
+    page.wait_for_function("document.title === 'linear: predictions'")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "files"
     with page.expect_file_chooser() as chooser:

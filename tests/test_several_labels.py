@@ -226,9 +226,7 @@ def test_what_is_odd_about_labels_is_noted(tmp_path):
 def test_bad_columns_and_fields_are_named(tmp_path):
     rows = [{"a": number % 2, "b": "0.5" if number == 6 else 1, "tags": ""} for number in range(9)]
     path = write_table(tmp_path / "t", rows)
-    with pytest.raises(
-        UserError, match=r"row 7: b is '0\.5', but a column of labels has only 0 or 1"
-    ):
+    with pytest.raises(UserError, match=r"row 7: b is '0\.5', but a label column must be 0 or 1"):
         load(path, "a", "b", columns="labels")
     with pytest.raises(UsageError, match=r"cells of one column, but --data\.label names 2"):
         load(path, "a", "b", separator=";")
@@ -250,11 +248,11 @@ def test_an_unknown_label_in_the_test_is_listed_and_an_unlabelled_test_refused(t
     for row in rows[-2:]:
         row["tags"] = ""
     dataset = load(write_table(tmp_path / "u", rows), "tags", separator=";", validation=0.25)
-    with pytest.raises(UserError, match="no image of its test split has a label of 'tags'"):
+    with pytest.raises(UserError, match="no image of the test split has a label 'tags'"):
         SeveralLabels(head="tags").check_data(dataset)
     with pytest.raises(UserError, match="has several labels 'tags' per image"):
         Classification(head="tags").check_data(dataset)
-    with pytest.raises(UserError, match="has no sets of labels 'label'; it has tags"):
+    with pytest.raises(UserError, match="has no label sets 'label'; it has tags"):
         SeveralLabels().check_data(dataset)
 
 
@@ -367,7 +365,7 @@ def test_suggestions_take_several_labels_where_they_are_clear(tmp_path):
     experiment, said = fitted("--data.label=tags")
     assert experiment.data.separator == ";" and experiment.task == SeveralLabels(head="tags")
     assert experiment.selection.metric == "loss"
-    assert "--data.separator=;" in said and "2 labels, 1.0 per image, 15 images have none" in said
+    assert "--data.separator=;" in said and "2 labels, 1.0 per image, 15 images without" in said
     experiment, _ = fitted("--data.label=tags", "--data.separator=")
     assert experiment.task == Classification(head="tags", label_smoothing=0.1)
     experiment, _ = fitted("--data.label", "x", "y")
@@ -377,7 +375,7 @@ def test_suggestions_take_several_labels_where_they_are_clear(tmp_path):
     experiment, _ = fitted("--data.label", "x", "z", "--data.columns=heads")
     assert experiment.task.heads == ("x", "z")
     assert fitted("--data.label=kind")[0].data.separator == ""
-    with pytest.raises(UsageError, match="no column 'label'; its columns are tags, kind"):
+    with pytest.raises(UsageError, match="no column 'label'; choose one of its columns tags, kind"):
         fitted()
     pandas.read_csv(path)[["x", "image", "y"]].to_csv(path, index=False)
     experiment, _ = fitted()

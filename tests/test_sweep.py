@@ -14,13 +14,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from absl.testing import flagsaver
 
-import launch  # noqa: F401 (defines the flags)
 from cnn_research.cli import main as cli
 from cnn_research.cli.fields import with_overrides
 from cnn_research.core import run_folder as folders
@@ -37,11 +37,14 @@ ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "experiments" / "sweeps").glob("*.toml"))
 
 PRETENDING = """
-import json, os, pathlib, signal, sys, time
-stopped = []
-signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
-for line in sys.stdin:
-    run = json.loads(line)
+import json, os, pathlib, queue, signal, sys, threading, time
+runs, stopped = queue.Queue(), []
+def read():
+    for values in map(json.loads, sys.stdin):
+        stopped.append(True) if values is None else runs.put(values)
+    runs.put(None)
+threading.Thread(target=read, daemon=True).start()
+while (run := runs.get()) is not None:
     workdir, config = pathlib.Path(run["workdir"]), json.loads(run["config"])
     workdir.mkdir(parents=True, exist_ok=True)
     file = workdir / "sweep_run.json"
@@ -143,13 +146,16 @@ def test_what_launch_refuses_a_sweep_refuses_in_the_same_words(words, tmp_path, 
     ("words", "says"),
     [
         (["--experiment=digits_mpl"], "did you mean 'digits_mlp'"),
-        ([], "say what to run"),
+        ([], "nothing to run"),
         (["--experiment=digits_mlp", "--grid=epochs=1,1.0"], "two runs of the sweep are the same"),
-        (["--experiment=digits_mlp", "--grid=epochs"], "no FIELD=VALUES"),
+        (["--experiment=digits_mlp", "--grid=epochs"], "is not FIELD=VALUES"),
         (["--experiment=digits_mlp", "--search=seed=1..2"], "--search and --trials"),
-        (["--experiment=digits_mlp", "--search=seed=2..1", "--trials=2"], "lower to a higher"),
+        (
+            ["--experiment=digits_mlp", "--search=seed=2..1", "--trials=2"],
+            "lower end first",
+        ),
         (["--experiment=digits_mlp", "--search=epochs=0..1 log", "--trials=2"], "above 0"),
-        (["--experiment=digits_mlp", "--search=sed=1..2", "--trials=2"], "no field --sed"),
+        (["--experiment=digits_mlp", "--search=sed=1..2", "--trials=2"], "unknown field --sed"),
         (
             ["--experiment=pooling_types", "--search=num-seeds=1..2", "--trials=2"],
             "is not a training",
@@ -172,8 +178,9 @@ def test_what_is_typed_wrong_is_answered_in_a_line(words, says, tmp_path, capsys
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_the_files_of_sweeps_are_sweeps(file, tmp_path):
-    found = definition.from_toml(file)
+def test_the_files_of_sweeps_are_sweeps_in_any_folder(file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = definition.from_toml(file.relative_to(ROOT))
     found.check()
     runs = dataclasses.replace(found, seeds=1).runs(tmp_path)
     assert [run.experiment for run in runs] == list(found.experiments)
@@ -198,8 +205,8 @@ def test_a_file_says_what_flags_say(tmp_path):
     ("text", "says"),
     [
         ("experiment = []", "did you mean 'experiments'"),
-        ("seeds = '5'", "'seeds' is '5', and should be a whole number"),
-        ("[grid]\nepochs = 3", "'epochs' is 3, and should be a list"),
+        ("seeds = '5'", "'seeds' is '5': must be a whole number"),
+        ("[grid]\nepochs = 3", "'epochs' is 3: must be a list"),
         ("seeds = ", "is not TOML"),
     ],
 )
@@ -240,7 +247,7 @@ def test_another_sweep_in_the_folder_is_refused(tmp_path, capsys, pretending):
     capsys.readouterr()
     assert sweep(tmp_path, rates(1), "--epochs=2") == 2
     said = capsys.readouterr().err
-    assert "words is ['--epochs=1'] there and ['--epochs=2'] now" in said
+    assert "words was ['--epochs=1'] and is now ['--epochs=2']" in said
     (tmp_path / "sweep.json").write_text("{")
     assert sweep(tmp_path, rates(1), "--epochs=1") == 1
     assert "sweep.json is damaged" in capsys.readouterr().err
@@ -265,7 +272,7 @@ def test_a_sweep_that_is_stopped_saves_and_goes_on(number, code, tmp_path, capsy
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Interruption, "__enter__", enter)
         assert sweep(tmp_path, *words) == code
-    assert f"stopped by {number.name}: 0 of 3 runs have ended" in capsys.readouterr().err
+    assert f"stopped by {number.name}: 0 of 3 runs finished" in capsys.readouterr().err
     assert [state.state for state in found(tmp_path)] == ["stopped", "waiting", "waiting"]
 
 
@@ -291,6 +298,20 @@ def test_a_real_worker_runs_names_what_fails_and_keeps_its_words(tmp_path, capsy
     assert "| failed " in said and "the loss is nan" in said
 
 
+@pytest.mark.slow
+def test_a_real_worker_that_is_stopped_saves(tmp_path):
+    def stop():
+        while not any(tmp_path.glob("runs/*/metrics.jsonl")):
+            time.sleep(0.1)
+        signal.raise_signal(signal.SIGTERM)
+
+    threading.Thread(target=stop, daemon=True).start()
+    assert sweep(tmp_path, "--epochs=3000", "--model.dense=8") == 75
+    (state,) = found(tmp_path)
+    assert (state.state, state.exit_code) == ("stopped", 75)
+    assert any(tmp_path.glob("runs/*/checkpoints/*/checksums.json"))
+
+
 def test_the_source_is_copied_once(tmp_path):
     copy = source.copy_source(tmp_path)
     assert (copy / "experiments" / "digits.py").read_bytes() == (
@@ -298,9 +319,9 @@ def test_the_source_is_copied_once(tmp_path):
     ).read_bytes()
     assert source.copy_source(tmp_path) == copy
     code = (
-        "import cnn_research, experiments, sys\n"
+        "from cnn_research import experiments\n"
         "from cnn_research.core.run_folder import source_facts\n"
-        "print(cnn_research.__file__, source_facts()[0])"
+        "print(experiments.__file__, experiments.__path__[0], source_facts()[0])"
     )
     ended = subprocess.run(
         [sys.executable, "-P", "-c", code],
@@ -310,8 +331,8 @@ def test_the_source_is_copied_once(tmp_path):
         text=True,
         check=True,
     )
-    commit = source.source_facts()[0]
-    assert ended.stdout.split() == [str(copy / "cnn_research" / "__init__.py"), *commit.split()]
+    ours = [str(copy / "cnn_research" / "experiments.py"), str(copy / "experiments")]
+    assert ended.stdout.split() == [*ours, *source.source_facts()[0].split()]
 
 
 # States ------------------------------------------------------------------------------------------
@@ -366,7 +387,7 @@ def test_the_table_shows_the_metric_that_a_run_selects_by(tmp_path):
 
 def test_status_of_what_is_no_sweep(tmp_path, capsys):
     assert run_command(main, ["status", str(tmp_path)]) == 2
-    assert "holds no sweep" in capsys.readouterr().err
+    assert "has no sweep" in capsys.readouterr().err
 
 
 # Searches ----------------------------------------------------------------------------------------
@@ -416,7 +437,7 @@ def test_a_study_that_is_cut_off_goes_on_as_if_it_were_not(tmp_path, capsys, pre
     capsys.readouterr()
     # More trials are no other search.
     assert sweep(cut, *SEARCH, "--trials=14") == 0
-    assert "its last line was cut short" in capsys.readouterr().err
+    assert "its last line is incomplete" in capsys.readouterr().err
     assert complete(cut)[:13] == complete(whole)
     assert len(complete(cut)) == 14
     (cut / "study.jsonl").write_text("".join([*lines[:3], "nonsense\n", *lines[3:]]))
@@ -463,7 +484,7 @@ def test_a_queue_that_does_not_answer_resubmits_nothing(tmp_path, capsys, monkey
     for where in ([], ["--cluster=slurm"]):
         assert sweep(tmp_path, *words, *where) == 1
         err = capsys.readouterr().err
-        assert err.startswith("error: squeue does not answer, and 1 submitted runs may still")
+        assert err.startswith("error: squeue failed, and 1 submitted runs may still")
         assert err.count("\n") == 1
     assert states.read(two) == RUNNING
     monkeypatch.setattr(states, "jobs_in_queue", lambda: {"7_1": "RUNNING"})
@@ -477,14 +498,14 @@ def test_a_second_job_of_a_run_leaves_the_first_one_s_state(tmp_path):
         before = states.record_start(run.workdir)
         after = worker.execute(run)
         assert (after.state, after.exit_code) == ("failed", 1)
-        assert "another process runs in" in after.message
+        assert "another process is running in" in after.message
     assert states.read(run.workdir) == before
 
 
 def test_without_slurm_nothing_is_begun(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert sweep(tmp_path / "new", rates(1), "--cluster=slurm") == 1
-    assert "SLURM is not on this machine (there is no sbatch)" in capsys.readouterr().err
+    assert "this machine has no SLURM (sbatch is missing)" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 

@@ -94,7 +94,7 @@ def test_images_of_a_split_without_labels_are_left_out_and_said(tmp_path, unlabe
     text = understood(plan, "pets")
     assert "splits" in text and "train (train), val (validation)" in text
     assert "8 images: train 4, validation 4" in text and "label: 2 classes: cat 4, dog 4" in text
-    assert f"left out: 2 images in no class folder, the first {unlabelled}/0.png" in text
+    assert f"skipped: 2 images in no class folder, the first {unlabelled}/0.png" in text
 
 
 def test_a_lone_split_beside_images_without_labels(tmp_path):
@@ -116,7 +116,7 @@ def test_links_that_lead_back_are_no_folders(tmp_path):
 def test_folders_inside_of_classes_are_said(tmp_path):
     make_images(tmp_path, *numbered("2019/cat", "2019/dog", "2020/cat", "2020/cow"))
     layout = plan_folder(tmp_path, "pets").layout
-    assert layout == "a folder per class; folders inside these (cat, cow, dog) are not classes"
+    assert layout == "one folder per class; folders inside these (cat, cow, dog) are not classes"
 
 
 def test_a_class_that_stands_twice_stays_that_class(tmp_path):
@@ -136,9 +136,12 @@ def test_classes_named_like_splits_stay_classes(tmp_path):
         (["train/images/cat", "train/images/dog", "test/cat", "test/dog"], "only one class, 'ima"),
         (["train/cat", "train/dog", "test/Cats", "test/Dogs"], "no class of 'test' .Cats, Dogs."),
         (["train", "test"], "has no folders of images .images are directly in test, train."),
-        (["test/cat", "test/dog"], "has the splits test but no 'train': rename one, or give a"),
+        (["test/cat", "test/dog"], "has the splits test but no 'train': rename one, or name a"),
         (["val/cat", "val/dog", "test/cat", "test/dog"], "the splits test, val but no 'train'"),
-        (["labeled/cat", "labeled/dog", "unlabeled"], "without labels .unlabeled. beside folder"),
+        (
+            ["labeled/cat", "labeled/dog", "unlabeled"],
+            "unlabelled images .unlabeled. beside folder",
+        ),
         (["train", "test/cat", "test/dog"], "'train' has no class folders with images"),
         (["a/x", "a/y", "b/x", "b/y", "pool"], "same folders, .* in each of a, b, which look like"),
         (
@@ -151,9 +154,9 @@ def test_classes_named_like_splits_stay_classes(tmp_path):
         ),
         (["train_cat", "train_dog", "val_cat", "val_dog"], "has splits with a single class each"),
         (["cats_train/x", "cats_test/x", "dogs_train/x"], "has splits with a single class each"),
-        (["train/cat", "train/dog", "train/cow", "holdout/cat"], "others beside them .holdout."),
-        (["train_data/cat", "train_data/dog", "test_data"], "without labels .test_data. beside"),
-        (["train/cat", "train/dog", "test/cat", "extra/cat"], "others beside them .extra."),
+        (["train/cat", "train/dog", "train/cow", "holdout/cat"], "other folders .holdout."),
+        (["train_data/cat", "train_data/dog", "test_data"], "unlabelled images .test_data. beside"),
+        (["train/cat", "train/dog", "test/cat", "extra/cat"], "other folders .extra."),
         (["train_images/a", "train_images/b", "train_masks/a", "train_masks/b"], "which look like"),
     ],
 )
@@ -175,7 +178,9 @@ def test_a_class_without_files_named_as_images_is_named(tmp_path):
     make_images(tmp_path, *numbered("cat"))
     (tmp_path / "dog").mkdir()
     (tmp_path / "dog" / "0.npy").touch()
-    with pytest.raises(UserError, match=r"only one class, 'cat' .no file in dog is named .*: it"):
+    with pytest.raises(
+        UserError, match=r"only one class, 'cat' .no file in dog has an image extension.: it"
+    ):
         plan_folder(tmp_path, "pets")
 
 
@@ -227,7 +232,7 @@ def test_what_was_understood_is_printed_before_anything_is_decoded(tmp_path, cap
     with pytest.raises(BadImage):
         ImageFolder(str(tmp_path / "pets")).load()
     shown = capsys.readouterr().out
-    assert "pets: a folder per class" in shown and "label: 2 classes: cat 2, dog 2" in shown
+    assert "pets: one folder per class" in shown and "label: 2 classes: cat 2, dog 2" in shown
     survey(ImageFolder(str(tmp_path / "pets")))
     assert capsys.readouterr().out == "", "it is said once"
 
@@ -236,8 +241,8 @@ def test_what_was_understood_and_left_out_is_in_the_report(tmp_path):
     make_images(tmp_path / "pets", *numbered("train/cat", "train/dog", "test"))
     data = ImageFolder(str(tmp_path / "pets"), (3, 4), validation=0.0, test=0.0).load().provenance
     text = "\n".join(data_section(tmp_path, data, {}))
-    assert "pets: splits test (no labels), train (train), with a folder per class" in text
-    assert "left out, images in no class folder: 2, the first test/0.png" in text
+    assert "pets: splits test (no labels), train (train), with one folder per class" in text
+    assert "skipped, images in no class folder: 2, the first test/0.png" in text
 
 
 def test_a_class_of_images_that_cannot_be_read_is_refused_before_it_is_decoded(tmp_path):
@@ -358,7 +363,7 @@ def test_long_cells_and_many_columns(tmp_path):
     cells = ",0" * 100
     table = write(tmp_path, f"\ufeff\ufeffimage,label\u200b{many}\n0.png,{'x' * 200_000}{cells}\n")
     assert len(pairs(table)[0][1]) == 200_000
-    with pytest.raises(UsageError, match=r"'kind'; .* image, label, .* 17, ... .102 in all.: name"):
+    with pytest.raises(UsageError, match=r"'kind'; .* image, label, .* 17, ... .102 in all."):
         plan_of(table, label=("kind",))
 
 
@@ -381,7 +386,9 @@ def test_spreadsheets_are_read(tmp_path):
         read_table(write(tmp_path, b"\xd0\xcf\x11\xe0 encrypted", "other.xlsx"), "other.xlsx")
     with pytest.raises(UserError, match=r"cannot be read as a spreadsheet .*: save it as"):
         read_table(write(tmp_path, b"PK no spreadsheet", "other.xlsx"), "other.xlsx")
-    with pytest.raises(UserError, match=r"pets has 2 tables .*: other.xlsx, pets.xlsx: it needs"):
+    with pytest.raises(
+        UserError, match=r"pets has 2 tables .*: other.xlsx, pets.xlsx: provide one"
+    ):
         find_table(tmp_path, "pets")
     assert find_table(write(tmp_path, TEXT).parent, "pets").name == "pets.csv"
 
@@ -419,8 +426,8 @@ def test_what_was_understood_of_a_table(tmp_path):
         "2 images: train 1, test 1",
         "label: 2 classes: cat 1, dog 1",
         "price: numbers from 7 to 9",
-        "left out: 1 rows that name no image, the first row 2",
-        "left out: 1 rows not asked for, the first row 3",
+        "skipped: 1 rows that name no image, the first row 2",
+        "skipped: 1 rows not asked for, the first row 3",
     ]
     json.dumps(plan.left_out)
     found = [
@@ -489,7 +496,7 @@ def test_names_that_may_be_the_same_or_nothing_are_said(tmp_path):
     plan = plan_of(write(tmp_path, "\n".join(["image,label,group", *lines])), group="group")
     said = understood(plan, "pets")
     assert "label that may be the same: Cat, cat, dog, do\u200bg, ｃat\n" in said
-    assert "label that may stand for an empty cell: NA\n" in said
+    assert "label that may mean an empty cell: NA\n" in said
     assert said.endswith("groups that may be the same: 2, 2.0, P1, p1")
 
 
@@ -503,7 +510,7 @@ def test_columns_of_labels_named_as_our_own(tmp_path):
     )
     dataset = Dataset("pets", {"train": split}, plan.class_names, {})
     (row,) = rows_of(dataset, split, [{"image": "dog 90%"}])
-    assert row == {"image": "cat", "image: answer": "dog 90%", "image (file)": "0.png"}
+    assert row == {"image": "cat", "image: prediction": "dog 90%", "image (file)": "0.png"}
     keys = [key_of(head) for head in ("kind", "file", "nearest")]
     assert keys == ["kind", "file (answer)", "nearest (answer)"]
 
@@ -564,7 +571,7 @@ def test_a_million_rows_take_seconds_and_little_memory(tmp_path):
     [
         (
             b"\0\0\0\x18ftypheic\0\0\0\0",
-            "HEIC, a format of phones, which is not supported: convert it",
+            "HEIC, a photo format of phones, which is not supported: convert it",
         ),
         (
             b'<?xml version="1.0"?>\n<!-- x --><svg xmlns="x">',
@@ -621,8 +628,8 @@ def test_fewer_bits_than_files_have_room_for_are_said(tmp_path, bits, caplog):
     said = "\n".join(data_section(tmp_path, dataset.provenance, {}))
     assert f"no pixel above {found['brightest_pixel_of_255']} of 255: {found['count']}, the" in said
     assert found == {"count": 6, "first": "a/0.png", "brightest_pixel_of_255": 2 ** (bits - 8)}
-    assert f"if they have {bits} bits" in caplog.text
-    assert f"multiply their values by {2 ** (16 - bits)}" in caplog.text
+    assert f"if these are {bits}-bit images" in caplog.text
+    assert f"multiply their pixels by {2 ** (16 - bits)}" in caplog.text
 
 
 def broken_exif(value: bytes) -> bytes:
@@ -676,5 +683,5 @@ def test_patterns_in_folders_with_brackets(tmp_path, monkeypatch):
     for pattern, names in found.items():
         for start in ("", f"{tmp_path}/"):
             assert sorted(f.name for f in image_files(start + pattern)) == sorted(names), pattern
-    with pytest.raises(UserError, match="there is no such file or folder"):
+    with pytest.raises(UserError, match="no such file or folder"):
         image_files("nowhere [new]/*.png")

@@ -251,10 +251,10 @@ def test_discriminative_rates():
 @pytest.mark.parametrize(
     ("transfer", "message"),
     [
-        (Transfer(freeze=("Conv_7",)), "no layer fits 'Conv_7' (did you mean 'Conv_"),
-        (Transfer(unfreeze=(("Cnv_0", 1),)), "transfer.unfreeze: no layer fits"),
-        (Transfer(rates=(("nothing", 2.0),)), "transfer.rates: no layer fits"),
-        (Transfer(freeze=("*",)), "nothing is left to learn"),
+        (Transfer(freeze=("Conv_7",)), "no layer matches 'Conv_7' (did you mean 'Conv_"),
+        (Transfer(unfreeze=(("Cnv_0", 1),)), "transfer.unfreeze: no layer matches"),
+        (Transfer(rates=(("nothing", 2.0),)), "transfer.rates: no layer matches"),
+        (Transfer(freeze=("*",)), "nothing can be trained"),
         (Transfer(cache_after="Conv_7"), "no layer 'Conv_7' (did you mean 'Conv_"),
         (Transfer(unfreeze=(("Conv_0", 0),)), "must be above 0"),
         (Transfer(rates=(("Conv_0", 0),)), "must be above 0"),
@@ -358,7 +358,7 @@ def test_room_for_features_is_looked_for_before_images_are_decoded(tmp_path, mon
     monkeypatch.setattr(cache, "free_bytes", lambda folder: needed)
     check_disk(cached, data)
     monkeypatch.setattr(cache, "free_bytes", lambda folder: needed - 1)
-    message = "decoding 6 images at 12x12x3 and caching features of them takes 57.9 kB"
+    message = "decoding 6 images at 12x12x3 and caching their features needs 57.9 kB"
     with pytest.raises(UserError, match=message):
         check_disk(cached, data)
     with pytest.raises(UsageError, match="no layer 'Conv_9'"):
@@ -386,7 +386,7 @@ def test_a_layer_with_a_way_round_it_cannot_be_cached():
     """In a residual pair the input is added to the output: neither convolution is a cut."""
     model = ResNet9(features=(8,), pool=(False,), residual=(True,))
     assert before(model, (8, 8, 3), "BatchNorm_0")
-    with pytest.raises(UsageError, match="not the only way"):
+    with pytest.raises(UsageError, match="does not depend on 'BatchNorm_1' alone"):
         before(model, (8, 8, 3), "BatchNorm_1")
 
 

@@ -14,8 +14,11 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from cnn_research.core.errors import UserError
 from cnn_research.core.metrics_log import by_epoch, read_metrics
-from cnn_research.report.tensorboard import Histograms, show_page, show_training_images
+from cnn_research.data.sources.folder import Photos
+from cnn_research.models.mlp import MLP
+from cnn_research.report.tensorboard import Histograms, show_page
 from cnn_research.report.writers import MetricsWriter
+from cnn_research.train.config import Training
 
 
 def train(workdir: Path, steps: range, *, restored_step: int | None, loss: float = 1.0) -> None:
@@ -24,7 +27,7 @@ def train(workdir: Path, steps: range, *, restored_step: int | None, loss: float
             writer.write(step, "train", {"loss": loss}, epoch=step / 10, count=8)
 
 
-def events(workdir: Path, sub_run: str) -> EventAccumulator:
+def events(workdir: Path, sub_run: str = "") -> EventAccumulator:
     return EventAccumulator(str(workdir / "events" / sub_run)).Reload()
 
 
@@ -43,12 +46,12 @@ def test_row_holds_step_extra_split_and_values(tmp_path):
         }
 
 
-def test_training_and_validation_share_a_tag_in_two_sub_runs(tmp_path):
+def test_training_and_validation_are_two_tags_of_one_run(tmp_path):
     with MetricsWriter(tmp_path, restored_step=None) as writer:
         writer.write(3, "train", {"loss": 0.5}, epoch=1.0, count=8)
         writer.write(3, "validation", {"loss": 0.75}, epoch=1.0, count=8)
-    (training,) = events(tmp_path, "train").Scalars("loss")
-    (validation,) = events(tmp_path, "validation").Scalars("loss")
+    (training,) = events(tmp_path).Scalars("loss/train")
+    (validation,) = events(tmp_path).Scalars("loss/validation")
     assert (training.step, training.value) == (3, 0.5)
     assert (validation.step, validation.value) == (3, 0.75)
 
@@ -73,7 +76,7 @@ def test_start_from_the_beginning_keeps_nothing_of_a_run_without_checkpoint(tmp_
     train(tmp_path, range(1, 4), restored_step=None)
     train(tmp_path, range(1, 3), restored_step=None, loss=2.0)
     assert [(row["step"], row["loss"]) for row in read_metrics(tmp_path)] == [(1, 2.0), (2, 2.0)]
-    scalars = events(tmp_path, "train").Scalars("loss")
+    scalars = events(tmp_path).Scalars("loss/train")
     assert [(event.step, event.value) for event in scalars] == [(1, 2.0), (2, 2.0)]
 
 
@@ -81,7 +84,7 @@ def test_tensorboard_shows_no_step_twice_after_a_restore(tmp_path):
     train(tmp_path, range(1, 11), restored_step=None)
     # Within the same second as the first file, which counts whole seconds in its name.
     train(tmp_path, range(7, 9), restored_step=6, loss=2.0)
-    scalars = events(tmp_path, "train").Scalars("loss")
+    scalars = events(tmp_path).Scalars("loss/train")
     assert [event.step for event in scalars] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert [event.value for event in scalars] == [1.0] * 6 + [2.0] * 2
 
@@ -91,7 +94,26 @@ def test_restored_run_that_writes_nothing_still_takes_back_what_came_later(tmp_p
         writer.write(5, "validation", {"loss": 1.0}, epoch=0.5)
         writer.write(10, "validation", {"loss": 2.0}, epoch=1.0)
     MetricsWriter(tmp_path, restored_step=5).close()
-    assert [event.step for event in events(tmp_path, "validation").Scalars("loss")] == [5]
+    assert [event.step for event in events(tmp_path).Scalars("loss/validation")] == [5]
+
+
+def test_an_evaluation_is_taken_back_without_the_training_rows_before_it(tmp_path):
+    train(tmp_path, range(1, 9), restored_step=None)
+    with MetricsWriter(tmp_path, restored_step=8) as writer:
+        writer.write(8, "validation", {"loss": 1.0}, epoch=0.8)
+    # Step 8 was saved before its evaluation ended, and the last complete one was at step 5.
+    MetricsWriter(tmp_path, restored_step=8, evaluated_step=5).close()
+    found = events(tmp_path)
+    assert [event.step for event in found.Scalars("loss/train")] == [*range(1, 9)]
+    assert found.Scalars("loss/validation") == []
+    assert {row["split"] for row in read_metrics(tmp_path)} == {"train"}
+
+
+def test_tensorboard_that_is_turned_on_later_has_all_rows(tmp_path):
+    with MetricsWriter(tmp_path, restored_step=None, loggers=()) as writer:
+        writer.write(1, "train", {"loss": 0.5}, epoch=0.1, count=8)
+    MetricsWriter(tmp_path, restored_step=1).close()
+    assert [event.value for event in events(tmp_path).Scalars("loss/train")] == [0.5]
 
 
 def test_values_that_are_not_finite_are_valid_json_and_come_back(tmp_path):
@@ -121,35 +143,34 @@ def test_other_processes_write_nothing(tmp_path):
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with MetricsWriter(tmp_path, restored_step=None, enabled=False) as writer:
         writer.write(1, "train", {"loss": 0.0})
-        Histograms(writer, None).write(1, {"kernel": np.zeros(3)})
-        show_training_images(writer, np.zeros((1, 4, 4, 3), np.uint8))
+        assert writer.events is None
+        Histograms(writer.events, None).write(1, {"kernel": np.zeros(3)})
     after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert after == before
 
 
 def test_picture_text_and_hparams_reach_tensorboard(tmp_path):
     Image.new("L", (100, 50)).save(tmp_path / "curves.png")
-    with MetricsWriter(tmp_path, restored_step=None) as writer:
+    training = Training(data=Photos(path="fotos_\udce9"), model=MLP(dense=(1, 2)))
+    with MetricsWriter(tmp_path, restored_step=None, config=training) as writer:
         (tmp_path / "report.md").write_text("**bold**")
         pictures = {"curves": tmp_path / "curves.png"}
-        show_page(writer, tmp_path / "report.html", pictures, 4)
-        config = {"optimizer.name": "adam", "layers": (1, 2), "data.path": "fotos_\udce9"}
-        writer.hparams(config, {"test/accuracy": 0.5})
+        show_page(writer.events, tmp_path / "report.html", pictures, 4)
+        writer.report(tmp_path / "report.html", {"test/accuracy": 0.5})
     run = events(tmp_path, "report")
     (image,) = run.Images("curves")
     assert (image.step, image.width, image.height) == (4, 100, 50)
     (text,) = run.Tensors("report/text_summary")
     assert text.tensor_proto.string_val == [b"**bold**"]
-    hparams = events(tmp_path, "report/hparams")
-    assert hparams.Scalars("test/accuracy")[0].value == 0.5
-    content = hparams.PluginTagToContent("hparams")
+    assert run.Scalars("test/accuracy")[0].value == 0.5
+    content = run.PluginTagToContent("hparams")
     # With columns that a run gives TensorBoard would not show those first that differ.
     assert "_hparams_/experiment" not in content
     start = HParamsPluginData.FromString(
         content["_hparams_/session_start_info"]
     ).session_start_info.hparams
     assert start["optimizer.name"].string_value == "adam"
-    assert start["layers"].string_value == "(1, 2)"
+    assert start["model.dense"].string_value == "(1, 2)"
     assert start["data.path"].string_value == "fotos_\\xe9"
 
 

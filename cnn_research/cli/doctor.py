@@ -1,7 +1,9 @@
-"""Check this machine, with advice on every fault: `python -m cnn_research doctor`.
+"""Check this machine, with advice on all faults.
 
-Exits with 0 if experiments can run, else with 1. Modules are imported where they are checked: the
-command has to work where nothing is installed.
+usage: python -m cnn_research doctor
+
+It checks Python, the packages, the devices, free memory, free disk space and
+the prepared data. The exit code is 0 if experiments can run, otherwise 1.
 """
 
 from __future__ import annotations
@@ -18,37 +20,45 @@ from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from cnn_research.core.errors import UserError, run_command
+from cnn_research.core.errors import (
+    IN_CHECKOUT,
+    UserError,
+    install_command,
+    only_help,
+    run_command,
+)
 from cnn_research.core.files import free_bytes, nearest_existing
+from cnn_research.core.terminal import show
 
 MIN_MEMORY, MIN_DISK = 2e9, 5e9
-"""Bytes that most experiments need."""
-INSTALL = "pip install -c constraints.txt -e ."
+"""Bytes required by most experiments."""
+INSTALL = "pip install -c constraints.txt -e ." if IN_CHECKOUT else "pip install cnn-research"
 NAMED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
 IMPORTED = ("numpy", "absl", "jax", "flax", "optax", "orbax.checkpoint", "cnn_research.train.loop")
-"""Modules by which experiments run, each after those that it imports."""
+"""Modules imported by experiments, in order of their dependencies."""
 EXTRAS = {
-    "pretrained": "weights that were trained on photographs",
-    "serve": "answers over HTTP",
+    "pretrained": "weights pretrained on photographs",
+    "serve": "predictions over HTTP",
     "onnx": "exports for ONNX Runtime",
-    "search": "sweeps that choose values",
-    "slurm": "sweeps on a cluster",
+    "search": "hyperparameter search",
+    "slurm": "sweeps on SLURM",
 }
 FINE, WARNING, BROKEN = "ok", "note", "FAULT"
 
 Finding = tuple[str, str, str]
-"""The status, the subject, and a line of text."""
+"""Status, subject and a line of text."""
+
+# Imports are inside functions, as the command must work without any installed package.
 
 
 def main(words: Sequence[str] = ()) -> int:
-    """Print every finding, a line each; return 1 if experiments cannot run."""
+    """Print one line per finding; return 1 if experiments cannot run."""
     if words:
-        print(__doc__, end="")
-        return 0 if list(words) in (["--help"], ["-h"]) else 2
+        return only_help(words, __doc__)
     broken = 0
     for status, subject, text in findings():
         broken += status == BROKEN
-        print(f"{status:5}  {subject:8}  {text}", flush=True)
+        show(f"{status:5}  {subject:8}  {text}")
     print("Experiments cannot run yet." if broken else "Experiments can run.")
     return 1 if broken else 0
 
@@ -59,7 +69,7 @@ def findings() -> Iterator[Finding]:
     needed = list(packages())
     yield from needed
     if faults := list(imports()):
-        # A missing package is reported already; all that follows needs the imports.
+        # Missing packages are already reported; the other checks need the imports.
         if all(status != BROKEN for status, *_ in needed):
             yield from faults
         return
@@ -75,13 +85,13 @@ def findings() -> Iterator[Finding]:
 
 
 def packages() -> Iterator[Finding]:
-    """Required packages that are absent or of another version, and the versions of some others."""
+    """Yield required packages that are missing or too old, and the versions of the main ones."""
     if installed("cnn-research") is None:
         yield WARNING, "packages", f"cnn-research itself is not installed: {INSTALL}"
     try:
         faults = unmet(requirements())
-    except ImportError:  # of packaging, which comes with the others
-        faults = ["the required ones are not installed"]
+    except ImportError:  # packaging, which is installed with the others
+        faults = ["required packages are not installed"]
     for fault in faults:
         yield BROKEN, "packages", f"{fault}: {INSTALL}"
     if not faults:
@@ -89,7 +99,7 @@ def packages() -> Iterator[Finding]:
 
 
 def requirements() -> list[str]:
-    """Requirements of the project and its extras; read from setup.cfg in a plain checkout."""
+    """Read the requirements of the project and its extras, from setup.cfg if not installed."""
     with contextlib.suppress(metadata.PackageNotFoundError):
         return metadata.requires("cnn-research") or []
     setup = configparser.ConfigParser(interpolation=None)
@@ -102,7 +112,7 @@ def requirements() -> list[str]:
 
 
 def unmet(texts: list[str], extra: str = "") -> list[str]:
-    """Describe each requirement of an extra (or of none) that the environment does not meet."""
+    """Describe each unmet requirement of an extra, or of the project itself."""
     from packaging.requirements import Requirement
 
     faults = []
@@ -111,7 +121,7 @@ def unmet(texts: list[str], extra: str = "") -> list[str]:
             version = installed(needed.name)
             if version is None or version not in needed.specifier:
                 name = f"{needed.name}{needed.specifier}"
-                faults.append(f"{name} is needed, and {version or 'none'} is installed")
+                faults.append(f"{name} is required, but {version or 'none'} is installed")
     return faults
 
 
@@ -122,12 +132,12 @@ def installed(name: str) -> str | None:
 
 
 def imports() -> Iterator[Finding]:
-    """Modules that fail to import, though the packages may be there; one line for each reason."""
+    """Yield modules that fail to import although they may be installed, once per reason."""
     reasons: dict[str, str] = {}
     for module in IMPORTED:
         try:
             importlib.import_module(module)
-        except Exception as error:  # whatever a package may do
+        except Exception as error:  # packages may raise anything
             reasons.setdefault(short(error), module.split(".")[0])
     for reason, name in reasons.items():
         yield BROKEN, "packages", f"{name} does not import ({reason}): {INSTALL} --force-reinstall"
@@ -135,12 +145,12 @@ def imports() -> Iterator[Finding]:
 
 def extras() -> Iterator[Finding]:
     absent = []
-    with contextlib.suppress(ImportError):  # of packaging, which `packages` has reported
+    with contextlib.suppress(ImportError):  # packaging, as reported by `packages`
         absent = [extra for extra in EXTRAS if unmet(requirements(), extra)]
     if absent:
         listed = ", ".join(f"{extra} ({EXTRAS[extra]})" for extra in absent)
-        command = f"pip install -c constraints.txt -e '.[{','.join(absent)}]'"
-        yield WARNING, "extras", f"optional, and not installed: {listed}: {command}"
+        command = install_command(*absent)
+        yield WARNING, "extras", f"optional, not installed: {listed}: {command}"
 
 
 def devices() -> Iterator[Finding]:
@@ -153,24 +163,26 @@ def devices() -> Iterator[Finding]:
         from cnn_research.core.distributed import start_devices
 
         start_devices()
-        found = jax.devices()
+        available = jax.devices()
         right = float(jax.jit(lambda x: (x @ x).sum())(jnp.ones((64, 64)))) == 64.0**3
     except UserError as error:
         yield BROKEN, "devices", str(error)
         return
-    except Exception as error:  # whatever a driver may do
-        yield BROKEN, "devices", f"JAX does not compute ({short(error)})"
+    except Exception as error:  # drivers may raise anything
+        yield BROKEN, "devices", f"JAX cannot compute ({short(error)})"
         return
-    kinds = ", ".join(sorted({device.device_kind for device in found}))
-    text = f"{len(found)} {jax.default_backend()} ({kinds}); {cores()} processor cores"
+    kinds = ", ".join(sorted({device.device_kind for device in available}))
+    text = f"{len(available)} {jax.default_backend()} ({kinds}); {cores()} processor cores"
     yield (FINE, "devices", text) if right else (BROKEN, "devices", f"{text}: wrong results")
     if jax.default_backend() == "cpu" and shutil.which("nvidia-smi"):
-        advice = "there is an NVIDIA driver, and JAX does not use it: pip install -e '.[cuda]'"
+        advice = (
+            f"an NVIDIA driver is installed, but JAX does not use it: {install_command('cuda')}"
+        )
         yield WARNING, "devices", advice
 
 
 def short(error: Exception) -> str:
-    """The first line of an error's message, or its type."""
+    """Return the first line of an error's message, or its type."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
@@ -179,28 +191,28 @@ def memory() -> Finding:
 
     free = available_memory()
     if math.isinf(free):
-        return FINE, "memory", "this system does not report how much is free"
+        return FINE, "memory", "this system does not report available memory"
     text = f"{free / 1e9:.1f} GB free"
     if free < MIN_MEMORY:
-        return WARNING, "memory", f"{text}: take small batches, or close other programs"
+        return WARNING, "memory", f"{text}: use small batches, or close other programs"
     return FINE, "memory", text
 
 
 def disk(subject: str, folder: Path, option: str) -> Finding:
-    """Free space where runs or data are written; `option` names another folder."""
-    there, free = nearest_existing(folder), free_bytes(folder)
+    """Check the free space for runs or data; `option` chooses another folder."""
+    existing, free = nearest_existing(folder), free_bytes(folder)
     text = f"{folder}: {free / 1e9:.1f} GB free"
-    if not os.access(there, os.W_OK):
-        return BROKEN, subject, f"{folder} cannot be written: name another folder with {option}"
+    if not os.access(existing, os.W_OK):
+        return BROKEN, subject, f"{folder} is not writable: choose another folder with {option}"
     if free < MIN_DISK:
-        return WARNING, subject, f"{text}: name another folder with {option}"
+        return WARNING, subject, f"{text}: choose another folder with {option}"
     return FINE, subject, text
 
 
 def data(home: Path) -> Finding:
-    """Data sets that `python -m cnn_research.data prepare` has prepared."""
-    found = [*home.glob("*/*/arrays"), *home.glob("*/*/*/arrays")]
-    if names := sorted({path.relative_to(home).parts[0] for path in found}):
+    """List data sets prepared by `python -m cnn_research.data prepare`."""
+    prepared = [*home.glob("*/*/arrays"), *home.glob("*/*/*/arrays")]
+    if names := sorted({path.relative_to(home).parts[0] for path in prepared}):
         return FINE, "prepared", ", ".join(names)
     advice = "digits_cnn runs without; `python -m cnn_research.data prepare --help`"
     return WARNING, "prepared", f"no data yet: {advice}"

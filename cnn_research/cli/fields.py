@@ -1,4 +1,4 @@
-"""An experiment's fields as they are typed: `--optimizer.learning-rate=3e-4 --model=resnet9`."""
+"""Fields of an experiment as flags: `--optimizer.learning-rate=3e-4 --model=resnet9`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import shlex
 from typing import Any
 
 from cnn_research.core.config import did_you_mean, field_of, flatten, parse_fields, with_fields
-from cnn_research.core.errors import UsageError
+from cnn_research.core.errors import PROGRAM, UsageError
 from cnn_research.core.experiment import BUDGET, Experiment, registry
 
 LAUNCHER_FLAGS = (
+    "import",
     "experiment",
     "workdir",
     "mode",
@@ -24,15 +25,16 @@ LAUNCHER_FLAGS = (
     "folds",
     "list",
 )
-"""Flags of `launch.py` itself; no field has the name of one."""
+"""Flags of `launch.py` itself, which are not names of fields."""
 NAMING_FLAGS = ("model", "pretrained", "budget")
-"""Flags beside the fields, from which several fields follow."""
+"""Flags that set several fields each."""
 
 
 def with_overrides(default: Experiment, words: list[str]) -> Experiment:
-    """The experiment with fields replaced, as typed; a `UsageError` for a wrong field or value.
+    """Replace fields of the experiment as typed.
 
-    A budget changes nothing here: it is for suggestions.
+    `--budget` has no effect here, as it is for suggestions. Raises `UsageError` for an unknown
+    field or an invalid value.
     """
     _, words = _budget_of(default, words)
     name, others = _name_of("pretrained", words)
@@ -44,16 +46,16 @@ def with_overrides(default: Experiment, words: list[str]) -> Experiment:
 def _parsed(default: Experiment, words: list[str]) -> Experiment:
     entry = registry().get(default.name)
     description = (entry.make.__doc__ if entry else None) or ""
-    command = f"python launch.py --experiment={default.name}"
+    command = f"{PROGRAM} {default.name}"
     flags = (*LAUNCHER_FLAGS, *NAMING_FLAGS)
     return parse_fields(default, words, command, description, flags)
 
 
 def _with_pretrained(default: Experiment, name: str, words: list[str]) -> Experiment:
-    """The experiment with the weights of `--pretrained=NAME`, and fields replaced as typed.
+    """Apply `--pretrained=NAME`, and replace fields as typed.
 
-    What is typed feeds those fields of the weights that depend on it. A `UsageError` for another
-    network than theirs, as for a wrong field or value.
+    Fields set by the weights may depend on typed ones. Raises `UsageError` for a network other than
+    that of the weights, an unknown field or an invalid value.
     """
     from cnn_research.models.named_weights import NONE, named_weights
     from cnn_research.train.by_name import fields_of_weights, with_pretrained
@@ -64,7 +66,7 @@ def _with_pretrained(default: Experiment, name: str, words: list[str]) -> Experi
     if network not in (None, named_weights(name).network):
         raise UsageError(
             f"--pretrained={name} has the weights of {named_weights(name).network}, not of "
-            f"--model={network}: leave one of them out"
+            f"--model={network}: omit one of them"
         )
     experiment = _parsed(with_pretrained(default, name), others)
     typed = _named_fields(others, experiment) | {"model"}
@@ -72,33 +74,33 @@ def _with_pretrained(default: Experiment, name: str, words: list[str]) -> Experi
 
 
 def _named_fields(words: list[str], experiment: Experiment) -> set[str]:
-    """The paths of the fields that words name."""
+    """Return the paths of the fields that the words set."""
     fields = flatten(experiment)
     return {path for word in words if word.startswith("--") and (path := field_of(word, fields))}
 
 
 def _budget_of(default: Experiment, words: list[str]) -> tuple[float, list[str]]:
-    """The minutes of `--budget=MINUTES`, and the other words.
+    """Return the minutes of `--budget=MINUTES` and the other words.
 
-    Raises `UsageError` for what are no minutes, and for an experiment that chooses nothing by them.
+    Raises `UsageError` for an invalid number, or if the experiment has no time budget.
     """
     text, others = _name_of("budget", words)
     if text is None:
         return BUDGET, words
     entry = registry().get(default.name)
     if entry is None or entry.suggest_fields is None:
-        raise UsageError(f"{default.name} chooses nothing by a --budget: set --epochs")
+        raise UsageError(f"{default.name} has no time budget: set --epochs instead of --budget")
     try:
         minutes = float(text)
     except ValueError:
         minutes = math.nan
     if not 0 < minutes < math.inf:
-        raise UsageError(f"--budget is '{text}': must be minutes, above 0")
+        raise UsageError(f"--budget is '{text}': must be a number of minutes above 0")
     return minutes, others
 
 
 def _name_of(flag: str, words: list[str]) -> tuple[str | None, list[str]]:
-    """The value of `--FLAG=NAME`, None without the flag, and the other words."""
+    """Return the value of `--FLAG=NAME`, None without the flag, and the other words."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument(f"--{flag}", nargs="?", const="", dest="name")
     options, rest = parser.parse_known_args(words)
@@ -106,11 +108,11 @@ def _name_of(flag: str, words: list[str]) -> tuple[str | None, list[str]]:
 
 
 def with_suggestions(default: Experiment, words: list[str]) -> tuple[Experiment, str]:
-    """The experiment as typed, with its data's suggestions for fields that are not named.
+    """Replace fields as typed, and others by suggestions from the data.
 
-    What is named feeds the suggestions that depend on it. The text has each choice and its reason,
-    a line each; empty where the config is complete. Errors are those of `with_overrides` and of the
-    data.
+    Suggestions may depend on typed fields. The returned text has one line per choice with its
+    reason; it is empty if the experiment suggests nothing. Raises the errors of `with_overrides`
+    and of the data.
     """
     experiment = with_overrides(default, words)
     suggest = registry()[default.name].suggest_fields
@@ -123,23 +125,23 @@ def with_suggestions(default: Experiment, words: list[str]) -> tuple[Experiment,
     if name is not None:
         from cnn_research.train.by_name import fields_of_weights
 
-        # What learns, and how long, is chosen for named weights, too.
+        # Transfer fields and epochs are suggested for given weights, too.
         of_weights = fields_of_weights(default, name)
         named |= {path for path in of_weights if not path.startswith("transfer.")}
     from cnn_research import ops
 
-    with ops.use_formulation(ops.PLAIN):  # which asks for no device: networks are traced alone
+    with ops.use_formulation(ops.PLAIN):  # needs no device, as networks are only traced
         suggestions = suggest(experiment, named, minutes)
     values = {path: suggestion.value for path, suggestion in suggestions.items()}
     experiment = _parsed(with_fields(experiment, values), words)
     reasons = {_as_typed(path, each.value): each.reason for path, each in suggestions.items()}
     width = max(map(len, reasons), default=0)
     lines = [f"  {typed:{width}}  {reason}" for typed, reason in reasons.items()]
-    return experiment, "\n".join(["Chosen from the data; the command line overrides it:", *lines])
+    return experiment, "\n".join(["Chosen from the data (flags override it):", *lines])
 
 
 def _as_typed(path: str, value: Any) -> str:
-    """A field and its value as they would be typed; of a part that has fields itself, its kind."""
+    """Format a field and its value as typed; for a part with fields, the name of its class."""
     flag = "--" + path.replace("_", "-")
     if dataclasses.is_dataclass(value):
         return f"{flag[2:]}: {type(value).__name__}"
@@ -152,7 +154,10 @@ def _as_typed(path: str, value: Any) -> str:
 
 
 def with_model(default: Experiment, words: list[str]) -> tuple[Experiment, list[str]]:
-    """The experiment with the network of `--model`, and the other words; a `UsageError` if none."""
+    """Apply `--model=NAME`; return the experiment and the other words.
+
+    Raises `UsageError` if there is no such network.
+    """
     name, rest = _name_of("model", words)
     if name is None:
         return default, words

@@ -1,4 +1,4 @@
-"""Runs an experiment in one of its modes; the one table of what each kind of experiment can do."""
+"""Runs an experiment in one of its modes, from a table of modes by kind of experiment."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cnn_research.core.config import did_you_mean
+from cnn_research.core.config import did_you_mean, to_dict
 from cnn_research.core.errors import UsageError
 from cnn_research.core.experiment import Experiment, Result
 
 
 @dataclasses.dataclass(frozen=True)
 class Mode:
-    """The functions behind one mode of a kind of experiment. They are `"module:function"`, so that
-    reading a config, or `--help`, imports nothing that trains."""
+    """The functions of a mode, as `"module:function"`, so that reading a config or `--help` does
+    not import training code."""
 
     function: str
     """Called as `function(experiment, workdir)`."""
     options: tuple[str, ...] = ()
-    """`input`, a third argument that it then needs, and the keywords `profile`, `neighbours`."""
+    """`input` for a required third argument; the keywords `profile` and `neighbours`."""
     several: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """For several trainings, by the option that counts them (`replicas`, `folds`): called as
+    """Functions for several trainings by option (`replicas`, `folds`), called as
     `function(experiment, workdir, count)`."""
 
     def takes(self, option: str) -> bool:
@@ -79,15 +79,15 @@ MODES: dict[str, Mapping[str, Mode]] = {
     "Augmentations": {"draw": Mode("cnn_research.workflows.galleries.augmentations:draw")},
     "Features": {"draw": Mode("cnn_research.workflows.galleries.features:draw")},
 }
-"""The modes of each kind of experiment, by the name of its class; the first is the default one.
+"""Modes of each kind of experiment by class name; the first mode is the default.
 
-A subclass has the modes of its base. A kind that is defined elsewhere is added where its class is:
+Subclasses have the modes of their base class. Add other kinds where their class is defined:
 `MODES["MyKind"] = {"draw": Mode("my_package.my_module:draw")}`.
 """
 
 
 def modes_of(experiment: Experiment) -> Mapping[str, Mode]:
-    """The modes of an experiment's kind; none where nobody has declared any."""
+    """Return the modes of an experiment's kind; empty if there are none."""
     names = (kind.__name__ for kind in type(experiment).__mro__)
     return next((MODES[name] for name in names if name in MODES), {})
 
@@ -101,9 +101,10 @@ def bind_mode(
     folds: int | None = None,
     **options: Any,
 ) -> Callable[[Path], Result]:
-    """Return the function that runs an experiment in a folder, after all checks that need no data.
+    """Check everything that does not need data; return a function that runs the experiment in a
+    folder.
 
-    Args and errors are those of `run`; nothing is imported until the function is called.
+    Arguments and errors are those of `run`; nothing is imported before the function is called.
     """
     options = {option: value for option, value in options.items() if value}
     modes = modes_of(experiment)
@@ -124,8 +125,8 @@ def bind_mode(
     for option in [option for option, value in given.items() if value is not None]:
         if not chosen.takes(option):
             takers = "|".join(key for key, each in modes.items() if each.takes(option))
-            where = f"--mode={takers}" if takers else "another kind of experiment"
-            raise UsageError(f"--{option} goes with {where}; got --mode={name}")
+            where = f"--mode={takers}" if takers else "other kinds of experiments"
+            raise UsageError(f"--{option} works only with {where}; got --mode={name}")
         fewest = {"neighbours": 1, "replicas": 1, "folds": 2}.get(option)
         if fewest and given[option] < fewest:
             raise UsageError(f"--{option} is {given[option]}: must be {fewest} or more")
@@ -133,13 +134,17 @@ def bind_mode(
     if len(counts) > 1:
         raise UsageError("--replicas and --folds exclude each other: give one of the two")
     experiment.check()
+    to_dict(experiment)  # raises an error if the config cannot be saved
     arguments = (*(() if source is None else (source,)), *counts.values())
 
     def call(workdir: Path) -> Result:
         path = next((chosen.several[option] for option in counts), chosen.function)
         module, _, function = path.partition(":")
         called = getattr(importlib.import_module(module), function)
-        return called(experiment, workdir.absolute(), *arguments, **options)
+        from cnn_research.core.distributed import device_errors  # JAX
+
+        with device_errors():
+            return called(experiment, workdir.absolute(), *arguments, **options)
 
     return call
 
@@ -159,19 +164,19 @@ def run(
 
     Args:
         mode: one of `modes_of(experiment)`; None for the first.
-        source: image, folder or pattern of files, for modes that take images; `--input` on the
-            command line.
-        neighbours: number of nearest training images shown beside each prediction.
+        source: image, folder or pattern of files for modes with images; `--input` on the command
+            line.
+        neighbours: number of nearest training images to show with each prediction.
         profile: trace a few train steps, without changing the run.
-        replicas: number of seeds to train at once, in a folder below `workdir` each; None for one
+        replicas: number of seeds to train at once, each in a subfolder of `workdir`; None for one
             run.
-        folds: number of parts of the images, each of which is the test of a training, in a folder
-            below `workdir`; None for one run.
+        folds: number of folds, each the test split of a training in a subfolder of `workdir`; None
+            for one run.
 
     Raises:
-        UsageError: the experiment has no such mode, the mode does not take what was given, or
+        UsageError: if the experiment has no such mode, the mode does not accept an option, or
             fields contradict each other.
-        UserError: the run failed for a reason that its user can correct.
+        UserError: if the run fails for a reason that the user can correct.
     """
     call = bind_mode(
         experiment,

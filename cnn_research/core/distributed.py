@@ -1,4 +1,4 @@
-"""Devices: one mesh with a data axis, the same code for one device, several, and processes."""
+"""Devices: one mesh with a data axis, for one or several devices and processes."""
 
 from __future__ import annotations
 
@@ -16,30 +16,41 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cnn_research.core.errors import Interrupted, UsageError, UserError, one_line, print_error
+from cnn_research.core.errors import (
+    Interrupted,
+    UsageError,
+    UserError,
+    install_command,
+    one_line,
+    out_of_memory,
+    print_error,
+)
 
 MIN_SHARD_SIZE = 2**14
-"""Numbers in an array, below which dividing it among devices gains nothing."""
+"""Minimum number of elements of a sharded array; smaller ones are replicated."""
 
-# Of a SLURM step, which `srun` sets: the script that a job runs has only the job's.
+# `srun` sets SLURM's variables of a step; the batch script of a job has only those of the job.
 DETECTED = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
-"""The number of processes, where JAX finds the others by itself."""
+"""Variables with the number of processes, for launchers that JAX supports."""
 TPU_HOSTS = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
-"""The hosts of a slice of Cloud TPUs, with commas between them."""
+"""Variables with the comma-separated hosts of a Cloud TPU slice."""
 UNDETECTED = ("PMI_SIZE", "WORLD_SIZE")
-"""The number of processes of MPICH and torchrun, of which JAX knows nothing."""
+"""Variables with the number of processes of MPICH and torchrun, which JAX does not support."""
+
+EXTRAS = {"cuda": "cuda", "gpu": "cuda", "tpu": "tpu"}
+"""Extras of this project to install, by JAX platform."""
 
 HEARTBEAT_TIMEOUT_SECONDS = 30
-"""A process that has not been heard of for so long is gone, and the others end, too."""
+"""Time without a heartbeat from a process after which the others exit."""
 
 
 @contextlib.contextmanager
 def initialize_distributed() -> Iterator[None]:
-    """Make one program of the processes that a launcher started, and start JAX's devices.
+    """Connect the processes of a launcher, and start JAX's devices.
 
-    Before anything else asks JAX for devices. Where one of several processes fails, it ends here
-    and at once with its exit code: the others would wait for it, and it for them. A `UsageError`
-    if they have no way to find each other; a `UserError` if there are no devices.
+    Must be entered before JAX's devices are used. If one of several processes fails, it exits here
+    immediately, as the others would wait for it. Raises `UsageError` if the processes cannot be
+    connected, `UserError` if there are no devices.
     """
     options = launch_options()
     if options is None:
@@ -61,8 +72,8 @@ def initialize_distributed() -> Iterator[None]:
     except UserError as error:
         os._exit(print_error(error))
     except (OSError, jax.errors.JaxRuntimeError) as error:
-        failed = f"this process, or one that it waits for, has failed ({error})"
-        advice = "the same command resumes from the newest checkpoint"
+        failed = f"this process or another one of the run failed ({error})"
+        advice = "the same command resumes from the latest checkpoint"
         os._exit(print_error(UserError(f"{failed}: {advice}")))
     except Exception:
         traceback.print_exc()
@@ -70,26 +81,48 @@ def initialize_distributed() -> Iterator[None]:
 
 
 def start_devices() -> None:
-    """Start JAX's devices; a `UserError` if it has none of the platform that is asked for."""
+    """Start JAX's devices; raise `UserError` if the requested platform has none."""
     try:
         jax.devices()
-    except Exception as error:  # whatever a driver may do; without a plugin, a bare assertion
+    except Exception as error:  # drivers may raise anything; without a plugin, AssertionError
         reason = one_line(error).partition(" (set JAX_PLATFORMS")[0]
         reason = f" ({reason[:200]})" if reason else ""
-        asked = os.environ.get("JAX_PLATFORMS")
-        if not asked:
+        platform = os.environ.get("JAX_PLATFORMS")
+        if not platform:
             raise UserError(f"JAX finds no device{reason}: check the installation") from error
+        extra = EXTRAS.get(platform)
+        advice = install_command(extra) if extra else "use cpu, cuda or tpu"
         raise UserError(
-            f"JAX_PLATFORMS is '{asked}', but JAX finds no such device{reason}: unset it, or "
-            "install what JAX needs for it (for NVIDIA GPUs, pip install -e '.[cuda]')"
+            f"JAX_PLATFORMS is '{platform}', but JAX finds no such device{reason}: {advice}, or "
+            "unset it to use the available devices"
         ) from error
 
 
-def launch_options() -> dict[str, Any] | None:
-    """The arguments of `jax.distributed.initialize`, from the environment; None for one process.
+@contextlib.contextmanager
+def device_errors() -> Iterator[None]:
+    """Raise `UserError` if there are no devices, or if they run out of memory in the block."""
+    start_devices()
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        advice = ["let JAX use more GPU memory with XLA_PYTHON_CLIENT_MEM_FRACTION=0.95"]
+        on_gpu = jax.default_backend() == "gpu"
+        raise out_of_memory(str(error).strip().split("\n")[0], *advice * on_gpu) from error
 
-    Variables of JAX's own count first. Of SLURM, Open MPI and Cloud TPUs JAX knows by itself how
-    their processes find each other; a `UsageError` for others that it cannot connect.
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether a device is out of memory; RESOURCE_EXHAUSTED alone may be a full disk."""
+    return "RESOURCE_EXHAUSTED" in str(error) and "out of memory" in str(error).lower()
+
+
+def launch_options() -> dict[str, Any] | None:
+    """Get the arguments of `jax.distributed.initialize` from the environment; None if there is only
+    one process.
+
+    JAX's own variables take precedence. JAX detects the processes of SLURM, Open MPI and Cloud TPUs
+    itself. Raises `UsageError` for launchers that it does not support.
     """
     names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     explicit = {name: os.environ[name] for name in names if name in os.environ}
@@ -105,14 +138,14 @@ def launch_options() -> dict[str, Any] | None:
     for name in UNDETECTED:
         if (count := os.environ.get(name, "1")) not in ("", "1"):
             raise UsageError(
-                f"this is one of {count} processes ({name}), which JAX cannot connect by itself: "
+                f"this is one of {count} processes ({name}), which JAX cannot connect on its own: "
                 "set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID in each"
             )
     return None
 
 
 def data_mesh() -> Mesh:
-    """A mesh of all devices of all processes along the axis `data`."""
+    """Create a mesh of all devices of all processes with the axis `data`."""
     return Mesh(np.array(jax.devices()), ("data",))
 
 
@@ -121,15 +154,15 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharded(mesh: Mesh) -> NamedSharding:
-    """Every device holds its part of the first axis."""
+    """Return the sharding along the first axis."""
     return NamedSharding(mesh, P("data"))
 
 
 def state_shardings(mesh: Mesh, state: Any, *, sharded: bool) -> Any:
-    """Sharding of each array of a tree, or of anything with a shape.
+    """Return the sharding of each array, or anything with a shape, in a tree.
 
-    With `sharded`, arrays of `MIN_SHARD_SIZE` numbers or more are divided among the devices, along
-    the largest axis that their number divides; every other array is replicated.
+    With `sharded`, arrays of at least `MIN_SHARD_SIZE` elements are sharded along the largest axis
+    that is divisible by the number of devices; other arrays are replicated.
     """
 
     def of(leaf: Any) -> NamedSharding:
@@ -143,19 +176,19 @@ def state_shardings(mesh: Mesh, state: Any, *, sharded: bool) -> Any:
 
 
 def check_divides(mesh: Mesh, batch_size: int, parts: int) -> None:
-    """Raise `UsageError` for a batch whose parts cannot be split evenly over the devices."""
+    """Raise `UsageError` if the parts of a batch cannot be split evenly over the devices."""
     if batch_size % (mesh.size * parts):
         each = f" in each of {parts} parts" * (parts > 1)
         raise UsageError(
-            f"--batch-size is {batch_size}, which {mesh.size} devices cannot share evenly{each}: "
-            f"take a multiple of {mesh.size * parts}"
+            f"--batch-size is {batch_size}, which {mesh.size} devices cannot split evenly{each}: "
+            f"use a multiple of {mesh.size * parts}"
         )
 
 
 def max_over_processes(value: int) -> jax.Array:
-    """Largest of the processes' values, int32 `[]`, in every process.
+    """Compute the maximum of the processes' values in every process, int32 `[]`.
 
-    All must call it; it returns before it is computed.
+    All processes must call it; it returns before the result is computed.
     """
     mesh = data_mesh()
     values = jax.make_array_from_callback(
@@ -170,18 +203,18 @@ def _maximum(mesh: Mesh):
 
 
 def is_first_process() -> bool:
-    """Return whether this process writes for all of one run; starts no device."""
+    """Return whether this process writes the run's files, without starting devices."""
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def wait_for_all(name: str) -> None:
-    """Wait for every process of the run: then all can read files that the first wrote."""
+    """Wait for all processes of the run, so that all can read files written by the first."""
     if jax.distributed.is_initialized():
         multihost_utils.sync_global_devices(name)
 
 
 def broadcast_from_process_zero(value: int | None) -> int | None:
-    """The first process's value, in every process: what it read from the disk, all go by."""
+    """Return the value of the first process, such as one read from the disk, in all processes."""
     if jax.process_count() == 1:
         return value
     sent = np.int64(-1 if value is None else value)

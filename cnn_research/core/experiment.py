@@ -1,4 +1,4 @@
-"""Experiments, and the registry of all of them."""
+"""Experiments and their registry."""
 
 from __future__ import annotations
 
@@ -10,8 +10,16 @@ from typing import Annotated, Any, ClassVar
 
 import tyro
 
-from cnn_research.core.config import did_you_mean, import_modules
-from cnn_research.core.errors import UsageError
+from cnn_research.core.config import did_you_mean, same_definition
+from cnn_research.core.definitions import (
+    DEFINITIONS,
+    error_with_place,
+    import_definitions,
+    import_modules,
+    import_plugins,
+    is_own,
+)
+from cnn_research.core.errors import PROGRAM, UsageError
 from cnn_research.core.ranges import check_ranges
 
 
@@ -26,23 +34,23 @@ class Result:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """The base of every kind of experiment: a config, which `cli.run` runs in one of its modes."""
+    """Base class of the configs of experiments, which `cli.run` runs in one of their modes."""
 
     resumable_fields: ClassVar[tuple[str, ...]] = ()
-    """The fields that may differ between a run and its continuation."""
+    """Fields that may change when a run is resumed."""
 
     name: Annotated[str, tyro.conf.Suppress] = ""
-    """The name it is registered under; empty for one made in Python."""
+    """Name in the registry; empty for experiments created in Python."""
 
     def check(self) -> None:
-        """Raise `UsageError` for invalid or contradictory fields, without data; subclasses call it
-        first."""
+        """Raise `UsageError` for invalid or contradictory fields, without loading data; overriding
+        methods call it first."""
         check_ranges(self)
 
 
 @dataclasses.dataclass(frozen=True)
 class Suggestion:
-    """A value that an experiment derives from its data for one of its fields, and the reason."""
+    """A value derived from the data for a field, and the reason."""
 
     value: Any
     reason: str
@@ -51,33 +59,43 @@ class Suggestion:
 class Choices:
     """Fields of an experiment that are chosen from its data, one after the other.
 
-    A field that the user has named stays, and choices made after it depend on it.
+    Fields set by the user are not changed, and other choices may depend on them.
     """
 
     def __init__(self, experiment: Any, named: Collection[str]):
-        """`named` has the paths of the fields that the user has set in the experiment."""
+        """`named` has the paths of the fields set by the user."""
         self.experiment, self.named = experiment, named
         self.suggestions: dict[str, Suggestion] = {}
 
     def choose(self, path: str, value: Any, reason: str) -> Any:
-        """Suggest a value for a field, unless it is named; return the value that the field has."""
+        """Suggest a value for a field unless the user set it; return the field's value."""
         if path not in self.named:
             self.suggestions[path] = Suggestion(value, reason)
         return self.value(path)
 
     def value(self, path: str) -> Any:
-        """The value that a field has, or that is suggested for it."""
+        """Return the suggested or current value of a field."""
         if path in self.suggestions:
             return self.suggestions[path].value
         return operator.attrgetter(path)(self.experiment)
 
 
 BUDGET = 10.0
-"""Minutes on two cores that a training may take, unless `--budget` gives others."""
+"""Default of `--budget`: training time in minutes on two cores."""
 
 SuggestFields = Callable[[Any, Collection[str], float], Mapping[str, Suggestion]]
-"""From an experiment as typed, the paths of the fields that were named, and the minutes that it may
-take, to suggestions from its data for other fields, by path."""
+"""Function of an experiment as typed, the paths of the fields set by the user, and a time budget in
+minutes, which returns suggestions for other fields by path."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """A publication that experiments implement."""
+
+    subject: str
+    """Short name in tables and lists, such as `painters paper`."""
+    citation: str
+    """Author, title, place and year, for reports."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,18 +103,22 @@ class Entry:
     """A registered experiment."""
 
     name: str
-    document: str
-    """The document it implements, as `004`, or `-`."""
+    document: Document | None
+    """The document that it implements."""
     data: str
-    """Its data set, in a word or two."""
+    """Short name of its data set."""
     document_results: Mapping[str, float]
-    """Metrics that the document gives, for reports to show beside ours."""
+    """Metrics given by the document, for comparison in reports."""
     make: Callable[[], Experiment]
     suggest_fields: SuggestFields | None = None
     """None for a complete config."""
 
     def experiment(self) -> Experiment:
-        return dataclasses.replace(self.make(), name=self.name)
+        """Create the experiment; raise `UsageError` if its function fails."""
+        try:
+            return dataclasses.replace(self.make(), name=self.name)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise UsageError(f"experiment {self.name} fails: {error_with_place(error)}") from error
 
     @property
     def summary(self) -> str:
@@ -108,17 +130,23 @@ _REGISTRY: dict[str, Entry] = {}
 
 def register(
     *,
-    document: str = "-",
+    document: Document | None = None,
     data: str,
     document_results: Mapping[str, float] | None = None,
     suggest_fields: SuggestFields | None = None,
 ) -> Callable[[Callable[[], Experiment]], Callable[[], Experiment]]:
-    """Decorate a function that returns an `Experiment`; its name becomes the experiment's."""
+    """Decorate a function that returns an `Experiment` to register it under the function's name.
+
+    If the same function is defined again, as in a notebook cell, it replaces the earlier one.
+    Raises `UsageError` if another experiment has that name.
+    """
 
     def decorate(make: Callable[[], Experiment]) -> Callable[[], Experiment]:
+        if not is_own(make.__module__):
+            import_definitions()
         name = make.__name__
-        if name in _REGISTRY:
-            raise ValueError(f"two experiments are named {name}")
+        if name in _REGISTRY and not same_definition(_REGISTRY[name].make, make):
+            raise UsageError(f"an experiment is already named {name}: rename the function")
         _REGISTRY[name] = Entry(name, document, data, document_results or {}, make, suggest_fields)
         return make
 
@@ -126,16 +154,23 @@ def register(
 
 
 def registry() -> Mapping[str, Entry]:
-    import_modules("experiments")
+    """Return all experiments by name: those of this project, plugins and imported modules."""
+    import_modules(DEFINITIONS[0])
+    import_plugins()
     return dict(sorted(_REGISTRY.items()))
 
 
 def lookup(name: str) -> Entry:
-    """The experiment of that name; a `UsageError` that says which are near if there is none."""
+    """Return the experiment of a name; raise `UsageError` with the nearest name if unknown."""
     entries = registry()
     if name in entries:
         return entries[name]
     raise UsageError(
         f"no experiment is named '{name}'{did_you_mean(name, list(entries))}; "
-        "`python launch.py --list` shows all"
+        f"`{PROGRAM} --list` shows all, and --import=FILE.py adds your own"
     )
+
+
+def experiment(name: str) -> Experiment:
+    """Return a registered experiment with its default fields; raises the errors of `lookup`."""
+    return lookup(name).experiment()

@@ -1,4 +1,4 @@
-"""The memory of this machine and process: how much is free, and whether freed memory is kept."""
+"""Memory: available bytes, and settings of glibc's allocator."""
 
 import contextlib
 import ctypes
@@ -8,15 +8,15 @@ from collections.abc import Iterator
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
 _LARGE = 2**25
-"""Bytes; glibc takes no higher threshold."""
+"""Maximum threshold in bytes that glibc accepts."""
 LARGE_STEP = 64e6
-"""Bytes that a train step computes in, from which on keeping them makes it faster, not slower."""
+"""Working memory of a train step, in bytes, above which keeping freed memory is faster."""
 
 
 def available_memory() -> float:
-    """Bytes of the machine's memory that are free, or could be; infinite where unknown."""
+    """Return the available bytes of memory; infinity if unknown."""
     try:
-        with open("/proc/meminfo") as file:
+        with open("/proc/meminfo", encoding="utf-8") as file:
             lines = dict(line.split(":") for line in file)
         return float(lines["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError):
@@ -24,32 +24,32 @@ def available_memory() -> float:
 
 
 def use_one_arena() -> None:
-    """Let all threads of this process share one heap; called where a process starts, before JAX.
+    """Let all threads of this process share one heap; call it at the start, before JAX.
 
-    Without it `keep_freed_memory` does nothing for blocks above 64 MB: only the first heap can grow
-    to any size.
+    Without it, `keep_freed_memory` has no effect on blocks above 64 MB, as only the first heap can
+    grow to any size.
     """
     _set({_M_ARENA_MAX: 1})
 
 
 def keep_freed_memory() -> None:
-    """Keep memory that is freed from now on for reuse.
+    """Keep freed memory for reuse from now on.
 
-    By default glibc hands each large block back to the kernel, and the next train step takes it as
-    new, zeroed page by page: over a third of a step on 244x244 images. No other C library has the
-    setting.
+    By default, glibc returns large blocks to the kernel, and the next train step gets new pages,
+    which the kernel zeroes: over a third of the time of a step on 244x244 images. Other C libraries
+    do not have the setting.
     """
-    # What came before lies between the blocks of the steps that follow, and would stay unused.
+    # Earlier free blocks would remain unused between the blocks of the following steps.
     _call_glibc("malloc_trim", 0)
     _set({_M_MMAP_MAX: 0, _M_MMAP_THRESHOLD: _LARGE, _M_TRIM_THRESHOLD: -1})
 
 
 @contextlib.contextmanager
 def freed_memory_kept(*, enabled: bool) -> Iterator[None]:
-    """Keep freed memory in the `with` block, and return it at its end, where `enabled`.
+    """Keep freed memory in the `with` block, and release it at the end, if `enabled`.
 
-    For large train steps alone, whose blocks are the same each time: those of an evaluation
-    between them would leave gaps that fit neither.
+    Use it only for large train steps, which always need the same blocks; blocks of an evaluation in
+    between would leave gaps that fit neither.
     """
     if not enabled:
         yield
@@ -68,6 +68,6 @@ def _set(values: dict[int, int]) -> None:
 
 
 def _call_glibc(name: str, *arguments: int) -> None:
-    """Call a function of glibc; do nothing with another C library."""
+    """Call a function of glibc; do nothing with other C libraries."""
     if sys.platform == "linux" and (function := getattr(ctypes.CDLL(None), name, None)):
         function(*arguments)

@@ -1,4 +1,4 @@
-"""Metrics of a run: the direction of each, which its task declares, and their names in tables."""
+"""Metrics of a run: their directions, declared by the task, and their names in tables."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ Direction = Literal["maximize", "minimize"]
 
 
 def direction_of(name: str, directions: Mapping[str, Direction]) -> Direction | None:
-    """The declared direction of a metric; None where neither end is better, as for a count.
+    """Return the declared direction of a metric; None if it has none, such as a count.
 
-    Split and head may stand before its name: `validation material accuracy`.
+    The name may be preceded by split and head: `validation material accuracy`.
     """
     while name and name not in directions:
         _, _, name = name.partition(" ")
@@ -23,14 +23,14 @@ def best(values: Iterable[float], direction: Direction) -> float:
 
 
 def is_better(value: float, than: float | None, direction: Direction) -> bool:
-    """True if a value beats the best so far; None is beaten by any."""
+    """Return whether a value is better than the best so far; any value is better than None."""
     if than is None:
         return True
     return value > than if direction == "maximize" else value < than
 
 
 def by_name(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Flatten nested metrics to names like `material accuracy`; `test` is left out of them."""
+    """Flatten nested metrics to names like `material accuracy`, without `test`."""
     return {
         path.removeprefix("test "): value
         for path, value in flat(metrics, " ")
@@ -39,7 +39,7 @@ def by_name(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def flat(tree: Mapping[str, Any], separator: str = ".") -> Iterator[tuple[str, Any]]:
-    """Leaves with their paths, `optimizer.learning_rate`."""
+    """Yield leaves with their paths, such as `optimizer.learning_rate`."""
     for name, value in tree.items():
         if isinstance(value, Mapping):
             for path, leaf in flat(value, separator):

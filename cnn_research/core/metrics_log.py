@@ -1,4 +1,4 @@
-"""metrics.jsonl: how its rows are written, read, and summarised by epoch."""
+"""metrics.jsonl: writing and reading rows, and summaries by epoch."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from cnn_research.core.errors import UserError
 METRICS_FILE = "metrics.jsonl"
 
 NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
-"""JSON has no such numbers; as strings they stay what they are, and `float(...)` reads them."""
+"""Strings for numbers that JSON does not have; `float(...)` converts them back."""
 
 
 def metrics_line(row: Mapping[str, Any]) -> str:
-    """A row of metrics.jsonl; values may be Python, NumPy or JAX scalars."""
+    """Format a row of metrics.jsonl; values may be Python, NumPy or JAX scalars."""
     return json.dumps({name: _storable(value) for name, value in row.items()}) + "\n"
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """Read the rows of a run's metrics.jsonl, oldest first; empty if there is none yet.
+    """Read the rows of a run's metrics.jsonl, oldest first; empty if it does not exist.
 
-    A last line cut short (the run was killed, or is writing it now) is left out; a `UserError`
-    names another invalid one.
+    An incomplete last line (the run was killed, or is writing it) is ignored. Raises `UserError`
+    for any other invalid line.
     """
     path = workdir / METRICS_FILE
     if not path.exists():
@@ -43,7 +43,7 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
                 break
             raise UserError(
                 f"{path}, line {number}: not a row of {path.stem} ({line[:40]!r}); "
-                "remove that line to continue without it"
+                "delete the line to continue without it"
             ) from None
         texts = NOT_FINITE.values()
         rows.append({name: float(v) if v in texts else v for name, v in row.items()})
@@ -51,16 +51,16 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
 
 
 def by_epoch(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Training and validation figures of each epoch, from the rows of metrics.jsonl.
+    """Compute training and validation metrics of each epoch from the rows of metrics.jsonl.
 
-    A training figure is the mean over the epoch's examples: rows weighted by their `count`, each
-    in the epoch in which its last step began: where batches do not divide the examples, the step
-    that completes an epoch ends a little after it. A validation figure is that of the epoch's
-    last evaluation.
+    A training metric is the mean over the epoch's examples: rows are weighted by their `count`, and
+    belong to the epoch in which their last step began (if the batch size does not divide the number
+    of examples, the last step of an epoch ends in the next). Validation metrics are those of the
+    epoch's last evaluation.
 
     Returns:
-        By rising epoch, `{"epoch": int, "train": {name: float}, "validation": {name: float}}`;
-        epoch 1 is the first, 0 an evaluation before it; an empty dict where there is no row.
+        Sorted by epoch, `{"epoch": int, "train": {name: float}, "validation": {name: float}}`, with
+        an empty dict if there is no row. Epoch 1 is the first; 0 is an evaluation before it.
     """
     train: dict[int, list[Mapping[str, Any]]] = {}
     validation: dict[int, Mapping[str, Any]] = {}
@@ -74,7 +74,7 @@ def by_epoch(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         {
             "epoch": epoch,
             "train": _weighted_means(train.get(epoch, [])),
-            "validation": _metrics(validation.get(epoch, {})),
+            "validation": numbers_of(validation.get(epoch, {})),
         }
         for epoch in sorted({*train, *validation})
     ]
@@ -84,7 +84,7 @@ def _epoch_of(row: Mapping[str, Any]) -> int:
     if row["step"] == 0:
         return 0
     one_step = row["epoch"] / row["step"]
-    # A step that begins an epoch must not fall before it by the last bit of a float.
+    # A step that begins an epoch must not be assigned to the previous one by rounding errors.
     return math.floor(row["epoch"] - one_step * 0.999) + 1
 
 
@@ -92,12 +92,13 @@ def _weighted_means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     weights = [row["count"] for row in rows]
     return {
         name: float(np.average([row[name] for row in rows], weights=weights))
-        for name in _metrics(rows[-1] if rows else {})
+        for name in numbers_of(rows[-1] if rows else {})
         if all(name in row for row in rows)
     }
 
 
-def _metrics(row: Mapping[str, Any]) -> dict[str, float]:
+def numbers_of(row: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of a row that are shown in charts."""
     return {
         name: value
         for name, value in row.items()

@@ -1,6 +1,6 @@
-"""Being asked to stop: signals set a flag, and the run stops where it can save.
+"""Stopping by signals: a signal sets a flag, and the run stops where it can save.
 
-Of several processes none can stop alone, because the others would wait for it: they agree.
+Several processes of a run must stop together, as the others would wait for one that stops alone.
 """
 
 from __future__ import annotations
@@ -15,20 +15,22 @@ from typing import Any, SupportsInt
 
 from cnn_research.core.errors import Interrupted
 
-EXIT_CODES = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGINT: 130}
-"""75 (EX_TEMPFAIL) tells a cluster to queue the run again; 130 is what shells use for Ctrl-C."""
+EXIT_CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}
+if hasattr(signal, "SIGUSR1"):  # not on Windows
+    EXIT_CODES[signal.SIGUSR1] = 75
+"""75 (EX_TEMPFAIL) tells a cluster to queue the run again; shells use 130 for Ctrl-C."""
 
 _current: Interruption | None = None
 
 
 class Interruption:
-    """While entered, SIGTERM, SIGUSR1 and SIGINT ask this run to stop; a second SIGINT kills it.
+    """While entered, SIGTERM, SIGUSR1 and SIGINT stop this run; a second SIGINT kills it.
 
-    The first signal counts, or of several processes the one with the highest number.
+    The first signal determines the exit code; with several processes, the highest signal number.
     """
 
     def __init__(self, largest: Callable[[int], SupportsInt] | None = None) -> None:
-        # The largest of what all processes give, computed while they go on.
+        # Computes the maximum over all processes while they continue.
         self._largest = largest
         self._pending: SupportsInt = 0
         self._received = 0
@@ -40,8 +42,8 @@ class Interruption:
     def __bool__(self) -> bool:
         """Return whether the run should stop.
 
-        Several processes must call this equally often; all get the result of their previous call,
-        so that none waits for another.
+        Several processes must call this equally often; they get the result of their previous call,
+        so that none waits.
         """
         if self._largest is None:
             self._agreed = self._received
@@ -50,9 +52,9 @@ class Interruption:
         return bool(self._agreed)
 
     def check(self, saved: str = "training had not begun") -> None:
-        """Raise `Interrupted` with the text `saved` if a run with nothing to save should stop.
+        """Raise `Interrupted` with the text `saved` if the run should stop with nothing to save.
 
-        Several processes wait for each other here.
+        Several processes wait for each other.
         """
         if self._largest is not None:
             self._pending = int(self._largest(self._received))
@@ -61,14 +63,14 @@ class Interruption:
 
     @contextlib.contextmanager
     def interruptible_setup(self) -> Iterator[None]:
-        """Let each process prepare alone, until `raise_if_interrupted`; then check together."""
-        # Who stops by itself meets the others at the check, so that they know of it.
+        """Let each process prepare and stop at `raise_if_interrupted`; then check together."""
+        # A process that stops joins the others in the check, which then stops all.
         with contextlib.suppress(Interrupted):
             yield
         self.check()
 
     def error(self, saved: str) -> Interrupted:
-        """The error to end the run with; its message says what was saved."""
+        """Create the error that ends the run; its message states what was saved."""
         number = signal.Signals(self._agreed)
         return Interrupted(
             f"stopped by {number.name}: {saved}; the same command resumes from there",
@@ -83,7 +85,7 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         global _current
-        # Signals can only be handled in the main thread: elsewhere its owner decides.
+        # Python handles signals only in the main thread; in others, leave them to its owner.
         if threading.current_thread() is threading.main_thread():
             for number in EXIT_CODES:
                 self._before[number] = signal.signal(number, self._receive)
@@ -98,13 +100,12 @@ class Interruption:
             signal.signal(number, handler)
         if _current is self:
             _current = self._outer
-            # A run that ended before it could be stopped: what it is a part of stops.
+            # If the run ended before it could be stopped, stop the program that contains it.
             if _current is not None:
                 _current._received = _current._received or self._received
 
 
 def raise_if_interrupted() -> None:
-    """Raise `Interrupted` after a signal to stop: for data preparation, which may be part of a
-    run."""
+    """Raise `Interrupted` after a signal to stop; for preparation of data, also without a run."""
     if _current is not None and _current._received:
-        raise Interrupted("asked to stop", EXIT_CODES[signal.Signals(_current._received)])
+        raise Interrupted("stopped", EXIT_CODES[signal.Signals(_current._received)])

@@ -1,4 +1,4 @@
-"""Randomness as a function of (seed, stream, step): nothing is carried along, nothing is saved."""
+"""Random keys as a function of (seed, stream, step), without any state to save."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ _ROUNDS = 8
 
 
 def stream_key(seed: jax.Array | int, stream: str) -> jax.Array:
-    """The key of a named stream (`dropout`, `order`, ...): streams never share their numbers."""
+    """Return the key of a named stream (`dropout`, `order`, ...); streams are independent."""
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(stream.encode()))
 
 
 def example_keys(key: jax.Array, epoch: jax.Array, example: jax.Array) -> jax.Array:
-    """A key per (epoch, example), both int `[batch]`; keys `[batch]`.
+    """Return a key per (epoch, example), both int `[batch]`; keys `[batch]`.
 
-    Augmentation drawn from these depends on nothing else: not on the batch, nor on the device.
+    Augmentation with these keys does not depend on the batch or the device.
     """
     fold = jax.vmap(lambda e, i: jax.random.fold_in(jax.random.fold_in(key, e), i))
     return fold(epoch, example)
 
 
 def fold_name(keys: jax.Array, name: str) -> jax.Array:
-    """For each of some keys, `[batch]`, one for a named purpose of its own."""
+    """Derive keys for a named purpose from keys `[batch]`."""
     return jax.vmap(lambda key: jax.random.fold_in(key, zlib.crc32(name.encode())))(keys)
 
 
 def permuted(key: jax.Array, position: jax.Array, size: int) -> jax.Array:
-    """Image of `position` under a random permutation of `range(size)`; one key per position.
+    """Map positions by a random permutation of `range(size)`, with one key per position.
 
-    A whole permutation would be sorted anew at every step; this computes single places of it: a
-    Feistel network permutes the next power of four, and a value outside the range is sent through
-    again until it falls inside (cycle walking; Black and Rogaway 2002). Keys are `[batch]`, equal
-    for one permutation; positions uint32 `[batch]`, each below `size`, as the result.
+    Computing a full permutation would need a sort at every step; this computes single elements of
+    it. A Feistel network permutes the next power of four, and is repeated for values out of range
+    until they are in range (cycle walking; Black and Rogaway 2002). Keys are `[batch]`, equal for
+    the same permutation; positions are uint32 `[batch]`, below `size`, as is the result.
     """
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     mask = jnp.uint32((1 << half) - 1)
@@ -57,7 +57,7 @@ def permuted(key: jax.Array, position: jax.Array, size: int) -> jax.Array:
 
 
 def _mix(x: jax.Array) -> jax.Array:
-    """A bijective hash of uint32 in which every input bit reaches every output bit."""
+    """Hash uint32 bijectively, such that each output bit depends on all input bits."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
     return x ^ (x >> 16)

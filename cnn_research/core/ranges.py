@@ -1,7 +1,7 @@
-"""Ranges of config fields, declared where the field is declared, and checked before anything runs.
+"""Types and ranges of config fields, declared with the field, and checked before a run.
 
 `dropout: Annotated[float, Range(minimum=0, below=1)] = 0.0`, or one of the names below:
-`batch_size: PositiveInt = 128`. Every other number of a config only has to be finite.
+`batch_size: PositiveInt = 128`. Numbers without a range must be finite.
 """
 
 from __future__ import annotations
@@ -9,14 +9,17 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
+import typeguard
+
+from cnn_research.core.config import config_fields
 from cnn_research.core.errors import UsageError
 
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """The numbers that a field takes; of a tuple, each number in it."""
+    """Range of numbers allowed in a field, or in each entry of a tuple."""
 
     minimum: float = -math.inf
     maximum: float = math.inf
@@ -48,19 +51,38 @@ ProperFraction = Annotated[float, Range(minimum=0, below=1)]
 Seed = Annotated[int, Range(minimum=0, maximum=2**32 - 1)]
 
 
+_ALL = typeguard.CollectionCheckStrategy.ALL_ITEMS
+
+
 def check_ranges(config: Any, path: str = "") -> None:
-    """Raise `UsageError` for a number out of its field's range, in a part (`optimizer.`) too."""
+    """Raise `UsageError` if a value does not have its field's type, or a number is out of range,
+    including in parts (`optimizer.`)."""
     hints = typing.get_type_hints(type(config), include_extras=True)
-    for field in dataclasses.fields(config):
-        if field.init:
-            declared = next(_ranges_in(hints[field.name]), Range())
-            _check(getattr(config, field.name), path + field.name.replace("_", "-"), declared)
+    for field in config_fields(config):
+        value, hint = getattr(config, field.name), hints[field.name]
+        name = path + field.name.replace("_", "-")
+        try:
+            typeguard.check_type(value, hint, collection_check_strategy=_ALL)
+        except typeguard.TypeCheckError:
+            raise UsageError(f"--{name} is {value!r}: must be {_in_words(hint)}") from None
+        _check(value, name, next(_ranges_in(hint), Range()))
+
+
+def _in_words(hint: Any) -> str:
+    """Describe a field's type for an error: `sgd or adam`, `a number`, `tuple[int, ...]`."""
+    if typing.get_origin(hint) is Annotated:
+        return _in_words(hint.__origin__)
+    if typing.get_origin(hint) is Literal:
+        return " or ".join(map(str, typing.get_args(hint)))
+    words = {int: "a whole number", float: "a number", str: "text", bool: "True or False"}
+    is_class = isinstance(hint, type) and not typing.get_args(hint)
+    return words.get(hint) or (hint.__name__ if is_class else str(hint))
 
 
 def _check(value: Any, path: str, declared: Range) -> None:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         check_ranges(value, f"{path}.")
-    elif isinstance(value, tuple | list):
+    elif isinstance(value, tuple):
         for each in value:
             _check(each, path, declared)
     elif isinstance(value, int | float) and not isinstance(value, bool) and value not in declared:
@@ -69,7 +91,7 @@ def _check(value: Any, path: str, declared: Range) -> None:
 
 
 def _ranges_in(hint: Any) -> typing.Iterator[Range]:
-    """The ranges of a field, wherever in its type they are written."""
+    """Yield all ranges in a field's type."""
     yield from (each for each in getattr(hint, "__metadata__", ()) if isinstance(each, Range))
     for part in typing.get_args(hint):
         yield from _ranges_in(part)

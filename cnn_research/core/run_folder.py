@@ -1,11 +1,10 @@
-"""A run's folder: who writes to it, what was run, by which attempts, and whether it may resume."""
+"""A run's folder: its lock, config and attempts, and checks before resuming."""
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
 import datetime
-import fcntl
 import functools
 import hashlib
 import json
@@ -16,34 +15,47 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cnn_research.core.config import canonical_json, flatten, from_dict, with_fields
-from cnn_research.core.errors import UsageError, UserError
-from cnn_research.core.files import write_text
+from filelock import FileLock, Timeout
 
-if TYPE_CHECKING:  # which loads tyro, and an export is opened without
+from cnn_research.core.config import (
+    UnknownClass,
+    canonical_json,
+    flatten,
+    from_dict,
+    outside_modules,
+    with_fields,
+)
+from cnn_research.core.definitions import file_of, how_to_import, import_of
+from cnn_research.core.errors import UsageError, UserError
+from cnn_research.core.files import ROOT, write_text
+
+if TYPE_CHECKING:  # imports tyro, which is not needed to open an export
     from cnn_research.core.experiment import Experiment
 
 CONFIG = "config.json"
 RUN = "run.json"
 RESOLVED_CONFIG = "resolved_config.json"
-"""The experiment bound to its data, so that the network can be used without them."""
+"""The experiment bound to its data, so that the network can be used without the data."""
 EVALUATION = "evaluation.json"
 EVALUATED = ("validation", "test", "target")
-"""The splits that are evaluated; of each, evaluation.json has the figures under its name."""
+"""Evaluated splits; evaluation.json has the metrics of each by name."""
 CHECKPOINTS = "checkpoints"
 REPORT_FOLDER = "report"
 SWEEP = "sweep.json"
 """File in a folder of several runs: the fields that vary, and the runs in order."""
+LOCK, HOLDER = ".lock", ".locked_by"
+"""The file that a run locks, and the file with its process, separate as some systems do not let
+other processes read a locked file."""
+LOCK_SECONDS = 0.5
+"""Seconds to wait for a lock, since `is_locked` acquires it briefly."""
 SOURCE_RECORD = "source.json"
-"""File beside a copy of the packages: their commit, and the differences from it."""
+"""File next to a copy of the packages: their commit, and the differences from it."""
 
-ROOT = Path(__file__).resolve().parents[2]
 SOURCE_FILES = ("*.py", "*.cfg", "*.toml")
 PACKAGES = (
     "jax",
@@ -58,92 +70,105 @@ PACKAGES = (
 
 
 def writes_files() -> bool:
-    """Return whether this process is the one of several that writes files."""
-    from cnn_research.core.distributed import is_first_process  # JAX, which tables do not need
+    """Return whether this process writes files; only the first of several does."""
+    from cnn_research.core.distributed import is_first_process  # imports JAX, unneeded for tables
 
     return is_first_process()
 
 
 @contextlib.contextmanager
 def locked(workdir: Path, *, enabled: bool = True) -> Iterator[None]:
-    """Create the folder, and lock it against other runs.
+    """Create a folder, and lock it against other runs.
 
-    Of several processes of one run, the first locks it for all; without `enabled`, where nothing is
-    to be written, none does. A `UserError` if it cannot be written to, or another process runs in
-    it.
+    If a run has several processes, the first locks it for all. If not `enabled`, as nothing will be
+    written, it is not locked. Raises `UserError` if it is not writable or already locked.
     """
     if not (enabled and writes_files()):
         yield
         return
+    lock, holder = FileLock(workdir / LOCK), workdir / HOLDER
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / ".lock").open("a+")
+        lock.acquire(timeout=LOCK_SECONDS)
+    except Timeout:
+        name = holder.read_text(encoding="utf-8") if holder.exists() else "unknown"
+        raise UserError(
+            f"another process ({name}) is running in {workdir}: wait for it, or use another "
+            "--workdir"
+        ) from None
     except OSError as error:
         raise UserError(
-            f"cannot write to the workdir {workdir} ({error.strerror}): name another --workdir"
+            f"cannot write to the workdir {workdir} ({error.strerror}): use another --workdir"
         ) from None
-    with lock:
-        # Tried a few times: whoever only asks `is_locked` holds the lock for an instant.
-        for wait in (0.01, 0.02, 0.05, 0.1, 0.2, None):
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if wait:
-                    time.sleep(wait)
-        else:
-            lock.seek(0)
-            raise UserError(
-                f"another process ({lock.read().strip() or 'unknown'}) runs in {workdir}: "
-                "wait for it, or name another --workdir"
-            )
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {platform.node()}\n")
-        lock.flush()
+    try:
+        holder.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
         yield
+    finally:
+        lock.release()
 
 
 def is_locked(workdir: Path) -> bool:
-    """Return whether a process of this machine holds the lock of the folder."""
+    """Return whether a process on this machine has locked the folder."""
+    if not (workdir / LOCK).exists():
+        return False
     try:
-        with (workdir / ".lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
+        with FileLock(workdir / LOCK, timeout=0):
+            return False
+    except Timeout:
         return True
     except OSError:
         return False
-    return False
 
 
 def saved_config(workdir: Path) -> Experiment | None:
-    """The experiment that a folder holds, or None; a `UserError` for a damaged config.json."""
+    """Read a folder's experiment, None without one; raise `UserError` if config.json is damaged."""
     file = workdir / CONFIG
+    if not file.exists():
+        return None
     try:
-        return from_dict(json.loads(file.read_text())) if file.exists() else None
+        return config_of(workdir, json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{file} is damaged ({error}): restore it, or name another workdir"
+            f"{file} is damaged ({error}): restore it, or use another workdir"
         ) from None
 
 
+def config_of(workdir: Path, values: Any) -> Any:
+    """Restore a config of the run in a folder from JSON values.
+
+    Raises `UserError` if one of its classes is not registered; the message has the imports that the
+    run recorded, which are not imported here.
+    """
+    try:
+        return from_dict(values)
+    except UnknownClass as error:
+        imports = [name for each in attempts_of(workdir) for name in each.get("imports", ())]
+        advice = f"; {how_to_import(list(dict.fromkeys(imports)))}" if imports else ""
+        raise UserError(f"{workdir}: {error}{advice}") from None
+
+
+def attempts_of(workdir: Path) -> list[dict[str, Any]]:
+    """Read the attempts of the run in a folder, in order; empty if none is recorded."""
+    return list(read_json(workdir / RUN).get("attempts", ()))
+
+
 def evaluated_config(workdir: Path) -> dict[str, Any]:
-    """Read config.json, with the fields of the last evaluation; empty where it cannot be read."""
+    """Read config.json with the fields of the last evaluation; empty if it is not readable."""
     config = read_json(workdir / CONFIG)
     return config and config | read_json(workdir / EVALUATION).get("config", {})
 
 
 def check_same(experiment: Experiment, workdir: Path, may_differ: tuple[str, ...]) -> None:
-    """Raise `UsageError` if the folder holds a run of a config other than this one.
+    """Raise `UsageError` if the folder has a run with a different config.
 
-    Fields, or dataclasses of fields, whose paths are in `may_differ` do not matter.
+    Fields, or dataclasses of fields, with paths in `may_differ` are not compared.
     """
     saved = saved_config(workdir)
     if saved is None:
         return
     if saved.name != experiment.name:
         raise UsageError(
-            f"{workdir} holds a run of {saved.name}, not of {experiment.name}: name another "
-            "--workdir"
+            f"{workdir} has a run of {saved.name}, not of {experiment.name}: use another --workdir"
         )
     old, new = flatten(saved), flatten(experiment)
     names = sorted(
@@ -153,22 +178,22 @@ def check_same(experiment: Experiment, workdir: Path, may_differ: tuple[str, ...
         and not any(name == free or name.startswith(f"{free}.") for free in may_differ)
     )
     if names:
-        shown = ", ".join(f"{n} is {old.get(n)!r} there and {new.get(n)!r} now" for n in names[:3])
+        shown = ", ".join(f"{n} was {old.get(n)!r} and is now {new.get(n)!r}" for n in names[:3])
         more = f", and {len(names) - 3} more" if len(names) > 3 else ""
         free = f" (only {', '.join(may_differ)} may change)" if may_differ else ""
         raise UsageError(
-            f"{workdir} holds a run of another config: {shown}{more}; name another --workdir, or "
-            f"give the same fields{free}"
+            f"{workdir} has a run with another config: {shown}{more}; use another --workdir, or "
+            f"the fields of that run{free}"
         )
 
 
 STAGE = "stage:"
-"""`stage:NAME` is the folder of that stage of the pipeline that a run belongs to, and
-`stage:NAME/FILE` a file in it: beside the run's own folder, wherever both are moved."""
+"""`stage:NAME` is the folder of another stage of a run's pipeline, and `stage:NAME/FILE` a file in
+it, next to the run's own folder, so that both can be moved."""
 
 
 def located(config: Any, workdir: Path) -> Any:
-    """The config of the run in `workdir` with absolute paths in place of `stage:NAME`."""
+    """Replace `stage:NAME` in a config by absolute paths, for the run in `workdir`."""
     paths = {
         field: str(workdir.absolute().parent / value.removeprefix(STAGE))
         for field, value in flatten(config).items()
@@ -182,7 +207,7 @@ _CHOICES = contextvars.ContextVar("choices", default="")
 
 @contextlib.contextmanager
 def choices_recorded(text: str) -> Iterator[None]:
-    """Record with the attempts that begin inside, beside their command, what was chosen for it."""
+    """Record a text on suggested fields with attempts that begin in the block."""
     token = _CHOICES.set(text)
     try:
         yield
@@ -198,21 +223,27 @@ def write_metadata(
     devices: Iterable[str] = (),
     **facts: Any,
 ) -> None:
-    """Write config.json, and add an attempt to run.json: from both the run can be repeated.
+    """Write config.json, and add an attempt to run.json; together they allow repeating the run.
 
-    Of several processes of one run, the first writes. `devices` are those of this attempt, `facts`
-    JSON values of the run (parameters, data). `step` is the number of train steps (of finished
-    stages, in a pipeline) left by earlier attempts; None for results made anew each time.
+    If a run has several processes, only the first writes. `devices` are those of this attempt,
+    `facts` are JSON values of the run (parameters, data). For classes from outside, the imports and
+    the source of their modules are recorded. `step` is the number of train steps (or finished
+    stages of a pipeline) of earlier attempts; None if each attempt starts from scratch.
     """
     if not writes_files():
         return
     write_text(workdir / CONFIG, canonical_json(experiment))
     before = read_json(workdir / RUN)
     commit, difference = source_facts()
-    # Named after its contents: attempts with the same changes share a file.
-    name = f"source-{hashlib.sha256(difference.encode()).hexdigest()[:8]}.diff"
-    if difference:
-        write_text(workdir / name, difference)
+    modules = sorted(outside_modules(experiment))
+    texts = {
+        file.name: file.read_text(encoding="utf-8", errors="backslashreplace")
+        for file in filter(None, map(file_of, modules))
+    }
+    outside = {
+        "imports": list(dict.fromkeys(map(import_of, modules))),
+        "sources": [_kept(workdir, text, f"-{name}") for name, text in texts.items()],
+    }
     attempt = {
         "started": now(),
         "from_step": step,
@@ -220,34 +251,42 @@ def write_metadata(
         **({"choices": _CHOICES.get()} if _CHOICES.get() else {}),
         "commit": commit,
         "commit_is_clean": not difference,
-        "source_diff": name if difference else None,
+        "source_diff": _kept(workdir, difference, ".diff") if difference else None,
+        **(outside if modules else {}),
         "machine": machine(),
         "versions": versions(),
         "devices": list(devices),
     }
     seed = getattr(experiment, "seed", None)
-    attempts = [*before.get("attempts", ()), attempt]
+    attempts = [*attempts_of(workdir), attempt]
     known = {"experiment": experiment.name, "seed": seed}
     write_json(workdir / RUN, before | known | facts | {"attempts": attempts})
 
 
+def _kept(workdir: Path, text: str, ending: str) -> str:
+    """Write source text to a file in the folder, named by its hash; return the file's name."""
+    name = f"source-{hashlib.sha256(text.encode()).hexdigest()[:8]}{ending}"
+    write_text(workdir / name, text)
+    return name
+
+
 def now() -> str:
-    """The time, UTC, as records have it."""
+    """Return the UTC time in ISO format."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def add_facts(workdir: Path, **facts: Any) -> None:
-    """Add JSON values to run.json, or replace them; of several processes the first does."""
+    """Add or replace JSON values in run.json, in the first process only."""
     if writes_files():
         write_json(workdir / RUN, {**read_json(workdir / RUN), **facts})
 
 
 def effective_attempts(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Attempts of a run.json that contributed to its result, in order.
+    """Return the attempts in a run.json that contributed to its result, in order.
 
-    An attempt counts if a later one began with a step of it, or the run ended with one: neither a
-    restart after completion, nor one that was stopped before its first checkpoint. Of results made
-    anew each time only the last counts.
+    An attempt contributed if a later one resumed from one of its steps, or the run ended with one.
+    This excludes restarts after completion and attempts stopped before their first checkpoint. If
+    each attempt starts from scratch, only the last one contributed.
     """
     attempts = list(run.get("attempts", ()))
     if attempts and attempts[-1]["from_step"] is None:
@@ -262,41 +301,41 @@ def effective_attempts(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def machine() -> dict[str, Any]:
-    """The processor's name and how many cores this process may use."""
+    """Describe the processor, the number of cores available to this process, and the system."""
     cpu = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         names = (line.partition(":")[2] for line in lines if line.startswith("model name"))
         cpu = next(names, cpu).strip()
     return {"cpu": cpu, "cores": cores(), "system": platform.system()}
 
 
 def cores() -> int:
-    """The number of processor cores this process may use."""
+    """Return the number of processor cores available to this process."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1  # on a Mac
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a result depends on."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and the packages that affect results."""
+    installed = {"python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
+            installed[package] = metadata.version(package)
+    return installed
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The file's values; empty if it is absent or damaged."""
+    """Read a JSON file; empty if it is missing or damaged."""
     try:
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return {}
 
 
 def write_json(file: Path, values: Mapping[str, Any]) -> None:
-    """Write the file whole or not at all; NaN and infinities, which JSON lacks, become null."""
+    """Write a JSON file atomically; NaN and infinities, which JSON does not have, become null."""
     write_text(file, json.dumps(_finite(values), indent=2, allow_nan=False) + "\n")
 
 
@@ -310,9 +349,9 @@ def _finite(values: Any) -> Any:
 
 @contextlib.contextmanager
 def atomic_directory(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder that takes the place of `folder` when all is written.
+    """Yield an empty folder that replaces `folder` at the end of the block.
 
-    Only the first of several processes replaces it; the others' folders are deleted.
+    Only the first of several processes replaces it; the folders of the others are deleted.
     """
     if not writes_files():
         with tempfile.TemporaryDirectory() as scratch:
@@ -324,24 +363,24 @@ def atomic_directory(folder: Path) -> Iterator[Path]:
     yield partial
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
-        os.replace(folder, old)  # a folder that is not empty cannot be replaced in one go
+        os.replace(folder, old)  # a folder that is not empty cannot be replaced directly
     os.replace(partial, folder)
     shutil.rmtree(old, ignore_errors=True)
 
 
 @functools.cache
 def source_facts(root: Path = ROOT) -> tuple[str, str]:
-    """The commit that runs, and what differs from it; empty where no git keeps this source."""
+    """Return the running commit and the differences from it; empty if not in a git checkout."""
     if record := read_json(root / SOURCE_RECORD):
         return record["commit"], record["difference"]
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(root), *words]
-        ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
-        return ended.stdout
+        ended = subprocess.run(command, capture_output=True, check=True, timeout=10)
+        return ended.stdout.decode("utf-8", "replace")
 
     try:
-        # Installed below somebody's checkout, the package is not one of that repository's files.
+        # A package installed inside another checkout is not tracked by that repository.
         git("ls-files", "--error-unmatch", str(Path(__file__).resolve().relative_to(ROOT)))
         return git("rev-parse", "HEAD").strip(), git("diff", "HEAD", "--", *SOURCE_FILES)
     except (OSError, subprocess.SubprocessError):

@@ -1,1 +1,1 @@
-"""Images and labels: what a data set is, the sources it comes from, and preparing it once."""
+"""Images and labels: the format of data sets, their sources, and their preparation on disk."""

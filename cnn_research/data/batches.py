@@ -11,21 +11,21 @@ import numpy as np
 from cnn_research.core.random import fold_name, permuted, stream_key
 
 ClassMembers = Mapping[str, jax.Array]
-"""Examples of each class: `members`, int32 `[known]`, the examples with a label, class by
-class; and of each class that has any, `first`, the place of its first one among them, and `count`,
-int32 `[classes]` each."""
+"""Examples of each class: `members`, int32 `[labelled]`, all labelled examples, sorted by class;
+`first` and `count`, int32 `[classes]`, the index of the first member of each class that occurs and
+the number of members."""
 
 
 def batch_indices(
     seed: jax.Array | int, step: jax.Array, batch_size: int, examples: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Indices and epochs of the examples of step `step`, uint32 `[batch]` each.
+    """Return the indices and epochs of the examples of step `step`, uint32 `[batch]` each.
 
-    The epochs are one long row of permutations and a batch is the next `batch_size` of it (over all
-    devices), so that every example is seen once an epoch also where the batch does not divide the
+    Each epoch is a permutation, and a batch is the next `batch_size` (over all devices) of their
+    concatenation: every example is used once per epoch even if the batch size does not divide the
     data. `step` is int32 `[]`, from 0.
     """
-    # uint32: a run may see 4 billion examples (3,300 epochs of ImageNet) before this wraps.
+    # uint32 wraps after 4 billion examples (3,300 epochs of ImageNet).
     first = step.astype(jnp.uint32) * jnp.uint32(batch_size)
     position = first + jnp.arange(batch_size, dtype=jnp.uint32)
     epoch = position // examples
@@ -35,7 +35,7 @@ def batch_indices(
 
 
 def class_members(labels: np.ndarray) -> dict[str, np.ndarray]:
-    """The examples of each class, as `ClassMembers`, from labels int32 `[examples]`."""
+    """Group examples by class, as `ClassMembers`, from labels int32 `[examples]`."""
     members = np.argsort(labels, kind="stable")
     members = members[labels[members] >= 0]
     _, first, count = np.unique(labels[members], return_index=True, return_counts=True)
@@ -49,10 +49,10 @@ def class_members(labels: np.ndarray) -> dict[str, np.ndarray]:
 def balanced_indices(
     seed: jax.Array | int, step: jax.Array, batch_size: int, classes: ClassMembers
 ) -> tuple[jax.Array, jax.Array]:
-    """Indices and draw numbers, uint32 `[batch]` each, with every class drawn equally often.
+    """Return indices and draw numbers, uint32 `[batch]` each, with all classes equally likely.
 
-    Each place of the batch draws a class, and then one of its examples. A draw number is unique in
-    the run. `step` is int32 `[]`, from 0; the batch is the one over all devices.
+    Each draw chooses a class, then one of its examples. A draw number is unique in the run. `step`
+    is int32 `[]`, from 0; the batch is over all devices.
     """
     first = step.astype(jnp.uint32) * jnp.uint32(batch_size)
     draws = first + jnp.arange(batch_size, dtype=jnp.uint32)
@@ -68,14 +68,14 @@ def balanced_indices(
 
 
 def epochs_to_steps(epochs: float, batch_size: int, examples: int) -> int:
-    """The number of steps after which `epochs` epochs are complete: one at least, none for 0."""
+    """Number of steps that complete `epochs` epochs: at least one, but none for 0."""
     return max(1, -(-round(epochs * examples) // batch_size)) if epochs else 0
 
 
 def random_corners(
     keys: jax.Array, size: tuple[int, int], window: tuple[int, int]
 ) -> tuple[jax.Array, jax.Array]:
-    """First row and first column of a random window in each image, int32 `[batch]` each."""
+    """Draw the first row and column of a window in each image, int32 `[batch]` each."""
 
     def corner(key):
         return [
@@ -93,10 +93,10 @@ def windows_of(
     corners: tuple[jax.Array, jax.Array],
     window: tuple[int, int],
 ) -> jax.Array:
-    """Cut a window from each of the images `indices`, without copying the whole images.
+    """Crop a window from each of the images `indices`, without copying whole images.
 
-    Values are `[examples, height, width, ...]`; one value per image, `[examples]`, is returned for
-    each index unchanged. Windows are `[batch, *window, ...]`, with corners from `random_corners`.
+    Values are `[examples, height, width, ...]`; values `[examples]` are only indexed. Windows are
+    `[batch, *window, ...]`, with corners from `random_corners`.
     """
     if values.ndim == 1:
         return values[indices]

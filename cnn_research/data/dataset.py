@@ -1,6 +1,6 @@
-"""Common format of all sources of images: uint8 arrays, labels and provenance.
+"""Common format of all image sources: uint8 arrays, labels and provenance.
 
-The labels of a head are classes or, where it has no class names, numbers.
+The labels of a head are classes or, if it has no class names, numbers.
 """
 
 from __future__ import annotations
@@ -17,18 +17,17 @@ from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.files import release
 
 MISSING = -1
-"""The class of an example whose class is not known: it has no loss and is not counted. A number
-that is not known is NaN."""
+"""Class of an unlabelled example, which is not in losses and metrics. Missing numbers are NaN."""
 
 UNKNOWN_CLASS = -2
-"""The class of an example whose class is known but that no training example can have: a class that
-only the split `target` has. No prediction of it can be right, so it is counted as wrong."""
+"""Class of an example whose class occurs only in the split `target`. It cannot be predicted, so its
+prediction counts as wrong."""
 
 CHUNK = 256
-"""Images of a memory map that are read before their memory is given back."""
+"""Images of a memory map that are read before their memory is released."""
 
 PALETTE = "palette"
-"""Head of labels that are palettes: several colours for each image."""
+"""Head whose labels are palettes: several colours per image."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,15 +36,14 @@ class Split:
 
     Attributes:
         images: uint8 `[examples, height, width, channels]`, often a read-only memory map.
-        labels: per head, classes, int32 `[examples]`, `MISSING` (-1) where not known and, outside
-            of `train`, `UNKNOWN_CLASS` (-2) where no class; or several of them, int8
-            `[examples, classes]`, 1 for those that an example has; or numbers, float32
-            `[examples]`, NaN where not known; or a class of each pixel, uint8 `[examples, height,
-            width]`; or palettes, sRGB 0 to 1, float32 `[examples, most, 3]`, NaN where one has
-            fewer colours.
-        names: source of each example (`train/Coat/17.jpg`), or None.
-        groups: text `[examples]`, what the example is of (a patient, a film), or None: examples of
-            one group are alike; "" for an example by itself.
+        labels: per head, one of: a class, int32 `[examples]`, `MISSING` (-1) if unlabelled and,
+            outside of `train`, possibly `UNKNOWN_CLASS` (-2); several classes, int8
+            `[examples, classes]`, 1 for those of an example; a number, float32 `[examples]`, NaN if
+            missing; a class per pixel, uint8 `[examples, height, width]`; a palette, sRGB 0 to 1,
+            float32 `[examples, most, 3]`, padded with NaN.
+        names: file of each example (`train/Coat/17.jpg`), or None.
+        groups: str `[examples]`, the subject of each example (a patient, a film), or None; examples
+            of one group are alike. "" is a group of its own.
     """
 
     images: np.ndarray
@@ -57,7 +55,7 @@ class Split:
         return len(self.images)
 
     def take(self, indices: np.ndarray) -> Split:
-        """The examples at `indices` (int `[examples]`), in that order, copied."""
+        """Copy the examples at `indices` (int `[examples]`), in that order."""
         return Split(
             images=self.images[indices],
             labels={head: labels[indices] for head, labels in self.labels.items()},
@@ -74,11 +72,11 @@ class Examples:
         images: uint8 `[examples, height, width, channels]`.
         labels: per head, int32, int8 or float32, as in `Split`.
         class_names: names per head of classes; splits are stratified by the first head.
-        names: str `[examples]`, the source of each example.
-        given: str `[examples]`, the source's own split; `train` where it gives none.
-        groups: str `[examples]`, what stays on one side of drawn splits, "" for an example by
-            itself; or None.
-        by_name: draw by names instead of pixels: the same files are in the same split at every
+        names: str `[examples]`, the file of each example.
+        given: str `[examples]`, the source's own split; `train` if it has none.
+        groups: str `[examples]`, groups that random splits keep together, "" for a group of its
+            own; or None.
+        by_name: draw splits by names instead of pixels: a file is in the same split at every image
             size.
     """
 
@@ -92,19 +90,20 @@ class Examples:
 
     @functools.cached_property
     def digests(self) -> list[bytes]:
-        """A digest of each image's pixels."""
+        """Digest of each image's pixels."""
         return digests_of(self.images)
 
     @property
     def first_head(self) -> str | None:
-        """The head by which splits are stratified; None where there are no classes."""
+        """Head by which splits are stratified; None if there are no classes."""
         return next(iter(self.class_names), None)
 
     @property
     def strata(self) -> np.ndarray:
-        """The classes of the first head, int32 `[examples]`; `MISSING` without one.
+        """Class of each example in the first head, int32 `[examples]`; `MISSING` without classes.
 
-        Of several labels it is the example's rarest, so that rare ones are drawn in proportion.
+        With several labels per image it is the rarest one, so that rare classes are drawn in
+        proportion.
         """
         head = self.first_head
         if head is None:
@@ -117,23 +116,23 @@ class Examples:
         return np.where(labels.any(axis=1), rarest, MISSING)
 
     def take(self, indices: np.ndarray) -> Split:
-        """The examples at `indices`, in that order, as a split."""
+        """Copy the examples at `indices`, in that order, to a split."""
         return Split(self.images, self.labels, self.names, self.groups).take(indices)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """Named splits of one data set, checked as they are put together.
+    """Named splits of one data set, which are checked on construction.
 
     Attributes:
-        splits: `train` and `test`, optionally `validation`, and `target` for another domain to
-            evaluate on (the others are the source).
+        splits: `train` and `test`, optionally `validation`, and `target` to evaluate on another
+            domain (the others are the source domain).
         class_names: names per head of classes, indexed by `labels`. Other heads have numbers.
-        provenance: JSON values: source, version, checksums, how it was split, exact duplicates
-            found across splits. Written into every run's folder.
-        window: height and width of the model's input, where training images are larger: each time
-            one is drawn, a window is cut from it at random, and from its labels per pixel. The
-            images of the other splits are of this size. None: whole images.
+        provenance: JSON values: source, version, checksums, how splits were made, exact duplicates
+            across splits. Written to every run folder.
+        window: height and width of the model's input if training images are larger: a random window
+            is cropped from an image, and from its labels per pixel, each time it is drawn. The
+            images of other splits have this size. None for whole images.
     """
 
     name: str
@@ -156,7 +155,7 @@ class Dataset:
                         f"{where}: {len(split.images)} images but {len(labels)} labels '{head}'"
                     )
                 if head in self.class_names and labels.ndim == 2:
-                    allowed = f"not a 0 or 1 for each of {len(self.class_names[head])} classes"
+                    allowed = f"not one 0 or 1 for each of {len(self.class_names[head])} classes"
                     fits = labels.shape[1] == len(self.class_names[head])
                     wrong = np.flatnonzero(~np.isin(labels, (0, 1)).all(axis=1) | (not fits))
                 elif head in self.class_names:
@@ -171,14 +170,16 @@ class Dataset:
                     first = int(wrong[0])
                     raise UserError(
                         f"{where}: label '{head}' of example {first} is {labels[first]}, "
-                        f"{allowed}; {wrong.size} such labels: correct the labels"
+                        f"{allowed}; {wrong.size} labels are wrong: correct them"
                     )
 
     def label(self, split: Split, head: str, place: int) -> str | float | None:
-        """Name or number of an example's label, or the names of several; None where unknown or
-        none of these."""
+        """Return the number or the class name or names of an example's label.
+
+        None if it is missing, or of another kind.
+        """
         labels = split.labels.get(head)
-        if labels is None or labels.ndim > 2:  # the image itself is the target, or its pixels are
+        if labels is None or labels.ndim > 2:  # the target is the image, or a map or palette
             return None
         if labels.ndim == 2:
             names = self.class_names[head]
@@ -190,13 +191,13 @@ class Dataset:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """`(height, width, channels)` of every image that a model is given."""
+        """`(height, width, channels)` of the model's input."""
         _, height, width, channels = next(iter(self.splits.values())).images.shape
         return (*(self.window or (height, width)), channels)
 
     @property
     def windows(self) -> int:
-        """Number of adjacent windows that fit into a training image; 1 without windows."""
+        """Number of disjoint windows that fit into a training image; 1 without windows."""
         if self.window is None:
             return 1
         _, height, width, _ = self.splits["train"].images.shape
@@ -204,14 +205,14 @@ class Dataset:
 
 
 def occurring(labels: np.ndarray) -> np.ndarray:
-    """The classes that occur among labels, those of one example or several: ascending, int."""
+    """Classes that occur in labels, int `[classes]`, ascending; labels may be several per image."""
     if labels.ndim == 2:
         return np.flatnonzero(labels.any(axis=0))
     return np.unique(labels[labels >= 0])
 
 
 def digests_of(images: np.ndarray) -> list[bytes]:
-    """A digest of each image's pixels: the same for images of the same pixels only."""
+    """Return a digest of each image's pixels."""
     digests = []
     for start in range(0, len(images), CHUNK):
         for image in images[start : start + CHUNK]:
@@ -221,10 +222,10 @@ def digests_of(images: np.ndarray) -> list[bytes]:
 
 
 def check_window(window: tuple[int, int], dataset: Dataset) -> None:
-    """Raise `UsageError` for a window, height and width, that the images have no room for."""
+    """Raise `UsageError` for a window, height and width, larger than the images."""
     height, width, _ = dataset.image_shape
     if not (1 <= window[0] <= height and 1 <= window[1] <= width):
         raise UsageError(
-            f"data.window is {window}, and the images of {dataset.name} are of {height}x{width}: "
-            "take a smaller window, or larger images"
+            f"data.window is {window}, but the images of {dataset.name} are {height}x{width}: "
+            "choose a smaller window, or larger images"
         )

@@ -1,4 +1,4 @@
-"""Images in files: their names, decoding and resizing."""
+"""Image files: names, decoding and resizing."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ import numpy as np
 from cnn_research.core.errors import UserError
 
 MAX_PIXELS = 50_000_000
-"""Larger images are refused: a small file can unpack into all of the memory."""
+"""Larger images are rejected: a small file can decompress to more than the memory."""
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-"""The names of files that are taken for images, where any file might lie about."""
+"""Extensions of the files treated as images in folders with other files."""
 
 
 RARE_ENDINGS = (
@@ -27,26 +27,26 @@ RARE_ENDINGS = (
     *(".tga", ".dib", ".pbm", ".pnm", ".pcx", ".dds", ".psd", ".ico"),
     *(".svg", ".eps", ".exr", ".dcm", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf"),
 )
-"""Further names of images, not all of which can be read."""
+"""Further extensions of image files, not all of which can be read."""
 _ALL_ENDINGS = frozenset((*ENDINGS, *RARE_ENDINGS))
 
 Fit = Literal["stretch", "crop", "pad"]
-"""How an image of another shape comes to a size. `stretch` changes its proportions. `crop` keeps
-them and fills the size: what is too long is cut off at both ends. `pad` keeps them and the whole
-image, with `FILL` at two sides."""
+"""How an image with another aspect ratio is resized: `stretch` changes the aspect ratio, `crop`
+keeps it and cuts off both ends of the longer side, `pad` keeps it and pads the shorter side with
+`FILL`."""
 
 FILL = (124, 116, 104)
-"""The mean colour of ImageNet's photographs: what is subtracted from pixels is about that."""
+"""ImageNet's mean colour, which is about zero after normalisation."""
 
 PROFILES = 16
-"""Colour profiles whose conversion is kept for the next image: a camera's images have the same."""
+"""Size of the cache of colour-profile conversions; a camera's images share one profile."""
 
-MOST_TEXT = 64 << 20
-"""Bytes of text, or of a colour profile, that a PNG may unpack into."""
+MAX_TEXT = 64 << 20
+"""Bytes to which the texts and colour profile of a PNG may decompress."""
 
 CONVERT = "convert it to JPEG or PNG"
 OTHER_FORMATS = {
-    rb".{4}ftyp(hei|hev|mif1|msf1)": ("HEIC, a format of phones", CONVERT),
+    rb".{4}ftyp(hei|hev|mif1|msf1)": ("HEIC, a photo format of phones", CONVERT),
     rb".{4}ftypcrx|II\x1a\0|FUJIFILMCCD|.{4}ftypjxl|\xff\x0a|.{4}JXL ": (
         "a raw photograph or JPEG XL",
         CONVERT,
@@ -66,10 +66,10 @@ OTHER_FORMATS = {
     rb"\s*[{\[]": ("JSON, a server's response", "download the image itself"),
     rb"\Z": ("an empty file", "copy or download it again"),
 }
-"""Patterns of the first bytes of files that are not read, what such a file is, and what to do."""
+"""Pattern of the first bytes of an unsupported file -> what it is, and what to do."""
 
 BITS, LARGEST, SAMPLE_FORMAT, SIGNED = 258, 281, 339, 2
-"""Tags of TIFF: bits of a number, the largest number, and the kind of numbers, 2 with a sign."""
+"""TIFF's tags BitsPerSample, MaxSampleValue and SampleFormat, and the latter's value for int."""
 
 
 class BadImage(UserError):
@@ -77,15 +77,15 @@ class BadImage(UserError):
 
 
 def printable(name: str | os.PathLike[str]) -> str:
-    """A file's name as text that every terminal and JSON takes, whatever its bytes are."""
-    if isinstance(name, str) and name.isascii():  # as most of a million names are
+    """Return a file's name as text that any terminal and JSON can hold."""
+    if isinstance(name, str) and name.isascii():  # fast path for most of a million names
         return " ".join(name.split())
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def is_named_as_image(path: str | Path) -> bool:
-    """Return whether a file's name ends as an image's, common or rare."""
+    """Return whether a file has the extension of an image, common or rare."""
     return os.path.splitext(path)[1].lower() in _ALL_ENDINGS
 
 
@@ -96,16 +96,16 @@ def decode(
     shown: str = "",
     opaque: bool = False,
 ) -> np.ndarray:
-    """Decode an image to uint8 `[height, width, 3]`, of `image_size` unless that is None.
+    """Decode an image to uint8 `[height, width, 3]`, resized to `image_size` if given.
 
-    Rotated as EXIF says, transparency put on white, deeper numbers scaled to 8 bits as the file
-    says, palettes and CMYK turned into RGB, and colours into sRGB's where a colour profile says
-    what they are; of an animation the first frame. Errors name the file `shown`, if given. For what
-    counts colours, `opaque` replaces transparent pixels by the others.
+    Applies the EXIF orientation, puts transparent images on white, scales 16-bit images to 8 bits,
+    and converts palettes, CMYK and, with a colour profile, all colours to sRGB; an animation's
+    first frame is used. Errors call the file `shown`, if given. To count colours, `opaque` replaces
+    transparent pixels by opaque ones.
 
     Raises:
-        BadImage: it is not an image, is damaged, has too many pixels, is too narrow to be padded,
-            is not there, or has nothing `opaque`.
+        BadImage: the file is missing, damaged or not an image, has too many pixels, is too narrow
+            to pad, or has no `opaque` pixels.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -113,21 +113,21 @@ def decode(
     try:
         with open_image(file) as found:
             if found.format == "EPS":
-                raise BadImage(f"{shown} is PostScript, a program, which is not run")
+                raise BadImage(f"{shown} is PostScript, a program, which is not executed")
             if found.width * found.height > MAX_PIXELS:
                 raise BadImage(
                     f"{shown} has {found.width}x{found.height} pixels, more than "
-                    f"{MAX_PIXELS // 1_000_000} million: make it smaller"
+                    f"{MAX_PIXELS // 1_000_000} million: reduce its size"
                 )
             white = _white(found)
             if image_size:
-                # A large JPEG is decoded at the nearest size above twice the wanted one.
+                # A large JPEG is decoded at a reduced size, at least twice the target.
                 found.draft("RGB", (2 * max(image_size), 2 * max(image_size)))
             found.load()
             image = _to_rgb(ImageOps.exif_transpose(found), white, shown if opaque else "")
     except Image.DecompressionBombError as error:
         raise BadImage(
-            f"{shown} has more than {MAX_PIXELS // 1_000_000} million pixels: make it smaller"
+            f"{shown} has more than {MAX_PIXELS // 1_000_000} million pixels: reduce its size"
         ) from error
     except FileNotFoundError as error:
         raise BadImage(f"{shown} does not exist") from error
@@ -135,31 +135,31 @@ def decode(
         raise
     except UnidentifiedImageError as error:
         raise BadImage(f"{shown} is {_other_format(file)}") from error
-    except Exception as error:  # Pillow's plugins raise a dozen different ones
+    except Exception as error:  # Pillow's plugins raise a dozen kinds
         raise BadImage(f"{shown} is not an image or is damaged ({error})") from error
     if image_size is None:
         return np.asarray(image)
     height, width = image.height, image.width
     scale = min(image_size[0] / height, image_size[1] / width)
     if fit == "pad" and min(height, width) * scale < 0.5:
-        raise BadImage(f"{shown} has {width}x{height} pixels, too narrow to be padded: crop it")
+        raise BadImage(f"{shown} has {width}x{height} pixels, too narrow to pad: crop it")
     return resized(np.asarray(image), image_size, fit)
 
 
 def open_image(file: Path | BinaryIO):  # type: ignore[no-untyped-def]
-    """Open an image with Pillow, reading the header only.
+    """Open an image with Pillow, which reads only the header.
 
-    Icons are refused: their images are decoded at once, before their size can be checked.
+    Icons are rejected, because Pillow decodes them before their size can be checked.
     """
     from PIL import Image, PngImagePlugin
 
-    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = MOST_TEXT
+    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = MAX_TEXT
     Image.init()
     return Image.open(file, formats=[name for name in Image.ID if name not in ("ICO", "ICNS")])
 
 
 def _other_format(file: Path | BinaryIO) -> str:
-    """What a file is that Pillow does not know, and what to do, by its first bytes."""
+    """Describe a file that Pillow cannot read by its first bytes, and say what to do."""
     with open(file, "rb") if isinstance(file, Path) else contextlib.nullcontext(file) as opened:
         opened.seek(0)
         first = opened.read(1000)
@@ -170,7 +170,7 @@ def _other_format(file: Path | BinaryIO) -> str:
 
 
 def resized(pixels: np.ndarray, image_size: tuple[int, int], fit: Fit = "stretch") -> np.ndarray:
-    """uint8 `[height, width, 3]` brought to `image_size`, averaging where it gets smaller."""
+    """Resize uint8 `[height, width, 3]` to `image_size`, with antialiasing."""
     from PIL import Image, ImageOps
 
     if pixels.shape[:2] == image_size:
@@ -184,35 +184,34 @@ def resized(pixels: np.ndarray, image_size: tuple[int, int], fit: Fit = "stretch
 
 
 def turned(pixels: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
-    """Turn uint8 `[height, width, 3]` by a quarter if its orientation is not that of
-    `image_size`."""
+    """Rotate uint8 `[height, width, 3]` by 90 degrees if its orientation is not `image_size`'s."""
     (height, width), (rows, columns) = pixels.shape[:2], image_size
     across = (height - width) * (rows - columns) < 0
     return np.ascontiguousarray(np.rot90(pixels)) if across else pixels
 
 
 def _white(found: Any) -> int:
-    """The number that is white in a grey image of more than 8 bits, as its file says.
+    """Return the value of white in a grey image of more than 8 bits, according to its file.
 
-    Pillow scales all formats to 16 bits but TIFF, whose largest number may say that there are
-    fewer; of colours it takes the highest 8 of 16 bits. Raises `ValueError` for 32 bits, which are
-    never used to the full, where nothing is said, and for colours that are in the lower bits.
+    Pillow scales all formats but TIFF to 16 bits; a TIFF may declare a lower maximum. For colour
+    images it uses the upper 8 of 16 bits. Raises `ValueError` for 32 bits without a declared
+    maximum, and for colour images whose values are in the lower bits.
     """
     tags = getattr(found, "tag_v2", {})
     whole = tags.get(BITS, (16,))[0] - (tags.get(SAMPLE_FORMAT) == (SIGNED,))
     bits = int(tags[LARGEST][0]).bit_length() if LARGEST in tags else whole
     if found.mode.startswith("I"):
         if bits > 16:
-            raise ValueError(f"numbers of {bits} bits have no defined range: save it with 16")
+            raise ValueError(f"{bits}-bit pixels have no defined range: save it with 16 bits")
     elif whole > 8 and bits <= whole - 4:
-        raise ValueError(f"colours of {bits} bits in {whole}: save it with 8 bits a colour")
+        raise ValueError(f"{bits}-bit colours in {whole} bits: save it with 8 bits per channel")
     return 2**bits - 1
 
 
 def _to_rgb(image: Any, white: int, opaque: str) -> Any:
-    """An image of Pillow's in RGB; of more than 8 bits, `white` is the number that is white.
+    """Convert a Pillow image to RGB; `white` is the value of white with more than 8 bits.
 
-    With `opaque`, the name for errors, transparent pixels are replaced, not put on white.
+    With `opaque`, the name for errors, transparent pixels are replaced instead of put on white.
     """
     from PIL import Image
 
@@ -236,17 +235,17 @@ def _to_rgb(image: Any, white: int, opaque: str) -> Any:
 
 
 def opaque_only(pixels: np.ndarray, shown: str) -> np.ndarray:
-    """RGB of RGBA pixels, uint8 `[height, width, 4]`, with the colours of opaque ones everywhere.
+    """Convert RGBA pixels, uint8 `[height, width, 4]`, to RGB; replace transparent pixels.
 
-    Transparent are those of less than half of the largest opacity. They are replaced by the others
-    in the order of rows, evenly, so that each colour covers the share that it has of the opaque
-    ones. Raises `BadImage`, which names the image `shown`, if nothing of it is opaque.
+    Pixels with less than half of the largest opacity count as transparent. They are replaced evenly
+    by the opaque ones, in row order, so that the shares of the opaque colours stay. Raises
+    `BadImage`, which calls the image `shown`, if no pixel is opaque.
     """
     opacity = pixels[..., 3]
     seen = opacity >= max(1, opacity.max() / 2)
     colours, others = pixels[seen, :3], int(np.count_nonzero(~seen))
     if not len(colours):
-        raise BadImage(f"{shown} is wholly transparent: it has no colours")
+        raise BadImage(f"{shown} is fully transparent, so it has no colours")
     rgb = pixels[..., :3].copy()
     rgb[~seen] = colours[np.arange(others) * len(colours) // max(1, others)]
     return rgb
@@ -254,24 +253,26 @@ def opaque_only(pixels: np.ndarray, shown: str) -> np.ndarray:
 
 @functools.lru_cache(maxsize=PROFILES)
 def _srgb_from(profile: bytes, mode: str) -> Any:
-    """A function that converts images of a mode from an ICC profile to sRGB, perceptually; None if
-    the profile is broken or of other colours than the mode's."""
+    """Return a function that converts images from an ICC profile to sRGB, perceptually.
+
+    None if the profile is invalid or does not match the mode.
+    """
     from PIL import ImageCms
 
     try:
-        found, srgb = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
+        icc, srgb = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
         target = "RGBA" if mode == "RGBA" else "RGB"
-        return ImageCms.buildTransform(found, srgb, mode, target).apply
+        return ImageCms.buildTransform(icc, srgb, mode, target).apply
     except (OSError, TypeError, ValueError, ImageCms.PyCMSError):
         return None
 
 
 LUMA = (0.299, 0.587, 0.114)
-"""The weights of red, green and blue in grey (ITU-R BT.601)."""
+"""Weights of red, green and blue in grey (ITU-R BT.601)."""
 
 
 def grey(pixels: np.ndarray) -> np.ndarray:
-    """RGB uint8 `[height, width, 3]` as `[height, width, 1]`, by the luma of ITU-R BT.601."""
+    """Convert RGB, uint8 `[height, width, 3]`, to `[height, width, 1]` by ITU-R BT.601's luma."""
     return np.round(pixels @ np.array(LUMA)).astype(np.uint8)[..., None]
 
 
@@ -282,9 +283,9 @@ def decode_input(
     shown: str = "",
     opaque: bool = False,
 ) -> np.ndarray:
-    """Decode an image as a network takes it, uint8 `[height, width, channels]`: RGB or grey.
+    """Decode an image to a network's input shape, uint8 `[height, width, channels]`: RGB or grey.
 
-    The other arguments and the errors are those of `decode`.
+    Other arguments and errors are those of `decode`.
     """
     height, width, channels = image_shape
     image = decode(file, (height, width), fit, shown, opaque)

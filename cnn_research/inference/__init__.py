@@ -1,1 +1,1 @@
-"""Use of a trained network: predict, export, serve."""
+"""Use trained networks: predict, export, serve."""

@@ -1,7 +1,7 @@
-"""A trained network as files that need neither this project nor flax: `--mode=export`.
+"""Export a trained network to files that need neither this project nor flax: `--mode=export`.
 
-The run's folder is enough. `exported.open_export` reads the folder that it writes, and
-so does anyone with JAX alone, as its README.md says.
+Only the run folder is needed. `exported.open_export` reads the exported folder, and its README.md
+shows how to use it with JAX alone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from safetensors.numpy import save
 
 from cnn_research.core import run_folder as folders
 from cnn_research.core.config import canonical_json, flatten, from_dict
-from cnn_research.core.errors import UsageError, UserError, one_line
+from cnn_research.core.definitions import error_with_place
+from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.experiment import Result
 from cnn_research.core.metrics import flat
 from cnn_research.data.images import FILL, LUMA
@@ -35,10 +36,10 @@ FOLDER = "export"
 PLATFORMS = ("cpu", "cuda", "tpu")
 RESIZE = {
     "stretch": "stretched",
-    "crop": "in proportion, and what is too long cut off at both ends",
-    "pad": f"in proportion, the rest in the colour {FILL}",
+    "crop": "in proportion, with both ends of the longer side cut off",
+    "pad": f"in proportion, with the shorter side padded with the colour {FILL}",
 }
-"""How images of another shape come to the network's size, for each `data.images.Fit`."""
+"""How images are resized to the network's input, by `data.images.Fit`."""
 FITTING = {
     "stretch": "image.resize(size, bilinear)",
     "crop": "ImageOps.fit(image, size, bilinear)",
@@ -46,19 +47,19 @@ FITTING = {
 }
 """The same as code."""
 HOW_EVALUATED = ("evaluation.mirror", "evaluation.shift", "selection.report")
-"""The fields that `--mode=evaluate` may replace and on which figures and the network depend."""
+"""Fields that `--mode=evaluate` may change and that affect metrics and the network."""
 
 
 def export_run(experiment: Training, workdir: Path, folder: Path | None = None) -> Result:
-    """Write the network of the run in `workdir` to `folder`, or its `export/`, whole or not at all.
+    """Write the network of the run in `workdir` to `folder`, by default `export/`, atomically.
 
     `evaluation` and `selection.report` may differ from the training's if the run was last evaluated
     with them.
 
     Raises:
-        UsageError: the run was last evaluated otherwise, so that its figures are not those of the
-            exported network.
-        UserError: the folder is not that of a run, or its network cannot be exported.
+        UsageError: the run was last evaluated with other fields, so its metrics are not those of
+            the exported network.
+        UserError: `workdir` is not a run folder, or the network cannot be exported.
     """
     folder = folder or workdir / FOLDER
     check_run(workdir)
@@ -70,51 +71,53 @@ def export_run(experiment: Training, workdir: Path, folder: Path | None = None) 
         variables = traverse_util.flatten_dict(dict(model.state.variables()), sep="/")
         arrays = {name: np.ascontiguousarray(value) for name, value in variables.items()}
         (partial / "model.safetensors").write_bytes(save(arrays))
-        (partial / folders.CONFIG).write_text(canonical_json(experiment))
+        (partial / folders.CONFIG).write_text(canonical_json(experiment), encoding="utf-8")
         facts = described(model)
         folders.write_json(partial / exported.FACTS, facts)
         _write_labels(partial, facts["heads"])
         why_not = try_onnx(model, partial)
         run = folders.read_json(workdir / folders.RUN)
-        (partial / "README.md").write_text(card(facts, run, (partial / ONNX).exists()))
+        (partial / "README.md").write_text(
+            card(facts, run, (partial / ONNX).exists()), encoding="utf-8"
+        )
         exported.write_sums(partial)
     size = sum(file.stat().st_size for file in folder.iterdir())
-    print(f"{folder}: {size / 1e6:,.1f} MB, of step {facts['step']:,}, for {', '.join(PLATFORMS)}")
+    print(f"{folder}: {size / 1e6:,.1f} MB, step {facts['step']:,}, for {', '.join(PLATFORMS)}")
     if why_not:
-        print(f"Without {ONNX}: {why_not}.")
+        print(f"{ONNX} was not written: {why_not}.")
     return Result(workdir, facts["step"], {})
 
 
 def check_evaluated(experiment: Training, workdir: Path) -> None:
-    """Raise `UsageError` if a run's figures are of another evaluation than this experiment's."""
+    """Raise `UsageError` if a run was last evaluated with other fields than this experiment's."""
     evaluated = flatten(from_dict(folders.evaluated_config(workdir)))
     exports = flatten(experiment)
     for name in HOW_EVALUATED:
         if evaluated[name] != exports[name]:
             flag = name.replace("_", "-")
             raise UsageError(
-                f"{workdir} was last evaluated with {name} {evaluated[name]!r}, and would be "
-                f"exported with {exports[name]!r}: give --{flag} as it was, or evaluate the run "
-                "again, with --mode=evaluate"
+                f"{workdir} was last evaluated with {name} {evaluated[name]!r}, but would be "
+                f"exported with {exports[name]!r}: set --{flag} as before, or evaluate the run "
+                "again with --mode=evaluate"
             )
 
 
 def program(model: TrainedModel) -> jax.export.Exported:
     """Export with JAX: uint8 `[batch, height, width, channels]` to float32 `[batch, outputs]`.
 
-    The batch is symbolic; a `UserError` for a network that needs the number of images.
+    The batch size is symbolic. Raises `UserError` for a network that depends on it.
     """
     (batch,) = jax.export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *model.image_shape), jnp.uint8)
     try:
         return jax.export.export(jax.jit(model.forward()), platforms=PLATFORMS)(images)
-    except (  # each for its kind of operation
+    except (  # depending on the operation
         *(TypeError, ValueError, NotImplementedError),
         jax.errors.InconclusiveDimensionOperation,
     ) as error:
         raise UserError(
-            f"{type(model.experiment.model).__name__} cannot be exported for any number of images: "
-            f"{one_line(error)[:200]}"
+            f"{type(model.experiment.model).__name__} cannot be exported for any batch size; its "
+            f"code may use x.shape[0], but not len(x): {error_with_place(error)[:300]}"
         ) from error
 
 
@@ -147,7 +150,7 @@ def described(model: TrainedModel) -> dict[str, Any]:
 
 
 def _write_labels(folder: Path, heads: list[dict[str, Any]]) -> None:
-    """`labels.txt`, a class a line; of several heads `labels_HEAD.txt`."""
+    """Write `labels.txt`, one class per line; for several heads `labels_HEAD.txt`."""
     endings = file_suffixes([head["name"] for head in heads])
     for head in heads:
         if "classes" in head:
@@ -158,11 +161,11 @@ def _write_labels(folder: Path, heads: list[dict[str, Any]]) -> None:
 # The model card ----------------------------------------------------------------------------------
 
 METRICS = {"classes": "accuracy", "labels": "f1", "number": "mae"}
-"""Per kind of head, what Hugging Face calls the figure that counts."""
+"""Hugging Face's name of the main metric, by kind of head."""
 
 
 def card(facts: Mapping[str, Any], run: Mapping[str, Any], onnx: bool) -> str:
-    """README.md with Hugging Face's model metadata, from the values of export.json and run.json."""
+    """Make README.md, with Hugging Face's metadata, from the values of export.json and run.json."""
     heads, name = facts["heads"], facts["experiment"] or "Network"
     kinds = {head["kind"] for head in heads}
     metrics = [metric for kind, metric in METRICS.items() if kind in kinds]
@@ -181,24 +184,24 @@ def card(facts: Mapping[str, Any], run: Mapping[str, Any], onnx: bool) -> str:
     parts = [
         "---\n" + "\n".join(front) + "\n---",
         f"# {name}",
-        f"A network trained on the data set {data} for {facts['step']:,} steps by cnn-research "
-        f"(commit {facts['commit'] or 'unknown'}), with {run.get('parameters', 0):,} "
-        f"parameters. It takes images of {height}x{width} pixels ({facts['input']['channels']}) "
-        f"and predicts {'; '.join(_prediction_text(head) for head in heads)}.",
+        f"A network with {run.get('parameters', 0):,} parameters, trained by cnn-research (commit "
+        f"{facts['commit'] or 'unknown'}) on the data set {data} for {facts['step']:,} steps. Its "
+        f"input are images of {height}x{width} pixels ({facts['input']['channels']}); it predicts "
+        f"{'; '.join(_prediction_text(head) for head in heads)}.",
         *_results(facts["figures"], facts["evaluation"]),
         "## Use",
         "With JAX alone (`pip install jax flatbuffers pillow`), on a CPU, a CUDA GPU or a TPU:",
         "```python\n" + _code(facts["input"], heads) + "```",
         *(with_onnx if onnx else []),
         *([CALIBRATED] if any("temperature" in head for head in heads) else []),
-        "`export.json` describes the outputs, `SHA256SUMS` shows whether files are whole "
-        "(`sha256sum -c SHA256SUMS`; a flipped byte in `model.jaxexport` would load without an "
-        "error), `config.json` how the network was trained. `model.safetensors` holds its "
-        "variables alone" + (f", `{ONNX}` the same network for ONNX Runtime." if onnx else "."),
+        "`export.json` describes the outputs, and `config.json` the training. Check the files with "
+        "`sha256sum -c SHA256SUMS`, because a damaged `model.jaxexport` may load without an error. "
+        "`model.safetensors` contains only the variables"
+        + (f", `{ONNX}` the same network for ONNX Runtime." if onnx else "."),
         "## Limits",
-        f"Images of another size are resized ({facts['input']['resize']}). The figures are of the "
-        "data named above: on other images the network may do worse, and it answers for any image, "
-        "whatever it shows.",
+        f"Images of another size are resized ({facts['input']['resize']}). The metrics were "
+        "measured on the data named above and may be worse on other images. The network makes a "
+        "prediction for any image, whatever it shows.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -216,20 +219,22 @@ def _prediction_text(head: Mapping[str, Any]) -> str:
 
 
 def _results(figures: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[str]:
-    """The figures of each split in a table, and how they came about; or nothing."""
+    """Make the table of metrics per split, and describe the evaluation; empty without metrics."""
     by_split = {split: dict(flat(values, " ")) for split, values in figures.items()}
     names = dict.fromkeys(name for values in by_split.values() for name in values)
     rows = [[name, *(number(values.get(name)) for values in by_split.values())] for name in names]
     if not rows:
         return []
     fields = ", ".join(f"`{name}={json.dumps(value)}`" for name, value in evaluation.items())
-    table = markdown_table(["figure", *by_split], rows)
-    return ["## Results", table, f"Evaluated with {fields}, as the exported network computes."]
+    table = markdown_table(["metric", *by_split], rows)
+    return ["## Results", table, f"Evaluated with {fields}, like the exported network."]
 
 
 def _code(image: Mapping[str, Any], heads: list[dict[str, Any]]) -> str:
-    """Code that decodes an image as `data.images.decode` does, and runs the network, with JAX
-    alone; `image` is the input as in export.json."""
+    """Generate code that decodes an image like `data.images.decode` and runs the network with JAX.
+
+    `image` is the input as in export.json.
+    """
     grey = "" if image["channels"] == "RGB" else f"pixels = np.round(pixels @ {list(LUMA)})\n"
     answers = {
         "number": 'print(head["name"], values[0] * head["std"] + head["mean"])',
@@ -248,8 +253,8 @@ network = jax.jit(export.deserialize(bytearray(open("model.jaxexport", "rb").rea
 _, height, width, channels = facts["input"]["shape"]
 size, bilinear = (width, height), Image.Resampling.BILINEAR
 
-image = Image.open("IMAGE")  # of 8 bits a channel: others have to be scaled first
-image.draft("RGB", (2 * max(size), 2 * max(size)))  # a large JPEG need not be decoded in full
+image = Image.open("IMAGE")  # 8 bits per channel; scale others first
+image.draft("RGB", (2 * max(size), 2 * max(size)))  # decodes a large JPEG at a reduced size
 image = ImageOps.exif_transpose(image)
 if image.mode == "P" or image.has_transparency_data:
     image = image.convert("RGBA")
@@ -273,7 +278,7 @@ if image.mode == "RGBA":
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
 """
 OPAQUE = """\
-if image.mode == "RGBA":  # other pixels take the place of transparent ones
+if image.mode == "RGBA":  # replace transparent pixels by opaque ones
     rgba = np.array(image)
     seen = rgba[..., 3] >= max(1, rgba[..., 3].max() / 2)
     colours, others = rgba[seen, :3], np.count_nonzero(~seen)
@@ -281,8 +286,8 @@ if image.mode == "RGBA":  # other pixels take the place of transparent ones
     image = Image.fromarray(rgba[..., :3])
 """
 CALIBRATED = """\
-Probabilities are those of the outputs divided by their head's `temperature` in `export.json`, which
-was fitted to validation images so that about 80% of the predictions with a probability of 80% are
+For calibrated probabilities, divide the outputs by their head's `temperature` in `export.json`. It
+was fitted to validation images, so that about 80% of the predictions with a probability of 80% are
 correct."""
 LABELS_CODE = """\
 probabilities = 1 / (1 + np.exp(-values / head.get("temperature", 1)))

@@ -1,9 +1,9 @@
-"""Exported networks, as `--mode=export` writes them, run with JAX and NumPy alone.
+"""Run networks exported by `--mode=export` with JAX and NumPy alone.
 
-    network = open_export(Path("runs/a/export"))
+    network = open_export("runs/a/export")
     network.answers(network(images))
 
-The folder is enough: neither flax nor the run's classes are imported.
+Only the folder is needed; neither flax nor the run's classes are imported.
 """
 
 from __future__ import annotations
@@ -25,21 +25,22 @@ from cnn_research.data.images import Fit
 from cnn_research.tasks.decode import decode
 
 FORMAT = 2
-"""Version of the folder's format; no other is read."""
+"""Version of the folder's format; others cannot be read."""
 MODEL = "model.jaxexport"
 FACTS = "export.json"
 SUMS = "SHA256SUMS"
 CALLS = {"shape_assertion"}
-"""Allowed external call of the program: JAX's check that there is an image at all."""
+"""External calls that a program may contain: JAX's check that there is at least one image."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Exported:
-    """An exported network, with the values of its export.json; call it with images."""
+    """An exported network, to be called with images."""
 
     facts: Mapping[str, Any]
+    """The values of export.json."""
     forward: Callable[[np.ndarray], Any]
-    """Its jitted program."""
+    """The jitted program."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -48,28 +49,28 @@ class Exported:
 
     @property
     def fit(self) -> Fit:
-        """How an image of another shape comes to `image_shape`, as in training."""
+        """How images are resized to `image_shape`, as in training."""
         return self.facts["input"]["fit"]
 
     @property
     def counts_colours(self) -> bool:
-        """Whether it answers with an image's own colours: transparent pixels have none."""
+        """Whether predictions are colours of the image, so that transparent pixels are ignored."""
         return any(head["kind"] == "palette" for head in self.heads)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Outputs, float32 `[batch, outputs]`, of uint8 images `[batch, height, width, channels]`.
+        """Compute outputs, float32 `[batch, outputs]`, of uint8 `[batch, height, width, channels]`.
 
-        Compiled once for each batch size; a `ValueError` for images of another shape or dtype.
+        Compiles once per batch size. Raises `ValueError` for images of another shape or dtype.
         """
         if images.dtype != np.uint8 or images.shape[1:] != self.image_shape or not images.size:
             raise ValueError(
-                f"the network takes uint8 images [batch, {self.image_shape}], not {images.dtype} "
+                f"the network needs uint8 images [batch, {self.image_shape}], not {images.dtype} "
                 f"{images.shape}"
             )
         return np.asarray(self.forward(images))
 
     def answers(self, outputs: np.ndarray) -> list[dict[str, list[dict[str, Any]]]]:
-        """The outputs of a call for each image, for each head, as `decode` gives them."""
+        """Decode the outputs of a call, for each image and head, by `decode`."""
         return [
             {head["name"]: decode(head, row[head["start"] : head["stop"]]) for head in self.heads}
             for row in outputs
@@ -81,69 +82,70 @@ class Exported:
         return self.facts["heads"]
 
 
-def open_export(folder: Path) -> Exported:
-    """Open the exported network of a folder, and check every file of it.
+def open_export(folder: str | Path) -> Exported:
+    """Open the exported network in a folder, and verify its files.
 
-    An untrusted program can compute, and nothing else: one that calls what lies outside it, such as
-    a function of this process by its address, is not opened. Raises `UserError` if the folder holds
-    no export, a damaged one, one of another format, or one that calls more than `CALLS`, or whose
-    `FACTS` are not those of a network.
+    Even an untrusted program can only compute: one with external calls, such as a function of this
+    process by its address, is rejected. Raises `UserError` if the folder contains no export, or one
+    that is damaged, of another format, or calls more than `CALLS`, or if `FACTS` do not describe
+    the network.
     """
+    folder = Path(folder)
     check(folder)
     program = _read_program(folder / MODEL)
     try:
         text = (folder / FACTS).read_text(encoding="utf-8")
-        # NaN, which others may have written, is not JSON and could not be passed on.
+        # NaN, which other programs may write, is not JSON and could not be sent to clients.
         facts = json.loads(text, parse_constant=lambda name: None)
         network = Exported(facts, jax.jit(program.call))
         _check_facts(network, program)
     except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise UserError(
             f"{folder / FACTS} does not describe {MODEL} ({type(error).__name__}: "
-            f"{one_line(error)[:200]}): export the run again, with --mode=export"
+            f"{one_line(error)[:200]}): export the run again with --mode=export"
         ) from None
     return network
 
 
 def _read_program(file: Path) -> jax.export.Exported:
-    """Read a program of JAX's; a `UserError` if that fails, or it makes calls beyond `CALLS`."""
+    """Read a JAX program; raise `UserError` if that fails, or it calls more than `CALLS`."""
     try:
         program = jax.export.deserialize(bytearray(file.read_bytes()))
     except ImportError as error:
         raise UserError(
-            f"{error.name} is missing, by which exports are read: pip install jax flatbuffers"
+            f"{error.name} is needed to read exports: pip install jax flatbuffers"
         ) from None
-    except Exception as error:  # of whichever layer of JAX finds it unreadable
+    except Exception as error:  # of any of JAX's layers
         raise UserError(
             f"{file} cannot be read by JAX {jax.__version__}: {one_line(error)[:200]}; "
             "export the run again"
         ) from None
     if outside := _calls(program) - CALLS:
         raise UserError(
-            f"{file} calls {', '.join(sorted(outside))} outside itself, which no network needs: "
-            "do not use it unless you know who wrote it"
+            f"{file} calls external functions ({', '.join(sorted(outside))}), which no network "
+            "needs: do not use it unless you trust its author"
         )
     return program
 
 
 def _check_facts(network: Exported, program: jax.export.Exported) -> None:
-    """Raise a built-in error, of the kind at hand, where the facts do not describe the program."""
+    """Raise a built-in error of any kind if the facts do not describe the program."""
     facts = network.facts
     if facts["format"] != FORMAT:
-        raise ValueError(f"it has format {facts['format']}, and this version reads {FORMAT}")
+        raise ValueError(f"it has format {facts['format']}, but this version reads {FORMAT}")
     shapes = [[aval.shape[1:] for aval in avals] for avals in (program.in_avals, program.out_avals)]
     if shapes != [[network.image_shape], [(facts["outputs"],)]]:
-        raise ValueError("it gives other shapes of images or outputs")
+        raise ValueError("shapes of images or outputs differ")
     if network.fit not in typing.get_args(Fit):
-        raise ValueError(f"it has the fit '{network.fit}', which there is not")
+        raise ValueError(f"unknown fit '{network.fit}'")
     if not network.heads or not {"experiment", "step"} <= facts.keys():
-        raise ValueError("it lacks heads, experiment or step")
-    # Decoding any outputs takes all that a head must have.
+        raise ValueError("heads, experiment or step are missing")
+    # Decoding needs all fields of a head.
     network.answers(np.zeros((1, facts["outputs"]), np.float32))
 
 
 def _calls(program: jax.export.Exported) -> set[str]:
-    """The targets of every custom call in a program."""
+    """Collect the targets of all custom calls in a program."""
     from jax.interpreters import mlir
     from jaxlib.mlir import ir
 
@@ -160,13 +162,12 @@ def _calls(program: jax.export.Exported) -> set[str]:
 
 
 def check(folder: Path) -> None:
-    """Compare every file with the list of checksums; a `UserError` if it or a file is missing or
-    wrong."""
+    """Verify the checksums of all files; raise `UserError` if any is damaged or missing."""
     try:
         sums = dict(_listed((folder / SUMS).read_text(encoding="utf-8")))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
-            f"{folder} holds no export (no {SUMS}): write one with --mode=export --workdir=RUN"
+            f"{folder} contains no export (no {SUMS}): write one with --mode=export --workdir=RUN"
         ) from None
     except ValueError:
         raise UserError(f"{folder / SUMS} is damaged: export the run again") from None
@@ -184,17 +185,17 @@ def check(folder: Path) -> None:
 
 
 def write_sums(folder: Path) -> None:
-    """Write the list of checksums of every file in a folder, as `sha256sum` does."""
+    """Write the checksums of all files in a folder in the format of `sha256sum`."""
     files = sorted(file for file in folder.iterdir() if file.name != SUMS)
     lines = [f"{sha256_of(file)}  {file.name}\n" for file in files]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
 
 
 def _listed(text: str) -> Iterator[tuple[str, str]]:
-    """(name, sum) of each line; the names are of files in the folder itself."""
+    """Yield (name, checksum) of each line; names must be of files in the folder itself."""
     for line in text.splitlines():
         digest, name = line.split(maxsplit=1)
-        name = name.removeprefix("*")  # of binary files, where sha256sum tells them apart
+        name = name.removeprefix("*")  # some versions of sha256sum mark binary files
         if Path(name).name != name:
             raise ValueError(name)
         yield name, digest

@@ -1,4 +1,4 @@
-"""A trained network as an ONNX file; the extra `onnx` must be installed."""
+"""Export a trained network to ONNX; the extra `onnx` must be installed."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnn_research import ops
-from cnn_research.core.errors import one_line
+from cnn_research.core.errors import install_command, one_line
 from cnn_research.train.trained import TrainedModel
 
 ONNX = "model.onnx"
 LARGEST_DIFFERENCE = 1e-4
-"""By which outputs of ONNX Runtime may differ from ours, relative to the largest of ours."""
+"""Maximum difference of ONNX Runtime's outputs from ours, relative to our largest."""
 FOR_ONNX = ops.Formulation(gather_pool_gradient=True)
-"""A pool of XLA's own becomes one over four dimensions, which ONNX Runtime does not have."""
+"""XLA's own pools become four-dimensional ones, which ONNX Runtime does not support."""
 
 
 def try_onnx(model: TrainedModel, folder: Path) -> str:
-    """Write model.onnx, where possible; otherwise return the reason why not, and "" on success."""
+    """Write model.onnx; return "", or the reason if it cannot be written."""
     if not all(importlib.util.find_spec(name) for name in ("jax2onnx", "onnxruntime")):
-        return "jax2onnx and onnxruntime are not installed (pip install 'cnn-research[onnx]')"
+        return f"jax2onnx and onnxruntime are not installed ({install_command('onnx')})"
     file = folder / ONNX
     try:
         write_onnx(model, file)
         apart = onnx_difference(model, file)
         if apart <= LARGEST_DIFFERENCE:
             return ""
-        reason = f"ONNX Runtime's outputs differ by {apart:.1e} of the largest"
-    except Exception as error:  # of the converter: whatever it does not know, it raises as it likes
+        reason = f"ONNX Runtime's outputs differ by {apart:.1e} of the largest output"
+    except Exception as error:  # the converter raises any kind for what it does not support
         reason = one_line(error)[:200] or type(error).__name__
     file.unlink(missing_ok=True)
-    return f"jax2onnx does not convert this network ({reason})"
+    return f"jax2onnx cannot convert this network ({reason})"
 
 
 def write_onnx(model: TrainedModel, file: Path) -> None:
@@ -48,7 +48,7 @@ def write_onnx(model: TrainedModel, file: Path) -> None:
         import jax2onnx
         from jax2onnx.converter import ir_optimizations
 
-        # Of networks with shortcuts, 0.13 takes a transposition from one summand alone.
+        # In networks with shortcuts, 0.13 removes a transposition from only one summand.
         harmful = "remove_redundant_transpose_pairs_ir"
         with mock.patch.object(ir_optimizations, harmful, lambda graph: None):
             jax2onnx.to_onnx(
@@ -60,7 +60,7 @@ def write_onnx(model: TrainedModel, file: Path) -> None:
 
 
 def onnx_difference(model: TrainedModel, file: Path, batch: int = 2) -> float:
-    """Largest difference of ONNX Runtime's outputs from ours, relative to the largest of ours."""
+    """Largest difference of ONNX Runtime's outputs from ours, relative to our largest."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(file)
@@ -74,7 +74,7 @@ def onnx_difference(model: TrainedModel, file: Path, batch: int = 2) -> float:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Silence the converter's messages on layers and missing parts of JAX within the block."""
+    """Silence the converter's messages about layers and missing parts of JAX in the block."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -1,7 +1,6 @@
-"""Predictions for any images: `--mode=predict --input=FILE_OR_FOLDER_OR_GLOB`.
+"""Predict any images: `--mode=predict --input=FILE_OR_FOLDER_OR_GLOB`.
 
-The run's folder is enough. Only the nearest training images, where they are wanted, need the
-data set.
+Only the run folder is needed, except for the nearest training images, which need the data set.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from cnn_research.core.distributed import is_first_process, wait_for_all
 from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.experiment import Result
 from cnn_research.core.progress import Tally
+from cnn_research.core.terminal import show
 from cnn_research.data.dataset import Dataset
 from cnn_research.data.images import (
     ENDINGS,
@@ -50,12 +50,12 @@ SHOWN = 24
 def predict_images(
     experiment: Training, workdir: Path, source: str, *, neighbours: int = 0
 ) -> Result:
-    """Predict every image of `source`: on the terminal, and as files in `predictions/`.
+    """Predict all images of `source`; print the predictions, and write them to `predictions/`.
 
-    The source is an image, a folder of images, or a pattern such as 'photos/*.jpg'. `neighbours`
-    is the number of nearest training images shown beside each. `evaluation` and the location of
-    the data set's images may differ from the training's. Raises `UserError` if there is no such
-    run, or no image.
+    `source` is an image, a folder of images, or a pattern such as 'photos/*.jpg'. `neighbours` is
+    the number of nearest training images to show beside each. `evaluation` and the path of the
+    data set may differ from the training's. Raises `UserError` if there is no such run, or no
+    image.
     """
     folders.check_same(experiment, workdir, ("data.path", "evaluation"))
     model = TrainedModel.load(workdir, experiment)
@@ -74,12 +74,12 @@ def predict_images(
         [Path(each.file).name, *(_with_others(each.answers[head]) for head in heads)]
         for each in predictions[:SHOWN]
     ]
-    print(markdown_table(["image", *heads], cells))
+    show(markdown_table(["image", *heads], cells))
     if len(predictions) > SHOWN:
         print(f"... and {len(predictions) - SHOWN:,} more")
     if numbers:
         named = ", ".join(f"{number} for {name}" for name, number in numbers.items())
-        print(f"In predictions.png, numbers stand for names: {named}.")
+        print(f"In predictions.png, numbers replace names: {named}.")
     print(f"{len(predictions):,} images: {workdir / FOLDER / 'predictions.jsonl'}, .csv and .png")
     return Result(workdir, int(model.state.step), {})
 
@@ -89,13 +89,13 @@ class Prediction:
     """The prediction for one image."""
 
     file: str
-    """The image's path, fit for printing."""
+    """The image's path, printable."""
     answers: Mapping[str, Answer]
     image: np.ndarray | None
-    """uint8 `[height, width, channels]`, as the network takes it; None beyond the first images, of
-    which there is a picture."""
+    """The network's input, uint8 `[height, width, channels]`; None after the first images, which
+    are drawn."""
     nearest: np.ndarray
-    """Indices of the nearest training images; empty where none are wanted."""
+    """Indices of the nearest training images; empty if they were not requested."""
 
 
 def _write_each(
@@ -133,7 +133,7 @@ def _write_each(
 
 
 def key_of(head: str) -> str:
-    """The name of a head beside those of a row's own columns, `file` and `nearest`."""
+    """Name of a head's column, which must differ from `file` and `nearest`."""
     return f"{head} (answer)" if head in ("file", "nearest") else head
 
 
@@ -142,72 +142,78 @@ def _with_others(answer: Answer) -> str:
 
 
 def image_files(source: str) -> list[Path]:
-    """The image files that `source` names.
+    """List the image files of `source`.
 
     Raises:
-        UsageError: nothing is named.
-        UserError: there is nothing of that name, or no image among it.
+        UsageError: `source` is empty.
+        UserError: it does not exist, or contains no image.
     """
     if not source:
-        raise UsageError("--mode=predict needs --input: an image, a folder, or a pattern of files")
+        raise UsageError(
+            "--mode=predict needs --input=IMAGES, an image, a folder or a file pattern"
+        )
     try:
         path = Path(source).expanduser()
     except RuntimeError:
         user = source.partition("/")[0]
         raise UserError(
-            f"--input={source}: no home folder of {user} is known; write the whole path"
+            f"--input={source}: the home folder of {user} is unknown; use the full path"
         ) from None
     if not path.is_dir():
-        # Whoever names files by a pattern means all of them: `decode` says which are not images.
+        # A pattern selects all its files; `decode` reports those that are not images.
         matches = [path] if path.exists() else _matching(path)
         files = sorted(file for file in matches if file == path or file.is_file())
         if not files:
-            raise UserError(f"--input={source}: there is no such file or folder")
+            raise UserError(f"--input={source}: no such file or folder")
         return files
     files = files_below(path)
     images = [file for file in files if is_named_as_image(file) and file.is_file()]
     others = len(files) - len(images)
     if not images:
         raise UserError(
-            f"--input={source}: no image there among {others} files (looked for "
-            f"{', '.join(ENDINGS)} and the like); a pattern, as '{source.rstrip('/')}/*', takes "
-            "any file"
+            f"--input={source}: none of the {others} files has the extension of an image "
+            f"({', '.join(ENDINGS)} and others); a pattern such as '{source.rstrip('/')}/*' "
+            "selects any file"
         )
     if others:
-        print(f"{others:,} other files in {printable(source)} are skipped.")
+        plural = "s that are not images" if others > 1 else " that is not an image"
+        print(f"Skipped {others:,} file{plural} in {printable(source)}.")
     return images
 
 
 def _matching(pattern: Path) -> list[Path]:
-    """The paths that a pattern names; folders that are there, `my [new] photos`, are no patterns,
-    nor are brackets in names of files that are there."""
+    """List the paths that match a pattern.
+
+    Existing folders, such as `my [new] photos`, and brackets in names of existing files are taken
+    literally.
+    """
     folder, *rest = pattern.parents[-1], *pattern.parts[len(pattern.anchor) > 0 :]
     while len(rest) > 1 and (folder / rest[0]).is_dir():
         folder /= rest.pop(0)
     inner = "/".join(rest)
     for each in (inner.replace("[", "[[]"), inner):
-        if found := glob.glob(each, root_dir=folder, recursive=True):
+        if names := glob.glob(each, root_dir=folder, recursive=True):
             break
-    return [folder / name for name in found]
+    return [folder / name for name in names]
 
 
 def stems(files: Sequence[Path]) -> Iterator[str]:
-    """Yield for each file a unique name for its outputs: its own, numbered where it repeats."""
+    """Yield for each file a unique stem for its outputs: its name, numbered if repeated."""
     uses: Counter[str] = Counter()
     for file in files:
-        # Names are at most 255 bytes, and an ending follows.
+        # Names have at most 255 bytes, including an extension.
         name = printable(file.name).encode()[:200].decode("utf-8", "ignore")
-        uses[name] += 1
-        yield name if uses[name] == 1 else f"{name}-{uses[name]}"
+        number = uses[name.lower()] = uses[name.lower()] + 1  # ignoring case, like macOS
+        yield name if number == 1 else f"{name}-{number}"
 
 
 def outputs_of(
     files: Sequence[Path], model: TrainedModel, *, features: bool = False
 ) -> Iterator[tuple[Path, np.ndarray | BadImage, tuple[np.ndarray, ...]]]:
-    """Yield each file with its image as the network takes it, and a tuple with its outputs.
+    """Yield each file with the network's input and a tuple of its outputs.
 
-    With `features` the tuple has its features, too. For a file that is not an image, the reason
-    comes in place of the image, and the tuple is empty.
+    With `features` the tuple also has its features. For a file that is not an image, the error
+    replaces the input, and the tuple is empty.
     """
     functions: list[Callable[..., jax.Array]] = [jax.jit(model.forward())]
     functions += [model.features()] if features else []
@@ -218,7 +224,7 @@ def outputs_of(
         good = [image for image in images if not isinstance(image, BadImage)]
         results: Iterator[tuple[np.ndarray, ...]] = iter(())
         if good:
-            # One size of batch, or the next power of two for few images: few compilations.
+            # A single batch size, or the next power of two for few images, to compile rarely.
             size = min(most, 1 << (len(good) - 1).bit_length())
             arrays = apply_in_batches(lambda x: [f(x) for f in functions], np.stack(good), size)
             results = zip(*arrays, strict=True)
@@ -235,14 +241,14 @@ def _decoded(file: Path, model: TrainedModel) -> np.ndarray | BadImage:
 
 
 class Nearest:
-    """The `count` training images whose features are nearest to those of an image.
+    """Finds the `count` training images whose features are nearest to those of an image.
 
-    The features of the training split are computed once for each checkpoint used, and stored in the
-    run's folder.
+    The features of the training split are computed once per checkpoint and stored in the run
+    folder.
 
     Raises:
-        UsageError: the data set has changed since the model was trained on it.
-        UserError: it is not there.
+        UsageError: the data set has changed since the training.
+        UserError: it does not exist.
     """
 
     def __init__(self, model: TrainedModel, count: int):
@@ -250,13 +256,13 @@ class Nearest:
             self.dataset: Dataset = model.load_data()
         except UserError as error:
             raise type(error)(
-                f"{error}; leave --neighbours out to predict without the nearest training images"
+                f"{error}; omit --neighbours to predict without the nearest training images"
             ) from error
         self._heads, self._count = model.experiment.task.heads, count
         self._split = self.dataset.splits["train"]
         file = model.workdir / f"training_features-{int(model.state.step)}.npy"
         if not file.exists():
-            print(f"Computing the features of {len(self._split):,} training images, once.")
+            print(f"Computing the features of {len(self._split):,} training images (once).")
             size = min(model.experiment.evaluation.batch_size, len(self._split))
             features = apply_in_batches(model.features(), self._split.images, size)
             if is_first_process():
@@ -268,11 +274,11 @@ class Nearest:
         self._features = np.load(file, mmap_mode="r")
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
-        """Indices of the nearest training images, int `[count]`, the nearest first."""
+        """Return the indices of the nearest training images, int `[count]`, nearest first."""
         return np.argsort(-(self._features @ features), kind="stable")[: self._count]
 
     def describe(self, indices: np.ndarray) -> list[dict[str, Any]]:
-        """The training images at these indices as JSON values: name and labels."""
+        """Describe training images as JSON values: name and labels."""
         names = self._split.names
         return [
             {
@@ -283,7 +289,7 @@ class Nearest:
         ]
 
     def titled(self, index: int) -> tuple[np.ndarray, str]:
-        """A training image, and its labels of the heads that the run has learned."""
+        """Return a training image, and its labels in the run's heads."""
         labels = (str(self._label(head, index) or "unknown") for head in self._heads)
         return self._split.images[index], "\n".join(labels)
 
@@ -305,9 +311,9 @@ def _write_table(file: Path, predictions: Sequence[Prediction]) -> None:
 def predictions_plot(
     predictions: Sequence[Prediction], nearest: Nearest | None, numbers: Mapping[str, str]
 ) -> Figure:
-    """Draw rows of an image, its answer (a line per head), and its nearest training images.
+    """Draw rows of an image, its prediction (one line per head), and nearest training images.
 
-    `numbers` stand for names of classes, as of `numbers_of`.
+    `numbers` replace class names, as in `numbers_of`.
     """
     titles = []
     for each in predictions:
@@ -321,7 +327,7 @@ def predictions_plot(
     figure, grid = blank_grid(rows, columns, size, padding=0.08)
     places = grid.ravel() if nearest is None else grid[:, 0]
     for axes, each, title in zip(places, predictions, titles, strict=False):
-        assert each.image is not None, "the first images are stored"
+        assert each.image is not None, "the first images are kept"
         show_image(axes, each.image)
         axes.set_title(title, fontsize=7.5, linespacing=1.3, fontweight="bold", **VERBATIM)
     if nearest is not None:

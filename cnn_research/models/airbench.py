@@ -1,4 +1,4 @@
-"""The network of airbench: a high accuracy on small images for little arithmetic."""
+"""Airbench's network: high accuracy on small images at low cost."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ from cnn_research.models.layers import (
 )
 from cnn_research.models.registry import register_model
 
-# Statistics that forget quickly, since a run is short; a scale would be undone by the
-# next normalisation.
+# Runs are short, so the statistics must adapt quickly; the next normalisation would undo a scale.
 _Norm = functools.partial(nn.BatchNorm, momentum=0.6, epsilon=1e-5, use_scale=False)
 
 
@@ -33,17 +32,17 @@ _Norm = functools.partial(nn.BatchNorm, momentum=0.6, epsilon=1e-5, use_scale=Fa
 class Airbench(Classifier):
     """A whitening layer, three blocks of two convolutions, and one linear layer.
 
-    After Jordan, '94% on CIFAR-10 in 3.29 seconds' (2024). The first layer is not learnt: its
-    filters are the principal directions of the training images' patches, so that what follows sees
-    inputs of unit variance. It has to be frozen: `Transfer(freeze=("whiten/kernel",))`. Each
-    further convolution begins as the identity on the channels that it has.
+    After Jordan, '94% on CIFAR-10 in 3.29 seconds' (2024). The first layer is not trained: its
+    filters are the principal directions of the training images' patches, scaled to unit variance.
+    It must be frozen: `Transfer(freeze=("whiten/kernel",))`. The other convolutions are initialised
+    as the identity on their input channels.
     """
 
     init_images: ClassVar[int] = 5000
-    """Training images that the initial parameters depend on, by `with_images`."""
+    """Number of training images from which `with_images` sets initial parameters."""
 
     features: Widths = (64, 256, 256)
-    """Filters of both convolutions of each block; the first is followed by a 2x2 pool."""
+    """Filters of both convolutions of each block; a 2x2 pool follows the first."""
     activation: Activation = "gelu"
     """Activation after the first layer and after each normalisation."""
     output_scale: PositiveFloat = 1 / 9
@@ -72,16 +71,15 @@ class Airbench(Classifier):
         return self.logits(x, use_bias=False, name="linear") * self.output_scale
 
     def with_images(self, params: dict[str, Any], images: jax.Array) -> dict[str, Any]:
-        """Replace the first layer by one that whitens patches of preprocessed float32 images."""
+        """Replace the first layer by one that whitens patches of preprocessed images, float32."""
         kernel = whitening_kernel(np.asarray(images))
         return {**params, "whiten": {**params["whiten"], "kernel": jnp.asarray(kernel)}}
 
 
 def partly_identity(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """Filters `[3, 3, channels, filters]`: the identity on the first channels, random ones after
-    it."""
+    """Initialise filters `[3, 3, channels, filters]`: the identity first, then random ones."""
     _, _, channels, filters = shape
-    # PyTorch's default for convolutions, which the recipe was tuned for.
+    # PyTorch's default for convolutions, for which the recipe was tuned.
     uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
     kernel = uniform(key, shape, dtype)
     same = min(channels, filters)
@@ -92,7 +90,7 @@ def partly_identity(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.flo
 
 
 def whitening_kernel(images: np.ndarray, epsilon: float = 5e-4) -> np.ndarray:
-    """Filters over 2x2 patches whose outputs have unit variance and no correlation.
+    """Compute filters over 2x2 patches whose outputs are uncorrelated and have unit variance.
 
     float32 `[2, 2, channels, 8 * channels]`: each filter and its negative. `epsilon` is added to
     the variances, so that noise is not amplified.

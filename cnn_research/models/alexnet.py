@@ -1,4 +1,4 @@
-"""AlexNet in the one-column form of torchvision."""
+"""AlexNet in torchvision's single-column form."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _INIT = nn.initializers.he_normal()
 class AlexNet(ImageNetClassifier):
     """Krizhevsky, 'One weird trick for parallelizing convolutional neural networks' (2014).
 
-    The network of Krizhevsky, Sutskever and Hinton (2012) without its split over two GPUs and
-    without local response normalisation. Modules are called as in torchvision.
+    The network of Krizhevsky, Sutskever and Hinton (2012) without the split over two GPUs and
+    without local response normalisation. Modules have torchvision's names.
     """
 
     small: bool = False
-    """For images of about 32x32: a 3x3 convolution without stride first; maps of 3x3 last."""
+    """For images of about 32x32: the first convolution is 3x3 without stride, the last map 3x3."""
     hidden: PositiveInt = 4096
     """Units of the two linear layers before the last."""
     dropout: Rate = 0.5
@@ -34,7 +34,7 @@ class AlexNet(ImageNetClassifier):
 
     @property
     def flattened(self) -> dict[str, tuple[int, int, int]]:
-        """The linear layer over a map, with the map's height, width and channels."""
+        """Linear layer over a flattened map -> the map's height, width and channels."""
         return {"classifier.1": (self._pooled, self._pooled, 256)}
 
     @nn.compact

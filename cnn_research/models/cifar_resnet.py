@@ -1,4 +1,4 @@
-"""Residual networks for CIFAR-10: 20 to 110 layers, narrow, with shortcuts without parameters."""
+"""Residual networks for CIFAR-10: 20 to 110 narrow layers, shortcuts without parameters."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _Conv = functools.partial(Conv, kernel_size=(3, 3), padding=1, use_bias=False, k
 
 
 class CifarBlock(nn.Module):
-    """Two 3x3 convolutions, and their input added; a larger stride halves height and width."""
+    """Two 3x3 convolutions with a shortcut; stride 2 halves height and width."""
 
     features: int
     strides: int = 1
@@ -40,7 +40,7 @@ class CifarBlock(nn.Module):
         y = BatchNorm(dtype=self.dtype, name="bn1")(y, use_running_average=not train)
         y = _Conv(self.features, dtype=self.dtype, name="conv2")(nn.relu(y))
         y = BatchNorm(dtype=self.dtype, name="bn2")(y, use_running_average=not train)
-        # The paper's option A: every other pixel, and zeros for the channels that are new.
+        # The paper's option A: every other pixel, and zeros for the new channels.
         x = cut(x, (0, 0), y.shape[1:3], (self.strides, self.strides))
         new = self.features - x.shape[3]
         x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (new // 2, new - new // 2)))
@@ -51,7 +51,7 @@ class CifarBlock(nn.Module):
 class CifarResNet(Classifier):
     """He, Zhang, Ren and Sun, 'Deep residual learning for image recognition' (2015), section 4.2.
 
-    Modules are called as in akamaster/pytorch_resnet_cifar10, whose weights fit.
+    Modules are named as in akamaster/pytorch_resnet_cifar10, whose weights can be loaded.
     """
 
     depth: PositiveInt = 20

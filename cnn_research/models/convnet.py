@@ -28,20 +28,19 @@ POOLS = {"max": ops.max_pool, "average": ops.avg_pool, "min": ops.min_pool}
 
 @register_config
 class ConvNet(Classifier):
-    """Convolution, batch normalisation, activation and 2x2 pooling, repeated; linear layers.
+    """Blocks of convolution, batch normalisation, activation and 2x2 pool, then linear layers.
 
-    The network of documents 002, 003 and 004, each with its own widths.
+    The network of the Fashion-MNIST and painters papers and the classifier lecture, by its widths.
     """
 
     features: Widths = (12, 24)
-    """Filters of each convolution; a block per entry."""
+    """Filters of each convolution; one block per entry."""
     padding: tuple[NonNegativeInt, ...] = (1, 0)
     """Zeros around the input of each convolution."""
     pool: tuple[bool, ...] = ()
-    """Per block, True to halve height and width; empty for all blocks."""
+    """Per block, True to halve height and width; empty for True in all blocks."""
     pooling: Literal["max", "average", "min", "stride"] = "max"
-    """Operation that halves them: a 2x2 pool at the end of the block, or a convolution of stride 2.
-    """
+    """How they are halved: by a 2x2 pool at the end of the block, or a convolution of stride 2."""
     kernel_size: PositiveInt = 3
     """Height and width of every kernel."""
     batch_norm: bool = True
@@ -83,7 +82,7 @@ class ConvNet(Classifier):
         return self.logits(x)
 
     def _least(self, pools: tuple[bool, ...]) -> int:
-        """The size of image that leaves one pixel at the end."""
+        """Smallest image size, which leaves one pixel after the last block."""
         size = 1
         for padding, pool in reversed(list(zip(self.padding, pools, strict=True))):
             if pool:
@@ -93,5 +92,8 @@ class ConvNet(Classifier):
 
 
 register_model(
-    "convnet", ConvNet(), image_shape=(28, 28, 1), source="the documents' own; 004's as it stands"
+    "convnet",
+    ConvNet(),
+    image_shape=(28, 28, 1),
+    source="the documents; by default the Fashion-MNIST paper",
 )

@@ -1,4 +1,4 @@
-"""ConvNeXt: a residual network with the details of vision transformers."""
+"""ConvNeXt: a residual network with design choices of vision transformers."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ from cnn_research.models.registry import register_model
 
 _INIT = nn.initializers.normal(0.02)
 _Dense = functools.partial(nn.Dense, kernel_init=_INIT)
-# Exact variances: some channels of trained weights have means far above their deviations.
+# Exact variances: in trained networks some channels have means far above their deviations.
 _LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-6, use_fast_variance=False)
 
 
 class ConvNeXtBlock(nn.Module):
-    """A depthwise 7x7 convolution, and two layers across channels, the first four times as wide.
+    """A depthwise 7x7 convolution and two layers across channels, the first four times as wide,
+    with a shortcut.
 
-    The input is added; in training, an image's block is left out at the rate `drop_path`
-    (stochastic depth, Huang et al. 2016).
+    In training the block is skipped for an image at the rate `drop_path` (stochastic depth, Huang
+    et al. 2016).
     """
 
     drop_path: Rate = 0.0
@@ -61,7 +62,7 @@ class ConvNeXtBlock(nn.Module):
 class ConvNeXt(ImageNetClassifier):
     """Liu et al., 'A ConvNet for the 2020s' (2022).
 
-    Layers are called as in timm, whose weights fit.
+    Layers are named as in timm, whose weights can be loaded.
     """
 
     blocks: Widths = (3, 3, 9, 3)
@@ -69,8 +70,8 @@ class ConvNeXt(ImageNetClassifier):
     features: Widths = (96, 192, 384, 768)
     """Channels of each stage."""
     drop_path: Rate = 0.1
-    """Rate at which the last block is left out for an image in training (stochastic depth); that of
-    the others grows from 0, at the first, in a straight line."""
+    """Stochastic depth: rate at which training skips the last block for an image; earlier blocks
+    have linearly lower rates, from 0 for the first."""
 
     def check(self) -> None:
         """Raise `UsageError` for fields that do not fit together."""

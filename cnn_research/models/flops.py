@@ -1,6 +1,6 @@
-"""Cost of a model: parameters, floating-point operations, and its smallest image.
+"""Cost of a model: parameters, floating-point operations, and smallest image size.
 
-Counted from JAX's own program for it, without computing anything.
+They are counted in the model's jaxpr; nothing is computed.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from cnn_research import ops
 from cnn_research.models.layers import ImageTooSmall
 
 _KEY = jax.eval_shape(jax.random.key, 0)
-"""Shape of a key: tracing needs no more, and so starts no device."""
+"""Shape of a key, which is all that tracing needs: no device is started."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of a model and images of one size: parameters, those of auxiliary heads included; numbers
-    that batch normalisation keeps; operations of one image's forward pass as it is evaluated, and
-    numbers that its convolutions and matrix products put out.
-    """
+    """Cost of a model for images of one size."""
 
     parameters: int
+    """Including those of auxiliary heads."""
     statistics: int
+    """Numbers in the running statistics of batch normalisation."""
     flops: int
+    """Operations of one image's forward pass in evaluation."""
     outputs: int
+    """Numbers in the outputs of its convolutions and matrix products."""
 
 
 def cost(model: nn.Module, image_shape: tuple[int, int, int]) -> Cost:
@@ -44,7 +45,7 @@ def cost(model: nn.Module, image_shape: tuple[int, int, int]) -> Cost:
 
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     with ops.use_formulation(ops.PLAIN):
-        # One trace for all: tracing is what takes long.
+        # One trace for all, because tracing is slow.
         program, (logits, variables) = jax.make_jaxpr(forward, return_shape=True)(_KEY, images)
     wanted = [True] * len(jax.tree.leaves(logits)) + [False] * len(jax.tree.leaves(variables))
     evaluated, _ = partial_eval.dce_jaxpr(program.jaxpr, wanted)
@@ -57,21 +58,21 @@ def cost(model: nn.Module, image_shape: tuple[int, int, int]) -> Cost:
 
 
 def flops(function: Callable[..., Any], *arguments: Any) -> int:
-    """The operations of convolutions and matrix products in a function, as it is written.
+    """Count the operations of the convolutions and matrix products in a function, as written.
 
-    A multiplication and an addition are two operations. All else (pools, normalisation,
-    activations) is left out, as is usual; padding counts as if it were pixels. Raises `ValueError`
-    for a loop of unknown length.
+    A multiplication and an addition are two operations. Pools, normalisation and activations are
+    not counted, as usual; padding counts like pixels. Raises `ValueError` for a loop of unknown
+    length.
     """
     with ops.use_formulation(ops.PLAIN):
         return _of_program(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
 def least_size(model: nn.Module, channels: int = 3) -> int:
-    """The least height and width of images that a model takes."""
+    """Smallest height and width of images that a model accepts."""
 
     class Reached(Exception):
-        """A layer was called: the size is good enough."""
+        """A layer was called: the image is large enough."""
 
     def stop(layer, arguments, options, context):
         if context.module.path:
@@ -119,7 +120,7 @@ def _of_equation(equation: Any) -> int:
         return 2 * equation.outvars[0].aval.size * math.prod(sizes)
     inner = [_of_program(program) for program in jaxprs_in_params(options)]
     if name == "while" and any(inner):
-        raise ValueError("a loop of unknown length has no number of operations")
+        raise ValueError("the operations of a loop of unknown length cannot be counted")
     if name == "cond":
         return max(inner)
     return sum(inner) * options.get("length", 1) if name == "scan" else sum(inner)

@@ -1,4 +1,4 @@
-"""GoogLeNet, or Inception v1: blocks of convolutions of several sizes side by side."""
+"""GoogLeNet (Inception v1): blocks of parallel convolutions of several sizes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from cnn_research.models.registry import register_model
 _INIT = nn.initializers.he_normal()
 _AUXILIARY_DROPOUT = 0.7
 _BLOCKS = {
-    # 1x1, 3x3 reduced, 3x3, 5x5 reduced, 5x5, after the pool
+    # 1x1, 3x3 reduction, 3x3, 5x5 reduction, 5x5, after the pool
     "3a": (64, 96, 128, 16, 32, 32),
     "3b": (128, 128, 192, 32, 96, 64),
     "4a": (192, 96, 208, 16, 48, 64),
@@ -37,18 +37,18 @@ _BLOCKS = {
     "5b": (384, 192, 384, 48, 128, 128),
 }
 _POOLED_AFTER = {"3b": 3, "4e": 2}
-"""After which modules a max pool of stride 2 follows, and its window."""
+"""Modules followed by a max pool of stride 2 -> its window."""
 _AUXILIARY_AFTER = {"4a": "aux1", "4d": "aux2"}
 
 
 class ConvNorm(nn.Module):
-    """A convolution, batch normalisation unless `norm` is False, and a ReLU."""
+    """A convolution, batch normalisation if `norm`, and a ReLU."""
 
     features: int
     kernel_size: tuple[int, int] = (1, 1)
     strides: int = 1
     padded: bool = True
-    """Pad with zeros by half the kernel, so that only strides shrink the map."""
+    """Pad with zeros by half the kernel size, so that only strides shrink the map."""
     norm: bool = True
     scale: bool = True
     dtype: Dtype = "float32"
@@ -73,7 +73,7 @@ class ConvNorm(nn.Module):
 
 
 class Inception(nn.Module):
-    """Four branches from one input, their channels side by side."""
+    """Four branches over the same input, with concatenated channels."""
 
     features: tuple[int, ...]
     largest: int
@@ -101,7 +101,7 @@ class Inception(nn.Module):
 
 
 class AuxiliaryHead(nn.Module):
-    """A small classifier halfway up, which sends a gradient into the lower layers."""
+    """A small classifier halfway through, which adds a gradient to the lower layers."""
 
     num_classes: int
     norm: bool
@@ -120,22 +120,22 @@ class AuxiliaryHead(nn.Module):
 class GoogLeNet(ImageNetClassifier):
     """Szegedy et al., 'Going deeper with convolutions' (2014).
 
-    Modules are called as in torchvision, whose weights fit.
+    Modules are named as in torchvision, whose weights can be loaded.
     """
 
     variant: Literal["torchvision", "paper"] = "torchvision"
-    """torchvision's has batch normalisation, and 3x3 kernels for the 5x5 ones; the paper's has
-    local response normalisation after the first and third convolution, and biases."""
+    """torchvision's has batch normalisation, and 3x3 kernels instead of 5x5; the paper's has biases
+    and local response normalisation after the first and third convolution."""
     auxiliary_weight: NonNegativeFloat = 0.3
-    """Weight of each of the two auxiliary heads in the objective; 0 for no such heads."""
+    """Weight of each of the two auxiliary heads in the objective; 0 for no heads."""
     dropout: Rate = 0.2
     """Rate before the last layer (the paper's is 0.4); survivors are scaled by 1 / (1 - rate)."""
     small: bool = False
-    """For images of about 32x32: the first three halvings are left out."""
+    """For images of about 32x32: the first three strides are left out."""
 
     @property
     def flattened(self) -> dict[str, tuple[int, int, int]]:
-        """Linear layers over a flattened map, and its height, width and channels."""
+        """Linear layers over a flattened map -> the map's height, width and channels."""
         return {f"{head}.fc1": (4, 4, 128) for head in _AUXILIARY_AFTER.values()}
 
     @nn.compact
@@ -176,7 +176,7 @@ class GoogLeNet(ImageNetClassifier):
 
 
 def _pool_to_the_edge(x: jax.Array, window: int) -> jax.Array:
-    """A max pool of stride 2 whose last windows may reach over the edge."""
+    """Max pool of stride 2 whose last windows may extend beyond the edge."""
     over = []
     for size in x.shape[1:3]:
         count = max(1, -(-(size - window) // 2) + 1)

@@ -1,4 +1,4 @@
-"""Inception v3: Inception modules with their large kernels taken apart."""
+"""Inception v3: Inception modules with factorised kernels."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from cnn_research.models.registry import register_model
 Convolution = tuple[int, int, int]
 """Filters, height and width of the kernel."""
 Branch = tuple[tuple[tuple[str, int, tuple[int, int]], ...], ...]
-"""Steps one after the other; the convolutions of a step (name, filters, height and width of the
-kernel) take the same input, side by side."""
+"""Consecutive steps; the convolutions of a step (name, filters, height and width of the kernel)
+have the same input and are concatenated."""
 
 
 def _branch(name: str, *steps: Convolution | tuple[Convolution, Convolution]) -> Branch:
-    """Number the convolutions of a branch, if there are several; letter those side by side."""
+    """Name the convolutions of a branch: numbers if there are several, letters in parallel."""
     branch = []
     for number, step in enumerate(steps, 1):
         numbered = f"{name}_{number}" if len(steps) > 1 else name
@@ -85,10 +85,10 @@ _STEM = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "Co
 
 
 class Mixed(nn.Module):
-    """Branches of convolutions and a pooled one, their channels side by side.
+    """Branches of convolutions and a pooled branch, with concatenated channels.
 
-    Where it halves height and width, each branch's last convolution does, and the pooled branch is
-    a max pool and nothing else.
+    To halve height and width, the last convolution of each branch has stride 2, and the pooled
+    branch is only a max pool.
     """
 
     branches: tuple[Branch, ...]
@@ -99,7 +99,7 @@ class Mixed(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         conv = functools.partial(ConvNorm, scale=not self.keras, dtype=self.dtype)
-        found = []
+        maps = []
         for branch in self.branches:
             y = x
             if branch[0][0][0] == "branch_pool":
@@ -111,14 +111,14 @@ class Mixed(nn.Module):
                     for name, features, size in step
                 ]
                 y = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=-1)
-            found.append(y)
+            maps.append(y)
         if self.halves:
-            found.append(ops.max_pool(x, 3, 2))
-        return jnp.concatenate(found, axis=-1)
+            maps.append(ops.max_pool(x, 3, 2))
+        return jnp.concatenate(maps, axis=-1)
 
 
 class AuxiliaryHead(nn.Module):
-    """A small classifier over the 17x17 map, which sends a gradient into the lower layers."""
+    """A small classifier over the 17x17 map, which adds a gradient to the lower layers."""
 
     num_classes: int
     dtype: Dtype
@@ -136,14 +136,15 @@ class AuxiliaryHead(nn.Module):
 class InceptionV3(ImageNetClassifier):
     """Szegedy et al., 'Rethinking the Inception architecture for computer vision' (2015).
 
-    Modules are called as in torchvision; its weights fit, and Keras' fit the variant `keras`.
+    Modules are named as in torchvision, whose weights can be loaded; Keras' need the variant
+    `keras`.
     """
 
     variant: Literal["torchvision", "keras"] = "torchvision"
-    """Keras' has no scale in its batch normalisation, no auxiliary head, and averages over the
-    pixels inside the image only."""
+    """Keras' has no scale in batch normalisation, no auxiliary head, and average pools that ignore
+    padding."""
     auxiliary_weight: NonNegativeFloat = 0.4
-    """Weight of the auxiliary head in the objective; 0 for no such head."""
+    """Weight of the auxiliary head in the objective; 0 for no head."""
     dropout: Rate = 0.5
     """Rate before the last layer; survivors are scaled by 1 / (1 - rate)."""
     small: bool = False
@@ -151,7 +152,7 @@ class InceptionV3(ImageNetClassifier):
 
     @property
     def other_names(self) -> tuple[dict[str, str], ...]:
-        """Our module -> its name in Keras' files, which number convolutions as they are made."""
+        """Our module -> its name in Keras' files, which number layers by creation."""
         names = {"fc": "predictions"}
         for number, module in enumerate(_convolutions()):
             names[f"{module}.conv"] = f"conv2d_{number}"
@@ -190,13 +191,13 @@ class InceptionV3(ImageNetClassifier):
         return self.logits(x, name="fc")
 
     def _least(self, last: int) -> int:
-        """The image's size, from that of the map that the last halving or the head needs."""
+        """Smallest image size for a map of size `last` before the last halving or the head."""
         size = 2 * (2 * last + 1) + 1
         return size if self.small else 2 * (2 * (size + 2) + 1 + 2) + 1
 
 
 def _convolutions() -> Iterator[str]:
-    """Every convolution outside the auxiliary head, in the order in which Keras makes them."""
+    """Yield every convolution outside the auxiliary head, in Keras' order of creation."""
     yield from _STEM
     for name, branches in _MODULES.items():
         for branch in branches:

@@ -1,4 +1,4 @@
-"""The block that EfficientNet and MobileNetV3 are made of, with timm's names of layers."""
+"""The building block of EfficientNet and MobileNetV3, with timm's layer names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Variant = Literal["torch", "tensorflow"]
 Function = Callable[[jax.Array], jax.Array]
 
 _INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-# A channel of a depthwise convolution has as many outputs as inputs: one, under each weight.
+# In a depthwise convolution fan-in and fan-out are equal, but flax computes a larger fan-out.
 _DEPTHWISE_INIT = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
@@ -26,7 +26,7 @@ _NORMS = {
 
 
 def round_channels(channels: float) -> int:
-    """The nearest multiple of 8, at least 8, that is not more than a tenth below `channels`."""
+    """Round to a multiple of 8, at least 8, that is not more than a tenth below `channels`."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded
 
@@ -43,9 +43,9 @@ def conv_norm(
     strides: int = 1,
     depthwise: bool = False,
 ) -> jax.Array:
-    """A convolution without bias, and its normalisation, with `names` in the calling module.
+    """Apply a convolution without bias and its normalisation, named `names` in the calling module.
 
-    TensorFlow pads an even side, before a stride of 2, after the last pixel only.
+    With stride 2, TensorFlow pads an even side after the last pixel only.
     """
     convolution = Conv(
         features,
@@ -63,7 +63,7 @@ def conv_norm(
 
 
 class Squeeze(NamedTuple):
-    """Squeeze-and-excitation: units of its first layer, and what follows each of the two."""
+    """Squeeze-and-excitation: units of its first layer, and the activation after each layer."""
 
     units: int
     activation: Function
@@ -71,8 +71,8 @@ class Squeeze(NamedTuple):
 
 
 class SqueezeExcite(nn.Module):
-    """Hu, Shen and Sun, 'Squeeze-and-excitation networks' (2017): weigh each channel by what the
-    means of all channels tell."""
+    """Hu, Shen and Sun, 'Squeeze-and-excitation networks' (2017): scale each channel by a weight
+    computed from the means of all channels."""
 
     squeeze: Squeeze
     dtype: Dtype = "float32"
@@ -91,19 +91,19 @@ class Block(NamedTuple):
     size: int
     """Height and width of the depthwise kernel."""
     expanded: int
-    """Channels of the depthwise convolution; as many as come in where no convolution is before."""
+    """Channels of the depthwise convolution; if equal to the input's, there is no expansion."""
     features: int
-    """Channels that go out."""
+    """Output channels."""
     strides: int
     activation: Function
     squeeze: Squeeze | None
 
 
 class InvertedResidual(nn.Module):
-    """To many channels by a 1x1 convolution, a depthwise one, and to few channels by another.
+    """A 1x1 convolution to many channels, a depthwise one, and a 1x1 convolution to few channels.
 
-    The input is added where the shapes allow; in training, an image's block is then left out at
-    the rate `drop_path` (stochastic depth, Huang et al. 2016).
+    The shortcut is there where the shapes allow; in training the block is then skipped for an image
+    at the rate `drop_path` (stochastic depth, Huang et al. 2016).
     """
 
     block: Block
@@ -142,9 +142,9 @@ def inverted_residuals(
     dtype: Dtype,
     train: bool,
 ) -> tuple[jax.Array, list[jax.Array]]:
-    """The blocks of all stages of a network, and what it pools of their outputs.
+    """Apply the blocks of all stages of a network, and pool their outputs as it asks.
 
-    The rate at which blocks are left out grows from 0 to `drop_path`.
+    The rate at which blocks are skipped grows from 0 to `drop_path`.
     """
     done, count = 0, sum(map(len, stages))
     for stage, blocks in enumerate(stages):

@@ -1,7 +1,7 @@
-"""Outputs of a network's layers: feature maps, top activating images, Grad-CAM.
+"""Outputs of a network's layers: feature maps, top-activating images, Grad-CAM.
 
-A model is called as `model(images, train=False)`, with its parameters and statistics as
-`variables`; images are `[batch, height, width, channels]` as the model sees them.
+A model is called as `model(images, train=False)` with its parameters and statistics in `variables`;
+images are `[batch, height, width, channels]`, preprocessed.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from flax import linen as nn
 from cnn_research.ops.batching import apply_in_batches
 
 BATCH = 32
-"""Images in one forward pass of the search for top activations."""
+"""Images per forward pass in the search for top activations."""
 MAX_FEATURES = 2048
-"""Features of more numbers than this are reduced to a count sketch."""
+"""Longer feature vectors are reduced to this length by a count sketch."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,21 +29,21 @@ class Layer:
     """A module whose output is a map."""
 
     path: str
-    """Its place in the network, `layer1/0/conv1`."""
+    """Path in the network, such as `layer1/0/conv1`."""
     shape: tuple[int, int, int]
     """Height, width and units of its output."""
     kernel: tuple[int, int, int] | None
-    """Height, width and inputs of its kernels; None for what is no convolution."""
+    """Height, width and inputs of its kernels; None for other modules than convolutions."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TopActivations:
-    """The images with the largest activations of a layer's first units, and where those are."""
+    """Images with the largest activations of a layer's first units, and the positions of these."""
 
     indices: np.ndarray
-    """int `[units, best]`, the strongest first."""
+    """int `[units, best]`, strongest first."""
     values: np.ndarray
-    """float32 `[units, best]`, the layer's output there."""
+    """float32 `[units, best]`, the activations."""
     places: np.ndarray
     """float32 `[units, best, 2]`, row and column in the image, in pixels."""
 
@@ -51,9 +51,9 @@ class TopActivations:
 def layers(
     model: nn.Module, variables: Mapping[str, Any], image_shape: tuple[int, int, int]
 ) -> list[Layer]:
-    """Every module of a network whose output is a map, in the order of computation.
+    """List the modules of a network whose output is a map, in the order of computation.
 
-    Of `variables` the shapes are enough; `image_shape` is `(height, width, channels)`.
+    `variables` may be shapes; `image_shape` is `(height, width, channels)`.
     """
     by_path: dict[str, Layer] = {}
 
@@ -73,7 +73,7 @@ def layers(
 
 
 def kernel_of(variables: Mapping[str, Any], path: str) -> jax.Array:
-    """The kernels of the convolution at `path`, `[height, width, inputs, units]`."""
+    """Return the kernels of the convolution at `path`, `[height, width, inputs, units]`."""
     place = variables["params"]
     for name in path.split("/"):
         place = place[name]
@@ -83,9 +83,9 @@ def kernel_of(variables: Mapping[str, Any], path: str) -> jax.Array:
 def maps(
     model: nn.Module, variables: Mapping[str, Any], images: jax.Array, paths: Sequence[str]
 ) -> tuple[jax.Array, list[jax.Array]]:
-    """Outputs, float32 `[batch, outputs]`, and maps of the modules at `paths`, of their first call.
+    """Return the outputs, float32 `[batch, outputs]`, and the maps of the modules at `paths`.
 
-    Maps are float32 `[batch, height, width, units]` each.
+    Maps are those of a module's first call, float32 `[batch, height, width, units]` each.
     """
     outputs_at: dict[str, jax.Array] = {}
 
@@ -102,10 +102,10 @@ def maps(
 def last_features(
     model: nn.Module, variables: Mapping[str, Any], images: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Outputs, float32 `[batch, outputs]`, and the input of the last linear layer.
+    """Return the outputs, float32 `[batch, outputs]`, and the features before the last layer.
 
-    The latter are features of unit length, float32 `[batch, at most 2,048]`; for a network without
-    a linear layer they are its outputs.
+    The features are the last linear layer's input (without one, the outputs), scaled to unit
+    length: float32 `[batch, at most 2,048]`.
     """
     seen = []
 
@@ -120,10 +120,10 @@ def last_features(
 
 
 def count_sketch(features: jax.Array) -> jax.Array:
-    """Features, float `[batch, ...]`, at unit length: float32 `[batch, min(size, 2048)]`.
+    """Scale features, float `[batch, ...]`, to unit length: float32 `[batch, min(size, 2048)]`.
 
-    More are added up in groups drawn once, with signs drawn once: a count sketch (Charikar, Chen
-    and Farach-Colton 2002), which keeps inner products but for noise.
+    Longer vectors are summed in fixed random groups with fixed random signs: a count sketch
+    (Charikar, Chen and Farach-Colton 2002), which preserves inner products up to noise.
     """
     flat = features.reshape(len(features), -1).astype(jnp.float32)
     size = flat.shape[1]
@@ -148,11 +148,11 @@ def top_activating_images(
     units: int,
     best: int,
 ) -> list[TopActivations]:
-    """Find the images with the largest activation anywhere, for the first units of each layer.
+    """Find the images with the largest activation at any position, for the first units of layers.
 
-    Images are uint8 `[examples, height, width, channels]`; `searched` has the indices to look at,
-    and `preprocess` maps uint8 images to the model's input. There are up to `best` images for up to
-    `units` units.
+    Images are uint8 `[examples, height, width, channels]`; `searched` has the indices of those to
+    search, and `preprocess` maps uint8 images to the model's input. Returns up to `best` images for
+    each of up to `units` units.
     """
 
     @jax.jit
@@ -164,7 +164,7 @@ def top_activating_images(
     peaks = apply_in_batches(lambda at: strongest(variables, images[at]), searched, BATCH)
     results = []
     for layer, (values, at) in zip(chosen, peaks, strict=True):
-        # Of equals, the earlier image.
+        # On ties, the earlier image first.
         order = np.argsort(-values, axis=0, kind="stable")[:best]
         at = np.take_along_axis(at, order, axis=0).T
         rows, columns = at // layer.shape[1], at % layer.shape[1]
@@ -185,12 +185,12 @@ def grad_cam(
 ) -> tuple[jax.Array, jax.Array]:
     """Gradient-weighted class activation maps.
 
-    L = ReLU(sum over k of alpha_k A^k), where A^k are the layer's maps and alpha_k is the mean over
-    places of the gradient of the output before the softmax by A^k: equations 1 and 2 of Selvaraju
-    et al., 'Grad-CAM' (2017). `targets`, int `[batch]`, selects an output of each image.
+    L = ReLU(sum over k of alpha_k A^k), where A^k are the layer's maps and alpha_k is the gradient
+    of the output before the softmax with respect to A^k, averaged over positions: equations 1 and 2
+    of Selvaraju et al., 'Grad-CAM' (2017). `targets`, int `[batch]`, selects each image's output.
 
     Returns:
-        float32 `[batch, map_height, map_width]`, 0 and above; and the model's outputs, float32
+        float32 `[batch, map_height, map_width]`, non-negative; and the model's outputs, float32
         `[batch, outputs]`.
     """
     shape = jax.eval_shape(lambda: maps(model, variables, images, [path])[1][0]).shape
@@ -206,7 +206,7 @@ def grad_cam(
 
         with _seen(add):
             outputs = model.apply(variables, images, train=False)
-        # Without batch statistics an image's outputs depend on no other image: one sum will do.
+        # Without batch statistics, images are independent: one sum gives all gradients.
         return jnp.take_along_axis(outputs, targets[:, None], axis=1).sum(), (captured[0], outputs)
 
     gradient, (activations, outputs) = jax.grad(score, has_aux=True)(jnp.zeros(shape))
@@ -216,7 +216,7 @@ def grad_cam(
 
 @contextlib.contextmanager
 def _seen(change: Callable[[nn.Module, str, jax.Array], jax.Array]) -> Iterator[None]:
-    """Within the block, `change(module, path, output)` stands in for every output that is a map."""
+    """Within the block, replace every output that is a map by `change(module, path, output)`."""
 
     def intercept(call, args, kwargs, context):
         output = call(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Layers that every model is made of."""
+"""Layers and fields that the models share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cnn_research.core.errors import UsageError
 from cnn_research.core.ranges import PositiveInt, Range
 
 Dtype = Literal["float32", "bfloat16"]
-"""Dtype of a model's computation; parameters, statistics and logits stay float32."""
+"""Floating-point type of a model's computation; parameters, statistics and logits are float32."""
 
 Rate = Annotated[float, Range(minimum=0, below=1)]
 
@@ -25,15 +25,15 @@ Widths = tuple[PositiveInt, ...]
 Activation = Literal["relu", "gelu", "silu", "tanh", "none"]
 
 Conv = functools.partial(nn.Conv, conv_general_dilated=ops.conv_general_dilated)
-"""flax's convolution in the formulation that is fast on this platform."""
+"""flax's convolution in the fastest formulation of the platform."""
 
 # PyTorch's defaults (its momentum of 0.1 is flax's 0.9), which the documents' networks use.
-# Called as BatchNorm(...)(x, use_running_average=not train): a frozen layer is frozen there.
+# Call it as BatchNorm(...)(x, use_running_average=not train), where frozen layers are intercepted.
 BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
 
 
 class Classifier(nn.Module, kw_only=True):
-    """Fields common to the networks."""
+    """Fields that all networks have."""
 
     dtype: Dtype = "float32"
     """Floating-point type of the computation."""
@@ -41,12 +41,12 @@ class Classifier(nn.Module, kw_only=True):
     """Units of the last layer; set from the data."""
 
     def logits(self, x: jax.Array, **options: Any) -> jax.Array:
-        """The last layer of `[batch, features]`: float32 `[batch, num_classes]`."""
+        """Apply the last layer to `[batch, features]`: float32 `[batch, num_classes]`."""
         return nn.Dense(self.num_classes, dtype=self.dtype, **options)(x).astype(jnp.float32)
 
 
 class ImageNetClassifier(Classifier, kw_only=True):
-    """A network that was published with ImageNet's classes."""
+    """A network published with ImageNet's classes."""
 
     num_classes: PositiveInt = 1000
     """Units of the last layer; set from the data."""
@@ -64,14 +64,14 @@ def activate(name: Activation) -> Callable[[jax.Array], jax.Array]:
 
 
 class GlobalPool(nn.Module):
-    """Each channel's mean over the whole map; a module, so that its output has a name.
+    """Mean of each channel over the whole map; a module, so that its output has a name.
 
-    `[batch, height, width, channels]` becomes `[batch, channels]`, after what was pooled of other
-    maps if there are any.
+    Maps `[batch, height, width, channels]` to `[batch, channels]`, and appends it to `others`, the
+    pooled values of other maps.
     """
 
     maxima: bool = False
-    """Each channel's maximum, too, after the means: `[batch, 2 * channels]`."""
+    """Append each channel's maximum to the means: `[batch, 2 * channels]`."""
 
     @nn.compact
     def __call__(self, x: jax.Array, others: Sequence[jax.Array] = ()) -> jax.Array:
@@ -82,23 +82,22 @@ class GlobalPool(nn.Module):
 
 
 class Passed(nn.Module):
-    """A map, and what is pooled of it and of those before, as a layer, so that it has a name."""
+    """Identity on a map and the pooled values so far; a module, so that its output has a name."""
 
     def __call__(self, x: jax.Array, pooled: list[jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
         return x, pooled
 
 
 class PooledClassifier(ImageNetClassifier, kw_only=True):
-    """A network whose last layer may see more than the means of the last map."""
+    """A network whose last layer may use more than the means of the last map."""
 
     pool: Literal["last", "all"] = "last"
-    """Maps whose means the last layer is given: the last one, or every one. Lower maps hold
+    """Maps whose means the last layer uses: only the last map, or all of them. Lower maps hold
     colours and textures, by which a painter is recognised."""
     maxima: bool = False
-    """Give the last layer the maxima of these maps, too: what is small in the image, such as a
-    brand's sign, is lost in a mean."""
+    """Also use the maxima of these maps: a mean loses small details, such as a brand's sign."""
     standardise: bool = False
-    """Standardise each pooled channel over the batch before the last layer, without learning a
+    """Standardise each pooled channel over the batch before the last layer, without a learned
     scale: a linear layer on frozen features is then well conditioned."""
     dropout: Rate = 0.0
     """Rate before the last layer; survivors are scaled by 1 / (1 - rate)."""
@@ -106,7 +105,7 @@ class PooledClassifier(ImageNetClassifier, kw_only=True):
     def passed(
         self, x: jax.Array, pooled: list[jax.Array], name: str
     ) -> tuple[jax.Array, list[jax.Array]]:
-        """A map, and with `pool="all"` what is pooled of it, after what was pooled before."""
+        """Return the map; with `pool="all"`, also append its pooled values to `pooled`."""
         if self.pool == "last":
             return x, pooled
         return Passed(name=f"{name}_out")(x, [*pooled, GlobalPool(self.maxima)(x)])
@@ -114,7 +113,10 @@ class PooledClassifier(ImageNetClassifier, kw_only=True):
     def pooled_logits(
         self, x: jax.Array, pooled: list[jax.Array], train: bool, *, pool: str, last: str
     ) -> jax.Array:
-        """Logits of the last map and what `passed` pooled; layers are called `pool` and `last`."""
+        """Compute logits from the last map and what `passed` pooled.
+
+        `pool` and `last` name the layers.
+        """
         x = GlobalPool(self.maxima, name=pool)(x, pooled[:-1])
         if self.standardise:
             plain = BatchNorm(use_scale=False, use_bias=False, dtype=self.dtype, name=f"{pool}_bn")
@@ -124,16 +126,18 @@ class PooledClassifier(ImageNetClassifier, kw_only=True):
 
 
 def check_depth(depth: int, blocks: int, others: int, examples: str) -> None:
-    """Raise `UsageError` for a depth that is not `blocks` n + `others`, as `examples` are."""
+    """Raise `UsageError` for a depth that is not `blocks` n + `others`, such as `examples`."""
     if depth < blocks + others or (depth - others) % blocks:
-        raise UsageError(f"--model.depth is {depth}: must be {blocks} n + {others}, as {examples}")
+        raise UsageError(
+            f"--model.depth is {depth}: must be {blocks} n + {others}, such as {examples}"
+        )
 
 
 def check_lengths(part: str, **fields: tuple) -> None:
-    """Raise `UsageError` where fields, by name, do not have one entry, or more, for each part."""
+    """Raise `UsageError` unless all fields, by name, have one entry per part, and at least one."""
     if len({len(values) for values in fields.values()}) > 1 or not all(fields.values()):
         given = [f"--model.{name} is ({' '.join(map(str, v))})" for name, v in fields.items()]
-        raise UsageError(f"{' and '.join(given)}: must have an entry for each {part}, 1 or more")
+        raise UsageError(f"{' and '.join(given)}: must have one entry per {part}, at least 1")
 
 
 class ImageTooSmall(UsageError):
@@ -152,7 +156,7 @@ def check_size(model: nn.Module, images: jax.Array, least: int) -> None:
     height, width = images.shape[1:3]
     if min(height, width) < least:
         raise ImageTooSmall(
-            f"{type(model).__name__} needs images of {least}x{least} pixels at least, these are "
-            f"{height}x{width}: give larger ones (--data.image-size), or a small-image network",
+            f"{type(model).__name__} needs images of at least {least}x{least} pixels, these have "
+            f"{height}x{width}: enlarge them (--data.image-size) or choose a small-image network",
             least,
         )

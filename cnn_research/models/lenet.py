@@ -17,10 +17,10 @@ _FRAME = 32
 @register_config
 class LeNet5(Classifier):
     """LeCun, Bottou, Bengio and Haffner, 'Gradient-based learning applied to document
-    recognition' (1998), in the form of today: plain averages for the subsampling with weights, each
-    map of C3 sees all of S2, and linear outputs for the radial basis functions.
+    recognition' (1998), in its modern form: average pooling without weights, all of C3's maps
+    connected to all of S2's, and linear outputs instead of radial basis functions.
 
-    Images of fewer than 32 pixels are centred in a frame of zeros, as the paper's digits are.
+    Images smaller than 32x32 are centred and padded with zeros, like the paper's digits.
     """
 
     activation: Activation = "tanh"
@@ -28,7 +28,7 @@ class LeNet5(Classifier):
 
     @property
     def flattened(self) -> dict[str, tuple[int, int, int]]:
-        """Linear layers over a flattened map, and its height, width and channels."""
+        """Linear layer over a flattened map -> the map's height, width and channels."""
         return {"fc1": (5, 5, 16)}
 
     @nn.compact

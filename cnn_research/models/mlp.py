@@ -1,4 +1,4 @@
-"""A network without convolution."""
+"""Multilayer perceptron: a network without convolutions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cnn_research.models.layers import Activation, Classifier, Rate, Widths, act
 
 @register_config
 class MLP(Classifier):
-    """Linear layers over the flattened image (document 004's net without convolution)."""
+    """Linear layers over the flattened image: the Fashion-MNIST paper's MLP."""
 
     dense: Widths = (512,)
     """Units of each hidden layer."""

@@ -1,4 +1,4 @@
-"""MobileNetV1: convolutions taken apart into one per channel and one across channels."""
+"""MobileNetV1: depthwise separable convolutions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class MobileNetV1(PooledClassifier):
     """Howard et al., 'MobileNets: efficient convolutional neural networks for mobile vision
     applications' (2017).
 
-    Layers are called, and padding and epsilon are, as in Keras, whose weights fit.
+    Layer names, padding and epsilon are those of Keras, whose weights can be loaded.
     """
 
     width: Annotated[float, Range(minimum=1 / 32)] = 1.0
@@ -41,7 +41,7 @@ class MobileNetV1(PooledClassifier):
     dropout: Rate = 0.001
     """Rate before the last layer; survivors are scaled by 1 / (1 - rate)."""
     small: bool = False
-    """For images of about 32x32: the first two halvings are left out."""
+    """For images of about 32x32: the first two strides are left out."""
 
     @property
     def other_names(self) -> tuple[dict[str, str], ...]:
@@ -63,7 +63,7 @@ class MobileNetV1(PooledClassifier):
             size: int,
             **options: Any,
         ) -> tuple[jax.Array, list[jax.Array]]:
-            """A convolution; what is pooled of it, beside that of the maps before, if asked for."""
+            """Convolve, normalise and activate, and pool the result with `pool="all"`."""
             x = _Conv(features, (size, size), dtype=self.dtype, name=name, **options)(x)
             norm = BatchNorm(epsilon=1e-3, dtype=self.dtype, name=f"{name}_bn")
             x = nn.relu6(norm(x, use_running_average=not train))
@@ -72,7 +72,7 @@ class MobileNetV1(PooledClassifier):
         x = images.astype(self.dtype)
         pooled: list[jax.Array] = []
         strides = 1 if self.small else 2
-        # As in Keras: a pixel more on both sides where height or width is odd.
+        # As in Keras: an odd height or width is padded on both sides.
         x, pooled = step(x, pooled, filters(32), "conv1", 3, strides=strides, padding="SAME")
         for block, features in enumerate(_FEATURES, 1):
             halves = block in _HALVING and not (self.small and block == _HALVING[0])

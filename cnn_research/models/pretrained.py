@@ -1,11 +1,11 @@
-"""Pretrained weights: from a file or the Hugging Face hub into a model's variables.
+"""Loads pretrained weights from a file or the Hugging Face hub into a model's variables.
 
-A model's modules are called as in torchvision, so that `layer1.0.conv1.weight` of a PyTorch file
-is the leaf `layer1.0/conv1/kernel` here. Two properties, which a model may have, tell the rest:
+A model's modules are named as in torchvision, so that `layer1.0.conv1.weight` of a PyTorch file
+is the leaf `layer1.0/conv1/kernel` here. A model may have two properties for other files:
 
 * `other_names`: for each other library, our module -> the layer in its files, where they differ;
 * `flattened`: each linear layer over a flattened map -> that map's (height, width, channels).
-  Flattening here, and in Keras, is row by row; in PyTorch, channel by channel.
+  We flatten row by row, as Keras does; PyTorch flattens channel by channel.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from cnn_research.models.weights.fetch import HUB, hub_file
 
 _COLLECTIONS = ("params", "batch_stats")
 _SHOWN = 3
-"""Maximum number of leaves of a kind that are named in an error."""
+"""Maximum number of leaves of a kind that an error names."""
 ANY_CLASSES = 99_991
-"""Number of classes of a model whose data is not known yet: no layer has so many units."""
+"""Number of classes of a model whose data is not known yet; no layer has this many units."""
 
 
 @register_config
@@ -44,55 +44,56 @@ class Pretrained:
     """A .safetensors, .pth, .th, .h5, .keras or .npz file, 'hub:OWNER/NAME[/FILE]', the folder of a
     run, or 'stage:NAME' for another stage of the same pipeline; '' for none."""
     fresh: tuple[str, ...] = ()
-    """Leaves that keep their initial values, such as a new head: patterns of paths, as `fc`,
-    `layer4.*` or `*/bias`; what is below a match is meant too."""
+    """Leaves that keep their initial values, such as a new head: path patterns such as `fc`,
+    `layer4.*` or `*/bias`, which include everything below a match."""
     channels: Literal["rgb", "bgr"] = "rgb"
-    """The order of colours that the weights expect; the first kernel is turned round for bgr."""
+    """Colour order that the weights expect; for bgr the first kernel is reversed."""
     name: str = ""
-    """Name of weights, as `python -m cnn_research.models` lists them, whose file is used where
-    `source` is empty. `--pretrained=NAME` sets this field, and all others that belong to them."""
+    """Name of weights listed by `python -m cnn_research.models`, used if `source` is empty.
+    `--pretrained=NAME` sets this field and all others that belong to the weights."""
 
     @property
     def origin(self) -> str:
-        """What is loaded: the source, or else the name; '' for nothing."""
+        """The source, or else the name; '' if nothing is loaded."""
         return self.source or self.name
 
     def check(self, model: nn.Module) -> None:
-        """Raise `UsageError` for fields that do not go together, or not with the network's."""
+        """Raise `UsageError` for fields that contradict each other or those of the network."""
         if self != Pretrained() and not self.origin:
             raise UsageError(
-                "--pretrained.fresh and .channels mean nothing without --pretrained.source or .name"
+                "--pretrained.fresh and .channels have no effect without --pretrained.source or "
+                ".name"
             )
-        # With another variant every shape fits, and the answers are wrong.
+        # With a wrong variant all shapes fit, but the predictions are wrong.
         wanted = named_weights(self.name).family.fields.get("variant") if self.name else None
         variant = getattr(model, "variant", None)
         if wanted and variant and variant != wanted:
             raise UsageError(
-                f"--model.variant is {variant}, and the weights {self.name} were trained with "
-                f"{wanted}: leave it out"
+                f"--model.variant is {variant}, but the weights {self.name} were trained with "
+                f"{wanted}: omit it"
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """The use of a file's weights."""
+    """Record of the weights that were loaded from a file."""
 
     source: str
     """Origin of the weights."""
     name: str
-    """Name of the weights; empty for others than those that `Pretrained.name` knows."""
+    """Name of the weights in `python -m cnn_research.models`; empty for others."""
     repository: str
-    """Repository of the hub, or package, that the file is of; empty for other files."""
+    """Repository of the hub, or package; empty for other files."""
     revision: str
     """Commit of that repository, or version of that package."""
     sha256: str
-    """Checksum of the file; of a run, that of its checkpoint's list of checksums."""
+    """Checksum of the file; for a run, that of its checkpoint's list of checksums."""
     loaded: tuple[str, ...]
-    """Paths of the leaves that have values of the file."""
+    """Paths of the leaves that were loaded."""
     fresh: tuple[str, ...]
-    """Paths of the leaves that kept theirs, as asked for."""
+    """Paths of the leaves that kept their initial values, as configured."""
     skipped: tuple[str, ...]
-    """Leaves of the file left out on request, by the paths that they would have."""
+    """Leaves of the file that were skipped, as configured, by the paths they would have."""
 
     def __str__(self) -> str:
         text = f"{len(self.loaded)} leaves loaded from {self.source}"
@@ -101,15 +102,15 @@ class Loaded:
         if self.fresh:
             text += f"; fresh: {', '.join(self.fresh)}"
         if self.skipped:
-            text += f"; not used of the file: {', '.join(self.skipped)}"
+            text += f"; skipped: {', '.join(self.skipped)}"
         return text
 
 
 def matches(path: str, patterns: Sequence[str]) -> bool:
-    """Return whether a pattern fits the path of a leaf (`layer1.0/conv1/kernel`) or of its parents.
+    """Return whether a pattern matches the path of a leaf (`layer1.0/conv1/kernel`) or a parent.
 
-    It has `*` and `?` as in file names; `*` stands for slashes too. A dot and a slash are the same:
-    `layer1`, `layer1.0`, `layer1/0/conv1` and `*/kernel` all fit that path.
+    `*` and `?` work as in file names; `*` also matches slashes. Dots and slashes are equivalent:
+    `layer1`, `layer1.0`, `layer1/0/conv1` and `*/kernel` all match that path.
     """
     parts = path.replace(".", "/").split("/")
     above = ["/".join(parts[:length]) for length in range(1, len(parts) + 1)]
@@ -121,12 +122,12 @@ def matches(path: str, patterns: Sequence[str]) -> bool:
 
 
 def read_pretrained(pretrained: Pretrained) -> Weights:
-    """Read the file of weights that is named: of this machine, of an installed package or the hub.
+    """Read weights from a local file, an installed package or the hub.
 
     Raises:
-        UserError: it is not there and cannot be fetched, has a wrong checksum, or is not of
+        UserError: the file is missing and cannot be downloaded, has a wrong checksum, or holds no
             weights.
-        UsageError: there are no weights of that name, or the hub's is written otherwise.
+        UsageError: the name is unknown, or the hub's path malformed.
     """
     from cnn_research.models.weights.files import read_weights
 
@@ -146,7 +147,7 @@ def check_fits(
 ) -> None:
     """Raise the errors of `load_pretrained` that do not depend on the number of classes.
 
-    Nothing is computed; images are `(height, width, channels)`.
+    Nothing is computed. `image_shape` is `(height, width, channels)`.
     """
     model = model.clone(num_classes=ANY_CLASSES)
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
@@ -160,14 +161,14 @@ def load_pretrained(
     pretrained: Pretrained,
     weights: Weights | None = None,
 ) -> tuple[dict[str, Any], Loaded]:
-    """Replace a model's variables, nested dicts of arrays, by the values of weights.
+    """Replace a model's variables, nested dicts of arrays, by pretrained values.
 
-    Structure, shapes and dtypes stay; arrays are NumPy's. The file is read, as `read_pretrained`
-    does, unless its `weights` are given.
+    Structure, shapes and dtypes stay; arrays become NumPy's. `weights` default to those that
+    `read_pretrained` reads.
 
     Raises:
-        UserError: a leaf is missing in the file, has another shape there, or the file has more, and
-            no pattern of `fresh` covers it.
+        UserError: a leaf that no pattern of `fresh` covers is missing in the file, has another
+            shape there, or is unknown to the model.
         UsageError: a pattern of `fresh` matches nothing.
     """
     weights = weights or read_pretrained(pretrained)
@@ -196,7 +197,7 @@ def load_pretrained(
 
 
 def _leaves(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters and statistics by their paths, in the order of a file's collections."""
+    """Parameters, then statistics, by path."""
     parts = (variables.get(collection, {}) for collection in _COLLECTIONS)
     return {k: v for part in parts for k, v in traverse_util.flatten_dict(part, sep="/").items()}
 
@@ -204,9 +205,9 @@ def _leaves(variables: Mapping[str, Any]) -> dict[str, Any]:
 def _assign(
     model: nn.Module, ours: Mapping[str, Any], pretrained: Pretrained, weights: Weights
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...], tuple[str, ...]]:
-    """The weights' arrays by the leaves that take them, those that stay fresh, and what is skipped.
+    """Return the file's arrays by our leaves, the fresh leaves, and the skipped leaves of the file.
 
-    `ours` has arrays, or their shapes; the errors are those of `load_pretrained`.
+    `ours` has arrays or their shapes; the errors are those of `load_pretrained`.
     """
     names = _best_names(model, ours, weights)
     fresh = [leaf for leaf in ours if matches(leaf, pretrained.fresh)]
@@ -217,7 +218,7 @@ def _assign(
         for leaf, key in wanted.items()
         if key in weights.arrays
     }
-    # What no leaf takes, by the path that it would have here.
+    # Unused arrays by the paths they would have here.
     modules, taken = {name: module for module, name in names.items()}, set(wanted.values())
     unused = {
         f"{modules.get(layer, layer)}/{weight}": array
@@ -238,12 +239,12 @@ def _assign(
         why_not = _why_not(model, pretrained, missing, differing, unknown)
         raise UserError(why_not.replace(str(ANY_CLASSES), "classes"))
     if pretrained.channels == "bgr":
-        _turn_first_kernel(ours, arrays)
+        _reverse_first_kernel(ours, arrays)
     return arrays, tuple(fresh), tuple(skipped)
 
 
 def _same(theirs: tuple[int, ...], ours: tuple[int, ...]) -> bool:
-    """Whether shapes are equal, as far as they do not depend on the number of classes."""
+    """Return whether shapes are equal, apart from the number of classes if it is unknown."""
     return len(theirs) == len(ours) and all(
         a == b or b == ANY_CLASSES for a, b in zip(theirs, ours, strict=True)
     )
@@ -258,7 +259,7 @@ def _key(leaf: str, names: Mapping[str, str]) -> tuple[str, str]:
 
 
 def _best_names(model: nn.Module, ours: Mapping[str, Any], weights: Weights) -> Mapping[str, str]:
-    """The library's names by which most of our leaves are in the file; our own where equal."""
+    """Return the library's names under which most leaves are in the file; on ties, our own."""
     candidates = [{}, *getattr(model, "other_names", ())]
     return max(
         candidates, key=lambda names: sum(_key(leaf, names) in weights.arrays for leaf in ours)
@@ -268,7 +269,7 @@ def _best_names(model: nn.Module, ours: Mapping[str, Any], weights: Weights) -> 
 def _as_ours(
     array: np.ndarray, value: Any, layout: str, flattened: tuple[int, int, int] | None
 ) -> np.ndarray:
-    """A file's array in flax's layout; of another shape than `value` where it does not fit."""
+    """Convert a file's array to flax's layout; its shape differs from `value`'s if unsuitable."""
     if layout == "torch" and array.ndim == 2 and flattened:
         height, width, channels = flattened
         if array.shape[1] == height * width * channels:
@@ -280,7 +281,7 @@ def _as_ours(
     elif array.ndim == 4 and value.ndim == 4 and value.shape[2] == 1:
         # Keras' depthwise kernels are [height, width, in, multiplier].
         array = array.reshape(*array.shape[:2], 1, -1)
-    # A linear layer is a convolution whose kernel covers the whole map.
+    # A linear layer equals a convolution whose kernel covers the whole map.
     if array.ndim == 4 and value.ndim == 2:
         return array.reshape(-1, array.shape[3])
     if array.ndim == 2 and value.ndim == 4 and _same(array.shape, value.shape[2:]):
@@ -288,10 +289,12 @@ def _as_ours(
     return array
 
 
-def _turn_first_kernel(ours: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> None:
+def _reverse_first_kernel(ours: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> None:
     first = [leaf for leaf, value in ours.items() if value.ndim == 4 and value.shape[2] == 3]
     if len(first) != 1:
-        raise UsageError("--pretrained.channels=bgr needs a model with one convolution of colours")
+        raise UsageError(
+            "--pretrained.channels=bgr needs a model with one convolution over colours"
+        )
     if first[0] in arrays:
         arrays[first[0]] = arrays[first[0]][:, :, ::-1]
 
@@ -316,27 +319,27 @@ def _why_not(
     if not missing and not unknown and (heads := _heads(differing)):
         ((theirs, ours),) = {(a[-1], b[-1]) for a, b in differing.values()}
         return (
-            f"{pretrained.origin} is for {theirs} classes, the model has {ours}: a new head "
-            f"replaces the file's by --pretrained.fresh {' '.join((*pretrained.fresh, *heads))}"
+            f"{pretrained.origin} is for {theirs} classes, the model has {ours}: train a new head "
+            f"with --pretrained.fresh {' '.join((*pretrained.fresh, *heads))}"
         )
     shapes = [f"{leaf}: file {a}, model {b}" for leaf, (a, b) in differing.items()]
     reasons = [
         f"{what}: {len(leaves)} ({'; '.join(leaves[:_SHOWN])}{' ...' * (len(leaves) > _SHOWN)})"
         for leaves, what in (
-            (missing, "leaves that the file lacks"),
+            (missing, "missing in the file"),
             (shapes, "of another shape"),
-            (unknown, "of the file, not in the model"),
+            (unknown, "missing in the model"),
         )
         if leaves
     ]
     return (
-        f"{pretrained.origin} does not fit {type(model).__name__}; {', '.join(reasons)}; take the "
-        "model that the weights are of, or leave something out by --pretrained.fresh PATTERNS"
+        f"{pretrained.origin} does not fit {type(model).__name__}; {', '.join(reasons)}; choose "
+        "the model of the weights, or exclude leaves with --pretrained.fresh PATTERNS"
     )
 
 
 def _heads(differing: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> list[str]:
-    """Modules that differ only in the number of outputs; others follow a layer of another width."""
+    """Modules to replace if the leaves differ only in one number of outputs; empty otherwise."""
     outputs = {(theirs[-1:], ours[-1:]) for theirs, ours in differing.values()}
     inputs_differ = any(theirs[:-1] != ours[:-1] for theirs, ours in differing.values())
     if len(outputs) != 1 or inputs_differ:

@@ -1,4 +1,4 @@
-"""Residual networks for ImageNet: 18 to 152 layers, as torchvision has them and as Keras does."""
+"""Residual networks for ImageNet: 18 to 152 layers, in torchvision's form and in Keras'."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def _layers(variant: Variant, dtype: Dtype):  # type: ignore[no-untyped-def]
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions, and their input added; or a bottleneck: a 1x1 convolution to few
-    channels, a 3x3 one, and a 1x1 one to four times as many.
+    """Two 3x3 convolutions, or a bottleneck (1x1 to few channels, 3x3, 1x1 to four times as many),
+    with a shortcut.
 
-    torchvision has a bottleneck's stride in its 3x3 convolution ('v1.5'), Keras, as the paper, in
-    the first.
+    The stride of a bottleneck is in its 3x3 convolution in torchvision ('v1.5'), and in the first
+    one in Keras and the paper.
     """
 
     features: int
@@ -77,12 +77,12 @@ class ResNet(ImageNetClassifier):
     blocks: Widths = (2, 2, 2, 2)
     """Residual blocks of each stage."""
     bottleneck: bool = False
-    """Blocks of three convolutions, as from 50 layers up, instead of two."""
+    """Use blocks of three convolutions, as networks of 50 and more layers do, instead of two."""
     variant: Variant = "torchvision"
-    """Implementation to follow: Keras has biases, another epsilon, and halves in a block's first
-    layer."""
+    """Implementation to follow: Keras has biases, another epsilon, and a block's stride in its
+    first layer."""
     small: bool = False
-    """For images of about 32x32: the stem is a 3x3 convolution, without stride and pool."""
+    """For images of about 32x32: the stem is a 3x3 convolution without stride or pool."""
 
     @property
     def other_names(self) -> tuple[dict[str, str], ...]:
@@ -122,7 +122,7 @@ class ResNet(ImageNetClassifier):
             x = conv(64, (7, 7), 2, padding=3, name="conv1")(x)
         x = nn.relu(norm(name="bn1")(x, use_running_average=not train))
         if not self.small:
-            # Keras pads with zeros, which never win over what comes out of relu either.
+            # Keras pads with zeros, which makes no difference after a ReLU.
             x = ops.max_pool(x, 3, 2, ((1, 1), (1, 1)))
         for stage, blocks in enumerate(self.blocks):
             for block in range(blocks):

@@ -1,4 +1,4 @@
-"""A short residual network for small images, quick to train to a high accuracy."""
+"""A short residual network for small images, which trains quickly to a high accuracy."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _Conv = functools.partial(Conv, kernel_size=(3, 3), use_bias=False, kernel_init=
 
 @register_config
 class ResNet9(Classifier):
-    """Stages of one convolution each, some halved by a 2x2 pool, some with a residual pair.
+    """Stages of one convolution each, some with a 2x2 pool, some with a residual pair.
 
     After Page's ResNet-9 ('How to train your ResNet', 2018), with its widths as fields. Pooling
-    comes before normalisation and activation, as in Jordan's airbench (2024): max pooling commutes
-    with both for positive scales, and they then run over a quarter of the pixels.
+    precedes normalisation and activation, as in Jordan's airbench (2024): max pooling commutes with
+    both for positive scales, and they then process a quarter of the pixels.
     """
 
     features: Widths = (32, 64, 128)
@@ -41,10 +41,9 @@ class ResNet9(Classifier):
     pool: tuple[bool, ...] = (False, True, True)
     """Per stage, True to halve height and width."""
     residual: tuple[bool, ...] = (False, False, True)
-    """Per stage, True for two more convolutions with a skip connection around them."""
+    """Per stage, True to add two more convolutions with a skip connection."""
     means: Literal["last", "all"] = "last"
-    """Stages whose maps have their means given to the last layer. Lower maps hold colours and
-    textures."""
+    """Stages whose mean maps the last layer uses. Lower maps hold colours and textures."""
     activation: Activation = "relu"
     """Activation after each normalisation."""
 

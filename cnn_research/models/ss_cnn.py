@@ -1,4 +1,4 @@
-"""The self-supervised network of document 000."""
+"""The self-supervised network of the palette paper."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ MEAN, STD = 0.5, 0.25
 
 
 class Flat(nn.Module):
-    """Maps as vectors: a layer of its own, so that its output has a name."""
+    """Flatten maps; a module, so that its output has a name."""
 
     def __call__(self, maps: jax.Array) -> jax.Array:
-        """`[batch, height * width * channels]`, of `[batch, height, width, channels]`."""
+        """Reshape `[batch, height, width, channels]` to `[batch, height * width * channels]`."""
         return maps.reshape(maps.shape[0], -1)
 
 
@@ -27,16 +27,15 @@ class Flat(nn.Module):
 class SSCNN(Classifier):
     """Three convolutions, each followed by ReLU and a 2x2 pool, the first two also by LRN.
 
-    Document 000, section 'Implementacion del modelo SS-CNN', after Wang et al., "Color names
-    learning using convolutional neural networks", 2015. The document leaves open the pools (these
-    are those of its figure 3, and see every pixel, an odd row's last one alone), the padding (1:
-    maps shrink by strides and pools alone) and the constants of the normalisation (AlexNet's).
-    Images are 0 to 1, and are centred here: whoever takes over the layers cannot centre them
-    otherwise.
+    Jaramillo Ruiz (2023), section 'Implementacion del modelo SS-CNN', after Wang et al., "Color
+    names learning using convolutional neural networks", 2015. The paper does not specify the
+    pools (those of its figure 3, with an odd last row or column pooled alone), the padding (1, so
+    that only strides and pools shrink maps) and the constants of the normalisation (AlexNet's).
+    Images are 0 to 1 and are centred here, so that every user of the layers centres them alike.
     """
 
     features: Widths = (32, 96, 96)
-    """Filters of the convolutions, 3x3 each; the last one has stride 2."""
+    """Filters of the 3x3 convolutions; the last one has stride 2."""
     num_classes: PositiveInt = 128
     """Units of the last layer; set from the data."""
 
@@ -50,9 +49,9 @@ class SSCNN(Classifier):
         return self.logits(Flat(name="features")(self.maps(images)), name="fc")
 
     def maps(self, images: jax.Array) -> jax.Array:
-        """Output of the last pool, `[batch, rows, columns, features[-1]]`.
+        """Compute the output of the last pool, `[batch, rows, columns, features[-1]]`.
 
-        With three convolutions a row is 16 pixels, the last one fewer; `images` are float32
+        With three convolutions a row covers 16 pixels, the last one fewer; `images` are float32
         `[batch, height, width, 3]`, 0 to 1.
         """
         x = ((images - MEAN) / STD).astype(self.dtype)
@@ -67,4 +66,4 @@ class SSCNN(Classifier):
         return x
 
 
-register_model("ss_cnn", SSCNN(), image_shape=(37, 37, 3), source="document 000; Wang et al. 2015")
+register_model("ss_cnn", SSCNN(), image_shape=(37, 37, 3), source="the palette paper; Wang 2015")

@@ -22,7 +22,7 @@ _LINEAR = ("classifier.0", "classifier.3", "classifier.6")
 
 
 class AdaptivePool(nn.Module):
-    """The means of `size` x `size` windows over a map of any size; the map itself where it fits."""
+    """Average a map of any size to `size` x `size`."""
 
     size: int
 
@@ -34,7 +34,7 @@ class AdaptivePool(nn.Module):
 @register_config
 class VGG(ImageNetClassifier):
     """Simonyan and Zisserman, 'Very deep convolutional networks for large-scale image
-    recognition' (2014). Modules are called as in torchvision.
+    recognition' (2014). Modules have torchvision's names.
     """
 
     depth: Literal[11, 13, 16, 19] = 16
@@ -42,7 +42,7 @@ class VGG(ImageNetClassifier):
     batch_norm: bool = False
     """Follow each convolution by batch normalisation."""
     small: bool = False
-    """For images of about 32x32: the last map is averaged to one pixel, not to 7x7."""
+    """For images of about 32x32: the last map is averaged to one pixel instead of 7x7."""
     hidden: PositiveInt = 4096
     """Units of the two linear layers before the last."""
     dropout: Rate = 0.5
@@ -50,7 +50,7 @@ class VGG(ImageNetClassifier):
 
     @property
     def flattened(self) -> dict[str, tuple[int, int, int]]:
-        """The linear layer over a map, with the map's height, width and channels."""
+        """Linear layer over a flattened map -> the map's height, width and channels."""
         return {_LINEAR[0]: (self._pooled, self._pooled, _FEATURES[-1])}
 
     @property
@@ -88,15 +88,14 @@ class VGG(ImageNetClassifier):
         return 1 if self.small else 7
 
     def _convolutions(self) -> list[tuple[int, int, int]]:
-        """Each convolution's index in torchvision's `features`, its block, and its number there,
-        from 1."""
-        found, index = [], 0
+        """Each convolution's index in torchvision's `features`, block, and number in it from 1."""
+        convolutions, index = [], 0
         for block, count in enumerate(_CONVOLUTIONS[self.depth], 1):
             for number in range(1, count + 1):
-                found.append((index, block, number))
+                convolutions.append((index, block, number))
                 index += 3 if self.batch_norm else 2
             index += 1
-        return found
+        return convolutions
 
 
 _SOURCE = "Simonyan and Zisserman 2014, arXiv:1409.1556"

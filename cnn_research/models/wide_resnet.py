@@ -25,7 +25,7 @@ _Conv = functools.partial(Conv, kernel_size=(3, 3), padding=1, use_bias=False, k
 
 
 class WideBlock(nn.Module):
-    """Twice: normalisation, activation and a 3x3 convolution; their input added."""
+    """Normalisation, activation and a 3x3 convolution, twice, with a shortcut."""
 
     features: int
     strides: int = 1
@@ -49,7 +49,7 @@ class WideBlock(nn.Module):
 class WideResNet(Classifier):
     """Zagoruyko and Komodakis, 'Wide residual networks' (2016), for small images.
 
-    Modules are called as in xternalman/WideResNet-pytorch.
+    Modules are named as in xternalman/WideResNet-pytorch.
     """
 
     depth: PositiveInt = 28

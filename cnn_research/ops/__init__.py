@@ -1,4 +1,4 @@
-"""Pure functions on arrays, in the formulation that is fastest on the platform at hand."""
+"""Pure functions on arrays, in the formulation that is fastest on the current platform."""
 
 from cnn_research.ops.convolution import conv_general_dilated
 from cnn_research.ops.filters import filter_image, filter_signal

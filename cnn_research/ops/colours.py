@@ -1,6 +1,6 @@
-"""Colours as numbers: sRGB, CIELAB, OKLab, and how different two of them look.
+"""Colour spaces (sRGB, CIELAB, OKLab) and the CIEDE2000 colour difference.
 
-Colours are the last axis, `[..., 3]` float32. sRGB is 0 to 1; the white of CIELAB is D65.
+Colours are float32 `[..., 3]`. sRGB is 0 to 1; the white point of CIELAB is D65.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# IEC 61966-2-1: linear RGB -> XYZ of the 2 degree observer. Its rows add up to the white.
+# IEC 61966-2-1: linear RGB -> XYZ of the 2 degree observer. Its rows sum to the white point.
 _RGB_TO_XYZ = np.array(
     [
         [0.4124564, 0.3575761, 0.1804375],
@@ -35,51 +35,53 @@ _LMS_TO_OKLAB = np.array(
         [0.0259040371, 0.7827717662, -0.8086757660],
     ]
 )
-_TURN = 6 / 29
-"""Threshold between CIELAB's cube root and its linear part."""
+_THRESHOLD = 6 / 29
+"""Where CIELAB's cube root and its linear part meet."""
 _TINY = 1e-12
-"""Under a root: its slope at 0 is no number."""
+"""Added under roots, whose derivative at 0 is not finite."""
 
 
 def srgb_to_lab(rgb: jax.Array) -> jax.Array:
-    """CIELAB, L* 0 to 100, of sRGB colours, 0 to 1."""
+    """Convert sRGB colours, 0 to 1, to CIELAB, L* 0 to 100."""
     xyz = _times(_linear(rgb), _RGB_TO_XYZ / _WHITE[:, None])
-    root = jnp.cbrt(jnp.maximum(xyz, _TURN**3))
-    x, y, z = jnp.moveaxis(jnp.where(xyz > _TURN**3, root, xyz / (3 * _TURN**2) + 4 / 29), -1, 0)
+    root = jnp.cbrt(jnp.maximum(xyz, _THRESHOLD**3))
+    x, y, z = jnp.moveaxis(
+        jnp.where(xyz > _THRESHOLD**3, root, xyz / (3 * _THRESHOLD**2) + 4 / 29), -1, 0
+    )
     return jnp.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
 
 
 def lab_to_srgb(lab: jax.Array) -> jax.Array:
-    """The sRGB colours of CIELAB ones; what no screen can show is cut to 0 to 1."""
+    """Convert CIELAB colours to sRGB; clip colours out of gamut to 0 to 1."""
     lightness, a, b = jnp.moveaxis(lab, -1, 0)
     y = (lightness + 16) / 116
     roots = jnp.stack([y + a / 500, y, y - b / 200], axis=-1)
-    xyz = jnp.where(roots > _TURN, roots**3, 3 * _TURN**2 * (roots - 4 / 29))
+    xyz = jnp.where(roots > _THRESHOLD, roots**3, 3 * _THRESHOLD**2 * (roots - 4 / 29))
     return _encoded(_times(xyz, _XYZ_TO_RGB * _WHITE))
 
 
 def srgb_to_oklab(rgb: jax.Array) -> jax.Array:
-    """OKLab, L 0 to 1, of sRGB colours, 0 to 1."""
-    # The slope of a cube root at black is no number either.
+    """Convert sRGB colours, 0 to 1, to OKLab, L 0 to 1."""
+    # The derivative of the cube root is not finite at black either.
     cones = jnp.maximum(_times(_linear(rgb), _RGB_TO_LMS), _TINY)
     return _times(jnp.cbrt(cones), _LMS_TO_OKLAB)
 
 
 def ciede2000(first: jax.Array, second: jax.Array) -> jax.Array:
-    """Perceived difference of CIELAB colours, `[...]`; 1 is about the least noticeable.
+    """Perceived difference of CIELAB colours, `[...]`; about 1 is just noticeable.
 
     CIE 142-2001, as in G. Sharma, W. Wu and E. Dalal, "The CIEDE2000 color-difference formula",
-    2005; the numbers of equations are of that paper.
+    2005; the equation numbers are that paper's.
     """
     lightness_1, a_1, b_1 = jnp.moveaxis(first, -1, 0)
     lightness_2, a_2, b_2 = jnp.moveaxis(second, -1, 0)
-    # 2 to 5: greys are stretched along a.
+    # Equations 2 to 5: greys are stretched along a.
     mean_chroma = (_length(a_1, b_1) + _length(a_2, b_2)) / 2
     stretch = 1.5 - 0.5 * jnp.sqrt(_seventh(mean_chroma) + _TINY)
     a_1, a_2 = a_1 * stretch, a_2 * stretch
     chroma_1, chroma_2 = _length(a_1, b_1), _length(a_2, b_2)
-    # 7 to 11. The difference of hues as a chord, 2 sqrt(C1 C2) sin(dh / 2), has no jump in it but
-    # its sign, which only the last term sees.
+    # 7 to 11. As a chord, 2 sqrt(C1 C2) sin(dh / 2), the hue difference is continuous but for its
+    # sign, which affects only the last term.
     hue_1, hue_2 = _hue(a_1, b_1), _hue(a_2, b_2)
     apart = hue_2 - hue_1
     apart = apart - 360 * jnp.sign(apart) * (jnp.abs(apart) > 180)
@@ -109,20 +111,20 @@ def ciede2000(first: jax.Array, second: jax.Array) -> jax.Array:
 
 
 def _linear(rgb: jax.Array) -> jax.Array:
-    """Light, of the numbers that screens are given."""
+    """Decode sRGB values to linear light."""
     power = ((jnp.maximum(rgb, 0.04045) + 0.055) / 1.055) ** 2.4
     return jnp.where(rgb > 0.04045, power, rgb / 12.92)
 
 
 def _encoded(linear: jax.Array) -> jax.Array:
-    """The numbers that screens are given, 0 to 1, of light."""
+    """Encode linear light as sRGB values, 0 to 1."""
     linear = jnp.clip(linear, 0, 1)
     power = 1.055 * jnp.maximum(linear, 0.0031308) ** (1 / 2.4) - 0.055
     return jnp.where(linear > 0.0031308, power, 12.92 * linear)
 
 
 def _times(colours: jax.Array, matrix: np.ndarray) -> jax.Array:
-    # In full float32 everywhere: accelerators would round the factors.
+    # In full float32: accelerators would round the factors otherwise.
     return jnp.matmul(colours, jnp.asarray(matrix.T, jnp.float32), precision="highest")
 
 
@@ -131,7 +133,7 @@ def _length(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _hue(a: jax.Array, b: jax.Array) -> jax.Array:
-    """0 to 360 degrees; 0 for greys."""
+    """Hue angle, 0 to 360 degrees; 0 for greys."""
     grey = a * a + b * b < _TINY
     angle = jnp.degrees(jnp.arctan2(jnp.where(grey, 0.0, b), jnp.where(grey, 1.0, a)))
     return jnp.where(angle < 0, angle + 360, angle)

@@ -1,14 +1,14 @@
-"""A 2-D convolution that computes what `jax.lax.conv_general_dilated` does, faster on a CPU.
+"""A 2-D convolution with the results of `jax.lax.conv_general_dilated`, but faster on a CPU.
 
-XLA:CPU runs four cases far below the speed of the machine, and each has a remedy here:
+XLA:CPU is slow in four cases, each of which is computed differently here:
 
-* over one to three channels, nearly all of the forward pass goes into gathering pixels;
-  shifted views of the images, side by side, times the kernel as a matrix is quicker;
-* a depthwise one (a kernel of its own for each channel) runs thirty times slower than shifted
-  views of the images, each times its row of the kernel, added up;
-* a 1x1 convolution *is* a matrix product, and its weight gradient is several times quicker so;
-* the weight gradient of any other convolution gathers a patch for every output pixel of the
-  batch, which then travels through main memory; a few images at a time, the patches stay in cache.
+* over one to three channels, the forward pass spends nearly all its time gathering pixels. It is
+  faster to concatenate shifted views of the images and multiply them by the kernel as a matrix;
+* a depthwise convolution (one kernel per channel) is thirty times slower than the sum of shifted
+  views of the images, each multiplied by its row of the kernel;
+* a 1x1 convolution *is* a matrix product, and its weight gradient is several times faster as one;
+* the weight gradient of any other convolution gathers a patch for every output pixel of the batch,
+  all of which pass through main memory. A few images at a time, the patches stay in cache.
 """
 
 import functools
@@ -30,16 +30,16 @@ DATA_AXIS = "data"
 
 _NHWC = lax.conv_dimension_numbers((1, 1, 1, 1), (1, 1, 1, 1), ("NHWC", "HWIO", "NHWC"))
 _FEW_CHANNELS = 3
-# Beyond this many inputs to one output pixel, XLA's forward pass is the quicker one again
-# (measured: 5x5 over 3 channels gains, 7x7 over 3 loses).
+# With more inputs per output pixel than this, XLA's forward pass is faster (measured: 5x5 over 3
+# channels gains, 7x7 over 3 loses).
 _LONGEST_PRODUCT = 80
 _PATCH_BYTES = 8 * 2**20
-# Patches of few inputs make for matrix products that gain from staying even nearer (measured for
-# 12, 16 and 32 channels under 3x3; 64 and more lose by shorter slices).
+# Matrix products of short patches gain from even smaller slices (measured for 12, 16 and 32
+# channels under 3x3 kernels; 64 and more lose).
 _SHORT_PATCH = 300
 _SHORT_PATCH_BYTES = 2**20
-# Every slice is one more convolution to compile.
-_MOST_SLICES = 32
+# Each slice is one more convolution to compile.
+_MAX_SLICES = 32
 
 _Pads = tuple[tuple[int, int], tuple[int, int]]
 
@@ -58,17 +58,17 @@ def conv_general_dilated(
     preferred_element_type: jax.typing.DTypeLike | None = None,
     **kwargs: Any,
 ) -> jax.Array:
-    """Convolve `lhs` with `rhs`: a drop-in for `jax.lax.conv_general_dilated`.
+    """Convolve `lhs` with `rhs`: a drop-in replacement for `jax.lax.conv_general_dilated`.
 
-    Give it to `flax.linen.Conv(conv_general_dilated=...)`. Images `[batch, height, width, in]`
+    Pass it as `flax.linen.Conv(conv_general_dilated=...)`. Images `[batch, height, width, in]`
     with a kernel `[height, width, in, out]` or, depthwise, `[height, width, 1, in]` in as many
-    groups, both of one floating dtype, without dilation, take the formulation of
-    :mod:`cnn_research.ops.platform`; everything else goes to `jax.lax` untouched, which also
-    raises the errors for arguments that do not fit together.
+    groups, both of the same floating dtype and without dilation, use the formulation of
+    :mod:`cnn_research.ops.platform`. All else is passed on to `jax.lax`, which also raises the
+    errors for inconsistent arguments.
 
-    Under a mesh whose axis `'data'` has more than one device (`jax.set_mesh`), the weight
-    gradient is computed by each device on its own images and summed; the batch is taken to be
-    sharded over that axis. A batch that the axis does not divide takes XLA's own gradient.
+    Under a mesh whose axis `'data'` has more than one device (`jax.set_mesh`), the batch is
+    assumed to be sharded over that axis: each device computes the weight gradient of its own
+    images, and these are summed. A batch that the axis does not divide uses XLA's gradient.
 
     Returns:
         `[batch, out_height, out_width, out]`, of the dtype of `lhs`.
@@ -86,7 +86,7 @@ def conv_general_dilated(
         preferred_element_type=preferred_element_type,
         **kwargs,
     )
-    ordinary = (
+    supported = (
         _is_of_images(lhs, rhs, dimension_numbers, feature_group_count)
         and preferred_element_type in (None, lhs.dtype)
         and set(lhs_dilation or (1,)) == set(rhs_dilation or (1,)) == {1}
@@ -95,14 +95,14 @@ def conv_general_dilated(
         and len(window_strides) == 2
     )
     strides = tuple(window_strides)
-    pads = _pads(lhs, rhs.shape[:2], strides, padding) if ordinary else None
+    pads = _pads(lhs, rhs.shape[:2], strides, padding) if supported else None
     if pads is None:
         return plain(lhs, rhs)
     return _by_formulation(plain, lhs, rhs, strides, pads, feature_group_count > 1, precision)
 
 
 def _is_of_images(lhs, rhs, dimension_numbers, groups: int) -> bool:
-    """Return whether images and kernel fit, with one group or a group for each channel."""
+    """Return whether these are images and a kernel, with one group or one group per channel."""
     return (
         jnp.ndim(lhs) == jnp.ndim(rhs) == 4
         and lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers) == _NHWC
@@ -115,7 +115,7 @@ def _is_of_images(lhs, rhs, dimension_numbers, groups: int) -> bool:
 
 
 def _pads(lhs, kernel_size, strides, padding) -> _Pads | None:
-    """Pixels before and after along each side; None where they are cut off, or nothing is left."""
+    """Padding before and after along each side; None if it is negative or the output is empty."""
     sides: Sequence[tuple[int, int]] = (
         lax.padtype_to_pads(lhs.shape[1:3], kernel_size, strides, padding)
         if isinstance(padding, str)
@@ -131,7 +131,7 @@ def _pads(lhs, kernel_size, strides, padding) -> _Pads | None:
 
 
 def _by_formulation(plain, lhs, rhs, strides, pads: _Pads, depthwise: bool, precision):
-    """The convolution as is fastest on the platform."""
+    """Convolve with the fastest formulation of the platform."""
     formulation = platform.current_formulation()
     as_products = formulation.convolutions_as_products
     if depthwise:
@@ -155,14 +155,14 @@ def _plain(x, kernel, strides, pads, precision):
 def _views(
     x: jax.Array, kernel_size: Sequence[int], strides: Sequence[int], pads: _Pads
 ) -> list[jax.Array]:
-    """For each place in the kernel, row by row, the pixels under it: the output's size each."""
+    """For each position in the kernel, in row-major order, the pixels under it (output-sized)."""
     if any(map(any, pads)):
         x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     return views(x, kernel_size, strides)
 
 
 def _product(x, kernel, strides, pads, precision):
-    """The convolution as one matrix product; its derivatives are products as well."""
+    """Convolve by one matrix product, whose derivatives are matrix products, too."""
     parts = _views(x, kernel.shape[:2], strides, pads)
     # [batch, out_height, out_width, kernel_height * kernel_width * channels]
     patches = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
@@ -182,7 +182,7 @@ def _forward(convolve, x, kernel, strides, pads, precision):
 
 def _backward(_, strides, pads, precision, residuals, gradient):
     x, kernel = residuals
-    # The gradient of a network's own images is dead code, which jit removes.
+    # In a first layer the gradient by the images is dead code, which jit removes.
     (x_gradient,) = jax.linear_transpose(lambda x: _plain(x, kernel, strides, pads, precision), x)(
         gradient
     )
@@ -214,7 +214,7 @@ def _depthwise_backward(strides, pads, residuals, gradient):
     wide = jnp.promote_types(x.dtype, jnp.float32)
     parts = _views(x.astype(wide), kernel.shape[:2], strides, pads)
     folded = [_folded(part * gradient.astype(wide)) for part in parts]
-    # A reduction on its own is vectorised; one that computes its products as it goes is not.
+    # XLA vectorises a plain reduction, but not one fused with the products.
     sums = [part.sum((0, 1, 2)) for part in jax.lax.optimization_barrier(folded)]
     return x_gradient, jnp.stack(sums).reshape(kernel.shape).astype(kernel.dtype)
 
@@ -223,9 +223,9 @@ _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 def _folded(x: jax.Array) -> jax.Array:
-    """Add up parts of images: the same sum over pixels, from up to 16 times fewer of them.
+    """Add up parts of images: the sum over pixels stays, with up to 16 times fewer pixels.
 
-    This keeps to vector instructions, and to a device's own images where the batch is sharded.
+    This is vectorised, and stays on the device where the batch is sharded.
     """
     for axis, most in ((1, 8), (2, 2)):
         parts = min(most, x.shape[axis])
@@ -247,12 +247,12 @@ def _weight_gradient(x, kernel, gradient, strides, pads, precision):
         )
         return transpose(gradient)[0]
 
-    # The few-channel cases are quick in one piece, and their patches small.
+    # Few-channel convolutions are fast in one piece, and their patches are small.
     short = kernel.shape[2] > _FEW_CHANNELS and math.prod(kernel.shape[:3]) <= _SHORT_PATCH
     in_slices = functools.partial(
         _sum_over_slices,
         of_slice,
-        # Of the patches of one image.
+        # Of one image.
         patch_bytes=math.prod(gradient.shape[1:3])
         * math.prod(kernel.shape[:3])
         * gradient.dtype.itemsize,
@@ -265,9 +265,9 @@ def _weight_gradient(x, kernel, gradient, strides, pads, precision):
         return in_slices(x, gradient)
     if x.shape[0] % devices or axis_type != AxisType.Auto:
         return of_slice(x, gradient)
-    # Slices of the whole batch would each lie on one device, and be sent round the others.
-    # With check_vma, transposing over the replicated kernel would sum over devices by itself,
-    # once per slice; here it is done once, after the slices.
+    # A slice of the whole batch would lie on one device and be sent to the others. With check_vma,
+    # transposing over the replicated kernel would sum over the devices for every slice; here that
+    # is done once, after the slices.
     return jax.shard_map(
         lambda x, gradient: lax.psum(in_slices(x, gradient), DATA_AXIS),
         in_specs=(P(DATA_AXIS), P(DATA_AXIS)),
@@ -279,11 +279,11 @@ def _weight_gradient(x, kernel, gradient, strides, pads, precision):
 
 def _sum_over_slices(of_slice, x, gradient, *, patch_bytes, budget):
     batch = x.shape[0]
-    images = max(1, budget // patch_bytes, -(-batch // _MOST_SLICES))
+    images = max(1, budget // patch_bytes, -(-batch // _MAX_SLICES))
     if images >= batch:
         return of_slice(x, gradient)
-    # A loop inside the compiled program would be shorter, but XLA:CPU runs its convolutions on a
-    # path tens of times slower.
+    # A loop in the compiled program would be shorter, but XLA:CPU runs convolutions in loops tens
+    # of times slower.
     wide = jnp.promote_types(x.dtype, jnp.float32)
     total = sum(
         of_slice(x[start : start + images], gradient[start : start + images]).astype(wide)

@@ -1,4 +1,4 @@
-"""Filters of images and signals with given kernels: convolution by hand rather than learned."""
+"""Filter images and signals with given rather than learned kernels."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 
 Operation = Literal["correlation", "convolution"]
-"""Correlation lays the kernel over the image as it is written, as every deep-learning library
-does; convolution turns it by 180 degrees first, so that a point becomes the kernel."""
+"""Correlation, which deep-learning libraries call convolution, uses the kernel as written;
+convolution turns it by 180 degrees first, so that the response to a point is the kernel."""
 
 Border = Literal["zeros", "edge"]
 """Values of the padding: zeros, or the image's outermost pixels, repeated."""
@@ -28,14 +28,14 @@ KERNELS: Mapping[str, Kernel] = {
     "sobel_x": ((-1, 0, 1), (-2, 0, 2), (-1, 0, 1)),
     "sobel_y": ((-1, -2, -1), (0, 0, 0), (1, 2, 1)),
 }
-"""Kernels by name: document 001's five, and Sobel's two (edges across x and across y)."""
+"""Kernels by name: the convolution lecture's five, and Sobel's two (gradients along x and y)."""
 
 
 def output_size(size: int, kernel: int, padding: int = 0, stride: int = 1) -> int:
     """O = 1 + (2P + I - K) / S, floored: number of kernel positions along one side.
 
-    I, K, P and S are the sizes of image, kernel, padding at either end, and stride. A `ValueError`
-    for a number out of range, or a kernel longer than the padded image.
+    I, K, P and S are the sizes of image, kernel, padding at either end, and stride. Raises
+    `ValueError` for a number out of range, or a kernel longer than the padded image.
     """
     if size < 1 or kernel < 1 or stride < 1 or padding < 0:
         raise ValueError(
@@ -44,7 +44,7 @@ def output_size(size: int, kernel: int, padding: int = 0, stride: int = 1) -> in
         )
     if kernel > size + 2 * padding:
         raise ValueError(
-            f"a kernel of {kernel} is longer than {size} pixels with {padding} more at either end"
+            f"a kernel of {kernel} is longer than {size} pixels with {padding} added at either end"
         )
     return 1 + (2 * padding + size - kernel) // stride
 
@@ -60,9 +60,9 @@ def filter_image(
 ) -> jax.Array:
     """Filter each channel of each image with the same kernel, `[kernel_height, kernel_width]`.
 
-    From `[batch, height, width, channels]`, of any real dtype, to float32
-    `[batch, out_height, out_width, channels]`; sizes as `output_size` returns them. `padding` adds
-    pixels at each of the four sides, as `border` says. Raises `ValueError` if an array has another
+    Maps `[batch, height, width, channels]`, of any real dtype, to float32
+    `[batch, out_height, out_width, channels]`; `output_size` gives the sizes. `padding` pixels,
+    chosen by `border`, are added on all four sides. Raises `ValueError` if an array has another
     rank, a number is out of range, or the kernel is larger than a padded image.
     """
     return _filtered(images, kernel, stride, (padding, padding), border, operation)
@@ -77,7 +77,7 @@ def filter_signal(
     border: Border = "zeros",
     operation: Operation = "convolution",
 ) -> jax.Array:
-    """Signals `[batch, length]`, filtered with a kernel `[kernel_length]`.
+    """Filter signals `[batch, length]` with a kernel `[kernel_length]`.
 
     The other arguments are those of `filter_image`; the result is float32 `[batch, out_length]`.
     """
@@ -107,7 +107,7 @@ def _filtered(images, kernel, stride, padding, border, operation) -> jax.Array:
     padded = jnp.pad(images, pads, mode=mode)
     if operation == "convolution":
         kernel = kernel[::-1, ::-1]
-    # Every channel as an image of its own: the kernel sees one at a time.
+    # Each channel becomes an image of its own.
     planes = jnp.moveaxis(padded, 3, 1).reshape(batch * channels, *padded.shape[1:3], 1)
     filtered = lax.conv_general_dilated(
         planes,
@@ -121,7 +121,7 @@ def _filtered(images, kernel, stride, padding, border, operation) -> jax.Array:
 
 
 def gaussian(length: int, sigma: float) -> tuple[float, ...]:
-    """A Gaussian bell of odd `length` as weights that sum to 1."""
-    places = range(-(length // 2), length - length // 2)
-    weights = [math.exp(-(x**2) / (2 * sigma**2)) for x in places]
+    """Sampled Gaussian of odd `length`: weights that sum to 1."""
+    offsets = range(-(length // 2), length - length // 2)
+    weights = [math.exp(-(x**2) / (2 * sigma**2)) for x in offsets]
     return tuple(weight / sum(weights) for weight in weights)

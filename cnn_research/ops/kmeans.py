@@ -1,7 +1,7 @@
-"""k-means, on all points or on mini-batches; document 000's clusters of colours.
+"""k-means on all points or on mini-batches, for the palette paper's clusters of colours.
 
-Deterministic by its key. Points may have weights: a colour that a thousand pixels have is one
-point of weight 1,000.
+The key determines the result. Points may have weights: a colour of a thousand pixels is one point
+of weight 1,000.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 BLOCK = 16_384
-"""Points compared with all centroids at once: their distances stay in the cache."""
+"""Points compared with all centroids at once, so that the distances stay in cache."""
 
 
 class KMeans(NamedTuple):
@@ -22,22 +22,22 @@ class KMeans(NamedTuple):
     centroids: jax.Array
     """float32 `[k, dimensions]`."""
     assignments: jax.Array
-    """Of each point, the nearest centroid's index, int32 `[points]`."""
+    """Index of each point's nearest centroid, int32 `[points]`."""
     inertia: jax.Array
-    """The weighted sum of squared distances to it, float32 `[]`."""
+    """Weighted sum of the squared distances to them, float32 `[]`."""
     iterations: jax.Array
-    """The number of assignments that were made, int32 `[]`."""
+    """Number of assignment steps, int32 `[]`."""
 
 
 def nearest(points: jax.Array, centroids: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Of each point, the nearest centroid's index, int32, and the squared distance, float32.
+    """Return each point's nearest centroid, int32 `[points]`, and squared distance, float32.
 
-    Both have rows of `[dimensions]`, float32. The first of equally near centroids counts.
+    `points` and `centroids` are float32 `[..., dimensions]`. Ties go to the first centroid.
     """
 
     def of_block(block):
         products = jnp.matmul(block, centroids.T, precision="highest")
-        # The square of the point itself is the same for all centroids.
+        # The point's own square is the same for all centroids.
         scores = (centroids**2).sum(-1) - 2 * products
         index = jnp.argmin(scores, axis=-1).astype(jnp.int32)
         return index, ((block - centroids[index]) ** 2).sum(-1)
@@ -62,13 +62,13 @@ def kmeans(
     starts: int = 1,
     max_iterations: int = 300,
 ) -> KMeans:
-    """Lloyd's algorithm, until no assignment changes; the best of several starts.
+    """Run Lloyd's algorithm until no assignment changes; return the best of several starts.
 
-    Document 000, section 'Generacion de histogramas'. A cluster that is left empty restarts from a
+    Jaramillo Ruiz (2023), section 'Generacion de histogramas'. An empty cluster restarts from the
     point that is farthest from its centroid. Points are float32 `[points, dimensions]`, weights
-    float32 `[points]`, 0 or above (default 1). `start` has float32 `[k, dimensions]`, for which
-    `starts` is 1; k-means++ draws them if it is None. Some centroids coincide where fewer than `k`
-    points differ.
+    float32 `[points]`, 0 or above (default 1). Centroids start from `start`, float32
+    `[k, dimensions]`, or from `starts` draws of k-means++ if it is None. Some coincide if fewer
+    than `k` points differ.
     """
     weights = jnp.ones(len(points), jnp.float32) if weights is None else weights
 
@@ -88,7 +88,7 @@ def _lloyd(
 ) -> KMeans:
     k = len(centroids)
 
-    def going_on(carry):
+    def unfinished(carry):
         *_, changed, iterations = carry
         return changed & (iterations < max_iterations)
 
@@ -98,19 +98,19 @@ def _lloyd(
         counts = jax.ops.segment_sum(weights, assignments, k)
         means = totals / jnp.maximum(counts, 1e-9)[:, None]
         centroids = _reseeded(points, squares * (weights > 0), means, counts == 0)
-        found, squares = nearest(points, centroids)
-        return centroids, found, squares, jnp.any(found != assignments), iterations + 1
+        new, squares = nearest(points, centroids)
+        return centroids, new, squares, jnp.any(new != assignments), iterations + 1
 
     assignments, squares = nearest(points, centroids)
     carry = centroids, assignments, squares, jnp.bool(True), jnp.int32(1)
-    centroids, assignments, squares, _, iterations = jax.lax.while_loop(going_on, step, carry)
+    centroids, assignments, squares, _, iterations = jax.lax.while_loop(unfinished, step, carry)
     return KMeans(centroids, assignments, (weights * squares).sum(), iterations)
 
 
 def _reseeded(
     points: jax.Array, squares: jax.Array, centroids: jax.Array, empty: jax.Array
 ) -> jax.Array:
-    """The centroids, those of empty clusters at points that are farthest from theirs."""
+    """Move the centroids of empty clusters to the points that are farthest from their own."""
 
     def moved():
         _, far = jax.lax.top_k(squares, min(len(centroids), len(points)))
@@ -121,13 +121,13 @@ def _reseeded(
 
 
 def kmeans_plus_plus(points: jax.Array, k: int, key: jax.Array, weights: jax.Array) -> jax.Array:
-    """Points to start from, `[k, dimensions]`: each is drawn by its squared distance to the others.
+    """Draw `k` initial centroids, each in proportion to the squared distance to those before.
 
     D. Arthur and S. Vassilvitskii, "k-means++: the advantages of careful seeding", 2007.
     """
 
     def drawn(key, chances):
-        # Where all points are taken already, any is as good.
+        # Once all distinct points are drawn, any will do.
         chances = jnp.where(chances.sum() > 0, chances, weights)
         sums = jnp.cumsum(chances)
         index = jnp.searchsorted(sums, jax.random.uniform(key) * sums[-1], side="right")
@@ -149,11 +149,11 @@ def kmeans_plus_plus(points: jax.Array, k: int, key: jax.Array, weights: jax.Arr
 def minibatch_kmeans(
     points: jax.Array, k: int, key: jax.Array, *, batch_size: int = 4096, steps: int = 300
 ) -> jax.Array:
-    """Centroids from random batches, float32 `[k, dimensions]`: near those of all points, sooner.
+    """Approximate k-means centroids, float32 `[k, dimensions]`, from random batches.
 
     D. Sculley, "Web-scale k-means clustering", 2010: each centroid is the mean of all points ever
-    assigned to it. One that gets none while 100 points come for each restarts from the point of the
-    batch that is farthest from its centroid. Points are float32 `[points, dimensions]`.
+    assigned to it. A centroid to which none of the last 100 k points was assigned restarts from the
+    point of the batch that is farthest from its own. Points are float32 `[points, dimensions]`.
     """
 
     def batch(key):
@@ -181,8 +181,7 @@ def minibatch_kmeans(
 
 
 def histogram(assignments: jax.Array, k: int) -> jax.Array:
-    """Share of each of `k` clusters in assignments, integers `[batch, ...]`: float32
-    `[batch, k]`."""
+    """Share of each cluster, float32 `[batch, k]`, in assignments, integers `[batch, ...]`."""
     flat = assignments.reshape(len(assignments), -1).astype(jnp.int32)
     places = flat + k * jnp.arange(len(flat))[:, None]
     counts = jnp.zeros(len(flat) * k, jnp.float32).at[places.reshape(-1)].add(1.0)

@@ -13,17 +13,17 @@ def local_response_norm(
 ) -> jax.Array:
     """Divide each value by (k + alpha / size * the sum of squares around it) ** beta.
 
-    The sum is over `size` neighbouring channels at the same pixel, fewer at either end (of an even
-    number, one more lies before than after), in float32 at least. Krizhevsky et al. 2012 (section
-    3.3), whose numbers are the defaults here, multiply the sum by alpha; PyTorch and Caffe, as
-    here, by alpha / size. `x` is `[..., channels]`, floating, as is the result.
+    The sum is over `size` neighbouring channels of the same pixel, fewer at either end (if `size`
+    is even, one more before than after), in float32 or wider. Krizhevsky et al. 2012 (section 3.3),
+    whose constants are the defaults, multiply the sum by alpha; PyTorch and Caffe, as here, by
+    alpha / size. `x` is `[..., channels]`, floating; the result has its shape and dtype.
     """
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     around = [(0, 0)] * (x.ndim - 1) + [(size // 2, (size - 1) // 2)]
     window, zero = (1,) * (x.ndim - 1) + (size,), np.zeros((), wide.dtype)
     total = lax.reduce_window(wide**2, zero, lax.add, window, (1,) * x.ndim, around)
     divisor = k + alpha / size * total
-    if beta == 0.75:  # roots take a tenth of a power's time on a CPU
+    if beta == 0.75:  # on a CPU, roots are ten times faster than a power
         root = lax.rsqrt(divisor)
         return (wide * root * jnp.sqrt(root)).astype(x.dtype)
     return (wide * divisor**-beta).astype(x.dtype)

@@ -1,6 +1,7 @@
-"""Distances of palettes to pixels and to each other; the order of colours does not matter.
+"""Differentiable distances between palettes, and from pixels to palettes.
 
-Colours are CIELAB, float32, and may be differentiated. Differences are those of `DIFFERENCES`.
+The order of a palette's colours does not matter. Colours are CIELAB, float32; `difference` is a key
+of `DIFFERENCES`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from cnn_research.ops.kmeans import kmeans
 
 _TINY = 1e-6
 FAR = 1e6
-"""Stands for the difference to a colour that is not there."""
+"""Difference to a colour that is masked out."""
 
 
 def _distance(first: jax.Array, second: jax.Array) -> jax.Array:
@@ -37,7 +38,7 @@ DIFFERENCES: Mapping[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "oklab": _in_oklab,
     "rgb": _in_rgb,
 }
-"""`[...]` of colours `[..., 3]`; black to white is 100 with all but `rgb`, where it is 173."""
+"""From colours `[..., 3]` to `[...]`; black to white is 100, with `rgb` 173."""
 
 
 def to_nearest(
@@ -45,9 +46,9 @@ def to_nearest(
 ) -> jax.Array:
     """Mean difference of pixels `[batch, pixels, 3]` to the nearest colour, float32 `[batch]`.
 
-    Nearest is in CIELAB, whatever the difference: so it has to be computed once for each pixel. For
-    CIEDE2000 that is at least the difference to the nearest by CIEDE2000. The palette is
-    `[batch, colours, 3]`. A `power` of the mean above 1 gives distant pixels more weight.
+    The nearest colour is found in CIELAB, so that the difference is computed once per pixel; for
+    CIEDE2000 it is therefore an upper bound. The palette is `[batch, colours, 3]`. With a `power`
+    above 1 (a power mean), distant pixels have more weight.
     """
     squares = ((pixels[:, :, None] - palette[:, None]) ** 2).sum(-1)
     index = jnp.argmin(jax.lax.stop_gradient(squares), axis=-1)
@@ -63,9 +64,10 @@ def between(
 ) -> jax.Array:
     """Minimum colour difference of two palettes, float32 `[batch]`.
 
-    From each colour to the nearest of the other palette, the mean of the means of both directions:
-    Q. Pan and S. Westland, "Comparative evaluation of color differences between color palettes",
-    2018. Palettes are `[batch, colours, 3]`; `known`, bool `[batch, others]`, masks the second.
+    The mean difference of each colour to the nearest of the other palette, averaged over both
+    directions: Q. Pan and S. Westland, "Comparative evaluation of color differences between color
+    palettes", 2018. Palettes are `[batch, colours, 3]`; `known`, bool `[batch, others]`, masks the
+    second.
     """
     apart = DIFFERENCES[difference](first[:, :, None], second[:, None])
     there = jnp.where(known[:, None], apart, FAR).min(axis=2).mean(axis=1)
@@ -74,7 +76,10 @@ def between(
 
 
 def found_by_kmeans(pixels: jax.Array, colours: int) -> jax.Array:
-    """Palettes `[batch, colours, 3]` by k-means in CIELAB, at most 20 iterations, as constants."""
+    """Find palettes `[batch, colours, 3]` by at most 20 iterations of k-means in CIELAB.
+
+    They have no gradient.
+    """
 
     def one(pixels: jax.Array) -> jax.Array:
         return kmeans(pixels, colours, jax.random.key(0), max_iterations=20).centroids
@@ -88,10 +93,10 @@ def transported(
     known: jax.Array,
     difference: str = "ciede2000",
 ) -> jax.Array:
-    """The mean difference when one palette is moved to the other at the least cost, `[batch]`.
+    """Optimal-transport distance of two palettes whose colours weigh the same, `[batch]`.
 
-    All colours of a palette weigh the same. M. Cuturi, "Sinkhorn distances", 2013, with 50
-    iterations and a blur of 2 units of the difference. The arguments are those of `between`.
+    M. Cuturi, "Sinkhorn distances", 2013, with 50 iterations and a regularisation of 2 units of
+    the difference. The arguments are those of `between`.
     """
     apart = DIFFERENCES[difference](first[:, :, None], second[:, None])
     own = jnp.full(apart.shape[:2], -jnp.log(apart.shape[1]))

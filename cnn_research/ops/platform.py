@@ -1,10 +1,10 @@
-"""Choice of formulations of convolutions and pools, and of the number of steps per dispatch.
+"""Platform-dependent choices: formulations of convolutions and pools, steps per dispatch.
 
-The same mathematics runs at very different speeds on different devices. This module is the only
-place that knows it: everything else asks :func:`current_formulation`.
+The same mathematics runs at very different speeds on different devices. Only this module knows
+about it; all else asks :func:`current_formulation`.
 
-The choice is made while JAX traces. It takes part in the key of jit's cache, so a function that
-was compiled under one formulation is traced again under another.
+The choice is made while JAX traces and is part of the key of jit's cache: a function compiled
+under one formulation is traced again under another.
 """
 
 import dataclasses
@@ -25,24 +25,24 @@ class Formulation:
     sliced_weight_gradient: bool = False
     """Compute a convolution's weight gradient over a few images at a time."""
     convolutions_as_products: bool = False
-    """Compute convolutions over very few channels, or 1x1 ones, as a matrix product, and depthwise
-    ones as shifted images times numbers, added up."""
+    """Compute 1x1 convolutions and those over very few channels as a matrix product, and depthwise
+    ones as a weighted sum of shifted images."""
     gather_pool_gradient: bool = False
     """Compute the gradient of a max or min pool without XLA's select-and-scatter."""
     changes_apart: bool = False
-    """Compute the changes to training images in full before the first layer reads them."""
+    """Finish augmenting a batch before the first layer reads it."""
     steps_per_dispatch: int = 1
     """Number of train steps in one compiled loop."""
     vmapped_replicas: bool = False
-    """Train replicas as one batched program, spread over the devices; otherwise in turn."""
+    """Train replicas as one batched program over all devices; otherwise one after the other."""
 
 
 PLAIN = Formulation()
 """XLA's own operations throughout: for ONNX, forward mode, and as the reference in tests."""
 
-# A loop inside the compiled program (lax.scan) runs its convolutions about six times slower than
-# a Python loop over compiled steps on XLA:CPU; on an accelerator the loop saves a dispatch a step.
-# Under vmap replicas make grouped convolutions, which XLA:CPU runs three times slower than in turn.
+# On XLA:CPU, convolutions in a compiled loop (lax.scan) are about six times slower than in a Python
+# loop over compiled steps; on an accelerator the compiled loop saves a dispatch per step. Replicas
+# under vmap become grouped convolutions, which XLA:CPU runs three times slower than one by one.
 _BY_PLATFORM = {
     "cpu": Formulation(
         sliced_weight_gradient=True,
@@ -59,12 +59,12 @@ _override = jax.make_user_context(default_value=None)
 
 
 def default_formulation(platform: str = "") -> Formulation:
-    """The formulation of a platform (`cpu`; JAX's own by default); `PLAIN` of an unknown one."""
+    """Return a platform's formulation, by default that of JAX's backend; `PLAIN` if unknown."""
     return _BY_PLATFORM.get(platform or jax.default_backend(), PLAIN)
 
 
 def current_formulation() -> Formulation:
-    """The formulation chosen by the innermost :func:`use_formulation`, else the default one."""
+    """Return the formulation of the innermost :func:`use_formulation`, else the default."""
     return _override.value or default_formulation()
 
 

@@ -1,9 +1,9 @@
 """Max, min and average pools over images `[batch, height, width, channels]`.
 
-XLA's gradient of a max pool (select-and-scatter) is ten to twenty times slower on a CPU than
-comparing windows and adding shifted views, which is what :func:`max_pool` and :func:`min_pool` do
-there. The result is the same: on ties, the first of the equal values in the window, in row-major
-order, gets all of the gradient.
+On a CPU, XLA's gradient of a max pool (select-and-scatter) is ten to twenty times slower than
+comparing windows and adding shifted views, as :func:`max_pool` and :func:`min_pool` do there. The
+result is the same: on ties, the first of the equal values in the window, in row-major order, gets
+the whole gradient.
 """
 
 import functools
@@ -22,7 +22,7 @@ from cnn_research.ops.views import cut, views
 Padding = Literal["VALID", "SAME"] | Sequence[tuple[int, int]]
 _Pads = tuple[tuple[int, int], tuple[int, int]]
 _Pair = tuple[int, int]
-# XLA:CPU turns loops over so many channels, or a multiple, into vector instructions.
+# XLA:CPU vectorises loops over multiples of this many channels.
 _VECTOR = 8
 
 
@@ -34,9 +34,9 @@ def max_pool(
 ) -> jax.Array:
     """Largest value in each window, `[batch, out_height, out_width, channels]`.
 
-    `x` is `[batch, height, width, channels]`, of any real dtype, which is kept. Strides default to
-    the window. Padding is `'VALID'` (windows that do not fit are left out), `'SAME'`, or the
-    padding before and after in height and width; padding never wins.
+    `x` is `[batch, height, width, channels]`, of any real dtype; the result has the same dtype.
+    Strides default to the window. Padding is `'VALID'` (incomplete windows are dropped), `'SAME'`,
+    or the padding before and after in height and width; it is never the maximum.
 
     Raises:
         ValueError: `x` is not an array of rank 4, or a size is not positive.
@@ -50,7 +50,7 @@ def min_pool(
     strides: int | Sequence[int] | None = None,
     padding: Padding = "VALID",
 ) -> jax.Array:
-    """The smallest value in each window. Arguments and result are those of :func:`max_pool`."""
+    """Smallest value in each window. Arguments and result are those of :func:`max_pool`."""
     return _extreme_pool("min", *_arguments(x, window, strides, padding))
 
 
@@ -61,11 +61,11 @@ def avg_pool(
     padding: Padding = "VALID",
     count_include_pad: bool = True,
 ) -> jax.Array:
-    """The mean of each window.
+    """Mean of each window.
 
     Arguments and result are those of :func:`max_pool`, for floating dtypes. With
-    `count_include_pad`, as in `flax.linen.avg_pool`, padding counts as zeros; without it, a mean
-    is taken over the values inside the image only.
+    `count_include_pad`, as in `flax.linen.avg_pool`, padding counts as zeros; otherwise the mean
+    is over the values inside the image only.
     """
     x, window, strides, pads = _arguments(x, window, strides, padding)
     if not jnp.issubdtype(x.dtype, jnp.floating):
@@ -77,12 +77,12 @@ def avg_pool(
 
 
 def adaptive_avg_pool(x: jax.Array, size: int | Sequence[int]) -> jax.Array:
-    """The mean of each of `size` windows over images of any size, as PyTorch lays them out.
+    """Mean of each of `size` windows over images of any size, arranged as in PyTorch.
 
-    Window i of n, over a length l, goes from floor(i l / n) up to ceil((i + 1) l / n): windows
-    overlap by one where n does not divide l, and repeat pixels where n is larger than l.
+    Window i of n over a length l covers floor(i l / n) up to ceil((i + 1) l / n): windows overlap
+    by one if n does not divide l, and repeat pixels if n is larger than l.
 
-    From `[batch, height, width, channels]`, floating, to `[batch, *size, channels]`.
+    Maps `[batch, height, width, channels]`, floating, to `[batch, *size, channels]`.
     """
     for axis, count in zip((1, 2), _pair("size", size), strict=True):
         length = x.shape[axis]
@@ -181,15 +181,15 @@ _pool_of_views.defvjp(_forward, _backward)
 def _spread_within_blocks(
     gradient: jax.Array, x: jax.Array, pooled: jax.Array, window: _Pair
 ) -> jax.Array:
-    """As `_spread`, for windows that do not overlap: each is a block of its own."""
-    # Half as fast as that where the channels fill vectors, but twice as fast where they do not.
+    """Do what `_spread` does for windows that do not overlap, each of which is its own block."""
+    # Half as fast as `_spread` where the channels fill vectors, twice as fast where they do not.
     batch, height, width, channels = pooled.shape
     covered = x[:, : height * window[0], : width * window[1]]
     blocks = covered.reshape(batch, height, window[0], width, window[1], channels)
     last = window[0] * window[1] - 1
     place = jnp.arange(last + 1, dtype=jnp.int32).reshape(1, 1, window[0], 1, window[1], 1)
-    # A reduction, which XLA computes once. Selections among views, it would put into the loops
-    # that use the gradient, together with the layers before the pool: once per view and use.
+    # XLA computes a reduction once. Selections among views, and the layers before the pool, would
+    # be fused into every loop that uses the gradient, once per view.
     won = blocks == pooled[:, :, None, :, None]
     winner = jnp.where(won, place, last).min((2, 4), keepdims=True)
     share = jnp.where(winner == place, gradient[:, :, None, :, None], 0).reshape(covered.shape)
@@ -200,11 +200,11 @@ def _spread_within_blocks(
 def _spread(
     gradient: jax.Array, winner: jax.Array, window: _Pair, strides: _Pair, shape: Sequence[int]
 ) -> jax.Array:
-    """Add each window's gradient to the place in the image that won the window.
+    """Add each window's gradient to the pixel that was its maximum.
 
-    The image is cut into blocks of one stride each:
-    `[batch, blocks, stride, blocks, stride, channels]`. A window covers its own block and, where it
-    is longer than the stride, a few after it, so a block collects from its own window and the few
+    The image is divided into blocks of one stride each:
+    `[batch, blocks, stride, blocks, stride, channels]`. A window covers its own block and, if it is
+    longer than the stride, some of the next, so a block collects from its own window and from some
     before.
     """
     batch, height, width, channels = gradient.shape
@@ -229,9 +229,9 @@ def _spread(
 
 
 def _places(window: _Pair, strides: _Pair, i: int, j: int) -> np.ndarray:
-    """For each place in a block, its number in the window that starts i, j blocks earlier.
+    """Index of each pixel of a block in the window that starts i, j blocks earlier.
 
-    `[stride, stride]`; -2, which no winner has, where the window does not reach.
+    int `[stride, stride]`; -2, which is never a winner, outside the window.
     """
     row = (i * strides[0] + np.arange(strides[0]))[:, None]
     column = (j * strides[1] + np.arange(strides[1]))[None, :]

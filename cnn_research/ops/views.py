@@ -1,6 +1,6 @@
-"""Parts of images `[batch, height, width, channels]`.
+"""Slices of images `[batch, height, width, channels]`.
 
-By `lax.slice`: where the size of the batch is not fixed, as in an export, indexing would gather.
+They use `lax.slice`, as indexing becomes a gather where the batch size is not fixed (in an export).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from jax import lax
 def cut(
     x: jax.Array, corner: tuple[int, int], size: Sequence[int], strides: Sequence[int] = (1, 1)
 ) -> jax.Array:
-    """Every `strides`-th row and column of images, from `corner` on: `[batch, *size, channels]`."""
+    """Take every `strides`-th row and column from `corner` on: `[batch, *size, channels]`."""
     last = [
         first + (count - 1) * stride + 1
         for first, count, stride in zip(corner, size, strides, strict=True)
@@ -25,7 +25,7 @@ def cut(
 
 
 def views(x: jax.Array, window: Sequence[int], strides: Sequence[int]) -> list[jax.Array]:
-    """For each place in the window, in row-major order, what every window has there."""
+    """For each position in the window, in row-major order, the values of all windows there."""
     size = [
         (length - side) // stride + 1
         for length, side, stride in zip(x.shape[1:3], window, strides, strict=True)

@@ -1,1 +1,1 @@
-"""Reports: the page of a run, TensorBoard events, tables over many runs."""
+"""Reports: a run's page, TensorBoard events, tables over many runs."""

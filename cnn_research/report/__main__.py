@@ -11,6 +11,7 @@ from cnn_research.core.errors import UsageError, one_line, run_command
 from cnn_research.core.files import write_text
 from cnn_research.core.metrics_log import read_metrics
 from cnn_research.core.run_folder import REPORT_FOLDER, RUN, read_json, write_json
+from cnn_research.core.terminal import show
 from cnn_research.report.change_log import (
     change_log,
     log_as_html,
@@ -34,32 +35,32 @@ OUTPUTS = (".md", ".csv", ".xlsx", ".html", ".json")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m cnn_research.report",
-        description="Mean and standard deviation over the seeds of runs, one row per config.",
+        description="Compare runs: mean and standard deviation over seeds, one row per config.",
     )
     parser.add_argument(
         "runs",
         nargs="+",
         type=Path,
         metavar="RUN",
-        help="the folder of a run, or of several: of a sweep, of replicas, of a pipeline's stages",
+        help="folder of a run, or of several runs: a sweep, replicas, or the stages of a pipeline",
     )
     parser.add_argument(
         "--output",
         type=Path,
         metavar="FILE",
-        help="also write FILE.md, FILE.csv, FILE.xlsx or, with curves, FILE.html: the log of what "
-        "each config changes against the first run's, and its results; or FILE.json: the figures "
-        "of runs of one config with all that it takes to repeat them",
+        help="also write FILE.md, FILE.csv, FILE.xlsx or, with curves, FILE.html: what each config "
+        "changes compared with the first run's, and its results; or FILE.json: the metrics of runs "
+        "of one config, and all that is needed to reproduce them",
     )
     parser.add_argument(
         "--labels",
         type=Path,
         metavar="FILE.csv",
-        help="merge these runs' rankings of labels that may be wrong into one; for k folds, it "
-        "ranks every image by a network that was not trained on it",
+        help="merge the runs' rankings of possibly wrong labels; with the runs of all folds of a "
+        "cross-validation, every image is ranked by a network that was not trained on it",
     )
     options = parser.parse_args(arguments)
     if options.labels is not None:
@@ -74,7 +75,7 @@ def _rank_labels(folders: Sequence[Path], output: Path) -> None:
     ranked = merged(runs)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_ranking(ranked, output)
-    print(f"{len(ranked):,} labels, those that are most likely wrong first: {output}")
+    print(f"wrote {len(ranked):,} labels, the most likely wrong ones first: {output}")
 
 
 def _compare(folders: Sequence[Path], output: Path | None) -> None:
@@ -95,9 +96,9 @@ def _compare(folders: Sequence[Path], output: Path | None) -> None:
         order = [folder for folder, _ in read]
         _write(output, sorted(groups, key=lambda g: min(order.index(r.folder) for r in g.runs)))
     if groups:
-        print(as_markdown(groups), flush=True)
+        show(as_markdown(groups))
     for fault in faults:
-        print(f"left out: {one_line(fault)}", file=sys.stderr)
+        print(f"skipped: {one_line(fault)}", file=sys.stderr)
     pipelines = [folder for folder, below in stages.items() if below and not is_finished(folder)]
     for folder in [*pipelines, *(folder for folder, run in read if run is None)]:
         print(_why_missing(folder), file=sys.stderr)
@@ -105,36 +106,36 @@ def _compare(folders: Sequence[Path], output: Path | None) -> None:
         draws = {(r.config.get("seed"), str(r.config.get("data"))) for r in group.runs}
         if len(draws) < len(group.runs):
             print(
-                f"note: {group.name} has runs with the same seed {group.seeds}; "
-                "their spread is not one over seeds",
+                f"note: {group.name} has runs with the same seed {group.seeds}, so the standard "
+                "deviation is not over seeds",
                 file=sys.stderr,
             )
 
 
 def _all_runs(folders: Sequence[Path]) -> tuple[list[Path], list[UsageError]]:
-    """The folders of all runs, each once, and why folders that are there have none.
+    """Find the folders of all runs, and the errors of folders without runs.
 
-    Raises `UsageError` for a folder that is not there.
+    Raises `UsageError` for a folder that does not exist.
     """
-    # One folder given twice would pass for two runs.
-    found: dict[Path, Path] = {}
+    # Resolved, so that a folder given twice is one run.
+    runs: dict[Path, Path] = {}
     faults: list[UsageError] = []
     for folder in folders:
         try:
-            found |= {run.resolve(): run for run in run_folders(folder)}
+            runs |= {run.resolve(): run for run in run_folders(folder)}
         except UsageError as error:
             if not folder.exists():
                 raise
             faults.append(error)
-    return list(found.values()), faults
+    return list(runs.values()), faults
 
 
 def _why_missing(folder: Path) -> str:
-    """Reason why a folder has no row."""
+    """Explain why a folder has no row."""
     page = folder / REPORT_FOLDER / HTML
     if is_finished(folder):
         reason = f"its page is {page}" if page.exists() else "it was trained, but not evaluated"
-        return f"no figures: {folder} ({reason})"
+        return f"no metrics: {folder} ({reason})"
     record = read_json(folder / RUN)
     if "finished" in record:
         return f"unfinished: {folder} ({len(record.get('stages', ()))} stages complete)"
@@ -143,13 +144,13 @@ def _why_missing(folder: Path) -> str:
 
 
 def _write(output: Path, groups: Sequence[Group]) -> None:
-    """Write `--output`; the groups stand in the order of their runs."""
+    """Write `--output`, with the groups in the order of their runs."""
     if not groups:
         raise UsageError(f"no run is finished: there is nothing to write to {output}")
     if output.suffix == ".json" and len(groups) != 1:
         raise UsageError(
-            f"--output {output} takes finished runs of one config, not of {len(groups)}: "
-            "give those runs only, or write the log of them all as .md, .csv, .xlsx or .html"
+            f"--output {output} needs finished runs of one config, not of {len(groups)}: name only "
+            "those runs, or write all of them as .md, .csv, .xlsx or .html"
         )
     output.parent.mkdir(parents=True, exist_ok=True)
     if output.suffix == ".json":

@@ -1,4 +1,4 @@
-"""The log of changes: a row for each config, with its changes and its results."""
+"""The change log: one row per config, with its changes and results."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 WIDEST_COLUMN = 60
-"""Characters; longer texts in a spreadsheet take several lines."""
+"""Characters per line of a spreadsheet's cell."""
 
 
 def change_log(groups: Sequence[Group]) -> DataFrame:
-    """The log of configs in the order given; changes are against the first.
+    """Make the log of configs, in order, with their changes compared with the first.
 
-    It shows accuracies on validation and test data, or all compared figures where there is no
-    accuracy, with the document's beside those that it gives; where there is one accuracy, `gain` is
-    what it has on test data over the first's. Where configs were run with several seeds, a figure's
-    deviation and best value stand in the next columns, `FIGURE std` and `FIGURE best`.
+    It shows validation and test accuracies, or all compared metrics if there are none, beside those
+    reported by the document. If there is only one accuracy, `gain` is the difference in test
+    accuracy from the first config. If configs were run with several seeds, columns `METRIC std` and
+    `METRIC best` follow.
     """
     from pandas import DataFrame
 
@@ -57,11 +57,11 @@ def change_log(groups: Sequence[Group]) -> DataFrame:
         row |= {"runs": len(group.runs), "wall_seconds": group.mean("wall_seconds")}
         row["data"] = (record.get("data") or {}).get("name")
         rows.append(row)
-    return DataFrame(rows, dtype=object)  # whole numbers stay whole beside what is not known
+    return DataFrame(rows, dtype=object)  # keeps integers beside missing values
 
 
 def _titles(groups: Sequence[Group]) -> dict[str, str]:
-    """The log's figures, by the titles of their columns."""
+    """Metrics of the log, by the titles of their columns."""
     compared = compared_metrics(groups)
     measured = {name for group in groups for name in group.values()}
     titles: dict[str, str] = {}
@@ -73,9 +73,9 @@ def _titles(groups: Sequence[Group]) -> dict[str, str]:
 
 
 def _of_this_version(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Add defaults of newer fields to a config; return it unchanged if that fails.
+    """Add the defaults of newer fields to a config; return it unchanged if that fails.
 
-    Otherwise an option that one run's version did not have yet would read as a change.
+    Otherwise a field that an older version did not have would appear as a change.
     """
     try:
         return to_dict(from_dict(config))
@@ -84,13 +84,13 @@ def _of_this_version(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any], path: str = "") -> Iterator[str]:
-    """Each field that differs, as `model.dropout 0.0 -> 0.3`."""
+    """Yield each field that differs, as `model.dropout 0.0 -> 0.3`."""
     for name in dict.fromkeys([*before, *after]):
         old, new = before.get(name, "absent"), after.get(name, "absent")
         if old == new or (not path and name in ("name", "seed")):
             continue
         if "absent" in (old, new) and "class" in before and before["class"] == after.get("class"):
-            continue  # a field that one of the versions lacks
+            continue  # a field that only one of the versions has
         if isinstance(old, Mapping) and isinstance(new, Mapping) and old["class"] == new["class"]:
             yield from _changes(old, new, f"{path}{name}.")
         else:
@@ -98,7 +98,7 @@ def _changes(before: Mapping[str, Any], after: Mapping[str, Any], path: str = ""
 
 
 def _value(value: Any) -> str:
-    """A field's value in a few words; a part of a config is its class alone."""
+    """Format a field's value; a nested config becomes its class."""
     if isinstance(value, Mapping):
         return value["class"]
     if isinstance(value, list):
@@ -107,7 +107,7 @@ def _value(value: Any) -> str:
 
 
 def log_as_markdown(log: DataFrame) -> str:
-    """The log as a table; figures with their deviations and best, times in minutes."""
+    """Format the log as a table, with deviations, best values and durations."""
     rows = log.to_dict("records")
     shown = [name for name in log.columns if not name.endswith((" std", " best"))]
 
@@ -125,12 +125,12 @@ def log_as_markdown(log: DataFrame) -> str:
             return number(value)
         return f"{value:.4f} ± {deviation:.4f} (best {number(best)})"
 
-    header = ["time of a run" if name == "wall_seconds" else name for name in shown]
+    header = ["time per run" if name == "wall_seconds" else name for name in shown]
     return markdown_table(header, [[cell(row, name) for name in shown] for row in rows])
 
 
 def write_log_as_xlsx(log: DataFrame, file: Path) -> None:
-    """The log for a spreadsheet: numbers as numbers, the header in sight, a filter per column."""
+    """Write the log as a spreadsheet, with a frozen header and filters."""
     from openpyxl.styles import Alignment
     from pandas import ExcelWriter
 
@@ -148,13 +148,13 @@ def write_log_as_xlsx(log: DataFrame, file: Path) -> None:
                 whole = isinstance(cell.value, int)
                 cell.number_format = formats.get(header.value, "General" if whole else "0.0000")
             for cell in texts:
-                cell.data_type = "s"  # also where it begins with '=', like a formula
+                cell.data_type = "s"  # even if it starts with '=', like a formula
         sheet.auto_filter.ref = sheet.dimensions
     os.replace(temporary, file)
 
 
 def log_as_html(log: DataFrame, groups: Sequence[Group]) -> str:
-    """One page without other files: the log, and what each config's runs had in each epoch."""
+    """Make a self-contained page with the log and the curves of each config's runs."""
     from cnn_research.report import plots
 
     names = dict.fromkeys(group.runs[0].experiment for group in groups)
@@ -173,7 +173,7 @@ def log_as_html(log: DataFrame, groups: Sequence[Group]) -> str:
                 plots.saved(figure, file, f"Curves of {len(curves)} configs by epoch"),
             ]
             parts.append(
-                "Validation figures where there are any, otherwise training's. A line is the mean "
-                "of a config's runs, and the shade around it goes from the lowest to the highest."
+                "Validation metrics if there are any, otherwise training metrics. Lines are means "
+                "over the runs of a config; the shaded areas range from the lowest to the highest."
             )
         return as_html("\n\n".join(parts) + "\n", Path(folder))

@@ -1,4 +1,4 @@
-"""A report's page: report.md, and report.html, which is the same with its pictures inside."""
+"""A report's page: report.md, and report.html with embedded pictures."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 MARKDOWN, HTML = "report.md", "report.html"
 LARGE = 200_000
-"""A picture file of more bytes holds photographs: the page has it with losses, as in a JPEG."""
+"""Picture files of more bytes contain photographs, which the page compresses with losses."""
 LONGEST_SIDE = 16_383
-"""Limit of a WebP picture, in pixels."""
+"""Limit of WebP pictures, in pixels."""
 DOTS_PER_PIXEL = 1.5
-"""Figures have 144 dots an inch, pages 96."""
+"""Figures have 144 dots per inch, pages 96."""
 
 
 def write_page(folder: Path, parts: Iterable[str], config: Mapping[str, Any]) -> Path:
-    """Write `report.md` and `report.html`, which is self-contained, and return the latter's path.
+    """Write `report.md` and the self-contained `report.html`; return the latter's path.
 
-    Parts are headings, paragraphs, tables and pictures in Markdown, the first `# Title`; their
-    pictures are in `folder` already. The page ends with the config (JSON values), unless it is
+    Parts are headings, paragraphs, tables and pictures in Markdown, the first one `# Title`; the
+    picture files must be in `folder`. The page ends with the config (JSON values) unless it is
     empty.
     """
     fields = ["## Config", f"```json\n{json.dumps(config, indent=2)}\n```"] if config else []
@@ -40,9 +40,9 @@ def write_page(folder: Path, parts: Iterable[str], config: Mapping[str, Any]) ->
 
 
 def as_html(text: str, folder: Path) -> str:
-    """Markdown as one HTML file with its pictures, which are at paths relative to `folder`.
+    """Convert Markdown to one HTML file with its pictures, whose paths are relative to `folder`.
 
-    Only the Markdown that pages use is supported: a class may be named `*` or `<b>`. JSON is
+    Only the Markdown that pages need is enabled, as a class may be called `*` or `<b>`. JSON is
     folded, and wide elements scroll in a box.
     """
     from markdown_it import MarkdownIt
@@ -73,7 +73,7 @@ def as_html(text: str, folder: Path) -> str:
 
 
 def _code(token: Token) -> str:
-    """Text of one width; JSON is folded."""
+    """Preformatted text; JSON is folded."""
     box = f"{_BOX}<pre>{escape(token.content)}</pre></div>\n"
     if token.info != "json":
         return box
@@ -81,9 +81,10 @@ def _code(token: Token) -> str:
 
 
 def _picture(token: Token, folder: Path) -> str:
-    """A picture with its pixels; its words alone where there is no such file.
+    """Embed a picture; only its text if the file does not exist.
 
-    A thumbnail, which is in WebP, is a link to the file that its title names.
+    A click fills the window with it. A thumbnail, which is a WebP file, links to the file in its
+    title.
     """
     from PIL import Image
 
@@ -102,9 +103,9 @@ def _picture(token: Token, folder: Path) -> str:
     source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
     image = f'<img alt="{words}" {size} src="{source}">'
     if file.suffix != ".webp":
-        return f'<span class="box" tabindex="0">{image}</span>'
+        return f'<label class="box"><input type="checkbox" aria-label="Enlarge">{image}</label>'
     address = str(token.attrGet("title") or "")
     return f'<a href="{escape(address)}">{image}</a>' if address.startswith("file:") else image
 
 
-_BOX = '<div class="box" tabindex="0">'  # reached by keyboard, too, to be scrolled
+_BOX = '<div class="box" tabindex="0">'  # focusable, to be scrolled by keyboard

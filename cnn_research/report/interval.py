@@ -1,4 +1,4 @@
-"""How far a figure may be off, by the images that happen to be in a split."""
+"""Confidence intervals of means over the images of a split."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import numpy as np
 
 DRAWS = 2000
 MOST_NUMBERS = 40_000_000
-"""Of very many images fewer samples are drawn: their interval is narrow however few there are."""
+"""For very many images fewer samples are drawn, as their interval is narrow anyway."""
 FEWEST_DRAWS = 200
 
 
 def sums_of_groups(values: np.ndarray, groups: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Sum and number of the values of each group, float64 `[groups]`.
 
-    Without groups, and where its group is "", each value is by itself.
+    Without groups, or with the group "", each value is its own group.
     """
     if groups is None:
         return values.astype(np.float64), np.ones(len(values))
@@ -26,8 +26,7 @@ def sums_of_groups(values: np.ndarray, groups: np.ndarray | None) -> tuple[np.nd
 def interval_text(
     found: tuple[float, float] | None, form: str, values: np.ndarray, groups: np.ndarray | None
 ) -> str:
-    """The `interval` of values, with numbers as `form` says, and over what, in brackets; "" for
-    none."""
+    """Format an `interval` of values by the format spec `form`, in brackets; "" for none."""
     if found is None:
         return ""
     over = "images" if groups is None else f"{len(sums_of_groups(values, groups)[0]):,} groups"
@@ -35,15 +34,15 @@ def interval_text(
 
 
 def interval(values: np.ndarray, groups: np.ndarray | None = None) -> tuple[float, float] | None:
-    """The 95% interval of a mean, by the bootstrap's percentiles (Efron and Tibshirani 1993).
+    """Compute the 95% percentile-bootstrap interval of a mean (Efron and Tibshirani 1993).
 
-    Images are drawn with replacement or, as images of one group are alike, whole groups. Where all
-    values are the same, true or false, no sample differs, and the interval is that of Clopper and
-    Pearson (1934) for as many units. None for fewer than two units, or for equal numbers.
+    Images are drawn with replacement or, because images of one group are alike, whole groups. If
+    all values are the same bool, all samples are equal, and the interval of Clopper and Pearson
+    (1934) is returned. None for fewer than two units, or for equal numbers.
 
     Args:
         values: bool or float `[examples]`.
-        groups: str `[examples]`, as of `Split`.
+        groups: str `[examples]`, as in `Split`.
     """
     sums, counts = sums_of_groups(values, groups)
     if len(sums) < 2:

@@ -1,19 +1,18 @@
-"""Small parts of Markdown pages."""
+"""Elements of Markdown pages."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 
-NUMBER = re.compile(r"([+-]?[\d,]+(\.\d+)?%?( ± [\d.]+)?|nan)?")
+from cnn_research.core.terminal import NUMBER
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table with its columns aligned, so that it also reads well in a terminal.
+    """Format a Markdown table with aligned columns, so that it is readable in a terminal, too.
 
-    Columns whose cells are all numbers are aligned to the right.
+    Columns of numbers are aligned to the right.
     """
-    # A class or a path may hold the character that ends a cell.
+    # A class or a path may contain the character that ends a cell.
     lines = [[cell.replace("|", "\\|") for cell in row] for row in (header, *rows)]
     columns = []
     for title, *cells in zip(*lines, strict=True):
@@ -25,7 +24,7 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def number(value: float | None) -> str:
-    """A cell: whole numbers as they are, others with four digits, None as ""."""
+    """Format a cell: integers unchanged, other numbers with four decimals, None as ""."""
     if value is None:
         return ""
     return str(value) if isinstance(value, int) else f"{value:.4f}"

@@ -1,4 +1,4 @@
-"""Names that data has, as tables and pictures show them: short, different, and in any script."""
+"""Names from data in tables and figures: short, distinct, and in any script."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from cnn_research.report.markdown import markdown_table
 
 LONGEST_NAME = 40
-"""Characters of a class's name on a page; the .csv and .txt files have all of it."""
+"""Maximum length of a class's name on a page; the .csv and .txt files have the full name."""
 
 
 def shortened(name: str, length: int) -> str:
-    """The name, or its two ends around an ellipsis: at most `length` characters."""
+    """Shorten a name to `length` characters, with an ellipsis in the middle."""
     if len(name) <= length:
         return name
     end = (length - 1) // 2
@@ -24,13 +24,13 @@ def shortened(name: str, length: int) -> str:
 
 
 def short_names(names: Sequence[str], length: int) -> list[str]:
-    """Different names of at most `length` characters each, or of a few more for their number.
+    """Shorten names to `length` characters; number those that become equal.
 
-    Where one is longer, the words that all of them begin with are left out first.
+    If any is longer, the words with which all names start are removed first.
     """
     if max(map(len, names), default=0) <= length:
         return list(names)
-    # What the first and the last in order begin with, all begin with.
+    # A common prefix of the first and the last in sort order is common to all.
     pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(min(names), max(names)))
     words = re.match(r".*[\W_]", "".join(letter for letter, _ in pairs), re.DOTALL)
     start = words.end() if words else 0
@@ -40,18 +40,18 @@ def short_names(names: Sequence[str], length: int) -> list[str]:
 
 
 def pictured(names: Sequence[str], length: int) -> list[str]:
-    """`short_names` for a picture: `#7` for the seventh where the font of pictures cannot draw it.
+    """Make `short_names` for a figure: `#7` if its font cannot draw the seventh name.
 
-    `legend` tells what these stand for.
+    `legend` explains these numbers.
     """
     short = short_names(names, length)
     return [s if can_be_drawn(s) else f"#{number}" for number, s in enumerate(short, 1)]
 
 
 def legend(names: Sequence[str], shown: Sequence[str], what: str = "class") -> str:
-    """A Markdown table of the names that pictures show otherwise; "" where there is none.
+    """Make a Markdown table of the names that figures abbreviate; "" if there are none.
 
-    They are names of a `what`.
+    `what` is the kind of names.
     """
     classes = enumerate(zip(shown, names, strict=True), 1)
     rows = [(str(number), s, name) for number, (s, name) in classes if s != name]
@@ -59,23 +59,23 @@ def legend(names: Sequence[str], shown: Sequence[str], what: str = "class") -> s
 
 
 def numbers_of(class_names: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """`#7` for the seventh class of all heads, by its name, for names that pictures cannot show."""
+    """Map class names that figures cannot show to numbers: `#7` for the seventh of all heads."""
     names = enumerate(itertools.chain.from_iterable(class_names.values()), 1)
     return {name: f"#{number}" for number, name in names if not can_be_drawn(name)}
 
 
 def in_picture(text: str, numbers: Mapping[str, str] | None = None) -> str:
-    """A text for a picture: with the `numbers_of` names, and `?` for other such characters."""
+    """Prepare a text for a figure: replace names by `numbers_of`, and other characters by `?`."""
     for name, number in sorted((numbers or {}).items(), key=lambda pair: -len(pair[0])):
         text = text.replace(name, number)
     return "".join(c if c == "\n" or can_be_drawn(c) else "?" for c in text)
 
 
 def can_be_drawn(text: str) -> bool:
-    """Return whether the font of pictures has the characters, and needs to join or turn none.
+    """Return whether Matplotlib can draw a text with the font of figures.
 
-    Matplotlib draws a character after the other from left to right, which is wrong for Arabic,
-    Hebrew and the scripts of India.
+    It draws characters one by one from left to right, which is wrong for Arabic, Hebrew and the
+    scripts of India.
     """
     return all(
         ord(character) in _characters()
@@ -87,7 +87,7 @@ def can_be_drawn(text: str) -> bool:
 
 @functools.cache
 def _characters() -> frozenset[int]:
-    """The characters of the font of pictures, by their codes."""
+    """Character codes of the font of figures."""
     from matplotlib import font_manager
 
     font = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))

@@ -1,4 +1,4 @@
-"""The page that a run ends with, `report/report.html`, and what it asks of a task's predictions."""
+"""A run's page, `report/report.html`, and the interface of the predictions that it shows."""
 
 from __future__ import annotations
 
@@ -32,64 +32,68 @@ from cnn_research.report.names import legend, pictured
 from cnn_research.report.pictures import Shown
 
 LONGEST_SUFFIX = 40
-"""Characters, of four bytes at most: with what stands around it a name has at most 255 bytes."""
+"""Characters of up to four bytes, so that a file's name has at most 255 bytes."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Predictions(abc.ABC):
-    """A model's predictions for every example of a split, for one head, beside the true labels."""
+    """A model's predictions for all examples of a split, for one head, with the true labels."""
 
     split: str
-    """`test`, or `validation` where there is no test split."""
+    """`test`, or `validation` if there is no test split."""
     loss: float = dataclasses.field(kw_only=True)
-    """Mean over the examples with a label."""
+    """Mean over the labelled examples."""
 
     def calibration(self) -> dict[str, Any]:
-        """What is fitted to the validation split: JSON values, fields of predictions on the other
-        splits (`dataclasses.replace`), and of the head's description for `decode`."""
+        """Fit parameters to the validation split, as JSON values.
+
+        They are fields of predictions on other splits (`dataclasses.replace`), and of the head's
+        description for `decode`.
+        """
         return {}
 
     @abc.abstractmethod
     def __len__(self) -> int:
-        """The number of examples, with a label or without."""
+        """Number of examples, labelled or not."""
 
     @abc.abstractmethod
     def metrics(self) -> dict[str, float | int]:
-        """Metrics of an evaluation on labelled examples; a `UserError` if there are none."""
+        """Compute metrics on labelled examples; raise `UserError` if there are none."""
 
     def text(self) -> str:
-        """The text that a run ends with: the metrics, one per line."""
+        """Text that a run prints at its end: the metrics, one per line."""
         return "".join(
             f"{value:>12,} {name}\n" if isinstance(value, int) else f"{value:>12.4f} {name}\n"
             for name, value in self.metrics().items()
         )
 
     def verdict(self, groups: np.ndarray | None) -> str:
-        """How good the predictions are, in one sentence; "" where there is no measure of that.
+        """Summarise the quality of the predictions in one sentence; "" if there is no measure.
 
-        With an interval over images or, where the examples are of `groups` `[examples]`, over
-        those, and against who sees no image.
+        It has an interval over images or, if given, over `groups` `[examples]`, and a baseline that
+        does not use the images.
         """
         return ""
 
     @abc.abstractmethod
     def page(self, folder: Path, suffix: str, shown: Shown | None) -> Iterator[str]:
-        """Parts of the report's page below the figures, in Markdown.
+        """Yield the parts of the report's page below the metrics, in Markdown.
 
-        Writes their files to `folder`, with `suffix` before the dot of their names. The images are
-        in the order of the predictions; without them, no part shows any.
+        Writes their files to `folder`, with `suffix` at the end of the stems of their names. The
+        images are in the order of the predictions; without them, parts with images are omitted.
         """
 
     def common_classes(self, most: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-        """Name, membership (bool `[labelled]`), probability (float64) of the `most` commonest
-        classes."""
+        """Yield name, membership (bool `[labelled]`) and probability (float64) of the `most`
+        commonest classes."""
         yield from ()
 
 
 def file_suffixes(heads: Sequence[str]) -> dict[str, str]:
-    """Suffix of each head's file names, before the dot: `_` and its name, or "" for one head alone.
+    """Make each head's suffix of file names: `_` and its name, or "" if there is only one head.
 
-    Characters of a name that are unsafe in file names become `_`; duplicates are numbered.
+    Characters that are unsafe in file names become `_`; names that differ at most in case are
+    numbered.
     """
     if len(heads) == 1:
         return {heads[0]: ""}
@@ -97,7 +101,7 @@ def file_suffixes(heads: Sequence[str]) -> dict[str, str]:
     for head in heads:
         plain = suffix = "_" + re.sub(r"[^\w.=+-]+", "_", head)[:LONGEST_SUFFIX]
         number = 1
-        while suffix in suffixes.values():
+        while suffix.lower() in map(str.lower, suffixes.values()):
             number += 1
             suffix = f"{plain}-{number}"
         suffixes[head] = suffix
@@ -116,16 +120,15 @@ def write_report(
     params: Mapping[str, Any],
     unlabelled: Mapping[str, int],
 ) -> Path:
-    """Write `report/` with its page and figures, whole or not at all, and return report.html's
-    path.
+    """Write `report/` with its page and figures, atomically; return the path of report.html.
 
-    Facts come from the workdir's config.json and run.json, as far as they are there. Metrics are
-    per split as in evaluation.json, predictions per split and head, images per split in their
-    order. Files are named after the head where there are several, and after the split from the
-    second on. `history` has rows of metrics.jsonl; without any there are no curves. `params` are
-    nested dicts of arrays, or of anything with a shape. `unlabelled` is the number of images
-    without a label, by what lacks it. Raises `UserError` if a head has no labels, or images and
-    predictions differ in number.
+    Facts are read from config.json and run.json in the workdir, if they exist. Metrics are per
+    split, as in evaluation.json, predictions per split and head, images per split in the same
+    order. Files are named after the head if there are several, and after the split from the second
+    on. `history` has rows of metrics.jsonl; without any there are no curves. `params` are nested
+    dicts of arrays, or of anything with a shape. `unlabelled` has the number of images without a
+    label, by split and head. Raises `UserError` if a head has no labels, or the numbers of images
+    and predictions differ.
     """
     run, config = read_json(workdir / RUN), evaluated_config(workdir)
     data = run.get("data", {})
@@ -152,14 +155,17 @@ def _verdicts(
     config: Mapping[str, Any],
     data: Mapping[str, Any],
 ) -> Iterator[str]:
-    """How good the network is, a sentence for each split and head that has labels."""
+    """Yield one sentence on the quality of the network per split and labelled head."""
     for split, heads in predictions.items():
         for head, predicted in heads.items():
             if len(heads) > 1 and head not in metrics[split]:
                 continue
             sentence = predicted.verdict(shown[split].groups if split in shown else None)
             if sentence and split == "validation" and _chose_by_validation(config):
-                sentence += " The checkpoint was chosen by these images: new ones will do worse."
+                sentence += (
+                    " These images also selected the checkpoint, so expect worse results on new "
+                    "ones."
+                )
             if sentence:
                 yield f"{head}: {sentence}" if len(heads) > 1 else sentence
         if warning := shared_with(split, data):
@@ -171,7 +177,7 @@ def _chose_by_validation(config: Mapping[str, Any]) -> bool:
 
 
 def _choices(run: Mapping[str, Any]) -> Iterator[str]:
-    """What was chosen from the data, as it was printed before the run."""
+    """Yield the settings that were chosen from the data, as printed before the run."""
     chosen = [a["choices"] for a in effective_attempts(run) if a.get("choices")]
     if chosen:
         yield "## Choices"
@@ -205,7 +211,7 @@ def _run_facts(config: Mapping[str, Any], run: Mapping[str, Any]) -> Iterator[st
 
 def _commit(attempt: Mapping[str, Any]) -> str:
     changes = attempt["source_diff"]
-    return attempt["commit"] + (f", with the changes in {changes}" if changes else "")
+    return attempt["commit"] + (f", with uncommitted changes ({changes})" if changes else "")
 
 
 def _evaluation(
@@ -217,7 +223,7 @@ def _evaluation(
     shown: Mapping[str, Shown],
     run: Mapping[str, Any],
 ) -> Iterator[str]:
-    """The sections of one split; writes its files."""
+    """Yield the section of one split, and write its files."""
     theirs = by_name(run.get("document_results") or {})
     where = "" if split == "test" else f"{split} "
     yield f"## Result on the {split} split"
@@ -228,21 +234,21 @@ def _evaluation(
         if pictures is not None and len(pictures.images) != len(predicted):
             raise UserError(
                 f"report: {len(pictures.images)} images but {len(predicted)} predictions; "
-                "they must be of the same examples, in the same order"
+                "they must be for the same examples, in the same order"
             )
         if len(predictions) == 1:
             yield from predicted.page(folder, suffix, pictures)
             continue
         yield f"### {head}, {split} split"
         if head not in metrics:
-            yield "No image of this split has a known label of this head: it is left out."
+            yield "No image of this split has a label of this head, so it is skipped."
             continue
         yield _metrics_table(metrics[head], theirs, f"{where}{head} ")
         yield from predicted.page(folder, f"{endings[head]}{suffix}", pictures)
 
 
 def _metrics_table(ours: Mapping[str, Any], theirs: Mapping[str, float], prefix: str) -> str:
-    """Figures, beside the document's where it has any under the prefix and their names."""
+    """Format metrics as a table, beside those reported by the document under the prefix, if any."""
     rows = [
         (name, number(value), number(theirs.get(f"{prefix}{name}")))
         for name, value in ours.items()
@@ -262,9 +268,8 @@ def _training(
     names = plots.curve_names(epochs, directions)
     yield "## Training"
     yield (
-        "Training figures are means over the examples of an epoch, while the network was learning "
-        "(with dropout and augmentation, where it has them); validation figures were taken at the "
-        "epoch's end."
+        "Training metrics are means over an epoch, measured while the network was learning, with "
+        "any dropout and augmentation; validation metrics were measured at the end of the epoch."
     )
     figure = plots.training_curves(epochs, directions)
     yield plots.saved(figure, folder / "curves.png", f"Curves of {', '.join(names)} by epoch")
@@ -283,7 +288,7 @@ def _training(
 
 
 def parameters_table(params: Mapping[str, Any]) -> str:
-    """A Markdown table of nested parameters: path, shape and count of each, and the total."""
+    """Make a Markdown table of nested parameters: path, shape and count, and the total."""
     rows, total = [], 0
     for path, array in flat(params, "/"):
         count = math.prod(array.shape)

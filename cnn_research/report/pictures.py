@@ -1,4 +1,4 @@
-"""Images of a split in tables of a report: small, with the names of their files, linked to them."""
+"""Thumbnails of a split's images in a report's tables, linked to the image files."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from cnn_research.report.markdown import markdown_table
 from cnn_research.report.names import shortened
 
 SIDE = 96
-"""Pixels of a thumbnail's side."""
+"""Side of a thumbnail in pixels."""
 MOST_LISTED = 50
-"""Mistakes in a table."""
+"""Maximum number of mistakes in a table."""
 LONGEST_FILE = 60
-"""Characters of a file's name in a table; the .csv files have all of it."""
+"""Maximum length of a file's name in a table; the .csv files have the full name."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Shown:
-    """The images of a split, and where they come from.
+    """The images of a split and their files.
 
     Attributes:
         images: uint8 `[examples, height, width, channels]`, of which few are read.
-        names: of each image, from `folder` on, or None.
-        folder: of the files; None where they are in none, as in an archive.
-        groups: of each image: those of one group are alike. None where there are no groups.
+        names: name of each image relative to `folder`, or None.
+        folder: folder of the files; None if they are not in one, but for example in an archive.
+        groups: group of each image; those of one group are alike. None if there are no groups.
     """
 
     images: np.ndarray
@@ -36,11 +36,11 @@ class Shown:
     groups: np.ndarray | None = None
 
     def name(self, place: int) -> str:
-        """The name of an image's file, or its place in the split."""
+        """Name of an image's file, or its position in the split."""
         return f"image {place}" if self.names is None else str(self.names[place])
 
     def file(self, place: int) -> Path | None:
-        """The file of an image, if it is there."""
+        """Path of an image's file, if it exists."""
         if self.folder is None or self.names is None:
             return None
         file = self.folder / str(self.names[place])
@@ -55,10 +55,10 @@ def pictures_table(
     columns: Sequence[str],
     rows: Sequence[Sequence[str]],
 ) -> str:
-    """A Markdown table with a row for each image: a thumbnail, the cells, and its file's name.
+    """Make a Markdown table with one row per image: thumbnail, cells, and file name.
 
-    Writes the thumbnails to `folder/name`. On the page they are links to the files, which the
-    picture's title names.
+    Writes the thumbnails to `folder/name`. On the page they are links to the files, which are the
+    titles of the pictures.
     """
     from PIL import Image
 
@@ -76,9 +76,9 @@ def pictures_table(
 
 
 def thumbnails(images: np.ndarray, side: int) -> np.ndarray:
-    """Pad images to squares on white, uint8 `[images, side, side, 3]`.
+    """Resize images to white-padded squares, uint8 `[images, side, side, 3]`.
 
-    Small images are enlarged by a whole number, so that the side may be shorter.
+    Small images are enlarged by an integer factor, so the side may be shorter.
     """
     from PIL import Image, ImageOps
 

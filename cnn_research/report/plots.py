@@ -1,4 +1,4 @@
-"""Curves of runs, and what plots of all packages share; no global state of matplotlib is used."""
+"""Curves of runs, and helpers for all plots; matplotlib's global state is not used."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.legend import Legend
 
-# Okabe and Ito's colours, which people with any colour vision tell apart; the markers differ as
-# well, for print without colour.
+# Okabe and Ito's colours, which suit all kinds of colour vision; the markers also differ, for
+# printing without colour.
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 MARKERS = ("o", "s", "^", "D")
 COMPARED = (*SERIES, "#56B4E9", "#E69F00", "#111111", "#8C510A")
-"""Brown stands for Okabe and Ito's yellow, which is pale on white."""
+"""Brown replaces Okabe and Ito's yellow, which is pale on white."""
 TRAINING: dict[str, Any] = {"color": SERIES[0], "marker": "o", "label": "training"}
 VALIDATION: dict[str, Any] = {"color": SERIES[1], "marker": "s", "label": "validation"}
 GREY = "#555555"
 CURVES_IN_A_ROW = 3
 LONGEST_METRIC = 40
-"""Characters in a curve's title."""
+"""Maximum length of a curve's title."""
 VERBATIM: dict[str, Any] = {"parse_math": False}
-"""For texts from data: between two dollar signs matplotlib would read a formula, or fail to."""
+"""For texts from data, in which matplotlib would parse formulas between dollar signs."""
 
 
 # Shared parts ------------------------------------------------------------------------------------
@@ -38,10 +38,10 @@ VERBATIM: dict[str, Any] = {"parse_math": False}
 def blank_grid(
     rows: int, columns: int, size: tuple[float, float], padding: float | None = None, **how: Any
 ) -> tuple[Figure, np.ndarray]:
-    """A figure of `size` inches, and its axes `[rows, columns]` without frames and ticks.
+    """Make a figure of `size` inches with axes `[rows, columns]` without frames and ticks.
 
-    There are `padding` inches above and below each of the axes, or matplotlib's; `how` is for its
-    `subplots`, as `width_ratios`.
+    `padding` is in inches, above and below each of the axes; by default it is matplotlib's. `how`
+    are arguments of its `subplots`, such as `width_ratios`.
     """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -54,7 +54,7 @@ def blank_grid(
 
 
 def image_grid(images: Sequence[np.ndarray] | np.ndarray, titles: Sequence[str]) -> Figure:
-    """Images, uint8 `[height, width, channels]` each, six in a row, each with its title."""
+    """Draw images, uint8 `[height, width, channels]` each, six per row, with titles."""
     columns = min(6, len(images))
     rows = -(-len(images) // columns)
     figure, grid = blank_grid(rows, columns, (1.6 * columns, 2 * rows), padding=0.08)
@@ -65,7 +65,7 @@ def image_grid(images: Sequence[np.ndarray] | np.ndarray, titles: Sequence[str])
 
 
 def no_mistakes() -> Figure:
-    """The figure in place of mistakes where there are none."""
+    """Draw a figure that says that there are no mistakes."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4, 1), dpi=144)
@@ -74,18 +74,18 @@ def no_mistakes() -> Figure:
 
 
 def show_image(axes: Axes, image: np.ndarray) -> None:
-    """Show a uint8 image `[height, width, channels]`, with 1 channel as grey levels."""
+    """Draw a uint8 image `[height, width, channels]`; 1 channel is grey."""
     axes.imshow(image, cmap="gray", vmin=0, vmax=255)
 
 
 def saved(figure: Figure, file: Path, alt: str) -> str:
-    """Save a figure beside a page; return the Markdown that shows it."""
+    """Save a figure beside a page; return its Markdown."""
     figure.savefig(file)
     return f"![{alt}]({file.name})"
 
 
 def plain_plot(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure of `width` by `height` inches, with one plot whose axes are plain."""
+    """Make a figure of `width` by `height` inches with one plot in the plain style."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=144, layout="constrained")
@@ -95,14 +95,14 @@ def plain_plot(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def plain_axes(axes: Axes) -> None:
-    """Leave out half of the frame, and draw lines at the ticks of y."""
+    """Apply the plain style: no frame at the top and right, and horizontal grid lines."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
     axes.set_axisbelow(True)
 
 
 def verbatim_legend(legend: Legend) -> None:
-    """`VERBATIM` of a legend, which takes no such option."""
+    """Apply `VERBATIM` to a legend, which has no such option."""
     for text in legend.get_texts():
         text.set_parse_math(False)
 
@@ -113,8 +113,7 @@ def verbatim_legend(legend: Legend) -> None:
 def curve_names(
     epochs: Sequence[Mapping[str, Any]], directions: Mapping[str, Direction]
 ) -> list[str]:
-    """Metrics for curves: the loss, and others with a direction; of several heads all but their
-    losses."""
+    """List metrics for curves: the loss, and others with a direction, except losses of heads."""
     seen = {name for epoch in epochs for name in (*epoch["train"], *epoch["validation"])}
     others = {name for name in seen if name.split()[-1] != "loss"}
     return ["loss", *sorted(name for name in others if direction_of(name, directions))]
@@ -123,9 +122,9 @@ def curve_names(
 def training_curves(
     epochs: Sequence[Mapping[str, Any]], directions: Mapping[str, Direction]
 ) -> Figure:
-    """Plot training and validation metrics by epoch, as `metrics_log.by_epoch` returns them.
+    """Plot training and validation metrics by epoch, as returned by `metrics_log.by_epoch`.
 
-    Each metric has a panel; its title, as of `pictured`, names the best validation value.
+    Each metric has a panel, whose title is made by `pictured` and has the best validation value.
     """
     names = curve_names(epochs, directions)
     figure, grid = _panels(len(names))
@@ -134,7 +133,7 @@ def training_curves(
         for split, style in (("train", TRAINING), ("validation", VALIDATION)):
             points = [(e["epoch"], e[split][name]) for e in epochs if name in e[split]]
             if points:
-                # Fewer markers where there are many epochs, or they hide the line.
+                # Fewer markers for many epochs, as they would hide the line.
                 spacing = max(1, len(points) // 20)
                 line: dict[str, Any] = {**style, "markersize": 4, "markevery": spacing}
                 axes.plot(*zip(*points, strict=True), **line, linewidth=1.8)
@@ -143,31 +142,31 @@ def training_curves(
         _epoch_axes(axes, _titled(shown), pad=20 if extreme else 6)
         axes.text(0, 1.025, extreme, transform=axes.transAxes, fontsize=9, color=GREY)
         if axes.lines:
-            # Room for a tick where there is one epoch, and for each whose value is not finite.
+            # Space for a tick if there is only one epoch, and for epochs without a finite value.
             axes.set_xlim(epochs[0]["epoch"] - 0.4, epochs[-1]["epoch"] + 0.4)
             axes.legend(frameon=False)
     return figure
 
 
 def _best_point(points: Sequence[tuple[int, float]], direction: Direction | None) -> str:
-    """The best value and its epoch, in words; "" where there is none."""
+    """Describe the best value and its epoch; "" if there is none."""
     finite = [point for point in points if np.isfinite(point[1])]
     if not finite or direction is None:
         return ""
     value = best([value for _, value in finite], direction)
     epoch = next(epoch for epoch, each in finite if each == value)
     word = "highest" if direction == "maximize" else "lowest"
-    return f"{word} in validation: {value:.4f}, epoch {epoch}"
+    return f"{word} validation value: {value:.4f}, epoch {epoch}"
 
 
 def compared_curves(
     groups: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], directions: Mapping[str, Direction]
 ) -> Figure:
-    """Plot the runs of several configs: a panel per metric, a line per config.
+    """Plot the runs of several configs: one panel per metric, one line per config.
 
-    `groups` has for each config its runs, each as `metrics_log.by_epoch` returns them. The lines
-    are means over runs, shaded from the lowest to the highest; of validation where a metric has it,
-    otherwise of training. Configs after the first `len(COMPARED)` are grey.
+    `groups` has each config's runs, as returned by `metrics_log.by_epoch`. Lines are means over
+    runs, shaded from the lowest to the highest, of validation values if the metric has any,
+    otherwise of training values. Configs after the first `len(COMPARED)` are grey.
     """
     every = [epoch for runs in groups.values() for epochs in runs for epoch in epochs]
     names = curve_names(every, directions)
@@ -205,7 +204,7 @@ def compared_curves(
 def _by_epoch(
     runs: Sequence[Sequence[Mapping[str, Any]]], split: str, name: str
 ) -> dict[int, list[float]]:
-    """The values of one metric, of all runs that have it, in each epoch."""
+    """Values of a metric by epoch, of all runs that have it."""
     values: dict[int, list[float]] = {}
     for epoch in (epoch for epochs in runs for epoch in epochs):
         if name in epoch[split]:
@@ -214,7 +213,7 @@ def _by_epoch(
 
 
 def _panels(count: int, below: float = 0) -> tuple[Figure, Sequence[Axes]]:
-    """A figure with so many panels, and inches for a legend below them."""
+    """Make a figure with `count` panels, and `below` inches for a legend."""
     from matplotlib.figure import Figure
 
     columns = min(CURVES_IN_A_ROW, count)

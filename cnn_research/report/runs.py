@@ -1,4 +1,4 @@
-"""Runs and groups of them, read from their folders, and tables over groups."""
+"""Read runs from their folders, group them, and make tables over groups."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from cnn_research.data.images import printable
 from cnn_research.report.markdown import markdown_table, number
 
 UNCOMPARED = ("step", "correct", "count", "wall_seconds", "calibration")
-"""Numbers of a run that no table compares."""
+"""Numbers of a run that tables do not compare."""
 
 MOST_ACCURACIES = 2
-"""With more accuracies than this, tables compare them alone."""
+"""With more accuracies than this, tables compare only accuracies."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One finished run: its folder's files, as far as a table reads them."""
+    """A finished run: the contents of its files that tables need."""
 
     folder: Path
     config: Mapping[str, Any]
     record: Mapping[str, Any]
     metrics: Mapping[str, float]
     directions: Mapping[str, Direction] = dataclasses.field(default_factory=dict)
-    """Directions of the metrics, as the task declared them when the run was evaluated."""
+    """Directions of the metrics, as declared by the task when the run was evaluated."""
 
     @property
     def experiment(self) -> str:
@@ -51,7 +51,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Finished runs of one experiment whose configs differ in the seed only."""
+    """Finished runs of one experiment whose configs differ only in seeds."""
 
     name: str
     runs: Sequence[Run]
@@ -61,7 +61,7 @@ class Group:
         return [run.config.get("seed", 0) for run in self.runs]
 
     def values(self) -> dict[str, list[float]]:
-        """Per figure that every run has, and for `wall_seconds`, the values in order of runs."""
+        """Values of each metric that all runs have, and of `wall_seconds`, in order of runs."""
         names = [n for n in self.runs[0].metrics if all(n in run.metrics for run in self.runs)]
         values = {name: [float(run.metrics[name]) for run in self.runs] for name in names}
         if all("wall_seconds" in run.record for run in self.runs):
@@ -78,7 +78,7 @@ class Group:
         return statistics.stdev(values) if len(values) > 1 else None
 
     def best(self, name: str) -> float | None:
-        """The best of several runs; None for a metric without a declared direction."""
+        """Best value of several runs; None for a metric without a declared direction."""
         values, direction = self.values().get(name, ()), direction_of(name, self.directions)
         return best(values, direction) if direction and len(values) > 1 else None
 
@@ -88,15 +88,18 @@ class Group:
 
     @property
     def document(self) -> dict[str, float]:
-        """The document's metrics by the names of ours; empty where it gives none."""
+        """Metrics reported by the document, by the names of ours; empty if there are none."""
         return by_name(self.runs[0].record.get("document_results") or {})
 
 
 def read_run(folder: Path) -> Run | None:
-    """The run of a folder, None before its evaluation; a `UsageError` if it is not a run folder."""
+    """Read the run of a folder; None before its evaluation.
+
+    Raises `UsageError` if it is not a run folder.
+    """
     config = evaluated_config(folder)
     if not config:
-        raise UsageError(f"{folder} is not a run's folder: it has no {CONFIG} that can be read")
+        raise UsageError(f"{folder} is not a run folder: it has no readable {CONFIG}")
     evaluation = read_json(folder / EVALUATION)
     metrics = by_name({name: evaluation.get(name, {}) for name in ("training", *EVALUATED)})
     if not metrics:
@@ -106,9 +109,9 @@ def read_run(folder: Path) -> Run | None:
 
 
 def run_folders(folder: Path) -> list[Path]:
-    """Folder of a run, or those of the runs in it, from a sweep (in its order) or replicas.
+    """Find the folders of runs: the folder itself, or those in a sweep (in order) or of replicas.
 
-    Raises `UsageError` if there is none.
+    Raises `UsageError` if there are none.
     """
     if (folder / CONFIG).exists():
         return [folder]
@@ -116,8 +119,8 @@ def run_folders(folder: Path) -> list[Path]:
     runs = sorted(file.parent for pattern in below for file in folder.glob(pattern))
     if not runs:
         raise UsageError(
-            f"{folder} is not a run's folder, and contains none: it has no {CONFIG}, which a run "
-            "that failed on its data does not write"
+            f"{folder} is not a run folder and contains none: it has no {CONFIG}, which is not "
+            "written if a run fails to load its data"
         )
     listed = [run["name"] for run in read_json(folder / SWEEP).get("runs", ())]
     runs.sort(key=lambda run: listed.index(run.name) if run.name in listed else len(listed))
@@ -125,14 +128,14 @@ def run_folders(folder: Path) -> list[Path]:
 
 
 def stage_folders(folder: Path) -> list[Path]:
-    """The runs of a pipeline's or a study's stages, in order; empty for any other run."""
-    stages = [file.parent for file in sorted(folder.glob(f"*/{RUN}"))]  # an export has none
+    """Folders of the stages of a pipeline or study, in order; empty for any other run."""
+    stages = [file.parent for file in sorted(folder.glob(f"*/{RUN}"))]  # exports have none
     order = list(read_json(folder / RUN).get("stages", ()))
     return sorted(stages, key=lambda s: order.index(s.name) if s.name in order else len(order))
 
 
 def is_finished(folder: Path) -> bool:
-    """True for a finished training or pipeline, and for an experiment that only draws a page."""
+    """Return whether a training or pipeline is finished, or a gallery has its page."""
     record = read_json(folder / RUN)
     if "finished" in record:
         return bool(record["finished"])
@@ -140,9 +143,9 @@ def is_finished(folder: Path) -> bool:
 
 
 def group_runs(runs: Iterable[Run]) -> list[Group]:
-    """Runs by experiment and by config without its seeds, each group by rising seed.
+    """Group runs by experiment and config without seeds; sort each group by seed.
 
-    Where an experiment has several groups, their names have the fields in which they differ.
+    The names of several groups of one experiment contain the fields in which they differ.
     """
     by_config: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
@@ -162,7 +165,7 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
 
 
 def unseeded(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Config as JSON values without the seeds of run and split and the fold of the test."""
+    """Remove the seeds of the run and the split, and the fold, from a config (JSON values)."""
     rest = {name: value for name, value in config.items() if name != "seed"}
     if isinstance(rest.get("data"), dict):
         rest["data"] = {
@@ -172,10 +175,10 @@ def unseeded(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def compared_metrics(groups: Sequence[Group]) -> list[str]:
-    """The names of the metrics that tables show.
+    """List the metrics that tables show.
 
-    Counts, weighted averages and, beside test metrics, those on training and validation data are
-    left out, and all but accuracies where there are many: they are in each run's evaluation.json.
+    Counts, weighted averages and, if there are test metrics, training and validation metrics are
+    omitted, and so is all but accuracies if there are many. Each run's evaluation.json has them.
     """
     names = [
         name
@@ -184,12 +187,12 @@ def compared_metrics(groups: Sequence[Group]) -> list[str]:
     ]
     tested = [name for name in names if name.split()[0] not in ("training", "validation")] or names
     accuracies = [name for name in tested if "accuracy" in name and "top-5" not in name]
-    # Of several heads, or several splits, a table has no room for more.
+    # With several heads or splits, a table has no room for more.
     return accuracies if len(accuracies) > MOST_ACCURACIES else tested
 
 
 def as_markdown(groups: Sequence[Group]) -> str:
-    """Each group's mean ± standard deviation, and below it the document's metrics, if any."""
+    """Make a table of each group's mean ± standard deviation, above the document's metrics."""
     shown = compared_metrics(groups)
     rows = []
     for group in groups:
@@ -205,12 +208,12 @@ def as_markdown(groups: Sequence[Group]) -> str:
         )
         if group.document.keys() & set(shown):
             metrics = (number(group.document.get(name)) for name in shown)
-            rows.append(["- as the document gives it", "", *metrics, ""])
-    return markdown_table(["experiment", "runs", *shown, "time of a run"], rows)
+            rows.append(["- reported by the document", "", *metrics, ""])
+    return markdown_table(["experiment", "runs", *shown, "time per run"], rows)
 
 
 def results(group: Group, name: str) -> dict[str, Any]:
-    """Values for `--output=FILE.json`: metrics over seeds, and all that it takes to repeat them."""
+    """Content of `--output=FILE.json`: metrics over seeds, and all that reproducing them needs."""
     records = [run.record for run in group.runs]
     attempts = [attempt for record in records for attempt in effective_attempts(record)]
     config = unseeded(group.runs[0].config)
@@ -241,14 +244,14 @@ def results(group: Group, name: str) -> dict[str, Any]:
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:
-    """`0.8951 ± 0.0021`, the deviation with n - 1; one value has none, and no value is ""."""
+    """Format values as `0.8951 ± 0.0021` (n - 1); a single value has no deviation, none is ""."""
     if len(values) < 2:
         return number(values[0]) if values else ""
     return f"{statistics.fmean(values):.4f} ± {statistics.stdev(values):.4f}"
 
 
 def _one_or_all(values: Iterable[Any]) -> Any:
-    """The value, if all are equal; otherwise each different one, in a list."""
+    """Return the value if all are equal, otherwise the list of distinct ones."""
     different: list[Any] = []
     for value in values:
         if value not in different:

@@ -1,38 +1,27 @@
-"""Writes metrics.jsonl while a run is under way, and TensorBoard events that mirror it."""
+"""Writes a run's metrics to metrics.jsonl and its loggers."""
 
 from __future__ import annotations
 
 import os
-import shutil
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
-from cnn_research.core.metrics_log import METRICS_FILE, metrics_line, read_metrics
-from cnn_research.data.images import printable
+from absl import logging
 
-if TYPE_CHECKING:
-    from tensorboardX import SummaryWriter
-
-EVENTS_FOLDER = "events"
-REPORT = "report"
-"""The sub-run of what a report shows; replaced when it is written again."""
-AT_EVALUATIONS = ("validation", "parameters")
-"""The sub-runs of what is written at evaluations."""
+from cnn_research.core.errors import UserError, one_line
+from cnn_research.core.metrics_log import METRICS_FILE, metrics_line, numbers_of, read_metrics
+from cnn_research.report.loggers import Events, Logger, Mirror, TensorBoard
 
 
 class MetricsWriter:
     """Writes a run's metrics; a context manager.
 
-    `metrics.jsonl` is the truth: one JSON object a line, `{"step", <extra>, "split", <values>}`,
-    on its way to the disk as soon as it is written. A value that is not finite is written as the
-    string "NaN", "Infinity" or "-Infinity"; `read_metrics` gives the number back.
+    The reference is `metrics.jsonl`: one JSON object per line, `{"step", <extra>, "split",
+    <values>}`, flushed after each line. Values that are not finite are written as the strings
+    "NaN", "Infinity" and "-Infinity"; `read_metrics` converts them back.
 
-    `events/` is a mirror for TensorBoard. Each split is a sub-run (`events/train`,
-    `events/validation`) with the same tags, because TensorBoard draws one chart for each tag and
-    one line for each sub-run: training and validation loss share a chart.
-    `events/parameters` has their histograms, `events/report` what the report shows.
+    Loggers mirror it. One that fails later is closed with a warning; training continues.
     """
 
     def __init__(
@@ -41,86 +30,75 @@ class MetricsWriter:
         *,
         restored_step: int | None,
         evaluated_step: int | None = None,
+        loggers: Sequence[Logger] = (TensorBoard(),),
+        config: Any = None,
         enabled: bool = True,
     ):
-        """Open the files, and drop what was written after the step that was restored.
+        """Open the files, and drop rows after the restored step.
 
         Args:
-            restored_step: the step of the checkpoint that the run resumes from; None starts anew.
-            evaluated_step: the checkpoint's last evaluation; the row of a later one is dropped, as
-                it is repeated. None: all rows up to `restored_step` stay.
+            restored_step: the step of the checkpoint that the run resumes from; None for a new run.
+            evaluated_step: the checkpoint's last evaluation; rows of a later evaluation are
+                dropped, as it is repeated. With None, all rows up to `restored_step` stay.
+            config: the experiment, for the loggers.
             enabled: False in all processes but the first, which do not write.
 
         Raises:
-            UserError: a line of metrics.jsonl other than its last is damaged.
+            UserError: if a line of metrics.jsonl other than the last is damaged, or a logger
+                cannot be opened.
         """
-        self.enabled = enabled
-        self._writers: dict[str, SummaryWriter] = {}
+        self._mirrors: list[Mirror] = []
         self._rows: TextIO | None = None
         if not enabled:
             return
         workdir.mkdir(parents=True, exist_ok=True)
-        self._last_step = -1 if restored_step is None else restored_step
-        self._last_evaluated = self._last_step if evaluated_step is None else evaluated_step
+        last = -1 if restored_step is None else restored_step
+        evaluated = last if evaluated_step is None else evaluated_step
         path = workdir / METRICS_FILE
+        written = read_metrics(workdir)
+        # All rows but training rows belong to evaluations.
+        kept = [r for r in written if r["step"] <= (last if r["split"] == "train" else evaluated)]
         if path.exists():
-            rows = [
-                row
-                for row in read_metrics(workdir)
-                if row["step"] <= self._last_kept(row.get("split"))
-            ]
             replacement = path.with_suffix(".tmp")
-            replacement.write_text("".join(map(metrics_line, rows)), encoding="utf-8")
+            replacement.write_text("".join(map(metrics_line, kept)), encoding="utf-8")
             os.replace(replacement, path)
         self._rows = path.open("a", encoding="utf-8")
-        self._events = workdir / EVENTS_FOLDER
-        # Now rather than at the first write to each: if this run is killed before it writes
-        # there, the steps that it took back stay hidden all the same.
-        for folder in sorted(self._events.glob("*")):
-            if folder.is_dir() and folder.name != REPORT:
-                self.sub_run(folder.name)
+        self._has: dict[Mirror, set[tuple]] = {}
+        for logger in loggers:
+            mirror = _opened(logger, workdir, config, evaluated)
+            self._mirrors.append(mirror)
+            self._has[mirror] = {_key(row) for row in written if row["step"] <= mirror.last_kept}
+        for row in kept:
+            self._show(row)
+
+    @property
+    def events(self) -> Events | None:
+        """TensorBoard's event files; None without TensorBoard or if this process does not write."""
+        return next((mirror for mirror in self._mirrors if isinstance(mirror, Events)), None)
 
     def write(self, step: int, split: str, values: Mapping[str, float], **extra: Any) -> None:
-        """Append one row, and its `values`, Python, NumPy or JAX scalars, to the split's charts.
+        """Append a row of `values`, which are Python, NumPy or JAX scalars, and log them.
 
-        `extra` has JSON values that belong in the row but make no chart (`epoch`, `count`).
+        `extra` has JSON values of the row that loggers do not show (`epoch`, `count`).
         """
         if self._rows is None:
             return
         numbers = {name: float(value) for name, value in values.items()}
-        self._rows.write(metrics_line({"step": step, **extra, "split": split, **numbers}))
+        row = {"step": step, **extra, "split": split, **numbers}
+        self._rows.write(metrics_line(row))
         self._rows.flush()
-        for name, value in numbers.items():
-            self.sub_run(split).add_scalar(name, value, step)
+        self._show(row)
 
-    def hparams(self, flat_config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """Add the run to TensorBoard's table of hyperparameters: once, at the end of a run.
+    def report(self, page: Path, results: Mapping[str, float]) -> None:
+        """Log the report and its metrics once, at the end of a run, under names that `write` does
+        not use (`test/accuracy`)."""
+        numbers = {name: float(value) for name, value in results.items()}
+        self._tell(lambda mirror: mirror.report(page, numbers))
 
-        The config is by path (`optimizer.learning_rate`), the metrics under tags that `write` does
-        not use (`test/accuracy`).
-        """
-        from tensorboardX.summary import hparams
-
-        plain = {
-            path: value if isinstance(value, bool | int | float) else printable(str(value))
-            for path, value in flat_config.items()
-        }
-        numbers = {name: float(value) for name, value in metrics.items()}
-        # Its first part says which columns there are; without it TensorBoard finds them itself, and
-        # shows those first in which runs differ.
-        _, *summaries = hparams(plain, numbers)
-        self.sub_run(REPORT)  # which clears an earlier report's, these too
-        writer = self.sub_run(f"{REPORT}/hparams")
-        for summary in summaries:
-            writer.file_writer.add_summary(summary)
-        for name, value in numbers.items():
-            writer.add_scalar(name, value)
-
-    def close(self) -> None:
-        """Close the files; a second call does nothing."""
-        for writer in self._writers.values():
-            writer.close()
-        self._writers.clear()
+    def close(self, *, failed: bool = False) -> None:
+        """Close the files; may be called twice."""
+        self._tell(lambda mirror: mirror.close(failed=failed))
+        self._mirrors.clear()
         if self._rows is not None:
             self._rows.close()
             self._rows = None
@@ -128,28 +106,37 @@ class MetricsWriter:
     def __enter__(self) -> MetricsWriter:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.close(failed=kind is not None)
 
-    def sub_run(self, name: str) -> SummaryWriter:
-        """The writer of a sub-run's events, made at its first use; of an enabled writer only."""
-        if name not in self._writers:
-            from tensorboardX import SummaryWriter
+    def _show(self, row: Mapping[str, Any]) -> None:
+        """Log a row to the mirrors that do not have it; services keep rows that they received."""
+        step, split, numbers, key = row["step"], row["split"], numbers_of(row), _key(row)
+        self._tell(lambda mirror: key in self._has[mirror] or mirror.write(step, split, numbers))
 
-            if name == REPORT:
-                shutil.rmtree(self._events / REPORT, ignore_errors=True)
-            self._writers[name] = SummaryWriter(
-                logdir=str(self._events / name),
-                # A TensorBoard that has read an earlier report forgets it.
-                purge_step=0 if name == REPORT else self._last_kept(name) + 1,
-                flush_secs=10,
-                # A full disk ends the thread that empties the queue: a full one would wait for it.
-                max_queue=1000,
-                # File names count whole seconds: a run restarted within one would overwrite.
-                filename_suffix=f".{time.time_ns()}",
-            )
-        return self._writers[name]
+    def _tell(self, what: Callable[[Mirror], Any]) -> None:
+        for mirror in list(self._mirrors):
+            try:
+                what(mirror)
+            except Exception as error:  # of a service or its network
+                self._mirrors.remove(mirror)
+                logging.warning(
+                    "%s failed and stops logging this run (metrics.jsonl is complete): %s",
+                    type(mirror).__name__,
+                    one_line(error),
+                )
 
-    def _last_kept(self, sub_run: str | None) -> int:
-        """The last step of which what the sub-run has still counts."""
-        return self._last_evaluated if sub_run in AT_EVALUATIONS else self._last_step
+
+def _opened(logger: Logger, workdir: Path, config: Any, last_kept: int) -> Mirror:
+    try:
+        return logger.open(workdir, config, last_kept)
+    except Exception as error:
+        name = type(logger).__name__
+        raise UserError(
+            f"--loggers: {name} cannot be opened: {one_line(error)}; correct or remove it"
+        ) from error
+
+
+def _key(row: Mapping[str, Any]) -> tuple:
+    """Identify a row by its step, split and names."""
+    return row["step"], row["split"], *row

@@ -1,6 +1,6 @@
-"""A search for good values: Optuna proposes, and one process, that of the sweep, asks and tells it.
+"""Hyperparameter search with Optuna, in the process of the sweep.
 
-The study is kept in the sweep's folder as Optuna's own journal.
+The study is saved in the sweep's folder as Optuna's journal.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ _RANGE = re.compile(r"(?P<low>[^.\s][^\s]*?)\.\.(?P<high>\S+)(?P<log>\s+log)?")
 
 
 def space(search: Mapping[str, str]) -> dict[str, BaseDistribution]:
-    """The search space by paths of fields; a `UsageError` for what is neither range nor list."""
+    """Parse a search space by paths of fields; raise `UsageError` for an invalid range or list."""
     parsed: dict[str, BaseDistribution] = {}
     for path, text in search.items():
         if ".." not in text:
             values = tuple(value.strip() for value in text.split(","))
             if len(set(values)) < 2 or "" in values:
                 raise UsageError(
-                    f"--search {path} is '{text}': give a range as 1e-4..1e-2, with ' log' after "
-                    "it or not, or values as adam,sgd"
+                    f"--search {path} is '{text}': give a range such as 1e-4..1e-2 or "
+                    "'1e-4..1e-2 log', or values such as adam,sgd"
                 )
             parsed[path] = CategoricalDistribution(values)
             continue
@@ -65,30 +65,30 @@ def space(search: Mapping[str, str]) -> dict[str, BaseDistribution]:
             parsed[path] = kind(low, high, log=log)
         except (AssertionError, ValueError):
             raise UsageError(
-                f"--search {path} is '{text}': a range goes from a lower to a higher number, as "
-                "1e-4..1e-2; a logarithmic one, as '1e-4..1e-2 log', begins above 0"
+                f"--search {path} is '{text}': give the lower end first, as in 1e-4..1e-2; a "
+                "logarithmic range, such as '1e-4..1e-2 log', must start above 0"
             ) from None
     return parsed
 
 
 def _ends(values: Any) -> tuple[Any, ...]:
-    """Values checked before a search begins: both ends of a range, or every choice."""
+    """Return the values that are checked before a search: the ends of a range, or all choices."""
     listed = isinstance(values, CategoricalDistribution)
     return values.choices if listed else (values.low, values.high)
 
 
 class Search(Feed):
-    """The runs that Optuna proposes: TPE, and a run is pruned where half did better by then.
+    """Runs proposed by TPE; Optuna prunes a run if half of the others were better at that point.
 
-    With one worker the runs are a function of the sweep, also where it was stopped and resumed.
-    A trial of Optuna's is one attempt at a run; both of an attempt that was stopped or failed and
-    of the next one the attribute `number` is the run's.
+    With one worker, the runs depend only on the sweep, even if it is stopped and resumed. An Optuna
+    trial is one attempt of a run; all attempts of a run have its number as the attribute `number`.
     """
 
     def __init__(self, sweep: Sweep, folder: Path):
-        """Raise `UsageError` for what is not a training, or ends of ranges that it refuses."""
+        """Raise `UsageError` if the experiment is not a training or does not accept the range."""
         self._sweep, self._folder, self.total = sweep, folder, sweep.trials
         self._num_failed = 0
+        sweep.import_all()
         self._default = lookup(sweep.experiments[0]).experiment()
         self._space = space(sweep.search)
         first = {path: _ends(values)[0] for path, values in self._space.items()}
@@ -98,7 +98,7 @@ class Search(Feed):
         training = from_dict(json.loads(run.config))
         if not isinstance(training, Training):
             raise UsageError(
-                f"{sweep.experiments[0]} is not a training, whose metrics a search needs"
+                f"{sweep.experiments[0]} is not a training, so a search has no metrics to use"
             )
         self._selection = training.selection
         self._direction = training.task.directions[training.selection.metric]
@@ -109,14 +109,14 @@ class Search(Feed):
         self._seen: dict[Path, tuple[int, list[float]]] = {}
 
     def resume(self) -> None:
-        """Open the study in the folder, which this process holds; unfinished runs come first.
+        """Open the study in the folder, which must be locked; queue unfinished runs first.
 
-        A last line cut short is left out; a `UserError` for other damage.
+        An incomplete last line is ignored. Raises `UserError` for other damage.
         """
         file = self._folder / STUDY
-        text = file.read_text() if file.exists() else ""
+        text = file.read_text(encoding="utf-8") if file.exists() else ""
         if (whole := text[: text.rfind("\n") + 1]) != text:
-            print(f"{file}: its last line was cut short, and is left out", file=sys.stderr)
+            print(f"{file}: its last line is incomplete, and was ignored", file=sys.stderr)
             write_text(file, whole)
         try:
             journal = JournalFileBackend(str(file))
@@ -129,7 +129,7 @@ class Search(Feed):
             )
         except (ValueError, KeyError) as error:
             raise UserError(
-                f"{file} is damaged ({error}): restore it, or name another --workdir"
+                f"{file} is damaged ({error}): restore it, or use another --workdir"
             ) from None
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             self._study.tell(trial.number, state=TrialState.FAIL)
@@ -139,17 +139,17 @@ class Search(Feed):
                 self._study.enqueue_trial(trial.params, user_attrs={"number": number})
 
     def _numbers(self, *states: Any) -> dict[int, Any]:
-        """The last trial of each run's that is in one of the states, by the run's number."""
+        """Return the last trial of each run in one of the states, by number of the run."""
         trials = self._study.get_trials(deepcopy=False, states=states or None)
         return {t.user_attrs["number"]: t for t in trials if "number" in t.user_attrs}
 
-    # What a feed of runs does.
+    # Methods of a feed.
 
     def next(self) -> Run | None:
         number = len(self._numbers())
         if number >= self._sweep.trials and not self._numbers(TrialState.WAITING):
             return None
-        # Anew for each, so that what is proposed does not depend on where a search was stopped.
+        # A new sampler per run, so that proposals do not depend on where a search was stopped.
         self._study.sampler = optuna.samplers.TPESampler(seed=number, constant_liar=True)
         trial = self._study.ask(self._space)
         number = trial.user_attrs.get("number", number)
@@ -166,12 +166,14 @@ class Search(Feed):
         trial = self._trials[run.workdir]
         values = self._report(run)
         if state.state == "complete" and not values:
-            message = "no validation figures to search by: set --data.validation above 0"
+            message = "there are no validation metrics to search by: set --data.validation above 0"
             state = states.record_end(run.workdir, state, "failed", message, 1)
         if state.state == "stopped" and pruned:
-            state = states.record_end(run.workdir, state, "pruned", "half did better by then")
+            state = states.record_end(
+                run.workdir, state, "pruned", "half of the trials were better at this point"
+            )
         if state.state == "complete":
-            # The state that a run's report shows: its last, or its best.
+            # The metric of the reported checkpoint, the last or the best.
             last = self._selection.report == "last"
             self._study.tell(trial, values[-1] if last else best(values, self._direction))
         elif state.state != "stopped":
@@ -181,7 +183,7 @@ class Search(Feed):
         return state
 
     def best(self) -> str:
-        """The best run so far, in a line; "" where none is complete."""
+        """Describe the best run so far in one line; "" if none is complete."""
         if not self._numbers(TrialState.COMPLETE):
             return ""
         best = self._study.best_trial
@@ -192,19 +194,18 @@ class Search(Feed):
     def num_finished(self) -> int:
         return len(self._numbers(TrialState.COMPLETE, TrialState.PRUNED)) + self._num_failed
 
-    # Between Optuna and runs.
+    # Conversions between Optuna and runs.
 
     def _words(self, path: str, value: Any) -> list[str]:
         return override(self._default, path, str(value))
 
     def _run(self, number: int, params: Mapping[str, Any]) -> Run:
         words = [word for path, value in params.items() for word in self._words(path, value)]
-        return plan_run(
-            self._default, [*self._sweep.words, *words], self._folder, (), f"trial-{number:04}"
-        )
+        name = f"trial-{number:04}"
+        return plan_run(self._sweep, self._default, words, self._folder, (), name)
 
     def _report(self, run: Run) -> list[float]:
-        """Report a run's new measurements to Optuna; all its validation figures."""
+        """Report a run's new metrics to Optuna; return all its validation metrics."""
         file = run.workdir / METRICS_FILE
         changed = file.stat().st_mtime_ns if file.exists() else 0
         before, reported = self._seen.get(run.workdir, (0, []))

@@ -1,4 +1,4 @@
-"""Runs on SLURM: one job array, through submitit."""
+"""Runs on SLURM as one job array, with submitit."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cnn_research.core.errors import UserError, one_line
+from cnn_research.core.errors import UserError, install_command, one_line
 from cnn_research.core.run_folder import read_json, write_json
 from cnn_research.sweep import states
 from cnn_research.sweep.definition import Run
 from cnn_research.sweep.source import search_path
 
 SIGNAL = "USR1"
-"""The signal that SLURM sends before it ends a job; runs then save."""
+"""Signal that SLURM sends before it ends a job, upon which runs save."""
 LOGS = "slurm"
-"""Folder in the sweep's: output of jobs before and after their runs."""
+"""Subfolder of the sweep's folder with the output of jobs before and after their runs."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """The callable that submitit pickles, and calls on the node."""
+    """Callable that submitit pickles and calls on the node."""
 
     run: Run
 
@@ -36,48 +36,48 @@ class Job:
         from cnn_research.sweep.worker import execute
 
         state = execute(self.run)
-        # A job that somebody has cancelled runs no more, and must not be queued again.
+        # A cancelled job is no longer RUNNING, and must not be queued again.
         if state.state == "stopped" and (states.jobs_in_queue() or {}).get(_number()) == "RUNNING":
-            # submitit answers with `checkpoint`, queues the job again, and ends the process.
+            # submitit then calls `checkpoint`, queues the job again, and ends the process.
             signal.raise_signal(getattr(signal, f"SIG{SIGNAL}"))
         sys.exit(state.exit_code)
 
     def checkpoint(self) -> object:
-        """The job to queue again: the same one, which resumes its run."""
+        """Return the job to queue again: the same one, which resumes its run."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
 def _number() -> str:
-    """The number of the job that this process is in, as `squeue` writes it."""
+    """Return the number of this process's job as printed by `squeue`."""
     if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
         return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     return os.environ.get("SLURM_JOB_ID", "")
 
 
 def check() -> None:
-    """Raise `UserError` where there is no SLURM, or no submitit."""
+    """Raise `UserError` if SLURM or submitit is missing."""
     if shutil.which("sbatch") is None:
         raise UserError(
-            "SLURM is not on this machine (there is no sbatch): run this where it is, or leave "
-            "--cluster=slurm out to run here"
+            "this machine has no SLURM (sbatch is missing): run this on a machine of the cluster, "
+            "or omit --cluster=slurm to run here"
         )
-    # Read when submitit is imported, which otherwise closes the handlers of other logs.
+    # submitit reads these on import, and otherwise closes the handlers of other logs.
     os.environ |= {"SUBMITIT_PREEMPT_SIGNAL": SIGNAL, "SUBMITIT_LOG_LEVEL": "NOCONFIG"}
     try:
         import submitit  # noqa: F401
     except ImportError:
         raise UserError(
-            "SLURM needs submitit, which is not installed: pip install 'cnn-research[slurm]'"
+            f"SLURM needs submitit, which is not installed: {install_command('slurm')}"
         ) from None
 
 
 def submit(runs: Sequence[Run], folder: Path, source: Path, **resources: Any) -> str:
-    """Submit one run or more as a job array, which imports `source`; returns its number at once.
+    """Submit runs as a job array that imports `source`; return its number without waiting.
 
-    `resources` are submitit's of each run; None for the cluster's default. A `UserError` in
-    SLURM's own words where it refuses.
+    `resources` are submitit's parameters per run; None for the cluster's default. Raises
+    `UserError` with SLURM's message if it refuses the job.
     """
     import submitit
     from submitit.core.utils import FailedJobError
@@ -88,7 +88,7 @@ def submit(runs: Sequence[Run], folder: Path, source: Path, **resources: Any) ->
         stderr_to_stdout=True,
         setup=[
             f"export PYTHONPATH={shlex.quote(search_path(source))}",
-            # The folder that jobs start in may hold the source that is being edited.
+            # Do not import from the current folder, which may contain source that is being edited.
             "export PYTHONSAFEPATH=1",
             f"export SUBMITIT_PREEMPT_SIGNAL={SIGNAL} SUBMITIT_LOG_LEVEL=INFO",
         ],
@@ -97,17 +97,17 @@ def submit(runs: Sequence[Run], folder: Path, source: Path, **resources: Any) ->
     for run in runs:
         run.workdir.mkdir(parents=True, exist_ok=True)
     try:
-        # It prints what SLURM says, and puts it into its error, too.
+        # submitit prints SLURM's message, but also includes it in its error.
         with contextlib.redirect_stderr(io.StringIO()):
             jobs = executor.submit_array([Job(run) for run in runs])
     except FailedJobError as error:
-        raise UserError(f"SLURM refuses the sweep: {_words(error)}") from None
+        raise UserError(f"SLURM refused the sweep: {_words(error)}") from None
     numbers = {run.name: job.job_id for run, job in zip(runs, jobs, strict=True)}
     write_json(folder / states.JOBS, read_json(folder / states.JOBS) | numbers)
     return jobs[0].job_id.partition("_")[0]
 
 
 def _words(error: Exception) -> str:
-    """The errors that sbatch printed, without its command line."""
+    """Return the errors printed by sbatch, without the command line."""
     lines = [line for line in str(error).splitlines() if "error:" in line]
     return "; ".join(line.partition("error:")[2].strip() for line in lines) or one_line(error)

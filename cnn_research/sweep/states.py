@@ -1,4 +1,4 @@
-"""States of a sweep's runs: from files that each have one writer, and from SLURM's queue."""
+"""States of a sweep's runs, from files with one writer each, and from SLURM's queue."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from cnn_research.core.run_folder import CONFIG, is_locked, read_json, write_jso
 from cnn_research.report.markdown import markdown_table, number
 
 STATE = "sweep_run.json"
-"""File in a run's folder, which only the process of the run writes until that is gone."""
+"""File in a run's folder; while the run's process exists, only it writes the file."""
 LOG = "log.txt"
 JOBS = "jobs.json"
-"""File in the sweep's folder: the last SLURM job of each run."""
+"""File in the sweep's folder with the last SLURM job of each run."""
 
 STATES = ("complete", "pruned", "running", "queued", "waiting", "stopped", "failed")
 ENDED = ("complete", "pruned")
-"""The states of runs that are not run again."""
+"""Final states of runs, which are not run again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class State:
     message: str = ""
     """Reason for stopping or failing, in one line."""
     exit_code: int | None = None
-    """Exit code of the process, or the one that `launch.py` would have ended with."""
+    """Exit code of the process, or the one that `launch.py` would have returned."""
 
 
 def read(workdir: Path) -> State:
@@ -55,7 +55,7 @@ def write(workdir: Path, state: State) -> None:
 
 
 def record_start(workdir: Path) -> State:
-    """The state of a run that begins now; written."""
+    """Record the start of a run; return its state."""
     workdir.mkdir(parents=True, exist_ok=True)
     state = State("running", read(workdir).attempt + 1, time.time())
     write(workdir, state)
@@ -65,7 +65,7 @@ def record_start(workdir: Path) -> State:
 def record_end(
     workdir: Path, before: State, state: str, message: str = "", exit_code: int | None = 0
 ) -> State:
-    """The state of a run that ends now; written."""
+    """Record the end of a run; return its state."""
     seconds = round(time.time() - before.since, 3)
     after = State(state, before.attempt, before.since, seconds, message, exit_code)
     write(workdir, after)
@@ -73,10 +73,10 @@ def record_end(
 
 
 def all_states(folder: Path, workdirs: Sequence[Path]) -> dict[Path, State]:
-    """The states of a sweep's runs, by their folders.
+    """Return the states of a sweep's runs by folder.
 
-    What a file says is `running` is so only while the process that wrote it is there: on this
-    machine it holds the sweep's folder, on SLURM its job is in the queue.
+    A recorded state `running` is valid only while the run's process exists: on this machine, the
+    sweep's folder is then locked; on SLURM, the job is in the queue.
     """
     jobs = read_json(folder / JOBS)
     queue = jobs_in_queue() if jobs else {}
@@ -94,17 +94,17 @@ def _now(state: State, job: str | None, queue: Mapping[str, str] | None, here: b
         return state if running else dataclasses.replace(state, state="queued")
     if state.state == "running" and not here:
         if not job:
-            return dataclasses.replace(state, state="stopped", message="its process is gone")
+            return dataclasses.replace(state, state="stopped", message="its process has ended")
         message = f"job {job} ended without a report: killed, or out of memory or time"
         return dataclasses.replace(state, state="failed", message=message)
     if state.state == "waiting" and job and not here:
-        message = f"job {job} is gone from the queue, and never started"
+        message = f"job {job} left the queue without starting"
         return dataclasses.replace(state, state="failed", message=message)
     return state
 
 
 def jobs_in_queue() -> dict[str, str] | None:
-    """The state of each of one's jobs that is not over, by its number; None if nobody can say."""
+    """Return the states of the user's unfinished jobs by number; None if squeue fails."""
     if shutil.which("squeue") is None:
         return None
     command = ["squeue", "--me", "--noheader", "--array", "--format=%i %T"]
@@ -119,14 +119,20 @@ def jobs_in_queue() -> dict[str, str] | None:
 
 
 def table(states: Mapping[Path, State]) -> str:
-    """Counts of the states, and a row for each run, as Markdown."""
+    """Format counts of the states, a row per run, and reasons for failing, as Markdown."""
     rows = [_row(workdir, state) for workdir, state in states.items()]
-    header = ("run", "state", "epoch", "step", "validation", "time", "")
-    return f"{counts(states.values())}\n\n{markdown_table(header, rows)}"
+    header = ("run", "state", "epoch", "step", "validation", "time")
+    reasons = [
+        f"{state.state}  {workdir.name}: {state.message}"
+        for workdir, state in states.items()
+        if state.state in ("failed", "stopped") and state.message
+    ]
+    parts = [counts(states.values()), markdown_table(header, rows), "\n".join(reasons)]
+    return "\n\n".join(filter(None, parts))
 
 
 def counts(states: Any) -> str:
-    """`12 runs: 11 complete, 1 failed`."""
+    """Format the counts of states: `12 runs: 11 complete, 1 failed`."""
     number_of = Counter(state.state for state in states)
     parts = ", ".join(f"{number_of[state]} {state}" for state in STATES if number_of[state])
     total = number_of.total()
@@ -137,20 +143,19 @@ def _row(workdir: Path, state: State) -> Sequence[str]:
     try:
         rows = read_metrics(workdir)
     except UserError:
-        rows = []  # the run itself will say so
+        rows = []  # the run itself reports the error
     last = rows[-1] if rows else {}
     validation = [row for row in rows if row.get("split") == "validation"][-1:]
-    # The metric that the run selects its state by, whatever its task calls it.
+    # The run's selection metric.
     metric = read_json(workdir / CONFIG).get("selection", {}).get("metric")
     names = [name for name in (metric, "loss") if validation and name in validation[0]]
-    figure = f"{names[0]} {number(validation[0][names[0]])}" if names else ""
+    metrics = f"{names[0]} {number(validation[0][names[0]])}" if names else ""
     seconds = time.time() - state.since if state.state == "running" else state.seconds
     return (
         workdir.name,
         state.state,
         f"{last['epoch']:.1f}" if "epoch" in last else "",
         f"{last['step']:,}" if last else "",
-        figure,
+        metrics,
         duration(seconds) if state.attempt else "",
-        state.message if state.state in ("failed", "stopped") else "",
     )

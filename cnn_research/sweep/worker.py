@@ -1,11 +1,13 @@
-"""The process that serves many runs: `python -m cnn_research.sweep.worker`, for `local` alone.
+"""A process that executes many runs: `python -m cnn_research.sweep.worker`, used by `local`.
 
-A line of standard input is a run; a line of standard output is the state that it ended in. When
-standard input ends, so does the process, after its run has saved.
+Each line of standard input is a run, or `null` to stop the current run; each line of standard
+output is the final state of a run. At the end of standard input, the current run saves and the
+process exits.
 """
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import dataclasses
 import json
@@ -22,7 +24,8 @@ from absl import logging
 
 from cnn_research.cli.run import run
 from cnn_research.core.config import from_dict
-from cnn_research.core.errors import Interrupted, UserError, one_line
+from cnn_research.core.definitions import import_outside
+from cnn_research.core.errors import Interrupted, UserError, one_line, print_error
 from cnn_research.core.run_folder import is_locked
 from cnn_research.sweep import states
 from cnn_research.sweep.definition import Run
@@ -30,24 +33,26 @@ from cnn_research.sweep.states import State
 
 
 def execute(planned: Run) -> State:
-    """Run it in this process, its output to its log, and record how it ended."""
+    """Execute a run in this process, with its output in its log, and record its final state."""
     if is_locked(planned.workdir):
-        # What the folder says of itself is the other process's to write.
-        message = f"another process runs in {planned.workdir}: wait for it"
+        # Only the other process may write the state.
+        message = f"another process is running in {planned.workdir}: wait for it"
         return State("failed", message=message, exit_code=1)
     before = states.record_start(planned.workdir)
-    # What run.json will say: the command that repeats the run.
+    # run.json records this as the command that repeats the run.
     sys.argv = planned.command
-    # Orbax tells every step of every save.
+    # Orbax logs every step of every save.
     logging.set_verbosity(logging.WARNING)
     state, message, code = "complete", "", 0
     with output_to(planned.workdir / states.LOG):
         try:
+            for name in planned.imports:
+                import_outside(name)
             run(from_dict(json.loads(planned.config)), planned.workdir)
         except UserError as error:
             state = "stopped" if isinstance(error, Interrupted) else "failed"
             message, code = one_line(error), error.exit_code
-            print(f"error: {message}", file=sys.stderr)
+            print_error(error)
         except Exception as error:
             traceback.print_exc()
             state, message, code = "failed", f"{type(error).__name__}: {one_line(error)}", 1
@@ -56,7 +61,7 @@ def execute(planned: Run) -> State:
 
 @contextlib.contextmanager
 def output_to(file: Path) -> Iterator[None]:
-    """Append to a file whatever this process writes, libraries and all."""
+    """Append all output of this process and its libraries to a file."""
     originals = {number: os.dup(number) for number in (1, 2)}
     with file.open("ab") as log:
         for number in originals:
@@ -72,31 +77,34 @@ def output_to(file: Path) -> Iterator[None]:
 
 
 def main() -> None:
-    """Serve runs until there are no more."""
+    """Execute runs until there are no more, or one is stopped before it starts."""
     runs: queue.Queue[dict | None] = queue.Queue()
     busy = threading.Event()
 
     def stop(number: int, frame: object) -> None:
-        # While it trains the run has its own handler, which saves.
+        # During training, the run has its own handler, which saves.
         if busy.is_set():
-            raise Interrupted("stopped where nothing had to be saved", 75)
+            raise Interrupted("stopped; there was nothing to save", 75)
 
     def read() -> None:
-        for line in sys.stdin:
-            runs.put(json.loads(line))
-        # Whoever gave the runs is gone.
+        for values in map(json.loads, sys.stdin):
+            if values is None:
+                _thread.interrupt_main(signal.SIGTERM)  # Windows cannot send the signal
+            else:
+                busy.set()
+                runs.put(values)
+        # The sweep has ended.
         runs.put(None)
-        if busy.is_set():
-            os.kill(os.getpid(), signal.SIGTERM)
+        _thread.interrupt_main(signal.SIGTERM)
 
     signal.signal(signal.SIGTERM, stop)
     threading.Thread(target=read, daemon=True).start()
-    while (values := runs.get()) is not None:
-        busy.set()
-        words, workdir = tuple(values["words"]), Path(values["workdir"])
-        state = execute(Run(values["experiment"], words, workdir, values["config"]))
-        busy.clear()
-        print(json.dumps(dataclasses.asdict(state)), flush=True)
+    with contextlib.suppress(Interrupted):
+        while (values := runs.get()) is not None:
+            lists = {name: tuple(values[name]) for name in ("words", "imports")}
+            state = execute(Run(**{**values, **lists, "workdir": Path(values["workdir"])}))
+            busy.clear()
+            print(json.dumps(dataclasses.asdict(state)), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Tasks: what a model's outputs mean, and what is lost when they are wrong."""
+"""Tasks: the meaning of a model's outputs, their loss and metrics."""

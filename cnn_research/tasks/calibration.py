@@ -1,7 +1,7 @@
-"""Calibration: are answers that are 80 % sure right in 80 % of cases, and how to make them so.
+"""Calibration: measure whether predictions at 80% are right in 80% of cases, and correct them.
 
 Guo, Pleiss, Sun and Weinberger 2017, "On Calibration of Modern Neural Networks": outputs are
-divided by one temperature, fitted to validation examples: that changes probabilities and no answer.
+divided by a temperature fitted to validation examples, which changes probabilities but not classes.
 """
 
 from __future__ import annotations
@@ -23,49 +23,49 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BINS = 15
-"""Of equal width, from 0 to 1, as in the paper."""
+"""Number of equally wide bins from 0 to 1, as in the paper."""
 FEWEST = 50
-"""With fewer validation examples no temperature is fitted: they tell too little."""
+"""Minimum number of validation examples for fitting a temperature."""
 LARGEST = 20.0
-"""Temperatures are sought from its inverse to it."""
+"""Temperatures are searched between its inverse and this."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reliability:
-    """How often probabilities came true: of the answers of a classification, or of each label."""
+    """Probabilities, of predicted classes or of each label, and whether they were right."""
 
     probabilities: np.ndarray
-    """float `[answers]`, 0 to 1."""
+    """float `[predictions]`, 0 to 1."""
     right: np.ndarray
-    """bool `[answers]`, whether each came true."""
+    """bool `[predictions]`."""
 
     @functools.cached_property
     def bins(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Per bin the count, and the means of the probabilities and of how often they came true.
+        """Per bin, the count, mean probability and observed frequency, float64 `[15]` each.
 
-        float64 `[15]` each; the means are 0 where a bin is empty.
+        Means of empty bins are 0.
         """
         # Each bin includes its upper end, as in the paper.
         places = np.clip(np.ceil(self.probabilities * BINS).astype(int) - 1, 0, BINS - 1)
         count = np.bincount(places, minlength=BINS).astype(np.float64)
         sums = (np.bincount(places, each, BINS) for each in (self.probabilities, self.right))
-        said, true = (each / np.maximum(count, 1) for each in sums)
-        return count, said, true
+        expected, observed = (each / np.maximum(count, 1) for each in sums)
+        return count, expected, observed
 
     @property
     def error(self) -> float:
-        """The expected calibration error: the mean of |probability - share that came true| over
-        the bins, weighted by their counts (Guo et al. 2017, equation 3)."""
-        count, said, true = self.bins
-        return float((count * np.abs(said - true)).sum() / count.sum())
+        """Expected calibration error: mean of |probability - observed frequency| over the bins,
+        weighted by their counts (Guo et al. 2017, equation 3)."""
+        count, expected, observed = self.bins
+        return float((count * np.abs(expected - observed)).sum() / count.sum())
 
 
 def temperature(mean_loss: Callable[[float], float], examples: int) -> float | None:
-    """The temperature of the least loss; None with fewer than 50 examples.
+    """Find the temperature with the lowest loss; None with fewer than 50 examples.
 
-    `mean_loss` is the mean negative log-likelihood of the examples at a temperature. A normal
-    prior of deviation 1 on the temperature's logarithm weighs as much as one example: without it,
-    where every answer is right, probabilities would become 1.
+    `mean_loss` is the examples' mean negative log-likelihood at a temperature. A normal prior of
+    deviation 1 on the temperature's logarithm has the weight of one example: without it,
+    probabilities would become 1 if all predictions are right.
     """
     from scipy.optimize import minimize_scalar
 
@@ -81,29 +81,29 @@ def temperature(mean_loss: Callable[[float], float], examples: int) -> float | N
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CalibratedPredictions(Predictions):
-    """Predictions with probabilities, which a temperature makes true."""
+    """Predictions with probabilities, which a temperature calibrates."""
 
     temperature: float | None = dataclasses.field(default=None, kw_only=True)
-    """Fitted to validation: probabilities are of the logits divided by it. None: not fitted."""
+    """Divisor of the logits, fitted to the validation split; None if not fitted."""
 
     @abc.abstractmethod
     def reliability(self) -> Reliability:
-        """That of the probabilities, with the temperature."""
+        """Reliability of the probabilities, with the temperature."""
 
     @functools.cached_property
     def reliabilities(self) -> tuple[Reliability, Reliability | None]:
-        """The reliability; and that of temperature 1, where another one was fitted."""
+        """The reliability; and that of temperature 1, if another one was fitted."""
         plain = dataclasses.replace(self, temperature=None)
         return self.reliability(), None if self.temperature is None else plain.reliability()
 
     def calibration_metrics(self) -> dict[str, float]:
-        """The expected calibration error; that of temperature 1 beside it, where one was fitted."""
+        """The expected calibration error, and that of temperature 1 if another one was fitted."""
         now, before = self.reliabilities
         return {"ECE": now.error, **({"ECE before calibration": before.error} if before else {})}
 
     def calibration_page(self, folder: Path, suffix: str) -> Iterator[str]:
-        """What the calibration error is, and the reliability curve."""
-        how = "No temperature was fitted: there are too few validation images."
+        """Explain the calibration error, and plot the reliability curve."""
+        how = "No temperature was fitted, as there are too few validation images."
         if self.temperature is not None:
             how = (
                 f"Outputs are divided by {self.temperature:.3f}, the temperature that fits "
@@ -121,9 +121,10 @@ class CalibratedPredictions(Predictions):
 
 
 def reliability_plot(now: Reliability, before: Reliability | None) -> Figure:
-    """The share that came true against the probability, by bin, and below it how many there are.
+    """Plot the observed frequency against the probability by bin, above the sizes of the bins.
 
-    A well calibrated network's points lie on the diagonal. `before` is that of temperature 1.
+    The points of a well-calibrated network lie on the diagonal. `before` is the reliability at
+    temperature 1.
     """
     from matplotlib.figure import Figure
 
@@ -133,9 +134,9 @@ def reliability_plot(now: Reliability, before: Reliability | None) -> Figure:
     curves = [] if before is None else [(before, f"before, ECE {before.error:.3f}", SERIES[1], "s")]
     curves.append((now, f"{'after' if curves else 'now'}, ECE {now.error:.3f}", SERIES[0], "o"))
     for each, label, colour, marker in curves:
-        count, said, true = each.bins
+        count, expected, observed = each.bins
         style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 4}
-        axes.plot(said[count > 0], true[count > 0], **style, label=label)
+        axes.plot(expected[count > 0], observed[count > 0], **style, label=label)
         edges = np.linspace(0, 1, BINS + 1)
         counts.stairs(count / count.sum(), edges, color=colour, linewidth=1.4)
     axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="observed frequency")

@@ -1,4 +1,4 @@
-"""Predicted classes of a split's images: figures, and what a report shows of them."""
+"""Predicted classes of a split's images: their metrics and their part of a report."""
 
 from __future__ import annotations
 
@@ -33,37 +33,37 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_MISTAKES = 24
-"""In a picture."""
+"""Number of images in a figure."""
 LONGEST_IN_PICTURES = 24
 """Characters of a class's name."""
 TOP, MANY_CLASSES = 5, 10
-"""With more than so many classes, whether the label is among the first five answers counts, too."""
+"""Top-5 accuracy is measured with more than this many classes."""
 UNKNOWN_CLASS_NAME = "(unseen)"
-"""Name in reports of all labels that training has not seen."""
+"""Name in reports for all labels without training examples."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ClassPredictions(CalibratedPredictions):
-    """Predicted classes of every example of a split, for one head."""
+    """Predicted classes of all examples of a split, for one head."""
 
     logits: np.ndarray
     """float32 `[examples, classes]`."""
     labels: np.ndarray
-    """int32 `[examples]`; -1 where not known: such an example is left out; -2 for a label that is
-    none of the classes: no answer to it is right."""
+    """int32 `[examples]`; -1 for unlabelled examples, which are ignored; -2 for labels that are
+    none of the classes, for which every prediction is wrong."""
     class_names: tuple[str, ...]
     training_counts: np.ndarray | None = None
-    """int `[classes]`, the training examples of each class; None: all had some."""
+    """int `[classes]`, number of training examples; None if all classes have some."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def metrics(self) -> dict[str, float | int]:
-        """The metrics of an evaluation; `correct` of `count` examples is the accuracy, exactly.
+        """Compute the metrics of an evaluation; the accuracy is exactly `correct` / `count`.
 
         Precision, recall and F1 are scikit-learn's, over the classes that occur as a label or a
-        prediction; 0 where a class is never predicted. Where training has not seen all labels,
-        such labels count as wrong, and the accuracy on the others stands beside.
+        prediction; they are 0 for a class that is never predicted. Labels without training examples
+        count as wrong; if there are any, the accuracy on the others is added.
 
         Raises:
             UserError: no example has a label.
@@ -87,42 +87,43 @@ class ClassPredictions(CalibratedPredictions):
         return {**metrics, "correct": correct, "count": len(labels)}
 
     def text(self) -> str:
-        """scikit-learn's classification report with four digits, as the library prints it."""
+        """scikit-learn's classification report with four digits."""
         return self._sklearn_report(as_text=True)
 
     def verdict(self, groups: np.ndarray | None) -> str:
-        """The accuracy with its interval, against always answering with the commonest class."""
+        """The accuracy with its interval, compared with always predicting the commonest class."""
         labels, predicted = self.known()
         hits = labels == predicted
         groups = None if groups is None else groups[self.labels != MISSING]
-        found = interval(hits, groups)
+        limits = interval(hits, groups)
         text = f"Of {hits.size:,} {self.split} images, {hits.mean():.1%} are classified correctly"
-        text += interval_text(found, ".1%", hits, groups)
+        text += interval_text(limits, ".1%", hits, groups)
         if self.training_counts is None:
             return f"{text}."
         commonest = int(self.training_counts.argmax())
         guessed = float((labels == commonest).mean())
         name = short_names(self.class_names, LONGEST_NAME)[commonest]
-        text += f", against {guessed:.1%} by always answering '{name}', "
-        text += "the most common class in training"
-        if found is not None and found[0] <= guessed:
-            text += ": as far as these images show, it is no better than that"
+        text += f"; always predicting '{name}', the most common class in training, would give "
+        text += f"{guessed:.1%}"
+        if limits is not None and limits[0] <= guessed:
+            text += ", and these images do not show that the network is better"
         return f"{text}."
 
     def page(self, folder: Path, suffix: str, shown: Shown | None) -> Iterator[str]:
-        """The classification report, the confusion matrix and the worst mistakes."""
-        # Labels of no known class first: they lower every figure that follows.
+        """Show the classification report, the confusion matrix and the worst mistakes."""
+        # Unseen labels first, as they lower all metrics that follow.
         labels, _ = self.known()
         unseen = int((~self._seen(labels)).sum())
         if unseen:
             yield (
-                f"{unseen:,} of {len(labels):,} labels are of classes without training examples: "
-                f"every answer to them counts as wrong; {UNKNOWN_CLASS_NAME} stands for them below."
+                f"{unseen:,} of {len(labels):,} labels are of classes without training examples. "
+                "Predictions for them always count as wrong; these classes are called "
+                f"{UNKNOWN_CLASS_NAME} below."
             )
         text = self.text()
         (folder / f"classification_report{suffix}.txt").write_text(text, encoding="utf-8")
         short = short_names(self.class_names, LONGEST_NAME)
-        # Without a mark, numbers beside a name in Arabic or Hebrew are shown in another order.
+        # Without a mark, numbers beside an Arabic or Hebrew name would be shown in another order.
         marked = [s if can_be_drawn(s) else f"{s}\N{LEFT-TO-RIGHT MARK}" for s in short]
         yield f"```\n{self._sklearn_report(as_text=True, names=marked)}```"
         yield from self.calibration_page(folder, suffix)
@@ -142,7 +143,7 @@ class ClassPredictions(CalibratedPredictions):
                 for a, b in pairs
             ]
             yield markdown_table(header, rows)
-        # All that follows shows images: first the commonest confusions, then the surest mistakes.
+        # Parts with images: the commonest confusions, then the most confident mistakes.
         if shown is None:
             return
         predicted = self.logits.argmax(axis=1)
@@ -161,34 +162,34 @@ class ClassPredictions(CalibratedPredictions):
         yield from self._mistakes(folder, suffix, shown)
 
     def _mistakes(self, folder: Path, suffix: str, shown: Shown) -> Iterator[str]:
-        """The surest mistakes as a table, and all labels, ranked, in a file."""
+        """Show the most confident mistakes in a table; write the ranking of all labels."""
         ranked = self.ranking([shown.name(place) for place in range(len(self))])
         write_ranking(ranked, folder / f"{RANKING}{suffix}.csv")
-        mistakes = ranked[ranked["label"] != ranked["answer"]]
+        mistakes = ranked[ranked["label"] != ranked["prediction"]]
         if mistakes.empty:
             yield "No image with a label of a known class is misclassified."
             return
         listed = f"The first {MOST_LISTED} of " if len(mistakes) > MOST_LISTED else ""
         yield (
-            f"{listed}{len(mistakes):,} mistakes, with probabilities P. Those for which the "
-            "network is most certain that the label is wrong come first; for some it will be "
-            f"right. {RANKING}{suffix}.csv ranks all {len(ranked):,} labels by their probability "
+            f"{listed}{len(mistakes):,} mistakes, with probabilities P. The labels that the "
+            "network considers least probable come first; some of these may be wrong. "
+            f"{RANKING}{suffix}.csv ranks all {len(ranked):,} labels by their probability "
             "(Northcutt et al. 2021)."
         )
         first = mistakes[:MOST_LISTED]
         names = dict(zip(self.class_names, short_names(self.class_names, LONGEST_NAME)))
         rows = [
-            (names[label], f"{own:.1%}", names[answer], f"{sure:.1%}")
-            for _, label, answer, own, sure in first.itertuples(index=False, name=None)
+            (names[label], f"{own:.1%}", names[predicted], f"{sure:.1%}")
+            for _, label, predicted, own, sure in first.itertuples(index=False, name=None)
         ]
-        columns = ("label", "P(label)", "answer", "P(answer)")
+        columns = ("label", "P(label)", "prediction", "P(prediction)")
         places = first.index.to_list()
         yield pictures_table(shown, places, folder, f"mistakes{suffix}", columns, rows)
 
     def ranking(self, names: Sequence[str]) -> pandas.DataFrame:
-        """The images whose label is one of the classes, those first whose label may be wrong.
+        """Rank the images whose label is one of the classes, as `label_errors.ranking` does.
 
-        As `label_errors.ranking`; the index has their places in the split, which `names` name.
+        `names` are those of all images; the index of the table has their positions in the split.
         """
         places = np.flatnonzero(self.labels >= 0)
         probabilities = self.probabilities()[places]
@@ -197,8 +198,7 @@ class ClassPredictions(CalibratedPredictions):
         return ranked.set_index(places[ranked.index])
 
     def common_classes(self, most: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-        """Name, membership (bool `[known]`), probability (float64) of the classes with most
-        labels."""
+        """Yield name, members (bool `[labelled]`) and probability (float64) of common classes."""
         known = self.labels != MISSING
         labels, shares = self.labels[known], self.probabilities()[known]
         counts = np.bincount(labels[labels >= 0], minlength=len(self.class_names))
@@ -207,11 +207,11 @@ class ClassPredictions(CalibratedPredictions):
                 yield self.class_names[index], labels == index, shares[:, index]
 
     def probabilities(self) -> np.ndarray:
-        """Of each class, float64 `[examples, classes]`, with the temperature."""
+        """Probability of each class, float64 `[examples, classes]`, with the temperature."""
         return softmax(self.logits.astype(np.float64) / (self.temperature or 1), axis=-1)
 
     def calibration(self) -> dict[str, Any]:
-        """The temperature that fits the labels best, where there are enough."""
+        """Fit the temperature, if there are enough labels."""
         known = self.labels >= 0
         labels, logits = self.labels[known, None], self.logits[known].astype(np.float64)
 
@@ -219,37 +219,37 @@ class ClassPredictions(CalibratedPredictions):
             logs = log_softmax(logits / at, axis=-1)
             return -float(np.take_along_axis(logs, labels, axis=1).mean())
 
-        found = temperature(mean_loss, len(labels))
-        return {} if found is None else {"temperature": found}
+        fitted = temperature(mean_loss, len(labels))
+        return {} if fitted is None else {"temperature": fitted}
 
     def reliability(self) -> Reliability:
-        """That of the answers."""
+        """Reliability of the predicted classes."""
         labels, predicted = self.known()
         sure = self.probabilities().max(axis=1)[self.labels != MISSING]
         return Reliability(sure, labels == predicted)
 
     def _among_first(self) -> np.ndarray:
-        """True where the label is among the first five answers, bool `[known]`."""
+        """Whether the label is among the five most probable classes, bool `[labelled]`."""
         known = self.labels != MISSING
         labels, logits = self.labels[known], self.logits[known]
         own = np.take_along_axis(logits, np.maximum(labels, 0)[:, None], axis=1)
-        # Of equal outputs the first class comes first, as in the answer itself.
+        # Ties go to the first class, as in the prediction itself.
         earlier = np.arange(logits.shape[1]) < labels[:, None]
         ahead = ((logits > own) | ((logits == own) & earlier)).sum(axis=1)
         return (ahead < TOP) & (labels != UNKNOWN_CLASS)
 
     def known(self) -> tuple[np.ndarray, np.ndarray]:
-        """Labels and predicted classes, int `[known]` each, of the examples with a label."""
+        """Labels and predicted classes of the labelled examples, int `[labelled]` each."""
         known = self.labels != MISSING
         return self.labels[known], self.logits[known].argmax(axis=1)
 
     def _seen(self, labels: np.ndarray) -> np.ndarray:
-        """True where training has seen the label, bool `[known]`."""
+        """Whether the label has training examples, bool `[labelled]`."""
         known = labels != UNKNOWN_CLASS
         return known if self.training_counts is None else known & (self.training_counts[labels] > 0)
 
     def confusion_counts(self) -> np.ndarray:
-        """int64 `[classes, classes]`: how often each true class (row) was predicted as each."""
+        """Confusion matrix, int64 `[classes, classes]`: true classes are rows."""
         classes = len(self.class_names)
         labels, predicted = self.known()
         cells = (labels * classes + predicted)[labels != UNKNOWN_CLASS]
@@ -282,14 +282,14 @@ def mistakes_plot(
     probabilities: np.ndarray,
     class_names: Sequence[str],
 ) -> Figure:
-    """Draw up to 24 mistakes made with most confidence, the worst first.
+    """Draw up to 24 most confident mistakes, the worst first.
 
     Images are uint8 `[examples, height, width, channels]`, of which few are read; labels and
-    predictions int `[examples]` (-1, not known, is no mistake); probabilities, float `[examples]`,
+    predictions int `[examples]` (-1 for unlabelled examples); probabilities, float `[examples]`,
     are those of the predicted classes.
     """
     wrong = np.flatnonzero((labels != MISSING) & (predictions != labels))
-    # A stable sort: of equal probabilities, the earlier example comes first.
+    # A stable sort: on ties the earlier example comes first.
     worst = wrong[np.argsort(-probabilities[wrong], kind="stable")][:MOST_MISTAKES]
     if not worst.size:
         return no_mistakes()

@@ -1,4 +1,4 @@
-"""One class per image: its loss and metrics; `class_predictions` is what a report shows."""
+"""Classification: loss and metrics of one class per image; `class_predictions` reports them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from cnn_research.core.config import register_config
-from cnn_research.core.errors import UserError
+from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.ranges import NonNegativeFloat, ProperFraction
 from cnn_research.data.dataset import MISSING, UNKNOWN_CLASS, Dataset
 from cnn_research.report.page import Predictions
@@ -21,7 +21,7 @@ from cnn_research.tasks.task import FittedTask, SingleHeadTask, Sums, Task, chec
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassTask(Task):
-    """The metrics and the fields that tasks of classes share, with one head or several."""
+    """Metrics and fields shared by classification with one head and with several."""
 
     metrics: ClassVar = {"accuracy": "maximize", "loss": "minimize"}
     evaluation_metrics: ClassVar = {
@@ -36,14 +36,14 @@ class ClassTask(Task):
     }
 
     label_smoothing: ProperFraction = 0.0
-    """Share of the target that is spread evenly over all classes of a head, in training only."""
+    """Label smoothing: share of the training target spread evenly over all classes of a head."""
     class_weights: Literal["equal", "balanced"] = "equal"
     """Weights of classes in the training loss: equal, or inversely proportional to the number of
     training examples."""
     logit_adjustment: NonNegativeFloat = 0.0
-    """Add this many times the logarithm of each class's share of the examples to its logit in
-    training (Menon et al. 2021): rare classes are predicted more often, at 1 as if all were as
-    common."""
+    """Logit adjustment (Menon et al. 2021): add this many times the log frequency of each class to
+    its logit in training. Rare classes are then predicted more often; 1 simulates balanced classes.
+    """
 
 
 @register_config
@@ -60,27 +60,27 @@ class Classification(ClassTask, SingleHeadTask, FittedTask):
         return self.class_weights != "equal" or self.logit_adjustment != 0
 
     def check_data(self, dataset: Dataset) -> None:
-        """Raise `UserError` for a data set without this head, with labels of one class, or with a
-        split in which none is known."""
+        """Raise `UserError` for a data set without this head, with only one class, or with an
+        unlabelled split."""
         self.check_head(dataset, "--task.head")
         check_measured(dataset, (self.head,))
 
     def check_head(self, dataset: Dataset, flag: str) -> None:
-        """`check_data` without the splits that training does not see; `flag` names the head."""
+        """Check only the splits used in training; `flag` is the option for the head."""
         if self.head not in dataset.class_names:
             raise UserError(
                 f"data set {dataset.name} has no labels '{self.head}'; it has "
-                f"{', '.join(dataset.class_names) or 'none'}: name one with {flag}"
+                f"{', '.join(dataset.class_names) or 'none'}: choose one with {flag}"
             )
         if len(dataset.class_names[self.head]) < 2:
             raise UserError(
                 f"data set {dataset.name}: all labels '{self.head}' are of one class; "
-                "a classifier needs at least two"
+                "a classifier needs at least two classes"
             )
         if dataset.splits["train"].labels[self.head].ndim > 1:
             raise UserError(
-                f"data set {dataset.name} has several labels '{self.head}' per image, or labels "
-                "for each pixel; a classifier needs one: use another task, or another head with "
+                f"data set {dataset.name} has several labels '{self.head}' per image, or one per "
+                "pixel; a classifier needs one per image: use another task, or another head with "
                 f"{flag}"
             )
         unknown = (MISSING, UNKNOWN_CLASS)
@@ -90,9 +90,14 @@ class Classification(ClassTask, SingleHeadTask, FittedTask):
         return len(dataset.class_names[self.head])
 
     def fitted(self, dataset: Dataset) -> Classification:
-        """The classification that knows how common each class is, where that matters."""
+        """Return a task with the frequencies of the classes, if it needs them."""
         if not self._counts_matter:
             return self
+        if type(self) is not Classification:
+            raise UsageError(
+                "--task.class-weights and --task.logit-adjustment are Classification's own: "
+                f"override {type(self).__name__}.fitted, or leave them out"
+            )
         labels = dataset.splits["train"].labels[self.head]
         counts = np.bincount(labels[labels >= 0], minlength=self.num_outputs(dataset))
         return CountedClassification(**vars(self), counts=tuple(counts.tolist()))
@@ -100,8 +105,8 @@ class Classification(ClassTask, SingleHeadTask, FittedTask):
     def sums(self, outputs: jax.Array, labels: Mapping[str, jax.Array], weights: jax.Array) -> Sums:
         """Cross-entropy of the logits, float32 `[batch, classes]`, and accuracy.
 
-        Labels are int32 `[batch]`: -1 where not known; -2 where not one of the classes, which is a
-        wrong answer without a loss.
+        Labels are int32 `[batch]`: -1 if unlabelled; -2 if none of the classes, which counts as
+        wrong but has no loss.
         """
         target = labels[self.head]
         known = jnp.where(target == MISSING, 0, weights)
@@ -116,7 +121,7 @@ class Classification(ClassTask, SingleHeadTask, FittedTask):
     def training_loss(
         self, outputs: jax.Array, labels: Mapping[str, jax.Array], weights: jax.Array
     ) -> Sums:
-        """Cross-entropy with smoothed labels, weights of the classes and adjusted logits."""
+        """Cross-entropy with label smoothing, class weights and logit adjustment."""
         if not self.has_training_loss:
             return super().training_loss(outputs, labels, weights)
         seen, target = self._seen(labels, weights)
@@ -128,7 +133,7 @@ class Classification(ClassTask, SingleHeadTask, FittedTask):
         return {"loss": ((seen * losses).sum(), seen.sum())}
 
     def average_views(self, views: Sequence[jax.Array]) -> jax.Array:
-        """The logarithm of the views' mean probability."""
+        """Logarithm of the views' mean probabilities."""
         logs = jnp.stack([jax.nn.log_softmax(logits) for logits in views])
         return jax.nn.logsumexp(logs, axis=0) - jnp.log(len(views))
 
@@ -155,7 +160,7 @@ class Classification(ClassTask, SingleHeadTask, FittedTask):
     def _seen(
         self, labels: Mapping[str, jax.Array], weights: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Weights, 0 where the label is none of the classes, and labels that index into them."""
+        """Weights, 0 if the label is none of the classes, and labels that are valid indices."""
         target = labels[self.head]
         seen = target >= 0
         return jnp.where(seen, weights, 0), jnp.where(seen, target, 0)
@@ -170,10 +175,10 @@ class Classification(ClassTask, SingleHeadTask, FittedTask):
 @register_config
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CountedClassification(Classification):
-    """A classification that knows how common each class is among the training examples."""
+    """Classification that knows the class frequencies of the training split."""
 
     counts: tuple[int, ...]
-    """Training examples of each class."""
+    """Number of training examples of each class."""
 
     @property
     def weights(self) -> np.ndarray:
@@ -181,7 +186,7 @@ class CountedClassification(Classification):
         counts = np.array(self.counts)
         if self.class_weights == "equal":
             return np.ones(len(counts))
-        # scikit-learn's 'balanced': the weights of all examples add up to their number.
+        # scikit-learn's 'balanced': the weights of all examples sum to their number.
         return counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1))
 
     @property

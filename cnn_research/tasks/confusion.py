@@ -1,4 +1,4 @@
-"""Which classes a network confuses: pictures that stay readable for 2 to 1,000 of them."""
+"""Confusion matrices and confused classes, in figures readable for 2 to 1,000 classes."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 MOST_PAIRS = 10
 MOST_CLASSES_WITH_COUNTS = 30
 MOST_CLASSES_WITH_NAMES = 60
-"""Of more classes the whole matrix is drawn without names."""
+"""With more classes the whole matrix is drawn without names."""
 WORST_CLASSES = 24
-"""How many of many classes are drawn large: those that are confused most often."""
+"""Number of classes, those confused most often, in the detailed figure for many classes."""
 MOST_CELLS = 500
-"""Rows of the picture of a whole matrix: of more classes, several share a row."""
+"""Rows in the figure of a whole matrix; with more classes, several share a row."""
 CONFUSED_ROWS, CONFUSED_COLUMNS = 6, 3
 
 
 def matrix_parts(
     folder: Path, suffix: str, matrix: np.ndarray, class_names: Sequence[str], shown: Sequence[str]
 ) -> Iterator[str]:
-    """Parts of a page: the confusion matrix, int `[classes, classes]`, as pictures and as CSV.
+    """Yield the parts of a page on the confusion matrix, int `[classes, classes]`.
 
-    `shown` are the names of the classes in pictures. The files are written to `folder`.
+    Writes figures and a CSV file to `folder`. `shown` are the class names in figures.
     """
     import pandas
 
@@ -47,12 +47,12 @@ def matrix_parts(
         part = matrix[np.ix_(worst, worst)]
         names = [shown[place] for place in worst]
         yield (
-            f"Of {len(matrix):,} classes, these are confused most often; similar ones are side "
-            f"by side. {csv} has all counts."
+            f"The classes, out of {len(matrix):,}, that are confused most often, with similar "
+            f"ones next to each other. {csv} has all counts."
         )
         figure = confusion_matrix_plot(part, names, totals[worst])
         yield saved(figure, folder / f"confused_classes{suffix}.png", f"{alt}, the worst classes")
-        yield "All classes, in the order of their names:"
+        yield "All classes, sorted by name:"
     if len(matrix) > MOST_CLASSES_WITH_NAMES:
         figure = overview_plot(matrix)
     else:
@@ -61,16 +61,16 @@ def matrix_parts(
 
 
 def most_confused(matrix: np.ndarray) -> list[tuple[int, int]]:
-    """(true class, predicted class) of the confusions that occur most often."""
+    """Most frequent confusions as (true class, predicted class)."""
     confusions = matrix - np.diag(np.diag(matrix))
     order = np.argsort(-confusions, axis=None, kind="stable")[:MOST_PAIRS]
     return [divmod(place, len(matrix)) for place in order.tolist() if confusions.flat[place]]
 
 
 def worst_classes(matrix: np.ndarray) -> np.ndarray:
-    """The classes that are confused most often, int `[at most 24]`, similar ones side by side.
+    """Classes confused most often, int `[at most 24]`, with similar ones next to each other.
 
-    Of `matrix`, int `[classes, classes]`, some numbers off the diagonal are not 0.
+    `matrix`, int `[classes, classes]`, must have a non-zero element off the diagonal.
     """
     from scipy.cluster.hierarchy import leaves_list, linkage
     from scipy.spatial.distance import squareform
@@ -89,9 +89,10 @@ def worst_classes(matrix: np.ndarray) -> np.ndarray:
 def confusion_matrix_plot(
     matrix: np.ndarray, class_names: Sequence[str], totals: np.ndarray | None = None
 ) -> Figure:
-    """Counts of (true class, predicted class), int `[classes, classes]`; the colours are shares of
-    the true class, of which there are `totals` `[classes]`, by default the sums of the rows. The
-    figure grows with the classes; it shows the counts of up to 30 of them.
+    """Plot counts of (true class, predicted class), int `[classes, classes]`.
+
+    Colours are shares of the true class, whose `totals`, `[classes]`, default to the sums of the
+    rows. The figure grows with the number of classes; it shows counts for up to 30 classes.
     """
     from matplotlib.figure import Figure
 
@@ -100,7 +101,7 @@ def confusion_matrix_plot(
     cell = 0.4 if with_counts else 0.17  # inches: four digits, or one line of small type
     font = 8 if with_counts else 6
     names = [shortened(name, 24) for name in class_names]
-    margin = 1.2 + 0.012 * font * max(map(len, names))  # the labels, and the bar of colours
+    margin = 1.2 + 0.012 * font * max(map(len, names))  # for the labels and the colour bar
     side = max(3.2, cell * classes + margin)
     figure = Figure(figsize=(side + 0.9, side), dpi=144, layout="constrained")
     axes = figure.subplots()
@@ -116,9 +117,9 @@ def confusion_matrix_plot(
 
 
 def overview_plot(matrix: np.ndarray) -> Figure:
-    """The shares of `confusion_matrix_plot` in a picture of one size, without names and counts.
+    """Plot the shares of `confusion_matrix_plot` at a fixed size, without names and counts.
 
-    Of more than 500 classes each cell has the largest share of several.
+    With more than 500 classes, a cell shows the largest share of several.
     """
     from matplotlib.figure import Figure
 
@@ -129,22 +130,22 @@ def overview_plot(matrix: np.ndarray) -> Figure:
     figure = Figure(figsize=(8.4, 7.5), dpi=144, layout="constrained")
     axes = figure.subplots()
     _draw_shares(figure, axes, shares, extent=(0.5, classes + 0.5, classes + 0.5, 0.5))
-    axes.set_xlabel("predicted class, by its number")
-    axes.set_ylabel("true class, by its number")
+    axes.set_xlabel("predicted class, by number")
+    axes.set_ylabel("true class, by number")
     return figure
 
 
 def _shares(matrix: np.ndarray, totals: np.ndarray | None) -> np.ndarray:
-    """Counts as shares of the true class, float64 `[classes, classes]`."""
+    """Convert counts to shares of the true class, float64 `[classes, classes]`."""
     totals = matrix.sum(axis=1) if totals is None else totals
     return matrix / np.maximum(totals, 1)[:, None]
 
 
 def _draw_shares(figure: Figure, axes: Axes, shares: np.ndarray, **how: Any) -> PowerNorm:
-    """Draw shares and the bar of their colours, and return the scale."""
+    """Draw shares and their colour bar, and return the colour scale."""
     from matplotlib.colors import PowerNorm
 
-    # By the square root: a hundredth of a class, once confused, is to be seen.
+    # On a square-root scale, a confused hundredth of a class is visible.
     scale = PowerNorm(0.5, vmin=0, vmax=1)
     picture = axes.imshow(shares, cmap="Blues", norm=scale, **how)
     bar = figure.colorbar(picture, ax=axes, shrink=0.6, pad=0.02)
@@ -158,7 +159,7 @@ def _draw_shares(figure: Figure, axes: Axes, shares: np.ndarray, **how: Any) -> 
 def _class_ticks(axes: Axes, names: Sequence[str], font: int, slanted: bool) -> None:
     """Label both axes with the classes, and draw lines between their cells."""
     ticks = np.arange(len(names))
-    # Slanted names need room between them; upright ones fit over any column.
+    # Slanted names need space between them; vertical ones fit any column.
     slant: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
     if not slanted:
         slant = {"rotation": 90}
@@ -182,11 +183,11 @@ def confusions_plot(
     pairs: Sequence[tuple[int, int]],
     class_names: Sequence[str],
 ) -> Figure:
-    """Draw a row for each of the first 6 pairs (true class, predicted class).
+    """Draw one row for each of the first 6 pairs (true class, predicted class).
 
-    Mistaken examples of the true class are on the left, examples of the other one on the right.
-    Images are uint8 `[examples, height, width, channels]`, of which few are read; labels and
-    predictions int `[examples]`.
+    Misclassified examples are on the left, examples of the predicted class on the right. Images are
+    uint8 `[examples, height, width, channels]`, of which few are read; labels and predictions int
+    `[examples]`.
     """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -199,10 +200,10 @@ def confusions_plot(
     for row, (true, predicted) in zip(rows.ravel(), shown, strict=True):
         left = np.flatnonzero((labels == true) & (predictions == predicted))
         of_other = np.flatnonzero(labels == predicted)
-        # Those that were recognised first: a label may be wrong.
+        # Correctly classified ones first, as a label may be wrong.
         right = of_other[np.argsort(predictions[of_other] != predicted, kind="stable")]
-        taken, other = shortened(class_names[true], 28), shortened(class_names[predicted], 34)
-        halves = zip(row.subfigures(1, 2), (left, right), (f"{taken}, taken for", other))
+        mistaken, other = shortened(class_names[true], 26), shortened(class_names[predicted], 34)
+        halves = zip(row.subfigures(1, 2), (left, right), (f"{mistaken}, predicted as", other))
         for half, chosen, title in halves:
             half.suptitle(title, fontsize=9, **VERBATIM)
             for place, axes in enumerate(half.subplots(1, CONFUSED_COLUMNS)):

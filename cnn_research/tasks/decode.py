@@ -1,7 +1,7 @@
-"""Decodes outputs into answers, with NumPy alone: for predictions, reports, exports, the server.
+"""Decode outputs to predictions with NumPy alone, for `predict`, reports, exports and the server.
 
-The description of a head, from `Task.output_spec`, is JSON, so that exports carry it; with what is
-fitted to validation, such as a `temperature` by which the outputs of classes are divided.
+The description of a head, from `Task.output_spec`, is JSON, so that exports can contain it. It
+includes what was fitted to the validation split, such as the `temperature` that divides logits.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 DIGITS = {"classes": 4, "labels": 4, "shares": 6, "number": 6, "palette": 4}
-"""Per kind of head, the digits after the point of its answers."""
+"""Decimal places of predictions, by kind of head."""
 TOP = 5
-"""Classes, or clusters of a histogram, that an answer lists."""
+"""Number of classes, or clusters of a histogram, that a prediction lists."""
 OTHERS = 3
-"""Classes that an answer has in words, the most probable one included."""
+"""Number of classes in a prediction's text, including the most probable one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,20 +25,21 @@ class Answer:
     """The prediction for one image, for one head."""
 
     text: str
-    """For people, in a few words."""
+    """Short text for people."""
     values: Mapping[str, Any]
+    """JSON values."""
     columns: Mapping[str, str | float]
-    """The same for a table, by what follows the head's name; "" is the answer itself."""
+    """Cells of a table, by the suffix of the head's name; "" is the prediction itself."""
     others: str = ""
-    """For people, alternative answers in a few words; empty where there are none."""
+    """Short text on alternative predictions; empty if there are none."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PaletteColours:
-    """A palette that a network predicts, the colour that covers most first."""
+    """A predicted palette, sorted by the share of the image that each colour covers."""
 
     rgb: np.ndarray
-    """uint8 `[colours, 3]`; colours that are nearest to no pixel are left out."""
+    """uint8 `[colours, 3]`, without colours that are nearest to no pixel."""
     shares: np.ndarray
     """Share of the image that each covers, float64 `[colours]`."""
 
@@ -48,12 +49,12 @@ class PaletteColours:
 
 
 def decode(head: Mapping[str, Any], outputs: np.ndarray) -> list[dict[str, Any]]:
-    """Decode the outputs of one head for one image, float32 `[stop - start]`, into JSON values.
+    """Decode the outputs of one head for one image, float32 `[stop - start]`, to JSON values.
 
-    Of a number they are `[{"value": number}]`; otherwise
-    `[{"label": name, "probability": share}, ...]` for all classes, the most probable first. The
-    labels of a palette are colours, `#rrggbb`, and the probabilities the shares that they cover.
-    Where an image has several labels, each also has a `threshold`, and whether it is `present`.
+    For a number they are `[{"value": number}]`; otherwise
+    `[{"label": name, "probability": share}, ...]` for all classes, most probable first. The labels
+    of a palette are colours, `#rrggbb`, and the probabilities are the shares that they cover. With
+    several labels per image, each also has its `threshold` and whether it is `present`.
     """
     from scipy.special import expit, softmax  # here, as it would double the time of `--list`
 
@@ -62,7 +63,7 @@ def decode(head: Mapping[str, Any], outputs: np.ndarray) -> list[dict[str, Any]]
         return [{"value": round(float(outputs[0]) * head["std"] + head["mean"], digits)}]
     temperature = head.get("temperature", 1)
     if not temperature > 0:
-        raise ValueError(f"the temperature is {temperature}, and has to be above 0")
+        raise ValueError(f"the temperature is {temperature}, but must be above 0")
     logits = outputs.astype(np.float64) / temperature
     if head["kind"] == "palette":
         palette = palette_of(outputs)
@@ -72,23 +73,23 @@ def decode(head: Mapping[str, Any], outputs: np.ndarray) -> list[dict[str, Any]]
     else:
         labels, shares = head["classes"], softmax(logits)
     order = np.argsort(-shares, kind="stable")
-    found = [{"label": labels[i], "probability": round(float(shares[i]), digits)} for i in order]
+    rows = [{"label": labels[i], "probability": round(float(shares[i]), digits)} for i in order]
     if head["kind"] == "labels":
         limits = head.get("thresholds") or [0.5] * len(labels)
-        for each, at in zip(found, order, strict=True):
-            each |= {"threshold": limits[at], "present": bool(shares[at] >= limits[at])}
-    return found
+        for row, at in zip(rows, order, strict=True):
+            row |= {"threshold": limits[at], "present": bool(shares[at] >= limits[at])}
+    return rows
 
 
 def calibrated(
     heads: Sequence[Mapping[str, Any]], calibration: Mapping[str, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """The descriptions of heads with what is fitted to validation, by the head's name."""
+    """Add what was fitted to the validation split, by head, to the descriptions of heads."""
     return [{**head, **calibration.get(head["name"], {})} for head in heads]
 
 
 def answers_of(heads: Sequence[Mapping[str, Any]], outputs: np.ndarray) -> list[dict[str, Answer]]:
-    """The prediction for each image, for each head, of outputs, float32 `[images, outputs]`."""
+    """Decode outputs, float32 `[images, outputs]`, to each image's predictions by head."""
     return [
         {head["name"]: answer(head, row[head["start"] : head["stop"]]) for head in heads}
         for row in outputs
@@ -96,7 +97,7 @@ def answers_of(heads: Sequence[Mapping[str, Any]], outputs: np.ndarray) -> list[
 
 
 def answer(head: Mapping[str, Any], outputs: np.ndarray) -> Answer:
-    """The answer of one head for one image; the arguments are those of `decode`."""
+    """Decode the prediction of one head for one image; the arguments are those of `decode`."""
     if head["kind"] == "palette":
         from cnn_research.tasks.palette import palette_answer
 
@@ -131,8 +132,10 @@ def _labels_answer(head: Mapping[str, Any], decoded: list[dict[str, Any]]) -> An
 
 
 def palette_of(outputs: np.ndarray) -> PaletteColours:
-    """Palette of one image's outputs, float32 `[colours * 4]`; colours equal in 8 bits are
-    merged."""
+    """Decode an image's palette from outputs, float32 `[colours * 4]`.
+
+    Colours that are equal in 8 bits are merged.
+    """
     import jax.numpy as jnp
 
     from cnn_research.ops.colours import lab_to_srgb

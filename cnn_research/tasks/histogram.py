@@ -1,4 +1,4 @@
-"""The share of each cluster of colours in an image: document 000's first phase."""
+"""The share of each cluster of colours in an image: the palette paper's first phase."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 MOST_IMAGES = 24
 LEAST = 1e-12
-"""Stands for a share of 0 under a logarithm."""
+"""Replaces shares of 0 under a logarithm."""
 
 
 @register_config
@@ -34,22 +34,22 @@ LEAST = 1e-12
 class Histogram(SingleHeadTask):
     """Cross-entropy against the histogram of an image's pixels by cluster.
 
-    E = -1/n sum_i sum_j p^_ij log p_ij of document 000, where p^ is the histogram, normalised to 1,
-    and p the network's estimate, a softmax over the clusters.
+    E = -1/n sum_i sum_j p^_ij log p_ij in Jaramillo Ruiz (2023), where p^ is the histogram,
+    normalised to 1, and p the network's estimate, a softmax over the clusters.
     """
 
     metrics: ClassVar = {"loss": "minimize"}
     evaluation_metrics: ClassVar = {"gap closed": "maximize", "overlap": "maximize"}
 
     head: str = "cluster"
-    """The labels with the cluster of each pixel."""
+    """Name of the labels, which are the cluster of each pixel."""
 
     def check_data(self, dataset: Dataset) -> None:
-        """Raise `UserError` for a data set without a class of each pixel."""
+        """Raise `UserError` for a data set without one class per pixel."""
         labels = dataset.splits["train"].labels.get(self.head)
         if labels is None or labels.ndim != 3 or self.head not in dataset.class_names:
             raise UserError(
-                f"data set {dataset.name} has no clusters of pixels '{self.head}': it needs "
+                f"data set {dataset.name} has no pixel clusters '{self.head}': use "
                 "data=Clustered(source=...)"
             )
 
@@ -57,7 +57,7 @@ class Histogram(SingleHeadTask):
         return len(dataset.class_names[self.head])
 
     def fitted(self, dataset: Dataset) -> FittedHistogram:
-        """The task that knows the histogram of all training pixels."""
+        """Return the task with the histogram of all training pixels."""
         labels = dataset.splits["train"].labels[self.head]
         counts = np.bincount(labels.ravel(), minlength=self.num_outputs(dataset))
         return FittedHistogram(head=self.head, mean=tuple((counts / counts.sum()).tolist()))
@@ -69,17 +69,16 @@ class FittedHistogram(Histogram, FittedTask):
     """A histogram task that knows its training split."""
 
     mean: tuple[float, ...]
-    """The share of each cluster in all training pixels."""
+    """Share of each cluster in all training pixels."""
 
     def sums(self, outputs: jax.Array, labels: Mapping[str, jax.Array], weights: jax.Array) -> Sums:
-        """Cross-entropy of logits `[batch, clusters]` to the pixels' clusters
-        `[batch, height, width]`."""
+        """Cross-entropy of logits `[batch, clusters]` and clusters `[batch, height, width]`."""
         target = histogram(labels[self.head], outputs.shape[-1])
         losses = -(target * jax.nn.log_softmax(outputs)).sum(axis=-1)
         return {"loss": (jnp.sum(weights * losses), weights.sum())}
 
     def average_views(self, views: Sequence[jax.Array]) -> jax.Array:
-        """The logarithm of the views' mean proportions."""
+        """Logarithm of the views' mean proportions."""
         return jnp.log(jnp.stack([jax.nn.softmax(view) for view in views]).mean(axis=0))
 
     def predictions(
@@ -104,32 +103,32 @@ class FittedHistogram(Histogram, FittedTask):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HistogramPredictions(Predictions):
-    """Estimated histograms of every image of a split."""
+    """Predicted histograms of all images of a split."""
 
     colours: Sequence[str]
     proportions: np.ndarray
-    """The estimated share of each cluster, float64 `[examples, clusters]`."""
+    """Predicted share of each cluster, float64 `[examples, clusters]`."""
     labels: np.ndarray
-    """The cluster of each pixel, uint8 `[examples, height, width]`."""
+    """Cluster of each pixel, uint8 `[examples, height, width]`."""
     mean: np.ndarray
-    """The share of each cluster in all training pixels, float64 `[clusters]`."""
+    """Share of each cluster in all training pixels, float64 `[clusters]`."""
 
     def __len__(self) -> int:
         return len(self.proportions)
 
     @functools.cached_property
     def true(self) -> np.ndarray:
-        """The true share of each cluster, float64 `[examples, clusters]`."""
+        """True share of each cluster, float64 `[examples, clusters]`."""
         pixels = self.labels.reshape(len(self), -1)
         counts = [np.bincount(row, minlength=len(self.colours)) for row in pixels]
         return np.stack(counts) / pixels.shape[1]
 
     def metrics(self) -> dict[str, float | int]:
-        """Metrics of the estimated histograms.
+        """Metrics of the predicted histograms.
 
-        They are the cross-entropy, its minimum (the mean entropy of the true histograms), that of
-        always predicting the training pixels' histogram, the share of the gap between both that is
-        closed, and the mean overlap of true and estimated histograms.
+        The cross-entropy, its minimum (the mean entropy of the true histograms), that of always
+        predicting the histogram of all training pixels, the share of the gap between these two that
+        is closed, and the mean overlap of true and predicted histograms.
         """
         least = -(self.true * np.log(np.maximum(self.true, LEAST))).sum(axis=1).mean()
         constant = -(self.true @ np.log(np.maximum(self.mean, LEAST))).mean()
@@ -144,25 +143,25 @@ class HistogramPredictions(Predictions):
         return {**metrics, "count": len(self)}
 
     def page(self, folder: Path, suffix: str, shown: Shown | None) -> Iterator[str]:
-        """The clusters in the cube of colours, and histograms beside their images."""
+        """Show the clusters in the RGB cube, and images with their histograms."""
         yield (
-            "The loss is the cross-entropy, which no estimate can bring below the entropy of the "
-            "true histograms. `gap closed` is the share of the way from the training images' "
-            "histogram, as a constant estimate, to that bound; `overlap` what true and estimated "
-            "proportions have in common."
+            "The loss is the cross-entropy, whose lower bound is the entropy of the true "
+            "histograms. Always predicting the histogram of all training images gives another "
+            "cross-entropy: `gap closed` is the share of the gap between these two that the "
+            "network closes. `overlap` is the overlap of true and predicted proportions."
         )
-        yield f"The {len(self.colours)} clusters, as large as their share of the training pixels:"
+        yield f"The {len(self.colours)} clusters, with areas by their share of training pixels:"
         cube = colour_cube_plot(self.colours, self.mean)
-        yield saved(cube, folder / f"clusters{suffix}.png", "Clusters in the cube of colours")
+        yield saved(cube, folder / f"clusters{suffix}.png", "Clusters in the RGB cube")
         if shown is not None:
             figure = histograms_plot(shown.images, self.true, self.proportions, self.colours)
-            yield "Images, their histograms, and below what was estimated, from good to bad:"
-            alt = "Images with true and estimated histograms"
+            yield "Images with their true histograms above the predicted ones, from good to bad:"
+            alt = "Images with true and predicted histograms"
             yield saved(figure, folder / f"histograms{suffix}.png", alt)
 
 
 def colour_cube_plot(colours: Sequence[str], proportions: np.ndarray) -> Figure:
-    """Plot clusters in the RGB cube with areas as proportions: document 000's figure 5."""
+    """Plot clusters in the RGB cube, sized by proportions (Jaramillo Ruiz 2023, figure 5)."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4.6), dpi=144, layout="constrained")
@@ -173,7 +172,7 @@ def colour_cube_plot(colours: Sequence[str], proportions: np.ndarray) -> Figure:
         axes.scatter(
             *points.T, c=list(colours), s=areas, edgecolors=GREY, linewidths=0.3, depthshade=False
         )
-        axes.set_box_aspect((1, 1, 1), zoom=0.82)  # else a label is cut off
+        axes.set_box_aspect((1, 1, 1), zoom=0.82)  # otherwise a label is cut off
         axes.view_init(elev=22, azim=azimuth)
         for name in "xyz":
             axes.set(**{f"{name}lim": (0, 255), f"{name}ticks": (0, 128, 255)})
@@ -187,10 +186,10 @@ def colour_cube_plot(colours: Sequence[str], proportions: np.ndarray) -> Figure:
 def histograms_plot(
     images: np.ndarray, true: np.ndarray, estimated: np.ndarray, colours: Sequence[str]
 ) -> Figure:
-    """Images, uint8 `[examples, height, width, 3]`, with their histograms, float
-    `[examples, clusters]`, as strips of colour, the estimated one below.
+    """Draw images, uint8 `[examples, height, width, 3]`, with histograms, `[examples, clusters]`.
 
-    They are equally spaced in how well the estimate fits, the best first.
+    Histograms are strips of colour, the predicted one below. The images are evenly spaced in the
+    ranking by overlap, the best first.
     """
     overlap = np.minimum(true, estimated).sum(axis=1)
     order = np.argsort(-overlap, kind="stable")

@@ -1,4 +1,4 @@
-"""Predicted sets of labels of a split's images: figures, and what a report shows of them."""
+"""Predicted label sets of a split's images: their metrics and their part of a report."""
 
 from __future__ import annotations
 
@@ -18,68 +18,68 @@ from cnn_research.report.pictures import MOST_LISTED, Shown, pictures_table
 from cnn_research.tasks.calibration import CalibratedPredictions, Reliability, temperature
 
 FEWEST_IMAGES = 5
-"""A label that fewer validation images have keeps the threshold 0.5: they tell too little."""
+"""Labels of fewer validation images than this keep the threshold 0.5."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LabelPredictions(CalibratedPredictions):
-    """Predicted labels of every example of a split, of one head."""
+    """Predicted labels of all examples of a split, for one head."""
 
     logits: np.ndarray
     """float32 `[examples, labels]`."""
     labels: np.ndarray
-    """int8 `[examples, labels]`, 1 for those that an example has."""
+    """int8 `[examples, labels]`, 1 for the labels of an example."""
     class_names: tuple[str, ...]
     """Name of each label."""
     trained: np.ndarray
-    """int `[labels]`, the number of training examples that have each."""
+    """int `[labels]`, number of training examples with each label."""
     thresholds: tuple[float, ...] | None = None
-    """Chosen on validation: the probabilities from which on labels count as predicted. None: 0.5.
-    """
+    """Probability from which each label counts as predicted, chosen on the validation split; None
+    for 0.5."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @functools.cached_property
     def probabilities(self) -> np.ndarray:
-        """Of each label, float64 `[examples, labels]`, with the temperature."""
+        """Probability of each label, float64 `[examples, labels]`, with the temperature."""
         return expit(self.logits.astype(np.float64) / (self.temperature or 1))
 
     @functools.cached_property
     def predicted(self) -> np.ndarray:
-        """bool `[examples, labels]`, by the thresholds."""
+        """Predicted labels, bool `[examples, labels]`, by the thresholds."""
         return self.probabilities >= (0.5 if self.thresholds is None else self.thresholds)
 
     def metrics(self) -> dict[str, float | int]:
-        """The metrics of an evaluation; average precision and F1 are scikit-learn's.
+        """Compute the metrics of an evaluation; average precision and F1 are scikit-learn's.
 
-        The mean average precision (mAP) is over the labels that an example of the split has, and
-        stands beside what a random order comes to; macro F1 also counts labels that are predicted.
+        The mean average precision (mAP) is over the labels that occur in the split; that of a
+        random order is added. Macro F1 also includes labels that are only predicted.
         """
-        found, rows = np.flatnonzero(self.labels.any(axis=0)), self.by_label
+        present, rows = np.flatnonzero(self.labels.any(axis=0)), self.by_label
         metrics: dict[str, float | int] = {
             "loss": self.loss,
-            "mAP": float(np.mean([rows[at]["average precision"] for at in found])),
-            "mAP by chance": float(self.labels[:, found].mean()),
+            "mAP": float(np.mean([rows[at]["average precision"] for at in present])),
+            "mAP by chance": float(self.labels[:, present].mean()),
             "macro F1": float(np.mean([row["F1"] for row in rows if row["shown"]])),
             "micro F1": float(_f1(self.labels, self.predicted)),
             "F1 at 0.5": float(_f1(self.labels, self.logits > 0)),
             "exact match": float((self.labels == self.predicted).all(axis=1).mean()),
             **self.calibration_metrics(),
         }
-        if len(found) < len(self.class_names):
-            metrics["absent labels count"] = len(self.class_names) - len(found)
+        if len(present) < len(self.class_names):
+            metrics["absent labels count"] = len(self.class_names) - len(present)
         return {**metrics, "count": len(self)}
 
     @functools.cached_property
     def by_label(self) -> list[dict[str, Any]]:
-        """Figures of each label; `shown` tells whether it occurs among labels or predictions."""
+        """Metrics of each label; `shown` is whether it occurs among labels or predictions."""
         from sklearn.metrics import average_precision_score
 
         rows = []
         for at, name in enumerate(self.class_names):
             true, predicted = self.labels[:, at] == 1, self.predicted[:, at]
-            hits, images, said = (int(each.sum()) for each in (true & predicted, true, predicted))
+            hits, images, positives = (int(x.sum()) for x in (true & predicted, true, predicted))
             ap = average_precision_score(true, self.logits[:, at]) if images else float("nan")
             rows.append(
                 {
@@ -88,41 +88,41 @@ class LabelPredictions(CalibratedPredictions):
                     "images": images,
                     "average precision": float(ap),
                     "threshold": 0.5 if self.thresholds is None else self.thresholds[at],
-                    "precision": hits / max(said, 1),
+                    "precision": hits / max(positives, 1),
                     "recall": hits / max(images, 1),
                     "F1": float(_f1(true, predicted)),
-                    "shown": bool(images or said),
+                    "shown": bool(images or positives),
                 }
             )
         return rows
 
     def text(self) -> str:
-        """Figures of each label, and of all."""
+        """Metrics of each label, then of all."""
         return f"{self._table()}\n{super().text()}"
 
     def verdict(self, groups: np.ndarray | None) -> str:
-        """The mean average precision against a random order, and how many images have exactly
-        their labels, with the interval."""
-        found, exact = self.metrics(), (self.labels == self.predicted).all(axis=1)
+        """The mean average precision compared with a random order, and the exact-match rate with
+        its interval."""
+        metrics, exact = self.metrics(), (self.labels == self.predicted).all(axis=1)
         text = (
-            f"On {len(self):,} {self.split} images, labels have a mean average precision of "
-            f"{found['mAP']:.3f}, against {found['mAP by chance']:.3f} in a random order; "
+            f"On {len(self):,} {self.split} images, the mean average precision of the labels is "
+            f"{metrics['mAP']:.3f}, compared with {metrics['mAP by chance']:.3f} by chance; "
             f"{exact.mean():.1%} of the images get exactly the right labels"
         )
         return f"{text}{interval_text(interval(exact, groups), '.1%', exact, groups)}."
 
     def page(self, folder: Path, suffix: str, shown: Shown | None) -> Iterator[str]:
-        """Figures of each label, the one with the lowest F1 first; calibration; mistakes."""
+        """Show the metrics of each label, lowest F1 first; calibration; mistakes."""
         counted = zip(self.class_names, self.trained, strict=True)
         untrained = [name for name, count in counted if not count]
         if untrained:
             yield f"Labels without training images: {', '.join(untrained)}."
         yield (
-            "mAP is the mean of the labels' average precision: images are ranked by the label's "
-            "probability, and the precision is averaged down the ranking; `mAP by chance` is that "
+            "mAP is the labels' mean average precision: images are ranked by the label's "
+            "probability, and the precision is averaged over the ranking; `mAP by chance` is that "
             "of a random order. A label counts as predicted if its probability reaches the "
-            "threshold at which its F1 on the validation images is highest (0.5 if fewer than "
-            f"{FEWEST_IMAGES} of them have it)."
+            "threshold with the highest F1 on the validation images (0.5 if fewer than "
+            f"{FEWEST_IMAGES} of them have the label)."
         )
         yield self._table()
         yield from self.calibration_page(folder, suffix)
@@ -135,19 +135,16 @@ class LabelPredictions(CalibratedPredictions):
         return markdown_table(columns, [[_cell(row[name]) for name in columns] for row in rows])
 
     def _mistakes(self, folder: Path, suffix: str, shown: Shown) -> Iterator[str]:
-        """The surest mistakes as a table: labels that were predicted and wrong, or missing."""
+        """Show the most confident mistakes: labels that were wrongly predicted, or missed."""
         names = short_names(self.class_names, LONGEST_NAME)
         sure = np.where(self.predicted, self.probabilities, 1 - self.probabilities)
         sure = np.where(self.predicted == self.labels, -1, sure)
         order = np.argsort(-sure, axis=None, kind="stable")[:MOST_LISTED]
         worst = [divmod(int(at), len(names)) for at in order if sure.flat[at] >= 0]
         if not worst:
-            yield "No label is wrong."
+            yield "All labels are predicted correctly."
             return
-        yield (
-            "The mistakes of which the network is most certain; where the table disagrees with it, "
-            "the table itself may be wrong."
-        )
+        yield "The mistakes of which the network is most certain; some true labels may be wrong."
         rows = [
             (
                 names[label],
@@ -157,13 +154,12 @@ class LabelPredictions(CalibratedPredictions):
             )
             for image, label in worst
         ]
-        columns = ("label", "answer", "probability", "true labels")
+        columns = ("label", "prediction", "probability", "true labels")
         places = [image for image, _ in worst]
         yield pictures_table(shown, places, folder, f"mistakes{suffix}", columns, rows)
 
     def common_classes(self, most: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-        """Name, membership (bool `[examples]`), probability (float64) of the labels that most
-        have."""
+        """Yield name, members (bool `[examples]`) and probability (float64) of common labels."""
         counts = self.labels.sum(axis=0)
         for index in np.sort(np.argsort(-counts, kind="stable")[:most]):
             if counts[index]:
@@ -171,31 +167,31 @@ class LabelPredictions(CalibratedPredictions):
                 yield self.class_names[index], members, self.probabilities[:, index]
 
     def calibration(self) -> dict[str, Any]:
-        """The temperature that fits the labels best, where there are enough examples; thresholds
-        that then bring each label the highest F1."""
+        """Fit the temperature, if there are enough examples, then each label's threshold for the
+        highest F1."""
         logits = self.logits.astype(np.float64)
 
         def mean_loss(at: float) -> float:
             losses = np.logaddexp(0, logits / at) - self.labels * logits / at
             return float(losses.sum(axis=1).mean())
 
-        found = temperature(mean_loss, len(self))
-        warm = dataclasses.replace(self, temperature=found)
+        fitted = temperature(mean_loss, len(self))
+        warm = dataclasses.replace(self, temperature=fitted)
         thresholds = [
             best_threshold(probabilities, true) if true.sum() >= FEWEST_IMAGES else 0.5
             for probabilities, true in zip(warm.probabilities.T, self.labels.T, strict=True)
         ]
-        return {**({} if found is None else {"temperature": found}), "thresholds": thresholds}
+        return {**({} if fitted is None else {"temperature": fitted}), "thresholds": thresholds}
 
     def reliability(self) -> Reliability:
-        """That of every label of every example."""
+        """Reliability of the probabilities of all labels of all examples."""
         return Reliability(self.probabilities.ravel(), self.labels.ravel() == 1)
 
 
 def best_threshold(probabilities: np.ndarray, true: np.ndarray) -> float:
-    """The threshold of the highest F1, between two probabilities; of equal ones the highest.
+    """Find the threshold with the highest F1, halfway between two probabilities; on ties, highest.
 
-    Both are `[examples]`, and one of `true` is not 0.
+    Both are `[examples]`; `true` must not be all 0.
     """
     order = np.argsort(-probabilities, kind="stable")
     falling, hits = probabilities[order], np.cumsum(true[order])
@@ -207,7 +203,7 @@ def best_threshold(probabilities: np.ndarray, true: np.ndarray) -> float:
 
 
 def _f1(true: np.ndarray, predicted: np.ndarray) -> np.floating:
-    """F1 over all elements of two arrays of 0 and 1; 0 where neither has a 1."""
+    """F1 over all elements of two arrays of 0 and 1; 0 if neither has a 1."""
     return 2 * (true * predicted).sum() / max(true.sum() + predicted.sum(), 1)
 
 

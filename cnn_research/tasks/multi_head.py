@@ -1,4 +1,4 @@
-"""Several classes per image, of a head each: document 003's material, type and brand."""
+"""Several classes per image, one per head: the classifier lecture's material, type and brand."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from cnn_research.tasks.task import FittedTask, Sums, check_measured
 @register_config
 @dataclasses.dataclass(frozen=True)
 class MultiHead(ClassTask):
-    """Softmax cross-entropy on each head; an example counts for the heads whose label is known.
+    """Softmax cross-entropy on each head; an example counts for the heads in which it is labelled.
 
-    The model's last layer has the classes of all heads side by side, which is a linear layer for
-    each head over the same features: so every model is one with any number of heads.
+    The classes of all heads are concatenated in the model's last layer, which equals one linear
+    layer per head over the same features, so every model supports any number of heads.
     """
 
     label: tuple[str, ...] = ()
-    """Names of labels in the data set, each a head; empty for all that are classes."""
+    """Names of the labels in the data set, one head each; empty for all heads of classes."""
     loss_weights: tuple[NonNegativeFloat, ...] = ()
     """Weight of each head's loss; empty for 1 each."""
 
@@ -44,16 +44,16 @@ class MultiHead(ClassTask):
         if self.loss_weights and len(self.loss_weights) != len(self.label):
             raise UsageError(
                 f"--task.loss-weights has {len(self.loss_weights)} numbers, but --task.label names "
-                f"{len(self.label)} heads: give one for each"
+                f"{len(self.label)} heads: set one for each"
             )
         if self.loss_weights and not any(self.loss_weights):
-            raise UsageError("--task.loss-weights are all 0: one of them must be above 0")
+            raise UsageError("--task.loss-weights are all 0: at least one must be above 0")
         if len(set(self.label)) < len(self.label):
             raise UsageError("--task.label names a head twice")
 
     def check_data(self, dataset: Dataset) -> None:
-        """Raise `UserError` for a data set without one of the heads, with one class in it, or with
-        a split in which none is known: a test split needs labels of one head only."""
+        """Raise `UserError` for a data set without one of the heads, with only one class in it, or
+        with an unlabelled split; a test split needs the labels of only one head."""
         parts = list(self._classifications(dataset))
         for part in parts:
             part.check_head(dataset, "--task.label")
@@ -63,7 +63,7 @@ class MultiHead(ClassTask):
         return sum(part.num_outputs(dataset) for part in self._classifications(dataset))
 
     def fitted(self, dataset: Dataset) -> FittedMultiHead:
-        """The task that knows how many classes each head has."""
+        """Return the task with the number of classes of each head."""
         parts = list(self._classifications(dataset))
         return FittedMultiHead(
             **{**vars(self), "label": tuple(part.head for part in parts)},
@@ -80,7 +80,7 @@ class MultiHead(ClassTask):
 @register_config
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FittedMultiHead(MultiHead, FittedTask):
-    """Several heads whose classes are known."""
+    """Several heads whose numbers of classes are known."""
 
     parts: tuple[Classification, ...]
     """Task of each head."""
@@ -92,12 +92,12 @@ class FittedMultiHead(MultiHead, FittedTask):
         return any(part.has_training_loss for part in self.parts)
 
     def split(self, outputs: Any) -> list[Any]:
-        """The outputs of each head, `[..., classes]`, from those of the model, `[..., outputs]`."""
+        """Split the model's outputs, `[..., outputs]`, by head: `[..., classes]` each."""
         ends = itertools.accumulate(self.sizes)
         return [outputs[..., end - size : end] for end, size in zip(ends, self.sizes, strict=True)]
 
     def sums(self, outputs: jax.Array, labels: Mapping[str, jax.Array], weights: jax.Array) -> Sums:
-        """Loss and accuracy of each head, `material accuracy`; arguments as of `Task.sums`."""
+        """Loss and accuracy of each head, such as `material accuracy`; see `Task.sums`."""
         return {
             f"{part.head} {name}": pair
             for part, logits in zip(self.parts, self.split(outputs), strict=True)
@@ -105,9 +105,9 @@ class FittedMultiHead(MultiHead, FittedTask):
         }
 
     def means(self, sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
-        """Means of each head; the weighted sum of their losses, and their mean accuracy.
+        """Means of each head, the weighted sum of their losses, and their mean accuracy.
 
-        A head without any label among the examples is left out of both.
+        The latter two ignore heads without labels among the examples.
         """
         means = super().means(sums)
         known = {name: value for name, value in means.items() if not np.isnan(value)}
@@ -128,13 +128,13 @@ class FittedMultiHead(MultiHead, FittedTask):
         }
 
     def combine_losses(self, terms: Mapping[str, Any]) -> Any:
-        """The weighted sum of the heads' losses."""
+        """Weighted sum of the heads' losses."""
         weights = self.loss_weights or (1.0,) * len(self.heads)
         first, *rest = (w * terms[head] for head, w in zip(self.heads, weights, strict=True))
         return sum(rest, first)
 
     def average_views(self, views: Sequence[jax.Array]) -> jax.Array:
-        """The logarithm of the views' mean probabilities, head by head."""
+        """Logarithm of the views' mean probabilities, per head."""
         by_head = zip(self.parts, *(self.split(view) for view in views), strict=True)
         return jnp.concatenate([part.average_views(x) for part, *x in by_head], axis=-1)
 
@@ -148,16 +148,14 @@ class FittedMultiHead(MultiHead, FittedTask):
         return predictions
 
     def combine_metrics(self, predictions: Mapping[str, Predictions]) -> dict[str, Any]:
-        """Metrics of each head with labels, their mean accuracy and the sum of their losses."""
+        """Metrics of each labelled head, their mean accuracy and the sum of their losses."""
         heads: dict[str, Mapping[str, float | int]] = {}
         for head, predicted in predictions.items():
             with contextlib.suppress(UserError):  # no example has a label
                 heads[head] = predicted.metrics()
         if not heads:
             named = ", ".join(predictions)
-            raise UserError(
-                f"no example has a label of {named}: there is nothing to evaluate against"
-            )
+            raise UserError(f"no example has a label of {named}: there is nothing to evaluate")
         seen = "accuracy of seen labels"
         losses = dict.fromkeys(predictions, 0.0) | {h: float(f["loss"]) for h, f in heads.items()}
         metrics: dict[str, Any] = {
@@ -170,7 +168,7 @@ class FittedMultiHead(MultiHead, FittedTask):
         return {**metrics, **heads}
 
     def text(self, predictions: Mapping[str, Predictions]) -> str:
-        """The heads' accuracies and macro F1 in a table, and the mean accuracy."""
+        """Table of the heads' accuracies and macro F1, and their means."""
         metrics = self.combine_metrics(predictions)
         names = ("accuracy", "accuracy of seen labels", "macro F1")
         heads = [head for head in predictions if head in metrics]

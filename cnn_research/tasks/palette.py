@@ -1,4 +1,4 @@
-"""A palette of colours for each image: document 000's last output."""
+"""A palette of colours for each image: the palette paper's last output."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LOOKED_AT = 32
-"""About so many rows and columns of an image's pixels are compared with its palette."""
+"""Approximate number of rows and columns of pixels that are compared with a palette."""
 MOST_IMAGES = 24
 STRIP = 0.2
-"""The height of the strip of colours below an image, as a share of the image's."""
+"""Height of the strip of colours below an image, relative to the image's."""
 SHOWN = 3
-"""Colours that an answer has in words."""
+"""Number of colours in a prediction's text."""
 UNFIT = {
     *(0x03FDA147, 0x40A69E9A, 0x67C05A6C, 0x70AD389F, 0x94D8BAE3, 0xA390F280),
     *(0xAF8AF409, 0xBB90F5C9, 0xC063859C, 0xCADA2BED, 0xFD5D2F3D),
 }
-"""CRC-32 of the words of XKCD's names that are not fit to print: names with one are left out."""
+"""CRC-32 of indecent words in XKCD's colour names; names with one of them are not used."""
 
 
 @register_config
 @dataclasses.dataclass(frozen=True)
 class Palette(FittedTask):
-    """Colours in any order, compared with the image's own pixels or with palettes that people made.
+    """Colours in any order, compared with the image's own pixels or with palettes made by people.
 
-    The loss is a mean colour difference, CIEDE2000: from each pixel to the nearest colour. Of
-    people's palettes: from each colour of either palette to the nearest of the other, the mean of
+    The loss is a mean CIEDE2000 colour difference: from each pixel to the nearest colour or, with
+    people's palettes, from each colour of either palette to the nearest of the other, averaged over
     both directions (Q. Pan and S. Westland, "Comparative evaluation of color differences between
     color palettes", 2018).
     """
@@ -62,16 +62,16 @@ class Palette(FittedTask):
     colours: PositiveInt = 10
     """Number of colours in a palette."""
     target: Literal["pixels", "kmeans", "people"] = "pixels"
-    """Target of the training loss: the image's pixels, the palette that k-means in CIELAB
-    finds for them, or the one that a person made."""
+    """Target of the training loss: the image's pixels, their palette by k-means in CIELAB, or a
+    person's palette."""
     difference: Literal["ciede2000", "lab", "oklab", "rgb"] = "ciede2000"
     """Colour difference in the training loss: CIEDE2000, or the distance in a colour space."""
     power: Annotated[float, Range(minimum=1)] = 1.0
     """Power of the difference to each pixel in the training loss: above 1, the few pixels far from
-    every colour count for more, as for people, who choose accents."""
+    all colours weigh more. People choose such accents, too."""
     matching: Literal["nearest", "transport"] = "nearest"
-    """Matching of two palettes in the training loss: each colour with the nearest of the other
-    palette, or all with all, at the least cost of moving one palette to the other."""
+    """Matching of two palettes in the training loss: each colour to the nearest of the other
+    palette, or by optimal transport."""
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -81,7 +81,7 @@ class Palette(FittedTask):
         """Raise `UsageError` for contradictory fields."""
         if self.power != 1 and self.target != "pixels":
             raise UsageError(
-                "--task.power is of differences to pixels: it needs --task.target=pixels"
+                "--task.power applies to differences to pixels: it needs --task.target=pixels"
             )
         if self.matching != "nearest" and self.target == "pixels":
             raise UsageError(
@@ -90,16 +90,16 @@ class Palette(FittedTask):
             )
 
     def check_data(self, dataset: Dataset) -> None:
-        """Raise `UserError` for images without colours, or without people's palettes."""
+        """Raise `UserError` for images without colours, or without required palettes."""
         if dataset.image_shape[2] != 3:
             raise UserError(
-                f"data set {dataset.name} has images of {dataset.image_shape[2]} channels: "
-                "palettes are of images with 3"
+                f"data set {dataset.name} has images with {dataset.image_shape[2]} channels: "
+                "palettes need 3"
             )
         labels = dataset.splits["train"].labels.get(PALETTE)
         if self.target == "people" and (labels is None or labels.ndim != 3):
             raise UserError(
-                f"data set {dataset.name} has no palettes that people made: it needs "
+                f"data set {dataset.name} has no palettes made by people: use "
                 "data=Palettes(...), or --task.target=pixels"
             )
 
@@ -108,7 +108,7 @@ class Palette(FittedTask):
         return 4 * self.colours
 
     def bind(self, model: nn.Module, dataset: Dataset) -> nn.Module:
-        """Set the model's number of colours; a `UsageError` if it does not predict colours."""
+        """Set the model's number of colours; raise `UsageError` if it does not predict colours."""
         if not hasattr(model, "colours"):
             raise UsageError(
                 f"{type(model).__name__} does not predict colours: this task needs a PaletteNet"
@@ -116,7 +116,7 @@ class Palette(FittedTask):
         return model.clone(colours=self.colours)
 
     def fitted(self, dataset: Dataset) -> Palette:
-        """Itself: it has nothing to know of the data."""
+        """Return the task itself, which needs no facts about the data."""
         return self
 
     @property
@@ -129,11 +129,11 @@ class Palette(FittedTask):
         return self != self._reported
 
     def sums(self, outputs: jax.Array, labels: Mapping[str, jax.Array], weights: jax.Array) -> Sums:
-        """The mean colour difference, CIEDE2000, to the pixels or to people's palettes.
+        """Mean CIEDE2000 colour difference to the pixels or to people's palettes.
 
-        Outputs are L*, a*, b* and the share of each colour, float32 `[batch, colours * 4]`; labels
-        as `PIXELS` the images, 0 to 255 `[batch, height, width, 3]`, and as `palette` what people
-        made, sRGB 0 to 1, float32 `[batch, most, 3]`, NaN where a palette has fewer colours.
+        Outputs are L*, a*, b* and share of each colour, float32 `[batch, colours * 4]`. Labels have
+        the images under `PIXELS`, 0 to 255, `[batch, height, width, 3]`, and people's palettes
+        under `palette`, sRGB 0 to 1, float32 `[batch, most, 3]`, padded with NaN.
         """
         return self._reported.training_loss(outputs, labels, weights)
 
@@ -143,7 +143,7 @@ class Palette(FittedTask):
         palette = outputs.reshape(len(outputs), -1, 4)[..., :3]  # CIELAB [batch, colours, 3]
         if self.target == "pixels":
             losses = palettes.to_nearest(
-                _looked_at(labels[PIXELS]), palette, self.difference, self.power
+                _sampled(labels[PIXELS]), palette, self.difference, self.power
             )
         else:
             if self.target == "people":
@@ -151,14 +151,14 @@ class Palette(FittedTask):
                 known = ~jnp.isnan(people[..., 0])
                 theirs = srgb_to_lab(jnp.where(known[..., None], people, 0.0))
             else:
-                theirs = palettes.found_by_kmeans(_looked_at(labels[PIXELS]), self.colours)
+                theirs = palettes.found_by_kmeans(_sampled(labels[PIXELS]), self.colours)
                 known = jnp.ones(theirs.shape[:2], bool)
             compare = palettes.transported if self.matching == "transport" else palettes.between
             losses = compare(palette, theirs, known, self.difference)
         return {"loss": (jnp.sum(weights * losses), weights.sum())}
 
     def average_views(self, views: Sequence[jax.Array]) -> jax.Array:
-        """The first view's: colours of other views may come in another order."""
+        """Use the first view only, as the order of colours differs between views."""
         return views[0]
 
     def predictions(
@@ -176,30 +176,30 @@ class Palette(FittedTask):
         return [{"name": PALETTE, "kind": "palette", "start": 0, "stop": 4 * self.colours}]
 
     def write_files(self, base: Path, file: Path, answers: Mapping[str, Answer]) -> None:
-        """The image with its palette as a strip, and the palette for GIMP and as CSS."""
+        """Write the image with a strip of its colours, and the palette for GIMP and as CSS."""
         write_palette(base, file, answers[PALETTE].values["colours"])
 
 
-def _looked_at(images: jax.Array) -> jax.Array:
-    """Some pixels of images, 0 to 255 `[batch, height, width, 3]`: CIELAB `[batch, pixels, 3]`."""
+def _sampled(images: jax.Array) -> jax.Array:
+    """Sample images, 0 to 255 `[batch, height, width, 3]`, to CIELAB `[batch, pixels, 3]`."""
     step = max(1, min(images.shape[1:3]) // LOOKED_AT)
     return srgb_to_lab(images[:, ::step, ::step].reshape(len(images), -1, 3) / 255)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PalettePredictions(Predictions):
-    """The palette of every image of a split."""
+    """Predicted palettes of all images of a split."""
 
     palettes: Sequence[PaletteColours]
     people: np.ndarray | None
-    """Those that people made, sRGB 0 to 1, float32 `[examples, most, 3]`, NaN where one has fewer
-    colours; None where pixels are the target."""
+    """People's palettes, sRGB 0 to 1, float32 `[examples, most, 3]`, padded with NaN; None if
+    pixels are the target."""
 
     def __len__(self) -> int:
         return len(self.palettes)
 
     def metrics(self) -> dict[str, float | int]:
-        """The mean colour difference, and how many colours a palette has that cover a pixel."""
+        """The mean colour difference, and the mean number of colours that cover a pixel."""
         colours = float(np.mean([len(palette.rgb) for palette in self.palettes]))
         return {"loss": self.loss, "colours": colours, "count": len(self)}
 
@@ -214,14 +214,14 @@ class PalettePredictions(Predictions):
     def page(self, folder: Path, suffix: str, shown: Shown | None) -> Iterator[str]:
         if self.people is None:
             yield (
-                "The loss is the mean CIEDE2000 from about 1,000 pixels of each image, on a grid, "
-                "to their nearest colour."
+                "The loss is the mean CIEDE2000 difference between about 1,000 pixels of each "
+                "image, on a grid, and their nearest colour."
             )
             rows = {"": [palette.rgb for palette in self.palettes]}
         else:
             yield (
-                "The loss is the mean CIEDE2000 from a colour of either palette to the nearest of "
-                "the other: the network's above, below the one that a person made."
+                "The loss is the mean CIEDE2000 difference between each colour of either palette "
+                "and the nearest of the other. The network's palette is above the person's."
             )
             made = [
                 np.rint(colours[~np.isnan(colours[:, 0])] * 255).astype(np.uint8)
@@ -234,8 +234,7 @@ class PalettePredictions(Predictions):
 
 
 def palettes_plot(images: np.ndarray, rows: Mapping[str, Sequence[np.ndarray]]) -> Figure:
-    """Draw images, uint8 `[examples, height, width, 3]`, above strips of their palettes, per
-    title."""
+    """Draw images, uint8 `[examples, height, width, 3]`, above their palettes, by title."""
     shown = min(MOST_IMAGES, len(images))
     columns = min(6, shown)
     lines = -(-shown // columns)
@@ -254,7 +253,7 @@ def palettes_plot(images: np.ndarray, rows: Mapping[str, Sequence[np.ndarray]]) 
 
 
 def palette_answer(palette: PaletteColours) -> Answer:
-    """The palette in words, as JSON values and as columns."""
+    """Convert a palette to text, JSON values and columns."""
     names = nearest_names(palette.rgb)
     shares = [round(float(share), DIGITS["palette"]) for share in palette.shares]
     colours = [
@@ -272,14 +271,13 @@ def palette_answer(palette: PaletteColours) -> Answer:
 
 
 def nearest_names(rgb: np.ndarray) -> list[str]:
-    """Name of each colour, uint8 `[colours, 3]`: the nearest by CIEDE2000 of XKCD's that are fit to
-    print, 920 of 949."""
+    """Name colours, uint8 `[colours, 3]`, by the nearest (CIEDE2000) of XKCD's 920 decent names."""
     return [_named()[0][index] for index in np.asarray(_named()[1](jnp.asarray(rgb)))]
 
 
 @functools.cache
 def _named() -> tuple[list[str], Any]:
-    """The names, and the jitted `uint8 colours -> indices of the nearest names`."""
+    """Return the names, and the jitted function from uint8 colours to indices of the nearest."""
     from matplotlib.colors import XKCD_COLORS, to_rgb
 
     table = {name.removeprefix("xkcd:"): code for name, code in XKCD_COLORS.items()}
@@ -297,7 +295,7 @@ def _named() -> tuple[list[str], Any]:
 def write_palette(base: Path, file: Path, colours: Sequence[Mapping[str, Any]]) -> None:
     """Write `BASE.png` (image and strip), `BASE.gpl` for GIMP and `BASE.css`.
 
-    Raises `BadImage` if the image's file is gone since it was read.
+    Raises `BadImage` if the image file no longer exists.
     """
     from PIL import Image
 
@@ -316,8 +314,10 @@ def write_palette(base: Path, file: Path, colours: Sequence[Mapping[str, Any]]) 
 
 
 def with_strip(image: np.ndarray, rgb: np.ndarray) -> np.ndarray:
-    """Append a strip of colours to an image, uint8 `[height, width, 3]`; wider palettes pad it
-    white."""
+    """Append a strip of colours to an image, uint8 `[height, width, 3]`.
+
+    A narrow image is padded with white.
+    """
     missing = max(0, 4 * len(rgb) - image.shape[1])
     image = np.pad(image, [(0, 0), (0, missing), (0, 0)], constant_values=255)
     height, width, _ = image.shape

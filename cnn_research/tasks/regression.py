@@ -1,4 +1,4 @@
-"""One number per image: loss, metrics, and what a report shows of the predictions."""
+"""Regression: loss, metrics and report of one number per image."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_MISTAKES = 24
-"""In a picture."""
+"""Number of images in a figure."""
 
 
 @register_config
@@ -34,21 +34,21 @@ MOST_MISTAKES = 24
 class Regression(SingleHeadTask):
     """Squared error on the numbers of one head.
 
-    The model estimates standardised numbers, (number - mean) / deviation of the training split:
-    so it starts near their mean, and a learning rate suits any unit.
+    The model predicts standardised numbers, (number - mean) / deviation of the training split, so
+    that it starts near the mean and learning rates do not depend on the unit.
     """
 
     metrics: ClassVar = {"MAE": "minimize", "loss": "minimize"}
     evaluation_metrics: ClassVar = {"RMSE": "minimize", "R2": "maximize"}
 
     def check(self) -> None:
-        """Raise `UsageError` where no head is named."""
+        """Raise `UsageError` if the head is not set."""
         if not self.head:
-            raise UsageError("task.head is empty: name a column of numbers")
+            raise UsageError("--task.head is empty: name a column of numbers")
 
     def check_data(self, dataset: Dataset) -> None:
-        """Raise `UserError` for a data set without such numbers, with one number only, or with a
-        split in which none is known."""
+        """Raise `UserError` for a data set without these numbers, with only one number, or with an
+        unlabelled split."""
         heads = dataset.splits["train"].labels
         if self.head not in heads or self.head in dataset.class_names:
             numbers = ", ".join(heads.keys() - dataset.class_names.keys())
@@ -59,7 +59,7 @@ class Regression(SingleHeadTask):
         if not _deviation(heads[self.head]) > 0:
             raise UserError(
                 f"data set {dataset.name}: the training images have fewer than two different "
-                f"numbers '{self.head}'; there is nothing to estimate"
+                f"numbers '{self.head}'; there is nothing to learn"
             )
         check_measured(dataset, self.heads, tuple(dataset.splits))
 
@@ -67,7 +67,7 @@ class Regression(SingleHeadTask):
         return 1
 
     def fitted(self, dataset: Dataset) -> FittedRegression:
-        """The regression with the mean and the deviation of the training split."""
+        """Return the task with the mean and deviation of the training split."""
         numbers = dataset.splits["train"].labels[self.head]
         mean = float(np.nanmean(numbers, dtype=np.float64))
         return FittedRegression(head=self.head, mean=mean, deviation=_deviation(numbers))
@@ -76,19 +76,19 @@ class Regression(SingleHeadTask):
 @register_config
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FittedRegression(Regression, FittedTask):
-    """A regression that knows its training split."""
+    """A regression task that knows its training split."""
 
     mean: float
-    """Mean of the known numbers."""
+    """Mean of the numbers."""
     deviation: float
-    """Their standard deviation, above 0."""
+    """Standard deviation, above 0."""
 
     def sums(self, outputs: jax.Array, labels: Mapping[str, jax.Array], weights: jax.Array) -> Sums:
         """Squared error of standardised numbers, float32 `[batch, 1]`, and absolute error in the
-        unit of the labels, float32 `[batch]`, NaN where not known.
+        unit of the labels, float32 `[batch]`, which are NaN if missing.
 
-        The loss is thus the share of the training split's variance that is left unexplained, and
-        the root of the mean squared error is its own root times the deviation.
+        The loss is thus the unexplained share of the training split's variance, and the RMSE is its
+        square root times the deviation.
         """
         numbers = labels[self.head]
         known = ~jnp.isnan(numbers)
@@ -123,32 +123,31 @@ class FittedRegression(Regression, FittedTask):
 
 
 def _deviation(numbers: np.ndarray) -> float:
-    """The standard deviation of the numbers that are known; 0 where none is."""
+    """Standard deviation of the numbers that are not NaN; 0 if there are none."""
     known = numbers[~np.isnan(numbers)]
     return float(known.std(dtype=np.float64)) if known.size else 0.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NumberPredictions(Predictions):
-    """Estimated numbers of every example of a split, for one head."""
+    """Predicted numbers of all examples of a split, for one head."""
 
     name: str
     """Name of the numbers, such as `year`."""
     predicted: np.ndarray
     """float64 `[examples]`, in the unit of the numbers."""
     numbers: np.ndarray
-    """float32 `[examples]`; NaN where not known: such an example is left out."""
+    """float32 `[examples]`; NaN for unlabelled examples, which are ignored."""
     training_mean: float
-    """Mean of the numbers: the estimate without an image."""
+    """Mean of the training numbers, the baseline."""
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def metrics(self) -> dict[str, float | int]:
-        """Mean absolute and root mean squared error, in the unit of the numbers; R^2 where it is
-        defined.
+        """MAE and RMSE, in the unit of the numbers, and R2 if it is defined.
 
-        Both errors are also given for the training mean as the estimate. A `UserError` without
+        The errors of always predicting the training mean are added. Raises `UserError` without
         labels.
         """
         true, predicted = self.known()
@@ -168,44 +167,44 @@ class NumberPredictions(Predictions):
         return {**metrics, "count": len(true)}
 
     def verdict(self, groups: np.ndarray | None) -> str:
-        """The mean absolute error with its interval, against always saying the training mean."""
+        """The MAE with its interval, compared with always predicting the training mean."""
         true, predicted = self.known()
         errors = np.abs(predicted - true)
         groups = None if groups is None else groups[~np.isnan(self.numbers)]
-        found = interval(errors, groups)
+        limits = interval(errors, groups)
         text = f"On {errors.size:,} {self.split} images, {self.name} is off by {errors.mean():.4g}"
-        text += interval_text(found, ".4g", errors, groups)
+        text += interval_text(limits, ".4g", errors, groups)
         of_mean = np.abs(self.training_mean - true).mean()
-        text += f" on average, against {of_mean:.4g} by always predicting the training mean"
-        if found is not None and found[1] >= of_mean:
-            text += ": as far as these images show, it is no better than that"
+        text += f" on average; always predicting the training mean would be off by {of_mean:.4g}"
+        if limits is not None and limits[1] >= of_mean:
+            text += ", and these images do not show that the network is better"
         return f"{text}."
 
     def page(self, folder: Path, suffix: str, shown: Shown | None) -> Iterator[str]:
-        """The estimates against the true numbers, and the worst of them as pictures."""
+        """Plot predicted against true numbers, and show the worst predictions."""
         true, predicted = self.known()
         yield (
-            "MAE is the mean absolute error, RMSE the root of the mean squared error, both in the "
-            f"unit of {self.name}, and beside them those of always saying the training mean; R2 is "
-            "the share of the split's variance that is explained."
+            "MAE is the mean absolute error and RMSE the root mean squared error, both in the unit "
+            f"of {self.name}; for comparison, those of always predicting the training mean are "
+            "given. R2 is the explained share of the split's variance."
         )
         figure = estimates_plot(true, predicted, self.name, self.training_mean)
-        yield saved(figure, folder / f"estimates{suffix}.png", "Estimates against true numbers")
+        yield saved(figure, folder / f"estimates{suffix}.png", "Predicted against true numbers")
         if shown is None:
             return
         figure = mistakes_plot(shown.images, self.numbers, self.predicted)
         figure.savefig(folder / f"mistakes{suffix}.png")
         worst = farthest_off(self.numbers, self.predicted, MOST_LISTED)
         if worst.size:
-            yield "The estimates that are farthest off; the true number may be wrong there:"
+            yield "The predictions that are farthest off; some true numbers may be wrong:"
             digits = _digits(self.numbers)
             numbers = (self.numbers[worst], self.predicted[worst])
             rows = [[_rounded(number, digits) for number in each] for each in zip(*numbers)]
-            name, columns = f"mistakes{suffix}", ("true", "estimated")
+            name, columns = f"mistakes{suffix}", ("true", "predicted")
             yield pictures_table(shown, worst.tolist(), folder, name, columns, rows)
 
     def known(self) -> tuple[np.ndarray, np.ndarray]:
-        """True and estimated numbers, float64 `[known]` each, of the examples with a number."""
+        """True and predicted numbers of the labelled examples, float64 `[labelled]` each."""
         known = ~np.isnan(self.numbers)
         return self.numbers[known].astype(np.float64), self.predicted[known]
 
@@ -213,17 +212,16 @@ class NumberPredictions(Predictions):
 def estimates_plot(
     true: np.ndarray, predicted: np.ndarray, name: str, training_mean: float
 ) -> Figure:
-    """Estimated numbers against true ones, float `[examples]` each, a point for each example.
+    """Plot predicted against true numbers, float `[examples]` each, one point per example.
 
-    A square figure with equal axes, the line on which all points would lie, and the training mean,
-    the estimate of who sees no image. Where the true numbers are whole, their points are spread
-    sideways, or they would hide each other.
+    A square figure with equal axes, the diagonal, and the training mean as the baseline. If the
+    true numbers are integers, points are spread sideways, or they would hide each other.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     whole = bool((true == np.round(true)).all())
-    # Steps of the golden ratio fill a column evenly, and the same each time.
+    # Steps of the golden ratio fill a column evenly and deterministically.
     aside = 0.6 * (np.arange(len(true)) * 0.618034 % 1 - 0.5) if whole else 0
     low, high = (f([f(true), f(predicted)]) for f in (np.min, np.max))
     margin = 0.05 * (high - low) or 1.0
@@ -232,13 +230,13 @@ def estimates_plot(
     axes = figure.subplots()
     faint = float(np.clip(300 / len(true), 0.08, 0.8))
     axes.scatter(true + aside, predicted, s=6, alpha=faint, color=SERIES[0], linewidths=0)
-    axes.axline((low, low), slope=1, color=GREY, linewidth=1.2, label="estimated = true")
+    axes.axline((low, low), slope=1, color=GREY, linewidth=1.2, label="predicted = true")
     dashed: dict[str, Any] = {"color": SERIES[1], "linestyle": "--", "linewidth": 1.2}
     axes.axhline(training_mean, **dashed, label="training mean")
     axes.set(xlim=limits, ylim=limits, aspect="equal")
     spread, name = " (points spread sideways)" if whole else "", in_picture(name)
     axes.set_xlabel(f"true {name}{spread}", **VERBATIM)
-    axes.set_ylabel(f"estimated {name}", **VERBATIM)
+    axes.set_ylabel(f"predicted {name}", **VERBATIM)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(7, integer=whole))
     axes.ticklabel_format(useOffset=False)
@@ -248,10 +246,10 @@ def estimates_plot(
 
 
 def mistakes_plot(images: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> Figure:
-    """Draw up to 24 images whose estimates are farthest from the true numbers, the worst first.
+    """Draw up to 24 images whose predictions are farthest from the true numbers, the worst first.
 
-    Images are uint8 `[examples, height, width, channels]`, of which few are read; numbers float
-    `[examples]`, NaN where not known.
+    Images are uint8 `[examples, height, width, channels]`, of which few are read; numbers are float
+    `[examples]`, NaN if missing.
     """
     worst, digits = farthest_off(true, predicted, MOST_MISTAKES), _digits(true)
     titles = [f"{_rounded(predicted[i], digits)}\ntrue: {_rounded(true[i], digits)}" for i in worst]
@@ -259,18 +257,18 @@ def mistakes_plot(images: np.ndarray, true: np.ndarray, predicted: np.ndarray) -
 
 
 def farthest_off(true: np.ndarray, predicted: np.ndarray, most: int) -> np.ndarray:
-    """The places of the estimates that are farthest off, the worst first, int `[at most most]`."""
+    """Indices of the predictions that are farthest off, the worst first, int `[at most most]`."""
     errors = np.abs(np.nan_to_num(predicted - true))
     worst = np.argsort(-errors, kind="stable")[:most]
     return worst[errors[worst] > 0]
 
 
 def _digits(numbers: np.ndarray) -> int:
-    """Digits after the point that show differences of a hundredth of the spread."""
+    """Decimal places that show differences of a hundredth of the standard deviation."""
     spread = np.nanstd(numbers)
     return max(0, 1 - math.floor(math.log10(spread))) if spread > 0 else 0
 
 
 def _rounded(number: float, digits: int) -> str:
-    """A number with up to `digits` digits after the point, and no zeros at its end."""
+    """Format a number with up to `digits` decimal places, without trailing zeros."""
     return np.format_float_positional(round(float(number), digits), trim="-")

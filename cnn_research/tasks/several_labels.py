@@ -1,4 +1,4 @@
-"""Several labels per image: loss and metrics; `label_predictions` is what a report shows."""
+"""Multi-label classification: loss and metrics; `label_predictions` reports them."""
 
 from __future__ import annotations
 
@@ -21,10 +21,9 @@ from cnn_research.tasks.task import FittedTask, SingleHeadTask, Sums
 @register_config
 @dataclasses.dataclass(frozen=True)
 class SeveralLabels(SingleHeadTask, FittedTask):
-    """Sigmoid cross-entropy on each label of one head, of which an image has any number.
+    """Sigmoid cross-entropy on each label of one head; an image has any number of labels.
 
-    The loss is the sum over the labels: the negative logarithm of the probability of an image's
-    labels, as the cross-entropy of classes is that of its class.
+    The loss is the sum over the labels, the negative log-likelihood of an image's labels.
     """
 
     metrics: ClassVar = {"F1 at 0.5": "maximize", "loss": "minimize"}
@@ -34,19 +33,19 @@ class SeveralLabels(SingleHeadTask, FittedTask):
     }
 
     def check_data(self, dataset: Dataset) -> None:
-        """Raise `UserError` for a data set without labels of this kind, or with a split in which no
-        image has any: there they are more likely unknown."""
-        found = {h for h in dataset.class_names if dataset.splits["train"].labels[h].ndim == 2}
-        if self.head not in found:
+        """Raise `UserError` if the data set has no such labels or a split has no label at all, as
+        it is then probably unlabelled."""
+        heads = {h for h in dataset.class_names if dataset.splits["train"].labels[h].ndim == 2}
+        if self.head not in heads:
             raise UserError(
-                f"data set {dataset.name} has no sets of labels '{self.head}'; it has "
-                f"{', '.join(sorted(found)) or 'none'}: see --data.separator and --data.columns"
+                f"data set {dataset.name} has no label sets '{self.head}'; it has "
+                f"{', '.join(sorted(heads)) or 'none'}: see --data.separator and --data.columns"
             )
         for name, split in dataset.splits.items():
             if not split.labels[self.head].any():
                 raise UserError(
-                    f"data set {dataset.name}: no image of its {name} split has a label of "
-                    f"'{self.head}', so nothing can be measured: label it, or use another"
+                    f"data set {dataset.name}: no image of the {name} split has a label "
+                    f"'{self.head}', so nothing can be measured: label it, or use another split"
                 )
 
     def num_outputs(self, dataset: Dataset) -> int:
@@ -56,10 +55,9 @@ class SeveralLabels(SingleHeadTask, FittedTask):
         return self
 
     def sums(self, outputs: jax.Array, labels: Mapping[str, jax.Array], weights: jax.Array) -> Sums:
-        """Cross-entropy of the logits, float32 `[batch, labels]`, and F1 over all labels together,
-        where those with a probability above 0.5 count as predicted.
+        """Cross-entropy of the logits, float32 `[batch, labels]`, and micro F1 at threshold 0.5.
 
-        Labels are int8 `[batch, labels]`, 1 for those that an image has.
+        Labels are int8 `[batch, labels]`, 1 for the labels of an image.
         """
         true = labels[self.head].astype(outputs.dtype)
         losses = optax.sigmoid_binary_cross_entropy(outputs, true).sum(axis=-1)
@@ -71,7 +69,7 @@ class SeveralLabels(SingleHeadTask, FittedTask):
         }
 
     def average_views(self, views: Sequence[jax.Array]) -> jax.Array:
-        """The logit of the views' mean probability."""
+        """Logit of the views' mean probability."""
         signs = (jnp.stack([sign * view for view in views]) for sign in (1, -1))
         present, absent = (jax.nn.logsumexp(jax.nn.log_sigmoid(each), axis=0) for each in signs)
         return present - absent

@@ -12,19 +12,20 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from cnn_research.core.errors import UserError
+from cnn_research.core.config import config_fields
+from cnn_research.core.errors import UsageError, UserError
 from cnn_research.core.metrics import Direction
 from cnn_research.data.dataset import MISSING, Dataset
 from cnn_research.report.page import Predictions
 from cnn_research.tasks.decode import Answer
 
 Sums = Mapping[str, tuple[jax.Array, jax.Array]]
-"""Per metric (sum, count), float32 `[]` each: sums of parts add up, and divide at the end."""
+"""Per metric (sum, count), float32 `[]` each, added over batches and divided at the end."""
 
 
 PIXELS = "/pixels"
-"""Among the labels of a task that sees images: these themselves, 0 to 255, as they are before the
-model's scaling. No head is called so."""
+"""Key, among the labels, of the images, 0 to 255, before the model's scaling, for tasks that need
+them. No head has this name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,25 +33,25 @@ class Task(abc.ABC):
     """The meaning of a model's outputs, and their loss."""
 
     metrics: ClassVar[Mapping[str, Direction]] = {}
-    """The direction of each metric of `means` that an evaluation has as well: states are selected,
-    and searches steered, by one of them."""
+    """Direction of each metric of `means` that evaluations also have. Checkpoint selection and
+    hyperparameter search use one of them."""
     evaluation_metrics: ClassVar[Mapping[str, Direction]] = {}
-    """The direction of those that an evaluation alone has; not of counts and the like, of which
-    neither end is better."""
+    """Direction of each metric that only evaluations have, except counts and the like, which have
+    no better direction."""
     needs_pixels: ClassVar[bool] = False
-    """True if the loss compares with the images themselves, which are then among the labels."""
+    """True if the loss uses the images themselves, which are then among the labels."""
     counts_colours: ClassVar[bool] = False
-    """True if the answers are an image's own colours, of which transparent pixels have none."""
+    """True if predictions are colours of the image, so that transparent pixels must be ignored."""
 
     @property
     def directions(self) -> Mapping[str, Direction]:
-        """The direction of every metric of an evaluation, for each head the same."""
+        """Direction of every metric of an evaluation, the same for each head."""
         return {**self.metrics, **self.evaluation_metrics}
 
     @property
     @abc.abstractmethod
     def heads(self) -> tuple[str, ...]:
-        """Names of its labels in the data set; one or more."""
+        """Names of the task's labels in the data set, at least one."""
 
     def check(self) -> None:  # noqa: B027 (there may be none)
         """Raise `UsageError` for invalid or contradictory fields, apart from their ranges."""
@@ -64,17 +65,22 @@ class Task(abc.ABC):
         """Number of outputs that a model needs for this data."""
 
     def bind(self, model: nn.Module, dataset: Dataset) -> nn.Module:
-        """The model with as many outputs as the task needs for this data."""
+        """Return the model with the number of outputs that the task needs for this data."""
+        if "num_classes" not in {field.name for field in config_fields(model)}:
+            raise UsageError(
+                f"{type(model).__name__} has no field num_classes: declare `num_classes: int = 10`;"
+                " the data set it to the number of outputs"
+            )
         return model.clone(num_classes=self.num_outputs(dataset))
 
     @abc.abstractmethod
     def fitted(self, dataset: Dataset) -> FittedTask:
-        """The task that knows what it has to know of the training split."""
+        """Return the task with the facts that it needs about the training split."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SingleHeadTask(Task):
-    """A task whose labels are those of one head."""
+    """A task with one head of labels."""
 
     head: str = "label"
     """Name of the labels in the data set."""
@@ -86,24 +92,24 @@ class SingleHeadTask(Task):
 
 @dataclasses.dataclass(frozen=True)
 class FittedTask(Task):
-    """A task that can be trained and evaluated: it knows what it has to know of its data."""
+    """A task that can be trained and evaluated, as it has the necessary facts about its data."""
 
     @property
     def has_training_loss(self) -> bool:
-        """True if training minimises something else than the metric `loss`."""
+        """True if training minimises something other than the metric `loss`."""
         return False
 
     @abc.abstractmethod
     def sums(self, outputs: jax.Array, labels: Mapping[str, jax.Array], weights: jax.Array) -> Sums:
-        """Metrics as sums and counts.
+        """Compute metrics as sums and counts.
 
-        Outputs are float32 `[batch, outputs]`; labels `[batch]` per head, as in `Split`, not all
-        known, and the images as `PIXELS`, where the task needs them. Weights, float32 `[batch]`,
-        are 0 for padding, and for a mixed image the share of the label.
+        Outputs are float32 `[batch, outputs]`; labels are `[batch]` per head, as in `Split`,
+        possibly missing, and include the images as `PIXELS` if the task needs them. Weights,
+        float32 `[batch]`, are 0 for padding; for a mixed image they are the share of the label.
         """
 
     def means(self, sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
-        """The metrics, `loss` among them: sums over counts; NaN where nothing was counted."""
+        """Divide sums by counts; NaN if nothing was counted. `loss` is one of the metrics."""
         return {
             name: total / count if count else float("nan") for name, (total, count) in sums.items()
         }
@@ -111,47 +117,48 @@ class FittedTask(Task):
     def training_loss(
         self, outputs: jax.Array, labels: Mapping[str, jax.Array], weights: jax.Array
     ) -> Sums:
-        """Training loss, as terms whose means `combine_losses` adds up; arguments as of `sums`."""
+        """Compute the terms of the training loss, whose means `combine_losses` adds; see `sums`."""
         return {"loss": self.sums(outputs, labels, weights)["loss"]}
 
     def combine_losses(self, terms: Mapping[str, Any]) -> Any:
-        """The loss, from the mean of each term of `training_loss`: floats, or arrays `[]`."""
+        """Combine the means of the terms of `training_loss`, floats or arrays `[]`, to the loss."""
         return terms["loss"]
 
     @abc.abstractmethod
     def average_views(self, views: Sequence[jax.Array]) -> jax.Array:
-        """The outputs for several views of each image as one; all are `[batch, outputs]`."""
+        """Average the outputs for several views of each image; all are `[batch, outputs]`."""
 
     @abc.abstractmethod
     def predictions(
         self, dataset: Dataset, split: str, outputs: np.ndarray, means: Mapping[str, float]
     ) -> dict[str, Predictions]:
-        """Predictions of each head for a report, of outputs `[examples, outputs]` in the split's
-        order."""
+        """Make each head's predictions, for a report, from outputs `[examples, outputs]`."""
 
     def combine_metrics(self, predictions: Mapping[str, Predictions]) -> dict[str, Any]:
-        """Metrics of an evaluation, under a head's name its own; a `UserError` without any
-        labels."""
+        """Metrics of an evaluation; several heads have their own under their names.
+
+        Raises `UserError` if there are no labels.
+        """
         (one,) = predictions.values()
         return dict(one.metrics())
 
     def text(self, predictions: Mapping[str, Predictions]) -> str:
-        """The text that a run ends with."""
+        """Text that a run prints at its end."""
         (one,) = predictions.values()
         return one.text()
 
     @abc.abstractmethod
     def output_spec(self, class_names: Mapping[str, tuple[str, ...]]) -> list[dict[str, Any]]:
-        """Description of the outputs for users of an export: JSON values for each head.
+        """Describe the outputs for users of an export, as JSON values per head.
 
-        They are its `name`, its `kind`, and where in the outputs it is, from `start` to before
-        `stop`; with its `classes`, or with `mean` and `std` of its numbers.
+        These are its `name`, `kind`, its slice of the outputs from `start` to before `stop`, and
+        its `classes`, or `mean` and `std` of its numbers.
         """
 
     def write_files(self, base: Path, file: Path, answers: Mapping[str, Answer]) -> None:
-        """Write what programs of its field read of one image's answers; nothing by default.
+        """Write files for other programs with the predictions for one image; none by default.
 
-        The paths of what is written are `base` with an ending; `file` is the image's.
+        Their paths are `base` with an extension; `file` is the image's.
         """
 
 
@@ -163,7 +170,7 @@ def check_measured(
 ) -> None:
     """Raise `UserError` if a split has none of the heads' labels, which the report needs.
 
-    Classes `without`, and numbers that are NaN, do not count.
+    Classes in `without`, and NaN, count as missing.
     """
 
     def unknown(labels: np.ndarray) -> bool:
@@ -175,6 +182,6 @@ def check_measured(
         if split is not None and all(unknown(split.labels[head]) for head in heads):
             named = " or ".join(f"'{head}'" for head in heads)
             raise UserError(
-                f"data set {dataset.name}: no image of its {name} split has a known label {named}, "
-                "so that nothing can be measured: take another split or head"
+                f"data set {dataset.name}: no image of the {name} split has a label {named}, so "
+                "nothing can be measured: use another split or head"
             )

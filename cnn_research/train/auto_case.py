@@ -1,4 +1,4 @@
-"""What the choices for a user's images depend on."""
+"""Inputs of the choices for a user's images."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from cnn_research.train.auto_mirror import may_mirror
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """An experiment as typed, its images, and the time that it may take."""
+    """The experiment as typed, a survey of its images, and the time budget."""
 
     choices: Choices
     seen: Survey
     images: Mapping[str, int]
-    """Number of images by split, with those splits that are yet to be drawn from train."""
+    """Number of images by split, including splits that will be drawn from train."""
     minutes: float
-    """Of a machine with `speed.CORES` cores."""
+    """Time budget on a machine with `speed.CORES` cores."""
 
     @classmethod
     def of(cls, choices: Choices, seen: Survey, data: Any, minutes: float) -> Case:
-        """The case of a survey of `data`."""
+        """Create the case of a survey of `data`."""
         drawn = {
             name: round(data.sizes[name] * seen.splits["train"])
             for name in ("validation", "test")
@@ -44,9 +44,9 @@ class Case:
         return self.images.get("validation", 0)
 
     def batch_of(self, size: int) -> int:
-        """A batch size of at most `size` that `accumulate` divides.
+        """Return a batch size of at most `size` that `accumulate` divides.
 
-        Of a few images some may turn out to be damaged: half of them still fill a batch.
+        It is at most half the training images, as some may turn out to be damaged.
         """
         parts = self.choices.experiment.accumulate
         size = min(size, max(1, self.train // 2))
@@ -54,13 +54,13 @@ class Case:
 
     @property
     def image_size(self) -> tuple[int, int] | None:
-        """Height and width, if they are named."""
+        """Height and width, if given."""
         named = "data.image_size" in self.choices.named
         return self.choices.experiment.data.image_size if named else None
 
     @property
     def mirror(self) -> tuple[bool, str]:
-        """Whether images are to be mirrored, and why; as named, if it is."""
+        """Whether to mirror images, as given or as suggested, and the reason."""
         if "augmentation.mirror" in self.choices.named:
             return self.choices.experiment.augmentation.mirror, ""
         return may_mirror(self.seen)

@@ -19,21 +19,21 @@ from cnn_research.train.feature_cache import one_view
 from cnn_research.train.state import StepContext, TrainData
 
 Targets = list[tuple[Mapping[str, jax.Array], jax.Array]]
-"""(labels, weight of these labels for each image, float32 `[batch]`): one pair, or two where images
-are mixed."""
+"""Pairs of labels and their weight for each image, float32 `[batch]`; two pairs if images are
+mixed, otherwise one."""
 
 
 def draw_batch(
     context: StepContext, data: TrainData, seed: jax.Array, step: jax.Array
 ) -> tuple[jax.Array, Targets]:
-    """The images of a step (int32 `[]`, from 0) as the model takes them, and their targets."""
+    """Draw the model's input images of a step (int32 `[]`, from 0) and their targets."""
     experiment = context.experiment
     size, augmentation = experiment.batch_size, experiment.augmentation
     if data.classes is not None:
         indices, draws = balanced_indices(seed, step, size, data.classes)
     else:
         indices, draws = batch_indices(seed, step, size, context.examples)
-    # From here on all randomness is keyed by the example and by how often it was drawn.
+    # From here on, all random keys depend on the example and on how often it was drawn.
     keys = example_keys(stream_key(seed, "augmentation"), draws, indices)
     count = len(data.images)
     copy = indices // count % augmentation.copies
@@ -59,7 +59,7 @@ def draw_batch(
 
 
 def _take(context: StepContext, data: TrainData, indices: jax.Array, keys: jax.Array):
-    """Images, labels and keys of some examples, divided among the devices."""
+    """Take the images, labels and keys of examples, sharded over the devices."""
     images, labels, window = data.images, data.labels, data.window
     if window is None:
         images, labels = jax.tree.map(lambda values: values[indices], (images, labels))
@@ -77,7 +77,7 @@ def _take(context: StepContext, data: TrainData, indices: jax.Array, keys: jax.A
 def first_images(
     context: StepContext, data: TrainData, seeds: Sequence[jax.Array]
 ) -> list[np.ndarray]:
-    """Images of the first step with each seed, uint8 `[batch, height, width, channels]`."""
+    """Draw the images of each seed's first step, uint8 `[batch, height, width, channels]` each."""
     assert context.mesh is not None
     experiment = context.experiment
 

@@ -1,4 +1,4 @@
-"""Pretrained weights by name: every field of a training that belongs to them."""
+"""Pretrained weights by name, with all fields of a training that depend on them."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from cnn_research.train.transfer import Transfer
 
 
 def with_pretrained(experiment: Any, name: str) -> Any:
-    """The training with the weights of a name, as `--pretrained=NAME` has it.
+    """Apply `--pretrained=NAME` to a training.
 
-    The network, the size of images (which are cropped), mean and deviation are theirs. The head for
-    the data's classes is fitted to what the network computes, before the first step. Then all of it
-    is trained, or the head alone where `transfer.cache_after` was set before. 'none' trains all of
-    it from scratch.
+    The weights determine the network, the size of images (which are cropped), mean and standard
+    deviation. Before the first step, the head for the data's classes is fitted to the network's
+    features. Then all layers are trained, or only the head if `transfer.cache_after` is set.
+    'none' trains all layers from scratch.
 
     Raises:
-        UsageError: there are no weights of that name, or the experiment cannot use any.
+        UsageError: if there are no weights of that name, or the experiment cannot use weights.
     """
     return with_fields(experiment, fields_of_weights(experiment, name))
 
 
 def fields_of_weights(experiment: Any, name: str, named: Collection[str] = ()) -> dict[str, Any]:
-    """The values of the fields that belong to the weights, by path.
+    """Return the values of the fields that belong to the weights, by path.
 
-    Fields that are `named` keep the experiment's values, are left out here, and feed what depends
-    on them: new layers are those of the network, and the head follows the layer that is named.
-    Errors are those of `with_pretrained`.
+    `named` fields keep the experiment's values and are omitted; other fields depend on them: the
+    fresh layers are those of the named network, and the head follows the named layer. Raises the
+    errors of `with_pretrained`.
     """
     fields = flatten(experiment)
     if "pretrained.source" not in fields:
-        raise UsageError(f"{experiment.name} takes no weights: --pretrained does not apply")
+        raise UsageError(f"{experiment.name} uses no weights: --pretrained does not apply")
     if name != NONE and "data.image_size" not in fields:
         raise UsageError(
-            f"images of {experiment.name} have one size, and --pretrained={name} needs its own: "
-            "take an experiment with --data.image-size, such as image_folder"
+            f"images of {experiment.name} have a fixed size, and --pretrained={name} needs its "
+            "own: use an experiment with --data.image-size, such as image_folder"
         )
     transfer = experiment.transfer
     if name == NONE:

@@ -1,12 +1,13 @@
-"""Checkpoints through Orbax, each with a checksum list without which it does not count.
+"""Checkpoints written with Orbax, each with a list of checksums.
 
-Orbax notices a checkpoint that was cut short, and restores one with a flipped byte without a word.
-So a list of every file's SHA-256 is written once a checkpoint is complete, and only a checkpoint
-that agrees with its list is restored.
+Orbax detects truncated checkpoints, but silently restores one with a flipped byte. A list of the
+SHA-256 checksums of all files is therefore written when a checkpoint is complete, and only
+checkpoints that match their list are restored.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import glob
 import json
@@ -25,20 +26,23 @@ from absl import logging
 from orbax.checkpoint import checkpoint_managers as policies
 
 from cnn_research.core import metrics
-from cnn_research.core.errors import UserError
-from cnn_research.core.files import sha256_of, write_text
+from cnn_research.core.distributed import is_out_of_memory
+from cnn_research.core.errors import UserError, out_of_memory
+from cnn_research.core.files import free_bytes, sha256_of, write_text
 from cnn_research.core.metrics import Direction
 from cnn_research.train.state import TrainState
 
 CHECKSUMS = "checksums.json"
+METADATA_BYTES = 2**18
+"""Maximum size of a checkpoint without its arrays."""
 
 
 @dataclasses.dataclass
 class _Best(policies.PreservationPolicy):
-    """Keep the first of the best checkpoints by a validation metric.
+    """Keep the best checkpoint by a validation metric, the first if several are equal.
 
-    It reads the metrics saved with each. Orbax's own policy knows the metrics of this process only,
-    and would delete the best of a run that resumes.
+    Reads the metrics saved with each checkpoint. Orbax's own policy knows only the metrics of this
+    process and would delete the best checkpoint of a resumed run.
     """
 
     folder: Path
@@ -60,12 +64,11 @@ class _Best(policies.PreservationPolicy):
 
 
 class Checkpoints:
-    """Context manager of a run's checkpoints: the newest few, and the best; leaving it waits for
-    saves."""
+    """The latest and best checkpoints of a run; a context manager that waits for saves on exit."""
 
     def __init__(self, folder: Path, *, keep: int, best: tuple[str, Direction] | None):
-        """Open an absolute folder; the newest `keep` stay, and the best by a metric and its
-        direction."""
+        """Open an absolute folder; keep the latest `keep` checkpoints, and the best by a metric and
+        its direction."""
         preserved: list[policies.PreservationPolicy] = [policies.LatestN(keep)]
         if best:
             preserved.append(_Best(folder, *best))
@@ -82,38 +85,48 @@ class Checkpoints:
         )
 
     def _without_patterns(self) -> Path:
-        """A path of the folder that is no pattern: Orbax looks for its files by one, finds none
-        below `run [1]`, and then writes a checkpoint without any array."""
+        """Return a path of the folder without special characters of glob patterns: Orbax globs for
+        its files, finds none in `run [1]`, and then writes a checkpoint without arrays."""
         if glob.escape(str(self.folder)) == str(self.folder):
             return self.folder
         self.folder.mkdir(parents=True, exist_ok=True)
         link = Path(self._link.name) / self.folder.name
-        link.symlink_to(self.folder)
+        try:
+            link.symlink_to(self.folder)
+        except OSError as error:  # Windows requires a privilege
+            raise UserError(
+                f"{self.folder} has brackets in its name, and a link with another name cannot be "
+                f"created ({error.strerror}): use a --workdir without brackets"
+            ) from None
         return link
 
     def save(
         self, state: TrainState, host: Mapping[str, Any], metrics: Mapping[str, float] | None
     ) -> None:
-        """Start to save a state, whose buffers may be donated right after.
+        """Start to save a state; its buffers may be donated directly afterwards.
 
-        `host` has the JSON values of the run's decisions, `metrics` those of validation, where
-        measured. Raises `UserError` if this or an earlier save failed.
+        `host` has JSON values of the run, `metrics` the validation metrics, if measured. Raises
+        `UserError` if this or an earlier save failed.
         """
         self.wait()
-        step, figures = int(state.step), dict(metrics or {})
+        step, validation = int(state.step), dict(metrics or {})
         if step in self._manager.all_steps():
             if metrics is None:
                 return
-            # Saved when a signal stopped its evaluation; the same state, now with figures.
+            # Saved when a signal stopped its evaluation; replaced by the same state with metrics.
             self._manager.delete(step)
-        # The run continues while this is written, and its donated buffers are written over.
+        needed = METADATA_BYTES + sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        if free_bytes(self.folder) < needed:
+            # Checked in advance, as Orbax's threads would print tracebacks.
+            raise _save_error(OSError("No space left on device"), self.folder, step)
+        # Training continues during the save and overwrites its donated buffers.
         snapshot = jax.tree.map(jnp.copy, state)
         try:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(snapshot),
-                    host=ocp.args.JsonSave({"run": dict(host), "validation": figures}),
+                    host=ocp.args.JsonSave({"run": dict(host), "validation": validation}),
                 ),
             )
         except Exception as error:
@@ -121,7 +134,7 @@ class Checkpoints:
         self._saving = self._thread.submit(self._finish, step)
 
     def wait(self) -> None:
-        """Wait until all is written; raise `UserError` if it could not be."""
+        """Wait until everything is written; raise `UserError` if a save failed."""
         saving, self._saving = self._saving, None
         if saving is not None:
             saving.result()
@@ -140,18 +153,23 @@ class Checkpoints:
     def __exit__(self, kind, error, traceback) -> None:
         try:
             self.wait()
+        except UserError:
+            kind = UserError
+            raise
         finally:
-            self._manager.close()
+            # A save that failed does so here once more, and would hide the error that says why.
+            with contextlib.suppress(Exception) if kind else contextlib.nullcontext():
+                self._manager.close()
             self._thread.shutdown()
             self._link.cleanup()
 
 
 def newest(*folders: Path, repair: bool = False) -> int | None:
-    """Newest step of which each folder has a good checkpoint, or None; others are skipped.
+    """Find the latest step with a valid checkpoint in each folder; None if there is none.
 
-    Runs that are trained at once have a folder each: one was perhaps saved and another not.
-    `repair` sets skipped checkpoints aside, so that their steps can be saved again: for the process
-    that writes to the folders, before it opens them.
+    Runs that are trained together have one folder each, and may not all have saved a step. With
+    `repair`, skipped checkpoints are moved aside so that their steps can be saved again; only the
+    process that writes to the folders may do so, before it opens them.
     """
     for step in sorted({step for folder in folders for step in steps_in(folder)}, reverse=True):
         faults = {folder / str(step): damage(folder / str(step)) for folder in folders}
@@ -160,7 +178,7 @@ def newest(*folders: Path, repair: bool = False) -> int | None:
         for path, fault in faults.items():
             if not path.exists():
                 continue
-            reason = fault or "the runs that it was trained with have none of this step"
+            reason = fault or "runs that are trained with it have no checkpoint of this step"
             logging.warning("Checkpoint %s is skipped: %s.", path, reason)
             if repair:
                 aside = path.parent.parent / "damaged_checkpoints" / path.name
@@ -171,7 +189,7 @@ def newest(*folders: Path, repair: bool = False) -> int | None:
 
 
 def best(folder: Path, metric: str, direction: metrics.Direction) -> int | None:
-    """The step of the first good checkpoint with the best validation metric, or None."""
+    """Find the first valid checkpoint with the best validation metric; return its step or None."""
     best_step: int | None = None
     best_value: float | None = None
     for step in sorted(steps_in(folder)):
@@ -187,12 +205,12 @@ def best(folder: Path, metric: str, direction: metrics.Direction) -> int | None:
 
 
 def restore(folder: Path, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-    """The state and the host's values of one good checkpoint.
+    """Restore the state and the host's values of a valid checkpoint.
 
-    `like` is a state of the same shapes, as arrays or as `jax.ShapeDtypeStruct` with shardings.
-    Raises `UserError` for a checkpoint that does not fit the model.
+    `like` is a state of the same shapes, with arrays or with `jax.ShapeDtypeStruct` and shardings.
+    Raises `UserError` if the checkpoint does not fit the model.
     """
-    folder = folder.absolute()  # as Orbax insists
+    folder = folder.absolute()  # Orbax requires it
     path = folder / str(step)
     with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(create=False)) as m:
         try:
@@ -205,21 +223,21 @@ def restore(folder: Path, step: int, like: TrainState) -> tuple[TrainState, dict
         except (ValueError, KeyError, FileNotFoundError) as error:
             reason = str(error).strip().split("\n")[0]
             raise UserError(f"checkpoint {path} does not fit this model: {reason}") from error
-    # Orbax's buffers may be shared with its own reader; donation needs buffers of our own.
+    # Orbax's reader may share its buffers; donated buffers must not be shared.
     return jax.tree.map(jnp.copy, restored["state"]), restored["host"]["run"]
 
 
 def steps_in(folder: Path) -> list[int]:
-    """The steps that have a folder, complete or not."""
+    """List the steps that have a folder, complete or not."""
     if not folder.is_dir():
         return []
     return [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
 
 
 def write_checksums(checkpoint: Path) -> None:
-    """Write the list that makes a complete checkpoint count."""
+    """Write the list of checksums, which marks a checkpoint as complete."""
     sums = {
-        str(file.relative_to(checkpoint)): sha256_of(file)
+        file.relative_to(checkpoint).as_posix(): sha256_of(file)
         for file in sorted(checkpoint.rglob("*"))
         if file.is_file() and file.name != CHECKSUMS
     }
@@ -227,9 +245,9 @@ def write_checksums(checkpoint: Path) -> None:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """Describe the damage of a checkpoint; None if it is good."""
+    """Describe the damage of a checkpoint; None if it is valid."""
     try:
-        sums = json.loads((checkpoint / CHECKSUMS).read_text())
+        sums = json.loads((checkpoint / CHECKSUMS).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return "it is incomplete (the run was stopped while saving it)"
     except ValueError:
@@ -246,16 +264,20 @@ def damage(checkpoint: Path) -> str | None:
 def _validation(checkpoint: Path) -> dict[str, float]:
     """Validation metrics saved with a checkpoint; empty if it has none."""
     try:
-        return json.loads((checkpoint / "host" / "metadata").read_text())["validation"]
+        return json.loads((checkpoint / "host" / "metadata").read_text(encoding="utf-8"))[
+            "validation"
+        ]
     except (OSError, ValueError, KeyError):
         return {}
 
 
 def _save_error(error: Exception, folder: Path, step: int) -> UserError:
     reason = str(error).strip().split("\n")[0]
+    if is_out_of_memory(error):
+        return out_of_memory(reason)
     if any(sign in str(error) for sign in ("RESOURCE_EXHAUSTED", "No space left", "ENOSPC")):
-        reason = "the disk is full"
+        reason = "the disk is full; free some space"
     return UserError(
         f"checkpoint of step {step} could not be saved in {folder}: {reason}; earlier checkpoints "
-        "are kept, and the same command resumes from the newest"
+        "are kept, and the same command resumes from the latest"
     )

@@ -25,8 +25,10 @@ from cnn_research.train.speed import TRAINING
 from cnn_research.train.undecoded import say_needs
 
 TRIED = 3
+SAVE_SECONDS, SAVED_BYTES = 0.2, 3e8
+"""Seconds per checkpoint and bytes written per second, on two cores and an SSD."""
 MOST_SECONDS = 10
-"""Longest decoding of images that a dry run waits for."""
+"""Maximum time of decoding images, in seconds, that a dry run waits for."""
 
 
 def dry_run(experiment: Training, workdir: Path) -> Result:
@@ -35,15 +37,15 @@ def dry_run(experiment: Training, workdir: Path) -> Result:
 
 
 def dry_run_seeds(runs: list[SeedRun], workdir: Path) -> Result:
-    """As `dry_run`, for several seeds at once.
+    """Like `dry_run`, for several seeds at once.
 
-    Where it would take long to decode the images, the estimate is of their number alone.
+    If decoding the images would take long, the estimate uses only their number.
     """
     experiment = runs[0].experiment
     data = folders.located(experiment.data, runs[0].workdir)
-    found = footprint(data)
-    if found and found.seconds > MOST_SECONDS:
-        say_needs(experiment, data, found, Line().say)
+    decoded = footprint(data)
+    if decoded and decoded.seconds > MOST_SECONDS:
+        say_needs(experiment, data, decoded, Line().say)
         return Result(workdir, 0, {})
     with open_session(runs, workdir, read_only=True) as session:
         job = prepare(session)
@@ -52,36 +54,37 @@ def dry_run_seeds(runs: list[SeedRun], workdir: Path) -> Result:
 
 
 def say_estimate(job: Job) -> None:
-    """Print the expected time and memory of the remaining training, if nothing stops it early.
+    """Print the expected time and memory of the remaining training without early stopping.
 
-    Compiles and times a few steps, on a copy of the state, a batch of an evaluation, and one of the
-    features that are to be computed.
+    Compiles and times a few steps on a copy of the state, one batch of evaluation, and one batch of
+    features if they must be computed.
     """
     session, plan = job.session, job.plan
-    trains = job.step < plan.last_step and not job.out_of_patience
+    trains = job.step < plan.last_step and not job.stopped_early
     if not trains and job.features is None:
         return
     step_seconds, step_bytes = _step(job) if trains else (0.0, 0)
     features = job.features.seconds() if job.features else 0.0
     fitting, evaluation = _fitting_seconds(job), _evaluation_seconds(job)
-    seconds = features + fitting + (plan.last_step - job.step) * step_seconds + evaluation
+    saving = _saving_seconds(job)
+    seconds = features + fitting + (plan.last_step - job.step) * step_seconds + evaluation + saving
     parts = {
-        f"{duration(features)} of features": features,
-        f"{duration(fitting)} at most of fitting": fitting,
-        f"{1000 * step_seconds:,.1f} ms a step": trains,
+        f"{1000 * step_seconds:,.1f} ms per step": trains,
+        f"{duration(features)} for features": features,
+        f"at most {duration(fitting)} for fitting": fitting,
+        f"{duration(evaluation)} for evaluation": evaluation,
+        f"{duration(saving)} for checkpoints": saving,
     }
     shown = ", ".join(text for text, value in parts.items() if value)
-    evaluating = f"{shown} and {duration(evaluation)} of evaluation".removeprefix(" and ")
     memory = f"a step needs {step_bytes / 1e6:,.1f} MB of memory; " if trains else ""
     flops = cost(session.experiment.model, session.dataset.image_shape).flops
     session.progress.say(
-        f"Expected: {duration(seconds)}, with {evaluating}; {memory}"
-        f"{flops / 1e6:,.3g} MFLOP an image."
+        f"Expected: {duration(seconds)} ({shown}); {memory}{flops / 1e6:,.3g} MFLOP per image."
     )
 
 
 def _step(job: Job) -> tuple[float, int]:
-    """Seconds of a step, and the bytes of state, data and what is computed in one."""
+    """Measure the seconds of a step, and the bytes of its state, data and intermediate results."""
     needed = job.memory_of_steps(job.plan.last_step)
     step_bytes, free = 0, available_memory()
     if needed:
@@ -89,7 +92,7 @@ def _step(job: Job) -> tuple[float, int]:
         step_bytes += needed.temp_size_in_bytes - needed.alias_size_in_bytes
     if jax.default_backend() == "cpu" and needed and needed.temp_size_in_bytes > free:
         logging.warning(
-            "a step needs %.1f GB of memory, and %.1f GB are free: take a smaller --batch-size",
+            "a step needs %.1f GB of memory, and %.1f GB are free: use a smaller --batch-size",
             needed.temp_size_in_bytes / 1e9,
             free / 1e9,
         )
@@ -107,7 +110,7 @@ def _step(job: Job) -> tuple[float, int]:
 
 
 def _fitting_seconds(job: Job) -> float:
-    """Most seconds that fitting the heads takes, reckoned from its operations."""
+    """Estimate the maximum seconds of fitting the heads from the number of operations."""
     if job.probe is None or job.features is None:
         return 0.0
     from cnn_research.train.head_fit import most_operations
@@ -119,7 +122,7 @@ def _fitting_seconds(job: Job) -> float:
 
 
 def _evaluation_seconds(job: Job) -> float:
-    """Seconds of all evaluations that are left, by the time of a batch."""
+    """Estimate the seconds of the remaining evaluations from the time of a batch."""
     evaluated = {name: len(split) for name, split in job.splits.items() if name != "train"}
     if not evaluated:
         return 0.0
@@ -132,8 +135,15 @@ def _evaluation_seconds(job: Job) -> float:
     return len(job.runs) * batches * each
 
 
+def _saving_seconds(job: Job) -> float:
+    """Estimate the seconds of the remaining checkpoints from the bytes of a state."""
+    state = sum(leaf.nbytes for leaf in jax.tree.leaves(job.runs[0].state))
+    each = SAVE_SECONDS + state / SAVED_BYTES
+    return len(job.runs) * job.plan.evaluations_left(job.step) * each
+
+
 def seconds_of(work: Callable[[], object], times: int, check: Callable[[], None]) -> float:
-    """The fastest of `times` calls after a first one, which may wait for what is set up once."""
+    """Measure the fastest of `times` calls after a first one, which may include set-up."""
     taken = []
     for _ in range(times + 1):
         started = time.monotonic()

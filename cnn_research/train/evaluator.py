@@ -1,4 +1,4 @@
-"""Exact evaluation: every example once, whatever the batch size and the number of devices."""
+"""Exact evaluation: each example once, for any batch size and number of devices."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from cnn_research.train.config import Training
 
 @dataclasses.dataclass(frozen=True)
 class Scaling:
-    """Pixels as a model sees them: uint8 0 to 255 -> float32 (x / 255 - mean) / std."""
+    """Normalisation of pixels for a model: uint8 0 to 255 -> float32 (x / 255 - mean) / std."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -35,14 +35,14 @@ class Scaling:
 
 
 def scaled(images: jax.Array, experiment: Training) -> jax.Array:
-    """Pixels as the model of a training sees them, as `Scaling` has it."""
+    """Normalise pixels for the model of a training; see `Scaling`."""
     return Scaling(experiment.mean, experiment.std)(images)
 
 
 def views_of(inputs: jax.Array, experiment: Training) -> list[jax.Array]:
-    """The model's input, followed by the views of test-time augmentation.
+    """Return the model's input, followed by the views of test-time augmentation.
 
-    From uint8 images `[batch, height, width, channels]`, or cached features, float32
+    `inputs` are images, uint8 `[batch, height, width, channels]`, or cached features, float32
     `[batch, views, *output]`.
     """
     evaluation = experiment.evaluation
@@ -53,7 +53,7 @@ def views_of(inputs: jax.Array, experiment: Training) -> list[jax.Array]:
     if evaluation.shift:
         height, width = images.shape[1:3]
         sides = (evaluation.shift, evaluation.shift)
-        # The border is repeated: what a black pixel is here depends on the normalisation.
+        # Repeat the border, as the value of a black pixel depends on the normalisation.
         wide = jnp.pad(images, [(0, 0), sides, sides, (0, 0)], mode="edge")
         views += [cut(wide, (at, at), (height, width)) for at in (0, 2 * evaluation.shift)]
     if evaluation.mirror:
@@ -64,13 +64,13 @@ def views_of(inputs: jax.Array, experiment: Training) -> list[jax.Array]:
 def predict(
     model: nn.Module, variables: Mapping[str, Any], views: Sequence[jax.Array], task: FittedTask
 ) -> jax.Array:
-    """Outputs for images, float32 `[batch, outputs]`; of several views, averaged by the task."""
+    """Compute the outputs for images, float32 `[batch, outputs]`; the task averages views."""
     outputs: list[Any] = [model.apply(variables, view, train=False) for view in views]
     return outputs[0] if len(outputs) == 1 else task.average_views(outputs)
 
 
 class Evaluator:
-    """Evaluates a model on splits, with one compilation for each size of batch."""
+    """Evaluates a model on splits, with one compilation per batch size."""
 
     def __init__(self, experiment: Training, model: nn.Module, mesh: Mesh):
         self._mesh = mesh
@@ -96,9 +96,9 @@ class Evaluator:
         *,
         stop: Callable[[], object] = lambda: False,
     ) -> tuple[dict[str, tuple[float, float]], np.ndarray] | None:
-        """Metrics as (sum, count), and every example's outputs, float32 `[examples, outputs]`.
+        """Return metrics as (sum, count), and outputs, float32 `[examples, outputs]`.
 
-        `stop` is called before each batch; once it is true the evaluation is abandoned: None.
+        `stop` is called before each batch; if it is true, evaluation stops and returns None.
         """
         fetched, pending = [], None
         with jax.set_mesh(self._mesh):
@@ -109,7 +109,7 @@ class Evaluator:
                 batch = self._on_devices((split.images[indices], labels, weights))
                 release(split.images)
                 ready, pending = pending, self._step(variables, *batch)
-                # One batch behind: the devices never wait, and no queue grows before them.
+                # Fetch one batch behind, so that devices never wait and the queue stays short.
                 if ready is not None:
                     fetched.append(jax.device_get(ready))
             fetched.append(jax.device_get(pending))
@@ -123,7 +123,7 @@ class Evaluator:
         return sums, np.concatenate([outputs for _, outputs in fetched])[: len(split)]
 
     def features(self, variables: Mapping[str, Any], split: Split) -> np.ndarray:
-        """Features of every example, as of `last_features`; the arguments are those of a call."""
+        """Compute the `last_features` of each example; the arguments are those of a call."""
 
         def features(images: np.ndarray) -> jax.Array:
             return self._features(variables, self._on_devices(images))
@@ -132,7 +132,7 @@ class Evaluator:
             return apply_in_batches(features, split.images, self._size_for(split))
 
     def _size_for(self, split: Split) -> int:
-        """A small split is not padded to a whole batch, but every device gets as many images."""
+        """Return the batch size, smaller for a small split, but the same on each device."""
         return min(self.batch_size, _rounded_up(len(split), self._mesh.size))
 
     def _on_devices(self, arrays: Any) -> Any:

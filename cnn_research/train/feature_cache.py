@@ -1,4 +1,4 @@
-"""The output of a frozen backbone, computed once per image, for training what comes after it."""
+"""Cache of a frozen backbone's output, computed once per image to train the layers after it."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from cnn_research.ops.batching import map_batches
 from cnn_research.train.transfer import by_path
 
 BATCH = 32
-"""Images in one forward pass of the backbone."""
+"""Images per forward pass of the backbone."""
 FEATURES = "features.npy"
 
 
 class FromFeatures(nn.Module):
-    """A model that takes the output of one of its layers in place of images.
+    """A model whose input is the output of one of its layers instead of images.
 
-    Where the output is several arrays, their numbers are one vector. Its variables are the model's
-    own. What comes before the layer is traced on images of NaN, so that a way round the layer would
-    show; under jit nothing of it is computed.
+    An output of several arrays is joined into one vector. The variables are those of the model. The
+    layers before are traced on images of NaN, so that a path around the layer gives NaN; under jit
+    they are not computed.
     """
 
     model: nn.Module
@@ -48,7 +48,7 @@ class FromFeatures(nn.Module):
         nn.share_scope(self, self.model)
 
     def __call__(self, features: jax.Array, train: bool = False) -> jax.Array:
-        """Logits of `features`, `[batch, *the layer's output]`, or `[batch, numbers]`."""
+        """Compute the logits of `features`, `[batch, *layer output]` or `[batch, numbers]`."""
 
         def intercept(call, args, kwargs, context):
             output = call(*args, **kwargs)
@@ -62,10 +62,9 @@ class FromFeatures(nn.Module):
 
 
 def before(model: nn.Module, image_shape: tuple[int, int, int], layer: str) -> tuple[str, ...]:
-    """Paths of a layer and of all that is computed before it, as patterns to freeze.
+    """Return the paths of a layer and of all layers before it, as patterns to freeze.
 
-    Raises `UsageError` for a layer that the model lacks, or whose output does not determine the
-    logits.
+    Raises `UsageError` if the model has no such layer, or its output does not determine the logits.
     """
     variables, cached, done = _traced(model, image_shape, layer)
     zeros, features = jax.tree.map(
@@ -75,14 +74,14 @@ def before(model: nn.Module, image_shape: tuple[int, int, int], layer: str) -> t
     logits = jax.jit(lambda v, x: tail.apply(v, x, train=False))(zeros, _joined(features))
     if not jnp.isfinite(logits).all():
         raise UsageError(
-            f"--transfer.cache-after: '{layer}' is not the only way from an image to the answer: "
-            "name a layer that every path runs through"
+            f"--transfer.cache-after: the prediction does not depend on '{layer}' alone: name a "
+            "layer through which all paths run"
         )
     return tuple(path for path in done[: done.index(layer) + 1] if path)
 
 
 def feature_bytes(model: nn.Module, image_shape: tuple[int, int, int], layer: str) -> int:
-    """Bytes of a layer's output for one image, as they are cached; errors are those of `before`."""
+    """Return the cached bytes per image of a layer's output; raises the errors of `before`."""
     _, output, _ = _traced(model, image_shape, layer)
     return 4 * sum(leaf.size for leaf in jax.tree.leaves(output))
 
@@ -90,8 +89,8 @@ def feature_bytes(model: nn.Module, image_shape: tuple[int, int, int], layer: st
 def _traced(
     model: nn.Module, image_shape: tuple[int, int, int], layer: str
 ) -> tuple[Any, Any, list[str]]:
-    """Shapes of the model's variables and of a layer's output for one image, and the paths of all
-    modules in the order in which they are done.
+    """Return the shapes of the model's variables and of a layer's output for one image, and the
+    paths of all modules in the order of completion.
 
     Raises `UsageError` if there is no such layer.
     """
@@ -122,10 +121,10 @@ def _traced(
 class FeatureCache:
     """A layer's output for the images of splits, computed once and cached on disk.
 
-    Features are float32 `[examples, views, *output]`: of the image and, with `mirror`, of its
-    mirror image. The cache is keyed by the images and the weights of the `frozen` leaves: another
-    split of the same images, another head or another seed finds it; `python -m cnn_research.data
-    list` names it by the images' description, `of`. `before` has accepted the layer.
+    Features are float32 `[examples, views, *output]`, of the image and, with `mirror`, of its
+    mirror image. The cache key depends on the images and the weights of the `frozen` leaves, but
+    not on the split, the head or the seed; `python -m cnn_research.data list` shows `of`, the
+    images' description. The layer must have been accepted by `before`.
     """
 
     def __init__(
@@ -152,7 +151,7 @@ class FeatureCache:
             preprocess=preprocess,
             views=2 if mirror else 1,
         )
-        # Known by what it computes, not by its config, in which also the layers above have a say.
+        # Identified by its output, not its config, which also depends on the layers above.
         shape = next(iter(splits.values())).images.shape[1:]
         self._probe = np.random.default_rng(0).integers(0, 256, (BATCH, *shape), np.uint8)
         output = np.asarray(self._forward(self._probe))
@@ -166,16 +165,16 @@ class FeatureCache:
 
     @property
     def views(self) -> int:
-        """Number of views of each image: one, or two."""
+        """Number of views per image, 1 or 2."""
         return self._shape[0]
 
     @property
     def numbers(self) -> int:
-        """Number of features of one view."""
+        """Number of features per view."""
         return math.prod(self._shape[1:])
 
     def seconds(self) -> float:
-        """Time that computing takes, by that of a batch; 0 where all is on the disk."""
+        """Estimate the seconds of computing from one batch; 0 if all features are cached."""
         if self._folder.is_dir():
             return 0.0
         started = time.monotonic()
@@ -183,7 +182,7 @@ class FeatureCache:
         return (time.monotonic() - started) * len(self._wanted) / BATCH
 
     def blank(self) -> dict[str, Split]:
-        """The splits with zeros in place of their features: steps on them take as long."""
+        """Return the splits with zeros for features; steps on them take equally long."""
         return {
             split: dataclasses.replace(
                 content, images=np.broadcast_to(np.float32(0), (len(content), *self._shape))
@@ -192,13 +191,13 @@ class FeatureCache:
         }
 
     def read(self, say: Callable[[str], None]) -> dict[str, Split]:
-        """The splits with features in place of their images; `say` is told if they are computed."""
+        """Return the splits with features for images; `say` announces their computation."""
 
         def write(temporary: Path) -> None:
             say(f"Computing {self._what}, once.")
             self._compute(temporary / FEATURES)
             index = json.dumps({"of": f"{self._what}: {self._of}"})
-            (temporary / cache.INDEX).write_text(index)
+            (temporary / cache.INDEX).write_text(index, encoding="utf-8")
 
         cache.write_once(self._folder, write)
         cache.mark_used(self._folder)
@@ -211,7 +210,7 @@ class FeatureCache:
         }
 
     def _compute(self, file: Path) -> None:
-        """Write the layer's output for each of the wanted images, in their order."""
+        """Write the layer's output for the wanted images, in order."""
         names = self._names
         where = {name: (split, i) for split in names for i, name in enumerate(names[split])}
         places = [where[name] for name in self._wanted]
@@ -231,18 +230,18 @@ class FeatureCache:
                     shape = (len(places), *rows.shape[1:])
                     header = {"descr": rows.dtype.str, "fortran_order": False, "shape": shape}
                     np.lib.format.write_array_header_1_0(stream, header)
-                stream.write(rows.tobytes())  # a full disk is an error here, and not in a map
+                stream.write(rows.tobytes())  # unlike in a memory map, a full disk is an error here
                 tally.advance(len(rows))
 
 
 def one_view(keys: jax.Array, features: jax.Array) -> jax.Array:
-    """Features of each image or, at random by its key, of its mirror image, `[batch, *output]`."""
+    """Choose the features of each image or its mirror image by its key, `[batch, *output]`."""
     views = features.shape[1]
     view = jax.vmap(lambda key: jax.random.randint(key, (), 0, views))(keys)
     return jax.vmap(lambda each, number: each[number])(features, view)
 
 
-# Compiled once for all caches of one network.
+# Compiled once for all caches of a network.
 @functools.partial(jax.jit, static_argnames=("model", "layer", "preprocess", "views"))
 def _forward(
     variables: Mapping[str, Any],
@@ -253,7 +252,7 @@ def _forward(
     preprocess: Callable[[jax.Array], jax.Array],
     views: int,
 ) -> jax.Array:
-    """A layer's output for uint8 images: float32 `[batch, views, *output]`."""
+    """Compute a layer's output for uint8 images, float32 `[batch, views, *output]`."""
 
     def is_layer(module: nn.Module, method: str) -> bool:
         return method == "__call__" and "/".join(module.path) == layer
@@ -272,7 +271,7 @@ def _forward(
 
 
 def _joined(output: Any) -> jax.Array:
-    """A layer's output as one array, float32: as it is, or `[batch, numbers]` of several."""
+    """Return a layer's output as one float32 array; several are joined, `[batch, numbers]`."""
     leaves = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(output)]
     if len(leaves) == 1:
         return leaves[0]
@@ -290,10 +289,10 @@ def _parted(features: jax.Array, like: Any) -> Any:
 
 
 def _digests(images: np.ndarray) -> np.ndarray:
-    """A name for the content of each image, bytes `[examples]`."""
+    """Compute a digest of each image's content, str `[examples]`."""
     return np.array([digest.hex() for digest in digests_of(images)])
 
 
 def _called(context: nn.module.InterceptorContext) -> str | None:
-    """The path of the module that is called; None for another method."""
+    """Return the path of the module being called; None for methods other than `__call__`."""
     return "/".join(context.module.path) if context.method_name == "__call__" else None

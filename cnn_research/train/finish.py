@@ -1,8 +1,9 @@
-"""The end of a run: its evaluation on every split, and its report."""
+"""The end of a run: its evaluation on all splits, and its report."""
 
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ import numpy as np
 from absl import logging
 
 from cnn_research.core import run_folder as folders
-from cnn_research.core.config import flatten, to_dict
+from cnn_research.core.config import to_dict
 from cnn_research.core.distributed import data_mesh
 from cnn_research.core.experiment import Result
 from cnn_research.core.metrics import direction_of
 from cnn_research.core.metrics_log import by_epoch, read_metrics
+from cnn_research.core.terminal import show
 from cnn_research.data.dataset import MISSING, Dataset, Split
 from cnn_research.report.page import Predictions, write_report
 from cnn_research.report.pictures import Shown
@@ -31,26 +33,30 @@ from cnn_research.train.transfer import Transfer
 
 
 def evaluate(experiment: Training, workdir: Path) -> Result:
-    """Evaluate the run in a folder, from that folder alone, and write its report anew.
+    """Evaluate the run in a folder, and rewrite its report.
 
-    Raises `UserError` if the folder is not a run folder, or has no good checkpoint.
+    Raises `UserError` if the folder is not a run folder, or has no valid checkpoint.
     """
     check_run(workdir)
     with folders.locked(workdir):
-        # Other data, or the same split otherwise, may be what the model was trained on; where it
-        # lies does not matter, for `load_data` looks at what it is.
-        free = ("data.path", "evaluation", "selection.report")
+        # Other data could contain training images, as could another split of the same data. The
+        # path may differ, as `load_data` compares the content.
+        free = ("data.path", "evaluation", "selection.report", "callbacks", "loggers")
         folders.check_same(experiment, workdir, free)
+        for logger in experiment.loggers:
+            logger.check_installed()
         model = TrainedModel.load(workdir, experiment)
         dataset = model.load_data()
-        experiment = model.experiment
+        shown, experiment = experiment, model.experiment
         if experiment.evaluates_images:
             experiment = dataclasses.replace(experiment, transfer=Transfer())
         network, splits = model_and_splits(experiment, model.state, dataset)
         evaluator = Evaluator(experiment, network, data_mesh())
         last = max((row["step"] for row in read_metrics(workdir)), default=0)
         writes = jax.process_index() == 0
-        with MetricsWriter(workdir, restored_step=last, enabled=writes) as writer:
+        with MetricsWriter(
+            workdir, restored_step=last, loggers=shown.loggers, config=shown, enabled=writes
+        ) as writer:
             return report(experiment, workdir, dataset, splits, model.state, evaluator, writer)
 
 
@@ -63,29 +69,31 @@ def report(
     evaluator: Evaluator,
     writer: MetricsWriter,
 ) -> Result:
-    """Evaluate a state on all `splits` but the training one; write evaluation.json and the
-    report."""
+    """Evaluate a state on all `splits` except training; write evaluation.json and the report."""
     step, task = int(state.step), experiment.fitted_task
     evaluated = [name for name in folders.EVALUATED if name in splits]
     if not evaluated:
-        logging.warning("nothing to evaluate on, so there is no report: all images are trained on")
+        logging.warning("no report: all images are training images, so no split can be evaluated")
         return Result(workdir, step, {})
-    predictions, outputs = {}, {}
+    predictions, outputs, means = {}, {}, {}
     for name in evaluated:
         sums, outputs[name] = evaluator(state.variables(), splits[name]) or ({}, np.empty(0))
-        predictions[name] = task.predictions(dataset, name, outputs[name], task.means(sums))
+        means[name] = task.means(sums)
+        predictions[name] = task.predictions(dataset, name, outputs[name], means[name])
     calibration = calibrate(predictions)
     metrics = {name: task.combine_metrics(predictions[name]) for name in evaluated}
-    # Figures on data that the run chose by are shown where there are no others.
+    for name, values in metrics.items():  # custom tasks may have additional metrics
+        values |= {m: means[name][m] for m in task.metrics if m not in values}
+    # Show validation, by which checkpoints are selected, only if there is no other split.
     shown = [name for name in evaluated if name != "validation"] or evaluated
-    # The projector's points: features of some images, and what is predicted for them.
+    # The projector's points: features and predictions of some images.
     places = chosen(splits[shown[0]])
     features = evaluator.features(state.variables(), splits[shown[0]].take(places))
     heads = calibrated(task.output_spec(dataset.class_names), calibration)
     answers = answers_of(heads, outputs[shown[0]][places])
     texts = [{head: answer.text for head, answer in image.items()} for image in answers]
     points = dataset.splits[shown[0]].take(places)
-    # All processes have computed; what follows is written once.
+    # All processes take part in the evaluation; only the first writes.
     if jax.process_index() != 0:
         return Result(workdir, step, metrics)
     write_evaluation(experiment, workdir, step, {"calibration": calibration, **metrics})
@@ -100,36 +108,38 @@ def report(
         params=state.params,
         unlabelled=_unlabelled(dataset, task.heads),
     )
-    show_report(writer, page, {name: predictions[name] for name in shown}, step)
-    show_points(writer, features, rows_of(dataset, points, texts), points.images, step)
+    if writer.events:
+        show_report(writer.events, page, {name: predictions[name] for name in shown}, step)
+        rows = rows_of(dataset, points, texts)
+        show_points(writer.events, features, rows, points.images, step)
     results = {f"{s}/{name}": metrics[s][name] for s in evaluated for name in task.metrics}
-    writer.hparams(flatten(folders.saved_config(workdir) or experiment), results)
+    writer.report(page, results)
     for name in shown:
         print(f"Result on the {name} split, step {step:,}:")
-        print(task.text(predictions[name]))
-    print(f"Report: {page}\nTensorBoard: tensorboard --logdir {workdir.parent}")
+        show(task.text(predictions[name]))
+    print(f"Report: {page}\nTensorBoard: tensorboard --logdir {shlex.quote(str(workdir.parent))}")
     return Result(workdir, step, metrics)
 
 
 def calibrate(predictions: dict[str, dict[str, Predictions]]) -> dict[str, dict[str, Any]]:
-    """Fit what makes probabilities true to the validation split, for each head, and put it into
-    the predictions of every split; empty where there is no such split, or nothing to fit."""
-    found = {head: each.calibration() for head, each in predictions.get("validation", {}).items()}
+    """Fit the calibration of each head to the validation split, and add it to the predictions of
+    all splits; return it, empty without validation split or anything to fit."""
+    fitted = {head: each.calibration() for head, each in predictions.get("validation", {}).items()}
     for heads in predictions.values():
-        heads |= {h: dataclasses.replace(each, **found.get(h, {})) for h, each in heads.items()}
-    return {head: values for head, values in found.items() if values}
+        heads |= {h: dataclasses.replace(each, **fitted.get(h, {})) for h, each in heads.items()}
+    return {head: values for head, values in fitted.items() if values}
 
 
 def _shown(dataset: Dataset, name: str) -> Shown:
-    """The images of a split with their names, and their groups where they have some."""
+    """Return the images of a split with their names and groups, if any."""
     split, folder = dataset.splits[name], dataset.provenance.get("folder")
-    # It is "" where the names are whole paths.
+    # The folder is "" if the names are full paths.
     home = None if folder is None else Path(folder).absolute()
     return Shown(split.images, split.names, home, split.groups)
 
 
 def _unlabelled(dataset: Dataset, heads: Sequence[str]) -> dict[str, int]:
-    """The number of images without a label, by head and split, where there are any."""
+    """Count the images without a label by head and split; omit zeros."""
     counts = {}
     for head in heads:
         for name, split in dataset.splits.items():
@@ -143,11 +153,11 @@ def _unlabelled(dataset: Dataset, heads: Sequence[str]) -> dict[str, int]:
 def write_evaluation(
     experiment: Training, workdir: Path, step: int, metrics: Mapping[str, Any]
 ) -> None:
-    """Write evaluation.json: the metrics and their origin.
+    """Write evaluation.json: metrics and their origin.
 
-    `metrics` are those of each split, and the `calibration` fitted to validation. Its `config` has
-    the evaluated values of the fields that `--mode=evaluate` may replace; `training` has
-    the metrics of the training examples in the epoch that ends at `step`.
+    `metrics` has the metrics of each split, and the `calibration` fitted to validation. In the
+    file, `config` has the fields that `--mode=evaluate` may replace, and `training` the metrics of
+    the training examples in the epoch that ends at `step`.
     """
     task = experiment.fitted_task
     epochs = by_epoch([row for row in read_metrics(workdir) if row["step"] <= step])

@@ -1,7 +1,7 @@
-"""A new head, fitted to what a pretrained network computes, before the first train step.
+"""Fits a new head to the features of a pretrained network before the first train step.
 
-Penalised regression on features is convex: L-BFGS finds its optimum, with neither a learning rate
-nor a number of epochs to choose, and the seed plays no part.
+Penalised regression on features is convex: L-BFGS finds the optimum without a learning rate or a
+number of epochs, and the result does not depend on the seed.
 """
 
 from __future__ import annotations
@@ -30,32 +30,32 @@ from cnn_research.train.state import TrainState
 from cnn_research.train.transfer import Transfer
 
 ITERATIONS = 100
-"""Maximum number of L-BFGS's; each penalty starts from the optimum of the one before."""
+"""Maximum number of L-BFGS iterations; each fit starts from the optimum of the previous penalty."""
 
 
 def most_operations(examples: int, features: int, outputs: int, penalties: int) -> int:
-    """Floating-point operations of fits of a linear layer that all take every iteration."""
+    """Return the floating-point operations of fitting a linear layer with all iterations."""
     return 6 * examples * features * outputs * ITERATIONS * penalties
 
 
 @dataclasses.dataclass(frozen=True)
 class FittedHead:
-    """Variables with a fitted head, and how it was chosen."""
+    """Variables with a fitted head, and the choice of its penalty."""
 
     variables: dict[str, Any]
     penalty: float
     validation_loss: Mapping[str, float]
-    """By penalty; empty where there is no validation split, and the middle penalty is taken."""
+    """Loss by penalty; empty without a validation split, when the middle penalty is used."""
 
     def __str__(self) -> str:
         if not self.validation_loss:
-            return f"penalty {self.penalty:g}, without validation images to choose by"
+            return f"penalty {self.penalty:g}, without validation images to select by"
         losses = ", ".join(f"{loss:.4f} at {p}" for p, loss in self.validation_loss.items())
-        return f"penalty {self.penalty:g} has the least validation loss ({losses})"
+        return f"penalty {self.penalty:g} has the lowest validation loss ({losses})"
 
 
 def probe_of(experiment: Training, image_shape: tuple[int, int, int]) -> Training:
-    """The experiment that trains what comes after `transfer.fit_after` alone, on its output."""
+    """Return the experiment that trains only the layers after `transfer.fit_after`."""
     layer, penalties = experiment.transfer.fit_after, experiment.transfer.penalties
     frozen = before(experiment.model, image_shape, layer)
     transfer = Transfer(cache_after=layer, freeze=frozen, penalties=penalties)
@@ -69,11 +69,11 @@ def fit_head(
     splits: Mapping[str, Split],
     mesh: Mesh,
 ) -> FittedHead:
-    """Fit what comes after the features of `splits` to the training split.
+    """Fit the layers after the features of `splits` to the training split.
 
-    Minimises the task's loss plus `penalty / 2 * sum(kernels ** 2)`, over the image and, where the
-    augmentation mirrors, its mirror image. Normalisations of the head take the statistics of all
-    features. `probe` is that of an experiment that is bound to the data, and the state a new one.
+    Minimises the task's loss plus `penalty / 2 * sum(kernels ** 2)`, over images and, if the
+    augmentation mirrors, mirror images. Batch norm in the head uses the statistics of all features.
+    `probe` is `probe_of` an experiment bound to the data, and `state` a new one.
     """
     frozen = probe.transfer.freeze
     model = FromFeatures(probe.model, probe.transfer.cache_after, image_shape)
@@ -116,7 +116,7 @@ def _fitted(
     frozen: tuple[str, ...],
     penalty: float,
 ) -> dict[str, Any]:
-    """The variables with the head that minimises the penalised loss, from the head they have."""
+    """Minimise the penalised loss from the current head; return variables with the new head."""
     task = experiment.fitted_task
     leaves = traverse_util.flatten_dict(variables["params"], sep="/")
     head = {path: leaf for path, leaf in leaves.items() if not matches(path, frozen)}
@@ -140,31 +140,31 @@ def _fitted(
         value, gradient = objective(jnp.asarray(flat, jnp.float32), features, labels)
         return float(value), np.asarray(gradient, np.float64)
 
-    found = optimize.minimize(
+    solution = optimize.minimize(
         in_float64, start, jac=True, method="L-BFGS-B", options={"maxiter": ITERATIONS}
     )
-    return jax.device_get(with_head(unravel(jnp.asarray(found.x, jnp.float32))))
+    return jax.device_get(with_head(unravel(jnp.asarray(solution.x, jnp.float32))))
 
 
 def _with_statistics(
     model: nn.Module, variables: Mapping[str, Any], features: jax.Array, frozen: tuple[str, ...]
 ) -> dict[str, Any]:
-    """The variables where batch norm of the head has mean and variance of all the features."""
-    found: dict[str, jax.Array] = {}
+    """Set the head's batch-norm statistics to the mean and variance of all features."""
+    moments: dict[str, jax.Array] = {}
 
     def intercept(call, args, kwargs, context):
         path = "/".join(context.module.path)
         if isinstance(context.module, nn.BatchNorm) and not matches(path, frozen):
             axes = tuple(range(args[0].ndim - 1))
-            found[f"{path}/mean"] = args[0].mean(axes)
-            found[f"{path}/var"] = args[0].var(axes)
+            moments[f"{path}/mean"] = args[0].mean(axes)
+            moments[f"{path}/var"] = args[0].var(axes)
         return call(*args, **kwargs)
 
     @jax.jit
     def statistics(variables, features):
         with nn.intercept_methods(intercept):
             model.apply(variables, features, train=False)
-        return found
+        return moments
 
     if "batch_stats" not in variables:
         return dict(variables)

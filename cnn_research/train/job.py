@@ -1,4 +1,4 @@
-"""Everything that the loop works with: states, inputs on the devices, and compiled steps."""
+"""The inputs of the training loop: states, data on the devices, and compiled steps."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ from cnn_research.train.trained import features_of, weights_to_start_from
 
 @dataclasses.dataclass(eq=False)
 class Job:
-    """A training that is ready to start or resume from a step.
+    """A training that is ready to start or resume.
 
-    With cached features, `model` is the layers after them, and `splits` has the features; zeros in
-    their place until `compute_features`. `data` is the training split, and `seeds` those of the
-    runs, uint32 `[]` each, on the devices. `features` are those still to be computed, and `probe`
-    is the experiment that then fits the heads to them.
+    With cached features, `model` has only the layers after them, and `splits` has the features, or
+    zeros before `compute_features`. `data` is the training split and `seeds` the runs' seeds,
+    uint32 `[]` each, on the devices. `features` are the features to compute, if any, and `probe` is
+    the experiment that fits the heads to them.
     """
 
     session: Session
@@ -70,7 +70,8 @@ class Job:
 
     @property
     def host(self) -> HostState:
-        """Of all runs: they are evaluated at the same steps, and only one alone stops early."""
+        """The host state of all runs: they have the same evaluations, and do not stop early if
+        there are several."""
         return self.runs[0].host
 
     @property
@@ -78,13 +79,16 @@ class Job:
         return tuple(run.state for run in self.runs)
 
     @property
-    def out_of_patience(self) -> bool:
-        """Return whether the last evaluations are reason enough to stop."""
-        patience = self.session.experiment.selection.patience
-        return bool(patience) and self.host.evals_since_best >= patience
+    def stopped_early(self) -> str:
+        """Reason for early stopping; empty if training should continue."""
+        experiment, host = self.session.experiment, self.host
+        patience = experiment.selection.patience
+        if patience and host.evals_since_best >= patience:
+            return f"{host.evals_since_best} evaluations without an improvement"
+        return host.stop_reason if experiment.callbacks else ""
 
     def context(self, phase: float) -> StepContext:
-        """Constants of the steps of a phase."""
+        """Return the constants of train steps in a phase."""
         experiment, plan = self.session.experiment, self.plan
         transfer = experiment.transfer
         return StepContext(
@@ -97,9 +101,9 @@ class Job:
         )
 
     def next_steps(self, due: int) -> tuple[Any, int]:
-        """The jitted `(states, data, seeds, count) -> (states, metrics)` and the next count.
+        """Return the jitted `(states, data, seeds, count) -> (states, metrics)` and the next count.
 
-        Up to step `due`, or to the end of the phase: another optimizer is in force after it.
+        The steps end at step `due`, or at the end of the phase, after which the optimizer changes.
         """
         phase, until = self.plan.phase_at(self.step, due)
         if phase not in self._jitted:
@@ -108,27 +112,27 @@ class Job:
         return self._jitted[phase], count
 
     def memory_of_steps(self, due: int) -> Any:
-        """The compiler's figures of the memory of the next steps, in bytes; None if it has none.
+        """Return the compiler's analysis of the next steps' memory, in bytes; None if unavailable.
 
-        JAX keeps what it compiles, so that the steps themselves wait for nothing more.
+        JAX caches the compiled steps, which are then run without further compilation.
         """
         steps, count = self.next_steps(due)
         return steps.lower(self.states, self.data, self.seeds, count).compile().memory_analysis()
 
     def has_large_steps(self, due: int) -> bool:
-        """Return whether keeping the memory that the next steps free makes them faster."""
+        """Return whether the next steps are faster if freed memory is kept."""
         memory = self.memory_of_steps(due)
         return memory is not None and memory.temp_size_in_bytes > LARGE_STEP
 
     def on_every_device(self, tree: Any) -> Any:
-        """The same arrays, whole on each device."""
+        """Replicate arrays on all devices."""
         return jax.device_put(tree, replicated(self.session.mesh))
 
 
 def prepare(session: Session) -> Job:
-    """Restore or draw the states, describe the runs, and bring the data to the devices.
+    """Restore or initialise the states, describe the runs, and copy the data to the devices.
 
-    Raises `UserError` for a checkpoint or pretrained weights that do not fit the model.
+    Raises `UserError` if a checkpoint or pretrained weights do not fit the model.
     """
     experiment, plan, mesh = session.experiment, session.plan, session.mesh
     loaded = _start(session)
@@ -146,11 +150,11 @@ def prepare(session: Session) -> Job:
         f"workdir {session.workdir}"
     )
     if session.restored is not None:
-        complete = ", the last: nothing is left to train" * (session.restored >= plan.last_step)
+        complete = ", the last one: training is complete" * (session.restored >= plan.last_step)
         say(f"Resuming from the checkpoint of step {session.restored:,}{complete}.")
     if loaded is not None:
         say(f"Pretrained: {loaded}.")
-    # Features depend on the parameters, and so come after them.
+    # Features depend on the parameters.
     with session.interruption.interruptible_setup():
         probe, features = _features(session)
     model, splits = experiment.model, session.dataset.splits
@@ -175,13 +179,13 @@ def prepare(session: Session) -> Job:
 
 
 def compute_features(job: Job) -> None:
-    """Compute the features that a job needs, if any, and fit the heads that are to be fitted."""
+    """Compute a job's features, if it needs any, and fit heads to them if required."""
     session, features = job.session, job.features
     if features is None:
         return
     cached = bool(session.experiment.transfer.cache_after)
     if cached:
-        job.data.images.delete()  # those in their place
+        job.data.images.delete()  # zeros
     with session.interruption.interruptible_setup():
         splits = features.read(session.progress.say)
         if job.probe is not None:
@@ -192,7 +196,7 @@ def compute_features(job: Job) -> None:
 
 
 def _features(session: Session) -> tuple[Training | None, FeatureCache | None]:
-    """The experiment that fits the heads, if they are to be fitted, and the features needed."""
+    """Return the experiment that fits the heads and the features, None for what is not needed."""
     experiment, dataset, probe = session.experiment, session.dataset, None
     if session.restored is None and experiment.transfer.fit_after:
         from cnn_research.train.head_fit import probe_of
@@ -205,7 +209,7 @@ def _features(session: Session) -> tuple[Training | None, FeatureCache | None]:
 
 
 def _on_devices(session: Session, train: Split) -> TrainData:
-    """The training split on every device, with the examples of each class if they are drawn so."""
+    """Copy the training split to all devices, with the examples by class for balanced sampling."""
     experiment = session.experiment
     balanced = experiment.sampling == "balanced"
     classes = class_members(train.labels[experiment.task.heads[0]]) if balanced else None
@@ -214,7 +218,7 @@ def _on_devices(session: Session, train: Split) -> TrainData:
 
 
 def _start(session: Session) -> Loaded | None:
-    """Give each run its state; return what became of pretrained weights, if there are any."""
+    """Set the state of each run; return the result of loading pretrained weights, if any."""
     loaded = None
     for run in session.runs:
         if session.restored is None:
@@ -228,7 +232,7 @@ def _start(session: Session) -> Loaded | None:
 
 
 def _start_afresh(session: Session, run: SeedRun) -> Loaded | None:
-    """Draw the run's state, from images where the model asks for some; then load weights."""
+    """Initialise the run's state, from images if the model requires it; then load weights."""
     dataset, loaded = session.dataset, None
     experiment = dataclasses.replace(session.experiment, seed=run.experiment.seed)
     start = folders.located(experiment.pretrained, run.workdir)
@@ -239,7 +243,7 @@ def _start_afresh(session: Session, run: SeedRun) -> Loaded | None:
     variables = {"params": state.params, **state.model_state}
     if count:
         train = dataset.splits["train"].images
-        # A split may be sorted by class: from all of it.
+        # Spread over the split, which may be sorted by class.
         places = np.linspace(0, len(train) - 1, min(count, len(train))).astype(int)
         images = scaled(jnp.asarray(train[places]), experiment)
         variables["params"] = experiment.model.with_images(state.params, images)
@@ -252,14 +256,14 @@ def _start_afresh(session: Session, run: SeedRun) -> Loaded | None:
 
 def _with_variables(state: TrainState, variables: Mapping[str, Any]) -> TrainState:
     params, rest = variables["params"], {k: v for k, v in variables.items() if k != "params"}
-    # Averages are copies, because donated buffers must not be shared.
+    # Copy the averages, as donated buffers must not be shared.
     ema = jax.tree.map(np.array, dict(variables)) if state.ema else {}
     after = dataclasses.replace(state, params=params, model_state=rest, ema=ema)
     return jax.device_put(after, shardings_of(state))
 
 
 def _fit_heads(session: Session, probe: Training, splits: Mapping[str, Split]) -> None:
-    """Replace each run's head by one that is fitted to the features, and record it."""
+    """Replace each run's head by one fitted to the features, and record it."""
     from cnn_research.train.head_fit import fit_head
 
     for run in session.runs:
@@ -272,10 +276,10 @@ def _fit_heads(session: Session, probe: Training, splits: Mapping[str, Split]) -
 
 
 def _describe(session: Session, run: SeedRun, parameters: int, loaded: Loaded | None) -> None:
-    """Write down in the run's folder what it is."""
+    """Write the description of a run to its folder."""
     experiment, dataset = session.experiment, session.dataset
     entry = registry().get(experiment.name)
-    # Pairs of images are a table of their own.
+    # Pairs of images are in a separate table.
     provenance = dict(dataset.provenance)
     if pairs := shared.as_csv(provenance):
         write_text(run.workdir / shared.FILE, pairs)
@@ -286,7 +290,7 @@ def _describe(session: Session, run: SeedRun, parameters: int, loaded: Loaded | 
         run.workdir,
         step=session.restored or 0,
         devices=map(str, session.mesh.devices.flat),
-        document=entry.document if entry else "-",
+        document=entry.document.citation if entry and entry.document else "",
         document_results=dict(entry.document_results) if entry else {},
         data={"name": dataset.name, **provenance},
         parameters=parameters,
@@ -295,7 +299,10 @@ def _describe(session: Session, run: SeedRun, parameters: int, loaded: Loaded | 
     folders.write_json(
         run.workdir / folders.RESOLVED_CONFIG,
         {
-            "experiment": to_dict(dataclasses.replace(experiment, seed=run.experiment.seed)),
+            # Predictions must not need the code of callbacks and loggers.
+            "experiment": to_dict(
+                dataclasses.replace(experiment, seed=run.experiment.seed, callbacks=(), loggers=())
+            ),
             "image_shape": dataset.image_shape,
             "class_names": dataset.class_names,
         },

@@ -1,4 +1,4 @@
-"""The training loop of every trained experiment: restore -> steps -> evaluate -> save -> report."""
+"""The training loop: restore -> steps -> evaluate -> save -> report."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 
 from cnn_research.core import run_folder as folders
 from cnn_research.core.distributed import broadcast_from_process_zero
-from cnn_research.core.errors import Interrupted
+from cnn_research.core.errors import Interrupted, UserError
 from cnn_research.core.experiment import Result
 from cnn_research.core.memory import freed_memory_kept
 from cnn_research.core.metrics import is_better
 from cnn_research.report.tensorboard import Histograms, show_training_images
 from cnn_research.report.writers import MetricsWriter
-from cnn_research.train import checkpoint
+from cnn_research.train import checkpoint, hooks
 from cnn_research.train.batch import first_images
 from cnn_research.train.config import Training
 from cnn_research.train.dry_run import say_estimate
@@ -31,21 +31,22 @@ from cnn_research.train.trained import reported_step
 
 
 def train(experiment: Training, workdir: Path, *, profile: bool = False) -> Result:
-    """Train in a folder, and resume from its newest good checkpoint; `profile` traces a few steps.
+    """Train in a folder, or resume from its latest valid checkpoint; `profile` traces a few steps.
 
     Raises:
-        UsageError: the folder holds another experiment, or the config does not fit the data.
-        UserError: the run failed: data not prepared, a loss that is not finite, a full disk.
-        Interrupted: a signal asked the run to stop; it was saved.
+        UsageError: if the folder contains another experiment, or the config does not fit the data.
+        UserError: if the run fails: data not prepared, a loss that is not finite, a full disk.
+        Interrupted: if a signal stopped the run, which was saved.
     """
     (result,) = train_seeds([SeedRun(experiment, workdir)], workdir, profile=profile)
     return result
 
 
 def train_seeds(runs: Sequence[SeedRun], workdir: Path, *, profile: bool = False) -> list[Result]:
-    """Train several seeds of an experiment in lockstep, in one program and a folder each.
+    """Train several seeds of an experiment in lockstep, in one program, with a folder each.
 
-    The runs differ in seed and folder; `workdir` is of all of them together. Raises as `train`.
+    The runs differ only in seed and folder; `workdir` is their common folder. Raises the errors of
+    `train`.
     """
     with open_session(runs, workdir) as session:
         job = prepare(session)
@@ -61,20 +62,19 @@ def train_seeds(runs: Sequence[SeedRun], workdir: Path, *, profile: bool = False
 
 
 def run_loop(job: Job, outputs: Outputs) -> None:
-    """Evaluate where that is due, otherwise train up to the next evaluation.
+    """Evaluate if an evaluation is due, otherwise train until the next one.
 
-    In this order, an evaluation that was stopped is repeated, and decides, on the next start.
+    With this order, an interrupted evaluation is repeated on the next start, before any step.
     """
+    hooks.at_start(job)
     fitted = bool(job.session.experiment.transfer.fit_after)
     if fitted and job.step == 0 and job.host.best_metric is None:
-        evaluate_and_save(job, outputs)  # what training has to improve on
+        evaluate_and_save(job, outputs)  # the baseline for training
     while True:
         if job.plan.evaluation_due(job.step, job.host.last_eval_step):
             evaluate_and_save(job, outputs)
-        if job.out_of_patience:
-            job.session.progress.say(
-                f"Stopped early: {job.host.evals_since_best} evaluations without a better one."
-            )
+        if job.stopped_early:
+            job.session.progress.say(f"Stopped early: {job.stopped_early}.")
             return
         if job.step >= job.plan.last_step:
             return
@@ -84,7 +84,7 @@ def run_loop(job: Job, outputs: Outputs) -> None:
 
 
 def train_until(job: Job, outputs: Outputs, due: int) -> None:
-    """Dispatch steps up to step `due`; metrics are fetched while the next ones run."""
+    """Dispatch steps up to step `due`; fetch metrics while the next steps run."""
     with freed_memory_kept(enabled=job.has_large_steps(due)):
         while job.step < due and not job.session.interruption:
             steps, count = job.next_steps(due)
@@ -97,27 +97,35 @@ def train_until(job: Job, outputs: Outputs, due: int) -> None:
 
 
 def evaluate_and_save(job: Job, outputs: Outputs) -> None:
-    """Validate every run's state, decide what follows from that, and save a checkpoint."""
-    # All are measured before anything is written, so that a stop in between leaves no half.
+    """Validate every run's state, update the selection, and save a checkpoint."""
+    # Measure all runs before writing anything, so that no evaluation is half written.
     measured = [validation_metrics(job, outputs, run.state) for run in job.runs]
     for run, metrics in zip(job.runs, measured, strict=True):
         if metrics is not None:
             run.writer.write(job.step, "validation", metrics, epoch=job.plan.epoch_at(job.step))
-            decide(run.experiment, run.host, metrics)
         run.histograms.write(job.step, job.on_every_device(run.state.params))
+    try:
+        hooks.after_evaluation(job, measured)
+    except UserError:
+        save_unevaluated(job, outputs)
+        raise
+    for run, metrics in zip(job.runs, measured, strict=True):
+        if metrics is not None:
+            decide(run.experiment, run.host, metrics)
         run.host.last_eval_step = job.step
-    outputs.metrics.log_epoch(job.step, measured)
     save(job, outputs, measured)
+    outputs.metrics.log_epoch(job.step, measured)  # after saving, as the time left includes saves
+    hooks.after_checkpoint(job, measured)
 
 
 # What it calls -----------------------------------------------------------------------------------
 
 
 def validation_metrics(job: Job, outputs: Outputs, state: TrainState) -> dict[str, float] | None:
-    """Means over the validation split; None where there is no such split.
+    """Compute the means over the validation split; None if there is no such split.
 
-    Raises `UserError` for a loss that is not finite, and `Interrupted` after a signal: the state is
-    saved, and evaluated on the next start.
+    Raises `UserError` if the loss is not finite, and `Interrupted` after a signal: the state is
+    saved and evaluated on the next start.
     """
     validation = job.splits.get("validation")
     if validation is None:
@@ -132,7 +140,7 @@ def validation_metrics(job: Job, outputs: Outputs, state: TrainState) -> dict[st
 
 
 def decide(experiment: Training, host: HostState, metrics: dict[str, float]) -> None:
-    """Take note of an evaluation's metrics: the best so far, or one more without a better one."""
+    """Update the best metric, or count an evaluation without an improvement."""
     value = metrics[experiment.selection.metric]
     if math.isfinite(value) and is_better(value, host.best_metric, experiment.direction):
         host.best_metric, host.evals_since_best = value, 0
@@ -141,34 +149,39 @@ def decide(experiment: Training, host: HostState, metrics: dict[str, float]) -> 
 
 
 def save(job: Job, outputs: Outputs, measured: Sequence[dict[str, float] | None]) -> None:
-    """Start to save every run's state, and with it what was decided and measured."""
+    """Start to save every run's state with its host state and metrics."""
     for run, metrics in zip(job.runs, measured, strict=True):
         run.host.wall_seconds = outputs.seconds()
         run.checkpoints.save(run.state, dataclasses.asdict(run.host), metrics)
 
 
 def save_and_stop(job: Job, outputs: Outputs) -> Interrupted:
-    """Save every run's state, and return the error to end with."""
-    save(job, outputs, [None] * len(job.runs))
-    for run in job.runs:
-        run.checkpoints.wait()
+    """Save every run's state; return the error to raise."""
+    save_unevaluated(job, outputs)
     return job.session.interruption.error(f"step {job.step:,} is saved in {job.session.workdir}")
 
 
+def save_unevaluated(job: Job, outputs: Outputs) -> None:
+    """Save every run's state without metrics; wait until it is written."""
+    save(job, outputs, [None] * len(job.runs))
+    for run in job.runs:
+        run.checkpoints.wait()
+
+
 def finish(job: Job, run: SeedRun, outputs: Outputs) -> Result:
-    """Evaluate the state that counts, the last or the best, on every split; write the report."""
+    """Evaluate the last or the best state on all splits; write the report."""
     session, state = job.session, run.state
     run.checkpoints.wait()
     if session.experiment.selection.report == "best":
         step = broadcast_from_process_zero(
             reported_step(session.experiment, run.workdir) if session.writes else None
         )
-        assert step is not None, "reported_step raises where there is none"
+        assert step is not None, "reported_step raises an error if there is none"
         state, _ = checkpoint.restore(run.saved, step, session.abstract_state)
     if session.writes:
         seconds = round(outputs.seconds(), 1)
         folders.add_facts(run.workdir, steps=job.step, wall_seconds=seconds)
-    return report(
+    result = report(
         session.experiment,
         run.workdir,
         session.dataset,
@@ -177,17 +190,19 @@ def finish(job: Job, run: SeedRun, outputs: Outputs) -> Result:
         job.evaluator,
         run.writer,
     )
+    hooks.at_end(job, run, state, result)
+    return result
 
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-    """Outputs of the loop, beside each run's own."""
+    """Outputs of the loop that are common to all runs."""
 
     metrics: StepMetrics
     profiled: Callable[[Steps], Steps]
-    """Traces a few of the steps, for `--profile`."""
+    """Traces a few steps, for `--profile`."""
     seconds: Callable[[], float]
-    """Wall time of one run so far, over all continuations."""
+    """Wall time per run so far, including earlier processes."""
 
 
 @contextlib.contextmanager
@@ -199,12 +214,14 @@ def open_outputs(job: Job, profile: bool) -> Iterator[Outputs]:
     best = (metric, experiment.direction) if "validation" in job.splits else None
     with contextlib.ExitStack() as stack:
         for run in runs:
-            # Rows from after the restored step are taken back.
+            # Rows after the restored step are dropped.
             run.writer = stack.enter_context(
                 MetricsWriter(
                     run.workdir,
                     restored_step=session.restored,
                     evaluated_step=run.host.last_eval_step,
+                    loggers=experiment.loggers,
+                    config=run.experiment,
                     enabled=session.writes,
                 )
             )
@@ -213,11 +230,12 @@ def open_outputs(job: Job, profile: bool) -> Iterator[Outputs]:
             )
             known = job.step == job.host.last_eval_step
             params = job.on_every_device(run.state.params) if known else None
-            run.histograms = Histograms(run.writer, params)
+            run.histograms = Histograms(run.writer.events, params)
         if job.step == 0 and not experiment.transfer.cache_after:
             seen = first_images(job.context(0.0), job.data, job.seeds)
             for run, images in zip(runs, seen, strict=True):
-                show_training_images(run.writer, images)
+                if run.writer.events:
+                    show_training_images(run.writer.events, images)
         writers = [run.writer for run in runs]
         enabled = profile and session.writes
         yield Outputs(

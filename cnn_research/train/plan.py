@@ -12,9 +12,9 @@ from cnn_research.train.config import Training
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The course of a training, which follows from its config and the size of its data alone.
+    """Schedule of a training, determined by its config and the size of its data.
 
-    An epoch has `examples` examples; `phases` are the epochs at which other layers begin to learn.
+    An epoch has `examples` examples; at the epochs in `phases`, further layers start to learn.
     """
 
     batch_size: int
@@ -25,7 +25,7 @@ class Plan:
 
     @classmethod
     def of(cls, experiment: Training, dataset: Dataset) -> Plan:
-        # As many as an epoch sees: with copies, or windows cut from it, each image several times.
+        # With copies or windows, an epoch contains each image several times.
         per_image = experiment.augmentation.copies * dataset.windows
         examples = len(dataset.splits["train"]) * per_image
         return cls(
@@ -37,34 +37,34 @@ class Plan:
         )
 
     def step_at(self, epoch: float) -> int:
-        """The number of steps after which so many epochs are complete; 0 before the first."""
+        """Return the number of steps in a number of epochs."""
         return epochs_to_steps(epoch, self.batch_size, self.examples)
 
     def epoch_at(self, step: int) -> float:
-        """The number of epochs that so many steps complete."""
+        """Return the number of epochs in a number of steps."""
         return step * self.batch_size / self.examples
 
     def next_evaluation(self, after: int) -> int:
-        """The first step after `after` at which an evaluation is due; the last step at most."""
-        # No more often than after every step.
+        """Return the step of the first evaluation after step `after`, at most the last step."""
+        # At most once per step.
         every = max(self.eval_every_epochs, self.batch_size / self.examples)
         done = math.floor(self.epoch_at(after) / every)
         due = (self.step_at(number * every) for number in (done, done + 1, done + 2))
         return min([self.last_step, *(step for step in due if step > after)])
 
     def evaluation_due(self, step: int, evaluated: int) -> bool:
-        """Return whether to evaluate at a step; `evaluated` is the last step that was."""
+        """Return whether to evaluate at a step; `evaluated` is the last evaluated step."""
         return step > evaluated and step >= self.next_evaluation(evaluated)
 
     def evaluations_left(self, step: int) -> int:
-        """The number of evaluations that are due after a step."""
+        """Count the evaluations after a step."""
         count = 0
         while step < self.last_step:
             step, count = self.next_evaluation(step), count + 1
         return count
 
     def phase_at(self, step: int, due: int) -> tuple[float, int]:
-        """The phase that a step is in, and the step at which the next begins; `due` at most."""
+        """Return the phase of a step, and the step at which the next one starts, at most `due`."""
         starts = {epoch: self.step_at(epoch) for epoch in self.phases}
         phase = max(epoch for epoch, start in starts.items() if start <= step)
         return phase, min([due, *(start for start in starts.values() if start > step)])

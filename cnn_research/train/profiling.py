@@ -1,8 +1,9 @@
-"""`--profile`: what a few train steps spend their time on, to be looked at in Perfetto."""
+"""`--profile`: a trace of a few train steps for Perfetto."""
 
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,29 +15,29 @@ Steps = Callable[..., Any]
 
 FOLDER = "profile"
 WARM_UP = 3
-"""Dispatches of steps that are not traced: the first compiles."""
+"""Number of dispatches before the trace; the first one compiles."""
 TRACED = 5
-"""Dispatches that are."""
+"""Number of traced dispatches."""
 
 
 @contextlib.contextmanager
 def profiled(workdir: Path, step: int, *, enabled: bool) -> Iterator[Callable[[Steps], Steps]]:
-    """Trace some dispatches of the steps that the yielded function wraps into `WORKDIR/profile/`.
+    """Yield a function that wraps steps to trace a few dispatches to `WORKDIR/profile/`.
 
-    The run, which starts at `step`, is the same with it and without: slower for a few steps.
+    The run starts at `step`; its results are the same, but a few steps are slower.
     """
     if not enabled:
         yield lambda steps: steps
         return
     folder, dispatches, trace = workdir / FOLDER, 0, contextlib.ExitStack()
     options = jax.profiler.ProfileOptions()
-    options.python_tracer_level = 0  # Python's calls would be most of it, and slow the steps
+    options.python_tracer_level = 0  # Python calls would dominate the trace and slow the steps
 
     def wrapped(steps: Steps) -> Steps:
         def traced(states: Any, data: Any, seeds: Any, count: int) -> Any:
             nonlocal step, dispatches
             if dispatches == WARM_UP:
-                jax.block_until_ready(states)  # what was dispatched before is no part of it
+                jax.block_until_ready(states)  # exclude earlier dispatches
                 trace.enter_context(
                     jax.profiler.trace(folder, create_perfetto_trace=True, profiler_options=options)
                 )
@@ -53,11 +54,11 @@ def profiled(workdir: Path, step: int, *, enabled: bool) -> Iterator[Callable[[S
     with trace:
         yield wrapped
     if dispatches <= WARM_UP:
-        print(f"Nothing was profiled: no step was left after the {WARM_UP} that warm up.")
+        print(f"Nothing was profiled: training ended within the {WARM_UP} warm-up dispatches.")
         return
     newest = max(folder.rglob("perfetto_trace.json.gz"), key=lambda file: file.parent)
     print(f"Profile: {newest}")
     print(
-        "Look at it: open it in https://ui.perfetto.dev, which reads it on your machine; or "
-        f"with TensorBoard's profile plugin, tensorboard --logdir {folder}"
+        "Open it in https://ui.perfetto.dev, which processes it locally, or use TensorBoard's "
+        f"profile plugin: tensorboard --logdir {shlex.quote(str(folder))}"
     )

@@ -1,4 +1,4 @@
-"""Preparation of a training before its first step; invalid configs and folders fail here."""
+"""Preparation of a training: locks, checks of config, folder and data, and loading of the data."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from cnn_research.models.pretrained import check_fits
 from cnn_research.report.tensorboard import Histograms
 from cnn_research.report.writers import MetricsWriter
 from cnn_research.tasks.task import Task
-from cnn_research.train import checkpoint
+from cnn_research.train import checkpoint, outside
 from cnn_research.train.config import Training
 from cnn_research.train.plan import Plan
 from cnn_research.train.state import TrainState, abstract_state
@@ -37,18 +37,20 @@ from cnn_research.train.undecoded import check_disk
 
 @dataclasses.dataclass
 class HostState:
-    """The state of a run that is no array: in every checkpoint, beside those."""
+    """The state of a run besides arrays, saved in every checkpoint."""
 
     best_metric: float | None = None
-    """The best validation value of the selection metric."""
+    """Best validation value of the selection metric."""
     evals_since_best: int = 0
     last_eval_step: int = 0
     wall_seconds: float = 0.0
+    stop_reason: str = ""
+    """Reason given by a callback that stopped the training; empty if none did."""
 
 
 @dataclasses.dataclass
 class SeedRun:
-    """One seed of a training in its folder; then its arrays, and its outputs."""
+    """One seed of a training, its folder, its state and its outputs."""
 
     experiment: Training
     workdir: Path
@@ -65,11 +67,11 @@ class SeedRun:
 
 @dataclasses.dataclass(frozen=True)
 class Session:
-    """Folders that are locked, data that fits, and devices.
+    """Locked folders, loaded data and devices of a training.
 
-    The runs, which are trained at once, differ in seed and folder alone; `workdir` is of all of
-    them together. The experiment is bound to the data, and its seed is the first run's. `restored`
-    is the newest step of which all runs have a good checkpoint; None for a new run.
+    The runs are trained together and differ only in seed and folder; `workdir` is their common
+    folder. The experiment is bound to the data and has the seed of the first run. `restored` is the
+    latest step with a valid checkpoint of all runs; None for a new run.
     """
 
     runs: Sequence[SeedRun]
@@ -85,12 +87,12 @@ class Session:
 
     @property
     def writes(self) -> bool:
-        """Return whether this process writes to the folders: the first one does."""
+        """Whether this process writes to the folders; only the first does."""
         return jax.process_index() == 0 and not self.read_only
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:
-        """Shapes, dtypes and shardings of each run's state."""
+        """Shapes, dtypes and shardings of a run's state."""
         return abstract_state(self.experiment, self.dataset.image_shape, self.mesh)
 
 
@@ -100,17 +102,19 @@ def open_session(
 ) -> Iterator[Session]:
     """Lock the folders, handle signals, load the data, and bind the experiment to it.
 
-    With `read_only` nothing is written or locked.
+    With `read_only`, nothing is written or locked.
 
     Raises:
-        UsageError: a folder holds another experiment, or the config does not fit the data.
-        UserError: the data is not there.
-        Interrupted: a signal asked the process to stop.
+        UsageError: if a folder contains another experiment, or the config does not fit the data.
+        UserError: if the data does not exist.
+        Interrupted: if a signal stops the process.
     """
     experiment, first = runs[0].experiment, jax.process_index() == 0
     check_views(experiment)
+    for logger in experiment.loggers:
+        logger.check_installed()
     with contextlib.ExitStack() as stack:
-        # Locks come first: what is read from the folders must not change any more.
+        # Lock first, so that the folders do not change after they are read.
         for run in runs:
             stack.enter_context(folders.locked(run.workdir, enabled=not read_only))
         agree = max_over_processes if jax.process_count() > 1 else None
@@ -120,19 +124,20 @@ def open_session(
         saved = [run.saved for run in runs]
         newest = checkpoint.newest(*saved, repair=not read_only) if first else None
         restored = broadcast_from_process_zero(newest)
-        # The data is read only for a config that its folder agrees with, and for weights that fit.
+        # Load the data only after the folder and the weights are checked.
         with interruption.interruptible_setup():
             if restored is None:
                 check_weights(experiment, runs[0].workdir)
             data = folders.located(experiment.data, runs[0].workdir)
             check_disk(experiment, data)
-            dataset = data.load()
+            dataset = outside.load(data)
         check_data(experiment, dataset)
         warn_of_patience(experiment)
         mesh = data_mesh()
         check_divides(mesh, experiment.batch_size, experiment.accumulate)
         stack.enter_context(jax.set_mesh(mesh))
         plan, ready = Plan.of(experiment, dataset), bind_to_dataset(experiment, dataset)
+        outside.check_outside(ready, dataset)
         batch_size = experiment.batch_size * len(runs)
         session = Session(
             runs=runs,
@@ -158,19 +163,19 @@ def open_session(
 
 
 def check_views(experiment: Training) -> None:
-    """Raise `UsageError` where evaluations need images, and features are cached instead."""
+    """Raise `UsageError` if evaluation needs images, but features are cached."""
     if experiment.transfer.cache_after and experiment.evaluates_images:
         raise UsageError(
-            "--transfer.cache-after leaves no images for --evaluation.shift, nor for .mirror "
-            "without --augmentation.mirror: leave them to --mode=evaluate"
+            "--transfer.cache-after cannot be combined with --evaluation.shift, or with .mirror "
+            "without --augmentation.mirror: use them with --mode=evaluate"
         )
 
 
 def check_weights(experiment: Training, workdir: Path) -> None:
-    """Raise `UserError` for pretrained weights that are not there, or do not fit the network.
+    """Raise `UserError` if pretrained weights do not exist or do not fit the network.
 
-    Before any data is read, so that decoding it is not in vain: the number of classes, and of data
-    of one size that size, is not known yet. What depends on them is checked when they are.
+    This is called before the data is decoded, which may take long. Checks that depend on the number
+    of classes or on a size that only the data determines follow later.
     """
     start = folders.located(experiment.pretrained, workdir)
     if not start.origin:
@@ -183,58 +188,58 @@ def check_weights(experiment: Training, workdir: Path) -> None:
 
 
 def check_data(experiment: Training, dataset: Dataset) -> None:
-    """Raise `UserError` for data that the experiment cannot be trained on."""
+    """Raise `UserError` if the experiment cannot be trained on the data."""
     experiment.task.check_data(dataset)
     channels = dataset.image_shape[2]
     for name, values in (("mean", experiment.mean), ("std", experiment.std)):
         if len(values) not in (1, channels):
             raise UsageError(
                 f"--{name} has {len(values)} numbers, but images of data set {dataset.name} have "
-                f"{channels} channel{'s' * (channels > 1)}: give one number, or one for each"
+                f"{channels} channel{'s' * (channels > 1)}: give one number, or one per channel"
             )
     examples = len(dataset.splits["train"]) * dataset.windows
     if experiment.batch_size > examples:
         raise UsageError(
             f"--batch-size is {experiment.batch_size}, but data set {dataset.name} has only "
-            f"{examples} training examples: take a smaller batch"
+            f"{examples} training examples: use a smaller batch"
         )
     if experiment.sampling == "balanced":
         check_balanced(experiment.task.heads, dataset)
     chooses = experiment.selection.patience or experiment.selection.report == "best"
     if chooses and "validation" not in dataset.splits:
         raise UsageError(
-            f"--selection chooses by validation {experiment.selection.metric}, but data set "
+            f"--selection uses the validation {experiment.selection.metric}, but data set "
             f"{dataset.name} has no validation split: set --data.validation above 0"
         )
 
 
 def warn_of_patience(experiment: Training) -> None:
-    """Warn of patience that may end a run while its learning rate is still high.
+    """Warn if patience may stop a run while its learning rate is still high.
 
-    No error: in a search that may be meant, and runs that were trained so stay usable.
+    It is not an error, as it may be intended in a search.
     """
     schedule = experiment.optimizer.schedule
     if experiment.selection.patience and schedule != "constant":
         logging.warning(
             "--selection.patience may stop the run before its %s schedule has lowered the learning "
-            "rate, which brings most: leave it at 0, or take --optimizer.schedule=constant",
+            "rate, which improves results most: use 0, or --optimizer.schedule=constant",
             schedule,
         )
 
 
 def check_balanced(heads: Sequence[str], dataset: Dataset) -> None:
-    """Raise `UsageError` where an example has no class by which to draw it."""
+    """Raise `UsageError` if examples do not have one class each to sample by."""
     labels = dataset.splits["train"].labels
     if not heads or heads[0] not in dataset.class_names:
-        found = (
+        problem = (
             f"'{heads[0]}' of data set {dataset.name} has numbers" if heads else "there are none"
         )
     elif labels[heads[0]].ndim == 2:
-        found = f"'{heads[0]}' of data set {dataset.name} has several labels per image"
+        problem = f"'{heads[0]}' of data set {dataset.name} has several labels per image"
     elif labels[heads[0]].ndim > 1:
-        found = f"'{heads[0]}' of data set {dataset.name} has a class of each pixel"
+        problem = f"'{heads[0]}' of data set {dataset.name} has a class per pixel"
     else:
         return
     raise UsageError(
-        f"--sampling=balanced draws classes equally often, but {found}: leave it uniform"
+        f"--sampling=balanced draws classes equally often, but {problem}: use --sampling=uniform"
     )

@@ -1,4 +1,4 @@
-"""What is reckoned with before anything is computed; the estimate of a run measures instead."""
+"""Assumed speeds for planning a training in advance; a dry run measures them instead."""
 
 from __future__ import annotations
 
@@ -14,28 +14,27 @@ from cnn_research.models.pretrained import matches
 from cnn_research.train.transfer import stopped
 
 TRAINING = 2.8e10
-"""Floating-point operations a second of a processor core, as trainings of small networks have."""
+"""Floating-point operations per second and processor core in training small networks."""
 FITTING = 5.4e10
-"""The same, of the matrix products that fit a head."""
+"""The same for the matrix products of fitting a head."""
 PRETRAINED = 2e10
-"""The same, of large networks for photographs, most of which have depthwise convolutions."""
+"""The same for large networks for photographs, most of which have depthwise convolutions."""
 CORES = 2
-"""Cores for which a budget's minutes are planned, on every machine: the same command has to choose
-the same when it resumes a run elsewhere."""
+"""Number of cores for which a budget is planned on every machine, as a command must choose the same
+when it resumes a run on another machine."""
 PLANNED = 0.8
-"""Share of a budget that is planned. In the rest images are decoded, programs are compiled, and the
-report is written."""
+"""Fraction of a budget that is planned; the rest is for decoding, compilation and the report."""
 
 
 def planned_operations(minutes: float, speed: float) -> float:
-    """Operations that a budget of `minutes` has, at `speed` operations a second of a core."""
+    """Return the operations in a budget of `minutes` at `speed` operations per second and core."""
     return 60 * minutes * PLANNED * CORES * speed
 
 
 def step_flops(
     model: nn.Module, image_shape: tuple[int, int, int], freeze: Sequence[str] = ()
 ) -> int:
-    """Operations of one image in a train step where the layers of these patterns are frozen."""
+    """Count the operations per image of a train step with frozen layers, given as patterns."""
     key = jax.eval_shape(jax.random.key, 0)
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     variables = jax.eval_shape(functools.partial(model.init, train=False), key, images)

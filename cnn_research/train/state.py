@@ -1,6 +1,4 @@
-"""Arguments of a train step: its context, the state, the data (and a seed); and the state
-before the first step.
-"""
+"""Arguments of a train step: its context, state and data; and the initial state."""
 
 from __future__ import annotations
 
@@ -23,11 +21,11 @@ from cnn_research.train.config import Training
 
 @flax.struct.dataclass
 class TrainState:
-    """All that a checkpoint holds of the model and its optimizer.
+    """The state of model and optimizer, as saved in a checkpoint.
 
-    `step` is int32 `[]`, steps done; `model_state` the model's other collections (`batch_stats`),
-    updated by the forward pass; `ema` is `{"params": ..., **model_state}` averaged over steps, or
-    empty where none is kept.
+    `step` is the number of completed steps, int32 `[]`; `model_state` has the model's other
+    collections (`batch_stats`), which the forward pass updates; `ema` is the moving average of
+    `{"params": ..., **model_state}`, or empty.
     """
 
     step: jax.Array
@@ -37,7 +35,7 @@ class TrainState:
     ema: Any
 
     def variables(self) -> dict[str, Any]:
-        """Variables for evaluation: the moving average where there is one."""
+        """Return the variables for evaluation: the moving average, if any."""
         return self.ema or {"params": self.params, **self.model_state}
 
 
@@ -48,12 +46,12 @@ class TrainState:
 )
 @dataclasses.dataclass(frozen=True)
 class TrainData:
-    """The training split on the device.
+    """The training split on the devices.
 
-    Images and labels are those of a `Split`; or images are cached features, float32
-    `[examples, views, *output]`. `classes` has the examples of each class, where classes are drawn
-    equally often; `window` the height and width of what is cut from an image, and from its labels
-    per pixel, each time it is drawn (None takes it whole).
+    Images and labels are those of a `Split`, or images are cached features, float32
+    `[examples, views, *output]`. `classes` has the examples of each class for balanced sampling;
+    `window` is the height and width of the random crops of images and labels per pixel (None for
+    whole images).
     """
 
     images: Any
@@ -64,11 +62,11 @@ class TrainData:
 
 @dataclasses.dataclass(frozen=True)
 class StepContext:
-    """All that is constant in a train step.
+    """The constants of train steps.
 
-    `model` is the experiment's, or what comes after cached features; an epoch has `examples`
-    examples; the batch is split over the axis `data` of the mesh, or not at all where it is None;
-    `frozen` tells by its path whether a layer keeps its parameters and statistics.
+    `model` is the experiment's model, or the layers after cached features; an epoch has `examples`
+    examples; batches are split over the axis `data` of the mesh, or not split if it is None;
+    `frozen` returns whether the layer at a path is frozen.
     """
 
     experiment: Training
@@ -80,8 +78,8 @@ class StepContext:
 
 
 def _drawn(experiment: Training, image_shape: tuple[int, int, int], key: jax.Array) -> TrainState:
-    """The state before the first step; pure, to be jitted."""
-    # The state of an optimizer depends neither on the length of the run nor on the phase.
+    """Create the initial state; pure, to be jitted."""
+    # The state of an optimizer does not depend on the length of the run or on the phase.
     optimizer = experiment.transfer.optimizer(experiment.optimizer, 1, lambda epoch: 1)
     images = jnp.zeros((1, *image_shape), jnp.float32)
     variables = dict(experiment.model.init(key, images, train=False))
@@ -101,7 +99,7 @@ def _drawn(experiment: Training, image_shape: tuple[int, int, int], key: jax.Arr
 def abstract_state(
     experiment: Training, image_shape: tuple[int, int, int], mesh: Mesh
 ) -> TrainState:
-    """Shapes, dtypes and shardings of a bound experiment's state, without computing any of it."""
+    """Return shapes, dtypes and shardings of a bound experiment's state, without computing it."""
     init = functools.partial(_drawn, experiment, image_shape)
     shapes = jax.eval_shape(init, jax.random.key(0))
     where = state_shardings(mesh, shapes, sharded=experiment.shard_parameters)
@@ -113,12 +111,12 @@ def abstract_state(
 def initial_state(
     experiment: Training, image_shape: tuple[int, int, int], mesh: Mesh
 ) -> TrainState:
-    """The state as a bound experiment's seed draws it, computed under jit where it will stay."""
+    """Create a bound experiment's initial state from its seed, with its final sharding."""
     init = functools.partial(_drawn, experiment, image_shape)
     where = shardings_of(abstract_state(experiment, image_shape, mesh))
     return jax.jit(init, out_shardings=where)(stream_key(experiment.seed, "init"))
 
 
 def shardings_of(state: Any) -> Any:
-    """Sharding of each of its arrays."""
+    """Return the sharding of each array."""
     return jax.tree.map(lambda leaf: leaf.sharding, state)

@@ -27,13 +27,13 @@ States = tuple[TrainState, ...]
 def train_step(
     context: StepContext, state: TrainState, data: TrainData, seed: jax.Array
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """The state after one step, and its metrics: (sum, count), float32 `[2]` each.
+    """Return the state after one step, and its metrics as (sum, count), float32 `[2]` each.
 
-    All randomness is keyed by (seed, step); the seed is uint32 `[]`.
+    All random keys depend on (seed, step); the seed is uint32 `[]`.
     """
     images, targets = draw_batch(context, data, seed, state.step)
     dropout = jax.random.fold_in(stream_key(seed, "dropout"), state.step)
-    # Where devices keep shares of the parameters, these are gathered here, once a step.
+    # Sharded parameters are gathered here, once per step.
     params = state.params
     if context.mesh is not None:
         params = jax.lax.with_sharding_constraint(params, replicated(context.mesh))
@@ -48,7 +48,7 @@ def train_step(
 def _gradients(
     context: StepContext, params, model_state, images, targets: Targets, dropout, counts=None
 ) -> tuple[Any, Sums, Any]:
-    """The gradients, the sums of metrics, and the model's other collections after the pass."""
+    """Compute gradients, sums of metrics, and the updated other collections of the model."""
     gradient = jax.grad(functools.partial(_objective, context), has_aux=True)
     gradients, (sums, model_state) = gradient(params, model_state, images, targets, dropout, counts)
     return gradients, sums, model_state
@@ -57,9 +57,9 @@ def _gradients(
 def _accumulated_gradients(
     context: StepContext, params, model_state, images, targets: Targets, dropout
 ) -> tuple[Any, Sums, Any]:
-    """The same of a batch in parts, one after the other."""
+    """Compute the same as `_gradients` for a batch in parts, one after the other."""
     parts, task = context.experiment.accumulate, context.experiment.fitted_task
-    # The number of terms in the batch is known from its labels alone.
+    # The number of terms in the batch depends only on its labels.
     logits, _ = jax.eval_shape(
         functools.partial(_forward, context), params, model_state, images, dropout
     )
@@ -71,7 +71,7 @@ def _accumulated_gradients(
         more, sums, model_state = _gradients(context, params, model_state, *part, counts)
         return (jax.tree.map(jnp.add, total, more), model_state), sums
 
-    # Every part has as many of each device's images.
+    # Each part contains the same number of images of each device.
     images, targets = jax.tree.map(
         lambda values: values.reshape(-1, parts, *values.shape[1:]).swapaxes(0, 1),
         (images, targets),
@@ -80,7 +80,7 @@ def _accumulated_gradients(
         add_part,
         (jax.tree.map(jnp.zeros_like, params), model_state),
         (images, targets, jax.random.split(dropout, parts)),
-        # Where loops are slow, steps are not dispatched in one, either.
+        # Unroll where loops are slow; there, steps are dispatched one by one, too.
         unroll=ops.current_formulation().steps_per_dispatch == 1,
     )
     return gradients, jax.tree.map(lambda values: values.sum(axis=0), sums), model_state
@@ -89,12 +89,12 @@ def _accumulated_gradients(
 def _objective(
     context: StepContext, params, model_state, images, targets: Targets, dropout, counts=None
 ) -> tuple[jax.Array, tuple[Sums, Any]]:
-    """Minimised objective; for a part of a batch its share, if `counts` has the batch's terms."""
+    """Compute the objective, or its share of a part of a batch with the batch's `counts`."""
     experiment = context.experiment
     task, penalised, parts = experiment.fitted_task, experiment.penalty, experiment.accumulate
     params = stopped(context.frozen, params)
     logits, model_state = _forward(context, params, model_state, images, dropout)
-    # Auxiliary heads of a model, in training: (weight, logits) each.
+    # A model's auxiliary heads in training, (weight, logits) each.
     auxiliary = jax.tree.leaves(model_state.pop("auxiliary", {}), is_leaf=_is_head)
     penalty: Any = penalised(params) / parts if penalised else jnp.float32(0)
     value = penalty
@@ -115,7 +115,7 @@ def _objective(
 
 
 def _forward(context: StepContext, params, model_state, images, dropout) -> tuple[Any, Any]:
-    """The model's outputs in training, and its other collections after the pass."""
+    """Compute the model's outputs in training, and its updated other collections."""
     with frozen_statistics(context.frozen):
         return context.model.apply(
             {"params": params, **model_state},
@@ -127,7 +127,7 @@ def _forward(context: StepContext, params, model_state, images, dropout) -> tupl
 
 
 def _apply_gradients(context: StepContext, state: TrainState, gradients, model_state) -> TrainState:
-    """The state after an update, where frozen layers and their statistics are as before."""
+    """Update the state, except for frozen layers and their statistics."""
     updates, opt_state = context.optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     decay = context.experiment.optimizer.ema_decay
@@ -146,7 +146,8 @@ def _apply_gradients(context: StepContext, state: TrainState, gradients, model_s
 
 
 def moving_average(decay: float, state: TrainState, new: Mapping[str, Any]) -> Any:
-    """The moving average after a step; young averages forget faster, so that none starts stale."""
+    """Update the moving average; its decay is smaller in the first steps, as the initial values
+    should not persist."""
     if not state.ema:
         return state.ema
     weight = jnp.minimum(decay, (1 + state.step) / (10 + state.step))
@@ -154,7 +155,7 @@ def moving_average(decay: float, state: TrainState, new: Mapping[str, Any]) -> A
 
 
 def _summed(function: Callable[..., Mapping[str, Any]], outputs: Any, targets: Targets) -> Sums:
-    """(sum, count) of each metric or term, over all targets."""
+    """Sum each metric or term over all targets; return (sum, count) each."""
     each = [function(outputs, labels, weight) for labels, weight in targets]
     return jax.tree.map(lambda *terms: sum(terms), *each)
 
@@ -169,11 +170,11 @@ def _is_head(value: object) -> bool:
 def make_steps(
     context: StepContext, shardings: Any = None
 ) -> Callable[[States, TrainData, tuple[jax.Array, ...], int], tuple[States, dict[str, jax.Array]]]:
-    """The jitted `(states, data, seeds, count) -> (states, metrics)`, which does `count` steps.
+    """Create the jitted `(states, data, seeds, count) -> (states, metrics)` of `count` steps.
 
-    One state with its seed, or several that are trained at once. Their buffers are donated; without
-    `shardings` every device holds all of them. Metrics are (sum, count), float32
-    `[count, states, 2]` each.
+    There may be one state and seed, or several that are trained together. The states' buffers are
+    donated; without `shardings`, they are replicated on all devices. Metrics are (sum, count),
+    float32 `[count, states, 2]` each.
     """
     mesh = context.mesh
     assert mesh is not None
@@ -190,7 +191,7 @@ def make_steps(
             return _repeated(
                 functools.partial(_sequential_step, context), states, data, seeds, count
             )
-        # Not measured under vmap.
+        # Sliced weight gradients were not measured under vmap.
         plain = dataclasses.replace(formulation, sliced_weight_gradient=False)
         with ops.use_formulation(plain):
             step = functools.partial(_vmapped_step, context)
@@ -202,7 +203,7 @@ def make_steps(
 
 
 def _sequential_step(context: StepContext, states, data, seeds):
-    """A step of each state, with every batch divided among all devices."""
+    """Do a step of each state, with each batch split over all devices."""
     each = [
         train_step(context, state, data, seed) for state, seed in zip(states, seeds, strict=True)
     ]
@@ -210,7 +211,7 @@ def _sequential_step(context: StepContext, states, data, seeds):
 
 
 def _vmapped_step(context: StepContext, states, data, seeds):
-    """A step of states along a leading axis, which is divided among the devices."""
+    """Do a step of states along a leading axis, which is split over the devices."""
     alone = functools.partial(train_step, dataclasses.replace(context, mesh=None))
     along = P("data")
     return jax.shard_map(

@@ -1,4 +1,4 @@
-"""Metrics of train steps: fetched one dispatch behind, checked, summed up and written."""
+"""Metrics of train steps: fetched one dispatch behind, checked, summed and written."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from cnn_research.train.config import Training
 from cnn_research.train.plan import Plan
 
 LONG = 0.1
-"""Seconds of a dispatch, beside which what the host does is nothing."""
+"""Duration of a dispatch, in seconds, above which the host's work is negligible."""
 
 
 class StepMetrics:
-    """Collect the metrics of steps, one dispatch behind, so that the device never waits for them.
+    """Collects the metrics of steps, one dispatch behind, so that the device never waits for them.
 
-    The terminal shows means over all runs. Raises `UserError` from any method once a metric is not
-    finite.
+    The terminal shows means over all runs. All methods raise `UserError` if a metric is not finite.
     """
 
     def __init__(
@@ -43,21 +42,21 @@ class StepMetrics:
         self._waited: float | None = None
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Take the metrics of a dispatch that ends at `step`; fetch those of the one before."""
+        """Add the metrics of a dispatch that ends at `step`; fetch those of the previous one."""
         self._fetch()
         self._pending = step, metrics
-        # A long dispatch hides nothing, and one that waits for it takes its memory beside it.
+        # With long dispatches, queueing gains nothing and needs the memory of two.
         if self._waited is None or self._waited > LONG:
             self._fetch()
 
     def flush(self, step: int) -> None:
-        """Fetch what is pending, and write the rows up to `step`."""
+        """Fetch pending metrics, and write the rows up to `step`."""
         self._fetch()
         self._write(step)
         self._fetched_at = None
 
     def log_epoch(self, step: int, validation: Sequence[Mapping[str, float] | None]) -> None:
-        """Print means of the steps since the last evaluation, and of each run's `validation`."""
+        """Print the means of the steps since the last evaluation, and of the runs' `validation`."""
         training = self._means({name: pairs.sum(axis=0) for name, pairs in self._epoch.items()})
         known = [metrics for metrics in validation if metrics]
         names = known[0] if known else {}
@@ -74,7 +73,7 @@ class StepMetrics:
         now = time.monotonic()
         self._waited = now - before
         count = len(next(iter(values.values())))
-        # The first dispatch after a start or an evaluation may have waited for a compilation.
+        # The first dispatch after a start or an evaluation may include a compilation.
         if self._fetched_at is not None:
             self._progress.trained(count, now - self._fetched_at)
         self._fetched_at = now
@@ -95,14 +94,14 @@ class StepMetrics:
             return
         speed = self._progress.images_per_second / len(self._writers)
         facts = {"images_per_second": speed, "learning_rate": float(self._rate(step - 1))}
-        for place, writer in enumerate(self._writers):
-            row = {name: pairs[place] for name, pairs in self._row.items()}
+        for index, writer in enumerate(self._writers):
+            row = {name: pairs[index] for name, pairs in self._row.items()}
             writer.write(
                 step,
                 "train",
                 {**self._means(row), **facts},
                 epoch=self._plan.epoch_at(step),
-                # Of examples; a head may know fewer of their labels.
+                # The number of examples; a head may have labels for fewer.
                 count=round(max(count for _, count in row.values())),
             )
         self._row = {}
@@ -114,8 +113,8 @@ class StepMetrics:
 
 
 def not_finite(name: str, value: float, step: int) -> UserError:
-    """The error for a metric that is not finite: training has diverged."""
+    """Create the error for a metric that is not finite, as training has diverged."""
     return UserError(
-        f"the {name} is {value} at step {step:,}: training stopped, and the checkpoints from "
-        "before are kept; try a lower --optimizer.learning-rate, or --optimizer.clip-norm=1"
+        f"the {name} is {value} at step {step:,}: training stopped, and earlier checkpoints are "
+        "kept; try a lower --optimizer.learning-rate, or --optimizer.clip-norm=1"
     )

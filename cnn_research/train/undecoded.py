@@ -1,4 +1,4 @@
-"""What a training takes whose images are not decoded yet, known before any of them is."""
+"""Disk, time and memory of a training, estimated before its images are decoded."""
 
 from __future__ import annotations
 
@@ -18,61 +18,61 @@ from cnn_research.train.feature_cache import BATCH, feature_bytes
 from cnn_research.train.speed import PRETRAINED, TRAINING, step_flops
 
 KEPT = 3
-"""Times a layer's output is in memory in a step: before and after its normalisation, and as a
-gradient."""
+"""Number of copies of a layer's output in memory during a step: before and after normalisation, and
+its gradient."""
 
 
 def check_disk(experiment: Training, data: Any) -> None:
-    """Raise `UserError` if the disk has no room for decoded images and features of them, too."""
-    if _cached_layer(experiment) and (found := footprint(data)):
-        data.check_space(found.images, _features(experiment, data, found))
+    """Raise `UserError` if the disk is too small for both decoded images and their features."""
+    if _cached_layer(experiment) and (decoded := footprint(data)):
+        data.check_space(decoded.images, _features(experiment, data, decoded))
 
 
 def say_needs(
-    experiment: Training, data: Any, found: Footprint, say: Callable[[str], None]
+    experiment: Training, data: Any, decoded: Footprint, say: Callable[[str], None]
 ) -> None:
-    """Print about what disk, time and memory a training takes; then raise as `check_disk`.
+    """Print estimates of a training's disk, time and memory; then raise like `check_disk`.
 
-    Times and memory are reckoned from the network's operations, not measured.
+    Time and memory are computed from the network's operations, not measured.
     """
     counted = cost(experiment.model, (*data.image_size, 3))
-    features, freeze = _features(experiment, data, found), experiment.transfer.freeze
+    features, freeze = _features(experiment, data, decoded), experiment.transfer.freeze
     step, speed = 3 * counted.flops, TRAINING
     if freeze:
         step, speed = step_flops(experiment.model, (*data.image_size, 3), freeze), PRETRAINED
-    seconds = step * found.images * experiment.epochs / (speed * cores())
+    seconds = step * decoded.images * experiment.epochs / (speed * cores())
     training = f"{duration(seconds)} of training on {cores()} processor cores"
-    kept = KEPT * counted.outputs * experiment.batch_size / experiment.accumulate
+    values = KEPT * counted.outputs * experiment.batch_size / experiment.accumulate
     say(
-        f"Not decoded yet: {found.images:,} images, about {duration(found.seconds)}; "
-        f"{size_text(2 * found.bytes)} of disk in {data_dir()} until that is done, "
-        f"{size_text(found.bytes)} from then on; {size_text(free_bytes(data_dir()))} are free."
+        f"Not decoded yet: {decoded.images:,} images, about {duration(decoded.seconds)}; "
+        f"{size_text(2 * decoded.bytes)} of disk in {data_dir()} while decoding, "
+        f"{size_text(decoded.bytes)} afterwards; {size_text(free_bytes(data_dir()))} are free."
     )
     if features:
-        operations = _views(experiment) * counted.flops * found.images
+        operations = _views(experiment) * counted.flops * decoded.images
         each = duration(operations / (PRETRAINED * cores()))
-        say(f"Features of them: {size_text(features)} of disk, about {each}.")
+        say(f"Features: {size_text(features)} of disk, about {each}.")
         if experiment.transfer.cache_after or not experiment.epochs:
-            training, kept = "little time for what is trained on them", counted.outputs * BATCH
-    memory = 4 * (kept + 4 * counted.parameters)
-    place = "read from the disk as they are needed"
+            training, values = "little time for training on features", counted.outputs * BATCH
+    memory = 4 * (values + 4 * counted.parameters)
+    place = "read from the disk on demand"
     if jax.default_backend() != "cpu":
-        place = f"{size_text(features or found.bytes)} on the device"
+        place = f"{size_text(features or decoded.bytes)} on the device"
     say(
         f"Roughly expected: {training}; "
-        f"{size_text(memory)} of memory in a step; images {place}. Once the images are decoded, "
-        "by the training or by `python -m cnn_research.data prepare`, a dry run measures."
+        f"{size_text(memory)} of memory per step; images {place}. When the images are decoded, "
+        "by training or `python -m cnn_research.data prepare`, a dry run measures time and memory."
     )
-    data.check_space(found.images, features)
+    data.check_space(decoded.images, features)
 
 
-def _features(experiment: Training, data: Any, found: Footprint) -> int:
-    """Bytes of the features that are cached of all images; 0 if none are."""
+def _features(experiment: Training, data: Any, decoded: Footprint) -> int:
+    """Return the bytes of cached features of all images; 0 if none are cached."""
     layer = _cached_layer(experiment)
     if not layer:
         return 0
     each = feature_bytes(experiment.model, (*data.image_size, 3), layer)
-    return found.images * _views(experiment) * each
+    return decoded.images * _views(experiment) * each
 
 
 def _cached_layer(experiment: Training) -> str:

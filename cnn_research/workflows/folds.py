@@ -1,4 +1,4 @@
-"""`--folds=N`: N trainings of one experiment, each tested on another N-th of the images."""
+"""`--folds=N`: N-fold cross-validation of one experiment."""
 
 from __future__ import annotations
 
@@ -20,43 +20,43 @@ from cnn_research.workflows.replicas import means, summarise
 def dry_run(experiment: Training, workdir: Path, count: int) -> Result:
     """Estimate the first training; write nothing."""
     first, *_ = _runs(experiment, workdir, count)
-    print(f"The first of {count} trainings, one after the other:")
+    print(f"The first of {count} trainings, which run one after the other:")
     return estimates.dry_run(first.experiment, first.workdir)
 
 
 def train(experiment: Training, workdir: Path, count: int, *, profile: bool = False) -> Result:
-    """Train once for each fold, in WORKDIR/fold-K; a fold that is complete is not trained again.
+    """Train once per fold, in WORKDIR/fold-K; complete folds are not trained again.
 
-    The result has the mean over folds of each figure that all have.
+    The result has the mean over folds of each metric that all have.
 
     Raises:
-        UsageError: the data are not dealt into folds, or a folder holds another run.
-        UserError, Interrupted: as `train.loop.train`.
+        UsageError: the data set does not support folds, or a folder belongs to another run.
+        UserError, Interrupted: those of `train.loop.train`.
     """
     runs = _runs(experiment, workdir, count)
     with folders.locked(workdir):
         if (workdir / folders.CONFIG).exists():
-            raise UsageError(f"{workdir} is the folder of a single run: give another --workdir")
-        found = [loop.train(run.experiment, run.workdir, profile=profile) for run in runs]
+            raise UsageError(f"{workdir} is the folder of a single run: choose another --workdir")
+        results = [loop.train(run.experiment, run.workdir, profile=profile) for run in runs]
         if is_first_process():
             summarise(runs, workdir, "folds")
             _rank_labels([run.workdir for run in runs], workdir / f"{RANKING}.csv")
-    return Result(workdir, found[0].step, means([result.metrics for result in found]))
+    return Result(workdir, results[0].step, means([result.metrics for result in results]))
 
 
 def _rank_labels(runs: list[Path], file: Path) -> None:
-    """Rank all labels by the networks that were not trained on them, where they are classes."""
+    """If labels are classes, rank all of them by networks that were not trained on them."""
     if all(map(rankings_of, runs)):
         write_ranking(merged(runs), file)
-        print(f"Labels, those that are most likely wrong first: {file}")
+        print(f"Labels, the most likely wrong ones first: {file}")
 
 
 def _runs(experiment: Training, workdir: Path, count: int) -> list[SeedRun]:
     data = experiment.data
     if not {"folds", "fold"} <= {field.name for field in dataclasses.fields(data)}:
         raise UsageError(
-            f"--folds is for folders and tables of images, but {experiment.name} has splits of its "
-            "own: leave --folds out"
+            f"--folds is for folders and tables of images, but {experiment.name} has its own "
+            "splits: omit --folds"
         )
     runs = []
     for fold in range(count):

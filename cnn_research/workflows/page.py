@@ -1,4 +1,4 @@
-"""The page of an experiment that is not a single training: its text and pictures, in `report/`."""
+"""The page, in `report/`, of an experiment that is not a single training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-    """A page that is being written: its folder, its Markdown so far, and its pictures' names."""
+    """A page that is being written: its folder, Markdown so far, and names of pictures."""
 
     folder: Path
     parts: list[str]
@@ -29,7 +29,7 @@ class Page:
         self.parts.append(markdown)
 
     def picture(self, name: str, figure: Figure, caption: str) -> None:
-        """Add a picture as `name.png`, with its caption below."""
+        """Add a picture as `name.png`, above its caption."""
         figure.savefig(self.folder / f"{name}.png")
         self.pictures.append(name)
         self.parts.append(f"![{name.replace('_', ' ')}]({name}.png)\n\n{caption}")
@@ -37,7 +37,7 @@ class Page:
 
 @contextlib.contextmanager
 def new_page(experiment: Experiment, workdir: Path, title: str) -> Iterator[Page]:
-    """A page to be filled; it replaces an earlier one in `workdir` when it is whole."""
+    """Yield a page to fill; once complete, it replaces an earlier one in `workdir`."""
     with folders.atomic_directory(workdir / folders.REPORT_FOLDER) as partial:
         page = Page(partial, [f"# {title}"])
         yield page

@@ -1,7 +1,7 @@
-"""A pipeline: trainings one after the other, each a run of its own in a folder below.
+"""Pipelines: consecutive trainings, each of which is a run in its own subfolder.
 
-Complete stages are not run again, so that a pipeline that was stopped anywhere, and perhaps moved,
-resumes by the same command.
+Complete stages are not run again: the same command resumes a pipeline that was stopped at any
+point, even if its folder was moved.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """An experiment's stages, while its folder is locked; every process runs them.
+    """The stages of an experiment whose folder is locked; all processes run them.
 
-    `stages` are the names of those that are complete, in folders below `workdir`. A signal between
+    `stages` are the names of the complete ones, which are folders below `workdir`. A signal between
     two stages sets `interruption`.
     """
 
@@ -42,11 +42,11 @@ class Pipeline:
     stages: list[str] = dataclasses.field(default_factory=list)
 
     def train(self, name: str, training: Training) -> Result:
-        """Train in the folder `name`, or read the result of a training that is complete there.
+        """Train in the folder `name`, or read the result if the training there is complete.
 
         Raises:
-            Interrupted: a signal asked the pipeline to stop.
-            UserError: as `train.loop.train`.
+            Interrupted: a signal has arrived.
+            UserError: those of `train.loop.train`.
         """
         from cnn_research.train import loop
 
@@ -70,7 +70,7 @@ class Pipeline:
     def once(
         self, file: Path, compute: Callable[[], T], write: Callable[[Path, T], object]
     ) -> None:
-        """Write the result of `compute` to a file, whole or not at all, unless it is there.
+        """Write the result of `compute` to a file, atomically, unless the file exists.
 
         All processes call `compute`; the first one calls `write` with the path to write to.
         """
@@ -85,7 +85,7 @@ class Pipeline:
         wait_for_all(str(file))
 
     def check(self) -> None:
-        """Raise `Interrupted` after a signal; for computations of several seconds to call."""
+        """Raise `Interrupted` after a signal; long computations should call it often."""
         self.interruption.check(f"{len(self.stages)} stages are complete in {self.workdir}")
 
 
@@ -93,10 +93,11 @@ class Pipeline:
 def open_pipeline(experiment: Experiment, workdir: Path) -> Iterator[Pipeline]:
     """Lock a folder for the stages of an experiment, and write its metadata there.
 
-    run.json has `stages`, the names of the runs below, and `finished`, the time of completion.
+    run.json has `stages`, the names of the subfolders' runs, and `finished`, the time of
+    completion.
 
     Raises:
-        UserError: another run is in the folder.
+        UserError: another process is using the folder.
         UsageError: the folder belongs to another experiment.
     """
     several = jax.process_count() > 1
@@ -114,7 +115,7 @@ def open_pipeline(experiment: Experiment, workdir: Path) -> Iterator[Pipeline]:
 
 
 def dry_run(workdir: Path, stages: Sequence[tuple[str, Training]]) -> Result:
-    """Estimate each training; the run that it will start from need not be there yet."""
+    """Estimate each training; the run from which it will start need not exist yet."""
     from cnn_research.train.dry_run import dry_run as dry_run_of
 
     for name, training in stages:

@@ -1,4 +1,4 @@
-"""Two trainings, one after the other: the second starts from the first one's network."""
+"""Two consecutive trainings, the second of which starts from the first one's network."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ FIRST, SECOND = "pretraining", "training"
 @register_config
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TwoStage(Experiment):
-    """A pretraining, and a training that takes over its network but for a new head.
+    """A pretraining, and a training that starts from its network with a new head.
 
-    Evaluation, prediction and export are those of the training.
+    Evaluation, prediction and export use the second training.
     """
 
     pretraining: Training
-    """The first training; not run where `training.pretrained` names weights."""
+    """The first training; skipped if `training.pretrained` names weights."""
     training: Training
     """The second training."""
     fresh: Annotated[tuple[str, ...], tyro.conf.Suppress]
-    """Layers of its network that are new: patterns, as in `Pretrained`."""
+    """New layers of its network, as patterns like those of `Pretrained`."""
     seed: Seed = 0
-    """Seed of both."""
+    """Seed of both trainings."""
 
     def check(self) -> None:
         super().check()
@@ -43,7 +43,7 @@ class TwoStage(Experiment):
         self.training.check()
 
     def stages(self) -> list[tuple[str, Training]]:
-        """The trainings that are run, after their folders' names, in order."""
+        """The trainings to run, in order, with the names of their folders."""
         pretraining, training = (
             dataclasses.replace(stage, seed=self.seed, name=f"{self.name}/{folder}")
             for folder, stage in ((FIRST, self.pretraining), (SECOND, self.training))
@@ -55,7 +55,7 @@ class TwoStage(Experiment):
 
 
 def train(experiment: TwoStage, workdir: Path) -> Result:
-    """Run the stages that are not complete, and return the result of the second training."""
+    """Run the remaining stages, and return the result of the second training."""
     with pipeline.open_pipeline(experiment, workdir) as stages:
         for name, training in experiment.stages():
             result = stages.train(name, _with_outputs(training, workdir / name))
@@ -63,8 +63,7 @@ def train(experiment: TwoStage, workdir: Path) -> Result:
 
 
 def _with_outputs(training: Training, folder: Path) -> Training:
-    """The training, its model with the outputs of the run it starts from; a new head has its
-    own."""
+    """Give the model the number of outputs of the run it starts from, unless the head is new."""
     from cnn_research.train.trained import bound_experiment
 
     start = folders.located(training.pretrained, folder).source
@@ -100,9 +99,12 @@ def export(experiment: TwoStage, workdir: Path) -> Result:
 
 
 def _second(experiment: TwoStage, workdir: Path) -> Training:
-    """The second training as it was run, with this evaluation; a `UserError` if there is none."""
+    """Read the second training's saved config, and set this evaluation.
+
+    Raises `UserError` if it has not run.
+    """
     folders.check_same(experiment, workdir, ("training.evaluation",))
     saved = folders.saved_config(workdir / SECOND)
     if not isinstance(saved, Training):
-        raise UserError(f"{workdir} has no training yet: run it first, with --mode=train")
+        raise UserError(f"{workdir} has no training yet: run it first with --mode=train")
     return dataclasses.replace(saved, evaluation=experiment.training.evaluation)

@@ -1,1 +1,1 @@
-"""Random changes to training images, inside jit."""
+"""Augmentation: random changes to training images inside jit."""

@@ -1,9 +1,9 @@
-"""Changes of an image's colours: by factors, and by tables that say what becomes of each level.
+"""Colour changes by factors and by lookup tables.
 
 Images are `[batch, height, width, channels]` with 1 or 3 channels and pixels of 0 to 255, float32
-where nothing else is said; factors are float32 `[batch]`, and 1 changes nothing. A factor's change
-goes from another image through the given one and beyond, as in Pillow's ImageEnhance and
-torchvision. Tables are int32 `[batch, channels, 256]`: the new level of each old one.
+unless noted. Factors are float32 `[batch]`: 1 changes nothing, others interpolate between another
+image and this one or extrapolate, as in Pillow's ImageEnhance and torchvision. Tables are int32
+`[batch, channels, 256]`: the new level for each old one.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from cnn_research.data.images import LUMA
 
 
 def _away_from(other: jax.Array | float, images: jax.Array, factor: jax.Array) -> jax.Array:
-    """`other` at factor 0, `images` at 1, and beyond them above it; within 0 to 255."""
+    """Interpolate from `other` at factor 0 to `images` at 1 and beyond; clip to 0 to 255."""
     return jnp.clip(other + factor[:, None, None, None] * (images - other), 0, 255)
 
 
 def grey(images: jax.Array) -> jax.Array:
-    """Brightness of each pixel, float32 `[batch, height, width, 1]`."""
+    """Luma of each pixel, float32 `[batch, height, width, 1]`."""
     if images.shape[-1] == 1:
         return images
     red, green, blue = (images[..., c : c + 1] for c in range(3))
@@ -28,22 +28,25 @@ def grey(images: jax.Array) -> jax.Array:
 
 
 def brightness(images: jax.Array, factor: jax.Array) -> jax.Array:
-    """Away from black."""
+    """Change the difference from black."""
     return _away_from(0.0, images, factor)
 
 
 def contrast(images: jax.Array, factor: jax.Array) -> jax.Array:
-    """Away from the image's mean grey."""
+    """Change the difference from the image's mean grey."""
     return _away_from(grey(images).mean(axis=(1, 2, 3), keepdims=True), images, factor)
 
 
 def saturation(images: jax.Array, factor: jax.Array) -> jax.Array:
-    """Away from the grey image."""
+    """Change the difference from the grey image."""
     return _away_from(grey(images), images, factor)
 
 
 def sharpness(images: jax.Array, factor: jax.Array) -> jax.Array:
-    """Away from the image blurred by (1 1 1; 1 5 1; 1 1 1) / 13; the border pixels stay."""
+    """Change the difference from the image blurred by (1 1 1; 1 5 1; 1 1 1) / 13.
+
+    Border pixels stay.
+    """
     height, width = images.shape[1:3]
     rows = images[:, :-2] + images[:, 1:-1] + images[:, 2:]
     block = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]
@@ -60,7 +63,7 @@ def sharpness(images: jax.Array, factor: jax.Array) -> jax.Array:
 
 
 def histogram(images: jax.Array) -> jax.Array:
-    """Number of a channel's pixels at each level: of uint8 images, like a table."""
+    """Count the pixels at each level of uint8 images: int32 `[batch, channels, 256]`."""
     channels = images.shape[-1]
     places = images.reshape(len(images), -1, channels).astype(jnp.int32)
     places += 256 * jnp.arange(channels, dtype=jnp.int32)
@@ -73,13 +76,13 @@ def histogram(images: jax.Array) -> jax.Array:
 
 
 def histogram_after(counts: jax.Array, table: jax.Array) -> jax.Array:
-    """Histogram of the levels after a table is applied."""
+    """Compute the histogram after applying a table."""
     move = jax.vmap(jax.vmap(lambda one, to: jnp.zeros_like(one).at[to].add(one)))
     return move(counts, table)
 
 
 def looked_up(images: jax.Array, table: jax.Array) -> jax.Array:
-    """uint8 images with every level replaced by its table's."""
+    """Apply tables to uint8 images."""
     channels = images.shape[-1]
     first = 256 * jnp.arange(channels, dtype=jnp.int32)
 
@@ -91,7 +94,7 @@ def looked_up(images: jax.Array, table: jax.Array) -> jax.Array:
 
 
 def then(first: jax.Array, second: jax.Array) -> jax.Array:
-    """The table that does what one and then the other does."""
+    """Compose two tables, applied in this order."""
     return jnp.take_along_axis(second, first, axis=-1)
 
 
@@ -100,7 +103,7 @@ def unchanged(counts: jax.Array) -> jax.Array:
 
 
 def autocontrast(counts: jax.Array) -> jax.Array:
-    """Stretches each channel's levels over 0 to 255; a channel of one level stays."""
+    """Stretch each channel's levels to 0 to 255; a channel with one level stays."""
     levels = unchanged(counts)
     low = jnp.where(counts > 0, levels, 255).min(axis=-1, keepdims=True)
     high = jnp.where(counts > 0, levels, 0).max(axis=-1, keepdims=True)
@@ -109,7 +112,7 @@ def autocontrast(counts: jax.Array) -> jax.Array:
 
 
 def equalised(counts: jax.Array) -> jax.Array:
-    """Make each channel's histogram as even as Pillow's `equalize` does."""
+    """Equalise each channel's histogram, as Pillow's `equalize` does."""
     levels = unchanged(counts)
     last = jnp.where(counts > 0, levels, 0).max(axis=-1, keepdims=True)
     without_last = counts.sum(axis=-1, keepdims=True) - jnp.take_along_axis(counts, last, axis=-1)
@@ -126,7 +129,7 @@ def solarised(counts: jax.Array, threshold: jax.Array) -> jax.Array:
 
 
 def posterised(counts: jax.Array, bits: jax.Array) -> jax.Array:
-    """Keep the highest `bits`, int `[batch]`, of the eight of a level."""
+    """Keep the highest `bits`, int `[batch]`, of each level's eight."""
     dropped = (8 - bits)[:, None, None]
     return (unchanged(counts) >> dropped) << dropped
 

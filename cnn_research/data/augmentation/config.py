@@ -1,4 +1,4 @@
-"""Random changes to training images, drawn inside the jitted step per (seed, epoch, example)."""
+"""Random changes to training images, which depend on (seed, epoch, example), inside jit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Shares = tuple[Annotated[float, Range(above=0, maximum=1)], Annotated[float, Ran
 Factors = tuple[Annotated[float, Range(above=0)], Annotated[float, Range(above=0)]]
 
 _WARPS = {"crop", "zoom", "rotation", "left", "right", "up", "down", "rand_augment"}
-"""Changes that take more than mirrors and whole pixels, which are much less work alone."""
+"""Changes that need interpolation; flips and shifts alone are much cheaper."""
 
 
 @register_config
@@ -32,70 +32,69 @@ _WARPS = {"crop", "zoom", "rotation", "left", "right", "up", "down", "rand_augme
 class Augmentation:
     """Random changes to training images; all are off by default.
 
-    They are made in the order of the fields, the geometric ones at once. Amounts are uniform in
-    their ranges, aspect ratios in their logarithm.
+    They are applied in the order of the fields, geometric ones in a single warp. Amounts are
+    uniform in their ranges, aspect ratios log-uniform.
     """
 
     mirror: bool = False
-    """Mirror left and right, with probability 1/2."""
+    """Flip horizontally (left and right), with probability 1/2."""
     flip: bool = False
-    """Mirror upside down, with probability 1/2."""
+    """Flip vertically (upside down), with probability 1/2."""
     crop: Shares = (1.0, 1.0)
-    """Enlarge a random part to the whole image: its share of the area lies between these two, its
-    aspect ratio between 3/4 and 4/3 of the image's (Szegedy et al. 2015)."""
+    """Random resized crop: range of its fraction of the image's area. Its aspect ratio is 3/4 to
+    4/3 of the image's (Szegedy et al. 2015)."""
     zoom: Factors = (1.0, 1.0)
-    """Scale about the centre by a factor between these two; below 1 makes smaller."""
+    """Zoom about the centre: range of factors; below 1 zooms out."""
     rotation: Annotated[float, Range(minimum=0, maximum=180)] = 0.0
     """Rotate about the centre by up to this many degrees either way."""
     left: Fraction = 0.0
-    """Move to the left by up to this share of the width, in whole pixels."""
+    """Shift to the left by up to this fraction of the width, in whole pixels."""
     right: Fraction = 0.0
-    """Move to the right by up to this share of the width, in whole pixels."""
+    """Shift to the right by up to this fraction of the width, in whole pixels."""
     up: Fraction = 0.0
-    """Move up by up to this share of the height, in whole pixels."""
+    """Shift up by up to this fraction of the height, in whole pixels."""
     down: Fraction = 0.0
-    """Move down by up to this share of the height, in whole pixels."""
+    """Shift down by up to this fraction of the height, in whole pixels."""
     shift: NonNegativeInt = 0
-    """Move by up to this many pixels in both directions."""
+    """Shift by up to this many pixels, horizontally and vertically."""
     fill: Fill = "black"
-    """Pixels that come in from outside the image: black, its border pixels, or its reflection."""
+    """Padding mode of geometric changes: black, the edge pixels, or the reflected image."""
     size: tuple[PositiveInt, ...] = ()
-    """Height and width of the output images; empty keeps those of the input."""
+    """Height and width of the output images; empty for those of the input."""
     rand_augment: NonNegativeInt = 0
     """Number of RandAugment's fourteen changes to apply (Cubuk et al. 2020)."""
     magnitude: Annotated[float, Range(minimum=0, maximum=STRONGEST)] = 9.0
-    """Strength of RandAugment's changes, from 0 to 30."""
+    """Magnitude of RandAugment's changes, 0 to 30."""
     brightness: Fraction = 0.0
-    """Multiply by a factor between 1 - this and 1 + this."""
+    """Multiply pixels by a factor between 1 - this and 1 + this."""
     contrast: Fraction = 0.0
     """Multiply the difference from the mean grey by a factor between 1 - this and 1 + this."""
     saturation: Fraction = 0.0
     """Multiply the difference from the grey image by a factor between 1 - this and 1 + this."""
     cutout: NonNegativeInt = 0
-    """Erase a square of this many pixels a side, centred anywhere in the image (DeVries and Taylor
-    2017)."""
+    """Erase a square with this side in pixels, centred at random (DeVries and Taylor 2017)."""
     erasing: Fraction = 0.0
-    """Erase a box inside the image with this probability (Zhong et al. 2020)."""
+    """Random erasing: probability of erasing a box inside the image (Zhong et al. 2020)."""
     erasing_area: Shares = (0.02, 0.33)
-    """The box's share of the image's area."""
+    """Range of the box's fraction of the image's area."""
     erasing_aspect: Factors = (0.3, 3.3)
-    """The box's height by its width."""
+    """Range of the box's height divided by its width."""
     erase_fill: EraseFill = "black"
-    """Pixels that `cutout` and `erasing` leave: black, the image's mean colour, or noise."""
+    """Fill of the areas that `cutout` and `erasing` erase: black, the image's mean, or noise."""
     mixup: NonNegativeFloat = 0.0
-    """Add another training image to each, and its label: shares are drawn from the distribution
+    """Mixup: average each image and its label with another's, with weights drawn from
     Beta(this, this) (Zhang et al. 2018)."""
     cutmix: NonNegativeFloat = 0.0
-    """Replace a box by what another training image has there, and that share of the label: areas
-    are drawn from Beta(this, this) (Yun et al. 2019). With mixup, each image gets one of both."""
+    """CutMix: replace a box by another training image's and mix the labels by area, which is drawn
+    from Beta(this, this) (Yun et al. 2019). With mixup, each image gets one of the two."""
     choose: Literal["all", "one", "copies"] = "all"
-    """Choice among the changes that are on. `all` makes each with its own probability. `one` makes
-    one or none of them, with equal probabilities, anew every epoch. `copies` trains on every image
-    once unchanged and once with each change. A change that is made alone is made for certain."""
+    """How to combine the changes that are on. `all` applies each with its own probability. `one`
+    applies one or none, with equal probabilities, chosen anew every epoch. `copies` trains on every
+    image once unchanged and once with each change. With these two, a change is always applied."""
 
     @property
     def changes(self) -> tuple[str, ...]:
-        """The names of the changes that are on; mixing is none of them."""
+        """Names of the changes that are on, except mixup and CutMix."""
         ranges = {name for name in ("crop", "zoom") if getattr(self, name) == (1.0, 1.0)}
         names = (
             *("mirror", "flip", "crop", "zoom", "rotation", "left", "right", "up", "down"),
@@ -105,7 +104,7 @@ class Augmentation:
 
     @property
     def copies(self) -> int:
-        """Number of times that an epoch contains each training image."""
+        """Number of times that each training image occurs per epoch."""
         return 1 + len(self.changes) if self.choose == "copies" else 1
 
     @property
@@ -118,7 +117,7 @@ class Augmentation:
             low, high = getattr(self, name)
             if low > high:
                 flag = f"--augmentation.{name.replace('_', '-')}"
-                raise UsageError(f"{flag} is {low} {high}: must be the lower number first")
+                raise UsageError(f"{flag} is {low} {high}: the lower number must be first")
         if len(self.size) not in (0, 2):
             raise UsageError(
                 f"--augmentation.size is {' '.join(map(str, self.size))}: must be a height and a "
@@ -127,12 +126,12 @@ class Augmentation:
         if self.choose != "all" and self.mixes:
             name = "mixup" if self.mixup else "cutmix"
             raise UsageError(
-                f"--augmentation.choose is {self.choose}, which --augmentation.{name} does not go "
-                "with: choose all, or do not mix"
+                f"--augmentation.choose={self.choose} cannot be combined with "
+                f"--augmentation.{name}: choose all, or do not mix"
             )
         if self.choose != "all" and not self.changes:
             raise UsageError(
-                f"--augmentation.choose is {self.choose}, but there is nothing to choose from: set "
+                f"--augmentation.choose={self.choose} needs changes to choose from: set "
                 "--augmentation.mirror, or another change"
             )
 
@@ -145,8 +144,8 @@ class Augmentation:
             keys: `[batch]`.
             images: `[batch, height, width, channels]`, uint8, or float with pixels of 0 to 255; 1
                 or 3 channels.
-            copy: int `[batch]`, below `copies`, for `choose="copies"` only: 0 leaves an image as it
-                is, `k` makes `changes[k - 1]` alone.
+            copy: int `[batch]`, below `copies`, only for `choose="copies"`: 0 leaves an image
+                unchanged, `k` applies only `changes[k - 1]`.
         """
         sample = AugmentationSample(numbers(keys), self.changes, self._chosen(keys, copy))
         drawn = None
@@ -165,20 +164,20 @@ class Augmentation:
         return images
 
     def _chosen(self, keys: jax.Array, copy: jax.Array | None) -> jax.Array | None:
-        """The change that an image gets alone, from 1 on, or 0 for none; None: it gets all."""
+        """Number of the only change to each image, from 1, or 0 for none; None for all changes."""
         if self.choose == "all":
             return None
         if self.choose == "one":
             draw = jax.vmap(lambda key: jax.random.randint(key, (), 0, 1 + len(self.changes)))
             return draw(fold_name(keys, "choose"))
         if copy is None:
-            raise ValueError('with choose="copies", each image needs the number of its copy')
+            raise ValueError('choose="copies" needs the copy number of each image')
         return copy
 
     def _warp_geometry(
         self, sample: AugmentationSample, drawn: RandAugment | None, images: jax.Array
     ) -> jax.Array:
-        """Images after all geometric changes at once, of the height and width `size`."""
+        """Apply all geometric changes at once and resize to `size`."""
         size = (images.shape[1], images.shape[2])
         out = (self.size[0], self.size[1]) if self.size else size
         if _WARPS & set(self.changes) or out != size:
@@ -196,7 +195,7 @@ class Augmentation:
         size: tuple[int, int],
         out: tuple[int, int],
     ) -> jax.Array:
-        """All geometric changes in one, from images of one size to another: `[batch, 2, 3]`."""
+        """Compose all geometric changes, from one image size to another: `[batch, 2, 3]`."""
         (height, width), batch = size, sample.batch
         one, none = jnp.ones(batch), jnp.zeros(batch)
         warps = []
@@ -245,7 +244,7 @@ class Augmentation:
         return [stage(name, change) for name, change in changes.items() if name in self.changes]
 
     def _holes(self, sample: AugmentationSample, size: tuple[int, int]) -> list[jax.Array]:
-        """The boxes that are erased, one after the other, as of `boxes`."""
+        """Masks of the boxes to erase, as returned by `boxes`."""
         holes = []
         if "cutout" in self.changes:
             holes.append(erasing.cutout(sample, size, self.cutout))
@@ -255,18 +254,20 @@ class Augmentation:
         return holes
 
     def partners(self, keys: jax.Array, examples: int) -> jax.Array:
-        """Draw the training example that each image is mixed with, uint32 `[batch]`; perhaps the
-        image itself. Keys are `[batch]`."""
+        """Draw the example with which each image is mixed, uint32 `[batch]`, possibly itself.
+
+        Keys are `[batch]`.
+        """
         draw = jax.vmap(lambda key: jax.random.randint(key, (), 0, examples, "uint32"))
         return draw(fold_name(keys, "partner"))
 
     def mixed(
         self, keys: jax.Array, images: jax.Array, others: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Mix each image with another by its own key; `mixup` or `cutmix` has to be on.
+        """Mix each image with another by its own key; `mixup` or `cutmix` must be on.
 
-        Images and others are `[batch, height, width, channels]`, as `__call__` returns them. The
-        share of each label that stays is float32 `[batch]`; the rest is the other's.
+        Images and others are `[batch, height, width, channels]`, as returned by `__call__`. Also
+        returns the weight of each image's own label, float32 `[batch]`.
         """
         if not self.cutmix:
             return mixing.mixup(keys, images, others, self.mixup)

@@ -1,4 +1,4 @@
-"""Cutout and random erasing: boxes of an image that training does not see."""
+"""Cutout and random erasing of boxes in training images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def boxes(
 ) -> jax.Array:
     """Mask the pixels inside each image's box (clipped to the image), bool `[batch, *size]`.
 
-    `corner` (first row, first column) and `shape` (height, width) are whole numbers `[batch]` each.
+    `corner` (first row, first column) and `shape` (height, width) are integral, `[batch]` each.
     """
     inside = []
     for length, first, side in zip(size, corner, shape):
@@ -29,7 +29,7 @@ def boxes(
 
 
 def cutout(sample: AugmentationSample, size: tuple[int, int], side: int) -> jax.Array:
-    """A square of `side` pixels with its centre anywhere, as `boxes`."""
+    """Mask a square of `side` pixels with its centre anywhere, as `boxes` does."""
     sides = jnp.where(sample.applies("cutout"), side, 0)
     top, left = (
         jnp.floor(sample.numbers[name] * length) - side // 2
@@ -45,8 +45,10 @@ def random_erasing(
     areas: tuple[float, float],
     aspects: tuple[float, float],
 ) -> jax.Array:
-    """A box inside the image, as `boxes`; where the paper draws again until it fits, its longer
-    side is cut."""
+    """Mask a box inside the image, as `boxes` does.
+
+    A side that is too long is shortened; the paper draws again.
+    """
     area = sample.amount("erasing_area", areas)
     aspect = sample.amount("erasing_aspect", aspects, log=True)
     height, width = (
@@ -62,18 +64,18 @@ def random_erasing(
 
 
 def filled(images: jax.Array, hole: jax.Array, fill: EraseFill, keys: jax.Array) -> jax.Array:
-    """Images `[batch, height, width, channels]` with their holes, as of `boxes`, filled."""
+    """Fill the masked boxes of images `[batch, height, width, channels]`."""
     return jnp.where(hole[..., None], _filling(images, fill, keys), images)
 
 
 def _filling(images: jax.Array, fill: EraseFill, keys: jax.Array) -> jax.Array:
-    """Values for the erased boxes; broadcasts to `images`."""
+    """Values for erased pixels; they broadcast to `images`."""
     if fill == "black":
         return jnp.zeros((), images.dtype)
     if fill == "mean":
         mean = images.mean(axis=(1, 2), keepdims=True, dtype=jnp.float32)
         return rounded(mean, images.dtype)
-    # All channels of a pixel from one word, since random bits take longer than all the rest.
+    # One word for all channels of a pixel: random bits are the slowest part.
     words = jax.vmap(lambda key: jax.random.bits(key, images.shape[1:3], "uint32"))
     noise = jax.lax.bitcast_convert_type(words(fold_name(keys, "noise")), jnp.uint8)
     return noise[..., : images.shape[-1]].astype(images.dtype)

@@ -1,8 +1,8 @@
-"""Geometric changes: affine warps, in which every pixel is taken from one place of the image.
+"""Geometric changes: affine warps, which map each output pixel to a position in the input.
 
-Places are (row, column) in pixels, seen from the image's middle. A warp is float32
-`[batch, 2, 3]`: the place to take a pixel from is `warp[:, :, :2] @ place + warp[:, :, 2]`, so that
-a warp that doubles places halves the image.
+Positions are (row, column) in pixels, relative to the image's centre. A warp is float32
+`[batch, 2, 3]`: the input position is `warp[:, :, :2] @ position + warp[:, :, 2]`, so a warp that
+doubles positions halves the image.
 """
 
 from __future__ import annotations
@@ -17,38 +17,38 @@ from cnn_research.data.augmentation.sample import AugmentationSample
 CROP_ASPECT = (3 / 4, 4 / 3)
 
 Fill = Literal["black", "edge", "reflect"]
-"""Values outside of an image: black, its outermost pixels, or the image mirrored at them."""
+"""Pixels outside an image: black, its edge pixels, or its reflection."""
 
 
 def affine(rows: tuple[jax.Array, ...], columns: tuple[jax.Array, ...]) -> jax.Array:
-    """The warp to (rows @ (row, column, 1), columns @ (row, column, 1)); three `[batch]` each."""
+    """Make the warp to (rows @ (row, column, 1), columns @ (row, column, 1)), `[batch]` each."""
     return jnp.stack([jnp.stack(rows, axis=1), jnp.stack(columns, axis=1)], axis=1)
 
 
 def scaling(rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """The warp that makes an image smaller by these factors, `[batch]` each; -1 mirrors."""
+    """Make the warp that shrinks an image by these factors, `[batch]` each; -1 flips."""
     none = jnp.zeros_like(rows)
     return affine((rows, none, none), (none, columns, none))
 
 
 def rotation(degrees: jax.Array) -> jax.Array:
-    """The warp that turns an image clockwise by `degrees`, `[batch]`."""
+    """Make the warp that rotates an image clockwise by `degrees`, `[batch]`."""
     angle = jnp.deg2rad(degrees)
     cos, sin, none = jnp.cos(angle), jnp.sin(angle), jnp.zeros_like(angle)
     return affine((cos, -sin, none), (sin, cos, none))
 
 
 def translation(rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """The warp that takes pixels from so much further down and right: the image moves back."""
+    """Make the warp that adds `rows` and `columns` to positions: the image moves up and left."""
     one, none = jnp.ones_like(rows), jnp.zeros_like(rows)
     return affine((one, none, rows), (none, one, columns))
 
 
 def compose(*warps: jax.Array) -> jax.Array:
-    """One warp that does what these do one after the other, in this order."""
+    """Compose warps, applied in this order."""
     total, *rest = warps
     for warp in rest:
-        # Written out, since a matrix product may round to fewer digits on an accelerator.
+        # Written out, because matrix products have less precision on an accelerator.
         turned = total[:, :, 0, None] * warp[:, None, 0] + total[:, :, 1, None] * warp[:, None, 1]
         total = turned.at[:, :, 2].add(total[:, :, 2])
     return total
@@ -57,12 +57,12 @@ def compose(*warps: jax.Array) -> jax.Array:
 def warped(
     images: jax.Array, warp: jax.Array, size: tuple[int, int], fill: Fill = "black"
 ) -> jax.Array:
-    """Images seen through a warp, interpolated linearly in both directions.
+    """Warp images with bilinear interpolation.
 
-    A warp of whole pixels (by mirrors and moves) copies pixels exactly. Where an image is made
-    smaller, pixels between the places are skipped, not averaged. Images are uint8 or float
-    `[batch, height, width, channels]`, the warp float32 `[batch, 2, 3]`; integer results are
-    rounded. `fill` applies further out than half a pixel from the middle of the outermost pixels.
+    Flips and shifts by whole pixels copy pixels exactly. Shrinking skips pixels; it does not
+    average them. Images are uint8 or float `[batch, height, width, channels]`, the warp float32
+    `[batch, 2, 3]`; integer results are rounded. `fill` applies beyond the outer borders of the
+    edge pixels.
     """
     return jax.vmap(lambda image, one: _warped(image, one, size, fill))(images, warp)
 
@@ -82,7 +82,7 @@ def _warped(image: jax.Array, warp: jax.Array, size: tuple[int, int], fill: Fill
         rows, columns = _reflected(rows, height), _reflected(columns, width)
     top, bottom, below = _neighbours(rows, height)
     left, right, beside = _neighbours(columns, width)
-    # Whole pixels are gathered, all channels at once: XLA's CPU compiler makes fast code of that.
+    # Gathering all channels of a pixel at once is fast on XLA:CPU.
     pixels = image.reshape(-1, channels)
 
     def at(row: jax.Array, column: jax.Array) -> jax.Array:
@@ -99,7 +99,7 @@ def _warped(image: jax.Array, warp: jax.Array, size: tuple[int, int], fill: Fill
 
 
 def _neighbours(places: jax.Array, length: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The pixel before a place, the one after it, and how far in between it is."""
+    """Return the pixel before each position, the one after it, and the fraction in between."""
     places = jnp.clip(places, 0, length - 1)
     before = jnp.floor(places)
     first = before.astype(jnp.int32)
@@ -107,14 +107,14 @@ def _neighbours(places: jax.Array, length: int) -> tuple[jax.Array, jax.Array, j
 
 
 def _reflected(places: jax.Array, length: int) -> jax.Array:
-    """Places between 0 and `length` - 1, back and forth."""
+    """Reflect positions into 0 to `length` - 1."""
     last = max(length - 1, 1)
-    # Not `%`, which takes longer than all the rest.
+    # Without `%`, which would be the slowest operation here.
     return last - jnp.abs(places - 2 * last * jnp.floor(places / (2 * last)) - last)
 
 
 def rounded(values: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """float32 pixels, 0 to 255, as `dtype`: rounded to the nearest where that is an integer's."""
+    """Convert float32 pixels, 0 to 255, to `dtype`; round if it is an integer."""
     if jnp.issubdtype(dtype, jnp.integer):
         values = jnp.clip(jnp.round(values), 0, 255)
     return values.astype(dtype)
@@ -124,7 +124,7 @@ def rounded(values: jax.Array, dtype: jnp.dtype) -> jax.Array:
 
 
 def random_shift(sample: AugmentationSample, most: int) -> tuple[jax.Array, jax.Array]:
-    """By how many pixels, `most` at most, images move down and right: float32 `[batch]` each."""
+    """Draw shifts down and right by up to `most` pixels: float32 `[batch]` each."""
     down, right = (
         jnp.floor(sample.numbers[name] * (2 * most + 1)) - most
         for name in ("shift_down", "shift_right")
@@ -134,7 +134,7 @@ def random_shift(sample: AugmentationSample, most: int) -> tuple[jax.Array, jax.
 
 
 def shifted(images: jax.Array, sample: AugmentationSample, most: int, fill: Fill) -> jax.Array:
-    """Images `[batch, height, width, channels]` after `random_shift`: less work than a warp."""
+    """Apply `random_shift` to images `[batch, height, width, channels]`, faster than by a warp."""
     down, right = random_shift(sample, most)
     mode = {"black": "constant", "edge": "edge", "reflect": "reflect"}[fill]
     wide = jnp.pad(images, ((0, 0), *((most, most),) * 2, (0, 0)), mode=mode)
@@ -148,11 +148,11 @@ def shifted(images: jax.Array, sample: AugmentationSample, most: int, fill: Fill
 def random_crop(
     sample: AugmentationSample, limits: tuple[float, float], size: tuple[int, int]
 ) -> jax.Array:
-    """The warp from a part of an image of this size to all of it; limits are of its area."""
+    """Make the warp that enlarges a random part of the image, with these limits of its area."""
     area = sample.amount("crop", limits)
     aspect = sample.amount("crop_aspect", CROP_ASPECT, log=True)
     on = sample.applies("crop")
-    # Where a side would be longer than the image's, which others draw again, it is cut.
+    # A side longer than the image's is shortened; other implementations draw again.
     sides = [
         jnp.where(on, jnp.minimum(jnp.sqrt(area * ratio), 1), 1) for ratio in (aspect, 1 / aspect)
     ]

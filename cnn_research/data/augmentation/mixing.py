@@ -1,4 +1,4 @@
-"""Mixup and CutMix: training images that are of two images, and their labels too."""
+"""Mixup and CutMix: mixtures of two training images and their labels."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from cnn_research.data.augmentation.geometry import rounded
 def mixup(
     keys: jax.Array, images: jax.Array, others: jax.Array, alpha: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Mixup: weighted sums of images and others (Zhang et al. 2018).
+    """Return weighted sums of images and others (Zhang et al. 2018), and the images' weights.
 
-    Images are uint8 or float `[batch, height, width, channels]`; or features, float `[batch, ...]`,
-    as in manifold mixup (Verma et al. 2019). The images' weights, float32 `[batch]`, are drawn from
+    Images are uint8 or float `[batch, height, width, channels]`, or features, float `[batch, ...]`,
+    as in manifold mixup (Verma et al. 2019). Weights, float32 `[batch]`, are drawn from
     Beta(alpha, alpha).
     """
     share = _beta(fold_name(keys, "mixup"), alpha)
@@ -28,11 +28,10 @@ def mixup(
 def cutmix(
     keys: jax.Array, images: jax.Array, others: jax.Array, alpha: float
 ) -> tuple[jax.Array, jax.Array]:
-    """CutMix: images with a box of others in them (Yun et al. 2019).
+    """Replace a box in each image by that of another (Yun et al. 2019).
 
-    The box has the image's proportions and its middle anywhere, so that a part of it may lie
-    outside. Arguments and results are those of `mixup`, with the share of pixels that stay instead
-    of the share drawn.
+    The box has the image's aspect ratio and its centre anywhere, so part of it may be outside.
+    Arguments and results are those of `mixup`, but weights are the fractions of pixels that stay.
     """
     size = (images.shape[1], images.shape[2])
     keys = fold_name(keys, "cutmix")
@@ -49,5 +48,5 @@ def cutmix(
 
 
 def _beta(keys: jax.Array, alpha: float) -> jax.Array:
-    """A number from Beta(alpha, alpha) per key, float32 `[batch]`."""
+    """Draw a number from Beta(alpha, alpha) per key, float32 `[batch]`."""
     return jax.vmap(lambda key: jax.random.beta(key, alpha, alpha))(keys)

@@ -1,4 +1,4 @@
-"""RandAugment: a few of fourteen changes at random, all of one strength (Cubuk et al. 2020)."""
+"""RandAugment: random changes, out of fourteen, of one magnitude (Cubuk et al. 2020)."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ OPERATIONS = (
     *("autocontrast", "equalise", "solarise", "posterise", "contrast", "brightness"),
 )
 STRONGEST = 30
-"""The magnitude at which changes are strongest: rotations of 30 degrees, shears of 0.3, moves of
-150/331 of the image, factors of 0.1 and 1.9, solarising all levels, and posterising to 4 bits.
-These are torchvision's; the paper counts the same range from 0 to 10 and goes beyond it."""
+"""The largest magnitude: rotations by 30 degrees, shears by 0.3, shifts by 150/331 of the image,
+factors of 0.1 and 1.9, solarising all levels, and posterising to 4 bits. This is torchvision's
+scale; the paper's has 10 for these values and goes beyond them."""
 
 
 class RandAugment:
-    """The changes drawn for each image of a batch; every operation is as likely as the others.
+    """Changes drawn for each image of a batch; all operations are equally likely.
 
-    The paper does one after the other, in the order drawn. Here all of an image's geometric ones
-    are one warp and come first, to touch pixels once; then come saturation and sharpness, whose
-    factors multiply where they are drawn twice; then, in the order drawn, those that are tables of
-    levels, as one table. Changes with a direction go either way by chance, as in the paper.
+    The paper applies them in the order drawn. Here the geometric ones come first, as one warp, to
+    interpolate only once; then saturation and sharpness, whose factors are multiplied if drawn
+    twice; then, in the order drawn, those that are lookup tables, as one table. Changes with a
+    direction have a random sign, as in the paper.
     """
 
     def __init__(self, keys: jax.Array, changes: int, magnitude: float, on: jax.Array):
-        """Draw for keys `[batch]`; `on`, bool `[batch]`, is whether an image is changed at all."""
+        """Draw for keys `[batch]`; `on`, bool `[batch]`, selects the images to change."""
         draw = jax.vmap(lambda key: jax.random.uniform(key, (changes, 2)))(keys)
         kinds = jnp.floor(draw[..., 0] * len(OPERATIONS)).astype(jnp.int32)
         self._kinds = jnp.where(on[:, None], kinds, OPERATIONS.index("identity"))
@@ -43,13 +43,13 @@ class RandAugment:
         return self._kinds[:, number] == OPERATIONS.index(operation)
 
     def _signed(self, operation: str, number: int, most: float) -> jax.Array:
-        """Signed strength of an operation in an image's change of this number; perhaps 0."""
+        """Signed strength of an operation in each image's change `number`; 0 if not drawn."""
         return jnp.where(
             self._is(operation, number), self._signs[:, number] * self._share * most, 0
         )
 
     def warp(self, size: tuple[int, int]) -> jax.Array:
-        """All geometric changes of images of this size, float32 `[batch, 2, 3]`."""
+        """Compose the geometric changes of images of this size: float32 `[batch, 2, 3]`."""
         one, warps = jnp.ones(len(self._kinds)), []
         for n in range(self._changes):
             shear_x, shear_y = (self._signed(f"shear_{axis}", n, 0.3) for axis in "xy")
@@ -62,7 +62,7 @@ class RandAugment:
         return geometry.compose(*warps)
 
     def coloured(self, images: jax.Array) -> jax.Array:
-        """Images with all other changes, in their dtype, but with whole numbers as levels."""
+        """Apply all other changes; the dtype stays, but levels are rounded."""
         table = jnp.zeros((len(images), images.shape[-1], 256), jnp.int32)
         stages = [
             lambda now: (self._away(now[0], "colour", colour.saturation), now[1]),
@@ -86,7 +86,7 @@ class RandAugment:
         return rounded(change(images.astype(jnp.float32), factor), images.dtype)
 
     def _all_tables(self, levels: jax.Array) -> jax.Array:
-        """The table of all changes that are tables, for uint8 images."""
+        """Compose the changes that are lookup tables, for uint8 images."""
         counts = colour.histogram(levels)
         table = colour.unchanged(counts)
         for n in range(self._changes):
@@ -95,7 +95,7 @@ class RandAugment:
         return table
 
     def _table(self, number: int, counts: jax.Array) -> jax.Array:
-        """Table of levels for an image's change of this number; the identity for most changes."""
+        """Lookup table of each image's change `number`; the identity for other operations."""
         batch = len(counts)
         threshold = jnp.full(batch, 256 * (1 - self._share))
         bits = jnp.full(batch, 8 - round(4 * self._share), jnp.int32)

@@ -1,4 +1,4 @@
-"""Computing in stages that the compiler keeps apart."""
+"""Computation in stages that the compiler does not fuse."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Values = TypeVar("Values")
 
 
 def run_in_stages(stages: Sequence[Callable[[Values], Values]], values: Values) -> Values:
-    """Run stages one after the other, each computed in full before the next begins.
+    """Run stages one after the other without fusing them.
 
-    Fused by XLA, stages would compute each pixel anew for every use of it in the next, which makes
-    RandAugment many times slower. A loop prevents this; an optimization barrier does not on a CPU.
-    Each stage keeps shapes and dtypes.
+    If XLA fused them, each pixel would be computed again for every use in the next stage, which
+    makes RandAugment many times slower. A loop prevents this; on a CPU an optimization barrier does
+    not. Stages must keep shapes and dtypes.
     """
     if len(stages) < 2:
         return stages[0](values) if stages else values
@@ -30,12 +30,12 @@ def run_in_stages(stages: Sequence[Callable[[Values], Values]], values: Values) 
 
 
 def materialize(function: Callable[[], Values], step: jax.Array) -> Values:
-    """Compute the result of `function` in full before it is used, where that is faster.
+    """Finish computing `function` before its result is used, if that is faster.
 
-    Document 002's six changes cost a tenth of a train step of its network Red 1 on a CPU when they
-    are fused into the shifted slices of its first convolution, and a hundredth when they are not. A
-    branch that is always taken keeps them apart; the compiler must not know `step`, an integer `[]`
-    of 0 or above.
+    On a CPU the painters paper's six augmentations take a tenth of a train step of its network
+    Red 1 if XLA fuses them into the shifted slices of the first convolution, and a hundredth if
+    not. A branch that is always taken prevents this; `step`, an integer `[]` of 0 or more, must be
+    unknown to the compiler.
     """
     if not platform.current_formulation().changes_apart:
         return function()

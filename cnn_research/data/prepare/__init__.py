@@ -1,1 +1,1 @@
-"""Data sets on disk: prepared once, split, surveyed."""
+"""Data sets on disk: preparation, splits, caches."""

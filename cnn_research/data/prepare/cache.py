@@ -1,4 +1,4 @@
-"""Decoded arrays on disk: written once, as a whole or not at all, and opened as memory maps."""
+"""Decoded arrays on disk: written once, atomically, and opened as memory maps."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from absl import logging
+from filelock import FileLock, Timeout
 
 from cnn_research.core.errors import UserError
 from cnn_research.core.files import free_bytes, release, size_text
@@ -22,80 +23,84 @@ from cnn_research.core.progress import Tally
 from cnn_research.data.dataset import Dataset, Examples, Split
 
 FORMAT = 2
-"""Version of the written files: folders of another version are built again."""
+"""Version of the file format; folders of other versions are rebuilt."""
 
 PREPARED = "prepared"
-"""Folder of files that are prepared once for all choices of fields, beside their arrays."""
+"""Folder, beside the arrays, of files prepared once for all field values."""
 INDEX = "index.json"
-"""What a folder is of; it is touched at each use, so that its time is that of the last one."""
+"""Description of a folder's contents; its modification time is that of the folder's last use."""
 UNPACKED = "unpacked"
-"""Folder of the files of archives, as long as they are read."""
+"""Folder of the files of archives while they are read."""
 PART = 1 << 26
 """Bytes of images that are copied at once."""
 
 
 def data_dir() -> Path:
-    """Folder of prepared data: TFDS's own convention, read at every call."""
+    """Folder of prepared data, by TFDS's convention; the variable is read at every call."""
     return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
 def key_of(value: Any) -> str:
-    """A short name for a JSON value, for a folder that depends on it."""
+    """Hash a JSON value to a short name for a folder that depends on it."""
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=5).hexdigest()
 
 
 def require_space(needed: float, what: str, *smaller: str) -> None:
-    """Raise `UserError` if the disk of `data_dir()` has less than `needed` bytes free.
+    """Raise `UserError` if the disk of `data_dir()` has less than `needed` bytes free for `what`.
 
-    `what` takes them, and `smaller` are further ways to need less.
+    `smaller` are further ways to need less.
     """
     free = free_bytes(data_dir())
     if needed <= free:
         return
     ways = [
-        "remove what is not needed (`python -m cnn_research.data list` shows it)",
+        "remove data you no longer need (`python -m cnn_research.data list` lists it)",
         "set TFDS_DATA_DIR to a folder on another disk",
         *smaller,
     ]
     raise UserError(
-        f"{what} takes {size_text(needed)} of disk in {data_dir()}, where {size_text(free)} are "
-        f"free: {', '.join(ways[:-1])}, or {ways[-1]}"
+        f"{what} needs {size_text(needed)} in {data_dir()}, but only {size_text(free)} are free: "
+        f"{', '.join(ways[:-1])}, or {ways[-1]}"
     )
+
+
+def lock_of(folder: Path) -> FileLock:
+    """Return the lock of a folder, a file next to it, as Windows cannot lock folders."""
+    return FileLock(folder.with_name(f"{folder.name}.lock"))
 
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
     """Let one process at a time write `folder`; the others wait."""
-    import fcntl
-
-    path = folder.with_name(folder.name + ".lock")
+    turn = lock_of(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        try:
+            turn.acquire(timeout=0)
+        except Timeout:
+            logging.info("waiting for another process that is preparing %s", folder)
+            turn.acquire()
     except OSError as error:
         raise UserError(
             f"{folder.parent} cannot be written ({error.strerror}): set TFDS_DATA_DIR to a folder "
             "that can"
         ) from error
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logging.info("waiting for another process that is preparing %s", folder)
-            fcntl.flock(file, fcntl.LOCK_EX)
+    try:
         yield
+    finally:
+        turn.release()
 
 
 def read(folder: Path, fingerprint: str) -> Dataset | None:
-    """The data set in `folder` as memory maps; None if absent, damaged or of other data."""
+    """Open the data set in `folder` as memory maps; None if absent, damaged or of other data."""
     try:
-        index = json.loads((folder / INDEX).read_text())
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         if (index["format"], index["fingerprint"]) != (FORMAT, fingerprint):
-            logging.info("%s is of an older state of its source: it is built again", folder)
+            logging.info("%s is out of date: its source has changed; rebuilding it", folder)
             return None
         for file, size in index["files"].items():
             if (folder / file).stat().st_size != size:
-                logging.warning("%s is damaged: the arrays are built again", folder / file)
+                logging.warning("%s is damaged: rebuilding the arrays", folder / file)
                 return None
         splits = {
             split: Split(
@@ -116,7 +121,7 @@ def read(folder: Path, fingerprint: str) -> Dataset | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        logging.warning("%s is damaged (%s): the arrays are built again", folder, error)
+        logging.warning("%s is damaged (%s): rebuilding the arrays", folder, error)
         return None
     return Dataset(
         name=index["name"],
@@ -136,7 +141,7 @@ def write(
     indices: Mapping[str, np.ndarray],
     provenance: Mapping[str, Any],
 ) -> None:
-    """Write every split of `examples` into `folder`, which appears only when it is complete."""
+    """Write every split of `examples` to `folder`, which appears only once it is complete."""
     step = max(1, PART // examples.images[:1].nbytes)
     total = sum(map(len, indices.values()))
     with scratch(folder) as temporary, Tally("writing images", total) as tally:
@@ -169,56 +174,58 @@ def write(
             "provenance": dict(provenance),
             "files": {path.name: path.stat().st_size for path in sorted(temporary.iterdir())},
         }
-        (temporary / INDEX).write_text(json.dumps(index, indent=1))
+        (temporary / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
         publish(temporary, folder)
 
 
 def publish(temporary: Path, folder: Path) -> None:
-    """Make a complete folder appear as `folder`, in place of an older one."""
+    """Rename a complete folder to `folder`, and replace an older one."""
     for file in filter(Path.is_file, temporary.iterdir()):
-        with open(file, "rb") as written:
+        with open(file, "r+b") as written:  # Windows flushes no file that is open for reading
             os.fsync(written.fileno())
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
 
 
 def mark_used(folder: Path) -> None:
-    """Note the time as that of the last use of a folder with an index."""
-    with contextlib.suppress(OSError):  # it may be another user's
+    """Record the last use of a folder with an index."""
+    with contextlib.suppress(OSError):  # it may belong to another user
         os.utime(folder / INDEX)
 
 
 def unfinished(folder: Path) -> Path:
-    """Path at which `folder` is written before it appears."""
+    """Path at which `folder` is written until it is complete."""
     return folder.with_name(f".{folder.name}.incomplete")
 
 
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Mark a folder as in use; the mark ends with the process, however that ends."""
-    import fcntl
-
-    handle = os.open(folder, os.O_RDONLY)
+    mark = lock_of(folder)
+    with contextlib.suppress(OSError):  # a network's disk may not lock files
+        mark.acquire()
     try:
-        with contextlib.suppress(OSError):  # a network's disk may not lock folders
-            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(handle)
+        mark.release()
 
 
 def is_held(folder: Path) -> bool:
     """Return whether a process, perhaps this one, marks a folder as in use, or may do so."""
-    import fcntl
-
-    handle = os.open(folder, os.O_RDONLY)
+    mark = lock_of(folder)
+    if not Path(mark.lock_file).exists():
+        return False
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with mark.acquire(timeout=0):
+            return False
     except OSError:  # it is held, or the disk cannot say
         return True
-    finally:
-        os.close(handle)
-    return False
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder that may be marked as in use, and is not."""
+    shutil.rmtree(folder, ignore_errors=True)
+    Path(lock_of(folder).lock_file).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -230,11 +237,12 @@ def unpacking() -> Iterator[Path]:
     home = data_dir() / UNPACKED
     with contextlib.ExitStack() as stack:
         with lock(home):  # until it is held, a new folder looks like one that was left
-            for left in home.glob("*"):
+            for left in filter(Path.is_dir, home.glob("*")):
                 if not is_held(left):
-                    shutil.rmtree(left, ignore_errors=True)
+                    discard(left)
             home.mkdir(exist_ok=True)
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=home)))
+            folder = Path(tempfile.mkdtemp(dir=home))
+            stack.callback(discard, folder)
             stack.enter_context(held(folder))
         yield folder
 
@@ -249,11 +257,11 @@ def scratch(folder: Path) -> Iterator[Path]:
         with held(temporary):
             yield temporary
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        discard(temporary)
 
 
 def write_once(folder: Path, write: Callable[[Path], None]) -> bool:
-    """Have `write(temporary)` fill `folder`, unless it is there; return whether it was written."""
+    """Let `write(temporary)` fill `folder` if it does not exist; return whether it was written."""
     with lock(folder):
         if folder.is_dir():
             return False
@@ -264,24 +272,24 @@ def write_once(folder: Path, write: Callable[[Path], None]) -> bool:
 
 
 def arrays_folder(home: Path, key: str) -> Path:
-    """Folder of the arrays `key` of the data in `home`."""
+    """Folder of the arrays with this key, of the data in `home`."""
     return home / "arrays" / key
 
 
 def load(home: Path, fingerprint: str, key: str, build: Callable[[Path], None]) -> Dataset:
-    """The arrays `key` of the data prepared in `home`, built by `build(folder)` if need be."""
+    """Open the arrays `key` of the data in `home`; call `build(folder)` to build them if needed."""
     folder = arrays_folder(home, key)
     dataset = read(folder, fingerprint)
     if dataset is None:
         with lock(home):
-            dataset = read(folder, fingerprint)  # another process may just have built them
+            dataset = read(folder, fingerprint)  # another process may have built them meanwhile
             if dataset is None:
-                for other in folder.parent.glob("*"):  # of an older state of the source
+                for other in folder.parent.glob("*"):  # of an earlier state of the source
                     if read(other, fingerprint) is None:
                         shutil.rmtree(other, ignore_errors=True)
                 build(folder)
                 dataset = read(folder, fingerprint)
     if dataset is None:
-        raise UserError(f"{folder} was written and cannot be read back: check the disk")
+        raise UserError(f"{folder} was written but cannot be read back: check the disk")
     mark_used(folder)
     return dataset

@@ -1,4 +1,4 @@
-"""The official archives of CIFAR-10: found, fetched and read."""
+"""CIFAR-10's official archives: find, download and read them."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ SHA256 = {
     BINARY: "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
     PYTHON: "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
 }
-"""SHA-256 of the two official archives, which hold the same images in the same order."""
+"""SHA-256 of the two official archives, which contain the same images in the same order."""
 
 HOMEPAGE = "https://www.cs.toronto.edu/~kriz/"
 BATCHES = {"train": [f"data_batch_{number}" for number in range(1, 6)], "test": ["test_batch"]}
 
 
 def find(path: Path) -> Path | None:
-    """The official archive that `path` is or, if it is a folder, holds; None if there is none.
+    """Find the official archive: `path`, or a file below it; None if there is none.
 
     Raises `UserError` if an archive with an official name is not the official file, or the folder
-    holds the batches without their archive.
+    contains the batches without their archive.
     """
     if path.is_dir():
         held = [file for name in SHA256 for file in sorted(path.rglob(name))]
         if not held and any(path.rglob(f"{BATCHES['train'][0]}*")):
             raise UserError(
-                f"{printable(path)} holds unpacked batches, which have no published checksum: "
+                f"{printable(path)} contains unpacked batches, which have no published checksums: "
                 f"pass the archive itself, {BINARY} or {PYTHON}"
             )
         return find(held[0]) if held else None
@@ -53,35 +53,34 @@ def find(path: Path) -> Path | None:
 
 
 def gather(folder: Path, address: str) -> None:
-    """Download the official archive from an address (`file:` or a mirror) into `folder`."""
+    """Download the official archive from a URL (`file:` or a mirror) into `folder`."""
     advice = (
-        f"pass a mirror with --source=https://..., or the file {BINARY} or {PYTHON} of "
+        f"pass a mirror with --source=https://..., or {BINARY} or {PYTHON} from "
         f"{HOMEPAGE}cifar.html with --source=FILE"
     )
     fetch(address, folder, SHA256, "CIFAR-10", advice)
 
 
 def read(archive: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Images, uint8 `[examples, 32, 32, 3]`, and labels, int64 `[examples]`, of each split, in
-    order.
+    """Read each split's images, uint8 `[examples, 32, 32, 3]`, and labels, int64 `[examples]`.
 
-    The archive has its official name and checksum.
+    The archive must have its official name and checksum.
     """
     read_batch = _read_binary if archive.name == BINARY else _read_python
-    found = {}
+    batches = {}
     with tarfile.open(archive) as tar:
-        for member in tar:  # in the archive's order: going back would unpack it again
+        for member in tar:  # in the archive's order: seeking back would decompress it again
             name = Path(member.name).name.removesuffix(".bin")
             file = tar.extractfile(member)
             if file and name in itertools.chain(*BATCHES.values()):
-                found[name] = read_batch(file.read())
+                batches[name] = read_batch(file.read())
     return {
         split: (
-            # Pixels stand channel by channel.
-            np.concatenate([found[name][0] for name in names])
+            # Pixels are stored channel by channel.
+            np.concatenate([batches[name][0] for name in names])
             .reshape(-1, 3, 32, 32)
             .transpose(0, 2, 3, 1),
-            np.concatenate([found[name][1] for name in names]),
+            np.concatenate([batches[name][1] for name in names]),
         )
         for split, names in BATCHES.items()
     }
@@ -93,6 +92,6 @@ def _read_binary(content: bytes) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_python(content: bytes) -> tuple[np.ndarray, np.ndarray]:
-    # The checksum has shown that the pickle is the official one, so that it runs nothing else.
+    # By its checksum this is the official pickle, which is safe to load.
     batch = pickle.loads(content, encoding="bytes")
     return batch[b"data"], np.array(batch[b"labels"], np.int64)

@@ -1,4 +1,4 @@
-"""Decoding of a plan's images into one array."""
+"""Decode a plan's images into one array."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from cnn_research.data.prepare.understood import label_array, labels_of, nothing
 
 CHUNK = 256
 DARK, FEW = 64, 0.1
-"""An image is dark in which no pixel is brighter, as are 14 bits in files of 16; and the share of
-dark images that may well be of the night."""
+"""An image is dark if no pixel is brighter, as in 16-bit files of 14-bit images; and the share of
+dark images above which a warning is logged, as a few may show the night."""
 
 
 def decode_plan(
@@ -30,16 +30,16 @@ def decode_plan(
     """Decode the images of a plan in its order; also return provenance.
 
     `pixels` decodes a file to uint8 `[height, width, 3]`, all of one size. The images are a memory
-    map of a file in `scratch`, so memory holds only what is in use.
+    map of a file in `scratch`, so they need little memory.
 
     Raises:
-        BadImage: an image cannot be used, and `on_bad_image` is `stop`.
+        BadImage: an image cannot be used and `on_bad_image` is `stop`.
         UserError: no image of a split or of a class can be used.
     """
     usable: list[Record] = []
     bad: list[tuple[Record, str]] = []
     brightest: list[int] = []
-    with open(scratch / "images", "wb") as file:  # a full disk is an error here, and not in a map
+    with open(scratch / "images", "wb") as file:  # unlike a memory map, it detects a full disk
         for record, image in _decoded(plan.records, pixels):
             if not isinstance(image, BadImage):
                 file.write(image.data)
@@ -48,8 +48,8 @@ def decode_plan(
                 brightest.append(int(image.max()))
             elif on_bad_image == "stop":
                 raise BadImage(
-                    f"{image}; with --on-bad-image=skip (in a training "
-                    "--data.on-bad-image=skip) such images are counted and left out"
+                    f"{image}; use --on-bad-image=skip (for training, "
+                    "--data.on-bad-image=skip) to skip and count such images"
                 )
             else:
                 bad.append((record, str(image)))
@@ -69,7 +69,7 @@ def decode_plan(
         groups=groups if groups.any() else None,
     )
     folders = {record.path.removesuffix(record.name) for record in usable}
-    # Where the names begin, for links to the files.
+    # For links to the files, whose names are relative to it.
     home = {"folder": folders.pop()} if len(folders) == 1 else {}
     facts = {"skipped": [error for _, error in bad], "left_out": plan.left_out, **plan.notes}
     return examples, {**facts, **home, **_dark(usable, brightest)}
@@ -78,7 +78,7 @@ def decode_plan(
 def _decoded(
     records: Sequence[Record], pixels: Callable[[Path], np.ndarray]
 ) -> Iterator[tuple[Record, np.ndarray | BadImage]]:
-    """Each record in order, with its image or why it cannot be used."""
+    """Yield each record in order, with its image or the reason why it cannot be used."""
 
     def attempt(record: Record) -> np.ndarray | BadImage:
         try:
@@ -88,10 +88,10 @@ def _decoded(
 
     with (
         warnings.catch_warnings(),
-        ThreadPoolExecutor() as pool,  # Pillow decodes and resizes outside of the lock
+        ThreadPoolExecutor() as pool,  # Pillow releases the GIL to decode and resize
         Tally("decoding images", len(records)) as tally,
     ):
-        warnings.simplefilter("ignore")  # Pillow's, on odd but readable files
+        warnings.simplefilter("ignore")  # Pillow's, about unusual but readable files
         for start in range(0, len(records), CHUNK):
             raise_if_interrupted()
             chunk = records[start : start + CHUNK]
@@ -100,7 +100,7 @@ def _decoded(
 
 
 def _report(plan: Plan, usable: Sequence[Record], bad: Sequence[tuple[Record, str]]) -> None:
-    """Log what was left out, with the reasons; an error if nothing is left of a split or class."""
+    """Log the skipped images; raise `UserError` if no image of a split or class is left."""
     for what, key in _parts(plan):
         left = {part for record in usable for part in key(record)}
         lost = [(part, error) for record, error in bad for part in key(record) if part not in left]
@@ -108,12 +108,11 @@ def _report(plan: Plan, usable: Sequence[Record], bad: Sequence[tuple[Record, st
             count = sum(part == first for part, _ in lost)
             raise nothing_left(count, what, first, error)
     if bad:
-        logging.warning("left out %d bad images: %s, ...", len(bad), bad[0][1])
+        logging.warning("skipped %d unusable images: %s, ...", len(bad), bad[0][1])
 
 
 def _parts(plan: Plan) -> Iterator[tuple[str, Callable[[Record], Sequence[str]]]]:
-    """The kinds of parts of a plan that must not be empty, and the names of those that an image is
-    of."""
+    """Yield the kinds of parts that must not be empty, and a function that names an image's."""
     yield "split", lambda record: [record.split]
     for head, names in plan.class_names.items():
 
@@ -124,16 +123,18 @@ def _parts(plan: Plan) -> Iterator[tuple[str, Callable[[Record], Sequence[str]]]
 
 
 def _dark(records: Sequence[Record], brightest: Sequence[int]) -> dict[str, Any]:
-    """Warn of images that are nearly black, as are those of fewer bits than their files have room
-    for, by the brightest pixel of each; also return it for the provenance."""
+    """Warn if many images are nearly black, as if they used fewer bits than their files have.
+
+    `brightest` has the brightest pixel of each. Returns the facts for the provenance.
+    """
     dark = [(pixel, record.name) for pixel, record in zip(brightest, records) if pixel <= DARK]
     if len(dark) <= FEW * len(records):
         return {}
     most, first = max(dark)[0], dark[0][1]
     bits = max(most - 1, 0).bit_length()
     logging.warning(
-        "%d of %d images, the first %s, have no pixel above %d of 255: if they have %d bits, "
-        "stored in 16-bit files that do not say so, multiply their values by %d",
+        "%d of %d images, the first %s, have no pixel above %d of 255: if these are %d-bit images "
+        "in 16-bit files that do not declare it, multiply their pixels by %d",
         *(len(dark), len(records), first, most, 8 + bits, 2 ** (8 - bits)),
     )
     return {"dark_images": {"count": len(dark), "first": first, "brightest_pixel_of_255": most}}

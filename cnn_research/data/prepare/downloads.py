@@ -1,4 +1,4 @@
-"""Official files of data sets: downloaded or copied, and known by their checksums."""
+"""Download or copy official files of data sets, which are identified by checksums."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ PART = 1 << 20
 def fetch(address: str, folder: Path, official: Mapping[str, str], title: str, advice: str) -> None:
     """Download one of the `official` files (names and their SHA-256) into the folder.
 
-    The address is of the web or `file:`. Raises `UserError` if the download fails, with the name of
-    the data set, `title`, and `advice`; or if it is another file.
+    The address is a web or `file:` URL. Raises `UserError` if the download fails, with `advice`, or
+    if it is another file; errors call the data set `title`.
     """
     file = folder / "download"
     try:
@@ -30,9 +30,7 @@ def fetch(address: str, folder: Path, official: Mapping[str, str], title: str, a
                     output.write(part)
                     tally.advance(len(part) / 1e6)
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise UserError(
-            f"{title} could not be downloaded from {address} ({error}): {advice}"
-        ) from error
+        raise UserError(f"cannot download {title} from {address} ({error}): {advice}") from error
     digest = sha256_of(file)
     names = [name for name, known in official.items() if known == digest]
     if not names:
@@ -41,8 +39,8 @@ def fetch(address: str, folder: Path, official: Mapping[str, str], title: str, a
 
 
 def not_official(where: str, title: str) -> UserError:
-    """The error for a file whose checksum is not the official one."""
+    """Make the error for a file whose checksum is not the official one."""
     return UserError(
         f"{where} is not an official file of {title} (its SHA-256 differs): it is damaged, "
-        "incomplete or another version; fetch it again"
+        "incomplete or another version; download it again"
     )

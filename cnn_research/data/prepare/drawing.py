@@ -1,4 +1,4 @@
-"""Drawing of splits out of what stays together: copies, groups and near duplicates."""
+"""Draw splits that keep copies, groups and near duplicates together."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from cnn_research.core.errors import UsageError, UserError
 from cnn_research.data.dataset import Examples
 
 MOST_ALIKE = 100
-"""Images that likeness joins at most, or twice the largest group that is given: in a chain each is
-like the next, and the first may be nothing like the last."""
+"""Maximum number of near duplicates joined to a unit (or twice the largest given group): in a chain
+in which each resembles the next, the first and the last may be quite different."""
 
 
 def units_of(examples: Examples, pool: np.ndarray, alike: np.ndarray) -> np.ndarray:
-    """The unit of each example in `pool` (int64 `[n]`): the index of one of them, int64
-    `[examples]`; -1 for the others.
+    """Assign each example in `pool` (int64 `[n]`) to a unit; return int64 `[examples]`.
 
-    Exact copies are one unit, and so are the examples of a group. Then the pairs `alike` (int64
-    `[pairs, 2]`, the most similar ones first) join units, as far as these stay small.
+    A unit is identified by the index of one of its examples; -1 means not in `pool`. Exact copies
+    and the examples of a group form units. Then the pairs `alike` (int64 `[pairs, 2]`, most similar
+    first) join units as long as these stay small.
     """
     own = np.full(len(examples.images), -1)
     own[pool] = pool
@@ -52,14 +52,14 @@ def units_of(examples: Examples, pool: np.ndarray, alike: np.ndarray) -> np.ndar
 
 
 class Drawing:
-    """Units that are drawn or dealt out of a pool, in an order that the seed alone decides.
+    """Draws splits or folds of units, in an order determined by the seed.
 
-    Of every class the same share is drawn. Where a class is too small for that, the seed decides
-    which classes give an image, the same for every split that is drawn. Never is all of a class.
+    Every class is drawn in proportion, but never all of it. If classes are too small for that, the
+    seed decides which of them contribute an image, the same ones for every split.
     """
 
     def __init__(self, examples: Examples, units: np.ndarray, seed: int):
-        """`units` as `units_of` returns them."""
+        """`units` are those of `units_of`."""
         members: dict[int, list[int]] = defaultdict(list)
         for index in np.flatnonzero(units >= 0).tolist():
             members[int(units[index])].append(index)
@@ -80,14 +80,14 @@ class Drawing:
         ]
         self.totals = np.bincount(strata[units >= 0], minlength=strata.max() + 1)
         self.left = self.totals.tolist()
-        """Images of each class that no split has yet."""
+        """Images of each class that are in no split yet."""
         self.ranks = np.random.default_rng(seed).permutation(len(self.totals))
 
     def draw(self, count: int) -> np.ndarray:
-        """About `count` of the examples that are left, ascending int64 `[n]`.
+        """Draw about `count` of the remaining examples: ascending indices, int64 `[n]`.
 
-        A unit is taken if that brings the numbers of its classes, and of all, nearer to what is
-        wanted. Raises `UserError` where none can be.
+        A unit is taken if that brings the counts of its classes, and the total, closer to their
+        targets. Raises `UserError` if no unit can be.
         """
         wanted, left, rest = self._wanted(count).tolist(), count, []
         chosen: list[int] = []
@@ -108,8 +108,10 @@ class Drawing:
         return np.sort(np.array(chosen, np.int64))
 
     def deal(self, fold: int, folds: int) -> np.ndarray:
-        """The examples of one of `folds` equal parts, ascending int64 `[n]`; raises `UsageError`
-        where there are fewer units than parts."""
+        """Return one of `folds` equal parts: ascending indices, int64 `[n]`.
+
+        Raises `UsageError` if there are fewer units than parts.
+        """
         if len(self.units) < folds:
             raise UsageError(
                 f"--data.folds is {folds}, but there are only {len(self.units)} images or groups "
@@ -118,10 +120,10 @@ class Drawing:
         filled = [[0] * len(self.left) for _ in range(folds)]
         sizes, rest = [0] * folds, []
         chosen: list[int] = []
-        # As shares of their class: a part that has the two images of a rare one is worse than one
-        # that has two more of a common one.
+        # Counts are relative to the class: two images of a rare class in one part are worse than
+        # two more of a common class.
         weights = [1 / max(1, total) ** 2 for total in self.totals.tolist()]
-        # The largest first, as long as there is room everywhere; equal ones stay in their order.
+        # The largest first, while there is room everywhere; equally large ones stay in order.
         for unit, content in sorted(self.units, key=lambda each: -len(each[0])):
             like = [
                 (sum(part[c] * n * weights[c] for c, n in content), size)
@@ -145,8 +147,10 @@ class Drawing:
         return unit
 
     def _wanted(self, count: int) -> np.ndarray:
-        """Images of each class to be drawn, int64 `[classes]`: in proportion to all there were
-        before any were drawn, and one of those that are left fewer at most."""
+        """Number of images to draw from each class, int64 `[classes]`.
+
+        In proportion to the original counts, and leaving at least one image of each class.
+        """
         whole, remainders = np.divmod(count * self.totals, self.totals.sum())
         most = np.maximum(np.array(self.left) - 1, 0)
         wanted = np.minimum(whole, most)
@@ -160,8 +164,7 @@ class Drawing:
 
 
 def nothing_drawn(units: Sequence[Sequence[int]], count: int, classes: int) -> UserError:
-    """The error of a split of `count` images of classes for which none of the units can be
-    taken."""
+    """Make the error for a split of `count` images, and `classes` classes, that no unit fits."""
     sizes = sorted(map(len, units))
     size, images = sizes[0], sum(sizes)
     why = "every class would lose its last image"
@@ -169,8 +172,8 @@ def nothing_drawn(units: Sequence[Sequence[int]], count: int, classes: int) -> U
         of = f" of {classes:,} classes" * (size < 2 * count)
         why = f"the smallest has {size:,} images, but {count:,}{of} are to be held out"
     return UserError(
-        f"nothing can be held out: the {images:,} images form {len(units):,} "
-        f"group{'s' * (len(units) != 1)} that stay together (copies after decoding, with white "
-        f"in place of transparency; near duplicates; --data.group), and {why}: add different "
-        "images, increase --data.validation and --data.test, or set them to 0"
+        f"no images can be held out: the {images:,} images form {len(units):,} "
+        f"group{'s' * (len(units) != 1)} that must stay together (identical once decoded, on "
+        f"white if transparent; near duplicates; --data.group), and {why}: add different images, "
+        "increase --data.validation and --data.test, or set them to 0"
     )

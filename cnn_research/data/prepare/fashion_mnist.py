@@ -1,4 +1,4 @@
-"""The four official files of Fashion-MNIST: found, downloaded and read."""
+"""Fashion-MNIST's four official files: find, download and read them."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ HOMEPAGE = "https://github.com/zalandoresearch/fashion-mnist"
 
 
 def check(folder: Path) -> Path:
-    """Return the folder, at or below `folder`, that has the official files.
+    """Return the folder, at or below `folder`, with the official files.
 
-    Raises `UserError` if one is absent, or is not the official one.
+    Raises `UserError` if one is missing or not official.
     """
     folder = next(folder.rglob(next(iter(SHA256))), folder / "-").parent
     for name, digest in SHA256.items():
         if not (folder / name).is_file():
-            raise UserError(f"{folder} has no {name}: the four official .gz files are needed")
+            raise UserError(f"{folder} has no {name}: all four official .gz files are needed")
         if sha256_of(folder / name) != digest:
             raise not_official(str(folder / name), "Fashion-MNIST")
     return folder
@@ -51,7 +51,7 @@ def check(folder: Path) -> Path:
 def gather(folder: Path, source: Path | None) -> None:
     """Copy the official files into `folder` from the folder `source`, or download them."""
     advice = (
-        f"fetch {', '.join(SHA256)} as described at {HOMEPAGE} and pass their folder with "
+        f"download {', '.join(SHA256)} as described at {HOMEPAGE} and pass their folder with "
         "--source=FOLDER"
     )
     start = ADDRESS if source is None else f"{check(source).as_uri()}/"
@@ -60,9 +60,8 @@ def gather(folder: Path, source: Path | None) -> None:
 
 
 def read(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Images, uint8 `[examples, 28, 28, 1]`, and labels, uint8 `[examples]`, of each split, in
-    order."""
-    # The headers are 16 and 8 bytes; the checksums have vouched for the rest.
+    """Read each split's images, uint8 `[examples, 28, 28, 1]`, and labels, uint8 `[examples]`."""
+    # Headers have 16 and 8 bytes; the checksums have been verified.
     content = [gzip.decompress((folder / name).read_bytes()) for name in SHA256]
     train, train_labels, test, test_labels = (np.frombuffer(part, np.uint8) for part in content)
     return {

@@ -1,4 +1,4 @@
-"""Files of images: archives, folders, and the plan of which image is which example."""
+"""Image files: archives, folders, and the plan that assigns files to examples."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ SPLIT_FOLDERS = {
     **dict.fromkeys(("test", "testing", "test_set"), "test"),
     "target": "target",
 }
-"""The names of folders, and of values in a column `split`, that mean a split."""
+"""Names of folders, and values of a column `split`, that denote a split."""
 
 IS_UTF8 = 0x800
-"""The flag of a file in a zip archive whose name is in UTF-8; others are in cp437."""
+"""Flag in a zip archive of a file whose name is in UTF-8; other names are in cp437."""
 SPREADSHEETS = (".xlsx", ".xlsm")
 TABLES = (".csv", ".tsv", *SPREADSHEETS)
-"""The endings of tables."""
+"""File extensions of tables."""
 
 SYSTEM_NAMES = frozenset(
     {
@@ -42,8 +42,7 @@ SYSTEM_NAMES = frozenset(
         *("thumbs.db", "ehthumbs.db", "desktop.ini", "system volume information", "icon\r"),
     }
 )
-"""Folders and files that systems, network drives and archives put beside one's own, in small
-letters."""
+"""Folders and files created by operating systems, network drives and archivers, in lower case."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -51,12 +50,12 @@ class Record:
     """One image to read.
 
     Attributes:
-        path: of the file; text, since there may be a million of them.
+        path: the file's path; a str, as there may be a million.
         name: printable, relative to the source.
-        split: the source's own split; `train` where it gives none.
+        split: the source's own split; `train` if it has none.
         labels: per head, the class index, `MISSING` or `UNKNOWN_CLASS`; or the number, or NaN;
             or the indices of several labels, ascending.
-        group: what stays on one side of drawn splits; "" for an image by itself.
+        group: group that random splits keep together; "" for a group of its own.
     """
 
     path: str
@@ -72,9 +71,9 @@ class Plan:
 
     Attributes:
         notes: JSON values for the provenance.
-        numbers: the heads of numbers.
-        layout: how the folder or table was understood, in words.
-        left_out: what is no example, by why it is not: as of `understood.left_out`.
+        numbers: heads whose labels are numbers.
+        layout: how the folder or table was interpreted, in words.
+        left_out: what was skipped, by reason, as from `understood.left_out`.
     """
 
     records: Sequence[Record]
@@ -86,27 +85,27 @@ class Plan:
 
 
 def check_groups(groups: Sequence[str], option: str, where: str) -> None:
-    """Raise `UsageError` where `option` finds no group, or one alone, in what is named `where`."""
+    """Raise `UsageError` if `option` finds no group, or only one, in `where`."""
     different = set(groups) - {""}
     if not different:
         raise UsageError(f"{option} finds no group in any of {len(groups):,} {where}")
     if len(different) == 1 and "" not in groups:
         raise UsageError(
-            f"{option} finds the same group '{different.pop()}' in all {len(groups):,} {where}: "
-            "nothing could be held out; choose something that differs"
+            f"{option} finds the same group '{different.pop()}' in all {len(groups):,} {where}, so "
+            "no images can be held out: choose something that differs"
         )
 
 
 _unpacked: dict[Path, Path] = {}
-"""The folders of the archives that are open."""
+"""Folders of the archives that are currently open."""
 
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Path]:
-    """The folder or table `path`; an archive is unpacked into a folder that is gone afterwards.
+    """Open a folder or table, or unpack an archive into a temporary folder; yield its path.
 
-    An archive that is open already is not unpacked again. Raises `UserError` for one that is
-    damaged, or for which the disk has no room.
+    An archive that is already open is not unpacked again. Raises `UserError` if it is damaged or
+    the disk has no room for it.
     """
     if path in _unpacked or path.is_dir() or is_table(path):
         yield _unpacked.get(path, path)
@@ -114,19 +113,19 @@ def opened(path: Path) -> Iterator[Path]:
     if path.suffix.lower() in (".txt", ".xls", ".ods", ".json", ".jsonl", ".parquet"):
         raise UsageError(
             f"{printable(path)} is not an archive: if it is a table, save it as .csv or .xlsx "
-            "(a .csv file may have commas, semicolons or tabs)"
+            "(a .csv file may be separated by commas, semicolons or tabs)"
         )
     with cache.unpacking() as folder:
         try:
             _unpack(path, folder)
         except (
             *(tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error),
-            *(EOFError, OSError, ValueError, RuntimeError),  # the last: encrypted, or packed oddly
+            *(EOFError, OSError, ValueError, RuntimeError),  # the last: encrypted or unsupported
         ) as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise UserError(
-                f"{printable(path)} is neither a folder nor a whole .tar, .tar.gz, .tar.xz or "
+                f"{printable(path)} is neither a folder nor a complete .tar, .tar.gz, .tar.xz or "
                 f".zip archive ({error}): unpack it yourself, or copy or download it again"
             ) from error
         _unpacked[path] = folder
@@ -137,7 +136,7 @@ def opened(path: Path) -> Iterator[Path]:
 
 
 def _unpack(path: Path, folder: Path) -> None:
-    """Write the files of an archive, zip or tar, into a folder."""
+    """Unpack a zip or tar archive into a folder."""
     what = f"unpacking {printable(path.name)}"
 
     def counted(members: Iterable[Any], total: int | None) -> Iterator[Any]:
@@ -154,7 +153,7 @@ def _unpack(path: Path, folder: Path) -> None:
             cache.require_space(sum(member.file_size for member in members), what)
             zipped.extractall(folder, counted(members, len(members)))
         return
-    # What a compressed tar takes is known at its end; of photographs it is hardly more.
+    # The unpacked size is known only at the end; for photographs it is about the same.
     cache.require_space(path.stat().st_size, what)
     with tarfile.open(path) as archive:
         archive.extractall(folder, counted(archive, None), filter="data")
@@ -162,14 +161,14 @@ def _unpack(path: Path, folder: Path) -> None:
 
 
 def _require_end(archive: tarfile.TarFile) -> None:
-    """Read an archive to its end, after its members.
+    """Read an archive to its end, past its members.
 
-    A damaged header passes for the end, and checksums come last: an archive that is not whole would
-    be taken for a smaller one. Raises `tarfile.ReadError`, or what a decompressor raises.
+    tarfile takes a damaged header for the end, and checksums come last, so an incomplete archive
+    would pass for a smaller one. Raises `tarfile.ReadError` or the decompressor's errors.
     """
     stream = archive.fileobj
     assert stream is not None
-    if isinstance(stream, io.BufferedReader):  # of a compressed file, a checksum tells
+    if isinstance(stream, io.BufferedReader):  # compressed files have a checksum instead
         stream.seek(archive.offset)
         if any(stream.read(tarfile.BLOCKSIZE)):
             raise tarfile.ReadError("a header is damaged")
@@ -178,8 +177,8 @@ def _require_end(archive: tarfile.TarFile) -> None:
 
 
 def _separate_folders(members: Sequence[zipfile.ZipInfo]) -> None:
-    """Make backslashes separate folders, where a program for Windows wrote them for that; and read
-    names as UTF-8, where a program, as that of macOS, does not say that they are."""
+    """Fix names in a zip archive: backslashes from Windows programs, and UTF-8 without the flag, as
+    from macOS."""
     slashes = any("/" in member.filename for member in members)
     for member in members:
         if member.create_system == 0 or not slashes:
@@ -190,41 +189,45 @@ def _separate_folders(members: Sequence[zipfile.ZipInfo]) -> None:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """Every file below `folder` that is not hidden or a system's, sorted; broken links are
-    included."""
+    """List all files below `folder`, sorted, except hidden and system files.
+
+    Broken links are included.
+    """
     return [folder / name for name in names_below(folder)]
 
 
 def names_below(folder: Path) -> list[str]:
-    """The files of `files_below` as seen from `folder`, `train/Coat/17.jpg`; text, because a
-    million of them is listed in a fraction of the time of paths."""
-    found: list[str] = []
+    """List the files of `files_below` relative to `folder`, as `train/Coat/17.jpg`.
+
+    For a million files this is many times faster than listing `Path` objects.
+    """
+    names: list[str] = []
     pending = [""]
     while pending:
         name = pending.pop()
         if name and not name.endswith("/"):
-            found.append(name)
+            names.append(name)
             continue
-        # The last is taken first.
-        entries = sorted(_shown(folder / name), key=lambda entry: entry.name, reverse=True)
+        # Reversed, as the last is popped first.
+        entries = sorted(_visible(folder / name), key=lambda entry: entry.name, reverse=True)
         pending += [f"{name}{entry.name}{'/' * _is_folder(entry)}" for entry in entries]
-    return found
+    return names
 
 
 def folders_in(folder: Path) -> list[str]:
-    """The names of the folders right in `folder`, but hidden and a system's."""
-    return [entry.name for entry in _shown(folder) if _is_folder(entry)]
+    """List the folders directly in `folder`, except hidden and system ones."""
+    return [entry.name for entry in _visible(folder) if _is_folder(entry)]
 
 
-def _shown(folder: Path) -> list[os.DirEntry[str]]:
-    """What is right in a folder and is not hidden or a system's."""
+def _visible(folder: Path) -> list[os.DirEntry[str]]:
+    """List the entries of a folder, except hidden and system ones."""
     with os.scandir(folder) as scanned:
         entries = [e for e in scanned if not e.name.startswith((".", "__MACOSX"))]
     return [entry for entry in entries if entry.name.lower() not in SYSTEM_NAMES]
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Return whether an entry is a folder; not a link to itself or back to where it is in."""
+    """Return whether an entry is a folder, but not a link to itself or one of its parents."""
     if not entry.is_symlink():
         return entry.is_dir()
     target = Path(os.path.realpath(entry))
@@ -237,36 +240,39 @@ def _is_table(entry: os.DirEntry[str]) -> bool:
 
 
 def is_table(path: str | Path) -> bool:
-    """Return whether a file's name is a table's."""
+    """Return whether a file has the extension of a table."""
     return os.path.splitext(path)[1].lower() in TABLES
 
 
 def folders_state(path: Path) -> tuple[tuple[str, int], ...]:
-    """Another value when a file comes into a folder, leaves it, or a table changes; known at once,
-    since no other file is looked at."""
-    found, pending = [], [os.fspath(path)]
+    """Modification times of all folders and tables below `path`.
+
+    They change when a file is added or removed or a table is edited. Fast, because no other file is
+    examined.
+    """
+    times, pending = [], [os.fspath(path)]
     while pending:
         each = pending.pop()
-        found.append((each, os.stat(each).st_mtime_ns))
+        times.append((each, os.stat(each).st_mtime_ns))
         if os.path.isdir(each):
             with os.scandir(each) as entries:
                 shown = [entry for entry in entries if not entry.name.startswith(".")]
             pending += [entry.path for entry in shown if _is_folder(entry) or _is_table(entry)]
-    return tuple(sorted(found))
+    return tuple(sorted(times))
 
 
 def existing(path: str) -> Path:
-    """`path` made absolute; a `UserError` if it does not exist."""
+    """Make a path absolute; raise `UserError` if it does not exist."""
     if not path:
         raise UsageError("--data.path is empty: name a folder, an archive or a CSV file of images")
-    found = Path(path).expanduser().resolve()  # one name, from wherever it is named
-    if not found.exists():
-        raise UserError(f"{printable(found)} does not exist: check the path")
-    return found
+    absolute = Path(path).expanduser().resolve()
+    if not absolute.exists():
+        raise UserError(f"{printable(absolute)} does not exist: check the path")
+    return absolute
 
 
 def fingerprint_of(files: Iterable[str | Path], start: Path) -> str:
-    """A name for the state of files, as seen from `start`: another one when one has changed."""
+    """Hash the names, relative to `start`, sizes and modification times of files."""
 
     @functools.cache
     def relative(folder: str) -> str:
@@ -277,10 +283,10 @@ def fingerprint_of(files: Iterable[str | Path], start: Path) -> str:
         folder, name = os.path.split(file)
         seen = "." if file == start else f"{relative(folder)}{name}"
         try:
-            found = os.stat(file)
-        except (OSError, ValueError):  # absent, or no name of a file: reported when it is read
+            stat = os.stat(file)
+        except (OSError, ValueError):  # absent, or not a file name: reported when it is read
             return os.fsencode(seen).hex(), 0, 0
-        return os.fsencode(seen).hex(), found.st_size, found.st_mtime_ns
+        return os.fsencode(seen).hex(), stat.st_size, stat.st_mtime_ns
 
     return cache.key_of([status(file) for file in files])
 

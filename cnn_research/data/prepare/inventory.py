@@ -1,6 +1,6 @@
-"""All that lies in the folder of prepared data: what it is of, its size, and removing it.
+"""List and remove the contents of the folder of prepared data.
 
-Only what this project writes is looked at: TensorFlow Datasets may keep its own data there.
+Only files of this project are considered; TensorFlow Datasets may store its own data there.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from cnn_research.core.files import bytes_below
 from cnn_research.data.prepare import cache
 
 TOGETHER = {
-    "surveys": "counts and sizes of archives' images",
-    "clusters": "colours of images, in clusters",
+    "surveys": "image counts and sizes of archives",
+    "clusters": "colour clusters of images",
 }
-"""Folders of many small parts."""
+"""Folders of many small files, listed as one entry each."""
 SINGLE = ("*/*/prepared", "*/*/arrays/*", "*/*/*/arrays/*", "*/*/.*.incomplete", "features/*")
-"""Folders of one part each: of official files and copies, decoded arrays, and cached features."""
+"""Patterns of single entries: official files and copies, decoded arrays, and cached features."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One part.
+    """One folder of prepared or cached data.
 
     Attributes:
-        name: its path as seen from the folder of prepared data.
-        used: seconds since 1970, of its last use; of one without an index, of its making.
-        unfinished: it is being written, or was left by a process that was stopped.
+        name: path relative to the folder of prepared data.
+        used: time of the last use, or of creation if it has no index, in seconds since 1970.
+        unfinished: whether it is being written, or was left by a process that was stopped.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Entry:
 
 
 def entries() -> list[Entry]:
-    """Every part, by name."""
+    """List all entries, sorted by name."""
     home = cache.data_dir()
     paths = {path for pattern in SINGLE for path in home.glob(pattern)}
     paths |= {path for name in (*TOGETHER, f"{cache.UNPACKED}/*") for path in home.glob(name)}
@@ -60,11 +60,11 @@ def _entry(path: Path) -> Entry:
     name, index = path.relative_to(home).as_posix(), path / cache.INDEX
     unfinished = path.name.endswith(".incomplete") or path.parent == home / cache.UNPACKED
     if unfinished:
-        text = "being written" if cache.is_held(path) else "interrupted: it is made again"
+        text = "being written" if cache.is_held(path) else "incomplete, will be rebuilt"
     elif name in TOGETHER:
         text = TOGETHER[name]
     elif path.name == cache.PREPARED:
-        text = "files, prepared once"
+        text = "prepared files"
     else:
         text = _described(index)
     used = index if index.is_file() else path
@@ -72,53 +72,53 @@ def _entry(path: Path) -> Entry:
 
 
 def _described(index: Path) -> str:
-    """The text of a part, from its index."""
+    """Describe an entry by its index."""
     try:
-        told: dict[str, Any] = json.loads(index.read_text())
-        if "of" in told:
-            return str(told["of"])
-        sizes = told["provenance"]["examples"].items()
+        content: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))
+        if "of" in content:
+            return str(content["of"])
+        sizes = content["provenance"]["examples"].items()
         splits = ", ".join(f"{split} {count:,}" for split, count in sizes)
-        return f"{told['provenance']['source']}; {splits}"
+        return f"{content['provenance']['source']}; {splits}"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "damaged, or of an older version"
 
 
 def chosen(names: Sequence[str]) -> list[Entry]:
-    """The parts of these names, or below folders of these names.
+    """Select the entries with these names, or below folders with these names.
 
     Raises:
-        UsageError: there is none of a name.
-        UserError: one is being written.
+        UsageError: a name matches nothing.
+        UserError: an entry is being written.
     """
-    there = entries()
-    found: dict[str, Entry] = {}
+    existing = entries()
+    selected: dict[str, Entry] = {}
     for name in (name.rstrip("/") for name in names):
-        below = [e for e in there if e.name == name or e.name.startswith(f"{name}/")]
+        below = [e for e in existing if e.name == name or e.name.startswith(f"{name}/")]
         if not below:
-            near = did_you_mean(name, [entry.name for entry in there])
+            near = did_you_mean(name, [entry.name for entry in existing])
             raise UsageError(
                 f"nothing in {cache.data_dir()} is named '{name}'{near}; "
-                "`python -m cnn_research.data list` shows all"
+                "`python -m cnn_research.data list` lists all names"
             )
-        found |= {entry.name: entry for entry in below}
-    for entry in found.values():
+        selected |= {entry.name: entry for entry in below}
+    for entry in selected.values():
         if entry.unfinished and cache.is_held(entry.path):
             raise UserError(
-                f"{entry.path} is being written by a process: wait for its end, or stop it first"
+                f"{entry.path} is being written by a process: wait for it to finish, or stop it"
             )
-    return list(found.values())
+    return list(selected.values())
 
 
 def remove(entry: Entry) -> None:
-    """Remove a part; a process that has opened its arrays keeps them until it ends."""
+    """Remove an entry; a process that has opened its arrays can use them until it ends."""
     path, home = entry.path, cache.data_dir()
     if not path.is_dir():
         path.unlink()
     elif entry.unfinished:
-        shutil.rmtree(path)
+        cache.discard(path)
     else:
-        # At once, so that nobody finds a half of it.
+        # Renamed first, so that no process sees half of it.
         gone = cache.unfinished(path)
         shutil.rmtree(gone, ignore_errors=True)
         shutil.rmtree(path.rename(gone))

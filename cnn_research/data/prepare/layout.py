@@ -1,4 +1,4 @@
-"""Which folders at the top of a folder of images are splits, by their names and what is in them."""
+"""Find out which top-level folders of images are splits, by their names and contents."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from cnn_research.data.images import printable
 from cnn_research.data.prepare.files import SPLIT_FOLDERS
 
 UNLABELLED = frozenset(("pred", "predict", "prediction", "predictions", "unlabeled", "unlabelled"))
-"""Words in the names of folders whose images have no class, beside splits."""
+"""Words in the names of folders of unlabelled images, beside splits."""
 
 
 def seen_through(names: Sequence[str], images: Sequence[str]) -> dict[str, str]:
-    """Each name, and the name as if no folder at the top stood twice: `train/train/cat/1.jpg` is
-    `train/cat/1.jpg`, if all images of `train` are in `train/train`."""
+    """Map each name to one without a repeated top-level folder.
+
+    `train/train/cat/1.jpg` becomes `train/cat/1.jpg` if all images of `train` are in `train/train`.
+    """
 
     def is_twice(as_if: str) -> bool:
         top, *rest = as_if.split("/", 2)
@@ -35,25 +37,24 @@ def seen_through(names: Sequence[str], images: Sequence[str]) -> dict[str, str]:
 
 
 def _is_split(*folders: str) -> bool:
-    """Return whether folders are named as the same split."""
-    found = {SPLIT_FOLDERS.get(folder.lower()) for folder in folders}
-    return len(found) == 1 and None not in found
+    """Return whether all folders are named like the same split."""
+    splits = {SPLIT_FOLDERS.get(folder.lower()) for folder in folders}
+    return len(splits) == 1 and None not in splits
 
 
 def split_folders(names: Iterable[str], shown: str) -> dict[str, str]:
-    """The folders at the top that are splits, of images with these names, and which; none where
-    they are classes.
+    """Map each top-level folder that is a split to its split; empty if they are classes.
 
-    Names such as `seg_train` count if each has folders that the one of training has, too. A folder
-    of images without labels, as `pred` or `test1`, may be beside them.
+    `names` are those of all images. Folders such as `seg_train` count if all share folders with the
+    training split. A folder of unlabelled images, such as `pred` or `test1`, may be beside them.
     """
-    inner: dict[str, set[str]] = {}  # "" for images that are in no further folder
+    inner: dict[str, set[str]] = {}  # "" for images that are in no inner folder
     for name in names:
         top, *rest = name.split("/", 2)
         if rest:
             inner.setdefault(top, set()).add(rest[0] if len(rest) == 2 else "")
     exact = {top: SPLIT_FOLDERS[top.lower()] for top in inner if top.lower() in SPLIT_FOLDERS}
-    # A class may be called 'train', beside 'bus' and 'tram': alone it is hardly a split.
+    # 'train' may be a class, beside 'bus' and 'tram': a single name is hardly a split.
     several = len(set(exact.values())) > 1 or len(inner) == 1
     if "train" in exact.values() and (several or _has_classes(next(iter(exact)), inner)):
         splits = exact
@@ -63,8 +64,8 @@ def split_folders(names: Iterable[str], shown: str) -> dict[str, str]:
     for other in sorted(inner.keys() - splits.keys()):
         if inner[other] != {""} or not _may_lack_labels(other):
             raise UserError(
-                f"{shown} has split folders ({', '.join(sorted(splits))}) and others beside them "
-                f"({printable(other)}): move the others elsewhere"
+                f"{shown} has split folders ({', '.join(sorted(splits))}) and other folders "
+                f"({printable(other)}): move the other folders elsewhere"
             )
     return splits
 
@@ -74,13 +75,12 @@ def _words(folder: str) -> list[str]:
 
 
 def _may_lack_labels(folder: str) -> bool:
-    """Return whether a folder is named as one of images without labels, or as a split."""
+    """Return whether a folder is named like unlabelled images, or like a split."""
     return not (UNLABELLED | SPLIT_FOLDERS.keys()).isdisjoint(_words(folder))
 
 
 def _has_classes(train: str, inner: Mapping[str, set[str]]) -> bool:
-    """Return whether the folder `train` has several others in it, which those beside it have, too,
-    if they have any."""
+    """Return whether `train` has several inner folders, shared by the others that have any."""
     others = [folders for top, folders in inner.items() if top != train]
     classes = inner[train]
     return len(classes - {""}) > 1 and all(
@@ -89,13 +89,15 @@ def _has_classes(train: str, inner: Mapping[str, set[str]]) -> bool:
 
 
 def _by_word(inner: Mapping[str, set[str]]) -> dict[str, str]:
-    """The folders whose names have the word of a split in them, `seg_train` and `seg_test`, if that
-    is what they are; by folder what is in it."""
+    """Recognise splits by a word in the folders' names, such as `seg_train` and `seg_test`.
+
+    `inner` has the contents of each folder. Empty if they do not look like splits.
+    """
     splits = {}
     for top, folders in inner.items():
-        found = {SPLIT_FOLDERS[word] for word in _words(top) if word in SPLIT_FOLDERS}
-        if len(found) == 1 and folders != {""}:
-            splits[top] = found.pop()
+        named = {SPLIT_FOLDERS[word] for word in _words(top) if word in SPLIT_FOLDERS}
+        if len(named) == 1 and folders != {""}:
+            splits[top] = named.pop()
     of = {split: inner[top] - {""} for top, split in splits.items()}
     train = of.get("train", set())
     clear = len(of) == len(splits) > 1 and all(len(each & train) > 1 for each in of.values())
@@ -103,13 +105,15 @@ def _by_word(inner: Mapping[str, set[str]]) -> dict[str, str]:
 
 
 def _mentions(folder: str, split: str) -> bool:
-    """Return whether a folder's name begins with a split's, or has it as a word."""
+    """Return whether a folder's name starts with a split's, or contains it as a word."""
     return folder.lower().startswith(split) or split in _words(folder)
 
 
 def _check_for_unknown_splits(inner: Mapping[str, set[str]], shown: str) -> None:
-    """An error where folders at the top all have the same folders in them, or some of these, two
-    or more."""
+    """Raise `UserError` if the top-level folders look like splits that were not recognised.
+
+    They do if all contain the same folders, or two or more of them.
+    """
     below = {top: folders for top, folders in inner.items() if "" not in folders}
     named = {
         next((split for name, split in SPLIT_FOLDERS.items() if _mentions(top, name)), "")
@@ -119,7 +123,7 @@ def _check_for_unknown_splits(inner: Mapping[str, set[str]], shown: str) -> None
     if single and len(named) > 1 and "train" in named and "" not in named:
         raise UserError(
             f"{shown} has splits with a single class each ({printable(', '.join(sorted(inner)))}): "
-            "put the classes into split folders, <split>/<class>/*"
+            "put the class folders into split folders, <split>/<class>/*"
         )
     if not below:
         return
@@ -128,12 +132,12 @@ def _check_for_unknown_splits(inner: Mapping[str, set[str]], shown: str) -> None
     rest = sorted(inner.keys() - below.keys())
     if rest and all(map(_may_lack_labels, rest)):
         raise UserError(
-            f"{shown} has images without labels ({printable(', '.join(rest))}) beside folders of "
-            f"folders ({tops}): give the folder that contains the classes"
+            f"{shown} has unlabelled images ({printable(', '.join(rest))}) beside folders of "
+            f"folders ({tops}): name the folder that contains the classes"
         )
     if not rest and all(top.lower() in SPLIT_FOLDERS for top in below):
         raise UserError(
-            f"{shown} has the splits {tops} but no 'train': rename one, or give a folder that "
+            f"{shown} has the splits {tops} but no 'train': rename one, or name a folder that "
             "contains classes"
         )
     every = set().union(*below.values())
@@ -146,6 +150,6 @@ def _check_for_unknown_splits(inner: Mapping[str, set[str]], shown: str) -> None
     if others and all(len(folders) > 1 and folders <= most for folders in others):
         raise UserError(
             f"{shown} has the same folders, or some of them, in each of {tops}, which look "
-            "like splits with unknown names: rename them to train, validation and "
-            "test; or, if they are classes, move their images out of the inner folders"
+            "like splits with unknown names: rename them to train, validation and test or, if "
+            "they are classes, move the images out of the inner folders"
         )

@@ -1,4 +1,4 @@
-"""What splits share: near duplicates, groups, and pictures under two labels, by name."""
+"""Report what splits have in common: near duplicates, groups, and images with two labels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cnn_research.data.prepare.drawing import units_of
 from cnn_research.data.prepare.likeness import Likenesses, near_duplicates
 
 MOST_LISTED = 1000
-"""Pairs that are listed by name."""
+"""Maximum number of pairs listed by name."""
 FILE = "near_duplicates.csv"
 COLUMNS = (
     *("image", "split", "label", "other image", "its split", "its label"),
@@ -24,17 +24,17 @@ COLUMNS = (
 
 
 def likenesses(examples: Examples) -> Likenesses:
-    """The near duplicates among the different images of a data set."""
+    """Find near duplicates among the distinct images of a data set."""
     return near_duplicates(examples.images, np.unique(_first_copies(examples)))
 
 
 def near_duplicates_report(
     examples: Examples, indices: Mapping[str, np.ndarray], alike: Likenesses, *, together: bool
 ) -> dict[str, Any]:
-    """JSON values on near duplicates and exact copies: how many, the largest group that they form,
-    and those in two splits or with two labels by name, the most similar ones first.
+    """Report near duplicates and exact copies as JSON values.
 
-    A mirror image may well have another label.
+    These are their number, the largest group that they form, and the pairs in two splits or with
+    two labels by name, most similar first. Mirror images may legitimately have another label.
     """
     split_of = np.full(len(examples.images), "", object)
     for split, chosen in indices.items():
@@ -69,14 +69,14 @@ def near_duplicates_report(
 
 
 def _first_copies(examples: Examples) -> np.ndarray:
-    """The first example with the pixels of each, int64 `[examples]`."""
+    """Index of the first example with the same pixels as each, int64 `[examples]`."""
     first: dict[bytes, int] = {}
     firsts = [first.setdefault(digest, at) for at, digest in enumerate(examples.digests)]
     return np.array(firsts, np.int64)
 
 
 def _labels_differ(examples: Examples, pairs: np.ndarray) -> np.ndarray:
-    """Whether both of a pair have a known class of a head, and not the same one; bool `[pairs]`."""
+    """Whether both of a pair are labelled, and differently, in some head; bool `[pairs]`."""
     differ = np.zeros(len(pairs), bool)
     for head in examples.class_names:
         labels = examples.labels[head].reshape(len(examples.images), -1)
@@ -98,13 +98,13 @@ def _described(examples: Examples, split_of: np.ndarray, index: int) -> tuple[st
 
 
 def groups_report(examples: Examples, indices: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """JSON values on the groups of a data set: how many, and those in two splits."""
-    assert examples.groups is not None, "the report is about them"
+    """Report the number of groups, and those in two splits, as JSON values."""
+    assert examples.groups is not None, "only for examples with groups"
     splits: dict[str, set[str]] = {}
     for split, chosen in indices.items():
         for group in set(map(str, examples.groups[chosen])) - {""}:
             splits.setdefault(group, set()).add(split)
-    shared = sorted(group for group, found in splits.items() if len(found) > 1)
+    shared = sorted(group for group, names in splits.items() if len(names) > 1)
     return {
         "groups": len(splits),
         "in_two_splits": len(shared),
@@ -116,7 +116,7 @@ def groups_report(examples: Examples, indices: Mapping[str, np.ndarray]) -> dict
 
 
 def as_csv(provenance: Mapping[str, Any]) -> str:
-    """The pairs that are listed by name as a table; empty if there are none."""
+    """Write the listed pairs as CSV; empty if there are none."""
     rows = provenance.get("near_duplicates", {}).get("listed")
     if not rows:
         return ""
@@ -126,25 +126,25 @@ def as_csv(provenance: Mapping[str, Any]) -> str:
 
 
 def lines(provenance: Mapping[str, Any], where: str = "") -> Iterator[str]:
-    """What is said of groups and near duplicates, a line each; `where` has the table of pairs."""
+    """Yield sentences on groups and near duplicates; `where` is the file with all pairs."""
     if groups := provenance.get("groups"):
         first = ", ".join(groups["first_in_two_splits"])
         shared = (
-            f"{groups['in_two_splits']:,} are in two splits, because splits were given: {first}"
+            f"{groups['in_two_splits']:,} are in two of the data set's own splits, such as {first}"
         )
         yield f"Of {groups['groups']:,} groups, {shared if first else 'none is in two splits'}."
     alike = provenance.get("near_duplicates", {})
     if alike.get("pairs") or alike.get("listed"):
         kept = ", which stay together" if alike["together"] else ""
         across = alike["across_splits"]
-        between = ", ".join(f"{count:,} of {pair}" for pair, count in across.items())
+        between = ", ".join(f"{count:,} between {pair}" for pair, count in across.items())
         yield (
-            f"{alike['pairs']:,} pairs of images are nearly the same, in groups of at "
-            f"most {alike['largest_group']:,}{kept}; in two splits: {between or 'none'}."
+            f"{alike['pairs']:,} pairs of images are nearly identical, in groups of at "
+            f"most {alike['largest_group']:,}{kept}; across splits: {between or 'none'}."
         )
     if count := alike.get("with_two_labels"):
-        yield f"{count:,} pairs are the same picture with two different labels."
+        yield f"{count:,} pairs show the same picture with different labels."
     if alike.get("listed"):
         one, split, label, other, its_split, its_label, *_ = alike["listed"][0]
         first = f"{one} ({split} {label}) and {other} ({its_split} {its_label})"
-        yield f"The first: {' '.join(first.split())}{where and f'; the others: {where}'}."
+        yield f"The first: {' '.join(first.split())}{where and f'; all: {where}'}."

@@ -1,4 +1,4 @@
-"""Assignment of examples to splits: drawn by content and seed, so that nothing straddles."""
+"""Assign examples to splits by content and seed, so that copies are never in two splits."""
 
 from __future__ import annotations
 
@@ -30,24 +30,25 @@ def assign(
     together: bool = False,
     fold: tuple[int, int] | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Ascending indices of every split, and a report (JSON values) on the assignment.
+    """Return the ascending indices of every split, and a report on them (JSON values).
 
-    Splits that the source gives stay unchanged. Otherwise `validation` and `test` are drawn from
-    `train`: `sizes` has how many examples (int) or which fraction of `train` (float), 0 for none.
-    Each class, where there are classes, is drawn from in proportion, and never all of it.
+    The source's own splits stay unchanged. Otherwise `validation` and `test` are drawn from
+    `train`: `sizes` has their number of examples (int) or fraction of `train` (float), 0 for none.
+    Classes are drawn in proportion, but never all examples of one.
 
-    Copies of one image move together, and draws depend on the pixels (or names) and the seed alone:
-    the order of files does not matter. With `together`, or where the examples have groups, near
-    duplicates and groups move together, too. `fold` (k, n) makes the test the k-th of n equal
-    parts. Splits that are given may share near duplicates: those are in the report.
+    Copies of an image stay together. Draws depend only on the pixels (or names) and the seed, not
+    on the order of files. Groups, and with `together` near duplicates, stay together, too. `fold`
+    (k, n) makes the k-th of n equal parts the test split. The source's own splits may share near
+    duplicates; the report lists them.
 
-    `target` is only ever given; an image of it that another split has too is left out, whatever the
-    labels, so that its evaluation uses no trained image.
+    `target` is never drawn. Images that also occur in another split are excluded from it, whatever
+    their labels, so that it contains no training images.
 
     Raises:
-        UserError: there is nothing to train on, nothing can be drawn, or every image of `target` is
-            elsewhere too.
-        UsageError: more is to be drawn than there is, or folds of a test that is given.
+        UserError: there are no training examples, no examples can be drawn, or all images of
+            `target` occur elsewhere.
+        UsageError: more examples are requested than there are, or folds although there is a test
+            split.
     """
     given = {name: np.flatnonzero(examples.given == name) for name in SPLITS}
     if not given["train"].size:
@@ -88,17 +89,17 @@ def _indices(
     drawing: Drawing | None,
     fold: tuple[int, int] | None,
 ) -> dict[str, np.ndarray]:
-    """Ascending indices of every split but `target`: those that are given, and drawn ones.
+    """Ascending indices of every split but `target`, given or drawn.
 
-    Without a `drawing`, splits are drawn by copies of single images.
+    Without a `drawing`, only copies of an image are kept together.
     """
     if fold and given["test"].size:
         raise UsageError(
-            "--data.folds draws the test from the images, but the data have a test split of their "
-            "own: leave out --folds, or provide only train"
+            "--data.folds draws the test split, but the data has its own: omit --data.folds, or "
+            "provide only train"
         )
     indices = {"train": given["train"]}
-    # The test first, so that whether there is a validation split changes nothing of it.
+    # The test split first, so that it does not depend on the validation split.
     for name in ("test", "validation"):
         if given[name].size:
             indices[name] = given[name]
@@ -126,8 +127,7 @@ def _counts(sizes: Mapping[str, float], given: Mapping[str, np.ndarray]) -> dict
     if min([*counts.values(), 0]) < 0 or sum(counts.values()) >= total:
         wanted = " and ".join(f"{count} for {name}" for name, count in counts.items())
         raise UsageError(
-            f"{wanted} cannot be drawn from {total} examples and leave some to train on: ask for "
-            "fewer"
+            f"drawing {wanted} from {total} examples leaves none to train on: choose fewer"
         )
     return counts
 
@@ -139,49 +139,49 @@ def _warnings(
     copies: Mapping[str, Any],
     single: Sequence[str],
 ) -> dict[str, Any]:
-    """Log what is unusual about the splits, and return it for the report."""
-    found: dict[str, Any] = {}
+    """Log unusual properties of the splits, and return them for the report."""
+    facts: dict[str, Any] = {}
     if across := report["duplicates"]["across_splits"]:
         logging.warning("images that are in two splits: %s", duplicates_line(across))
     if copies:
-        logging.warning("left out of target: %s", copies_line(copies))
-        found["left_out_of_target"] = copies
+        logging.warning("excluded from target: %s", copies_line(copies))
+        facts["left_out_of_target"] = copies
     if single:
-        logging.warning("classes of a single image, which is in train: %s", ", ".join(single))
-        found["classes_of_a_single_image"] = single
+        logging.warning("classes with a single image, kept in train: %s", ", ".join(single))
+        facts["classes_of_a_single_image"] = single
     if untrained := _untrained(examples, indices):
         logging.warning("classes without training examples: %s", untrained)
-        found["classes_without_training_examples"] = untrained
+        facts["classes_without_training_examples"] = untrained
     if "target" in indices:
         unseen = {head: examples.labels[head][indices["target"]] for head in examples.class_names}
         counts = {head: int(np.sum(labels == UNKNOWN_CLASS)) for head, labels in unseen.items()}
-        found["target_examples_of_unseen_classes"] = counts
-    return found
+        facts["target_examples_of_unseen_classes"] = counts
+    return facts
 
 
 def duplicates_line(across: Mapping[str, Any]) -> str:
     return "; ".join(
-        f"{found['images']} in {pair}, the first {' = '.join(found['first'][0])}"
-        for pair, found in across.items()
+        f"{copies['images']} in {pair}, the first {' = '.join(copies['first'][0])}"
+        for pair, copies in across.items()
     )
 
 
 def copies_line(copies: Mapping[str, Any]) -> str:
     first = " = ".join(copies["first"][0])
-    return f"{copies['images']} images that another split has too, the first {first}"
+    return f"{copies['images']} images that are also in another split, the first {first}"
 
 
 def _without_copies(
     examples: Examples, target: np.ndarray, others: Mapping[str, np.ndarray]
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """The indices in `target` whose pixels are not in `others`, and a report on the rest."""
+    """Return the indices in `target` whose pixels are not in `others`, and report the rest."""
     digests = examples.digests
     elsewhere = {digests[index]: int(index) for chosen in others.values() for index in chosen}
     pairs = [(elsewhere[digests[index]], index) for index in target if digests[index] in elsewhere]
     if len(pairs) == len(target):
         raise UserError(
-            f"each of the {len(target)} images of the split 'target' is in another split too: "
-            "there is nothing to evaluate on"
+            f"all {len(target)} images of the split 'target' are also in another split: there is "
+            "nothing to evaluate on"
         )
     first = [[str(examples.names[index]) for index in pair] for pair in pairs[:5]]
     rest = np.setdiff1d(target, [index for _, index in pairs])
@@ -189,7 +189,7 @@ def _without_copies(
 
 
 def _draw(examples: Examples, pool: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """`count` of the indices in `pool`, each class in proportion, copies of an image together."""
+    """Draw `count` indices from `pool`, classes in proportion, copies of an image together."""
     labels = examples.strata
     copies: dict[bytes, list[int]] = defaultdict(list)
     for index in pool:
@@ -218,7 +218,7 @@ def _draw(examples: Examples, pool: np.ndarray, count: int, seed: int) -> np.nda
 
 
 def _apportion(population: Mapping[int, int], count: int) -> dict[int, int]:
-    """Share of `count` per class: in proportion, and never all of its examples."""
+    """Divide `count` among classes in proportion, but never all examples of one."""
     total = sum(population.values())
     exact = {label: count * size / total for label, size in population.items()}
     quotas = {label: int(share) for label, share in exact.items()}
@@ -230,17 +230,17 @@ def _apportion(population: Mapping[int, int], count: int) -> dict[int, int]:
 
 
 def _duplicates(examples: Examples, indices: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Images with the same pixels: how many, which are in two splits, which labels disagree."""
-    found: dict[bytes, list[tuple[str, int]]] = defaultdict(list)
+    """Count images with the same pixels, those in two splits, and those with different labels."""
+    places: dict[bytes, list[tuple[str, int]]] = defaultdict(list)
     for split, chosen in indices.items():
         for index in chosen:
-            found[examples.digests[index]].append((split, int(index)))
-    # Two that are not known are equal, and NaN is not.
+            places[examples.digests[index]].append((split, int(index)))
+    # Missing labels are equal, unlike NaN.
     every = [np.zeros(len(examples.images)), *examples.labels.values()]  # there may be no labels
     labels = np.nan_to_num(np.column_stack(every).astype(float), nan=-np.inf)
     conflicts = 0
     across: dict[str, dict[str, Any]] = {}
-    for copies in found.values():
+    for copies in places.values():
         if len(copies) == 1:
             continue
         conflicts += len(np.unique(labels[[index for _, index in copies]], axis=0)) > 1
@@ -252,14 +252,14 @@ def _duplicates(examples: Examples, indices: Mapping[str, np.ndarray]) -> dict[s
                 names = (examples.names[copies[0][1]], examples.names[theirs[0]])
                 pair["first"].append([str(name) for name in names])
     return {
-        "extra_copies": sum(map(len, found.values())) - len(found),
+        "extra_copies": sum(map(len, places.values())) - len(places),
         "images_with_conflicting_labels": int(conflicts),
         "across_splits": across,
     }
 
 
 def _content(examples: Examples, chosen: np.ndarray) -> str:
-    """A digest of a split's pixels and labels: equal on every machine for equal data."""
+    """Digest of a split's pixels and labels, the same on every machine."""
     digest = hashlib.blake2b(digest_size=16)
     for index in chosen:
         digest.update(examples.digests[index])
@@ -270,7 +270,7 @@ def _content(examples: Examples, chosen: np.ndarray) -> str:
 
 
 def _single(examples: Examples, pool: np.ndarray, units: np.ndarray) -> list[str]:
-    """The classes of the first head that have one unit in `pool`, such as an image and copies."""
+    """Classes of the first head with only one unit in `pool`, such as an image and its copies."""
     head = examples.first_head
     if head is None:
         return []
@@ -283,7 +283,7 @@ def _single(examples: Examples, pool: np.ndarray, units: np.ndarray) -> list[str
 
 
 def _untrained(examples: Examples, indices: Mapping[str, np.ndarray]) -> dict[str, list[str]]:
-    """Per head of classes, those that occur in another split but not in train."""
+    """Per head, the classes that occur in another split but not in train."""
     untrained = {}
     for head, class_names in examples.class_names.items():
         labels = examples.labels[head]

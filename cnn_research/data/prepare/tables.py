@@ -1,4 +1,4 @@
-"""Tables in files: text with separators, in the usual encodings, and spreadsheets."""
+"""Read tables: delimited text in the usual encodings, and spreadsheets."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ if TYPE_CHECKING:
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 FORM = "form"
-"""Attribute of a table that was read: its separator and encoding, or its sheet, in words."""
+"""Attribute of a table: its separator and encoding, or its sheet, in words."""
 WESTERN = "cp1252"
-"""The encoding of a text that has no mark and is not UTF-8."""
+"""Encoding assumed for text without a byte order mark that is not UTF-8."""
 CHUNK = 50_000
-"""Rows that are in memory as Python's lists, which take ten times as much."""
+"""Rows in memory as Python lists, which need ten times as much."""
 SHOWN = 60
-"""Letters that are shown of a row."""
+"""Characters of a row that an error shows."""
 SHOWN_COLUMNS = 20
-"""Columns that are named."""
+"""Number of columns that a message lists."""
 LONGEST = 1 << 30
-"""Letters that a cell may have."""
+"""Maximum number of characters in a cell."""
 INVISIBLE = "\ufeff\u200b"
-"""Marks that programs leave at the ends of a header."""
+"""Invisible characters that programs leave at the ends of a header."""
 
 ZIPPED = b"PK\x03\x04"
-"""The first bytes of a spreadsheet, whatever its name is."""
+"""First bytes of a spreadsheet, whatever its name."""
 MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF32_LE: "utf-32",  # it begins as that of UTF-16 does
+    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark is a prefix of it
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-"""The encodings of texts that begin with a mark."""
+"""Byte order mark -> encoding."""
 
 
 def find_table(source: Path, shown: str) -> Path:
-    """The table `source`, or the one below it; text is preferred to a spreadsheet."""
+    """Return the table `source`, or the only one below it; .csv is preferred."""
     if not source.is_dir():
         return source
     files = [file for file in files_below(source) if not file.name.startswith("~$")]
@@ -61,26 +61,26 @@ def find_table(source: Path, shown: str) -> Path:
     names = ", ".join(printable(table.relative_to(source)) for table in tables[:3])
     raise UserError(
         f"{shown} has {len(tables)} tables ({' '.join(TABLES)}){': ' * bool(names)}{names}: "
-        "it needs one, or name the file"
+        "provide one, or name the file"
     )
 
 
 def read_table(table: Path, shown: str) -> DataFrame:
-    """The cells of a table as text, without blanks around them, by column; absent ones are empty.
+    """Read the cells of a table as stripped text; missing ones are empty.
 
-    Its attribute `FORM` says how it was read.
+    The attribute `FORM` describes how it was read.
 
     Raises:
-        UserError: it is no table, has no rows, two columns of one name, or a row with more or fewer
-            cells than there are columns; names `shown`.
+        UserError: it is not a table, has no rows, two columns of the same name, or a row with more
+            or fewer cells than columns; errors call it `shown`.
     """
-    found = table.stat()
-    return _read(table, shown, (found.st_mtime_ns, found.st_size))
+    stat = table.stat()
+    return _read(table, shown, (stat.st_mtime_ns, stat.st_size))
 
 
-@functools.lru_cache(maxsize=1)  # it is planned several times before it is decoded
+@functools.lru_cache(maxsize=1)  # a table is planned several times before it is decoded
 def _read(table: Path, shown: str, state: tuple[int, int]) -> DataFrame:
-    """The table in this state."""
+    """Read the table in this state."""
     with open(table, "rb") as file:
         is_sheet = file.read(len(ZIPPED)) == ZIPPED or table.suffix.lower() in SPREADSHEETS
     cells = _of_sheet(table, shown) if is_sheet else _of_text(table, shown)
@@ -91,20 +91,20 @@ def _read(table: Path, shown: str, state: tuple[int, int]) -> DataFrame:
 
 
 def columns_of(cells: DataFrame) -> str:
-    """The names of a table's first columns, and how many there are if those are not all."""
+    """List a table's first columns, and their number if there are more."""
     more = f", ... ({len(cells.columns):,} in all)" * (len(cells.columns) > SHOWN_COLUMNS)
     return ", ".join(map(printable, cells.columns[:SHOWN_COLUMNS])) + more
 
 
 def _of_sheet(table: Path, shown: str) -> DataFrame:
-    """The first sheet of a spreadsheet; a number without digits after the point has none."""
+    """Read the first sheet of a spreadsheet; integers have no decimal point."""
     import pandas
 
     try:
         with pandas.ExcelFile(table, engine="openpyxl") as book:
             sheets = [str(name) for name in book.sheet_names]
             cells = pandas.read_excel(book, sheets[0], header=None, dtype=str, na_filter=False)
-    except Exception as error:  # openpyxl raises a dozen different ones
+    except Exception as error:  # openpyxl raises a dozen kinds
         raise UserError(
             f"{shown} cannot be read as a spreadsheet ({error}): save it as .xlsx again, or as .csv"
         ) from error
@@ -112,9 +112,9 @@ def _of_sheet(table: Path, shown: str) -> DataFrame:
     if cells.empty:
         cells.attrs[FORM] = form
         return cells
-    # What a sheet shows as an error, such as #N/A, is not there.
+    # Errors in a sheet, such as #N/A, are read as NaN.
     cells = cells.fillna("").apply(lambda column: column.str.strip())
-    cells = cells[(cells != "").any(axis=1)]  # sheets have empty rows at their end
+    cells = cells[(cells != "").any(axis=1)]  # sheets end with empty rows
     cells.columns = _columns(cells.iloc[0], shown)
     cells = cells.iloc[1:].reset_index(drop=True)
     cells.attrs[FORM] = form
@@ -122,8 +122,10 @@ def _of_sheet(table: Path, shown: str) -> DataFrame:
 
 
 def _of_text(table: Path, shown: str) -> DataFrame:
-    """A table of text: UTF-8 or -16, or else what spreadsheets in western Europe and America save;
-    a line `sep=;` on top names the separator, or the header shows it."""
+    """Read delimited text in UTF-8, UTF-16 or cp1252 (the default of western spreadsheets).
+
+    The separator is given by a first line `sep=;`, or found in the header.
+    """
     import pandas
 
     content = table.read_bytes()
@@ -140,7 +142,7 @@ def _of_text(table: Path, shown: str) -> DataFrame:
     else:
         text.seek(0)
         separator = max(SEPARATORS, key=lambda each: len(next(csv.reader([first], delimiter=each))))
-    # A blank between a quotation mark and a separator is no fault.
+    # Spaces between a quotation mark and a separator are allowed.
     blanks = re.compile(rf'" +(?={re.escape(separator)}|\s*$)')
     lines = (blanks.sub('"', line) if '" ' in line else line for line in text)
     reader = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
@@ -153,7 +155,7 @@ def _of_text(table: Path, shown: str) -> DataFrame:
     except csv.Error as error:
         raise UserError(
             f"{shown} cannot be read as a table at line {reader.line_num} ({error}): look there "
-            "and above for a quotation mark that is not closed; one inside a cell must be doubled"
+            "and above for an unclosed quotation mark; one inside a cell must be doubled"
         ) from error
     cells = pandas.concat(chunks, ignore_index=True) if chunks else pandas.DataFrame()
     words = SEPARATORS.get(separator, f"'{separator}'")
@@ -163,13 +165,13 @@ def _of_text(table: Path, shown: str) -> DataFrame:
 
 
 def _encoding(content: bytes) -> str:
-    """The encoding of a text, by its mark, or by what it can be."""
+    """Find the encoding of a text by its byte order mark, or else by its bytes."""
     for mark, encoding in MARKS.items():
         if content.startswith(mark):
             return encoding
     first = content[:1000]
     zeros = [first[at::2].count(0) for at in (0, 1)]
-    if max(zeros) > len(first) / 8 and max(zeros) > 4 * min(zeros):  # each second one
+    if max(zeros) > len(first) / 8 and max(zeros) > 4 * min(zeros):  # every other byte
         return "utf-16-be" if zeros[0] > zeros[1] else "utf-16-le"
     try:
         content.decode("utf-8")
@@ -179,7 +181,7 @@ def _encoding(content: bytes) -> str:
 
 
 def _columns(header: Sequence[str], shown: str) -> list[str]:
-    """The names of columns; one without a name is called by its place."""
+    """Clean the names of columns; unnamed ones are called `column N`."""
     stripped = (name.strip(INVISIBLE).strip() for name in header)
     names = [name or f"column {at}" for at, name in enumerate(stripped, 1)]
     for name, count in Counter(names).items():
@@ -195,14 +197,12 @@ def _is_filled(row: Sequence[str]) -> bool:
 def _chunks(
     rows: Iterable[list[str]], columns: Sequence[str], shown: str
 ) -> Iterator[list[list[str]]]:
-    """Some rows at a time, all as long as the header; a `UserError` that names one that is not."""
+    """Yield rows in chunks; raise `UserError` for a row that is not as long as the header."""
     chunk: list[list[str]] = []
     for number, row in enumerate(filter(_is_filled, rows), 1):
         if len(row) != len(columns):
             few = printable(" | ".join(row))
-            advice = (
-                "put quotation marks around cells that contain separators, and leave out no cell"
-            )
+            advice = "put quotation marks around cells that contain separators, and omit no cells"
             if len(columns) == 1:
                 advice = f"the first line must be the header, not '{printable(columns[0])[:SHOWN]}'"
             raise UserError(

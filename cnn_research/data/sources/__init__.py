@@ -1,5 +1,5 @@
-"""Sources of images: one small config per source, with `load()` to a `Dataset`.
+"""Image sources: small configs whose `load()` returns a `Dataset`.
 
-A source's fields decide everything about what is loaded, so a run's config names its data
-completely. Nothing heavy is imported before `load()`.
+A source's fields determine all that is loaded, so a run's config specifies its data completely.
+Slow imports happen only in `load()`.
 """

@@ -1,8 +1,8 @@
-"""Paintings by artist: the layouts and the damaged names in which they are distributed.
+"""Paintings by artist, in the layouts and with the damaged names in which they are distributed.
 
 Kaggle's 'Best Artworks of All Time' has `images/images/<Artist>/<Artist>_<N>.jpg` and, smaller,
-`resized/resized/<Artist>_<N>.jpg`. The folder of Albrecht Dürer is in it twice, as
-`Albrecht_Du\u0308rer` and with that name read twice in the wrong encoding, and other programs
+`resized/resized/<Artist>_<N>.jpg`. It contains Albrecht Dürer's folder twice, as
+`Albrecht_Du\u0308rer` and with that name decoded twice in the wrong encoding, and some programs
 unpack it to further variants.
 """
 
@@ -26,11 +26,11 @@ from cnn_research.data.sources.folder import class_names, plan_folder
 from cnn_research.data.sources.loading import ImageFiles
 
 PREPARED_SIZE = 256
-"""Prepared paintings are first reduced to at most this height and width, which is the input size of
-networks and the size of the smaller copies that are distributed."""
+"""Prepared paintings are first reduced to at most this height and width, the size of the smaller
+copies that are distributed."""
 
 WRONG_ENCODINGS = ("cp437", "cp1252", "latin-1")
-"""Encodings for which programs mistake UTF-8; for zip archives without its flag, the first."""
+"""Encodings in which programs wrongly decode UTF-8; the first, in zip archives without the flag."""
 
 NUMBER = re.compile(r"_\d+$")
 """End of a file's name, after the artist."""
@@ -41,18 +41,17 @@ NUMBER = re.compile(r"_\d+$")
 class Artworks(ImageFiles):
     """8,355 paintings by 50 artists.
 
-    Prepared once by `python -m cnn_research.data prepare artworks` from a folder per artist or from
-    Kaggle's archive 'Best Artworks of All Time', whose damaged names are repaired.
+    Prepared once by `python -m cnn_research.data prepare artworks` from one folder per artist or
+    from Kaggle's archive 'Best Artworks of All Time', whose damaged names are repaired.
     """
 
     kind: ClassVar = "artworks"
     prepared: ClassVar = True
 
     path: str = ""
-    """A folder or archive of paintings, prepared on first use; empty for the prepared paintings."""
+    """Folder or archive of paintings, prepared on first use; empty for the prepared paintings."""
     image_size: tuple[PositiveInt, PositiveInt] = (244, 244)
-    """Height and width of every image that the network is given; at most 256 of the prepared
-    paintings."""
+    """Height and width to which images are resized; at most 256 for the prepared paintings."""
 
     @property
     def description(self) -> str:
@@ -60,7 +59,7 @@ class Artworks(ImageFiles):
         return f"paintings{which} by artist, {self.shape}"
 
     def pixels(self, file: Path) -> np.ndarray:
-        if self.path or self.fit != "stretch":  # the reduction below would change proportions
+        if self.path or self.fit != "stretch":  # the reduction below changes aspect ratios
             return super().pixels(file)
         whole = decode(file, None)
         height, width = (min(side, PREPARED_SIZE) for side in whole.shape[:2])
@@ -73,15 +72,14 @@ class Artworks(ImageFiles):
         super().check()
         if not self.path and max(self.image_size) > PREPARED_SIZE:
             raise UsageError(
-                f"--data.image-size is {self.image_size}, and the paintings were prepared at up to "
-                f"{PREPARED_SIZE}: ask for no more, or name their folder or archive with "
-                "--data.path"
+                f"--data.image-size is {self.image_size}, but the paintings were prepared with at "
+                f"most {PREPARED_SIZE}: choose a smaller size, or name their folder or archive "
+                "with --data.path"
             )
 
 
 def repaired(name: str) -> str:
-    """Repair a file's name to ASCII where possible: undo repeated mis-decoding of UTF-8, drop
-    accents."""
+    """Repair a file's name: undo repeated wrong decoding of UTF-8, and remove accents."""
     raw = os.fsencode(name)
     try:
         text = raw.decode("utf-8")
@@ -94,7 +92,7 @@ def repaired(name: str) -> str:
 
 
 def _undone(text: str) -> str | None:
-    """`text` with one wrong reading undone; None if there was none."""
+    """Undo one wrong decoding of `text`; return None if there was none."""
     if text.isascii():
         return None
     for encoding in WRONG_ENCODINGS:
@@ -106,32 +104,31 @@ def _undone(text: str) -> str | None:
 
 
 def plan(root: Path, shown: str) -> Plan:
-    """The records of the paintings below `root`, one head, `label`: the artist.
+    """Plan the paintings below `root`, with one head, `label`: the artist.
 
-    `images/<Artist>/*` is taken where it is there, otherwise `resized/<Artist>_<N>.*`, otherwise
-    folders as `plan_folder` takes them. Names are repaired; of files that then have the same name
-    the first is taken.
+    Uses `images/<Artist>/*` if it exists, else `resized/<Artist>_<N>.*`, else the folders that
+    `plan_folder` finds. Names are repaired; of files with the same repaired name the first is used.
 
     Raises:
-        UserError: no paintings, or of one artist only.
+        UserError: there are no paintings, or those of only one artist.
     """
-    # With the name of `root`, which may be the folder `images` or `resized` itself.
+    # Relative to the parent, as `root` may be the folder `images` or `resized` itself.
     files = {path: path.relative_to(root.parent).parts for path in files_below(root)}
     folders = [path.parents[1] for path, parts in files.items() if _is("images", parts[-3:-2])]
     flat = [path for path, parts in files.items() if _is("resized", parts[-2:-1])]
     flat = [path for path in flat if NUMBER.search(path.stem)]
     if flat and not folders:
-        found = _plan_flat(flat, shown)
+        planned = _plan_flat(flat, shown)
     else:
-        found = plan_folder(folders[0] if folders else root, shown, repaired)
+        planned = plan_folder(folders[0] if folders else root, shown, repaired)
     named: dict[str, Record] = {}
-    for record in found.records:
+    for record in planned.records:
         name = "/".join(map(repaired, record.name.split("/")))
         named.setdefault(name, dataclasses.replace(record, name=name))
     return dataclasses.replace(
-        found,
+        planned,
         records=[named[name] for name in sorted(named, key=lambda name: name.split("/"))],
-        notes={**found.notes, "files_of_the_same_name": len(found.records) - len(named)},
+        notes={**planned.notes, "files_of_the_same_name": len(planned.records) - len(named)},
     )
 
 
@@ -149,5 +146,5 @@ def _plan_flat(files: list[Path], shown: str) -> Plan:
             for path, artist in artists.items()
         ],
         class_names={"label": classes},
-        layout="a file per painting, named after its artist",
+        layout="one file per painting, named after the artist",
     )

@@ -1,4 +1,4 @@
-"""Document 000's supervision: windows of images, and the colour cluster of each of their pixels."""
+"""The palette paper's supervision: windows of images, and the cluster of each pixel's colour."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from cnn_research.data.sources.folder import Photos
 HEAD = "cluster"
 
 CELL = 4
-"""Steps of each channel that are one to k-means."""
+"""Levels of each channel that k-means treats as one."""
 
 SAMPLE = 262_144
-"""Pixels from which mini-batches find where to start."""
+"""Pixels for mini-batch k-means, which finds the initial centroids."""
 
 MAX_ITERATIONS = 2000
 
@@ -33,20 +33,20 @@ MAX_ITERATIONS = 2000
 class Clustered:
     """Windows of another source's images, labelled with the cluster of every pixel.
 
-    k-means over all pixels of the training images finds the clusters, one set for all images,
-    until no assignment changes. A training image stays whole: a window is cut from it at random
-    each time it is drawn. Of the other splits' images, all windows that lie side by side become
-    examples of their own.
+    k-means over all pixels of the training images finds one set of clusters for all images; it runs
+    until no assignment changes. Training images stay whole: a random window is cropped each time
+    one is drawn. Images of other splits are divided into adjacent windows, each of which is an
+    example.
 
-    Computed on first use, and cached beside the prepared data.
+    Clusters are computed on first use and cached beside the prepared data.
     """
 
     source: Any = Photos()
     """Source of the images."""
     clusters: Annotated[int, Range(minimum=2, maximum=256)] = 128
-    """Number of clusters of colours."""
+    """Number of colour clusters."""
     window: tuple[PositiveInt, PositiveInt] = (37, 37)
-    """Height and width of the windows that a model is given."""
+    """Height and width of the windows, which are the model's input."""
     seed: Seed = 0
     """Seed of the initial centroids of k-means."""
 
@@ -56,9 +56,9 @@ class Clustered:
         return f"{self.source.description}, windows of {height}x{width}, {self.clusters} clusters"
 
     def load(self) -> Dataset:
-        """Images are uint8 `[examples, height, width, 3]`, and so are the labels without the last.
+        """Load images, uint8 `[examples, height, width, 3]`, and labels, uint8 without channels.
 
-        The head `cluster` has a class per cluster, from dark to light, named by its colour as hex.
+        The head `cluster` has one class per cluster, from dark to light, named by its hex colour.
 
         Raises:
             UsageError: images are smaller than a window or have no colours.
@@ -68,7 +68,7 @@ class Clustered:
         check_window(self.window, dataset)
         if (channels := dataset.image_shape[2]) != 3:
             raise UsageError(
-                f"the images of {dataset.name} have {channels} channels: clusters of colours need 3"
+                f"the images of {dataset.name} have {channels} channels: colour clusters need 3"
             )
         names, maps, facts = self._clustered(dataset)
         return Dataset(
@@ -97,7 +97,7 @@ class Clustered:
     def _clustered(
         self, dataset: Dataset
     ) -> tuple[tuple[str, ...], dict[str, np.ndarray], dict[str, Any]]:
-        """The clusters' names, the cluster of each pixel per split, and how they were found."""
+        """Load or compute the clusters' names, the cluster of each pixel per split, and facts."""
         content = hashlib.blake2b(digest_size=8)
         for split in dataset.splits.values():
             content.update(split.images.tobytes())
@@ -112,7 +112,7 @@ class Clustered:
         return names, maps, facts
 
     def _compute(self, dataset: Dataset, folder: Path) -> None:
-        """Write the centroids, in pixels' numbers `[clusters, 3]`, and the map of each split."""
+        """Write the centroids, 0 to 255, `[clusters, 3]`, and the cluster map of each split."""
         import jax
         import jax.numpy as jnp
 
@@ -123,11 +123,11 @@ class Clustered:
         sample = colours[rng.choice(len(colours), SAMPLE, p=weights)]
         key = jax.random.key(self.seed)
         start = kmeans.minibatch_kmeans(jnp.asarray(sample), self.clusters, key)
-        found = kmeans.kmeans(
+        result = kmeans.kmeans(
             jnp.asarray(colours), self.clusters, key, start=start,
             weights=jnp.asarray(weights, jnp.float32), max_iterations=MAX_ITERATIONS,
         )  # fmt: skip
-        centroids = np.asarray(found.centroids)
+        centroids = np.asarray(result.centroids)
         centroids = centroids[np.argsort(centroids @ [0.2126, 0.7152, 0.0722], kind="stable")]
         for name, split in dataset.splits.items():
             codes, places = np.unique(_codes(split.images), return_inverse=True)
@@ -135,13 +135,13 @@ class Clustered:
             labels = np.asarray(indices).astype(np.uint8)[places].reshape(split.images.shape[:3])
             np.save(folder / f"{name}.npy", labels)
         np.save(folder / "centroids.npy", centroids)
-        np.save(folder / "facts.npy", [int(found.iterations), float(found.inertia)])
+        np.save(folder / "facts.npy", [int(result.iterations), float(result.inertia)])
 
 
 def side_by_side(values: np.ndarray, window: tuple[int, int]) -> np.ndarray:
-    """Cut adjacent windows, row by row from the first corner; incomplete ones are dropped.
+    """Divide images into adjacent windows, row by row; incomplete windows are dropped.
 
-    From `[examples, height, width, ...]` to `[examples * rows * columns, *window, ...]`.
+    Maps `[examples, height, width, ...]` to `[examples * rows * columns, *window, ...]`.
     """
     examples, height, width, *rest = values.shape
     rows, columns = height // window[0], width // window[1]
@@ -151,9 +151,9 @@ def side_by_side(values: np.ndarray, window: tuple[int, int]) -> np.ndarray:
 
 
 def _colours_in_cells(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean colours of the cube's occupied cells, float32 `[cells, 3]`, 0 to 255, and their shares.
+    """Mean colours of the RGB cube's occupied cells, float32 `[cells, 3]`, 0 to 255, and shares.
 
-    k-means finds the same clusters as on the pixels themselves, in seconds instead of minutes.
+    On these, k-means takes seconds instead of minutes and finds the same clusters as on all pixels.
     """
     codes = _codes(images).ravel()
     red, green, blue = (codes >> 16, codes >> 8 & 255, codes & 255)
@@ -166,11 +166,11 @@ def _colours_in_cells(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _codes(images: np.ndarray) -> np.ndarray:
-    """One number per pixel, int32 `[examples, height, width]`: red, green and blue as its bytes."""
+    """Pack each pixel's red, green and blue into an int32: `[examples, height, width]`."""
     red, green, blue = np.moveaxis(np.asarray(images), -1, 0).astype(np.int32)
     return red << 16 | green << 8 | blue
 
 
 def _colours(codes: np.ndarray) -> np.ndarray:
-    """The colours of codes, float32 `[codes, 3]`, 0 to 255."""
+    """Unpack colours from codes: float32 `[codes, 3]`, 0 to 255."""
     return np.stack([codes >> 16, codes >> 8 & 255, codes & 255], axis=-1).astype(np.float32)

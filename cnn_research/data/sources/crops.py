@@ -1,4 +1,4 @@
-"""Labelled crops of photographs, by which document 000's second phase learns names of colours."""
+"""Labelled crops of photographs: the palette paper's second phase learns colour names from them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,11 @@ import numpy as np
 
 from cnn_research.core.config import register_config
 from cnn_research.core.errors import UserError
+from cnn_research.core.files import EXPERIMENTS
 from cnn_research.core.ranges import PositiveInt, Seed, check_ranges
 from cnn_research.data.dataset import MISSING, Dataset, Split, check_window, digests_of
 from cnn_research.data.sources.loading import Share
 from cnn_research.data.sources.table import Products
-
-ROOT = Path(__file__).resolve().parents[3]
-"""The project's folder, to which `test_list` is relative."""
 
 
 @register_config
@@ -26,16 +24,16 @@ ROOT = Path(__file__).resolve().parents[3]
 class Crops:
     """Windows of another source's images, each with its image's label.
 
-    Training images give a grid of evenly spaced windows, which overlap where there is too little
-    room; images of other splits give their central window.
+    Each training image yields a grid of evenly spaced windows, which overlap if there is too little
+    room; images of other splits yield their central window.
     """
 
     source: Any = Products(label=("colour",), target=(), rows=())
     """Source of the images."""
     test_list: str = ""
-    """A CSV file whose column `id` names the images of the test split (files without folder and
-    extension), which are then in no other split. Its path is relative to the project. Empty keeps
-    the splits."""
+    """CSV file whose column `id` lists the images of the test split (file names without folder and
+    extension), which are then in no other split. A relative path starts from the parent of the
+    folder `experiments/`. Empty for the source's test split."""
     validation_list: str = ""
     """The same for the validation split."""
     window: tuple[PositiveInt, PositiveInt] = (37, 37)
@@ -43,23 +41,23 @@ class Crops:
     grid: tuple[PositiveInt, PositiveInt] = (3, 2)
     """Rows and columns of windows in a training image."""
     keep_mask_file: str = ""
-    """A .npy file, bool `[training windows]`: those that are false count as not labelled. Empty
-    keeps all."""
+    """A .npy file, bool `[training windows]`: windows that are False count as unlabelled. Empty
+    to keep all."""
     label_noise: Share = 0.0
-    """Share of training images that are deliberately given a wrong label."""
+    """Fraction of training images that are deliberately mislabelled."""
     seed: Seed = 0
-    """Seed of the choice of those images, and of their labels."""
+    """Seed of the choice of these images and their labels."""
 
     @property
     def description(self) -> str:
         return f"{self.source.description}, windows of {self.window[0]}x{self.window[1]}"
 
     def load(self) -> Dataset:
-        """Images are uint8 `[examples, *window, 3]`.
+        """Load windows, uint8 `[examples, *window, 3]`.
 
         Raises:
             UsageError: a window is larger than the images, or a field is out of range.
-            UserError: a name of the list is not there.
+            UserError: a listed image does not exist.
         """
         check_ranges(self, "data.")
         dataset = self.source.load()
@@ -67,7 +65,7 @@ class Crops:
         splits = dict(dataset.splits)
         for name, listing in (("test", self.test_list), ("validation", self.validation_list)):
             if listing:
-                splits = with_listed(splits, name, listed(ROOT / listing))
+                splits = with_listed(splits, name, listed(EXPERIMENTS.parent / listing))
         rng = np.random.default_rng(self.seed)
         train = splits["train"]
         labels = {
@@ -96,16 +94,20 @@ class Crops:
         if mask.shape != (len(train),):
             raise UserError(
                 f"{self.keep_mask_file} has {len(mask)} entries for {len(train)} training windows: "
-                "it belongs to other data"
+                "it was made for other data"
             )
         labels = {head: np.where(mask, values, MISSING) for head, values in train.labels.items()}
         return dataclasses.replace(train, labels=labels)
 
 
 def listed(file: Path) -> list[str]:
-    """The column `id` of a CSV file; lines that start with # are for people."""
+    """Read the column `id` of a CSV file; lines that start with # are comments."""
     try:
-        lines = [line for line in file.read_text().splitlines() if not line.startswith("#")]
+        lines = [
+            line
+            for line in file.read_text(encoding="utf-8").splitlines()
+            if not line.startswith("#")
+        ]
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from error
     return [row["id"] for row in csv.DictReader(lines)]
@@ -114,8 +116,8 @@ def listed(file: Path) -> list[str]:
 def with_listed(splits: Mapping[str, Split], name: str, names: list[str]) -> dict[str, Split]:
     """Make the images `names` the split `name`, and remove them and their copies elsewhere.
 
-    The former images of that split are trained on. Raises `UserError` if there is no image of such
-    a name.
+    The former images of that split join the training split. Raises `UserError` if a name is
+    unknown.
     """
     places = {
         PurePosixPath(str(name)).stem: (split, index)
@@ -126,7 +128,7 @@ def with_listed(splits: Mapping[str, Split], name: str, names: list[str]) -> dic
     if missing:
         raise UserError(
             f"{len(missing)} of the {len(names)} listed {name} images are not in the data, the "
-            f"first {missing[0]}: prepare all of it, or leave data.{name}-list empty"
+            f"first {missing[0]}: prepare the whole data set, or leave --data.{name}-list empty"
         )
     found = [places[name] for name in names]
     listing = _concatenated([splits[split].take(np.array([index])) for split, index in found])
@@ -143,7 +145,7 @@ def with_listed(splits: Mapping[str, Split], name: str, names: list[str]) -> dic
 
 
 def _concatenated(parts: Sequence[Split]) -> Split:
-    """One split of the examples of several, which have the same heads."""
+    """Concatenate splits with the same heads."""
     return Split(
         images=np.concatenate([part.images for part in parts]),
         labels={
@@ -156,8 +158,10 @@ def _concatenated(parts: Sequence[Split]) -> Split:
 def in_grid(
     split: Split, labels: Mapping[str, np.ndarray], window: tuple[int, int], grid: tuple[int, int]
 ) -> Split:
-    """Cut a grid of windows from each image, image by image, row by row; a grid of one is the
-    middle."""
+    """Crop a grid of windows from each image, image by image, row by row.
+
+    A single row or column is centred.
+    """
     corners = [
         np.rint(np.linspace(0, size - part, count) if count > 1 else [(size - part) / 2])
         for size, part, count in zip(split.images.shape[1:3], window, grid, strict=True)

@@ -1,4 +1,4 @@
-"""Folders and archives of images: a folder per class, or photographs without labels."""
+"""Folders and archives of images: one folder per class, or photographs without labels."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ from cnn_research.data.sources.loading import ImageFiles, Origin, Share, from_sc
 class ImageFolder(ImageFiles):
     """A folder or archive of images, `<split>/<class>/*` or `<class>/*`; prepared on first use.
 
-    Splits are train, validation, test and target. Validation and test are drawn from train where
-    they have no folder. target, another domain to evaluate on, needs a folder; there, images of a
-    class that no other split has count as wrong.
+    Splits are train, validation, test and target. Validation and test splits without a folder are
+    drawn from train. target, another domain to evaluate on, needs a folder; predictions for images
+    in it whose class is in no other split count as wrong.
     """
 
     kind: ClassVar = "image_folder"
@@ -50,26 +50,26 @@ class ImageFolder(ImageFiles):
 @register_config
 @dataclasses.dataclass(frozen=True)
 class Photos(ImageFiles):
-    """Photographs without labels: every image in a folder or an archive.
+    """Photographs without labels: all images in a folder or an archive.
 
-    Those whose orientation differs from that of `image_size` are rotated by 90 degrees, so that
-    none is squeezed. A file is in the same split at every size.
+    Those whose orientation differs from `image_size`'s are rotated by 90 degrees instead of
+    squeezed. A file is in the same split at every size.
     """
 
     kind: ClassVar = "photos"
     by_name: ClassVar = True
 
     path: str = ""
-    """A folder or archive, prepared on first use; empty for pieces of the two photographs that ship
-    with scikit-learn: as many as fit side by side, at least four of each."""
+    """Folder or archive, prepared on first use; empty for tiles of scikit-learn's two sample
+    photographs: as many as fit, at least four of each."""
     image_size: tuple[PositiveInt, PositiveInt] = (321, 481)
-    """Height and width of every image that the network is given."""
+    """Height and width to which images are resized."""
     test: Share = 0.2
-    """Fraction of train held out for the test; 0 for none."""
+    """Fraction of train held out for the test split; 0 for none."""
 
     @property
     def description(self) -> str:
-        which = stem_of(self.path) if self.path else "scikit-learn's photographs, in pieces"
+        which = stem_of(self.path) if self.path else "tiles of scikit-learn's photographs"
         return f"{which}, {self.shape}"
 
     def plan(self, folder: Path, shown: str) -> Plan:
@@ -101,17 +101,17 @@ class Photos(ImageFiles):
 
 
 def plan_folder(root: Path, shown: str, class_of: Callable[[str], str] = printable) -> Plan:
-    """The records of `<split>/<class>/*` or `<class>/*` in `root`; errors name it `shown`.
+    """Plan `<split>/<class>/*` or `<class>/*` in `root`; errors call it `shown`.
 
-    A single folder around everything is looked through, and a folder that stands twice,
-    `train/train/<class>/*`. Classes that only the split `target` has are `UNKNOWN_CLASS`.
-    `class_of` makes a class of a folder's name. Where files are named as images, a folder without
-    any, as of annotations, is not a class. Images of a split in no class folder are left out.
+    A single folder around everything is ignored, as is a repeated one, `train/train/<class>/*`.
+    Classes that only the split `target` has are `UNKNOWN_CLASS`. `class_of` turns a folder's name
+    into a class. If any files have image extensions, folders without such files, for example of
+    annotations, are not classes. Images of a split outside class folders are skipped.
 
     Raises:
-        UsageError: a table instead of a folder.
-        UserError: no folders of images, one class only, or folders of splits and others together,
-            or of splits that are not named as such.
+        UsageError: it is a table instead of a folder.
+        UserError: there are no folders of images, only one class, split folders beside other
+            folders, or splits with unknown names.
     """
     if root.is_file():
         raise UsageError(f"{shown} is a table, not a folder: use --experiment=image_table")
@@ -126,31 +126,30 @@ def plan_folder(root: Path, shown: str, class_of: Callable[[str], str] = printab
     }
     if not kept:
         raise _no_folders(images, shown)
-    class_of = functools.cache(class_of)  # there are few folders and many files
-    found = []
+    class_of = functools.cache(class_of)  # for few folders and many files
+    rows = []
     for name, as_if in kept.items():
         top, inner, *_ = as_if.split("/", 2)
         split, folder = (splits[top], inner) if splits else ("train", top)
-        found.append((name, split, class_of(folder)))
+        rows.append((name, split, class_of(folder)))
     images_kept = kept.keys() & images
-    with_images = {of for name, _, of in found if name in images_kept}
+    with_images = {of for name, _, of in rows if name in images_kept}
     homes = {name.removesuffix(_below(as_if, depth)) for name, as_if in kept.items()}
     beside = {class_of(folder) for home in homes for folder in folders_in(root / home)}
     without = sorted(beside - with_images)
     if splits:
         tops = {name.partition("/")[0] for name in images}
         without += sorted(printable(top) for top in folders_in(root) if top not in tops)
-    found = [item for item in found if item[2] in with_images]
-    classes = _classes({(split, of) for _, split, of in found}, shown, without)
+    rows = [row for row in rows if row[2] in with_images]
+    classes = _classes({(split, of) for _, split, of in rows}, shown, without)
     labels = {of: {"label": UNKNOWN_CLASS} for of in with_images}
     labels |= {of: {"label": at} for at, of in enumerate(classes)}
     return Plan(
         records=[
-            Record(f"{root}/{name}", printable(name), split, labels[of])
-            for name, split, of in found
+            Record(f"{root}/{name}", printable(name), split, labels[of]) for name, split, of in rows
         ],
         class_names={"label": classes},
-        layout=_layout(splits, {split for _, split, _ in found})
+        layout=_layout(splits, {split for _, split, _ in rows})
         + _further({_below(as_if, depth) for as_if in kept.values()}),
         left_out=left_out(
             images_in_no_class_folder=sorted(map(printable, set(images) - images_kept)),
@@ -160,12 +159,12 @@ def plan_folder(root: Path, shown: str, class_of: Callable[[str], str] = printab
 
 
 def _below(name: str, depth: int) -> str:
-    """A name as seen from the folder at that depth."""
+    """Return a name relative to its folder at that depth."""
     return name.split("/", depth)[depth]
 
 
 def _further(names: Collection[str]) -> str:
-    """The folders inside of classes in words, if there are any; `names` begin with a class."""
+    """Describe folders inside class folders, if there are any; `names` start with a class."""
     inner = sorted({printable(name.split("/", 2)[1]) for name in names if name.count("/") > 1})
     more = ", ..." * (len(inner) > NAMED)
     return f"; folders inside these ({', '.join(inner[:NAMED])}{more}) are not classes" * bool(
@@ -174,28 +173,32 @@ def _further(names: Collection[str]) -> str:
 
 
 def _no_folders(images: Sequence[str], shown: str) -> UserError:
-    """The error of images that are in no folders of classes."""
+    """Make the error for images that are not in class folders."""
     tops = sorted({name.partition("/")[0] for name in images if "/" in name})
     first = f"it has {', '.join(images[:NAMED])}" if images else "it is empty"
     where = f"images are directly in {', '.join(tops)}" if tops else first
     return UserError(
-        f"{shown} has no folders of images ({printable(where)}): it needs one per class, as "
+        f"{shown} has no folders of images ({printable(where)}): it needs one per class, "
         "<class>/* or <split>/<class>/*"
     )
 
 
 def _layout(splits: Mapping[str, str], labelled: Collection[str]) -> str:
-    """The folders at the top in words: which splits they are, of which some have labels."""
+    """Describe the top-level folders: the splits, and which of them have labels."""
     named = (
         f"{printable(top)} ({split if split in labelled else 'no labels'})"
         for top, split in sorted(splits.items())
     )
-    return f"splits {', '.join(named)}, with a folder per class" if splits else "a folder per class"
+    if splits:
+        return f"splits {', '.join(named)}, with one folder per class"
+    return "one folder per class"
 
 
 def _unwrapped(root: Path) -> tuple[Path, list[str], list[str]]:
-    """The innermost folder that holds all images, its files, and those named as images; or all its
-    files, if none is."""
+    """Return the innermost folder with all images, its files, and its image files.
+
+    If no file has an image extension, all count as images.
+    """
     names = names_below(root)
     images = [name for name in names if is_named_as_image(name)] or names
     while (wrapper := _wrapper(images)) is not None:
@@ -209,14 +212,14 @@ def _unwrapped(root: Path) -> tuple[Path, list[str], list[str]]:
 
 
 def _classes(
-    found: Collection[tuple[str, str]], shown: str, without: Sequence[str]
+    pairs: Collection[tuple[str, str]], shown: str, without: Sequence[str]
 ) -> tuple[str, ...]:
-    """The classes of splits, which are given with a class of theirs each, sorted; errors name the
-    folders `without` images.
+    """Return the sorted classes, from pairs of split and class; errors list folders `without`
+    images.
 
-    Raises `UserError` if there are not two to train on, or a split has none of those.
+    Raises `UserError` if there are fewer than two to train on, or a split has none of those.
     """
-    of = {split: {of for name, of in found if name == split} for split in SPLITS}
+    of = {split: {of for name, of in pairs if name == split} for split in SPLITS}
     if not of["train"]:
         raise UserError(f"{shown}: the split 'train' has no class folders with images")
     train = class_names(of["train"], shown, without)
@@ -224,22 +227,21 @@ def _classes(
         if of[split] and not of[split] & of["train"]:
             raise UserError(
                 f"{shown}: no class of '{split}' ({', '.join(sorted(of[split])[:3])}) is in "
-                f"'train' ({', '.join(train[:3])}): give the folders of a class the same name, at "
-                "the same depth"
+                f"'train' ({', '.join(train[:3])}): use the same folder names, at the same depth"
             )
     return tuple(sorted(of["train"] | of["validation"] | of["test"]))
 
 
 def plan_photos(root: Path, shown: str) -> Plan:
-    """Records of every image below `root`, by file extension.
+    """Plan all images below `root`, which are recognised by their extensions.
 
     Raises:
-        UserError: there is none; names `shown`.
+        UserError: there are none; the error calls it `shown`.
     """
     names = names_below(root)
     kept = [name for name in names if os.path.splitext(name)[1].lower() in ENDINGS]
     if not kept:
-        raise UserError(f"{shown} has no images in it")
+        raise UserError(f"{shown} contains no images")
     return Plan(
         records=[Record(f"{root}/{name}", printable(name), "train", {}) for name in kept],
         class_names={},
@@ -251,20 +253,22 @@ def plan_photos(root: Path, shown: str) -> Plan:
 
 
 def class_names(names: Iterable[str], shown: str, without: Sequence[str] = ()) -> tuple[str, ...]:
-    """The different ones of `names`, sorted; an error that names `shown`, and folders `without`
-    images, if there is only one."""
+    """Return the distinct `names`, sorted.
+
+    If there is only one, raise `UserError`, with `shown` and the folders `without` images.
+    """
     classes = tuple(sorted(set(names)))
     if len(classes) == 1:
         others = ", ".join(without[:NAMED])
-        beside = f" (no file in {others} is named as an image)" if without else ""
+        beside = f" (no file in {others} has an image extension)" if without else ""
         raise UserError(
-            f"{shown} has only one class, '{classes[0]}'{beside}: it needs a folder for each class"
+            f"{shown} has only one class, '{classes[0]}'{beside}: it needs one folder per class"
         )
     return classes
 
 
 def _wrapper(names: Sequence[str]) -> str | None:
-    """The one folder that holds all the others, if there is one and it is not a split."""
+    """Return the single folder around all others, unless it is a split."""
     tops = {name.partition("/")[0] for name in names if "/" in name}
     nested = any(name.count("/") > 1 for name in names)
     top = next(iter(tops)) if len(tops) == 1 else "train"

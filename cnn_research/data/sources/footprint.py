@@ -1,4 +1,4 @@
-"""What image files take before they can be loaded, known before any is decoded."""
+"""Estimate the disk space and time that decoding image files needs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cnn_research.data.sources.survey import survey
 
 @dataclasses.dataclass(frozen=True)
 class Footprint:
-    """Images that `load` has yet to decode, bytes of their arrays, and about how many seconds."""
+    """Images that `load` has yet to decode, bytes of their arrays, and estimated seconds."""
 
     images: int
     bytes: int
@@ -20,9 +20,9 @@ class Footprint:
 
 
 def footprint(source: Any) -> Footprint | None:
-    """The footprint of a source of image files; None where there is nothing to decode.
+    """Estimate the footprint of a source of image files; None if there is nothing to decode.
 
-    Raises `UserError` as `survey`.
+    Raises the errors of `survey`.
     """
     if not isinstance(source, ImageFiles) or source.origin().is_decoded():
         return None

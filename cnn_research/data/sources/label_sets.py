@@ -1,7 +1,6 @@
-"""Several labels an image in a table: cells of several labels, or columns of 0 and 1.
+"""Tables with several labels per image: in one cell, or as columns of 0 and 1.
 
-Cells are text, and empty where there is none. `splits` is text `[rows]`, "" for rows that are not
-asked for.
+Cells are text, empty if missing. `splits` is text `[rows]`, "" for rows that are not selected.
 """
 
 from __future__ import annotations
@@ -26,35 +25,35 @@ if TYPE_CHECKING:
     from cnn_research.data.sources.table import ImageTable
 
 Columns = Literal["heads", "labels", "classes"]
-"""What several columns of labels are: a head each; the labels of one head, 1 where an image has
-them; or its classes, of which each image has one, where the 1 is."""
+"""Meaning of several label columns: `heads`, `labels` of one head, 1 if an image has the label; or
+`classes` of one head, 1 for the image's class."""
 HEAD = "label"
-"""The head of columns that are labels or classes."""
+"""Head of columns that are labels or classes."""
 PRESENT = {"1", "1.0", "true", "t", "yes", "y", "x"}
 ABSENT = {"0", "0.0", "false", "f", "no", "n", ""}
 MINUS = {"-1", "-1.0"}
-"""Absent in a table that has no 0 among its labels."""
+"""Absent in a table without a 0 among its labels."""
 SEPARATORS = {"|": 1, ";": 1, "、": 1, "，": 1, ",": 1, "/": 2, "+": 2, "&": 2, " ": 3}
-"""Those that are recognised, where there are more different cells than this many times the
-different labels. The last ones also stand within names."""
+"""Separator -> factor by which distinct cells must outnumber distinct labels for it to be
+recognised. The last ones also occur within names."""
 LIST = re.compile(r"""\[.*\]|\{.*\}|\(\)|\((['"]).*\1,?\)""", re.DOTALL)
-"""A list, set or tuple of labels as Python, JSON, NumPy and databases write it."""
+"""A list, set or tuple of labels in the notation of Python, JSON, NumPy or a database."""
 MOST_CELLS = 5000
-"""Different cells that are looked at for a separator."""
+"""Maximum number of distinct cells searched for a separator."""
 FEWEST_TOGETHER = 3
-"""Rows from which on labels that are never seen apart may be one label with a separator in it."""
+"""Number of rows from which labels that always occur together may be one label with a separator."""
 
 
 Labels = tuple[dict[str, tuple[str, ...]], dict[str, Any], dict[str, Any]]
-"""The labels of one head, by its name; likewise the indices of those of each row, ascending, tuples
-in object `[rows]`; and JSON values for the provenance."""
+"""Label names by head; by head, the labels of each row as ascending indices, tuples in object
+`[rows]`; and JSON values for the provenance."""
 
 
 def joint_labels(rows: DataFrame, splits: np.ndarray, shown: str, source: ImageTable) -> Labels:
-    """The labels of a source where a row may have several, else nothing.
+    """Read the labels of a source whose rows may have several; nothing for other sources.
 
     Raises:
-        UserError: no label tells rows apart, or a cell is not what it has to be; names `shown`.
+        UserError: no label distinguishes rows, or a cell is invalid; the error calls it `shown`.
     """
     if source.separator:
         cells = rows[source.label[0]]
@@ -70,36 +69,36 @@ def joint_labels(rows: DataFrame, splits: np.ndarray, shown: str, source: ImageT
 def _in_cells(
     cells: Series, splits: np.ndarray, shown: str, separator: str, min_examples: int
 ) -> Labels:
-    """The labels in the cells of a column, which the separator divides."""
+    """Read the labels in a column's cells, divided by the separator."""
     codes, unique = cells.factorize()
-    found = [labels_in(str(cell), separator) for cell in unique]
-    if max(map(len, found)) < 2 and len({name for names in found for name in names}) > 1:
+    sets = [labels_in(str(cell), separator) for cell in unique]
+    if max(map(len, sets)) < 2 and len({name for names in sets for name in names}) > 1:
         raise UserError(
             f"{shown}: no cell of column '{cells.name}' has several labels separated by "
-            f"'{separator}': give their separator, or leave --data.separator empty if each image "
+            f"'{separator}': choose their separator, or leave --data.separator empty if each image "
             "has one class"
         )
     rows = np.bincount(codes[_is_source(splits)], minlength=len(unique))
-    # A separator within a label makes such pairs.
-    pairs = [f"{a}{separator}{b}" for a, b in _never_apart(found, rows)]
+    # A separator within a label results in such pairs.
+    pairs = [f"{a}{separator}{b}" for a, b in _never_apart(sets, rows)]
     notes = {"labels_never_apart": pairs} if pairs else {}
     where, head = f"{shown}: column '{cells.name}'", str(cells.name)
-    return _sets(head, found, codes, splits, where, min_examples, notes)
+    return _sets(head, sets, codes, splits, where, min_examples, notes)
 
 
 def labels_in(cell: str, separator: str) -> tuple[str, ...]:
-    """The different labels in a cell, in its order.
+    """Return the distinct labels in a cell, in order.
 
-    A label in double quotation marks may have the separator in it, and the cell may be a `LIST`.
+    A label in double quotation marks may contain the separator, and the cell may be a `LIST`.
     """
     text, parts = cell.strip(), None
     if LIST.fullmatch(text):
         with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
             commas = re.sub(r"""(?<=['"])\s+(?=['"])""", ", ", text)  # NumPy writes none
-            found = ast.literal_eval(commas)
-            if not isinstance(found, dict):
-                parts = [str(part) for part in ([found] if isinstance(found, str) else found)]
-                parts = sorted(parts) if isinstance(found, set) else parts
+            value = ast.literal_eval(commas)
+            if not isinstance(value, dict):
+                parts = [str(part) for part in ([value] if isinstance(value, str) else value)]
+                parts = sorted(parts) if isinstance(value, set) else parts
         text = text[1:-1]
     if parts is None and '"' in text and len(separator) == 1 and separator not in '"\r\n':
         (parts,) = csv.reader([" ".join(text.splitlines())], delimiter=separator)
@@ -108,17 +107,17 @@ def labels_in(cell: str, separator: str) -> tuple[str, ...]:
 
 
 def separator_of(cells: Series) -> str:
-    """The separator of several labels in the cells of a column, where that is clear; else "".
+    """Find the separator of several labels in the cells of a column; "" if that is not clear.
 
-    It is clear where labels recombine: there are more different cells than different labels. Of
-    numbers with a comma, which may be decimal, some have to have three parts; dates are no labels.
+    It is clear if labels recombine, so that there are more distinct cells than labels. Numbers with
+    a comma may be decimal, so some must have three parts; dates are not labels.
     """
     unique = [cell for cell in cells.unique() if cell][:MOST_CELLS]
     if all(map(LIST.fullmatch, unique)) and any(len(labels_in(cell, ",")) > 1 for cell in unique):
         return ","
     for separator, times in SEPARATORS.items():
-        found = [labels_in(cell, separator) for cell in unique]
-        names, most = {name for each in found for name in each}, max(map(len, found), default=0)
+        sets = [labels_in(cell, separator) for cell in unique]
+        names, most = {name for each in sets for name in each}, max(map(len, sets), default=0)
         if all(name.isdigit() for name in names):
             labels = separator not in "/+&" and (separator != "," or most > 2)
         else:
@@ -128,11 +127,11 @@ def separator_of(cells: Series) -> str:
     return ""
 
 
-def _never_apart(found: Sequence[tuple[str, ...]], rows: np.ndarray) -> list[tuple[str, str]]:
-    """Pairs of labels of which one always follows the other; `rows` have each of the `found`."""
+def _never_apart(sets: Sequence[tuple[str, ...]], rows: np.ndarray) -> list[tuple[str, str]]:
+    """Find labels of which one always follows the other; `rows` counts the rows of each set."""
     single: Counter[str] = Counter()
     pairs: Counter[tuple[str, str]] = Counter()
-    for names, count in zip(found, rows.tolist(), strict=True):
+    for names, count in zip(sets, rows.tolist(), strict=True):
         single.update(dict.fromkeys(names, count))
         pairs.update(dict.fromkeys(itertools.pairwise(names), count))
     return [
@@ -146,19 +145,19 @@ def _never_apart(found: Sequence[tuple[str, ...]], rows: np.ndarray) -> list[tup
 
 
 def _in_columns(cells: DataFrame, splits: np.ndarray, shown: str, min_examples: int) -> Labels:
-    """The columns that hold a 1, as labels; an empty cell is a 0."""
+    """Read the columns with a 1 as labels; an empty cell counts as 0."""
     present = _present(cells, splits, shown)
     unique, codes = np.unique(present, axis=0, return_inverse=True)
     names = [printable(column) for column in cells]
-    found = [tuple(names[at] for at in np.flatnonzero(row)) for row in unique]
-    asked = (cells.to_numpy() == "")[splits != ""]
-    notes = {"empty_cells_taken_for_0": int(asked.sum())} if asked.any() else {}
+    sets = [tuple(names[at] for at in np.flatnonzero(row)) for row in unique]
+    empty = (cells.to_numpy() == "")[splits != ""]
+    notes = {"empty_cells_taken_for_0": int(empty.sum())} if empty.any() else {}
     where = f"{shown}: columns {', '.join(names)}"
-    return _sets(HEAD, found, codes.ravel(), splits, where, min_examples, notes)
+    return _sets(HEAD, sets, codes.ravel(), splits, where, min_examples, notes)
 
 
 def class_cells(cells: DataFrame, splits: np.ndarray, shown: str) -> Series:
-    """The class of each row, of columns that are classes: the name of the one with the 1, or ""."""
+    """Return the class of each row, the name of the column with the 1, or ""."""
     import pandas
 
     present = _present(cells, splits, shown)
@@ -166,8 +165,8 @@ def class_cells(cells: DataFrame, splits: np.ndarray, shown: str) -> Series:
     if several.size:
         raise UserError(
             f"{shown}, row {several[0] + 1} has a 1 in {present[several[0]].sum()} of the columns "
-            f"{', '.join(cells)}, and {len(several):,} rows have more than one: give each row one "
-            "class, or use --data.columns=labels"
+            f"{', '.join(cells)}, and {len(several):,} rows have more than one: assign one class "
+            "to each row, or use --data.columns=labels"
         )
     names = np.array([*cells, ""], object)
     where = np.where(present.any(axis=1), present.argmax(axis=1), len(names) - 1)
@@ -175,8 +174,8 @@ def class_cells(cells: DataFrame, splits: np.ndarray, shown: str) -> Series:
 
 
 def meaning_of(cells: DataFrame) -> Columns:
-    """What several columns of labels are, where that is clear: other than `heads` if all cells are
-    0 or 1; and `classes` if each row has one 1."""
+    """Guess the meaning of several label columns: `heads` unless all cells are 0 or 1, and
+    `classes` if each row has one 1."""
     if cells.shape[1] < 2:
         return "heads"
     lower = cells.apply(lambda column: column.str.lower())
@@ -189,7 +188,7 @@ def meaning_of(cells: DataFrame) -> Columns:
 
 
 def _present(cells: DataFrame, splits: np.ndarray, shown: str) -> np.ndarray:
-    """Whether cells hold a 1, bool `[rows, columns]`; False in rows that are not asked for."""
+    """Whether cells are 1, bool `[rows, columns]`; False in rows that are not selected."""
     lower = cells.apply(lambda column: column.str.lower()).to_numpy(object, copy=True)
     lower[splits == ""] = ""
     present, zero = np.isin(lower, list(PRESENT)), np.isin(lower, list(ABSENT))
@@ -201,8 +200,8 @@ def _present(cells: DataFrame, splits: np.ndarray, shown: str) -> np.ndarray:
         row, column = wrong[0]
         raise UserError(
             f"{shown}, row {row + 1}: {cells.columns[column]} is "
-            f"'{printable(str(cells.iloc[row, column]))}', but a column of labels has only 0 or 1: "
-            "correct it, or leave the column out of --data.label"
+            f"'{printable(str(cells.iloc[row, column]))}', but a label column must be 0 or 1: "
+            "correct it, or remove the column from --data.label"
         )
     return present
 
@@ -216,22 +215,22 @@ def _is_source(splits: np.ndarray) -> np.ndarray:
 
 def _sets(
     head: str,
-    found: Sequence[tuple[str, ...]],
+    unique: Sequence[tuple[str, ...]],
     codes: np.ndarray,
     splits: np.ndarray,
     where: str,
     min_examples: int,
     notes: Mapping[str, Any],
 ) -> Labels:
-    """Labels that some rows have and others lack, of rows whose names are `found[code]`.
+    """Keep the labels that some rows have and others lack; a row's names are `unique[code]`.
 
-    Rows of `target` do not count. What is left out, and rows without labels, are noted.
+    Rows of `target` do not count. Notes list the dropped labels and the rows without labels.
     """
-    source, asked = _is_source(splits), splits != ""
-    rows = np.bincount(codes[source], minlength=len(found)).tolist()
+    source, selected = _is_source(splits), splits != ""
+    rows = np.bincount(codes[source], minlength=len(unique)).tolist()
     counts: Counter[str] = Counter()
-    for code in np.unique(codes[asked]).tolist():
-        counts.update(dict.fromkeys(found[code], rows[code]))
+    for code in np.unique(codes[selected]).tolist():
+        counts.update(dict.fromkeys(unique[code], rows[code]))
     total = int(source.sum())
     kept = sorted(name for name, count in counts.items() if min_examples <= count < total)
     of_all = sorted(name for name, count in counts.items() if count == total)
@@ -242,15 +241,15 @@ def _sets(
             "there is nothing to learn"
         )
     index = {name: at for at, name in enumerate(kept)}
-    sets = np.empty(len(found), object)
-    for code, names in enumerate(found):  # as a whole, tuples of one length would become columns
+    sets = np.empty(len(unique), object)
+    for code, names in enumerate(unique):  # np.array would make equally long tuples columns
         sets[code] = tuple(sorted(index[name] for name in names if name in index))
     by_row = sets[codes]
     lists: dict[str, Iterable[str]] = {
         "labels_of_every_row": of_all,
         "labels_of_too_few_rows": sorted(n for n, count in counts.items() if count < min_examples),
     }
-    without = int(sum(not names for names in by_row[asked]))
+    without = int(sum(not names for names in by_row[selected]))
     noted = {name: list(values) for name, values in lists.items() if values}
     notes = {**notes, **noted, "rows_without_labels": without}
     return {head: tuple(kept)}, {head: by_row}, notes

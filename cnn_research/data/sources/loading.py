@@ -1,6 +1,6 @@
-"""From a source to a `Dataset`: files are planned, decoded, split and stored as arrays.
+"""Load a source to a `Dataset`: plan its files, decode, split and store them as arrays.
 
-A source is a registered config whose fields decide everything about what is loaded.
+A source is a registered config whose fields determine all that is loaded.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ Decoded = tuple[Examples, dict[str, Any]]
 """Examples before they are split, and JSON values for the provenance."""
 
 KEPT_TOGETHER = ("group", "near_duplicates", "folds", "fold")
-"""Fields of files of images that decide, beside sizes and seed, which are in which split."""
+"""Fields of `ImageFiles` that determine the splits, beside sizes and seed."""
 
 Share = Annotated[float, Range(minimum=0, below=1)]
-"""A fraction that leaves something."""
+"""A fraction below 1."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +53,11 @@ class Origin:
     """Origin of a source's examples.
 
     Attributes:
-        decode: decodes every example; its argument is an empty folder for arrays that outgrow
-            memory.
-        home: folder of the decoded arrays; None where decoding takes no time.
-        fingerprint: returns that of the files, which takes seconds where there are many; arrays
-            decoded from other files are decoded again.
-        key: of the choice and split of examples; each choice has its own arrays.
+        decode: decodes all examples; its argument is an empty folder for arrays larger than memory.
+        home: folder of the decoded arrays; None if decoding takes no time.
+        fingerprint: computes the files' fingerprint, which takes seconds for many files; if it
+            changes, they are decoded again.
+        key: identifies the selection and splits of examples; each has its own arrays.
     """
 
     name: str
@@ -68,7 +67,7 @@ class Origin:
     key: str = ""
 
     def is_decoded(self) -> bool:
-        """Return whether the arrays are there, of the files as they are now."""
+        """Return whether the arrays exist and match the current files."""
         if self.home is None:
             return True
         folder = cache.arrays_folder(self.home, self.key)
@@ -76,24 +75,23 @@ class Origin:
 
 
 class Source(abc.ABC):
-    """Base of data configs that describe the origin of their examples; `load` does the rest."""
+    """Base of data configs, which describe the origin of their examples; `load` does the rest."""
 
     split_seed: int
 
     @property
     @abc.abstractmethod
     def description(self) -> str:
-        """In a few words."""
+        """Short description."""
 
     @property
     @abc.abstractmethod
     def sizes(self) -> Mapping[str, float]:
-        """Number (int) or fraction (float) of examples for `validation` and `test`, as in
-        `assign`."""
+        """Number (int) or fraction (float) of examples for `validation` and `test`."""
 
     @property
     def drawing(self) -> Mapping[str, Any]:
-        """How splits are drawn, as the keywords of `assign`."""
+        """Keyword arguments of `assign`: how splits are drawn."""
         return {}
 
     @abc.abstractmethod
@@ -101,11 +99,11 @@ class Source(abc.ABC):
         """Describe the origin of the examples."""
 
     def load(self) -> Dataset:
-        """Load the images in splits; memory maps where their arrays are on the disk.
+        """Load the images in splits, as memory maps if their arrays are on disk.
 
         Raises:
-            UsageError: a field out of range, or more is held out than there is.
-            UserError: files that are absent, damaged or not of this kind.
+            UsageError: a field is out of range, or more is held out than there is.
+            UserError: files are missing, damaged or of another kind.
         """
         check_ranges(self, "data.")
         origin = self.origin()
@@ -128,7 +126,7 @@ class Source(abc.ABC):
 
 
 def from_scikit_learn(name: str, decode: Callable[[], Examples]) -> Origin:
-    """Examples that ship with scikit-learn: nothing is stored."""
+    """Make the origin of examples included in scikit-learn, of which nothing is stored."""
 
     def decode_all(_: Path) -> Decoded:
         import sklearn
@@ -144,10 +142,10 @@ def from_scikit_learn(name: str, decode: Callable[[], Examples]) -> Origin:
 def from_prepared(
     source: Source, home: Path, title: str, read: Callable[[Path, Path], Decoded], advice: str
 ) -> Origin:
-    """Origin of the data prepared in `home` (`<name>/<version>`), once for all choices of fields.
+    """Make the origin of data prepared once in `home` (`<name>/<version>`) for all field values.
 
-    `read(folder, scratch)` decodes it. Errors name it `title` and add `advice` on preparing it.
-    Raises `UserError` if it is not prepared.
+    `read(folder, scratch)` decodes it. Raises `UserError`, which calls it `title` and adds `advice`
+    on preparing it, if it is not prepared.
     """
     name, folder = home.parent.name, home / cache.PREPARED
     if not folder.is_dir():
@@ -165,11 +163,11 @@ def from_prepared(
 
 
 def prepare_once(home: Path, write: Callable[[Path], None]) -> None:
-    """Have `write(folder)` fill the folder of prepared files in `home`, unless it is there."""
+    """Let `write(folder)` fill the folder of prepared files in `home` if it does not exist."""
     if not cache.write_once(home / cache.PREPARED, write):
         print(
-            f"already prepared in {home}; to prepare it again, first `python -m cnn_research.data "
-            f"remove {home.relative_to(cache.data_dir())}`"
+            f"already prepared in {home}; to prepare it again, first run `python -m "
+            f"cnn_research.data remove {home.relative_to(cache.data_dir()).as_posix()}`"
         )
 
 
@@ -177,17 +175,16 @@ def prepare_once(home: Path, write: Callable[[Path], None]) -> None:
 
 
 LATER_FIELDS: Mapping[str, Any] = {"fit": "stretch", "separator": "", "columns": "heads"}
-"""Fields of such sources that they did not have at first, and the values that stand for that."""
+"""Fields added later, with the values that do not change the names of older caches."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageFiles(Source):
-    """Files of images below a path, decoded on first use: the base of such sources.
+    """Base of sources of image files, which are decoded on first use.
 
     Attributes:
-        kind: the folder of such sources, for their arrays and prepared files.
-        prepared: whether files are prepared once for all choices of fields, and read where `path`
-            is empty.
+        kind: folder of the arrays and prepared files of such sources.
+        prepared: whether files are prepared once for all field values, and used if `path` is empty.
         by_name: as in `Examples`.
     """
 
@@ -196,34 +193,33 @@ class ImageFiles(Source):
     by_name: ClassVar[bool] = False
 
     path: str = ""
-    """The folder, or a .tar, .tar.gz, .tar.xz or .zip archive of it."""
+    """Folder, or a .tar, .tar.gz, .tar.xz or .zip archive."""
     image_size: tuple[PositiveInt, PositiveInt] = (64, 64)
-    """Height and width of every image that the network is given."""
+    """Height and width to which images are resized."""
     fit: Fit = "stretch"
-    """How an image of another shape comes to that size: `stretch` changes its proportions, `crop`
-    cuts off both ends of what is too long, `pad` puts grey at both sides of what is too short."""
+    """How images with another aspect ratio are resized: `stretch` changes the ratio, `crop` cuts
+    off both ends of the longer side, `pad` adds grey at both ends of the shorter side."""
     validation: Share = 0.1
-    """Fraction of train held out for validation, where the source has none; 0 for none."""
+    """Fraction of train held out for validation if the data has no such split; 0 for none."""
     test: Share = 0.1
-    """Fraction of train held out for the test, where the source has none; 0 for none."""
+    """Fraction of train held out for testing if the data has no test split; 0 for none."""
     split_seed: Seed = 0
     """Seed of the choice of held-out examples."""
     group: str = ""
-    """A regular expression that finds in a file's name, `class/p07_12.jpg`, the group of images
-    that must stay on one side of drawn splits, such as those of a patient or a film: '(p[0-9]+)_'.
-    The first part in parentheses that matches identifies the group. A file without a match is a
-    group of its own."""
+    """Regular expression for the group in a file's name: images of one group, such as a patient's
+    or a film's, are never in two random splits. '(p[0-9]+)_' finds p07 in `class/p07_12.jpg`. The
+    first matching pair of parentheses is the group. A file without a match is its own group."""
     near_duplicates: Literal["list", "together"] = "list"
-    """Whether images that are nearly the same (saved again, resized, mirrored) are only listed, or
-    also kept together on one side of drawn splits, whose classes are then in the same proportions
-    as far as numbers allow."""
+    """Treatment of nearly identical images (re-encoded, resized, mirrored): only list them, or also
+    keep them together in random splits, whose classes then stay in proportion as far as possible.
+    """
     folds: NonNegativeInt = 0
-    """Divide the examples into this many equal parts, of which `fold` is the test; 0 to hold out
-    the fraction `test`."""
+    """Number of folds for cross-validation, of which `fold` is the test split; 0 to hold out the
+    fraction `test`."""
     fold: NonNegativeInt = 0
-    """The part that is the test, numbered from 0."""
+    """Fold that is the test split, from 0."""
     on_bad_image: Literal["stop", "skip"] = "stop"
-    """On a file that is not an image: stop and name it, or skip and count it."""
+    """Treatment of files that are not usable images: stop and name one, or skip and count them."""
 
     @property
     def description(self) -> str:
@@ -247,30 +243,30 @@ class ImageFiles(Source):
         """Raise `UsageError` for fields that contradict each other."""
         if self.folds == 1 or (self.fold and self.fold >= self.folds):
             raise UsageError(
-                f"--data.folds is {self.folds} and --data.fold {self.fold}: there must be two "
-                "folds or more, and they are numbered from 0"
+                f"--data.folds is {self.folds} and --data.fold {self.fold}: use at least two "
+                "folds, and number them from 0"
             )
         if self.folds and self.validation + 1 / self.folds >= 1:
             raise UsageError(
-                f"--data.validation is {self.validation}, and one example in {self.folds} is for "
-                "the test: together they must leave examples to train on"
+                f"--data.validation is {self.validation}, and one example in {self.folds} is held "
+                "out for testing: together they must leave examples to train on"
             )
         if not self.folds and self.validation + self.test >= 1:
             raise UsageError(
-                f"--data.validation is {self.validation} and --data.test {self.test}: together "
-                "they must be below 1, so that examples are left to train on"
+                f"--data.validation is {self.validation} and --data.test {self.test}: their sum "
+                "must be below 1, to leave examples to train on"
             )
 
     @abc.abstractmethod
     def plan(self, folder: Path, shown: str) -> Plan:
-        """Assign the files in `folder` to examples; errors call it `shown`; opens no image."""
+        """Assign the files in `folder` to examples without opening them; errors call it `shown`."""
 
     def planned(self, folder: Path, shown: str) -> Plan:
-        """The plan, made once until `load` is done or a folder or table changes."""
+        """Return the plan, which is cached until `load` ends or a folder or table changes."""
         return _planned(self.plain(), folder, shown, folders_state(folder))
 
     def plain(self) -> Self:
-        """The source without what changes nothing of a plan or survey: path, sizes and splits."""
+        """Reset the fields that do not affect a plan or survey: path, sizes and splits."""
         own = dataclasses.fields(ImageFiles)
         defaults: dict[str, Any] = {f.name: f.default for f in own if f.name != "group"}
         return dataclasses.replace(self, **defaults)
@@ -279,13 +275,13 @@ class ImageFiles(Source):
         try:
             return super().load()
         finally:
-            _planned.cache_clear()  # of a million images it takes much memory
+            _planned.cache_clear()  # for a million images it needs much memory
 
     def grouped(self, plan: Plan, shown: str) -> Plan:
-        """The plan with the group of each file that `group` finds in its name.
+        """Add to a plan the group that `group` finds in each file's name.
 
-        Raises `UsageError`, which calls the source `shown`, for what is no regular expression, or
-        finds no two groups.
+        Raises `UsageError`, which calls the source `shown`, if `group` is not a regular expression
+        or finds fewer than two groups.
         """
         if not self.group:
             return plan
@@ -293,12 +289,13 @@ class ImageFiles(Source):
             pattern = re.compile(self.group)
         except re.error as error:
             raise UsageError(
-                f"--data.group='{self.group}' is not a regular expression ({error}): write one "
-                "such as '(p[0-9]+)_'"
+                f"--data.group='{self.group}' is not a regular expression ({error}): an example "
+                "is '(p[0-9]+)_'"
             ) from None
-        found = [pattern.search(record.name) for record in plan.records]
+        matches = [pattern.search(record.name) for record in plan.records]
         groups = [
-            next(filter(None, part.groups() or (part[0],)), "") if part else "" for part in found
+            next(filter(None, match.groups() or (match[0],)), "") if match else ""
+            for match in matches
         ]
         example = f"file names of {shown}, such as '{plan.records[0].name}'"
         check_groups(groups, f"--data.group='{self.group}'", example)
@@ -309,37 +306,37 @@ class ImageFiles(Source):
         return dataclasses.replace(plan, records=records)
 
     def state_of(self, path: Path) -> str:
-        """Another text whenever a file that is read below `path` has changed."""
+        """Fingerprint of the files below `path`, which changes when one of them does."""
         if not path.is_dir():
             return fingerprint_of([path], path)
         return fingerprint_of([f"{path}/{name}" for name in names_below(path)], path)
 
     @property
     def bytes_of_image(self) -> int:
-        """Bytes of a decoded image."""
+        """Size of a decoded image in bytes."""
         return math.prod((*self.image_size, 3))
 
     def located(self) -> Self:
-        """The source with the path of its files, where those are the prepared ones."""
+        """Set the path to that of the prepared files, if they are used."""
         if self.path or not self.prepared:
             return self
         (path,) = (self.home() / cache.PREPARED).iterdir()
         return dataclasses.replace(self, path=str(path))
 
     def check_space(self, images: int, features: int = 0) -> None:
-        """Raise `UserError` if the disk has no room to decode so many images.
+        """Raise `UserError` if the disk has too little space to decode this many images.
 
-        `features` are the bytes of what is computed from them, and cached, later.
+        `features` are the bytes of features that will be computed from them and cached.
         """
         arrays = images * self.bytes_of_image
-        caching = " and caching features of them" if features else ""
+        caching = " and caching their features" if features else ""
         what = f"decoding {images:,} images at {self.shape}{caching}"
-        # All examples are on the disk twice until they are in their splits.
+        # All examples are on disk twice until they are split.
         needed = max(2 * arrays, arrays + features)
-        cache.require_space(needed, what, "take a smaller --data.image-size")
+        cache.require_space(needed, what, "choose a smaller --data.image-size")
 
     def pixels(self, file: Path) -> np.ndarray:
-        """The image in a file, uint8 `[*image_size, 3]`."""
+        """Decode the image in a file, uint8 `[*image_size, 3]`."""
         return decode(file, self.image_size, self.fit)
 
     # Files that are prepared once
@@ -349,19 +346,19 @@ class ImageFiles(Source):
         return cache.data_dir() / cls.kind / "2.0.0"
 
     def prepare(self, given: str | None) -> Self:
-        """Copy the folder or archive `given` to the prepared data; return the source to load
-        from."""
+        """Copy the folder or archive `given` to the prepared data; return the source to load."""
         if not self.prepared:
             return dataclasses.replace(self, path=given or self.path)
         path = existing(given or "")
         if is_table(path):
             raise UsageError(
-                f"{printable(path)} is copied with its images: name the folder or archive of both"
+                f"{printable(path)} is only a table: name the folder or archive with the table and "
+                "its images, which are copied"
             )
 
         def write(folder: Path) -> None:
             with opened(path) as root:
-                self.plan(root, printable(path))  # refuses other data before they are copied
+                self.plan(root, printable(path))  # rejects other data before they are copied
             cache.require_space(bytes_below(path), f"copying {printable(path)}")
             try:
                 if path.is_dir():
@@ -371,7 +368,7 @@ class ImageFiles(Source):
             except shutil.Error as error:
                 file, _, reason = error.args[0][0]
                 raise UserError(f"{printable(file)} cannot be copied: {reason}") from error
-            os.sync()  # once, for what may be 20,000 files
+            os.sync()  # once for all, as there may be 20,000 files
 
         prepare_once(self.home(), write)
         return self
@@ -379,13 +376,13 @@ class ImageFiles(Source):
     def origin(self) -> Origin:
         self.check()
         if self.prepared and not self.path:
-            advice = "where PATH is the folder or archive, or name that with --data.path"
+            advice = "with the folder or archive, or name it with --data.path"
             return from_prepared(self, self.home(), self.kind, self._decode_prepared, advice)
         path = existing(self.path)
         drawn = (*self.sizes, "split_seed", *KEPT_TOGETHER)
         fields = {name: v for name, v in dataclasses.asdict(self).items() if name not in drawn}
         for name, default in LATER_FIELDS.items():
-            if fields.get(name) == default:  # arrays keep the name that they had without the field
+            if fields.get(name) == default:  # arrays from before the field keep their name
                 del fields[name]
         fields["path"] = printable(path)
         name = stem_of(str(path))
@@ -395,7 +392,7 @@ class ImageFiles(Source):
         decode = functools.partial(self._decode, path, fingerprint)
         values = {name: getattr(self, name) for name in KEPT_TOGETHER}
         chosen = {name: value for name, value in values.items() if value not in ("", 0, "list")}
-        # Without any of them, arrays keep the name that they had before there were these fields.
+        # Without any of these fields, arrays keep the name from before they were introduced.
         key = cache.key_of([self.sizes, self.split_seed, *([chosen] if chosen else [])])
         return Origin(name, decode, home, fingerprint, key)
 
@@ -414,7 +411,7 @@ class ImageFiles(Source):
             say(text)
             self.check_space(len(plan.records))
             examples, facts = decode_plan(plan, self.pixels, self.on_bad_image, scratch)
-        if root != path:  # an archive's files are there no more
+        if root != path:  # the unpacked files of an archive are gone
             facts.pop("folder", None)
         examples = dataclasses.replace(examples, by_name=self.by_name)
         return examples, {
@@ -427,5 +424,5 @@ class ImageFiles(Source):
 
 @functools.lru_cache(maxsize=1)
 def _planned(source: ImageFiles, folder: Path, shown: str, state: object) -> Plan:
-    """The plan of a folder or table in this state."""
+    """Plan a folder or table in this state."""
     return source.plan(folder, shown)

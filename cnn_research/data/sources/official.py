@@ -31,7 +31,7 @@ from cnn_research.data.sources.loading import (
 @register_config
 @dataclasses.dataclass(frozen=True)
 class FashionMnist(Source):
-    """60,000 + 10,000 photographs of clothes, 28x28x1, 10 classes; the test split is the official.
+    """60,000 + 10,000 photographs of clothes, 28x28x1, 10 classes, with the official test split.
 
     Prepared once by `python -m cnn_research.data prepare fashion_mnist`.
     """
@@ -54,7 +54,7 @@ class FashionMnist(Source):
         return cache.data_dir() / "fashion_mnist" / "3.0.1"
 
     def prepare(self, given: str | None) -> Self:
-        """Prepare the four official files below `given`, or download them."""
+        """Prepare the four official files below `given`, or download them if it is None."""
         path = None if given is None else existing(given)
 
         def write(folder: Path) -> None:
@@ -65,7 +65,7 @@ class FashionMnist(Source):
         return self
 
     def origin(self) -> Origin:
-        advice = "with the folder of the four official .gz files, or no --source to download them"
+        advice = "with the folder of the official .gz files, or without --source to download them"
         return from_prepared(self, self.home(), "Fashion-MNIST", self._read, advice)
 
     def _read(self, folder: Path, _: Path) -> Decoded:
@@ -76,16 +76,16 @@ class FashionMnist(Source):
 @register_config
 @dataclasses.dataclass(frozen=True)
 class Cifar10(Source):
-    """50,000 + 10,000 photographs, 32x32x3, 10 classes: the official ones, or copies of them.
+    """50,000 + 10,000 photographs, 32x32x3, 10 classes: the official data, or image files.
 
-    The official ones are prepared once by `python -m cnn_research.data prepare cifar10`. Copies
-    that were saved again as JPEG are not the same images: figures are to be compared only among
-    runs on the same files, so the data set's name says which they are.
+    The official data is prepared once by `python -m cnn_research.data prepare cifar10`. Image
+    files re-encoded as JPEG are different images: compare metrics only between runs on the same
+    files, which the data set's name identifies.
     """
 
     path: str = ""
-    """A folder or archive of image files, `train/<class>/*` and `test/<class>/*`, prepared on
-    first use; empty for the official data."""
+    """Folder or archive of image files, `train/<class>/*` and `test/<class>/*`, prepared on first
+    use; empty for the official data."""
     validation: Share = 0.1
     """Fraction of the training examples held out; 0 for no validation split."""
     split_seed: Seed = 0
@@ -105,7 +105,7 @@ class Cifar10(Source):
         return cache.data_dir() / "cifar10" / "3.0.2"
 
     def prepare(self, given: str | None) -> Self:
-        """Prepare the official data from an archive or an address; None is the official address.
+        """Prepare the official data from an archive or a URL, by default the official one.
 
         A folder or archive of image files is prepared later, by `load`.
         """
@@ -126,16 +126,16 @@ class Cifar10(Source):
         folder = ImageFolder(
             self.path, (32, 32), validation=self.validation, split_seed=self.split_seed
         )
-        found = folder.load()
-        if found.class_names["label"] != cifar10.CLASSES:
+        dataset = folder.load()
+        if dataset.class_names["label"] != cifar10.CLASSES:
             raise UserError(
                 f"{stem_of(self.path)} has other classes than CIFAR-10's ({cifar10.CLASSES[0]} to "
                 f"{cifar10.CLASSES[-1]}): use image_folder for other images"
             )
-        provenance = {**found.provenance, "source": self.description}
+        provenance = {**dataset.provenance, "source": self.description}
         provenance["path"] = printable(Path(self.path).name)
         return dataclasses.replace(
-            found, name=f"cifar10, image files of {stem_of(self.path)}", provenance=provenance
+            dataset, name=f"cifar10, image files of {stem_of(self.path)}", provenance=provenance
         )
 
     def origin(self) -> Origin:
@@ -148,7 +148,7 @@ class Cifar10(Source):
     def _read(self, folder: Path, _: Path) -> Decoded:
         archive = cifar10.find(folder)
         if archive is None:
-            raise UserError(f"{folder} has no archive in it: delete it and prepare again")
+            raise UserError(f"{folder} contains no archive: delete it and prepare it again")
         examples = _examples(cifar10.read(archive), cifar10.CLASSES)
         return examples, {"sha256": {archive.name: cifar10.SHA256[archive.name]}}
 
@@ -156,7 +156,7 @@ class Cifar10(Source):
 def _examples(
     splits: Mapping[str, tuple[np.ndarray, np.ndarray]], classes: tuple[str, ...]
 ) -> Examples:
-    """The images and labels of official splits, one after the other."""
+    """Concatenate the images and labels of official splits."""
     sizes = {split: len(labels) for split, (_, labels) in splits.items()}
     return Examples(
         images=np.ascontiguousarray(np.concatenate([images for images, _ in splits.values()])),

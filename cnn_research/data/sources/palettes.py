@@ -1,4 +1,4 @@
-"""Images with palettes that people made for them, in folds."""
+"""Images with palettes made by people, divided into folds."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from cnn_research.data.sources.loading import Share
 from cnn_research.data.sources.rows import check_columns
 
 IMAGE, COLOURS = "image", "colours"
-"""Columns of the table: an image's file name, and its colours as hex with spaces between."""
+"""Columns of the table: an image's file name, and its hex colours separated by spaces."""
 
 
 @register_config
 @dataclasses.dataclass(frozen=True)
 class Palettes:
-    """Images and a table with a palette for each: `image` names the file, `colours` has it as hex.
+    """Images, and a table with columns `image` (file name) and `colours` (hex) of their palettes.
 
-    The images are dealt into folds. One is the test; of the others a share is for validation. All
-    folds in turn make every image a test image once.
+    The images are divided into folds. One is the test split; a fraction of the others is the
+    validation split. Over all folds, every image is a test image once.
     """
 
     path: str = ""
-    """A folder or archive with the images and one .csv file, anywhere in it."""
+    """Folder or archive with the images and one .csv file, anywhere in it."""
     image_size: tuple[PositiveInt, PositiveInt] = (128, 128)
-    """Height and width to which every image is stretched."""
+    """Height and width to which images are stretched."""
     folds: Annotated[int, Range(minimum=2)] = 5
     """Number of folds."""
     fold: NonNegativeInt = 0
-    """The fold that is the test split."""
+    """Fold that is the test split, from 0."""
     validation: Share = 0.125
     """Fraction of the other folds held out for validation; 0 for none."""
     split_seed: Seed = 0
@@ -58,16 +58,16 @@ class Palettes:
             raise UsageError("--data.path is empty: name the folder or archive of the palettes")
         if self.fold >= self.folds:
             raise UsageError(
-                f"--data.fold is {self.fold}: must be below --data.folds={self.folds}, as the "
-                "first is 0"
+                f"--data.fold is {self.fold}: must be below --data.folds={self.folds}, as folds "
+                "are numbered from 0"
             )
 
     def load(self) -> Dataset:
-        """Images are uint8 `[examples, *image_size, 3]`; the labels `palette` as in `Split`.
+        """Load images, uint8 `[examples, *image_size, 3]`, and labels `palette`, as in `Split`.
 
         Raises:
-            UsageError: no path, or a fold that there is not.
-            UserError: an image without a row, or a row without colours.
+            UsageError: the path is empty, or there is no such fold.
+            UserError: an image has no row, or a row no colours.
         """
         check_ranges(self, "data.")
         self.check()
@@ -76,8 +76,8 @@ class Palettes:
         assert everything.names is not None, "files have names"
         if len(everything) < self.folds:
             raise UsageError(
-                f"--data.folds is {self.folds}, and there are {len(everything)} images: ask for "
-                "fewer folds"
+                f"--data.folds is {self.folds}, but there are {len(everything)} images: use fewer "
+                "folds"
             )
         labels = self._labels([Path(str(name)).name for name in everything.names])
         order = np.random.default_rng(self.split_seed).permutation(len(everything))
@@ -103,27 +103,27 @@ class Palettes:
         )
 
     def _labels(self, names: list[str]) -> np.ndarray:
-        """The palette of each image, as in `Split`."""
+        """Read the palette of each image, as in `Split`."""
         with opened(existing(self.path)) as folder:
             shown = printable(self.path)
             rows = read_table(find_table(folder, shown), shown)
         check_columns(rows, shown, (IMAGE, COLOURS))
         files = [printable(Path(name).name) for name in rows[IMAGE]]
-        made = {file: text.split() for file, text in zip(files, rows[COLOURS], strict=True)}
-        if len(made) < len(rows):
+        palettes = {file: text.split() for file, text in zip(files, rows[COLOURS], strict=True)}
+        if len(palettes) < len(rows):
             twice = next(file for file in files if files.count(file) > 1)
             raise UserError(f"{shown}: the table has two rows for {twice}")
         for name in names:
-            if name not in made:
+            if name not in palettes:
                 raise UserError(f"{shown}: the table has no palette for {name}")
-            wrong = [code for code in made[name] if not re.fullmatch("#[0-9a-fA-F]{6}", code)]
-            if wrong or not made[name]:
+            wrong = [code for code in palettes[name] if not re.fullmatch("#[0-9a-fA-F]{6}", code)]
+            if wrong or not palettes[name]:
                 raise UserError(
-                    f"{shown}: the colours of {name} are '{' '.join(made[name])}': they must be "
-                    "written as #rrggbb, with spaces between"
+                    f"{shown}: the colours of {name} are '{' '.join(palettes[name])}': write them "
+                    "as #rrggbb, separated by spaces"
                 )
-        labels = np.full((len(names), max(len(made[name]) for name in names), 3), np.nan)
+        labels = np.full((len(names), max(len(palettes[name]) for name in names), 3), np.nan)
         for row, name in enumerate(names):
-            colours = [list(bytes.fromhex(code[1:])) for code in made[name]]
+            colours = [list(bytes.fromhex(code[1:])) for code in palettes[name]]
             labels[row, : len(colours)] = np.array(colours) / 255
         return labels.astype(np.float32)

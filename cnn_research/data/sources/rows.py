@@ -1,4 +1,4 @@
-"""Tables of images: which rows are examples, of which split, with which labels."""
+"""Plan tables of images: select rows, and assign splits and labels."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     from cnn_research.data.sources.table import ImageTable
 
 MAX_NUMBER = float(np.finfo(np.float32).max)
-"""The largest number that a label can be."""
+"""Largest number that a label can have."""
 
 FIRST = 20
-"""Rows by which a column is known."""
+"""Number of rows by which columns are recognised."""
 
 EXACT = 1e-4
-"""Numbers are refused that are rounded by more than this share of their standard deviation."""
+"""Numbers rounded by more than this fraction of their standard deviation are rejected."""
 
 OPERATORS: dict[str, Callable[..., bool]] = {
     "<=": operator.le,
@@ -55,8 +55,8 @@ Row = Mapping[str, str]
 class Condition:
     """Condition on a row, `COLUMN OP VALUE`, such as 'year<=2012' or 'gender=Women'.
 
-    Numbers compare as numbers: for a numeric value, a cell that is not a number only meets `!=`.
-    Other values compare as text. An empty cell meets nothing.
+    A numeric value is compared as a number, and a cell that is not a number meets only `!=`. Other
+    values are compared as text. An empty cell meets no condition.
     """
 
     column: str
@@ -65,14 +65,14 @@ class Condition:
 
     @classmethod
     def parse(cls, text: str, option: str) -> Condition:
-        """Parse a condition; a `UsageError` that names `option` if it is not one."""
-        found = re.fullmatch(rf"([^<>=!]+)({'|'.join(OPERATORS)})([^<>=!]+)", text)
-        if not found or not all(part.strip() for part in found.groups()):
+        """Parse a condition; raise `UsageError`, which names `option`, if it is not one."""
+        match = re.fullmatch(rf"([^<>=!]+)({'|'.join(OPERATORS)})([^<>=!]+)", text)
+        if not match or not all(part.strip() for part in match.groups()):
             raise UsageError(
                 f"{option} has '{text}', which is not a condition: write COLUMN OP VALUE with one "
                 f"of {' '.join(OPERATORS)}, such as 'year<=2012'"
             )
-        return cls(*(printable(part) for part in found.groups()))
+        return cls(*(printable(part) for part in match.groups()))
 
     def meets(self, row: Row) -> bool:
         cell, compare = printable(row[self.column]), OPERATORS[self.operator]
@@ -83,10 +83,10 @@ class Condition:
 
 
 def image_column(rows: DataFrame, folder: Path) -> str | None:
-    """The column, or pattern of a column, whose cells name files from `folder` on.
+    """Find the column, or pattern of a column, that names files relative to `folder`.
 
-    The names may lack a folder next to the table, or their ending. The first few rows decide: more
-    than half of their files must be there, and the column with the most is taken.
+    The names may lack a folder beside the table, or their extension. The first few rows decide:
+    more than half of their files must exist, and the column with most of them is chosen.
     """
     best, most = None, 0.5
     folders = ["", *(f"{path.name}/" for path in sorted(folder.iterdir()) if path.is_dir())]
@@ -103,7 +103,7 @@ def image_column(rows: DataFrame, folder: Path) -> str | None:
 
 
 def _share_of_files(paths: Sequence[str]) -> float:
-    """Share of the paths that are files; 0 as soon as it cannot exceed half."""
+    """Fraction of the paths that are files; 0 as soon as it cannot exceed half."""
     absent = 0
     for path in paths:
         absent += not _is_file(path)
@@ -115,13 +115,16 @@ def _share_of_files(paths: Sequence[str]) -> float:
 def _is_file(path: str) -> bool:
     try:
         return os.path.isfile(path)
-    except (OSError, ValueError):  # a cell of text may be too long for a name, or have a NUL
+    except (OSError, ValueError):  # text may be too long for a name, or contain NUL
         return False
 
 
 def _path(folder: str | Path, name: str) -> str:
-    """The path of an image as a table names it, unless there is no such file: then a backslash
-    separates folders, as on Windows, and letters have their accents as the file has them."""
+    """Return the path of an image named in a table.
+
+    If there is no such file, backslashes separate folders, as on Windows, and the Unicode form of
+    the file's name is used.
+    """
     path = os.path.join(folder, name)
     if ("\\" not in name and name.isascii()) or _is_file(path):
         return path
@@ -131,36 +134,36 @@ def _path(folder: str | Path, name: str) -> str:
 
 
 def plan_rows(rows: DataFrame, shown: str, folder: Path, source: ImageTable) -> Plan:
-    """Records of the rows that the fields of `source` select, in their order.
+    """Plan the rows that the fields of `source` select, in order.
 
-    Classes, and how many rows each has, are those of the rows outside of the split `target`; there
-    a rarer class counts as `MISSING`, and in `target` a class that is none of them as
-    `UNKNOWN_CLASS`. Names of images start from `folder`; errors call the table `shown`.
+    Classes are those with enough rows outside the split `target`; rarer ones are `MISSING` there,
+    and all others are `UNKNOWN_CLASS` in `target`. Names of images are relative to `folder`; errors
+    call the table `shown`.
 
     Raises:
-        UsageError: a column that the table lacks, or a condition that is none or that no row meets.
-        UserError: a head with fewer than two classes or without numbers, an unknown split, or no
-            row that names an image.
+        UsageError: a column does not exist, or a condition is invalid or met by no row.
+        UserError: a head has fewer than two classes or no numbers, a split is unknown, or no row
+            names an image.
     """
     if not source.label and not source.number:
         raise UsageError(f"{shown}: name a column of classes, --data.label, or --data.number")
     for column, count in Counter((*source.label, *source.number)).items():
         if count > 1:
             raise UsageError(
-                f"column '{column}' is named twice in --data.label and --data.number: choose one"
+                f"column '{column}' is named twice in --data.label and --data.number: keep one"
             )
     names = _image_names(rows, shown, source.image)
     check_columns(rows, shown, [*source.label, *source.number])
     (splits, by), named = _splits(rows, shown, source), (names != "").to_numpy()
-    asked = splits != ""
-    splits[~named] = ""  # of a row without an image nothing counts
+    selected = splits != ""
+    splits[~named] = ""  # rows without an image do not count
     if not (splits != "").any():
         raise UserError(f"{shown}: no row names an image: --data.image is '{source.image}'")
     classes, labels, notes = _labels(rows, splits, shown, source)
     labelled = np.zeros(len(rows), bool)
     for head, values in labels.items():
         labelled |= values != MISSING if head in classes else ~np.isnan(values)
-    chosen = np.flatnonzero(asked & named & labelled)
+    chosen = np.flatnonzero(selected & named & labelled)
     together = functools.cache(lambda *values: dict(zip(labels, values, strict=True)))
     groups = _groups(rows, chosen, shown, source.group)
     home = str(folder)
@@ -181,15 +184,15 @@ def plan_rows(rows: DataFrame, shown: str, folder: Path, source: ImageTable) -> 
         numbers=tuple(source.number),
         layout=_layout(rows, source.image, by),
         left_out=left_out(
-            rows_without_any_label=_numbered(asked & named & ~labelled),
-            rows_that_name_no_image=_numbered(asked & ~named),
-            rows_not_asked_for=_numbered(~asked),
+            rows_without_any_label=_numbered(selected & named & ~labelled),
+            rows_that_name_no_image=_numbered(selected & ~named),
+            rows_not_asked_for=_numbered(~selected),
         ),
     )
 
 
 def _layout(rows: DataFrame, image: str, splits: str) -> str:
-    """A table in words; its columns `image` and `splits` name images and splits, if any."""
+    """Describe a table; its columns `image` and `splits` name images and splits, if any."""
     return (
         f"{len(rows):,} rows, {rows.attrs.get(FORM, '')}, with the columns {columns_of(rows)}; "
         f"images are named by {image}" + f", splits by {splits}" * bool(splits)
@@ -197,7 +200,7 @@ def _layout(rows: DataFrame, image: str, splits: str) -> str:
 
 
 def _numbered(rows: np.ndarray) -> list[str]:
-    """The names of the rows that are chosen, bool `[rows]`."""
+    """Name the rows that are True in bool `[rows]`."""
     return [f"row {at + 1}" for at in np.flatnonzero(rows)]
 
 
@@ -206,12 +209,12 @@ def check_columns(rows: DataFrame, shown: str, columns: Sequence[str]) -> None:
     for column in columns:
         if column not in rows:
             raise UsageError(
-                f"{shown} has no column '{column}'; its columns are {columns_of(rows)}: name one"
+                f"{shown} has no column '{column}'; choose one of its columns {columns_of(rows)}"
             )
 
 
 def _groups(rows: DataFrame, chosen: np.ndarray, shown: str, column: str) -> list[str]:
-    """The group of each row in `chosen`, int64 `[n]`; "" where it has none."""
+    """Return the group of each row in `chosen`, int64 `[n]`; "" for none."""
     if not column:
         return [""] * len(chosen)
     check_columns(rows, shown, [column])
@@ -222,12 +225,11 @@ def _groups(rows: DataFrame, chosen: np.ndarray, shown: str, column: str) -> lis
 
 
 def _image_names(rows: DataFrame, shown: str, image: str) -> Series:
-    """The path of each row's image, from a column or a pattern of columns; "" where a cell of
-    those is empty."""
+    """Return each row's image name, by a column or a pattern of columns; "" if a cell is empty."""
     parts = re.split(r"\{(.*?)\}", image if "{" in image else f"{{{image}}}")
     columns = parts[1::2]
     if not columns:
-        raise UsageError(f"--data.image is '{image}', which names no column: write 'x/{{COLUMN}}'")
+        raise UsageError(f"--data.image is '{image}', which names no column: use 'x/{{COLUMN}}'")
     check_columns(rows, shown, columns)
     names: Any = parts[0]
     for column, text in zip(columns, parts[2::2], strict=True):
@@ -236,10 +238,12 @@ def _image_names(rows: DataFrame, shown: str, image: str) -> Series:
 
 
 def _splits(rows: DataFrame, shown: str, source: ImageTable) -> tuple[np.ndarray, str]:
-    """The split of each row, text `[rows]`, "" for one that `source` does not select; and the
-    column that says so, if any: one called `split`, or one that has nothing but several splits."""
+    """Return the split of each row, text `[rows]`, "" if not selected, and the column used, if any.
+
+    The column is called `split`, or contains nothing but the names of several splits.
+    """
     selected = _meeting(rows, shown, source.rows, "--data.rows")
-    found, by = np.full(len(rows), "train", object), ""
+    named, by = np.full(len(rows), "train", object), ""
     called = sorted((c for c in rows if c.lower() == "split"), reverse=True)
     taken = {*called, *source.label, *source.number, source.group}
     known = {"": "train", **SPLIT_FOLDERS}
@@ -250,23 +254,23 @@ def _splits(rows: DataFrame, shown: str, source: ImageTable) -> tuple[np.ndarray
         if column in others and (given.isna().any() or not {"train"} < {*given}):
             continue
         if column != "split" and not cells.isin(SPLIT_FOLDERS).any():
-            continue  # it is of something else
+            continue  # it has another meaning
         if given.isna().any():
             at = int(given.isna().argmax())
             raise UserError(
                 f"{shown}, row {at + 1}: {column} is '{printable(rows[column][at])}'; it must be "
                 "train, validation, test or target"
             )
-        found, by = given.to_numpy(object), column
+        named, by = given.to_numpy(object), column
         break
-    splits = np.where(selected, found, "")
+    splits = np.where(selected, named, "")
     if source.target:
         splits[_meeting(rows, shown, source.target, "--data.target")] = "target"
     return splits, by
 
 
 def _meeting(rows: DataFrame, shown: str, conditions: Sequence[str], option: str) -> np.ndarray:
-    """Whether each row meets all `conditions`, which `option` has given, bool `[rows]`."""
+    """Whether each row meets all `conditions`, the values of `option`: bool `[rows]`."""
     met = np.ones(len(rows), bool)
     for text in conditions:
         condition = Condition.parse(text, option)
@@ -277,7 +281,7 @@ def _meeting(rows: DataFrame, shown: str, conditions: Sequence[str], option: str
         if not met.any():
             known = sorted(set(map(printable, cells)) - {""})
             values = f"'{known[0]}' to '{known[-1]}'" if known else "nothing"
-            beside = " together with the conditions before it" if alone.any() else ""
+            beside = " together with the previous conditions" if alone.any() else ""
             raise UsageError(
                 f"{option} '{text}': no row of {shown} meets it{beside}; the column has {values}"
             )
@@ -285,7 +289,7 @@ def _meeting(rows: DataFrame, shown: str, conditions: Sequence[str], option: str
 
 
 def _labels(rows: DataFrame, splits: np.ndarray, shown: str, source: ImageTable) -> Labels:
-    """By head the classes, and the label of each row: a class, several, or a number; and notes."""
+    """Return each head's classes, each row's label (or labels, or number), and notes."""
     classes, labels, notes = joint_labels(rows, splits, shown, source)
     columns = [] if classes else [rows[head] for head in source.label]
     if source.columns == "classes":
@@ -309,46 +313,46 @@ def _finite(text: str) -> float | None:
 def _classes(
     cells: Series, splits: np.ndarray, shown: str, min_examples: int
 ) -> tuple[tuple[str, ...], np.ndarray]:
-    """The classes of a column that `min_examples` rows outside of `target` have, sorted, and the
-    label of each row, int64 `[rows]`."""
+    """Return the sorted classes with `min_examples` rows outside `target`, and each row's label,
+    int64 `[rows]`."""
     texts = cells.map({cell: printable(cell) for cell in cells.unique()})
     counts = texts[(splits != "target") & (splits != "")].value_counts()
     names = sorted(name for name, count in counts.items() if name and count >= min_examples)
     if len(names) < 2:
         raise UserError(
             f"{shown}: column '{cells.name}' has {len(names)} classes with {min_examples} or more "
-            "rows (with an image, and in a split other than 'target'): it needs two or more"
+            "rows (with an image, and in a split other than 'target'): at least two are needed"
         )
     index = {name: at for at, name in enumerate(names)}
     other = np.where((texts != "") & (splits == "target"), UNKNOWN_CLASS, MISSING)
-    found = texts.map(index).to_numpy(float)
-    return tuple(names), np.where(np.isnan(found), other, found).astype(int)
+    labels = texts.map(index).to_numpy(float)
+    return tuple(names), np.where(np.isnan(labels), other, labels).astype(int)
 
 
 def _numbers(cells: Series, splits: np.ndarray, shown: str) -> np.ndarray:
-    """The cells of a column as numbers, float64 `[rows]`, NaN where they are empty."""
+    """Convert the cells of a column to numbers, float64 `[rows]`, NaN if empty."""
     texts = cells.where(splits != "", "").tolist()
     numbers = np.array([_finite(text) if text else math.nan for text in texts], float)
-    # Of 32 bits, as the labels will be; and a written `nan` is more often an accident.
+    # Labels have 32 bits; and a cell `nan` is usually an accident.
     wrong = [at for at, text in enumerate(texts) if text and not abs(numbers[at]) <= MAX_NUMBER]
     if wrong:
         raise UserError(
             f"{shown}, row {wrong[0] + 1}: {cells.name} is '{printable(texts[wrong[0]])}', which "
-            "is not a finite number: correct it, or leave it empty where it is not known"
+            "is not a finite number: correct it, or leave the cell empty if it is unknown"
         )
     known = numbers[~np.isnan(numbers)]
     if not known.size:
         raise UserError(f"{shown}: column '{cells.name}' is empty: it needs numbers")
     if not np.ptp(known):
         raise UserError(
-            f"{shown}: the column '{cells.name}' has only the number {known[0]:.10g}: there is "
+            f"{shown}: column '{cells.name}' has only the number {known[0]:.10g}: there is "
             "nothing to learn"
         )
     lost = np.abs(known - known.astype(np.float32)).max()
     if lost > EXACT * known.std():
         raise UserError(
-            f"{shown}: the numbers of '{cells.name}' are close together and far from 0, so 32 "
-            f"bits would round them by up to {lost:.3g}: subtract "
+            f"{shown}: the numbers of '{cells.name}' are close together and far from 0, so float32 "
+            f"rounds them by up to {lost:.3g}: subtract "
             f"{np.format_float_positional(known.min(), trim='-')} from all"
         )
     return numbers

@@ -1,4 +1,4 @@
-"""Handwritten digits that ship with scikit-learn."""
+"""scikit-learn's handwritten digits."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from cnn_research.data.sources.loading import Origin, Source, from_scikit_learn
 @register_config
 @dataclasses.dataclass(frozen=True)
 class Digits(Source):
-    """1,797 handwritten digits, 8x8x1, that ship with scikit-learn: no download, no preparation."""
+    """scikit-learn's 1,797 handwritten digits, 8x8x1: no download, no preparation."""
 
     validation: NonNegativeInt = 300
     """Number of examples held out for validation."""
     test: NonNegativeInt = 300
-    """Number of examples held out for the test."""
+    """Number of examples held out for testing."""
     split_seed: Seed = 0
     """Seed of the choice of held-out examples."""
 
@@ -37,7 +37,7 @@ class Digits(Source):
 
 
 def _digits() -> Examples:
-    """Images are uint8 `[examples, 8, 8, 1]`, scaled from 0..16 to 0..255."""
+    """Load images, uint8 `[examples, 8, 8, 1]`, scaled from 0..16 to 0..255."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()

@@ -1,4 +1,4 @@
-"""Sizes and counts of a folder or table of images, and what a few of them show."""
+"""Survey a folder or table of images: counts, sizes, and properties of a sample."""
 
 from __future__ import annotations
 
@@ -31,28 +31,27 @@ from cnn_research.data.prepare.understood import (
 from cnn_research.data.sources.loading import ImageFiles
 
 SAMPLE, DECODED = 200, 16
-"""About how many images, evenly spread, are opened for their size, and decoded to time that."""
+"""Approximate number of evenly spread images opened for their size, and decoded to measure time."""
 MOST_SECONDS = 0.5
-"""After that no further one is decoded."""
+"""Time limit for decoding."""
 COMPARED, COMPARED_PIXELS, THUMBNAIL = 600, 3 * 10**8, (16, 16)
-"""About how many images are compared with each other, if they have no more pixels than that in all,
-and the height and width at which they are."""
+"""Approximate number of images compared with each other, limit of their pixels in total, and the
+height and width at which they are compared."""
 RESULT = "survey.json"
 NAMED = 3
-"""Files that are named where none can be read."""
+"""Number of files that an error names if none can be read."""
 EXIF_ORIENTATION, ON_ITS_SIDE = 274, 5
-"""The tag of an image's orientation; from this value on, height and width are exchanged."""
+"""EXIF's orientation tag, and the value from which height and width are swapped."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Survey:
-    """Images per split, training images per class of each head, median size in pixels, and shapes.
+    """Images per split, training images per class of each head, median size in pixels, and more.
 
-    Where the source has no validation or test split, `classes` still includes their images. Of
-    `shapes`, width by height, a tenth of the images has less than the first and a tenth more than
-    the second. One core decodes an image in about `seconds`. Of `mirrored`, the first is the number
-    of images whose mirror images are known less well than they are, the second that of images whose
-    mirror images are known better.
+    If the source has no validation or test split, `classes` still includes their images. `shapes`
+    are the 10th and 90th percentile of the aspect ratio, width by height. `seconds` is the time in
+    which one core decodes an image. `mirrored` has the number of images whose mirror images are
+    classified worse than they are by their nearest neighbours, and of those classified better.
     """
 
     splits: Mapping[str, int]
@@ -61,7 +60,7 @@ class Survey:
     width: int
     shapes: tuple[float, float]
     without_labels: int = 0
-    """Training images that have none, where an image may have several."""
+    """Training images without labels, if an image may have several."""
     seconds: float = 0.0
     understood: str = ""
     mirrored: tuple[int, int] = (0, 0)
@@ -72,32 +71,33 @@ class Survey:
 
 
 def survey(source: ImageFiles) -> Survey:
-    """Survey a source: a folder or table again when it has changed; the result for an archive,
-    which has to be unpacked, is cached on disk.
+    """Survey a source.
+
+    The result is cached: for a folder or table in memory, until it changes; for an archive, which
+    must be unpacked, on disk.
 
     Raises:
-        UsageError: the source names no path, a column that its table lacks, or fields that
-            contradict each other.
-        UserError: there is nothing, or no image among it.
+        UsageError: the path is empty, a column does not exist, or fields contradict each other.
+        UserError: there is no such path, or there are no images.
     """
     source.check()
     path, source = existing(source.path), source.plain()
     if path.is_dir() or is_table(path):
-        found = _of_files(source, path, folders_state(path))
+        result = _of_files(source, path, folders_state(path))
     else:
-        found = _of_archive(source, path)
-    say(found.understood)  # what is known already was not said yet in this process
-    return found
+        result = _of_archive(source, path)
+    say(result.understood)  # also if the result was cached by another process
+    return result
 
 
 @functools.lru_cache(maxsize=4)
 def _of_files(source: ImageFiles, path: Path, state: tuple[object, ...]) -> Survey:
-    """The survey of a folder or table in this state."""
+    """Survey a folder or table in this state."""
     return _survey(source, path, printable(path))
 
 
 def _of_archive(source: ImageFiles, path: Path) -> Survey:
-    """The survey of an archive, which is kept on the disk."""
+    """Survey an archive; cache the result on disk."""
     shown = printable(path)
     fields = {**dataclasses.asdict(source), "path": shown}
     facts = [field.name for field in dataclasses.fields(Survey)]
@@ -106,11 +106,11 @@ def _of_archive(source: ImageFiles, path: Path) -> Survey:
 
     def write(temporary: Path) -> None:
         with opened(path) as root:
-            found = _survey(source, root, shown)
-        (temporary / RESULT).write_text(json.dumps(dataclasses.asdict(found)))
+            result = _survey(source, root, shown)
+        (temporary / RESULT).write_text(json.dumps(dataclasses.asdict(result)), encoding="utf-8")
 
     cache.write_once(folder, write)
-    return Survey(**json.loads((folder / RESULT).read_text()))
+    return Survey(**json.loads((folder / RESULT).read_text(encoding="utf-8")))
 
 
 def _survey(source: ImageFiles, root: Path, shown: str) -> Survey:
@@ -124,7 +124,7 @@ def _survey(source: ImageFiles, root: Path, shown: str) -> Survey:
     sizes = _sizes(_spread(files, SAMPLE))
     if not sizes:
         raise UserError(
-            f"{shown}: none of the images that were tried can be read: "
+            f"{shown}: none of the sampled images can be read: "
             f"{'; '.join(_reasons(files[:NAMED], source.pixels))}; ..."
         )
     _check_classes(plan, train, source.pixels)
@@ -153,26 +153,26 @@ def _survey(source: ImageFiles, root: Path, shown: str) -> Survey:
 
 
 def _counts(records: Sequence[Record], head: str) -> Counter[Any]:
-    """How many records have each label, of one each or several."""
+    """Count the records with each label; a record may have several."""
     return Counter(label for record in records for label in labels_of(record, head))
 
 
 def _sizes(files: Sequence[str]) -> list[tuple[int, int]]:
-    """Height and width of each file that is an image."""
+    """Read the height and width of each file that is an image."""
     sizes = []
     for file in files:
         try:
             with open_image(Path(file)) as image:
                 size = image.size
                 on_its_side = image.getexif().get(EXIF_ORIENTATION, 1) >= ON_ITS_SIDE
-        except Exception:  # Pillow's plugins raise a dozen different ones
+        except Exception:  # Pillow's plugins raise a dozen kinds
             continue
         sizes.append(size if on_its_side else (size[1], size[0]))
     return sizes
 
 
 def _reasons(files: Sequence[str], pixels: Callable[[Path], np.ndarray]) -> Iterator[str]:
-    """Why files cannot be read."""
+    """Yield the reasons why files cannot be read."""
     for file in files:
         try:
             pixels(Path(file))
@@ -183,7 +183,7 @@ def _reasons(files: Sequence[str], pixels: Callable[[Path], np.ndarray]) -> Iter
 def _check_classes(
     plan: Plan, records: Sequence[Record], pixels: Callable[[Path], np.ndarray]
 ) -> None:
-    """Raise `UserError` for a class of which no image can be opened, before any is decoded."""
+    """Raise `UserError` for a class without a single image that can be opened."""
     classes = {
         (head, label)
         for record in records
@@ -207,10 +207,10 @@ def _check_classes(
 
 
 def _seconds(files: Sequence[str], pixels: Callable[[Path], np.ndarray]) -> float:
-    """Time in which one core decodes a file, by a few of them."""
+    """Measure the seconds in which one core decodes a file, on a few of them."""
     began, done = time.monotonic(), 0
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, on odd but readable files
+        warnings.simplefilter("ignore")  # Pillow's, about unusual but readable files
         for file in files:
             if time.monotonic() - began > MOST_SECONDS:
                 break
@@ -225,46 +225,46 @@ def _mirrored(
     class_names: Mapping[str, Sequence[str]],
     pixels: Callable[[Path], np.ndarray],
 ) -> tuple[int, int]:
-    """How many images have mirror images that are known less well, and better, than they are.
+    """Count the images whose mirror images are predicted worse, and better, than they are.
 
-    Known means by the most similar one of others: that has the image's class or labels, or a near
-    number. A third of the images is asked for, the rest are the others. Were mirror images as
-    likely as images, then both numbers would be equal but for chance, whatever the images show.
+    Predictions are nearest neighbours' classes, labels or numbers; a third of the images are
+    queries, the rest the neighbours. If mirror images were as likely as the images themselves, the
+    two counts would be equal up to chance.
     """
     names = next(iter(class_names.values()), None)
     labels, images = [], []
-    found = [(next(iter(record.labels.values()), math.nan), record.path) for record in records]
+    pairs = [(next(iter(record.labels.values()), math.nan), record.path) for record in records]
     least = -math.inf if names is None else 0
-    known = [item for item in found if isinstance(item[0], tuple) or item[0] >= least]
+    known = [pair for pair in pairs if isinstance(pair[0], tuple) or pair[0] >= least]
     for label, path in sorted(known):
         with contextlib.suppress(BadImage), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's, on odd but readable files
+            warnings.simplefilter("ignore")  # Pillow's, about unusual but readable files
             images.append(resized(pixels(Path(path)), THUMBNAIL))
             labels.append(label)
-    # Runs of several, so that images of a series, one after the other, are mostly on one side.
-    asked = np.arange(len(labels)) % 6 >= 4
-    if not asked.any():
+    # In runs, so that consecutive images of a series are mostly on the same side.
+    query = np.arange(len(labels)) % 6 >= 4
+    if not query.any():
         return 0, 0
     thumbnails = np.stack(images)
     truth = label_array(labels, names).reshape(len(labels), -1)
-    others = _directions(thumbnails[~asked])
+    others = _directions(thumbnails[~query])
 
     def errors(views: np.ndarray) -> np.ndarray:
         nearest = np.argmax(_directions(views) @ others.T, axis=1)
-        wrong = np.abs(truth[~asked][nearest] - truth[asked])
+        wrong = np.abs(truth[~query][nearest] - truth[query])
         return (wrong if names is None else np.minimum(wrong, 1)).sum(axis=1)
 
-    image, mirror = errors(thumbnails[asked]), errors(thumbnails[asked][:, :, ::-1])
+    image, mirror = errors(thumbnails[query]), errors(thumbnails[query][:, :, ::-1])
     return int((mirror > image).sum()), int((mirror < image).sum())
 
 
 def _directions(images: np.ndarray) -> np.ndarray:
-    """Images as vectors without brightness and contrast, float32 `[images, numbers]`."""
+    """Convert images to vectors of unit length and mean 0, float32 `[images, numbers]`."""
     vectors = images.reshape(len(images), -1).astype(np.float32)
     vectors -= vectors.mean(axis=1, keepdims=True)
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
 
 
 def _spread(items: Sequence[Any], count: int) -> Sequence[Any]:
-    """At least `count` of the items, evenly spread; all where there are fewer."""
+    """Select at least `count` items, evenly spread, or all if there are fewer."""
     return items[:: max(1, len(items) // max(1, count))]

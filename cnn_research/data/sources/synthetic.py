@@ -1,4 +1,4 @@
-"""Noise with random labels, of any shape: for tests and benchmarks."""
+"""Random images with random labels, for tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cnn_research.data.dataset import PALETTE, UNKNOWN_CLASS, Dataset, Split
 @register_config
 @dataclasses.dataclass(frozen=True)
 class Synthetic:
-    """Noise with random labels, of any shape: for tests and benchmarks."""
+    """Random images with random labels, for tests and benchmarks."""
 
     train: PositiveInt = 256
     """Number of training examples."""
@@ -24,17 +24,17 @@ class Synthetic:
     test: NonNegativeInt = 64
     """Number of test examples."""
     target: NonNegativeInt = 0
-    """Number of examples of another domain, a few of classes that training lacks; 0 for none."""
+    """Number of examples of another domain, some of unseen classes; 0 for none."""
     image_shape: tuple[PositiveInt, PositiveInt, PositiveInt] = (32, 32, 3)
     """Height, width and channels."""
     heads: tuple[str, ...] = ("label",)
-    """The name of each set of classes."""
+    """Names of the heads of classes."""
     classes: tuple[PositiveInt, ...] = (10,)
     """Number of classes of each head."""
     numbers: tuple[str, ...] = ()
-    """The name of each set of numbers, which are normally distributed."""
+    """Names of the heads of numbers, which are normally distributed."""
     palette: NonNegativeInt = 0
-    """Largest number of colours in an image's palette; 0 for no palettes."""
+    """Maximum number of colours in an image's palette; 0 for no palettes."""
     seed: Seed = 0
     """Seed of every pixel and label."""
 
@@ -49,11 +49,11 @@ class Synthetic:
         if len(self.heads) != len(self.classes):
             raise UsageError(
                 f"{len(self.heads)} heads {self.heads} but {len(self.classes)} numbers of classes "
-                f"{self.classes}: give one for each"
+                f"{self.classes}: set one for each"
             )
 
     def load(self) -> Dataset:
-        """Images are uint8 `[examples, *image_shape]`, uniform noise."""
+        """Generate images, uint8 `[examples, *image_shape]`, of uniform noise."""
         self.check()
         sizes = {
             **{"train": self.train, "validation": self.validation},
@@ -88,7 +88,7 @@ class Synthetic:
         )
 
     def _palettes(self, random: np.random.Generator, size: int) -> np.ndarray:
-        """Every second one lacks its last colour."""
+        """Generate palettes, every other one without its last colour."""
         palettes = random.random((size, self.palette, 3), np.float32)
         palettes[::2, -1] = np.nan
         return palettes

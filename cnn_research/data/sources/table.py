@@ -1,4 +1,4 @@
-"""Tables of images: a CSV file with one image per row."""
+"""Tables of images, with one image per row."""
 
 from __future__ import annotations
 
@@ -22,45 +22,43 @@ from cnn_research.data.sources.rows import plan_rows
 class ImageTable(ImageFiles):
     """A CSV file with one image per row and columns of classes or numbers; prepared on first use.
 
-    An empty cell is a label that is not known. A column `split` (train, validation, test, target)
-    is used if there is one; validation and test are drawn from train where it does not mention
-    them.
+    An empty cell is a missing label. A column `split` (train, validation, test, target) is used if
+    there is one; validation and test splits that it does not mention are drawn from train.
 
-    The split `target` is another domain to evaluate on, and the others are the source: `target`
-    says which rows are its own, or the column `split`. Classes are those of the source; in the
-    target a label that is none of them is counted as wrong, and an image that the source has too is
-    left out.
+    The split `target` is another domain to evaluate on; the others are the source domain. Its rows
+    are given by `target` or the column `split`. Classes are those of the source domain: predictions
+    for other classes in the target count as wrong, and images that are also in the source are
+    excluded from the target.
     """
 
     kind: ClassVar = "image_table"
 
     path: str = ""
-    """The CSV file, or a folder or archive with one in it."""
+    """CSV file, or a folder or archive that contains one."""
     image: str = "image"
-    """The column with the image's path as seen from the CSV file, or a pattern of columns such
-    as 'images/{id}.jpg'."""
+    """Column with the image's path relative to the CSV file, or a pattern of columns such as
+    'images/{id}.jpg'."""
     label: tuple[str, ...] = ("label",)
-    """The columns with classes, each a head of its own; splits are stratified by the first."""
+    """Columns of classes, one head per column; splits are stratified by the first."""
     separator: str = ""
-    """What separates several labels in a cell of the one column of `label`, such as ';'; an empty
-    cell has no label. Empty: a cell is one class."""
+    """Separator of several labels in a cell of the only `label` column, such as ';'; an empty cell
+    means no labels. Empty for one class per cell."""
     columns: Columns = "heads"
-    """What several columns in `label` are: `heads`, each with its own classes; the `labels` of one
-    head, 1 where an image has the label and 0 where not; or the `classes` of one head, of which
-    each image has the one whose column is 1."""
+    """Meaning of several `label` columns: `heads`, each with its own classes; `labels` of one head,
+    1 if an image has the label, else 0; or `classes` of one head, 1 for the image's class."""
     number: tuple[str, ...] = ()
-    """The columns with numbers to estimate, each a head of its own."""
+    """Columns of numbers to predict (regression), one head per column."""
     group: str = ""
-    """The column that identifies the group of images that must stay on one side of drawn splits,
-    such as those of a patient or a film. A row in which it is empty is a group of its own."""
+    """Column that identifies groups: images of one group, such as a patient's or a film's, are
+    never in two random splits. A row with an empty cell is its own group."""
     min_examples: PositiveInt = 1
-    """A class that has fewer rows counts as not known."""
+    """Classes with fewer rows count as missing labels."""
     rows: tuple[str, ...] = ()
-    """Conditions that a row must meet, all of them: COLUMN OP VALUE, such as 'year<=2012' or
-    'gender=Women', where OP is one of <= >= < > = !=. Numbers compare as numbers, and an empty cell
-    meets none."""
+    """Conditions that select rows, all of which must be met: COLUMN OP VALUE, such as 'year<=2012'
+    or 'gender=Women', where OP is one of <= >= < > = !=. Numbers are compared as numbers; an empty
+    cell meets no condition."""
     target: tuple[str, ...] = ()
-    """Conditions that make a row part of the split `target` instead, all of them."""
+    """Conditions that assign rows to the split `target`, all of which must be met."""
 
     @property
     def description(self) -> str:
@@ -69,7 +67,7 @@ class ImageTable(ImageFiles):
 
     @property
     def several_labels(self) -> bool:
-        """Whether an image has any number of labels."""
+        """Whether an image may have any number of labels."""
         return bool(self.separator) or self.columns == "labels"
 
     def check(self) -> None:
@@ -77,13 +75,12 @@ class ImageTable(ImageFiles):
         if self.separator and (len(self.label) != 1 or self.columns != "heads"):
             raise UsageError(
                 f"--data.separator is for labels in the cells of one column, but --data.label "
-                f"names {len(self.label)} and --data.columns is {self.columns}: leave one of them "
-                "out"
+                f"names {len(self.label)} and --data.columns is {self.columns}: omit one of them"
             )
         if self.columns != "heads" and len(self.label) < 2:
             raise UsageError(
                 f"--data.columns={self.columns} is for several columns of 0 and 1: name them all, "
-                "as in --data.label cat dog"
+                "such as --data.label cat dog"
             )
 
     def plan(self, folder: Path, shown: str) -> Plan:
@@ -102,31 +99,30 @@ class ImageTable(ImageFiles):
 @register_config
 @dataclasses.dataclass(frozen=True)
 class Products(ImageTable):
-    """19,298 catalogue photographs, 60 wide and 80 high, with what is sold and when.
+    """19,298 catalogue photographs, 60 wide and 80 high, with product attributes and year.
 
-    Prepared once by `python -m cnn_research.data prepare products`, for any labels and rows. The
-    source is the catalogue up to 2012 and the target the one from 2015 on, unless the fields say
-    otherwise.
+    Prepared once by `python -m cnn_research.data prepare products`, for any labels and rows. By
+    default the source domain is the catalogue up to 2012, and the target domain that from 2015 on.
     """
 
     kind: ClassVar = "products"
     prepared: ClassVar = True
 
     path: str = ""
-    """The CSV file, or a folder or archive with one, prepared on first use; empty for the prepared
-    products."""
+    """CSV file, or a folder or archive that contains one, prepared on first use; empty for the
+    prepared products."""
     image: str = "images/{id}.jpg"
-    """The column with the image's path as seen from the CSV file, or a pattern of columns."""
+    """Column with the image's path relative to the CSV file, or a pattern of columns."""
     label: tuple[str, ...] = ("material", "type", "brand")
-    """The columns with classes, each a head of its own; splits are stratified by the first."""
+    """Columns of classes, one head per column; splits are stratified by the first."""
     min_examples: PositiveInt = 10
-    """A class that has fewer rows counts as not known."""
+    """Classes with fewer rows count as missing labels."""
     rows: tuple[str, ...] = ("year<=2012",)
-    """Conditions that a row must meet to be in the source."""
+    """Conditions that select the rows of the source domain, all of which must be met."""
     target: tuple[str, ...] = ("year>=2015",)
-    """Conditions that make a row part of the split `target` instead."""
+    """Conditions that assign rows to the split `target`, all of which must be met."""
     image_size: tuple[PositiveInt, PositiveInt] = (80, 60)
-    """Height and width of every image that the network is given."""
+    """Height and width to which images are resized."""
 
     @property
     def description(self) -> str:

@@ -1,1 +1,1 @@
-"""Predictions over HTTP from an exported network: `python -m cnn_research serve EXPORT`."""
+"""Serve predictions of an exported network over HTTP: `python -m cnn_research serve EXPORT`."""

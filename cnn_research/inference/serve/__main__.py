@@ -1,4 +1,4 @@
-"""Serves predictions over HTTP from an export's folder.
+"""Serve predictions of an exported network over HTTP.
 
 python launch.py --mode=export --workdir=runs/a
 python -m cnn_research serve runs/a/export
@@ -16,63 +16,60 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cnn_research.core.errors import UsageError, UserError, run_command
+from cnn_research.core.errors import UsageError, UserError, install_command, run_command
 
 
 def main(words: Sequence[str]) -> None:
-    """Serve the export that `words` name, until a signal ends it."""
+    """Serve the export given by `words` until a signal arrives."""
     parser = argparse.ArgumentParser(
         prog="python -m cnn_research serve",
-        description="Serves predictions over HTTP from an export's folder.",
+        description="Serve predictions of an exported network over HTTP.",
     )
-    parser.add_argument("export", type=Path, metavar="EXPORT", help="the folder of an export")
+    parser.add_argument("export", type=Path, metavar="EXPORT", help="folder of an export")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on; 0 for any free")
     parser.add_argument(
-        "--port", type=int, default=8000, help="port to listen on; 0 takes a free one"
+        "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all interfaces"
     )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is all")
     parser.add_argument(
-        "--max-batch", type=int, default=16, help="largest number of images in a forward pass"
+        "--max-batch", type=int, default=16, help="maximum number of images in a forward pass"
     )
     parser.add_argument(
         "--max-wait",
         type=float,
         default=3,
-        help="milliseconds that an image waits for others to arrive",
+        help="maximum time in milliseconds that an image waits for others to fill a batch",
     )
+    parser.add_argument("--max-megabytes", type=float, default=16, help="maximum request size")
     parser.add_argument(
-        "--max-megabytes", type=float, default=16, help="larger requests are refused"
+        "--max-requests", type=int, default=64, help="maximum number of concurrent requests"
     )
-    parser.add_argument(
-        "--max-requests", type=int, default=64, help="more at the same time are refused"
-    )
-    parser.add_argument(
-        "--max-seconds", type=float, default=30, help="requests that take longer are refused"
-    )
+    parser.add_argument("--max-seconds", type=float, default=30, help="maximum time per request")
     options = parser.parse_args(words)
     for number in (signal.SIGINT, signal.SIGTERM):
-        # An exception would be lost where Python ignores them, as in what JAX does at each garbage
-        # collection, and the server would stay. It ends gracefully first where it answers already.
+        # Until uvicorn handles signals. Python ignores exceptions in some places, such as JAX's
+        # callback at garbage collection, and the server would continue.
         signal.signal(number, lambda *_: os._exit(0))
     serve(options)
 
 
 def serve(options: argparse.Namespace) -> None:
-    """Serve until a signal; a `UserError` for a port in use, or a folder without a good export."""
+    """Serve until a signal arrives.
+
+    Raises `UserError` if the port is in use, or the folder has no valid export.
+    """
     for name in ("max_batch", "max_megabytes", "max_requests", "max_seconds"):
         if getattr(options, name) <= 0:
             raise UsageError(f"--{name.replace('_', '-')} must be above 0")
     if options.max_wait < 0:
-        raise UsageError("--max-wait must be 0 or above")
-    # Bound before the slow imports and compilations, so that a taken port fails at once.
+        raise UsageError("--max-wait must be 0 or more")
+    # Bound before the slow imports and compilations, so that a port in use fails at once.
     listener = bound(options.host, options.port)
     try:
         import uvicorn
 
         from cnn_research.inference.serve.app import application
     except ImportError as error:
-        raise UserError(
-            f'{error.name} is missing, by which it is served: pip install -e ".[serve]"'
-        ) from None
+        raise UserError(f"{error.name} is needed to serve: {install_command('serve')}") from None
     from cnn_research.core.distributed import start_devices
     from cnn_research.inference.exported import open_export
     from cnn_research.inference.serve.batching import compiled
@@ -103,8 +100,8 @@ def serve(options: argparse.Namespace) -> None:
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     if not ipaddress.ip_address(host).is_loopback:
         print(
-            f"warning: any machine that reaches {host} can send requests, unencrypted; the "
-            "default, --host=127.0.0.1, accepts this machine only",
+            f"warning: any machine that can reach {host} can send unencrypted requests; the "
+            "default, --host=127.0.0.1, accepts only this machine",
             file=sys.stderr,
         )
     print(f"Serving on {address} (stop with Ctrl-C)", flush=True)
@@ -112,23 +109,24 @@ def serve(options: argparse.Namespace) -> None:
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """Bind a socket to an address; it refuses connections until it listens.
+    """Bind a socket to an address; it rejects connections until it listens.
 
     Raises:
-        UsageError: there is no such address.
+        UsageError: the address is invalid.
         UserError: it is in use.
     """
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if os.name == "posix":  # elsewhere it would share a port that is in use
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except (socket.gaierror, OverflowError) as error:
         raise UsageError(f"--host={host} --port={port} is not an address ({error})") from None
     except OSError as error:
         raise UserError(
-            f"cannot listen on port {port} of {host} ({error.strerror}): name another --port, or 0 "
-            "for a free one"
+            f"cannot listen on port {port} of {host} ({error.strerror}): choose another --port, "
+            "or 0 for any free one"
         ) from None
     return listener
 

@@ -1,4 +1,4 @@
-"""The routes of the server: requests and their answers."""
+"""The server's routes: requests and responses."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ from cnn_research.inference.serve.limits import Guard, Limits, refusal
 from cnn_research.tasks.decode import TOP
 
 MOST_IMAGES = 32
-"""Limit for one request."""
+"""Maximum number of images per request."""
 MOST_SCANS = 50
-"""A progressive JPEG goes over all of its pixels in each of its scans, of which a small file can
-have enough for hours; encoders write about ten."""
+"""Maximum number of scans of a progressive JPEG. Each scan covers all pixels, and a small file can
+have enough of them to decode for hours; encoders write about ten."""
 LONGEST_NAME = 200
 HOW = "send an image as the body, or files of a multipart form: curl -F files=@IMAGE ADDRESS"
 
 
 class Share(BaseModel):
-    """A class, or a colour of a palette, and how probable it is or how much it covers."""
+    """A class and its probability, or a colour of a palette and the share that it covers."""
 
     label: str
     probability: float
 
 
 class Label(Share):
-    """One of several labels, the probability from which on it counts, and whether it does."""
+    """One of several labels, its threshold, and whether its probability reaches it."""
 
     threshold: float
     present: bool
@@ -59,7 +59,7 @@ class Number(BaseModel):
 
 
 class Prediction(BaseModel):
-    """The prediction for one image: for each head the most probable classes, every label, the
+    """The prediction for one image: for each head, the most probable classes, all labels, the
     number, or the colours."""
 
     file: str | None
@@ -67,13 +67,13 @@ class Prediction(BaseModel):
 
 
 class Predictions(BaseModel):
-    """One for each image, in the order of the request."""
+    """One prediction per image, in the order of the request."""
 
     predictions: list[Prediction]
 
 
 class Health(BaseModel):
-    """Numbers of images answered and of forward passes."""
+    """Number of predicted images and of forward passes."""
 
     status: str
     images: int
@@ -81,15 +81,15 @@ class Health(BaseModel):
 
 
 class Error(BaseModel):
-    """The fault, and what to do about it."""
+    """The error, and what to do about it."""
 
     error: str
 
 
 ADDRESSES = "POST /predict, GET /, /health, /model or /docs"
 WRONG_ADDRESS = {
-    404: f"there is no such address: {ADDRESSES}",
-    405: f"this method does not go with this address: {ADDRESSES}",
+    404: f"no such address: use {ADDRESSES}",
+    405: f"method not allowed for this address: use {ADDRESSES}",
 }
 IMAGE = {"type": "string", "format": "binary"}
 BODY = {
@@ -109,13 +109,13 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"model": Error, "description": "No image, a damaged one, or one with too many pixels"},
     408: {"model": Error, "description": "The request took too long to arrive"},
     413: {"model": Error, "description": "The body is too large"},
-    422: {"model": Error, "description": "The network has no answer for this image"},
-    503: {"model": Error, "description": "Too much to do: Retry-After says when to try again"},
+    422: {"model": Error, "description": "The network's outputs for the image are not finite"},
+    503: {"model": Error, "description": "The server is overloaded; see Retry-After"},
 }
 
 
 class Routes:
-    """The functions behind the addresses; `application` gives the arguments."""
+    """The functions behind the addresses; the arguments are those of `application`."""
 
     def __init__(
         self,
@@ -127,9 +127,9 @@ class Routes:
         self._network = network
         self._batcher = Batcher(predict, max_batch, wait)
         self._threads = ThreadPoolExecutor(cores(), "decode")
-        # A palette and labels are whole; of classes, and of a histogram's colours, the first count.
-        whole = ("palette", "labels")
-        self._most = {h["name"]: None if h["kind"] in whole else TOP for h in network.heads}
+        # Palettes and labels are complete; of classes and histograms, only the first are returned.
+        complete = ("palette", "labels")
+        self._most = {h["name"]: None if h["kind"] in complete else TOP for h in network.heads}
         self._page = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
 
     @contextlib.asynccontextmanager
@@ -143,10 +143,10 @@ class Routes:
         return HTMLResponse(self._page)
 
     async def predict(self, request: Request) -> Predictions:
-        """Predictions for one image, or several.
+        """Predict one or several images.
 
-        Images are stretched, cropped or padded to the network's size as in training. They may be
-        JPEG, PNG, GIF, BMP, WebP, TIFF or what else Pillow reads.
+        Images are stretched, cropped or padded to the network's input size, as in training. They
+        may be JPEG, PNG, GIF, BMP, WebP, TIFF or another format that Pillow reads.
         """
         loop = asyncio.get_running_loop()
         with self._batcher.coming():
@@ -166,11 +166,11 @@ class Routes:
         return Predictions(predictions=predictions)
 
     async def health(self) -> Health:
-        """Status of the server, and the number of images it has answered."""
+        """Status of the server, and the number of predicted images."""
         return Health(status="ok", images=self._batcher.images, batches=self._batcher.batches)
 
     async def model(self) -> dict[str, Any]:
-        """The exported network: its input, its heads with their classes, its figures."""
+        """The exported network: its input, heads with their classes, and metrics."""
         return dict(self._network.facts)
 
 
@@ -182,12 +182,11 @@ def application(
     max_batch: int,
     wait: float,
 ) -> ASGIApp:
-    """The ASGI application; the arguments are those of a `Batcher` that predicts with this
-    network."""
+    """Make the ASGI application; the last arguments are those of `Batcher`."""
     routes = Routes(network, predict, max_batch, wait)
     app = FastAPIOffline(
         redoc_url=None,
-        # It goes as it is into the page of /docs, and a stranger may have written it.
+        # /docs does not escape it, and it is untrusted.
         title=html.escape(str(network.facts["experiment"])),
         description="Predictions of an exported network for images.",
         version=str(network.facts["step"]),
@@ -203,7 +202,7 @@ def application(
 
 
 async def refused(request: Request, error: Exception) -> Response:
-    """The answer to a request that failed."""
+    """Make the response to a failed request."""
     match error:
         case HTTPException():
             why = WRONG_ADDRESS.get(error.status_code) or one_line(Exception(error.detail))
@@ -212,14 +211,14 @@ async def refused(request: Request, error: Exception) -> Response:
             return refusal(400, one_line(error))
         case ClientDisconnect():  # nobody reads it
             return refusal(400, "the connection ended before the request did")
-    return refusal(500, "the server failed: its log says how")
+    return refusal(500, "the server failed: see its log")
 
 
 async def received(request: Request) -> list[tuple[str | None, bytes]]:
-    """Name and content of each image in a request.
+    """Read the name and content of each image in a request.
 
     Raises:
-        HTTPException: there is none, or there are too many, or the form is damaged.
+        HTTPException: there are no images, or too many, or the form is damaged.
     """
     if not request.headers.get("content-type", "").lower().startswith("multipart/"):
         content = await request.body()
@@ -233,7 +232,7 @@ async def received(request: Request) -> list[tuple[str | None, bytes]]:
                 if isinstance(value, str):
                     raise HTTPException(400, f"a field of the form is not a file: {HOW}")
                 uploads.append((name_of(value.filename), await value.read()))
-    except ValueError:  # a boundary or an encoding of names that there is not
+    except ValueError:  # an invalid boundary or encoding of names
         raise HTTPException(400, f"the form is damaged: {HOW}") from None
     if not uploads:
         raise HTTPException(400, f"the form has no file: {HOW}")
@@ -241,7 +240,7 @@ async def received(request: Request) -> list[tuple[str | None, bytes]]:
 
 
 def name_of(given: str | None) -> str | None:
-    """Clean a client's file name for JSON and one-line messages; no such file is opened."""
+    """Clean a client's file name for JSON and one-line messages; it is never opened."""
     text = printable((given or "").encode("utf-8", "backslashreplace").decode())
     return text[:LONGEST_NAME] or None
 
@@ -250,7 +249,7 @@ def decoded(content: bytes, name: str | None, network: Exported) -> np.ndarray:
     """Decode an image for the network, uint8 `[height, width, channels]`.
 
     Raises:
-        BadImage: it is not an image, is damaged, or too large.
+        BadImage: it is not an image, damaged, or too large.
     """
     if content.startswith(b"\xff\xd8") and content.count(b"\xff\xda") > MOST_SCANS:
         raise BadImage(f"{shown(name)} has more than {MOST_SCANS} scans: save it in fewer")

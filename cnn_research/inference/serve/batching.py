@@ -13,18 +13,18 @@ import numpy as np
 from cnn_research.inference.exported import Exported
 
 Answer = dict[str, list[dict[str, Any]]] | None
-"""The decoded outputs for one image, for each head; None where they are not finite."""
+"""Decoded outputs for one image, by head; None if they are not finite."""
 
 
 def batch_sizes(largest: int) -> list[int]:
-    """Powers of two up to `largest`: few compilations."""
+    """Powers of two up to `largest`, to compile rarely."""
     return [1 << power for power in range(largest.bit_length())]
 
 
 def compiled(network: Exported, largest: int) -> Callable[[Sequence[np.ndarray]], list[Answer]]:
-    """Compile the network for each batch size up to `largest`, as a function of uint8 images.
+    """Compile the network for all batch sizes up to `largest`; return a function of uint8 images.
 
-    Images are `[height, width, channels]`; nothing further is compiled when it answers.
+    Images are `[height, width, channels]`. The function compiles nothing more.
     """
 
     def predict(images: Sequence[np.ndarray]) -> list[Answer]:
@@ -39,10 +39,10 @@ def compiled(network: Exported, largest: int) -> Callable[[Sequence[np.ndarray]]
 
 
 class Batcher:
-    """Gathers images for one forward pass at a time, while the one before is under way.
+    """Collects images for the next forward pass while one is running.
 
-    The first image of a batch waits some seconds for others that are coming, to at most `largest`.
-    `images` and `batches` count those that were answered.
+    The first image of a batch waits up to `wait` seconds for others that are being received, up to
+    `largest`. `images` and `batches` are the numbers processed.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Batcher:
 
     @contextlib.contextmanager
     def coming(self) -> Iterator[None]:
-        """While images are being received and decoded, which are worth waiting for."""
+        """Within the block, images are being received and decoded, so batches wait for them."""
         self._coming += 1
         try:
             yield
@@ -63,13 +63,13 @@ class Batcher:
             self._coming -= 1
 
     async def predict(self, image: np.ndarray) -> Answer:
-        """The answer for one image, uint8 `[height, width, channels]`."""
+        """Predict one image, uint8 `[height, width, channels]`."""
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.put_nowait((image, answer))
         return await answer
 
     async def run(self) -> None:
-        """Answers until it is cancelled."""
+        """Process images until cancelled."""
         loop = asyncio.get_running_loop()
         with ThreadPoolExecutor(1, "forward") as thread:
             waiting: list[tuple[np.ndarray, asyncio.Future[Answer]]] = []
@@ -80,10 +80,10 @@ class Batcher:
                     await asyncio.sleep(self._wait)
                 while not self._waiting.empty():
                     waiting.append(self._waiting.get_nowait())
-                # Whoever has gone away since, or run out of time, is not worth a forward pass.
+                # Drop images whose clients have disconnected or timed out.
                 waiting = [(image, answer) for image, answer in waiting if not answer.done()]
                 if waiting:
-                    # The largest size that is full: nothing is computed for images that are none.
+                    # The largest full size, as padding would be computed, too.
                     count = batch_sizes(min(len(waiting), self._largest))[-1]
                     batch, waiting = waiting[:count], waiting[count:]
                     images = [image for image, _ in batch]
@@ -93,7 +93,7 @@ class Batcher:
     def _attempt(self, images: Sequence[np.ndarray]) -> list[Answer] | Exception:
         try:
             return self._predict(images)
-        except Exception as error:  # one batch fails, not the server
+        except Exception as error:  # the batch fails, not the server
             return error
 
     def _resolve(

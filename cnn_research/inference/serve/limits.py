@@ -1,4 +1,4 @@
-"""Limits of requests, in bytes, seconds and number, and the refusals beyond them."""
+"""Limits of requests in size, time and number, and the responses beyond them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 RETRY = {"Retry-After": "1"}
 LINGER = 1.0
-"""Seconds in which a client that is still sending may read why it is refused: a connection that is
-closed before all was received is reset, and its answer lost."""
+"""Seconds that a client that is still sending has to read an error response: if a connection is
+closed before all was received, it is reset and the response is lost."""
 PATIENCE = 1.5
-"""Connections are cut after this many times the limit of a request, which is answered before."""
+"""Connections are closed after this many times a request's time limit."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,18 +29,18 @@ class Limits:
     megabytes: float
     """Size of a request's body."""
     requests: int
-    """Number of requests at the same time."""
+    """Number of concurrent requests."""
     seconds: float
-    """Time from a request's first line to the end of its answer."""
+    """Time from a request's first line to the end of the response."""
 
 
 def refusal(status: int, why: str, headers: Mapping[str, str] | None = None) -> Response:
-    """`{"error": why}` in one line."""
+    """Make the response `{"error": why}`, one line."""
     return Response(_line(why), status, headers, "application/json")
 
 
 class Guard:
-    """Holds an ASGI application's requests to the limits; `/health` is always answered."""
+    """Enforces the limits on an ASGI application's requests; `/health` is always served."""
 
     def __init__(self, app: ASGIApp, limits: Limits):
         self._app, self._limits = app, limits
@@ -63,13 +63,13 @@ class Guard:
         except TimeoutError:
             if not clock.expired():
                 raise
-            if exchange.answering:  # to one who does not read: the connection will be cut
+            if exchange.answering:  # the client does not read: the connection will be closed
                 return
             late = f"within {self._limits.seconds:g} s"
             if exchange.received:
-                answer = refusal(503, f"not answered {late}: try again later", RETRY)
+                answer = refusal(503, f"no result {late}: try again later", RETRY)
             else:
-                answer = refusal(408, f"not all received {late}: send a smaller image, or faster")
+                answer = refusal(408, f"incomplete {late}: send a smaller image, or send it faster")
             await answer(scope, exchange.receive, exchange.send)
         finally:
             self._running -= app is self._app
@@ -77,7 +77,7 @@ class Guard:
 
 
 class _Exchange:
-    """A request whose body is counted, and whose answer does not get lost if it comes early."""
+    """A request whose body is counted, and whose response is not lost if it is early."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, limits: Limits):
         headers = dict(scope["headers"])
@@ -111,7 +111,7 @@ class _Exchange:
         await self._send(message)
 
     async def finish(self) -> None:
-        """Ends an answer that came before all was received."""
+        """End a response that was sent before the request was complete."""
         if not self._held:
             return
         with contextlib.suppress(TimeoutError):
@@ -122,7 +122,7 @@ class _Exchange:
 
 
 class Connection(H11Protocol):
-    """uvicorn's HTTP/1.1, which also ends connections on which nothing comes to an end."""
+    """uvicorn's HTTP/1.1 protocol, which also closes connections that make no progress."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -133,17 +133,17 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(400, "this is not HTTP/1.1, or damaged: send POST /predict with an image")
+        self._refuse(400, "this is not valid HTTP/1.1: send POST /predict with an image")
 
     def _watch(self, before: object) -> None:
         idle = self.cycle is None or self.cycle.response_complete
         now = (self.cycle, idle)
         if now != before:
-            # What is under way at two looks has had more time than a request is given.
+            # A request seen twice has had more than its time.
             wait = PATIENCE * self.timeout_keep_alive
             self._clock = self.loop.call_later(wait, self._watch, now)
         elif idle:
-            self._refuse(408, "no whole request was received: send one without pauses")
+            self._refuse(408, "no complete request was received: send it without pauses")
         else:
             self.transport.abort()
 

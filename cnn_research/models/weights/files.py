@@ -1,4 +1,4 @@
-"""Weight files of every kind, told apart by their content."""
+"""Weight files of every kind, distinguished by content."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ from cnn_research.core.files import sha256_of
 from cnn_research.models.weights import Weights, keras_file, torch_file
 
 _KINDS = ".safetensors, .pth, .pt, .th, .h5, .keras or .npz"
-_OF_FLAX = {"running_mean": "mean", "running_var": "var"}
-# Counts of the batches that a normalisation has seen, and of the states that were averaged: nothing
-# is computed from them.
+_FLAX_NAMES = {"running_mean": "mean", "running_var": "var"}
+# Counts of batches seen by a normalisation and of averaged states, from which nothing is computed.
 _UNUSED = ("num_batches_tracked", "n_averaged")
-# What DataParallel, Lightning and others put before every name.
+# Prefixes that DataParallel, Lightning and others add to every name.
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.")
 
 
 def read_weights(path: Path) -> Weights:
-    """Read a weight file, whose kind follows from its content, not its name.
+    """Read a weight file, whose kind is determined by its content, not its name.
 
-    Raises `UserError` if the file is absent, of no known kind, damaged, or tries to run code.
+    Raises `UserError` if the file is missing, of an unknown kind, damaged, or tries to run code.
     """
     if not path.is_file():
         raise UserError(f"there is no weight file {path}")
@@ -36,15 +35,15 @@ def read_weights(path: Path) -> Weights:
             return dataclasses.replace(weights, sha256=sha256_of(path))
     except UserError:
         raise
-    except Exception as error:  # each reader raises its own, for each way to be damaged
+    except Exception as error:  # each reader raises its own kinds
         raise UserError(
-            f"{path} is damaged, or cut short: fetch it again ({one_line(error)[:200]})"
+            f"{path} is damaged or incomplete: download it again ({one_line(error)[:200]})"
         ) from error
     raise UserError(f"{path} is not a known kind of weight file: give a {_KINDS} file")
 
 
 def _read(path: Path, start: bytes) -> Weights | None:
-    """Weights of a file that starts with `start`; None if it is of no known kind."""
+    """Read a file that starts with the bytes `start`; return None if its kind is unknown."""
     if start[8:9] == b"{":
         from safetensors.numpy import load_file
 
@@ -69,7 +68,7 @@ def _of_zip(path: Path) -> Weights:
     if names and all(name.endswith(".npy") for name in names):
         with np.load(path, allow_pickle=False) as arrays:
             return Weights(keras_file.of_npz(dict(arrays)), "keras")
-    raise UserError(f"{path} is an archive, but not of weights: give a {_KINDS} file")
+    raise UserError(f"{path} is an archive without weights: give a {_KINDS} file")
 
 
 def _of_torch(arrays: dict[str, np.ndarray]) -> Weights:
@@ -79,10 +78,10 @@ def _of_torch(arrays: dict[str, np.ndarray]) -> Weights:
     for prefix in _WRAPPERS:
         if all(key.startswith(prefix) for key in arrays):
             return _of_torch({key.removeprefix(prefix): array for key, array in arrays.items()})
-    found = {}
+    by_name = {}
     for key, array in arrays.items():
         layer, _, weight = key.rpartition(".")
         if weight == "weight":
             weight = "scale" if array.ndim == 1 else "kernel"
-        found[layer, _OF_FLAX.get(weight, weight)] = array
-    return Weights(found, "torch")
+        by_name[layer, _FLAX_NAMES.get(weight, weight)] = array
+    return Weights(by_name, "torch")

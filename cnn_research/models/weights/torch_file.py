@@ -1,11 +1,11 @@
-"""PyTorch's files (.pth, .pt, .th, .bin), read without PyTorch and without running what they hold.
+"""Reads PyTorch's files (.pth, .pt, .th, .bin) without PyTorch and without running code in them.
 
 Such a file is a pickle, and a pickle may call any function. Here nothing that it names is imported
-or called: tensors are read, and of everything else an inert object is made, so that the weights are
-found beside counters, paths, numbers of NumPy and objects of the author's own classes. Functions of
-Python, NumPy and PyTorch that do not stand for data are refused: a file that asks for them was made
-to do harm. Both of PyTorch's formats are read: the zip archive, and the one before it, a row of
-pickles followed by the raw storages. Source: torch/serialization.py.
+or called: tensors are read, and everything else becomes an inert object, so that weights are found
+beside counters, paths, NumPy numbers and objects of the author's own classes. Functions of Python,
+NumPy and PyTorch that do not represent data are rejected: a file that names them is malicious. Both
+of PyTorch's formats are supported: the zip archive, and the older series of pickles followed by the
+raw storages. Source: torch/serialization.py.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ml_dtypes  # noqa: F401, by which NumPy knows 'bfloat16'; jax brings it
+import ml_dtypes  # noqa: F401, registers 'bfloat16' with NumPy; a dependency of jax
 import numpy as np
 
 from cnn_research.core.errors import UserError
 
 OLD_FORMAT = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
-"""First bytes of a file in the format without zip."""
+"""First bytes of a file in the older format."""
 
 _DTYPES = {
     "DoubleStorage": "<f8",
@@ -48,11 +48,11 @@ _DTYPES = {
     "QInt32Storage": "<i4",
     "UntypedStorage": "<u1",
 }
-# Where a checkpoint keeps its weights, when it keeps those of others as well.
+# Keys under which a checkpoint with several sets of weights usually stores the model's.
 _USUAL_PLACES = ("state_dict", "model_state_dict", "model", "net", "weights")
 
-# Packages of which names are refused, unless they are of data; a package that nobody knows here may
-# be named, as nothing of it is imported.
+# Packages whose names are rejected unless they represent data; others are harmless, because nothing
+# is imported from them.
 _KNOWN = sys.stdlib_module_names | {"__builtin__", "copy_reg", "numpy", "torch"}
 _OF_DATA = re.compile(
     r"(builtins|__builtin__)\.(?!__|breakpoint|compile|eval|exec|input|open)\w+"
@@ -82,9 +82,9 @@ class _Tensor(NamedTuple):
 
 
 class _Other(dict):
-    """An object that is no tensor: it takes what a pickle gives to an object, and does nothing.
+    """Any object but a tensor: it accepts what a pickle passes to an object, and does nothing.
 
-    It has the entries of a dictionary, and the `state` of an object that was stored whole.
+    It has the entries of a dictionary and the `state` of a pickled object.
     """
 
     __hash__ = object.__hash__  # type: ignore[assignment]
@@ -106,7 +106,7 @@ class _Other(dict):
 
 
 def read_zip(path: Path) -> dict[str, np.ndarray]:
-    """State dict of a file in the zip format.
+    """Read the state dict of a file in the zip format.
 
     Raises `UserError` if the file is damaged, tries to run code, or holds no state dict.
     """
@@ -118,7 +118,7 @@ def read_zip(path: Path) -> dict[str, np.ndarray]:
 
         def storage_bytes(storage: _Storage) -> bytes:
             info = members[f"{folder}data/{storage.key}"]
-            # PyTorch never compresses: a small file cannot unpack into all of the memory.
+            # PyTorch never compresses; refusing to decompress avoids zip bombs.
             if info.compress_type != zipfile.ZIP_STORED:
                 raise ValueError("a compressed storage")
             return archive.read(info)
@@ -128,7 +128,7 @@ def read_zip(path: Path) -> dict[str, np.ndarray]:
 
 
 def read_old(path: Path) -> dict[str, np.ndarray]:
-    """As `read_zip`, for the earlier format."""
+    """Do the same as `read_zip` for the older format."""
     with open(path, "rb") as file:
         # The magic number, the version and the sizes of types.
         _, _, system = (_unpickle(file, path) for _ in range(3))
@@ -146,10 +146,10 @@ def read_old(path: Path) -> dict[str, np.ndarray]:
 
 
 def _unpickle(file: Any, path: Path, storages: dict[str, _Storage] | None = None) -> Any:
-    """The next pickle of a file, with a `_Tensor` for every tensor."""
-    found = {} if storages is None else storages
+    """Load the next pickle of a file, with a `_Tensor` for every tensor; fill `storages` by key."""
+    by_key = {} if storages is None else storages
 
-    # Defined here, so that nothing that a pickle does to them outlives this call.
+    # Defined here, so that changes by a pickle do not outlive this call.
     class Other(_Other):
         pass
 
@@ -172,22 +172,22 @@ def _unpickle(file: Any, path: Path, storages: dict[str, _Storage] | None = None
 
     class Reader(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> Any:
-            asked = f"{module}.{name}"
+            full_name = f"{module}.{name}"
             if module in ("torch", "torch.storage") and name in _DTYPES:
                 return name
-            if module.partition(".")[0] in _KNOWN and not _OF_DATA.fullmatch(asked):
+            if module.partition(".")[0] in _KNOWN and not _OF_DATA.fullmatch(full_name):
                 raise UserError(
-                    f"{path} is not read: it asks for {asked}, which is not a weight; save only "
-                    "the state dict, preferably as .safetensors"
+                    f"{path} was not read, as it refers to {full_name}, which is not data: save "
+                    "only the state dict, preferably as .safetensors"
                 )
-            return read.get(asked, Other)
+            return read.get(full_name, Other)
 
         def persistent_load(self, pid: Any) -> _Storage:
             kind, storage_type, key, _, size, *view = pid
             if kind != "storage" or any(view):
                 raise pickle.UnpicklingError("an unknown kind of storage")
-            found[key] = _Storage(str(key), np.dtype(_DTYPES[storage_type]), int(size))
-            return found[key]
+            by_key[key] = _Storage(str(key), np.dtype(_DTYPES[storage_type]), int(size))
+            return by_key[key]
 
     return Reader(file, encoding="utf-8").load()
 
@@ -206,9 +206,9 @@ def _state_dict(
         last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
         count = math.prod(shape)
         if min((0, offset, *shape, *strides)) < 0 or count > len(values):
-            raise ValueError("a tensor that its storage cannot hold")
+            raise ValueError("a tensor larger than its storage")
         if count and last >= len(values):
-            raise ValueError("a tensor that reaches beyond its storage")
+            raise ValueError("a tensor extends beyond its storage")
         in_bytes = [step * storage.dtype.itemsize for step in strides]
         view = np.lib.stride_tricks.as_strided(values[offset:], shape, in_bytes, writeable=False)
         return np.array(view)
@@ -217,27 +217,27 @@ def _state_dict(
 
 
 def _tensors(tree: Any, path: Path) -> Mapping[str, _Tensor]:
-    """The weights of a checkpoint: itself, or those in it that have the usual name, or no rival."""
-    found = _weights(tree, (), set())
-    least = min(map(len, found), default=0)
+    """Return the weights of a checkpoint: those under a usual name, or the only ones."""
+    by_place = _weights(tree, (), set())
+    shallowest = min(map(len, by_place), default=0)
     for name in _USUAL_PLACES:
-        for place, tensors in found.items():
-            if len(place) == least and place[-1:] == (name,):
+        for place, tensors in by_place.items():
+            if len(place) == shallowest and place[-1:] == (name,):
                 return tensors
-    if len(found) != 1:
-        several = ", ".join(sorted(".".join(place) for place in found))
+    if len(by_place) != 1:
+        several = ", ".join(sorted(".".join(place) for place in by_place))
         raise UserError(
-            f"{path} holds no state dict: it needs names with tensors, or 'state_dict' with them"
-            + (f"; it has several ({several}): save only one of them" if found else "")
+            f"{path} contains no state dict: it needs tensors by name, or 'state_dict' with them"
+            + (f"; it has several ({several}): save only one of them" if by_place else "")
         )
-    return next(iter(found.values()))
+    return next(iter(by_place.values()))
 
 
 def _weights(
     tree: Any, place: tuple[str, ...], seen: set[int]
 ) -> dict[tuple[str, ...], dict[str, _Tensor]]:
-    """Each set of weights in a checkpoint by the names that lead to it; `seen` are the ids of what
-    was looked into."""
+    """Find the sets of weights in a checkpoint by their keys; `seen` has the ids of objects
+    searched so far."""
     if id(tree) in seen:
         return {}
     seen.add(id(tree))
@@ -247,7 +247,7 @@ def _weights(
     for key, value in entries.items():
         if "optim" not in key.lower():
             below |= _weights(value, (*place, key), seen)
-    # Beside weights there may be a loss, a best accuracy, a history, or the state of a generator.
+    # Other tensors may be a loss, a best accuracy, a history, or a random generator's state.
     real = any(each.shape and each.storage.dtype.kind not in "iub" for each in own.values())
     if real and len(own) > max(map(len, below.values()), default=0):
         return {place: own}
@@ -255,8 +255,8 @@ def _weights(
 
 
 def _entries(value: Any) -> Mapping[Any, Any]:
-    """The entries of a dictionary, the dictionaries in a list, or what would be the state dict of a
-    module that was stored whole."""
+    """Return the entries of a dictionary, the dictionaries in a list, or the state dict of a
+    pickled module."""
     if isinstance(value, list | tuple):
         return {str(at): each for at, each in enumerate(value) if isinstance(each, dict)}
     if not isinstance(value, _Other) or not isinstance(value.state, dict):

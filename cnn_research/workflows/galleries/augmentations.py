@@ -1,4 +1,4 @@
-"""A gallery of augmentation: each change to a photograph alone, and mixtures of two images."""
+"""A gallery of augmentations: each change on its own, and mixtures of two images."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ FIGURE_12 = {
     "flip": "vertical mirror",
     "mirror": "horizontal mirror",
     "zoom": "zoom",
-    "left": "moved to the left",
-    "right": "moved to the right",
+    "left": "shifted to the left",
+    "right": "shifted to the right",
 }
-"""Document 002's changes, in its order."""
-OUTSIDE = {"black": "black", "edge": "the border's pixels", "reflect": "the image's reflection"}
+"""The painters paper's augmentations, in its order."""
+OUTSIDE = {"black": "black", "edge": "the edge pixels", "reflect": "the image's reflection"}
 """Description of each `Augmentation.fill`."""
 RANGES = {
     "crop": "{0:.0%} to {1:.0%} of the area",
@@ -44,7 +44,7 @@ RANGES = {
     "rotation": "−{0:g}° to {0:g}°",
     **dict.fromkeys(("left", "right"), "up to {0:.0%} of the width"),
     **dict.fromkeys(("up", "down"), "up to {0:.0%} of the height"),
-    "shift": "up to {0} pixels both ways",
+    "shift": "up to {0} pixels in each direction",
     "rand_augment": "{0} of 14 changes",
     **dict.fromkeys(("brightness", "contrast", "saturation"), "factor 1 ± {0:g}"),
     "cutout": "{0}x{0} pixels",
@@ -52,20 +52,20 @@ RANGES = {
 }
 """Format of a change's value."""
 Rows = dict[str, list[tuple[np.ndarray, str]]]
-"""Images by the label of their row, each with a word to stand above it, or ""."""
+"""Images by the label of their row, each with a title, or ""."""
 
 
 @register_config
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Augmentations(Experiment):
-    """Photographs with each change of an augmentation alone, as training would see them."""
+    """Photographs with each change of an augmentation on its own, as used in training."""
 
     image: str = ""
-    """An image file; by default, scikit-learn's two sample photographs."""
+    """Image file; by default, scikit-learn's two sample photographs."""
     size: Size = (244, 244)
-    """Height and width to which the middle of the image is cut and scaled."""
+    """Height and width to which the image is cropped and resized."""
     draws: Annotated[int, Range(minimum=1, maximum=20)] = 6
-    """Number of times that each change is drawn."""
+    """Number of random draws of each change."""
     seed: Seed = 0
     """Seed of the changes."""
     augmentation: Augmentation = Augmentation(
@@ -89,31 +89,31 @@ class Augmentations(Experiment):
         mixup=1.0,
         cutmix=1.0,
     )
-    """The changes that are shown, and how strong they are."""
+    """The changes to show, with their strengths."""
 
     def check(self) -> None:
         super().check()
         self.augmentation.check()
         if self.augmentation.size:
             raise UsageError(
-                "--augmentation.size does not go with these pictures, which show each change "
-                "beside the image as it is: --size is theirs"
+                "--augmentation.size cannot be used here, because each change is shown beside the "
+                "original image: use --size"
             )
         if not (self.augmentation.changes or self.augmentation.mixes):
-            raise UsageError("--augmentation has no change that is on: there is nothing to show")
+            raise UsageError("--augmentation has all changes off: turn one on to show it")
 
 
 def draw(experiment: Augmentations, workdir: Path) -> Result:
-    """Draw the pictures into a folder; a `UserError` for an image that cannot be read."""
+    """Draw the pictures into a folder; raise `UserError` if the image cannot be read."""
     how = experiment.augmentation
     photos = photographs(experiment.image, experiment.size)
     others = list(photos.values())[1:] or [photographs("", experiment.size)["flower"]]
     others.append(next(iter(photos.values())))
     with gallery_page(experiment, workdir, "Augmentations") as page:
         page.text(
-            "Each change alone, drawn several times, as training would do it. Pixels from outside "
-            f"the image are {OUTSIDE[how.fill]}; erased boxes are filled with {how.erase_fill}; "
-            f"RandAugment's magnitude is {how.magnitude:g} of 30."
+            "Several random draws of each change, as used in training. Images are padded with "
+            f"{OUTSIDE[how.fill]}; erased boxes are filled with {how.erase_fill}; RandAugment's "
+            f"magnitude is {how.magnitude:g} of 30."
         )
         for (name, pixels), other in zip(photos.items(), others):
             page.text(heading(experiment.image, name))
@@ -122,7 +122,7 @@ def draw(experiment: Augmentations, workdir: Path) -> Result:
                 page.picture(
                     f"figure_12_{name}",
                     figure_12(pixels, changed, how),
-                    "Document 002's figure 12: the image, and its six copies with one change each.",
+                    "As in the painters paper: the image, and six copies, each augmented once.",
                 )
             places: Rows = {}
             colours: Rows = {}
@@ -130,8 +130,8 @@ def draw(experiment: Augmentations, workdir: Path) -> Result:
                 rows = places if change in PLACING else colours
                 rows[described(how, change)] = [(image, "") for image in images]
             mixed = mixtures(how, pixels, other, experiment.draws, experiment.seed)
-            one = "One change in each row."
-            shares = "Above each: the weight of the first image's label."
+            one = "One change per row."
+            shares = "The numbers are the weights of the first image's label."
             for kind, rows, title, caption in (
                 ("places", places, "Geometric changes", one),
                 ("pixels", colours, "Changes of pixel values", one),
@@ -146,7 +146,7 @@ def draw(experiment: Augmentations, workdir: Path) -> Result:
 
 
 def alone(how: Augmentation, pixels: np.ndarray, draws: int, seed: int) -> dict[str, np.ndarray]:
-    """Each change's draws of an image: uint8 `[draws, height, width, 3]` by the change's name."""
+    """Apply each change on its own: uint8 `[draws, height, width, 3]` by the change's name."""
     how = dataclasses.replace(how, choose="copies", mixup=0.0, cutmix=0.0)
     if not how.changes:
         return {}
@@ -161,30 +161,30 @@ def alone(how: Augmentation, pixels: np.ndarray, draws: int, seed: int) -> dict[
 def mixtures(
     how: Augmentation, pixels: np.ndarray, other: np.ndarray, draws: int, seed: int
 ) -> Rows:
-    """Mixtures of two images, and above them the share of the first one's label."""
+    """Mix two images; the titles are the weights of the first one's label."""
     images, others = (
         jnp.broadcast_to(jnp.asarray(image), (draws, *image.shape)) for image in (pixels, other)
     )
-    found = {}
+    rows = {}
     for name, words in (("mixup", "mixup"), ("cutmix", "CutMix")):
         alpha = getattr(how, name)
         if alpha:
             one = Augmentation(**{name: alpha})
             mixed, shares = jax.jit(one.mixed)(_keys(draws, seed), images, others)
-            found[f"{words}, Beta({alpha:g}, {alpha:g})"] = [
+            rows[f"{words}, Beta({alpha:g}, {alpha:g})"] = [
                 (np.asarray(image), f"{share:.2f}") for image, share in zip(mixed, shares)
             ]
-    return found
+    return rows
 
 
 def _keys(draws: int, seed: int) -> jax.Array:
-    """Keys of a training's first example in its first epochs."""
+    """Keys of the first training example in the first epochs."""
     epochs = jnp.arange(draws, dtype=jnp.uint32)
     return example_keys(stream_key(seed, "augmentation"), epochs, jnp.zeros_like(epochs))
 
 
 def described(how: Augmentation, name: str) -> str:
-    """A change with its range, in words."""
+    """Describe a change with its range."""
     value = getattr(how, name)
     if name not in RANGES:
         return name
@@ -195,11 +195,11 @@ def described(how: Augmentation, name: str) -> str:
 
 
 def rows_figure(pixels: np.ndarray, rows: Rows, title: str) -> Figure:
-    """A row for each label: the image, and what it has become."""
+    """Draw one row per label: the image, and the changed images."""
     columns = 1 + max(len(shown) for shown in rows.values())
     above = "\n" if any(word for row in rows.values() for _, word in row) else ""
     cell = (1.5, 1.5 * ratio(pixels.shape) + (0.5 if above else 0.3))
-    figure, axes = grid(len(rows), columns, cell, title, "The first column is the image itself.")
+    figure, axes = grid(len(rows), columns, cell, title, "The first column is the original image.")
     for places, (label, row) in zip(axes, rows.items()):
         show(places[0], pixels)
         for place, (image, word) in zip(places[1:], row):
@@ -209,9 +209,9 @@ def rows_figure(pixels: np.ndarray, rows: Rows, title: str) -> Figure:
 
 
 def figure_12(pixels: np.ndarray, rows: Mapping[str, np.ndarray], how: Augmentation) -> Figure:
-    """The image, and of each of document 002's changes the draw that differs most from it."""
+    """The image, and for each of the painters paper's augmentations the draw that differs most."""
     cell = (2.2, 2.2 * ratio(pixels.shape) + 0.3)
-    title = "Document 002, figure 12: one change for each copy"
+    title = "The painters paper, figure 12: one augmentation for each copy"
     figure, axes = grid(2, 4, cell, title, f"Outside the image: {OUTSIDE[how.fill]}.")
     places = axes.ravel()
     show(places[0], pixels, "image")

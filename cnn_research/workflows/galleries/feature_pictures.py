@@ -1,4 +1,4 @@
-"""The pictures of a network's features, from arrays."""
+"""Figures of a network's features, from arrays."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INPUTS = 4
-"""Slices of a kernel that are shown."""
+"""Maximum number of slices shown of a kernel."""
 SIDE = 1.1
-"""Width of an image's place, in inches."""
+"""Width of an image's cell in inches."""
 SMALL = 8
-"""Points of the type above an image."""
+"""Font size above an image in points."""
 
 
 def _cell(shape: tuple[int, ...], lines: int = 1) -> tuple[float, float]:
-    """Width and height of the place of an image `[height, width, ...]` with lines of text above."""
+    """Width and height of the cell of an image `[height, width, ...]` below lines of text."""
     return SIDE, SIDE * ratio(shape, 2.0, 0.5) + 0.12 + 0.14 * lines
 
 
 def maps_figure(
-    image: np.ndarray, label: str, chosen: Sequence[Layer], found: Sequence[np.ndarray]
+    image: np.ndarray, label: str, chosen: Sequence[Layer], maps: Sequence[np.ndarray]
 ) -> Figure:
-    """Draw an image, `[height, width, channels]`, and a row of maps for each of `chosen` layers.
+    """Draw an image and one row of maps for each of the `chosen` layers.
 
-    The image is uint8; `found` has `[map_height, map_width, units]` for each layer.
+    The image is uint8 `[height, width, channels]`; `maps` are `[map_height, map_width, units]`.
     """
-    columns = max(each.shape[2] for each in found)
-    subtitle = "from the first convolution, below the image, to the last"
+    columns = max(each.shape[2] for each in maps)
+    subtitle = "from the first convolution, at the top, to the last"
     cell = _cell(image.shape)
     figure, axes = grid(1 + len(chosen), columns, cell, "Feature maps", subtitle)
     show(axes[0, 0], image, " ")
     label_row(axes[0, 0], f"image: {label}", SMALL)
-    for row, layer, each in zip(axes[1:], chosen, found, strict=True):
+    for row, layer, each in zip(axes[1:], chosen, maps, strict=True):
         height, width, units = layer.shape
         for place, values in zip(row, np.moveaxis(each, 2, 0), strict=False):
             show(place, stretched(values), " ")
@@ -51,7 +51,7 @@ def maps_figure(
 
 
 def stretched(values: np.ndarray) -> np.ndarray:
-    """Values `[height, width]` as grey levels from 0, the least, to 255, the largest."""
+    """Scale values `[height, width]` to grey levels from 0 (minimum) to 255 (maximum)."""
     low, high = values.min(), values.max()
     return np.round(255 * (values - low) / max(high - low, 1e-12)).astype(np.uint8)
 
@@ -63,7 +63,7 @@ def layer_figure(
     activations: TopActivations,
     label: Callable[[int], str],
 ) -> Figure:
-    """Draw a row for each unit of a convolution: its filter, and the images that excite it most.
+    """Draw one row per unit of a convolution: its filter, and its top-activating images.
 
     Kernels are float32 `[height, width, inputs, units]`, images uint8
     `[examples, height, width, channels]`; `label` returns the class of an image by its index.
@@ -77,7 +77,7 @@ def layer_figure(
     units, shown = activations.indices.shape
     figure, axes = grid(
         *(units, slices + shown, _cell(images.shape[1:]), layer.path),
-        f"{subtitle}; beside each, the images that excite it most.",
+        f"{subtitle}; beside each, the images that activate it most.",
     )
     for unit, row in enumerate(axes):
         for place, part in zip(row, filter_slices(kernels[..., unit], slices, colour)):
@@ -92,7 +92,7 @@ def layer_figure(
 
 
 def filter_slices(kernel: np.ndarray, slices: int, colour: bool) -> list[np.ndarray]:
-    """A unit's kernel, `[height, width, inputs]`, as uint8 pictures in which zero is mid-grey."""
+    """Convert a unit's kernel, `[height, width, inputs]`, to uint8 images with zero as mid-grey."""
     shown = kernel if colour else kernel[..., :slices]
     pixels = 127.5 + 127.5 * shown / max(float(abs(shown).max()), 1e-12)
     pixels = np.round(pixels).astype(np.uint8)
@@ -107,10 +107,10 @@ def cams_figure(
     title: str,
     subtitle: str,
 ) -> Figure:
-    """Draw images beside copies with the class activation map laid over them.
+    """Draw images beside copies with the class activation map as an overlay.
 
     Images are uint8 `[shown, height, width, channels]`, maps float32
-    `[shown, map_height, map_width]`; each image has its label and the network's answer.
+    `[shown, map_height, map_width]`; each image has its label and the network's prediction.
     """
     pairs = min(4, len(images))
     cell = _cell(images.shape[1:], lines=2)
@@ -124,10 +124,10 @@ def cams_figure(
 
 
 def overlaid(image: np.ndarray, cam: np.ndarray) -> np.ndarray:
-    """An image in grey, uint8 `[height, width, 3]`, under a map `[map_height, map_width]`."""
+    """Overlay a map `[map_height, map_width]` on the grey image: uint8 `[height, width, 3]`."""
     from matplotlib import colormaps
 
-    # A small image is enlarged, or the map would be as coarse as its pixels.
+    # Small images are enlarged, so that the map is smooth.
     factor = max(1, 128 // max(image.shape[:2]))
     grey = image.mean(axis=2).repeat(factor, axis=0).repeat(factor, axis=1)
     smooth = np.asarray(jax.image.resize(cam, grey.shape, "linear"))

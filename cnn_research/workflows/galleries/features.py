@@ -42,39 +42,39 @@ CAMS = 12
 @register_config
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Features(Experiment):
-    """Filters, feature maps, top activating images and Grad-CAM of a trained run."""
+    """Filters, feature maps, top-activating images and Grad-CAM of a trained run."""
 
     run: str = ""
-    """The folder of the trained run."""
+    """Folder of the trained run."""
     split: Literal["train", "validation", "test"] = "test"
     """Split whose images are shown."""
     layers: PositiveInt = 6
     """Number of convolutions to show, evenly spaced from the first to the last."""
     units: PositiveInt = 8
-    """Number of units of each to show, from the first on."""
+    """Number of units to show of each, starting with the first."""
     search: PositiveInt = 1000
     """Number of images, evenly spaced over the split, to search for each unit's top activations."""
     example: NonNegativeInt = 0
-    """The image whose feature maps are drawn, by its place in the split."""
+    """Index in the split of the image whose feature maps are drawn."""
     target_class: str = ""
-    """Grad-CAM for this class, on images of it; the default shows the predicted class of an image
-    of each class."""
+    """Class for Grad-CAM, shown on images of it; by default, the predicted class of one image of
+    each class."""
     cam_layer: str = ""
-    """Grad-CAM at this module's output; the default is the last convolution, with what follows it
-    at the same size: its normalisation, its block."""
+    """Module whose output Grad-CAM uses; by default, the last one with a map of the size of the
+    last convolution's, such as its normalisation or block."""
 
     def check(self) -> None:
         super().check()
         if not self.run:
-            raise UsageError("--run is missing: the folder of a trained run, as --run=runs/a")
+            raise UsageError("--run is missing: name the folder of a trained run, --run=runs/a")
 
 
 def draw(experiment: Features, workdir: Path) -> Result:
-    """Draw the run's features into a folder of their own.
+    """Draw the run's features into their own folder.
 
     Raises `UserError` if there is no such run, split, layer, class or image.
     """
-    # Orbax, which takes a second, is not needed to list experiments.
+    # Here, because importing Orbax takes a second, and listing experiments does not need it.
     from cnn_research.train.trained import TrainedModel
 
     model = TrainedModel.load(Path(experiment.run).absolute())
@@ -89,13 +89,13 @@ def draw(experiment: Features, workdir: Path) -> Result:
         text = f"{value:.4g}" if isinstance(value, float) else value or "unknown"
         return in_picture(text, numbers)
 
-    # All that may be wrong with the fields is found before the page is begun.
-    found = layers(model.experiment.model, model.host_variables, model.image_shape)
-    convolutions = [layer for layer in found if layer.kernel]
+    # All fields are checked before the page is started.
+    modules = layers(model.experiment.model, model.host_variables, model.image_shape)
+    convolutions = [layer for layer in modules if layer.kernel]
     if not convolutions:
         raise UserError(f"the network of {experiment.run} has no convolution: nothing to show")
     chosen = spread(convolutions, experiment.layers)
-    seen_at = cam_layer(found, experiment.cam_layer)
+    seen_at = cam_layer(modules, experiment.cam_layer)
     class_names = model.class_names.get(head, ())
     target = target_index(class_names, experiment.target_class)
     indices = cam_images(split.labels[head], class_names, target)
@@ -104,7 +104,7 @@ def draw(experiment: Features, workdir: Path) -> Result:
     facts = {"run": experiment.run, "step": step}
     with gallery_page(experiment, workdir, f"Features of {name}", **facts) as page:
         page.text(
-            f"The run {experiment.run} at step {step:,}; images of the {experiment.split} split. A "
+            f"Run {experiment.run} at step {step:,}; images of the {experiment.split} split. A "
             "convolution's map is its output before normalisation and activation."
         )
         if numbers:
@@ -116,7 +116,7 @@ def draw(experiment: Features, workdir: Path) -> Result:
         page.picture(
             "feature_maps",
             maps_figure(image, label(experiment.example), chosen, shown),
-            "Each map from its least value, black, to its largest, white.",
+            "Each map is scaled from its minimum (black) to its maximum (white).",
         )
         _top_activations(page, model, split.images, experiment, chosen, label)
         labels = [label(index) for index in indices]
@@ -125,10 +125,10 @@ def draw(experiment: Features, workdir: Path) -> Result:
 
 
 def shown_split(experiment: Features, dataset: Dataset) -> Split:
-    """The split whose images are shown; an error if it, or the example in it, is not there."""
+    """Return the split whose images are shown; check that it and the example exist."""
     if experiment.split not in dataset.splits:
         raise UserError(
-            f"data set {dataset.name} has no {experiment.split} split: give --split, one of "
+            f"data set {dataset.name} has no {experiment.split} split: set --split to one of "
             f"{', '.join(dataset.splits)}"
         )
     split = dataset.splits[experiment.split]
@@ -140,14 +140,14 @@ def shown_split(experiment: Features, dataset: Dataset) -> Split:
 
 
 def spread(items: Sequence[Layer], count: int) -> list[Layer]:
-    """Up to `count` of the items, evenly spaced from the first to the last."""
+    """Select up to `count` items, evenly spaced from the first to the last."""
     if count >= len(items):
         return list(items)
     return [items[round(at)] for at in np.linspace(0, len(items) - 1, count)]
 
 
 def layers_table(convolutions: Sequence[Layer], chosen: Sequence[Layer]) -> str:
-    """A Markdown table of all convolutions, which says whether they are shown."""
+    """Make a Markdown table of all convolutions, and mark those that are shown."""
     rows = []
     for layer in convolutions:
         (height, width, inputs), (tall, wide, units) = layer.kernel or (0, 0, 0), layer.shape
@@ -161,15 +161,15 @@ def layers_table(convolutions: Sequence[Layer], chosen: Sequence[Layer]) -> str:
 def _maps(
     model: TrainedModel, image: np.ndarray, chosen: Sequence[Layer], units: int
 ) -> list[np.ndarray]:
-    """The maps of an image, `[height, width, units]` for each layer, of the first units."""
+    """Compute an image's maps of the first units, `[height, width, units]` per layer."""
     network, paths = model.experiment.model, [layer.path for layer in chosen]
-    of_each = jax.jit(lambda v, x: maps(network, v, x, paths)[1])
-    found = of_each(model.host_variables, _inputs(model, image[None]))
-    return [np.asarray(each[0, ..., :units]) for each in found]
+    compute = jax.jit(lambda v, x: maps(network, v, x, paths)[1])
+    outputs = compute(model.host_variables, _inputs(model, image[None]))
+    return [np.asarray(each[0, ..., :units]) for each in outputs]
 
 
 def _inputs(model: TrainedModel, images: Any) -> jax.Array:
-    """uint8 images as the model sees them."""
+    """Preprocess uint8 images to the model's input."""
     from cnn_research.train.evaluator import scaled
 
     return scaled(jnp.asarray(images), model.experiment)
@@ -183,13 +183,13 @@ def _top_activations(
     chosen: Sequence[Layer],
     label: Callable[[int], str],
 ) -> None:
-    """Add each layer's filters beside the images that excite them most."""
-    # A split may be sorted by class: from all of it.
+    """Add each layer's filters beside their top-activating images."""
+    # Evenly spaced, as a split may be sorted by class.
     searched = np.unique(np.linspace(0, len(images) - 1, experiment.search).astype(int))
-    page.text("## Filters, and the images that excite them most")
+    page.text("## Filters and their top-activating images")
     page.text(
-        f"Searched: {len(searched):,} of the split's {len(images):,} images. The cross is where "
-        "the output is largest."
+        f"{len(searched):,} of the split's {len(images):,} images were searched. A cross marks the "
+        "largest output."
     )
     top_activations = top_activating_images(
         *(model.experiment.model, model.host_variables, images, searched),
@@ -203,7 +203,7 @@ def _top_activations(
             f"layer_{number}",
             layer_figure(layer, kernels, images, activations, label),
             f"{layer.path}: {len(activations.indices)} of {layer.shape[2]} units. "
-            "In a filter, zero is mid-grey.",
+            "In filters, zero is mid-grey.",
         )
 
 
@@ -215,7 +215,7 @@ def _grad_cam(
     layer: Layer,
     target: int | None,
 ) -> None:
-    """Add Grad-CAM at a layer for a class, or for what is predicted."""
+    """Add Grad-CAM at a layer for a class, or for the predicted classes."""
     network, variables, images = (
         model.experiment.model,
         model.host_variables,
@@ -224,9 +224,9 @@ def _grad_cam(
     head = model.experiment.task.heads[0]
     classes = model.class_names.get(head, ())
     outputs = np.asarray(jax.jit(lambda v, x: network.apply(v, x, train=False))(variables, images))
-    # The first head's outputs stand first; where it estimates a number, that is the only one.
+    # The first head's outputs come first; a number is a single output.
     targets = outputs[:, : max(1, len(classes))].argmax(axis=1)
-    explained = "the predicted class" if classes else "a larger estimate"
+    explained = "the predicted class" if classes else "a larger number"
     if target is not None:
         targets = np.full(len(pixels), target)
         explained = f"the class {classes[target]}"
@@ -242,49 +242,51 @@ def _grad_cam(
     page.picture(
         "grad_cam",
         cams_figure(pixels, np.asarray(cams), labels, predicted, title, at),
-        f"Regions that contribute to {explained}, {at}: red is most. Each map is scaled to its "
-        "own largest value.",
+        f"Regions that contribute to {explained}, {at}; red ones contribute most. Each map is "
+        "scaled to its own maximum.",
     )
 
 
-def cam_layer(found: Sequence[Layer], path: str) -> Layer:
-    """Layer at `path`; for "" the last of the size of the last convolution.
+def cam_layer(modules: Sequence[Layer], path: str) -> Layer:
+    """Find the layer at `path`; for "" the last one of the size of the last convolution's map.
 
-    A convolution with a map of a single place is skipped, as it locates nothing. Raises
-    `UsageError` if there is none at that path.
+    Convolutions with 1x1 maps are skipped, as these cannot locate anything. Raises `UsageError` if
+    there is no layer at that path.
     """
     if not path:
-        convolutions = [each for each in found if each.kernel]
+        convolutions = [each for each in modules if each.kernel]
         wide = [each for each in convolutions if each.shape[:2] != (1, 1)]
         last = (wide or convolutions)[-1]
-        return [each for each in found if each.shape[:2] == last.shape[:2]][-1]
-    by_path = {layer.path: layer for layer in found}
+        return [each for each in modules if each.shape[:2] == last.shape[:2]][-1]
+    by_path = {layer.path: layer for layer in modules}
     if path not in by_path:
         raise UsageError(
-            f"--cam-layer: no layer '{path}' has a map{did_you_mean(path, list(by_path))}; there "
-            f"are {', '.join(by_path)}"
+            f"--cam-layer: no layer '{path}' has a map{did_you_mean(path, list(by_path))}; choose "
+            f"one of {', '.join(by_path)}"
         )
     return by_path[path]
 
 
 def target_index(class_names: Sequence[str], name: str) -> int | None:
-    """Index of the class `name`, None for ""; a `UsageError` if it is unknown or the run has no
-    classes."""
+    """Index of the class `name`; None for "".
+
+    Raises `UsageError` if it is unknown or the run has no classes.
+    """
     if not name:
         return None
     if name not in class_names:
         known = ", ".join(class_names[:20]) + (", ..." if len(class_names) > 20 else "")
         raise UsageError(
             f"--target-class: there is no class '{name}'{did_you_mean(name, list(class_names))}; "
-            + (f"there are {known}" if known else "the run estimates a number")
+            + (f"the classes are {known}" if known else "the run predicts a number")
         )
     return class_names.index(name)
 
 
 def cam_images(labels: np.ndarray, class_names: Sequence[str], target: int | None) -> np.ndarray:
-    """Indices, int `[shown]`: images of the target class, or the first of each class, or the first.
+    """Choose images of the target class, or the first of each class, or the first: int `[shown]`.
 
-    Raises `UserError` if the split, of these labels, has no image of the target class.
+    Raises `UserError` if no label is the target class.
     """
     indices = np.empty(0, int)
     several = labels.ndim == 2
@@ -292,7 +294,7 @@ def cam_images(labels: np.ndarray, class_names: Sequence[str], target: int | Non
         indices = np.flatnonzero(labels[:, target] if several else labels == target)
         if not len(indices):
             raise UserError(
-                f"the split has no image of class {class_names[target]}: name another "
+                f"the split has no image of class {class_names[target]}: choose another "
                 "--target-class or --split"
             )
     elif several:

@@ -1,4 +1,4 @@
-"""The filter gallery: what a kernel does to a photograph, and to a signal."""
+"""The filter gallery: photographs and signals filtered with kernels."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ORDER: dict[Operation, str] = {
-    "correlation": "the kernel as it is written",
+    "correlation": "the kernel as written",
     "convolution": "the kernel turned by 180 degrees",
 }
 STRONG = 0.998
-"""The share of a signed result that is drawn between black and white; the rest is one of them."""
+"""Fraction of a signed result that is not clipped to black or white."""
 LARGEST_WRITTEN = 7
-"""Rows of a kernel whose numbers a picture shows."""
+"""Maximum number of rows of a kernel whose numbers are shown."""
 SMALLEST_WITH_DETAIL = 128
-"""Pixels of the shorter side."""
+"""Minimum shorter side, in pixels, of images with an enlarged detail."""
 
 
 @register_config
@@ -55,20 +55,20 @@ class Filters(Experiment):
     """Photographs filtered with kernels; their channels; a signal filtered in one dimension."""
 
     image: str = ""
-    """An image file; by default, scikit-learn's two sample photographs."""
+    """Image file; by default, scikit-learn's two sample photographs."""
     kernel: str = ""
     """One kernel: a name (identity, sharpen, mean_blur, gaussian_blur, laplacian, sobel_x,
-    sobel_y) or its numbers, row by row: "0 -1 0; -1 5 -1; 0 -1 0", fractions as 1/9. The default
-    shows all that have names."""
+    sobel_y) or its numbers, row by row, such as "0 -1 0; -1 5 -1; 0 -1 0"; fractions such as 1/9
+    are allowed. By default, all named kernels."""
     stride: PositiveInt = 1
-    """Pixels from one place of the kernel to the next."""
+    """Stride in pixels."""
     padding: NonNegativeInt = 1
-    """Pixels added at each side."""
+    """Pixels added on each side."""
     border: Border = "zeros"
-    """Values of those pixels: zeros, or the outermost pixels, repeated."""
+    """Values of the added pixels: zeros, or the outermost pixels, repeated."""
     operation: Operation = "correlation"
-    """Correlation takes the kernel as it is written, as deep learning does; convolution, the
-    mathematical one, turns it by 180 degrees."""
+    """Correlation uses the kernel as written, as in deep learning; mathematical convolution turns
+    it by 180 degrees."""
 
     def check(self) -> None:
         super().check()
@@ -87,19 +87,19 @@ def _title(name: str) -> str:
 
 
 def parse_kernel(text: str) -> Kernel:
-    """Kernel of that name, or of these numbers.
+    """Parse a kernel's name or numbers.
 
-    Rows are divided by `;` (9 numbers without it make 3 rows), numbers by spaces or commas.
+    Rows are separated by `;` (9 numbers without it are 3 rows), numbers by spaces or commas.
 
     Raises:
-        UsageError: neither a name nor a square of numbers.
+        UsageError: it is neither a name nor a square of numbers.
     """
     if text in KERNELS:
         return KERNELS[text]
     if not any(character.isdigit() for character in text):
         raise UsageError(
-            f"--kernel: no kernel is named '{text}'{did_you_mean(text, list(KERNELS))}; there are "
-            f"{', '.join(KERNELS)}, or give its numbers"
+            f"--kernel: no kernel is named '{text}'{did_you_mean(text, list(KERNELS))}; use "
+            f"{', '.join(KERNELS)}, or a kernel's numbers"
         )
     rows = [row.replace(",", " ").split() for row in text.strip(" ;").split(";")]
     try:
@@ -110,7 +110,7 @@ def parse_kernel(text: str) -> Kernel:
         return tuple(map(tuple, numbers.reshape(side, side).tolist()))
     except (ValueError, ZeroDivisionError, OverflowError):
         raise UsageError(
-            f"--kernel '{text}' is not a square of numbers: give its rows, as in "
+            f"--kernel '{text}' is not a square of numbers: separate its rows, as in "
             "'0 -1 0; -1 5 -1; 0 -1 0'"
         ) from None
 
@@ -118,7 +118,7 @@ def parse_kernel(text: str) -> Kernel:
 def draw(experiment: Filters, workdir: Path) -> Result:
     """Draw the gallery into a folder.
 
-    Raises `UserError` if the image cannot be read, or the kernel is larger than it.
+    Raises `UserError` if the image cannot be read, or is smaller than the kernel.
     """
     images, kernels = photographs(experiment.image), experiment.kernels()
     for pixels in images.values():
@@ -126,10 +126,10 @@ def draw(experiment: Filters, workdir: Path) -> Result:
             _check_size(experiment, pixels, len(kernel))
     with gallery_page(experiment, workdir, "Filters") as page:
         page.text(
-            f"{experiment.operation.capitalize()}: {ORDER[experiment.operation]}. Each channel is "
-            "filtered by itself. Where a kernel's numbers sum to zero the result has no "
-            "brightness of its own: it is drawn with zero as mid-grey, its strongest two in a "
-            "thousand cut; other results are cut to 0..255. The padding is "
+            f"{experiment.operation.capitalize()}: {ORDER[experiment.operation]}. Channels are "
+            "filtered separately. The result of a kernel whose numbers sum to zero has no mean "
+            "brightness: it is drawn with zero as mid-grey, and the strongest 0.2% are clipped. "
+            "Other results are clipped to 0..255. The padding is "
             f"{'zeros' if experiment.border == 'zeros' else 'the outermost pixels, repeated'}."
         )
         for name, pixels in images.items():
@@ -138,15 +138,15 @@ def draw(experiment: Filters, workdir: Path) -> Result:
             page.picture(
                 f"channels_{name}",
                 channels_figure(pixels),
-                "The three channels, each as grey levels: bright is much of that colour.",
+                "The three channels as grey levels; bright pixels have much of the colour.",
             )
         page.text("## In one dimension")
         page.picture(
             "signal",
             signal_figure(experiment.operation),
-            "Above: convolution puts a copy of the kernel in place of each impulse, correlation "
-            "a mirrored one. Below: a moving average, which is a kernel of equal weights, and a "
-            "Gaussian kernel over the same noise.",
+            "Above: convolution replaces each impulse by a copy of the kernel, correlation by a "
+            "mirrored copy. Below: a moving average, which is a kernel of equal weights, and a "
+            "Gaussian kernel, applied to the same noisy signal.",
         )
     return Result(workdir, 0, {})
 
@@ -171,18 +171,18 @@ def _filters(
     page.picture(f"filters_{name}", figure, "Output size: " + sizes.replace("\n", "; ") + ".")
     if min(pixels.shape[:2]) >= SMALLEST_WITH_DETAIL:
         close = {title: middle(result) for title, result in results.items()}
-        figure = filters_figure(middle(pixels), kernels, close, title, "the middle, enlarged")
-        page.picture(f"detail_{name}", figure, "The middle of each, enlarged.")
+        figure = filters_figure(middle(pixels), kernels, close, title, "the centre, enlarged")
+        page.picture(f"detail_{name}", figure, "The centre of each, enlarged.")
 
 
 def middle(pixels: np.ndarray) -> np.ndarray:
-    """A quarter of the height and of the width, from the middle of `[height, width, channels]`."""
+    """Crop the central quarter of the height and width of `[height, width, channels]`."""
     rows, columns = (slice(size * 3 // 8, size * 5 // 8) for size in pixels.shape[:2])
     return pixels[rows, columns]
 
 
 def size_lines(experiment: Filters, pixels: np.ndarray, kernel: int) -> list[str]:
-    """The formula of the output's size with its numbers, for height and width."""
+    """Formulas of the output's height and width with their numbers."""
     return [
         f"{side} O = 1 + (2P + I − K)/S = "
         + size_formula(size, kernel, experiment.padding, experiment.stride)
@@ -194,13 +194,13 @@ def _check_size(experiment: Filters, pixels: np.ndarray, kernel: int) -> None:
     height, width = (size + 2 * experiment.padding for size in pixels.shape[:2])
     if kernel > min(height, width):
         raise UsageError(
-            f"the kernel of {kernel}x{kernel} is larger than the image of {height}x{width} with "
-            "its padding: give a smaller --kernel, more --padding or a larger --image"
+            f"the {kernel}x{kernel} kernel is larger than the padded image, {height}x{width}: use "
+            "a smaller --kernel, more --padding or a larger --image"
         )
     if height * width > MAX_PIXELS:
         raise UsageError(
             f"--padding {experiment.padding} makes an image of {height}x{width} pixels, more than "
-            f"{MAX_PIXELS // 1_000_000} million: give less"
+            f"{MAX_PIXELS // 1_000_000} million: use less padding"
         )
 
 
@@ -214,9 +214,9 @@ def filters_figure(
     title: str,
     subtitle: str,
 ) -> Figure:
-    """Draw the image, uint8 `[height, width, 3]`, beside each result with its size and kernel.
+    """Draw the image, uint8 `[height, width, 3]`, and each result with its size and kernel.
 
-    Results, by title, are float32 `[out_height, out_width, 3]`, with 0 to 255 in the image's range.
+    Results, by title, are float32 `[out_height, out_width, 3]`; the image's range is 0 to 255.
     """
     columns = min(4, 1 + len(kernels))
     rows = -(-(1 + len(kernels)) // columns)
@@ -234,22 +234,22 @@ def filters_figure(
 
 
 def signed(kernel: Kernel) -> bool:
-    """Return whether the numbers sum to zero, so that an even surface gives zero."""
+    """Return whether the numbers sum to zero, so that the result of a constant image is zero."""
     flat = np.array(kernel)
     return bool(abs(flat.sum()) < 1e-6 * abs(flat).sum())
 
 
 def visible(result: np.ndarray, kernel: Kernel) -> np.ndarray:
-    """A result as uint8: zero as mid-grey if the kernel is `signed`, else cut to 0..255."""
+    """Convert a result to uint8, clipped to 0..255; zero is mid-grey if the kernel is `signed`."""
     if signed(kernel):
-        # Not to the largest: a single white speck would leave all else grey.
+        # Not scaled to the maximum, as a single white pixel would leave all others grey.
         strong = float(np.quantile(abs(result), STRONG))
         result = 127.5 + 127.5 * result / max(strong, 1e-6)
     return np.clip(np.round(result), 0, 255).astype(np.uint8)
 
 
 def matrix(kernel: Kernel) -> str:
-    """The kernel in brackets, a line for each row; 1/9 before them if all are small ninths."""
+    """Format a kernel in brackets, one line per row, with a common factor such as 1/9."""
     if len(kernel) > LARGEST_WRITTEN:
         return f"{len(kernel)}x{len(kernel)} numbers"
     numbers = np.array(kernel)
@@ -268,7 +268,7 @@ def matrix(kernel: Kernel) -> str:
 
 
 def channels_figure(pixels: np.ndarray) -> Figure:
-    """An image, uint8 `[height, width, 3]`, and its three channels as grey levels."""
+    """Draw an image, uint8 `[height, width, 3]`, and its three channels as grey levels."""
     cell = (3.1, 3.1 * ratio(pixels.shape) + 0.35)
     figure, axes = grid(1, 4, cell, "Channels", "each as grey levels, 0 black and 255 white")
     show(axes[0, 0], pixels, "image")
@@ -278,7 +278,7 @@ def channels_figure(pixels: np.ndarray) -> Figure:
 
 
 def signal_figure(operation: Operation) -> Figure:
-    """Impulses and a kernel that is not symmetric; and noise, smoothed by two kernels."""
+    """Draw impulses filtered by an asymmetric kernel, and noise smoothed by two kernels."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 6.2), dpi=144, layout="constrained")
@@ -295,7 +295,7 @@ def signal_figure(operation: Operation) -> Figure:
     _stems(panels["kernel"], bell, "kernel g[n]")
     _stems(panels["result"], np.asarray(result), f"{operation}: {ORDER[operation]}")
 
-    # The same operation smooths noise: here on a step between two waves.
+    # The same operation smooths noise, here on a sine wave with a step.
     axes, time, length = panels["noise"], np.arange(300), 15
     clean = np.sin(time / 18) + 1.2 * (time > 150)
     noisy = clean + np.random.default_rng(0).normal(0, 0.45, len(time))

@@ -1,8 +1,9 @@
-"""The folder of a gallery with its page, and the photographs that it is drawn on."""
+"""A gallery's folder and page, and its photographs."""
 
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -21,12 +22,12 @@ from cnn_research.core.ranges import Range
 from cnn_research.data.images import MAX_PIXELS, decode
 from cnn_research.ops.filters import output_size
 from cnn_research.report.html import MARKDOWN
+from cnn_research.report.loggers import TensorBoard
 from cnn_research.report.tensorboard import show_page
-from cnn_research.report.writers import MetricsWriter
 from cnn_research.workflows.page import Page, new_page
 
 SAMPLES = ("china.jpg", "flower.jpg")
-"""The photographs that ship with scikit-learn."""
+"""scikit-learn's sample photographs."""
 
 Size = tuple[Annotated[int, Range(minimum=1)], Annotated[int, Range(minimum=1)]]
 
@@ -35,26 +36,27 @@ Size = tuple[Annotated[int, Range(minimum=1)], Annotated[int, Range(minimum=1)]]
 def gallery_page(experiment: Experiment, workdir: Path, title: str, **facts: Any) -> Iterator[Page]:
     """Open a gallery's page, in a folder with config.json, run.json and TensorBoard events.
 
-    `facts` are JSON values for run.json. The folder of another experiment is refused.
+    `facts` are JSON values for run.json. The folder of another experiment is rejected.
     """
-    # Drawn anew from any fields: all of them may differ from an earlier page's.
+    # All fields may differ from an earlier page's, as everything is drawn again.
     folders.check_same(experiment, workdir, tuple(flatten(experiment)))
     with folders.locked(workdir):
         with new_page(experiment, workdir, title) as page:
             yield page
         folders.write_metadata(experiment, workdir, finished=folders.now(), **facts)
         if is_first_process():
-            with MetricsWriter(workdir, restored_step=None) as writer:
-                folder = workdir / folders.REPORT_FOLDER
-                pictures = {name: folder / f"{name}.png" for name in page.pictures}
-                show_page(writer, folder / MARKDOWN, pictures, 0)
-        print(f"TensorBoard: tensorboard --logdir {workdir.parent}")
+            events = TensorBoard().open(workdir, experiment, -1)
+            folder = workdir / folders.REPORT_FOLDER
+            pictures = {name: folder / f"{name}.png" for name in page.pictures}
+            show_page(events, folder / MARKDOWN, pictures, 0)
+            events.close(failed=False)
+        print(f"TensorBoard: tensorboard --logdir {shlex.quote(str(workdir.parent))}")
 
 
 def photographs(image: str, size: tuple[int, int] | None = None) -> dict[str, np.ndarray]:
-    """Input images of a gallery by file name, uint8 `[height, width, 3]` each; "" has the samples.
+    """Load a gallery's images by name, uint8 `[height, width, 3]` each; "" loads the samples.
 
-    The middle is cut and scaled to `size` (height, width), if given.
+    They are cropped and resized to `size` (height, width), if given.
 
     Raises:
         UserError: the file is not an image.
@@ -66,26 +68,26 @@ def photographs(image: str, size: tuple[int, int] | None = None) -> dict[str, np
             "pixels in all"
         )
     if image:
-        found = {"image": decode(Path(image), None)}
+        images = {"image": decode(Path(image), None)}
     else:
         from sklearn.datasets import load_sample_image
 
-        found = {Path(name).stem: load_sample_image(name) for name in SAMPLES}
+        images = {Path(name).stem: load_sample_image(name) for name in SAMPLES}
     if size is None:
-        return found
+        return images
     return {
         name: np.asarray(ImageOps.fit(Image.fromarray(pixels), size[::-1], Resampling.BICUBIC))
-        for name, pixels in found.items()
+        for name, pixels in images.items()
     }
 
 
 def heading(image: str, name: str) -> str:
-    """The heading of a photograph: the name of its file, or of the sample."""
+    """Heading of a photograph: the name of its file or sample."""
     return f"## {Path(image).name or name}"
 
 
 def size_formula(size: int, kernel: int, padding: int, stride: int) -> str:
-    """`output_size` of these as a formula with its numbers: 1 + (2P + I − K)/S."""
+    """Format `output_size` as a formula with its numbers: 1 + (2P + I − K)/S."""
     places = output_size(size, kernel, padding, stride)
     exact = Fraction(2 * padding + size - kernel, stride) + 1
     floored = "" if exact == places else f"{float(exact):.2f}, floored: "

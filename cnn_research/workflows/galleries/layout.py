@@ -1,4 +1,4 @@
-"""Layout of gallery pictures: images in a grid below a title."""
+"""Layout of gallery figures: a grid of images below a title."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NARROWEST = 5.5
-"""Inches that a title needs."""
+"""Minimum width in inches, for the title."""
 
 
 def ratio(shape: tuple[int, ...], largest: float = 2.5, smallest: float = 0.0) -> float:
-    """Height by width of images `[height, width, ...]`, within bounds for their place."""
+    """Height by width of images `[height, width, ...]`, within bounds."""
     return min(largest, max(smallest, shape[0] / shape[1]))
 
 
@@ -33,16 +33,16 @@ def grid(
     figure.text(0.1 / width, 1 - 0.12 / height, title, fontsize=13, fontweight="bold", **style)
     figure.text(0.1 / width, 1 - 0.4 / height, subtitle, fontsize=9.5, color=GREY, **style)
     for each in axes.ravel():
-        each.set_anchor("N")  # what is spare of a place is for the note below
+        each.set_anchor("N")  # leaves spare space for the note below
     return figure, axes
 
 
 def show(axes: Axes, pixels: np.ndarray, title: str = "", note: str = "", size: float = 10) -> None:
-    """Show `[height, width, 3]` or grey levels, `[height, width]` or with 1 channel, of 0 to 255.
+    """Show an image, 0 to 255: `[height, width, 3]`, or grey without or with 1 channel.
 
-    The title, of `size` points, is above it, the note below in a monospaced font.
+    The title, of `size` points, is above it; the note, in a monospaced font, is below.
     """
-    # Small images are to show their pixels, large ones not to flicker.
+    # Shows the pixels of small images, and avoids aliasing of large ones.
     smooth = "nearest" if max(pixels.shape[:2]) <= 256 else "auto"
     axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation=smooth)
     axes.set_title(title, fontsize=size, **VERBATIM)
@@ -60,9 +60,9 @@ def show(axes: Axes, pixels: np.ndarray, title: str = "", note: str = "", size: 
 
 
 def label_row(first: Axes, label: str, size: float = 10) -> None:
-    """Write a label above a row's first cell and as many of its neighbours as it needs.
+    """Write a label above a row's first cell, extending over its neighbours.
 
-    A title would make its column wider. The neighbours' titles, perhaps blank, leave the room.
+    A title would widen its column. The neighbours need titles, possibly blank, to leave space.
     """
     first.annotate(
         label,

@@ -1,4 +1,4 @@
-"""The pooling pyramid: a photograph pooled again and again, by maximum, mean and minimum."""
+"""The pooling pyramid: photographs pooled repeatedly by maximum, mean and minimum."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ POOLS: dict[str, Callable[..., jax.Array]] = {
 @register_config
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PoolingPyramid(Experiment):
-    """Photographs, pooled in windows of 2x2 pixels, stride 2, several times over."""
+    """Photographs pooled repeatedly in windows of 2x2 pixels with stride 2."""
 
     image: str = ""
-    """An image file; by default, scikit-learn's two sample photographs."""
+    """Image file; by default, scikit-learn's two sample photographs."""
     size: Size = (446, 450)
-    """Height and width to which the middle of the image is cut and scaled."""
+    """Height and width to which the image is cropped and resized."""
     rounds: PositiveInt = 3
     """Number of successive pools."""
 
     def check(self) -> None:
         super().check()
-        # As many as leave one pixel, whatever comes of the other side.
+        # Until one pixel is left of the shorter side.
         most = min(self.size).bit_length() - 1
         if self.rounds > most:
             raise UsageError(
@@ -63,7 +63,7 @@ class PoolingPyramid(Experiment):
 
 
 def draw(experiment: PoolingPyramid, workdir: Path) -> Result:
-    """Draw the pyramids into a folder; a `UserError` for an image that cannot be read."""
+    """Draw the pyramids into a folder; raise `UserError` if the image cannot be read."""
     images = photographs(experiment.image, experiment.size)
     sides: Sequence[int] = experiment.size
     rows = [("image", *map(str, sides))]
@@ -73,8 +73,8 @@ def draw(experiment: PoolingPyramid, workdir: Path) -> Result:
     with gallery_page(experiment, workdir, "Pooling pyramid") as page:
         page.text(
             f"Windows of {WINDOW}x{WINDOW} pixels, stride {WINDOW}, no padding: "
-            "O = 1 + (2P + I − K)/S, floored where it does not divide: the last row or column is "
-            "then left out."
+            "O = 1 + (2P + I − K)/S, rounded down. If a size is odd, the last row or column is "
+            "ignored."
         )
         page.text(markdown_table(("round", "height", "width"), rows))
         for name, pixels in images.items():
@@ -82,13 +82,13 @@ def draw(experiment: PoolingPyramid, workdir: Path) -> Result:
             page.picture(
                 f"pyramid_{name}",
                 pyramid_figure(pixels, experiment.rounds),
-                "The maximum keeps what is bright, the minimum what is dark, the mean blurs.",
+                "The maximum keeps bright details, the minimum dark ones, and the mean blurs.",
             )
     return Result(workdir, 0, {})
 
 
 def pyramid(pixels: np.ndarray, pool: Callable[..., jax.Array], rounds: int) -> list[np.ndarray]:
-    """An image, `[height, width, channels]`, and what comes of it round by round, float32."""
+    """Pool an image, `[height, width, channels]`, repeatedly; return all levels, float32."""
     levels = [jnp.asarray(pixels, jnp.float32)[None]]
     for _ in range(rounds):
         levels.append(pool(levels[-1], WINDOW))
@@ -96,7 +96,7 @@ def pyramid(pixels: np.ndarray, pool: Callable[..., jax.Array], rounds: int) -> 
 
 
 def pyramid_figure(pixels: np.ndarray, rounds: int) -> Figure:
-    """A row for each kind of pool, a column for each round; all drawn at one size."""
+    """Draw one row per kind of pool and one column per round, all at one size."""
     cell = (2.6, 2.6 * ratio(pixels.shape) + 0.3)
     figure, axes = grid(
         len(POOLS),

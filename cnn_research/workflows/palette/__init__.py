@@ -1,1 +1,1 @@
-"""Document 000's names of colours: learned in rounds of purification, and given to pixels."""
+"""The palette paper's colour names: learned in rounds of purification, and given to pixels."""

@@ -1,4 +1,4 @@
-"""Colour names of an image's pixels: the last round's prediction for the crop around each.
+"""Name the colours of an image's pixels: the last round's prediction for the crop around each.
 
 `--experiment=colour_names --mode=predict --input=FILE_OR_FOLDER_OR_GLOB`
 """
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LONGEST = 240
-"""Sides of images that are longer are reduced to so many pixels first."""
+"""Longer sides are first reduced to this number of pixels."""
 MOST_CROPS = 4096
-"""Crops of an image: those of a large one are a few pixels apart."""
+"""Approximate maximum number of crops; in a large image they are several pixels apart."""
 
 
 def name_pixels(experiment: Purification, workdir: Path, source: str) -> Result:
-    """Name the pixels of every image of `source`, and write pictures of them to `predictions/`.
+    """Name the pixels of all images of `source`, and write pictures to `predictions/`.
 
-    Its `predictions.jsonl` has the share of each name. Raises `UserError` if the rounds are not
-    done, or there is no image.
+    `predictions.jsonl` has the share of each name. Raises `UserError` if the rounds are not
+    complete, or there is no image.
     """
     model = TrainedModel.load(last_round(experiment, workdir))
     batch_size = model.experiment.evaluation.batch_size
@@ -73,16 +73,16 @@ def name_pixels(experiment: Purification, workdir: Path, source: str) -> Result:
 
 
 def small(image: np.ndarray, longest: int) -> np.ndarray:
-    """The image, uint8 `[height, width, 3]`, with no side above `longest` pixels."""
+    """Reduce an image, uint8 `[height, width, 3]`, to at most `longest` pixels per side."""
     height, width = image.shape[:2]
     scale = min(1.0, longest / max(height, width))
     return resized(image, (max(1, round(height * scale)), max(1, round(width * scale))))
 
 
 def crops_around(image: np.ndarray, window: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
-    """Crops centred on a grid of pixels, and the rows and columns of that grid.
+    """Crop windows centred on a grid of pixels; also return the grid's rows and columns.
 
-    From uint8 `[height, width, 3]`, reflected at its border, to uint8
+    Maps uint8 `[height, width, 3]`, reflected at the border, to uint8
     `[rows * columns, *window, 3]`, at most about `MOST_CROPS`.
     """
     height, width, _ = image.shape
@@ -108,7 +108,7 @@ TERMS = {
 def named_pixels_plot(image: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Figure:
     """Draw an image, uint8 `[height, width, 3]`, beside a map of its colour names.
 
-    Labels are int `[rows, columns]`, on a grid over the image. Basic colour terms are painted in
+    Labels are int `[rows, columns]`, on a grid over the image. Basic colour terms are drawn in
     their colours, other names in arbitrary ones.
     """
     from matplotlib import colormaps

@@ -1,6 +1,6 @@
-"""Document 000's second phase: names of colours from noisy labels, purified in rounds.
+"""The palette paper's second phase: colour names from noisy labels, purified in rounds.
 
-A pipeline: a training, and rounds of a training and the purification of what it was trained on.
+A pipeline of one training, followed by rounds of a training and the purification of its data.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from cnn_research.core.config import register_config
 from cnn_research.core.errors import UserError
 from cnn_research.core.experiment import Experiment, Result
 from cnn_research.core.ranges import NonNegativeInt, Range, Seed
+from cnn_research.core.terminal import show
 from cnn_research.models.pretrained import Pretrained
 from cnn_research.report.markdown import markdown_table
 from cnn_research.report.plots import SERIES, VERBATIM, blank_grid, plain_plot, show_image
@@ -30,15 +31,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FIRST = "ss_cnn"
-"""The folder of the first phase; those of the second are `round_0`, `round_1` and so on."""
+"""Folder of the first phase; those of the second are `round_0`, `round_1` and so on."""
 KEEP_MASK = "kept.npy"
 DISCARDED = "discarded.png"
 MOST_DISCARDED = 20
-"""Crops of each class in that picture."""
+"""Maximum number of crops per class in that figure."""
 FEATURES = "features"
-"""Layer of the compared outputs: after the third convolution."""
+"""Layer whose outputs are compared, after the third convolution."""
 LAST = "fc"
-"""The layer that is trained on them, alone."""
+"""The only layer that is trained on them."""
 
 
 @register_config
@@ -46,9 +47,9 @@ LAST = "fc"
 class Purification(Experiment):
     """A self-supervised network, a last layer on its features, and rounds of purification.
 
-    In each round the crops that a class's network knows best are its seeds, the mean of their
-    features its centre; of each class the crops farthest from its centre, by how near they are to
-    another, are discarded, and the last layer is trained anew on the others.
+    In each round a class's most confident crops are its seeds, and the mean of their features is
+    its centre. The crops of a class that are farthest from its centre, relative to the nearest
+    other centre, are discarded, and the last layer is trained again on the rest.
     """
 
     resumable_fields: ClassVar = ("rounds",)
@@ -56,16 +57,16 @@ class Purification(Experiment):
     ss_cnn: Training
     """Training of the first phase."""
     naming: Training
-    """Training of the second phase, on `Crops`. It starts from the first phase's network, and
-    trains a new last layer alone."""
+    """Training of the second phase, on `Crops`. It starts from the first phase's network and trains
+    only a new last layer."""
     rounds: NonNegativeInt = 3
-    """Rounds of purification, each with a training after it; 0 trains on all crops alone."""
+    """Rounds of purification, each followed by a training; 0 for one training on all crops."""
     seed_fraction: Annotated[float, Range(above=0, maximum=1)] = 0.1
-    """The fraction of a class's correctly named crops that are its seeds: the surest ones."""
+    """Fraction of a class's correctly named crops that are its seeds, the most confident ones."""
     discard: Annotated[float, Range(above=0, below=1)] = 0.1
-    """The share of a class's crops that a round discards."""
+    """Fraction of a class's crops that each round discards."""
     seed: Seed = 0
-    """Seed of every training below."""
+    """Seed of all trainings."""
 
     def check(self) -> None:
         super().check()
@@ -76,7 +77,7 @@ class Purification(Experiment):
         return dataclasses.replace(self.ss_cnn, seed=self.seed, name=f"{self.name}/{FIRST}")
 
     def training(self, number: int) -> Training:
-        """The training of a round; round 0 is on all crops."""
+        """The training of a round; round 0 uses all crops."""
         mask = f"{folders.STAGE}round_{number - 1}/{KEEP_MASK}" if number else ""
         return dataclasses.replace(
             self.naming,
@@ -89,14 +90,13 @@ class Purification(Experiment):
 
 
 def purify(experiment: Purification, workdir: Path) -> Result:
-    """Run the remaining stages, and write `report/` with the accuracy of each round, which is
-    returned."""
+    """Run the remaining stages, write `report/`, and return the metrics of each round."""
     with pipeline.open_pipeline(experiment, workdir) as stages:
         stages.train(FIRST, experiment.first())
         for number in range(experiment.rounds + 1):
             name, training = f"round_{number}", experiment.training(number)
             stages.train(name, training)
-            # What the last round would discard, no training uses.
+            # The last round discards nothing, as no training follows.
             if number < experiment.rounds:
                 discarded = functools.partial(discard, experiment, training, workdir / name)
                 stages.once(workdir / name / KEEP_MASK, discarded, _write_mask)
@@ -104,23 +104,23 @@ def purify(experiment: Purification, workdir: Path) -> Result:
 
 
 def dry_run(experiment: Purification, workdir: Path) -> Result:
-    """Estimate the first phase; the rounds take less."""
+    """Estimate the first phase; the rounds are shorter."""
     result = pipeline.dry_run(workdir, [(FIRST, experiment.first())])
     print(f"{experiment.rounds + 1} trainings of the last layer on its features follow.")
     return result
 
 
 def last_round(experiment: Purification, workdir: Path) -> Path:
-    """Folder of the last round's training; a `UserError` if it is not complete."""
+    """Return the folder of the last round's training; raise `UserError` if it is not complete."""
     folders.check_same(experiment, workdir, experiment.resumable_fields)
     last = workdir / f"round_{experiment.rounds}"
     if not (last / folders.EVALUATION).exists():
-        raise UserError(f"{last} is not complete: run the experiment first, with --mode=run")
+        raise UserError(f"{last} is not complete: run the experiment first with --mode=run")
     return last
 
 
 def export(experiment: Purification, workdir: Path) -> Result:
-    """Export the last round's network, of one crop, as `export_run` does."""
+    """Export the last round's network, whose input is one crop, by `export_run`."""
     from cnn_research.inference.export import FOLDER, export_run
 
     last = last_round(experiment, workdir)
@@ -142,7 +142,7 @@ def discard(
     network, splits = model_and_splits(model.experiment, model.state, dataset)
     evaluator = Evaluator(model.experiment, network, data_mesh())
     outcome = evaluator(model.state.variables(), splits["train"])
-    assert outcome is not None, "nothing stops it"
+    assert outcome is not None, "it is not interrupted"
     features = np.asarray(splits["train"].images[:, 0], np.float32)
     (head,) = model.experiment.task.heads
     labels = dataset.splits["train"].labels[head]
@@ -158,17 +158,17 @@ def _write_mask(file: Path, discarded: tuple[np.ndarray, Figure]) -> None:
     figure.savefig(file.with_name(DISCARDED))
     with file.open("wb") as written:
         np.save(written, keep)
-    print(f"{file.parent.name}: {keep.sum():,} of {len(keep):,} crops stay.")
+    print(f"{file.parent.name}: keeping {keep.sum():,} of {len(keep):,} crops.")
 
 
 def to_centres(
     features: np.ndarray, logits: np.ndarray, labels: np.ndarray, share: float
 ) -> np.ndarray:
-    """Distance of each sample to the centre of each class: the mean of the class's seeds.
+    """Compute the distance of each sample to the centre of each class, the mean of its seeds.
 
     Features are float32 `[samples, dimensions]`, logits float32 `[samples, classes]`, labels int
-    `[samples]`, below 0 where not known. The seeds are the surest `share` of a class's correctly
-    named samples, at least one.
+    `[samples]`, below 0 if missing. The seeds are the most confident `share` of a class's
+    correctly named samples, at least one.
 
     Returns:
         float32 `[samples, classes]`; NaN for a class without a correctly named sample.
@@ -189,15 +189,15 @@ def to_centres(
 
 
 def to_own(distances: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Ratio of each sample's distance to its own class centre and that to the nearest other.
+    """Divide each sample's distance to its own class centre by that to the nearest other centre.
 
-    The document discards what is "too far" from its centre. Far is not wrong: a light blue is as
-    far from the centre of blue as many a wrong label. But a blue that is called red is also near to
-    the centre of blue.
+    The paper discards samples that are "too far" from their centre. But distant samples need not be
+    wrong: a light blue is as far from the centre of blue as many wrong labels. A blue that is
+    called red, however, is also near the centre of blue.
 
-    Distances are `[samples, classes]`, from `to_centres`; labels int `[samples]`, below 0 where not
-    known. The result is float32 `[samples]`; NaN where the label is not known, or its class or
-    every other one has no centre.
+    Distances are `[samples, classes]`, from `to_centres`; labels int `[samples]`, below 0 if
+    missing. The result is float32 `[samples]`; NaN if the label is missing, or if its class, or all
+    others, have no centre.
     """
     rows = np.arange(len(labels))
     own = distances[rows, np.maximum(labels, 0)]
@@ -209,9 +209,9 @@ def to_own(distances: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def keep_mask(ratios: np.ndarray, labels: np.ndarray, share: float) -> np.ndarray:
-    """Mask of the samples that stay: all labelled ones but, of each class, the farthest `share`.
+    """Mask the samples to keep: all labelled ones except the farthest `share` of each class.
 
-    Ratios, `[samples]`, are those of `to_own`; a class without a centre stays as it is.
+    Ratios, `[samples]`, are those of `to_own`; classes without a centre are kept.
     """
     keep = labels >= 0
     for label in np.unique(labels[keep]):
@@ -224,9 +224,9 @@ def keep_mask(ratios: np.ndarray, labels: np.ndarray, share: float) -> np.ndarra
 def discarded_plot(
     images: np.ndarray, labels: np.ndarray, names: Sequence[str], ratios: np.ndarray
 ) -> Figure:
-    """Draw a row of discarded crops for each class, the farthest first, after its name.
+    """Draw one row of discarded crops per class, after its name, the farthest first.
 
-    Images are uint8 `[crops, height, width, channels]`; the labels of others are below 0.
+    Images are uint8 `[crops, height, width, channels]`; labels of kept crops are below 0.
     """
     columns = min(MOST_DISCARDED, max(1, np.bincount(labels[labels >= 0], minlength=1).max()))
     size = (1.2 + 0.42 * columns, 0.46 * len(names))
@@ -243,7 +243,7 @@ def discarded_plot(
 
 
 def write(experiment: Purification, workdir: Path) -> Result:
-    """Write `report/`, a page and its figure, from what the stages have left."""
+    """Write `report/` from the results of the stages."""
     stages = [workdir / f"round_{number}" for number in range(experiment.rounds + 1)]
     rounds = {stage.name: folders.read_json(stage / folders.EVALUATION) for stage in stages}
     crops = ["all", *(f"{np.load(stage / KEEP_MASK).sum():,}" for stage in stages[:-1])]
@@ -252,13 +252,13 @@ def write(experiment: Purification, workdir: Path) -> Result:
         name: [values[name]["macro recall"] for values in rounds.values()] for name in names
     }
     table = markdown_table(
-        ["round", "crops", *(f"{name} accuracy, mean of classes" for name in names)],
+        ["round", "crops", *(f"{name} accuracy, mean over classes" for name in names)],
         [
             [str(number), crops[number], *(f"{curve[number]:.4f}" for curve in curves.values())]
             for number in range(len(stages))
         ],
     )
-    print(f"\n{table}\n")
+    show(f"\n{table}\n")
     with new_page(experiment, workdir, experiment.name or "Purification") as page:
         page.text(table)
         page.picture("rounds", rounds_plot(curves), "Accuracy by round.")
@@ -269,7 +269,7 @@ def write(experiment: Purification, workdir: Path) -> Result:
 
 
 def rounds_plot(accuracy: Mapping[str, Sequence[float]]) -> Figure:
-    """The accuracy of each round, a line per split."""
+    """Plot the accuracy of each round, one line per split."""
     figure, axes = plain_plot(5, 3.2)
     for (name, values), color in zip(accuracy.items(), SERIES):
         axes.plot(range(len(values)), values, color=color, marker="o", markersize=4, label=name)
@@ -279,6 +279,6 @@ def rounds_plot(accuracy: Mapping[str, Sequence[float]]) -> Figure:
         )  # fmt: skip
     axes.set_xticks(range(len(next(iter(accuracy.values())))))
     axes.set_xlabel("rounds of purification before the training")
-    axes.set_ylabel("accuracy, mean of classes")
+    axes.set_ylabel("accuracy, mean over classes")
     axes.legend(frameon=False)
     return figure
