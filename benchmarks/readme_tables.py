@@ -230,7 +230,7 @@ def peers(results: Results) -> str:
     errors = results.get("palettes", {}).get("figures", {}).get("pixels", {}).get("mean", {})
     for peer in ("k-means in Lab", "median cut", "ColorThief"):
         if errors:
-            both = (f"{errors[who]:.2f}" for who in ("peer_name", peer))
+            both = (f"{errors[who]:.2f}" for who in ("network", peer))
             rows.append(("colour error of a palette, CIEDE2000", peer, *both))
     return markdown_table(("task", "peer", "ours", "peer's"), rows)
 
