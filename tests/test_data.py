@@ -1349,7 +1349,7 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
     ("words", "code", "message"),
     [
         (["prepare", "fashion_mist"], 2, "did you mean 'fashion_mnist'?"),
-        (["prepare"], 2, "there is fashion_mnist, cifar10, artworks, products, image_fo"),
+        (["prepare"], 2, "name a data set: fashion_mnist, cifar10, artworks, products, image_fo"),
         (["prepair"], 2, "use prepare, list or remove NAME"),
         (["remove", "nowhere"], 2, "is named 'nowhere'"),
         (["prepare", "image_folder"], 2, "needs --source"),

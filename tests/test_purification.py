@@ -121,7 +121,7 @@ def test_the_registered_lists_are_balanced():
     data = lookup("colour_names").experiment().naming.data
     seen = set()
     for file, each in ((data.test_list, 23), (data.validation_list, 12)):
-        listing = crops.ROOT / file
+        listing = crops.EXPERIMENTS.parent / file
         names = crops.listed(listing)
         rows = [line.split(",") for line in listing.read_text().splitlines() if line[0].isdigit()]
         assert len(set(names)) == len(names) == 11 * each

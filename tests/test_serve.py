@@ -128,7 +128,7 @@ def test_who_sends_half_a_request_is_told_so(server, start):
         answer = slow.makefile("rb").read()  # to the end: the connection is closed
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 408 ")
-    assert "received" in json.loads(body)["error"]
+    assert "complete" in json.loads(body)["error"]
 
 
 def test_more_requests_at_once_are_told_to_come_again(server):
