@@ -110,9 +110,7 @@ def open_session(
         Interrupted: if a signal stops the process.
     """
     experiment, first = runs[0].experiment, jax.process_index() == 0
-    check_views(experiment)
-    for logger in experiment.loggers:
-        logger.check_installed()
+    check_possible(experiment)
     with contextlib.ExitStack() as stack:
         # Lock first, so that the folders do not change after they are read.
         for run in runs:
@@ -162,8 +160,11 @@ def open_session(
         yield session
 
 
-def check_views(experiment: Training) -> None:
-    """Raise `UsageError` if evaluation needs images, but features are cached."""
+def check_possible(experiment: Training) -> None:
+    """Raise `UsageError` for a logger that is not installed, or evaluations that need images where
+    features are cached."""
+    for logger in experiment.loggers:
+        logger.check_installed()
     if experiment.transfer.cache_after and experiment.evaluates_images:
         raise UsageError(
             "--transfer.cache-after cannot be combined with --evaluation.shift, or with .mirror "
