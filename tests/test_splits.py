@@ -19,7 +19,7 @@ from cnn_research.core.experiment import lookup
 from cnn_research.data.dataset import Dataset, Examples
 from cnn_research.data.prepare import drawing, shared, splits
 from cnn_research.data.prepare.files import Plan, Record
-from cnn_research.data.prepare.likeness import near_duplicates
+from cnn_research.data.prepare.likeness import UNLIKE, near_duplicates
 from cnn_research.data.sources.folder import ImageFolder
 from cnn_research.data.sources.table import ImageTable
 from cnn_research.models.convnet import ConvNet
@@ -35,6 +35,12 @@ def photograph(seed: int, size: tuple[int, int] = (60, 48)) -> Image.Image:
     """Smooth as a photograph: a few random colours, enlarged. Width and height as in Pillow."""
     few = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), np.uint8)
     return Image.fromarray(few).resize(size, Image.Resampling.BICUBIC)
+
+
+def textured(seed: int) -> Image.Image:
+    """Textured throughout, and nearly grey."""
+    colours = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8))
+    return Image.blend(colours.convert("L").convert("RGB"), colours, 0.3).resize((66, 66))
 
 
 def saved_again(image: Image.Image, quality: int = 75) -> Image.Image:
@@ -83,6 +89,33 @@ def test_copies_saved_again_resized_or_mirrored_are_found_and_others_are_not():
     grey = images[..., :1]
     of_grey = near_duplicates(grey, np.arange(len(grey))).pairs.tolist()
     assert sorted(of_grey) == sorted(found.pairs.tolist())
+
+
+def test_a_textured_photograph_is_found_shifted_and_regraded():
+    """Neither copy passes the comparison block by block."""
+    photographs = [textured(seed) for seed in range(40)]
+    moved = photographs[0].crop((2, 0, 66, 64)).point(lambda level: level * 0.9)
+    photographs = [each.crop((0, 0, 64, 64)) for each in photographs]
+    images = np.stack([np.asarray(each) for each in (*photographs, moved, mirrored(moved))])
+    for chosen, turned in (([*range(41)], False), ([*range(40), 41], True)):
+        found = near_duplicates(images, np.array(chosen))
+        assert found.pairs.tolist() == [[0, chosen[-1]]] and found.mirrored.tolist() == [turned]
+        assert (found.differences > UNLIKE).all()
+
+
+def test_one_shape_in_another_colour_is_no_near_duplicate():
+    shapes = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1)).repeat(2, 1).repeat(2, 2)
+    shapes[1] = shapes[0]
+    images = np.full((40, 32, 32, 3), 255, np.uint8)
+    images[:, 8:24, 8:24] = shapes
+    images[1, 8:24, 8:24] = shapes[1] * np.array([0.7, 0.8, 0.8])
+    assert not len(near_duplicates(images, np.arange(40)).pairs)
+
+
+def test_a_textured_photograph_in_another_colour_is_no_near_duplicate():
+    images = np.stack([np.asarray(textured(seed)) for seed in range(40)])
+    images[1] = images[0] * np.array([0.7, 0.9, 0.9])
+    assert not len(near_duplicates(images, np.arange(40)).pairs)
 
 
 def test_another_print_on_the_same_shirt_is_no_near_duplicate():
