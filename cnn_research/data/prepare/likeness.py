@@ -37,7 +37,7 @@ REACH, RELATIVE = 0.45, 0.75
 images are near duplicates. In CIFAR-10, 100 of 100 pairs at 0.62 to 0.74 show one picture."""
 USUAL, SCALED = 7, 20_000
 """Rank of the usual neighbour, and the size of the sample of images in which it is searched for, so
-that neither the ratio nor the cost of an image depends on the size of a large set."""
+that its distance does not shrink as a set grows."""
 SPARSE = 0.45
 """Distance of usual neighbours from which the ratio is used. It is lower for many products, whose
 poses are nearly the same."""
@@ -51,7 +51,8 @@ BLOCK = 4
 """Side, in pixels, of the blocks that are compared."""
 UNLIKE = 0.24
 """Block difference below which any two images are near duplicates. It is at most 0.13 for JPEG of
-quality 20, 0.2 for quality 40 at half the size, and 0.25 for a product in another colour."""
+quality 20, below 0.2 for most of quality 40 at half the size (0.26 at most among 100 photographs),
+and from 0.25 on for a product in another colour."""
 TINT = 5.8
 """Difference in mean colour of a block, out of 255 and without brightness, that is equivalent to
 `UNLIKE`: it is 6 to 9 between products in black and in dark blue or brown, and at most 5 for JPEG
